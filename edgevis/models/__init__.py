@@ -1,0 +1,159 @@
+"""The models: one file each, found by looking at the files of this folder.
+
+    model = create("osnet-x0-25")
+    load_weights(model, "osnet_x0_25_msmt17.safetensors")
+
+A model file holds its ``nn.Module``, its ``DEPLOYMENT`` and ``ENTRIES``, a tuple of :class:`ModelEntry`. A new model is a new
+file. A graph named X of a deployment is the module's method ``X``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pickle
+import pkgutil
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from edgevis.models.entry import ModelEntry
+from runtime.errors import ModelError, UnknownModelError, WeightsError
+
+__all__ = [
+    "ModelEntry",
+    "create",
+    "entry",
+    "load_weights",
+    "names",
+    "parameters",
+    "shipped_weights",
+]
+
+MAX_WEIGHTS_BYTES = 2 << 30
+"""The largest checkpoint that :func:`load_weights` opens."""
+
+_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+_LISTED = 6
+
+
+def names() -> list[str]:
+    """The names that :func:`create` knows, sorted."""
+    return sorted(_entries())
+
+
+def entry(name: str) -> ModelEntry:
+    """What the model's file declares about it; UnknownModelError if there is none of that name."""
+    try:
+        return _entries()[name]
+    except KeyError:
+        raise UnknownModelError(f"no model {name!r}; known: {', '.join(names())}") from None
+
+
+def create(name: str, **options: object) -> nn.Module:
+    """A new model in evaluation mode with random weights.
+
+    Args:
+        name: One of :func:`names`.
+        options: Keyword arguments of the model's ``build`` function, such as ``num_identities``.
+
+    Raises:
+        UnknownModelError: No model has that name.
+        ModelError: The model has no such option, or not with that value.
+    """
+    build = entry(name).build
+    allowed = inspect.signature(build).parameters
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise ModelError(f"model {name!r} has no option {unknown[0]!r}; its options: {', '.join(allowed) or 'none'}")
+    return build(**options).eval()
+
+
+def parameters(model: nn.Module) -> int:
+    """The number of parameters, trainable and frozen. Batch norm's weight and bias count, its statistics do not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def shipped_weights(name: str) -> Path | None:
+    """The weights of that model that come with the package, or None if it has none."""
+    weights = entry(name).weights
+    return None if weights is None else _WEIGHTS / weights
+
+
+def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
+    """Copy a checkpoint into the model; nothing is copied unless every tensor fits.
+
+    Args:
+        path: ``.safetensors``, or ``.pt``/``.pth``/``.tar`` as ``torch.save`` writes it: a state dict, or a mapping that holds
+            one under ``"state_dict"``. It is read without running any code of the file. float16 and bfloat16 tensors are cast to the
+            model's type. Missing ``num_batches_tracked`` counters are not an error: nothing that edgevis builds reads them.
+
+    Raises:
+        WeightsError: The file cannot be read, or its tensors are not the model's; the message names them.
+    """
+    path = Path(path)
+    found = _read(path)
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in found if name not in expected]
+    reshaped = [
+        f"{name} is {tuple(found[name].shape)}, the model takes {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    problems = [
+        f"{len(tensors)} {what}: {'; '.join(tensors[:_LISTED])}{' …' if len(tensors) > _LISTED else ''}"
+        for what, tensors in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if tensors
+    ]
+    if problems:
+        raise WeightsError(
+            f"{path} does not fit {type(model).__name__}: tensors {'. '.join(problems)}. "
+            "Create the model with the options that the checkpoint was made with"
+        )
+    model.load_state_dict(found, strict=False)
+
+
+@functools.cache
+def _entries() -> Mapping[str, ModelEntry]:
+    found: dict[str, ModelEntry] = {}
+    for module in pkgutil.iter_modules(__path__):
+        declared: tuple[ModelEntry, ...] = getattr(importlib.import_module(f"{__name__}.{module.name}"), "ENTRIES", ())
+        for item in declared:
+            if item.name in found:
+                raise ModelError(f"two files in edgevis/models declare a model {item.name!r}")
+            found[item.name] = item
+    return found
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, on the CPU."""
+    try:
+        size_bytes = path.stat().st_size
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}") from error
+    if size_bytes > MAX_WEIGHTS_BYTES:
+        raise WeightsError(f"{path} has {size_bytes} bytes; allowed: at most {MAX_WEIGHTS_BYTES}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix not in {".pt", ".pth", ".tar"}:
+            raise WeightsError(f"{path} is of an unknown kind; allowed: .safetensors, .pt, .pth, .tar")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    # torch.load reports a broken archive as RuntimeError, a broken or forbidden pickle as the others.
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"cannot read {path}: {error}") from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}; a state dict is needed: tensors by name")
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise WeightsError(f"{path}: {name!r} is a {type(tensor).__name__}; a state dict holds tensors by name")
+    return dict(content)

@@ -1,0 +1,174 @@
+"""OSNet x0.25: an omni-scale network for person re-identification, 202 thousand parameters.
+
+Paper: Zhou, Yang, Cavallaro, Xiang, "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019.
+Provenance: our own code, written from the paper; parameters bear the names of torchreid (KaiyangZhou/deep-person-reid,
+MIT), so the state dicts published there load strictly. Those weights are their authors' work, under MIT, trained on
+MSMT17; the weights that ship with edgevis are distilled from them by :mod:`edgevis.training.distill` from a random
+start, and ``edgevis/weights/osnet-x0-25.json`` says from which pictures.
+Licence: this file, as the rest of edgevis.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edgevis.models.entry import ModelEntry
+from runtime.errors import ModelError
+from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
+
+EMBEDDING = 512
+
+DEPLOYMENT = Deployment(
+    task="reid",
+    graphs=(
+        Graph(
+            "embed",
+            inputs=(TensorSpec("image", "float32", ("N", 3, 256, 128)),),
+            outputs=(TensorSpec("embedding", "float32", ("N", EMBEDDING)),),
+        ),
+    ),
+    preprocess=Preprocess(
+        height=256,
+        width=128,
+        color="RGB",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        fit="stretch",
+        interpolation="linear",
+    ),
+)
+
+
+class ConvBN(nn.Module):
+    """Convolution without bias, batch norm and, unless ``relu=False``, ReLU; padding keeps the size at stride 1."""
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: int = 1, stride: int = 1, relu: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU() if relu else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.relu(self.bn(self.conv(x)))
+        return result
+
+
+class LightConv3x3(nn.Module):
+    """The paper's "Lite 3x3": a linear 1x1 convolution, a depthwise 3x3, batch norm, ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn(self.conv2(self.conv1(x))))
+
+
+class ChannelGate(nn.Module):
+    """The aggregation gate: weighs each channel by a two-layer network on its mean; one gate serves all streams."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, channels // 16, 1)
+        self.fc2 = nn.Conv2d(channels // 16, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = torch.relu(self.fc1(x.mean((2, 3), keepdim=True)))
+        return x * torch.sigmoid(self.fc2(weight))
+
+
+class OmniScaleBlock(nn.Module):
+    """Four streams of one to four Lite 3x3 layers (receptive fields 3 to 9), gated, summed, with a residual."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        middle = outputs // 4
+        self.conv1 = ConvBN(inputs, middle)
+        self.conv2a = LightConv3x3(middle)
+        self.conv2b = nn.Sequential(*(LightConv3x3(middle) for _ in range(2)))
+        self.conv2c = nn.Sequential(*(LightConv3x3(middle) for _ in range(3)))
+        self.conv2d = nn.Sequential(*(LightConv3x3(middle) for _ in range(4)))
+        self.gate = ChannelGate(middle)
+        self.conv3 = ConvBN(middle, outputs, relu=False)
+        self.downsample = ConvBN(inputs, outputs, relu=False) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.conv1(x)
+        streams = (self.conv2a(x), self.conv2b(x), self.conv2c(x), self.conv2d(x))
+        gated = self.gate(streams[0]) + self.gate(streams[1]) + self.gate(streams[2]) + self.gate(streams[3])
+        return torch.relu(self.conv3(gated) + shortcut)
+
+
+class OSNet(nn.Module):
+    """OSNet with channels (stem, stage 2, stage 3, stage 4).
+
+    Input: image (N, 3, 256, 128) float32, RGB, ImageNet mean and standard deviation, the person's box stretched to
+    that size. Output: embedding (N, 512) float32, >= 0, rows not normalised: the runtime L2-normalises them.
+    """
+
+    def __init__(self, channels: tuple[int, int, int, int], *, num_classes: int = 0) -> None:
+        super().__init__()
+        stem, second, third, fourth = channels
+        self.conv1 = ConvBN(3, stem, kernel=7, stride=2)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.conv2 = _stage(stem, second)
+        self.conv3 = _stage(second, third)
+        self.conv4 = nn.Sequential(OmniScaleBlock(third, fourth), OmniScaleBlock(fourth, fourth))
+        self.conv5 = ConvBN(fourth, fourth)
+        self.fc = nn.Sequential(nn.Linear(fourth, EMBEDDING), nn.BatchNorm1d(EMBEDDING), nn.ReLU())
+        # Only training classifies identities: `model.classifier(model.embed(image))`. No graph contains it.
+        self.classifier = nn.Linear(EMBEDDING, num_classes) if num_classes else None
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+
+    def stages(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The maps after stages 2, 3, 4 and 5: (N, C, 32, 16), (N, C, 16, 8) three times for a 256 x 128 image."""
+        second = self.conv2(self.maxpool(self.conv1(image)))
+        third = self.conv3(second)
+        fourth = self.conv4(third)
+        return second, third, fourth, self.conv5(fourth)
+
+    def embed(self, image: Tensor) -> Tensor:
+        """image (N, 3, 256, 128) float32 -> embedding (N, 512) float32."""
+        embedding: Tensor = self.fc(self.stages(image)[-1].mean((2, 3)))
+        return embedding
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The same as :meth:`embed`."""
+        return self.embed(image)
+
+
+def _stage(inputs: int, outputs: int) -> nn.Sequential:
+    """Two blocks, then a transition that halves height and width."""
+    transition = nn.Sequential(ConvBN(outputs, outputs), nn.AvgPool2d(2))
+    return nn.Sequential(OmniScaleBlock(inputs, outputs), OmniScaleBlock(outputs, outputs), transition)
+
+
+def osnet_x0_25(*, num_classes: int = 0) -> OSNet:
+    """OSNet with a quarter of the channels; ``num_classes`` > 0 adds a ``classifier`` for training."""
+    if num_classes < 0:
+        raise ModelError(f"num_classes is {num_classes}; allowed: 0 (no classifier) or the number of identities")
+    return OSNet((16, 64, 96, 128), num_classes=num_classes)
+
+
+ENTRIES = (
+    ModelEntry(
+        name="osnet-x0-25",
+        build=osnet_x0_25,
+        deployment=DEPLOYMENT,
+        paper="Zhou, Yang, Cavallaro, Xiang: Omni-Scale Feature Learning for Person Re-Identification, ICCV 2019",
+        licence="MIT",
+        parameters=201_864,
+        weights="osnet-x0-25.safetensors",
+    ),
+)

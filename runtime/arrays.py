@@ -1,0 +1,76 @@
+"""Named arrays in one ``.npz`` file, read without pickle and within bounds, written atomically."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.errors import EdgevisError
+
+Array = npt.NDArray[Any]
+
+MAX_ARRAYS_BYTES = 4 << 30
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the name ``path`` only once it is complete and on disk.
+
+    A crash, a full disk or an exception leaves whatever was at ``path`` as it was.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp makes it private to this user
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name itself must survive a power cut
+    finally:
+        os.close(folder)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write ``arrays`` to ``path``, compressed; the file appears whole or not at all."""
+    with atomic_write(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_arrays(path: Path, *, error: type[EdgevisError], max_bytes: int = MAX_ARRAYS_BYTES) -> dict[str, Array]:
+    """The arrays of ``path``.
+
+    Args:
+        path: An ``.npz`` file.
+        error: What to raise when the file cannot be used.
+        max_bytes: Refuse a file that would unpack to more.
+
+    Raises:
+        error: The file is missing, truncated, not an ``.npz``, too large, or holds objects instead of numbers.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(item.file_size for item in archive.infolist())
+        if unpacked > max_bytes:
+            raise error(f"{path} would unpack to {unpacked} bytes; at most {max_bytes} are read")
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError as cause:
+        raise error(f"there is no file {path}") from cause
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as cause:
+        raise error(f"{path} is damaged or not an .npz file of plain arrays: {cause}") from cause

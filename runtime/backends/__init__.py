@@ -1,0 +1,78 @@
+"""Engines of other makers behind one small protocol.
+
+Each file here is one backend and its name is the backend's: ``openvino.py`` is ``backend="openvino"``. A new file is
+a new backend; there is no list to edit. Such a module satisfies :class:`Backend`; it imports its vendor's package
+inside :meth:`Backend.open_engine` and maps the vendor's exceptions to :mod:`runtime.errors` in one place.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Protocol, cast
+
+from runtime.arrays import Array
+from runtime.errors import UnknownBackendError
+from runtime.spec import Precision
+
+
+class Engine(Protocol):
+    """One graph, compiled and ready. ``run`` may be called by several threads at once.
+
+    ``run`` takes one array per input, C-contiguous and already checked by :class:`runtime.session.Session`, and returns
+    one array per output. The arrays it returns belong to the caller; those it is given are never written.
+    """
+
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]: ...
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """What a module in this package offers."""
+
+    def devices(self) -> tuple[str, ...]:
+        """The kinds of device it can use here, best first, such as ``("cpu",)``.
+
+        Raises:
+            MissingDependencyError: Its package is not installed.
+            UnavailableError: It is installed but finds no device it can use.
+        """
+        ...
+
+    def open_engine(self, path: Path, *, precision: Precision, device: str, threads: int | None) -> Engine:
+        """Open the file that export wrote for this backend.
+
+        Args:
+            path: The engine's main file; it has been hashed.
+            precision: The arithmetic to run in; always explicit, a vendor's default may differ.
+            device: One of :meth:`devices`.
+            threads: CPU threads to use; None leaves the choice to the vendor.
+
+        Raises:
+            MissingDependencyError: Its package is not installed.
+            EngineError: The vendor refused the file.
+        """
+        ...
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """The names of all backends, installed or not."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+
+
+def load(name: str) -> Backend:
+    """The backend of that name; UnknownBackendError lists the known ones."""
+    if name not in names():
+        raise UnknownBackendError(f"there is no backend {name!r}; known: {', '.join(names())}")
+    return cast(Backend, importlib.import_module(f"{__name__}.{name}"))

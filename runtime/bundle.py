@@ -1,0 +1,156 @@
+"""Read, verify and write a bundle: the folder ``NAME.edgevis/``.
+
+A bundle may come from anywhere, so nothing in it is trusted: no path may leave the folder, sizes are bounded,
+every file is hashed before it is used, and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from runtime.arrays import Array, atomic_write, read_arrays
+from runtime.errors import BundleNotFoundError, IntegrityError, SchemaError
+from runtime.manifest import MAX_MANIFEST_BYTES, FileRecord, Manifest
+
+SUFFIX = ".edgevis"
+MANIFEST = "manifest.json"
+GOLDEN = "golden.npz"
+MAX_FILE_BYTES = 8 << 30
+
+
+class Bundle:
+    """A bundle on disk whose manifest has been read; its files are checked when they are asked for.
+
+    Args:
+        path: The folder ``NAME.edgevis``.
+
+    Raises:
+        BundleNotFoundError: There is no bundle there.
+        SchemaError: The manifest is malformed or of another schema version.
+        IntegrityError: The manifest names a path outside of the folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise BundleNotFoundError(
+                f"there is no bundle at {self.path}; build one with: python -m export.build --model NAME --target cpu"
+            )
+        manifest = self.path / MANIFEST
+        if not manifest.is_file():
+            raise BundleNotFoundError(f"{self.path} is not a bundle: it is no folder with a {MANIFEST}")
+        size = manifest.stat().st_size
+        if size > MAX_MANIFEST_BYTES:
+            raise SchemaError(f"{manifest} has {size} bytes; at most {MAX_MANIFEST_BYTES} are read")
+        self.manifest = Manifest.loads(manifest.read_bytes())
+        for name in self.manifest.files:
+            _check_path(name)
+        for engine in self.manifest.engines:
+            for name in engine.files.values():
+                if name not in self.manifest.files:
+                    raise SchemaError(f"{manifest}: engine {engine.name!r} names {name!r}, which is not under 'files'")
+
+    def file(self, name: str) -> Path:
+        """The path of a listed file, once its size and SHA-256 have been found right.
+
+        Raises:
+            IntegrityError: The file is not listed, missing, a link out of the bundle, too large, or altered.
+        """
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise IntegrityError(f"{self.path}: the manifest lists no file {name!r}")
+        path = self.path / _check_path(name)
+        if not path.is_file():
+            raise IntegrityError(f"{self.path}: the file {name!r} is missing; copy the bundle again")
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise IntegrityError(f"{self.path}: {name!r} is a link to {path.resolve()}, outside of the bundle")
+        size = path.stat().st_size
+        if size != record.size_bytes or size > MAX_FILE_BYTES:
+            raise IntegrityError(
+                f"{self.path}: {name!r} has {size} bytes; the manifest says {record.size_bytes} "
+                f"(at most {MAX_FILE_BYTES} are read): copy the bundle again"
+            )
+        digest = sha256(path)
+        if digest != record.sha256:
+            raise IntegrityError(
+                f"{self.path}: {name!r} has been altered: its SHA-256 is {digest}, the manifest says {record.sha256}; "
+                "copy the bundle again"
+            )
+        return path
+
+    def verify_files(self) -> int:
+        """Check every listed file as :meth:`file` does; returns how many there are."""
+        for name in self.manifest.files:
+            self.file(name)
+        return len(self.manifest.files)
+
+    def golden(self) -> dict[str, Array]:
+        """The arrays of ``golden.npz``: real inputs ``GRAPH/INPUT`` and the PyTorch outputs ``GRAPH/OUTPUT``."""
+        return read_arrays(self.file(GOLDEN), error=IntegrityError)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_bundle(path: str | os.PathLike[str], fill: Callable[[Path], Manifest]) -> Bundle:
+    """Make a bundle at ``path``, replacing one that is there; it appears whole or not at all.
+
+    Args:
+        path: Where the bundle shall be; its name must end in ``.edgevis``.
+        fill: Writes the files into the empty folder it is given and returns the manifest; ``files`` of that
+            manifest is filled in here.
+
+    Raises:
+        BundleNotFoundError: ``path`` exists and is not a bundle, so it is not replaced.
+        SchemaError: The name is not a bundle's.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise SchemaError(f"{path}: a bundle's name ends in {SUFFIX}")
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise BundleNotFoundError(f"{path} exists and is not a bundle: it is left as it is; name another output")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        staged = work / "new"
+        staged.mkdir()
+        manifest = replace(fill(staged), files=_record_files(staged))
+        with atomic_write(staged / MANIFEST) as file:
+            file.write(manifest.dumps().encode())
+        bundle = Bundle(staged)
+        if path.exists():
+            path.rename(work / "old")  # two renames: the folder itself cannot be exchanged in one portable step
+        staged.rename(path)
+        bundle.path = path
+        return bundle
+    finally:
+        if not path.exists() and (work / "old").exists():
+            (work / "old").rename(path)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _record_files(folder: Path) -> dict[str, FileRecord]:
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, sha256(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _check_path(name: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in path.parts[0]:
+        raise IntegrityError(f"manifest.json names the file {name!r}, which is not a path inside the bundle")
+    return path

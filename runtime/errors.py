@@ -1,0 +1,139 @@
+"""Every exception that edgevis raises on purpose. All of them can be imported from ``edgevis``.
+
+::
+
+    EdgevisError
+    ├── BundleError                  a bundle cannot be used
+    │   ├── BundleNotFoundError      there is no bundle at that path
+    │   ├── SchemaError              its manifest is malformed or of another schema version
+    │   └── IntegrityError           a file is missing, altered, too large or outside of the folder
+    ├── BackendError                 an engine cannot be used
+    │   ├── UnknownBackendError      no backend, device or precision of that name      (also a ValueError)
+    │   ├── MissingDependencyError   the backend's package is not installed            (also an ImportError)
+    │   ├── UnavailableError         installed, but it cannot run on this machine
+    │   └── EngineError              the vendor's runtime failed while opening or running an engine
+    ├── InputError                   an argument is wrong                              (also a ValueError)
+    ├── SourceError                  a camera, video or image file cannot be read      (also an OSError)
+    ├── EnrolmentError               an enrolment cannot be used
+    │   ├── UnknownLabelError        that label is not enrolled                        (also a KeyError)
+    │   └── EnrolmentMismatchError   it was made by another encoder
+    ├── ModelError                   a model cannot be made or loaded
+    │   ├── UnknownModelError        no model of that name                             (also a ValueError)
+    │   └── WeightsError             a checkpoint does not fit the model
+    └── ExportError                  a build failed; nothing was written
+        ├── CompileError             a compiler refused or failed
+        └── ParityError              an engine does not compute what the PyTorch model computes
+
+A message says what is wrong, what was given, what is allowed and how to mend it.
+"""
+
+__all__ = [
+    "BackendError",
+    "BundleError",
+    "BundleNotFoundError",
+    "CompileError",
+    "EdgevisError",
+    "EngineError",
+    "EnrolmentError",
+    "EnrolmentMismatchError",
+    "ExportError",
+    "InputError",
+    "IntegrityError",
+    "MissingDependencyError",
+    "ModelError",
+    "ParityError",
+    "SchemaError",
+    "SourceError",
+    "UnavailableError",
+    "UnknownBackendError",
+    "UnknownLabelError",
+    "UnknownModelError",
+    "WeightsError",
+]
+
+
+class EdgevisError(Exception):
+    """The root: ``except EdgevisError`` catches whatever edgevis raises on purpose."""
+
+
+class BundleError(EdgevisError):
+    """A bundle cannot be used."""
+
+
+class BundleNotFoundError(BundleError):
+    """There is no bundle at the given path."""
+
+
+class SchemaError(BundleError):
+    """A manifest is malformed, or written by a newer schema than this version reads."""
+
+
+class IntegrityError(BundleError):
+    """A file of a bundle is missing, altered, larger than allowed or outside of the bundle's folder."""
+
+
+class BackendError(EdgevisError):
+    """An engine cannot be used."""
+
+
+class UnknownBackendError(BackendError, ValueError):
+    """No backend, device or precision has the given name."""
+
+
+class MissingDependencyError(BackendError, ImportError):
+    """A package is not installed; the message holds the command that installs it."""
+
+
+class UnavailableError(BackendError):
+    """The backend is installed but cannot run this engine on this machine."""
+
+
+class EngineError(BackendError):
+    """The vendor's runtime failed while it opened or ran an engine; the cause is chained."""
+
+
+class InputError(EdgevisError, ValueError):
+    """An argument has a wrong type, dtype, shape or value."""
+
+
+class SourceError(EdgevisError, OSError):
+    """A camera, a video or an image file cannot be opened or read."""
+
+
+class EnrolmentError(EdgevisError):
+    """An enrolment cannot be read, written or used."""
+
+
+class UnknownLabelError(EnrolmentError, KeyError):
+    """The label is not enrolled."""
+
+    # KeyError would show the message in quotes.
+    __str__ = Exception.__str__
+
+
+class EnrolmentMismatchError(EnrolmentError):
+    """An enrolment's embeddings were made by another encoder, so scores against them would mean nothing."""
+
+
+class ModelError(EdgevisError):
+    """A PyTorch model cannot be made or loaded."""
+
+
+class UnknownModelError(ModelError, ValueError):
+    """No model has the given name."""
+
+
+class WeightsError(ModelError):
+    """A checkpoint cannot be read or does not fit the model."""
+
+
+class ExportError(EdgevisError):
+    """A build failed; no bundle was written."""
+
+
+class CompileError(ExportError):
+    """A compiler refused a graph or failed on it."""
+
+
+class ParityError(ExportError):
+    """An engine's results are further from the PyTorch model's than the tolerance allows."""

@@ -1,0 +1,222 @@
+"""``manifest.json``: what a bundle holds, whose it is, and what was measured of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from runtime.errors import SchemaError
+from runtime.jsondata import from_json, to_json
+from runtime.spec import Deployment, Precision
+
+SCHEMA = 1
+MAX_MANIFEST_BYTES = 4 << 20
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size and SHA-256 of one file of the bundle, checked before the file is used."""
+
+    size_bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if self.size_bytes < 0:
+            raise SchemaError(f"file: size_bytes is {self.size_bytes!r}, allowed >= 0")
+        if not _DIGEST.fullmatch(self.sha256):
+            raise SchemaError(f"file: sha256 is {self.sha256!r}, allowed: 64 hexadecimal digits")
+
+
+@dataclass(frozen=True, slots=True)
+class GraphParity:
+    """How far one graph of an engine is from the PyTorch model, the worst over all batch sizes and outputs.
+
+    Attributes:
+        graph: The graph's name.
+        batch_sizes: The batch sizes that were run.
+        max_relative_error: ``max |engine - torch| / max |torch|``.
+        min_cosine: The smallest cosine between one row of the engine's output and of PyTorch's.
+    """
+
+    graph: str
+    batch_sizes: tuple[int, ...]
+    max_relative_error: float
+    min_cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """How often an engine decides as the PyTorch model does.
+
+    Attributes:
+        metric: What was decided, such as ``"rank-1 agreement"``.
+        agreement: The share of equal decisions, 0..1.
+        count: How many decisions were compared.
+        mean_cosine: Mean cosine between the embeddings that the two make of one image; None without embeddings.
+    """
+
+    metric: str
+    agreement: float
+    count: int
+    mean_cosine: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The measured parity of one engine with the PyTorch model, and on what machine it was measured.
+
+    Attributes:
+        passed: Whether the engine held the tolerance of its precision.
+        tolerance: That tolerance in words.
+        machine: The processor or accelerator it ran on.
+        graphs: The distance of each graph.
+        decisions: The agreement of decisions; None where the model takes none.
+    """
+
+    passed: bool
+    tolerance: str
+    machine: str
+    graphs: tuple[GraphParity, ...]
+    decisions: Decisions | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRecord:
+    """One compiled form of the whole model: one backend, one precision, one file per graph.
+
+    Attributes:
+        backend: The file in ``runtime/backends/`` that opens it.
+        precision: The arithmetic it runs in.
+        device: The kind of device that it is for, and that the proof is of.
+        files: Graph name to the path of its file inside the bundle.
+        latency_ms: Median time of one image through all graphs where it was built; None if it was not run there.
+        proof: Its measured parity; None when it has not been proved yet.
+        shares_enrolments: Whether embeddings of this engine were measured to be exchangeable with the FP32 model's.
+    """
+
+    backend: str
+    precision: Precision
+    device: str
+    files: Mapping[str, str]
+    latency_ms: float | None = None
+    proof: Proof | None = None
+    shares_enrolments: bool = False
+
+    @property
+    def name(self) -> str:
+        """``backend-precision``, unique within a bundle."""
+        return f"{self.backend}-{self.precision}"
+
+    @property
+    def proved(self) -> bool:
+        """Whether parity was measured and held."""
+        return self.proof is not None and self.proof.passed
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Where the model's parameters came from.
+
+    Attributes:
+        trained: False when the parameters are random; everything that shows the bundle says so loudly.
+        source: A file name, or what the shipped weights say of themselves.
+        sha256: Digest of all parameters and buffers, whatever file they came in.
+    """
+
+    trained: bool
+    source: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What the INT8 scales were measured on.
+
+    Attributes:
+        digest: Digest of the images, the preprocessing, the weights and the recipe.
+        images: How many images.
+        source: The folder or the set's name, without machine paths.
+        recipe: The quantisation algorithm in words.
+    """
+
+    digest: str
+    images: int
+    source: str
+    recipe: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that a bundle says of itself.
+
+    Attributes:
+        name: The bundle's name.
+        model: The name in ``edgevis.models`` that made it.
+        target: The target it was built for.
+        deployment: Task, graphs, preprocessing, postprocessing.
+        encoder_identity: Whose embeddings these are: a digest over weights, preprocessing and graphs.
+        weights: Where the parameters came from.
+        parameters: How many there are.
+        engines: The compiled forms.
+        files: Every other file of the bundle by its path.
+        labels: Class names of a model with fixed classes.
+        calibration: What INT8 was calibrated on; None without an INT8 engine.
+        tools: Versions of the packages that built it.
+        machine: The processor it was built on.
+        created: Date and time of the build, ISO 8601, UTC.
+    """
+
+    name: str
+    model: str
+    target: str
+    deployment: Deployment
+    encoder_identity: str
+    weights: Weights
+    parameters: int
+    engines: tuple[EngineRecord, ...]
+    files: Mapping[str, FileRecord]
+    labels: tuple[str, ...] = ()
+    calibration: Calibration | None = None
+    tools: Mapping[str, str] = field(default_factory=dict)
+    machine: str = ""
+    created: str = ""
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        names = [engine.name for engine in self.engines]
+        if len(names) != len(set(names)):
+            raise SchemaError(f"manifest: an engine is listed twice: {names}")
+        wanted = {graph.name for graph in self.deployment.graphs}
+        for engine in self.engines:
+            if set(engine.files) != wanted:
+                raise SchemaError(
+                    f"engine {engine.name!r} has the graphs {sorted(engine.files)}; the model has {sorted(wanted)}"
+                )
+
+    def dumps(self) -> str:
+        """The JSON text."""
+        return json.dumps(to_json(self), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def loads(cls, text: str | bytes) -> Manifest:
+        """Read JSON text.
+
+        Raises:
+            SchemaError: Not JSON, another schema version, an unknown or missing field, a value out of range.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise SchemaError(f"manifest.json is not JSON: {error}") from error
+        if not isinstance(data, Mapping):
+            raise SchemaError(f"manifest.json must hold a JSON object, got {type(data).__name__}")
+        if data.get("schema") != SCHEMA:
+            raise SchemaError(
+                f"manifest.json has schema {data.get('schema')!r}; this version of edgevis reads {SCHEMA}: "
+                "build the bundle again, or install the edgevis that wrote it"
+            )
+        return from_json(cls, data, "manifest")

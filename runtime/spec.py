@@ -1,0 +1,179 @@
+"""The vocabulary of a bundle: frozen data that a model declares, export serialises and the runtime interprets.
+
+Types are checked where JSON is read (:mod:`runtime.jsondata`); ranges and names are checked here, in every class's
+``__post_init__``, so that a wrong declaration fails where it is written, too.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from runtime.errors import SchemaError
+
+Color = Literal["RGB", "BGR"]
+Fit = Literal["stretch", "letterbox", "center-crop"]
+Interpolation = Literal["nearest", "linear", "cubic", "area"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+
+DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
+MAX_SIDE = 8192
+MAX_RANK = 8
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a graph.
+
+    Attributes:
+        name: The tensor's name in the graph.
+        dtype: NumPy's name of the element type, one of :data:`DTYPES`.
+        shape: One entry per axis: a positive int, or the name of an axis whose size is known at run time
+            (``"N"`` is the batch).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __post_init__(self) -> None:
+        _check_name("tensor", self.name)
+        _check_choice(f"tensor {self.name!r}: dtype", self.dtype, DTYPES)
+        _check(0 < len(self.shape) <= MAX_RANK, f"tensor {self.name!r}: rank {len(self.shape)}, allowed 1..{MAX_RANK}")
+        for size in self.shape:
+            if isinstance(size, str):
+                _check_name(f"tensor {self.name!r}: axis", size)
+            else:
+                _check(_is_int(size) and size > 0, f"tensor {self.name!r}: axis of size {size!r}, allowed >= 1")
+
+    @property
+    def batched(self) -> bool:
+        """Whether the first axis is the batch ``"N"``."""
+        return self.shape[0] == "N"
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One function of a model, exported as one ONNX file: the module's method of the same name."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        _check_name("graph", self.name)
+        _check(bool(self.inputs) and bool(self.outputs), f"graph {self.name!r} needs inputs and outputs")
+        names = [tensor.name for tensor in (*self.inputs, *self.outputs)]
+        _check(len(names) == len(set(names)), f"graph {self.name!r} names a tensor twice: {names}")
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """From an image as OpenCV reads it, (H, W, 3) uint8 BGR, to a graph's input, (3, height, width) float32.
+
+    The value of a channel is ``(pixel * scale - mean) / std``; ``mean`` and ``std`` are in the order of ``color``.
+
+    Attributes:
+        height, width: Size of the graph's input in pixels.
+        color: The channel order that the model was trained with.
+        scale: Factor applied to the 0..255 pixel, usually 1/255.
+        mean, std: Per channel, after scaling.
+        fit: ``stretch`` resizes both sides freely; ``letterbox`` keeps the aspect ratio and pads to the right size
+            with ``pad_value``, image centred; ``center-crop`` resizes the image to cover the input and cuts the centre.
+        interpolation: How pixels are resampled, by OpenCV's definition of the name.
+        pad_value: Grey level, 0..255, around a letterboxed image.
+    """
+
+    height: int
+    width: int
+    color: Color = "RGB"
+    scale: float = 1.0 / 255.0
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    fit: Fit = "stretch"
+    interpolation: Interpolation = "linear"
+    pad_value: int = 114
+
+    def __post_init__(self) -> None:
+        for name, side in (("height", self.height), ("width", self.width)):
+            _check(_is_int(side) and 1 <= side <= MAX_SIDE, f"preprocess: {name} is {side!r}, allowed 1..{MAX_SIDE}")
+        _check_choice("preprocess: color", self.color, get_args(Color))
+        _check_choice("preprocess: fit", self.fit, get_args(Fit))
+        _check_choice("preprocess: interpolation", self.interpolation, get_args(Interpolation))
+        _check(_is_real(self.scale) and self.scale > 0, f"preprocess: scale is {self.scale!r}, allowed > 0")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            _check(
+                len(values) == 3 and all(_is_real(value) for value in values),
+                f"preprocess: {name} is {values!r}, allowed: three finite numbers",
+            )
+        _check(all(value > 0 for value in self.std), f"preprocess: std is {self.std!r}, allowed > 0")
+        _check(
+            _is_int(self.pad_value) and 0 <= self.pad_value <= 255,
+            f"preprocess: pad_value is {self.pad_value!r}, allowed 0..255",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """All that the runtime must know of a model: declared once, beside the ``nn.Module``.
+
+    Attributes:
+        task: The file in ``runtime/tasks/`` that runs it.
+        graphs: The functions that are exported.
+        preprocess: How an image becomes the input named ``image``.
+        postprocess: The task's settings, each a plain JSON value; the task's file lists what it reads.
+        max_batch: The largest batch that an engine is given at once; larger ones are run in chunks.
+    """
+
+    task: str
+    graphs: tuple[Graph, ...]
+    preprocess: Preprocess
+    postprocess: Mapping[str, Any] = field(default_factory=dict)
+    max_batch: int = 32
+
+    def __post_init__(self) -> None:
+        _check_name("task", self.task)
+        names = [graph.name for graph in self.graphs]
+        _check(bool(names) and len(names) == len(set(names)), f"graphs must be named and distinct, got {names}")
+        _check(_is_int(self.max_batch) and 1 <= self.max_batch <= 4096, f"max_batch is {self.max_batch!r}")
+        _check(
+            isinstance(self.postprocess, Mapping) and all(isinstance(key, str) for key in self.postprocess),
+            f"postprocess is {self.postprocess!r}, allowed: a JSON object",
+        )
+
+    def graph(self, name: str) -> Graph:
+        """The graph of that name; SchemaError if the model has none."""
+        for graph in self.graphs:
+            if graph.name == name:
+                return graph
+        raise SchemaError(f"no graph {name!r}; this model has {[graph.name for graph in self.graphs]}")
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise SchemaError(message)
+
+
+def _check_name(what: str, name: object) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise SchemaError(
+            f"{what} name {name!r} is not allowed: a letter, then letters, digits, '_', '.', '-', at most 64"
+        )
+
+
+def _check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise SchemaError(f"{what} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
