@@ -1,0 +1,75 @@
+"""The one interpreter of :class:`runtime.spec.Preprocess`: prediction, calibration and verification all use it.
+
+A pixel has 256 values, so ``(pixel * scale - mean) / std`` is one table of 256 float32 per channel; OpenCV resizes in
+uint8, splits the channels and looks each one up straight into its plane of the output tensor. That is about five times
+faster than arithmetic in NumPy and, with the table computed in float64, correctly rounded
+(``python -m benchmarks.preprocess`` measures it against the other ways).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from runtime.images import Image
+from runtime.spec import Preprocess
+
+_INTERPOLATION = {
+    "nearest": cv2.INTER_NEAREST,
+    "linear": cv2.INTER_LINEAR,
+    "cubic": cv2.INTER_CUBIC,
+    "area": cv2.INTER_AREA,
+}
+
+
+class Preprocessor:
+    """Turns images into the input tensor of a graph. Holds no state that a call changes: threads may share it."""
+
+    def __init__(self, spec: Preprocess) -> None:
+        self.spec = spec
+        pixel = np.arange(256, dtype=np.float64)
+        tables = [
+            ((pixel * spec.scale - mean) / std).astype(np.float32)
+            for mean, std in zip(spec.mean, spec.std, strict=True)
+        ]
+        # Output channel c takes BGR channel 2 - c when the model wants RGB.
+        sources = (2, 1, 0) if spec.color == "RGB" else (0, 1, 2)
+        self._channels = tuple(zip(sources, tables, strict=True))
+
+    def __call__(self, images: Sequence[Image]) -> npt.NDArray[np.float32]:
+        """Args: N images, each (H, W, 3) uint8 BGR. Returns: (N, 3, height, width) float32."""
+        spec = self.spec
+        output = np.empty((len(images), 3, spec.height, spec.width), np.float32)
+        for image, planes in zip(images, output, strict=True):
+            channels = cv2.split(self.fit(image))
+            for plane, (source, table) in zip(planes, self._channels, strict=True):
+                cv2.LUT(channels[source], table, dst=plane)
+        return output
+
+    def fit(self, image: Image) -> Image:
+        """The image at the input's size, still (height, width, 3) uint8 BGR."""
+        spec = self.spec
+        rows, columns = image.shape[:2]
+        if (rows, columns) == (spec.height, spec.width):
+            return image
+        if spec.fit == "stretch":
+            return self._resize(image, spec.width, spec.height)
+        ratios = (spec.width / columns, spec.height / rows)
+        ratio = max(ratios) if spec.fit == "center-crop" else min(ratios)
+        width, height = max(1, round(columns * ratio)), max(1, round(rows * ratio))
+        if spec.fit == "center-crop":
+            width, height = max(width, spec.width), max(height, spec.height)
+            left, top = (width - spec.width) // 2, (height - spec.height) // 2
+            return self._resize(image, width, height)[top : top + spec.height, left : left + spec.width]
+        width, height = min(width, spec.width), min(height, spec.height)
+        left, top = (spec.width - width) // 2, (spec.height - height) // 2
+        output = np.full((spec.height, spec.width, 3), spec.pad_value, np.uint8)
+        output[top : top + height, left : left + width] = self._resize(image, width, height)
+        return output
+
+    def _resize(self, image: Image, width: int, height: int) -> Image:
+        resized = cv2.resize(image, (width, height), interpolation=_INTERPOLATION[self.spec.interpolation])
+        return resized.astype(np.uint8, copy=False)

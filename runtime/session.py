@@ -1,0 +1,145 @@
+"""One graph ready to run: the checks that every backend shares, chunking of large batches, resident inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from runtime.arrays import Array
+from runtime.backends import Engine
+from runtime.errors import EngineError, InputError
+from runtime.spec import Graph, TensorSpec
+
+
+class Session:
+    """Runs one graph on one engine. Threads may share it.
+
+    Backends are lenient in different ways (one casts float64 silently, another accepts an empty batch), so what
+    reaches an engine is checked here, once, for all of them.
+
+    Args:
+        engine: The compiled graph; the session closes it.
+        graph: What the manifest says of its inputs and outputs.
+        max_batch: Larger batches are run in chunks of this size.
+
+    Raises:
+        EngineError: The engine's inputs or outputs are not the graph's.
+    """
+
+    def __init__(self, engine: Engine, graph: Graph, *, max_batch: int) -> None:
+        self.graph = graph
+        self.max_batch = max_batch
+        self._engine = engine
+        self._inputs = {tensor.name: tensor for tensor in graph.inputs}
+        self._resident: dict[str, Array] = {}
+        wanted = ({tensor.name for tensor in graph.inputs}, {tensor.name for tensor in graph.outputs})
+        found = (set(engine.inputs), set(engine.outputs))
+        if wanted != found:
+            engine.close()
+            raise EngineError(
+                f"graph {graph.name!r}: the engine's inputs and outputs are {sorted(found[0])} -> {sorted(found[1])}; "
+                f"the manifest says {sorted(wanted[0])} -> {sorted(wanted[1])}: build the bundle again"
+            )
+
+    def bind(self, inputs: Mapping[str, Array]) -> None:
+        """Keep these inputs for every later :meth:`run`: they are checked once and given to the engine as they are.
+
+        The arrays must not be written to while they are bound.
+        """
+        arrays = {name: self._check(name, array) for name, array in inputs.items()}
+        self._resident = {**self._resident, **arrays}
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the graph.
+
+        Args:
+            feeds: One array per input that is not bound; all batched inputs have the same number of rows.
+
+        Returns:
+            One array per output; they belong to the caller.
+
+        Raises:
+            InputError: An input is missing, unknown, or of another dtype or shape; nothing has been run.
+            EngineError: The engine failed.
+        """
+        arrays = {**self._resident, **{name: self._check(name, array) for name, array in feeds.items()}}
+        missing = [name for name in self._inputs if name not in arrays]
+        if missing:
+            raise InputError(f"graph {self.graph.name!r}: input {missing[0]!r} is missing; got {sorted(arrays)}")
+        sizes = self._axis_sizes(arrays)
+        rows = sizes.get("N", 1)
+        if rows <= self.max_batch:
+            return self._engine.run(arrays)
+        return self._run_chunks(arrays, rows)
+
+    def close(self) -> None:
+        """Give the engine's memory back; the session must not be used afterwards."""
+        self._resident = {}
+        self._engine.close()
+
+    def _run_chunks(self, arrays: dict[str, Array], rows: int) -> dict[str, Array]:
+        batched = {name for name, tensor in self._inputs.items() if tensor.batched}
+        chunks = [
+            self._engine.run(
+                {
+                    name: array[start : start + self.max_batch] if name in batched else array
+                    for name, array in arrays.items()
+                }
+            )
+            for start in range(0, rows, self.max_batch)
+        ]
+        return {
+            tensor.name: np.concatenate([chunk[tensor.name] for chunk in chunks])
+            if tensor.batched
+            else chunks[-1][tensor.name]
+            for tensor in self.graph.outputs
+        }
+
+    def _check(self, name: str, array: object) -> Array:
+        tensor = self._inputs.get(name)
+        if tensor is None:
+            raise InputError(f"graph {self.graph.name!r} has no input {name!r}; it takes {', '.join(self._inputs)}")
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"input {name!r} is a {type(array).__name__}; a NumPy array is needed")
+        if array.dtype != tensor.dtype:
+            raise InputError(
+                f"input {name!r} has dtype {array.dtype}; the graph takes {tensor.dtype}: "
+                f"convert it with .astype('{tensor.dtype}')"
+            )
+        fits = array.ndim == len(tensor.shape) and all(
+            size >= 1 if isinstance(wanted, str) else size == wanted
+            for size, wanted in zip(array.shape, tensor.shape, strict=True)
+        )
+        if not fits:
+            raise InputError(
+                f"input {name!r} has shape {array.shape}; the graph takes {_shown(tensor)}{_shape_hint(array, tensor)}"
+            )
+        return np.ascontiguousarray(array)
+
+    def _axis_sizes(self, arrays: Mapping[str, Array]) -> dict[str, int]:
+        """The size of every symbolic axis; InputError when two inputs disagree."""
+        sizes: dict[str, tuple[int, str]] = {}
+        for name, tensor in self._inputs.items():
+            for wanted, size in zip(tensor.shape, arrays[name].shape, strict=True):
+                if not isinstance(wanted, str):
+                    continue
+                known, owner = sizes.setdefault(wanted, (size, name))
+                if known != size:
+                    raise InputError(
+                        f"inputs {owner!r} and {name!r} disagree on axis {wanted}: {known} and {size}; "
+                        "give both the same number"
+                    )
+        return {axis: size for axis, (size, _) in sizes.items()}
+
+
+def _shown(tensor: TensorSpec) -> str:
+    return "(" + ", ".join(map(str, tensor.shape)) + ("," if len(tensor.shape) == 1 else "") + ")"
+
+
+def _shape_hint(array: Array, tensor: TensorSpec) -> str:
+    if tensor.batched and array.ndim == len(tensor.shape) - 1:
+        return "; add a batch axis: array[None]"
+    if array.ndim and array.shape[0] == 0:
+        return "; an empty batch cannot be run"
+    return ""
