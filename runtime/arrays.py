@@ -1,4 +1,4 @@
-"""Named arrays in one ``.npz`` file, read without pickle and within bounds, written atomically."""
+"""Arrays at rest and in rows: ``.npz`` files read without pickle and within bounds, atomic writes, unit rows."""
 
 from __future__ import annotations
 
@@ -74,3 +74,10 @@ def read_arrays(path: Path, *, error: type[EdgevisError], max_bytes: int = MAX_A
         raise error(f"there is no file {path}") from cause
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as cause:
         raise error(f"{path} is damaged or not an .npz file of plain arrays: {cause}") from cause
+
+
+def unit_rows(rows: Array) -> npt.NDArray[np.float32]:
+    """(N, D) embeddings with rows of length one, as float32; a row of zeros stays one."""
+    wide: npt.NDArray[np.float64] = np.asarray(rows, np.float64)
+    norms = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+    return np.asarray(wide / np.maximum(norms, 1e-12)[:, None], np.float32)

@@ -84,6 +84,18 @@ class Bundle:
             )
         return path
 
+    def engine_file(self, name: str) -> Path:
+        """The path of an engine's main file, once it and its companions have been found right.
+
+        Companions are listed files that differ from it in the suffix only, as OpenVINO's ``.bin`` does from its
+        ``.xml``: the vendor opens them unasked.
+        """
+        stem = PurePosixPath(name).with_suffix("")
+        for other in self.manifest.files:
+            if other != name and PurePosixPath(other).with_suffix("") == stem:
+                self.file(other)
+        return self.file(name)
+
     def verify_files(self) -> int:
         """Check every listed file as :meth:`file` does; returns how many there are."""
         for name in self.manifest.files:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.arrays import Array
+from runtime.arrays import Array, unit_rows
 from runtime.errors import IntegrityError
 from runtime.manifest import Decisions, GraphParity
 from runtime.session import Session
@@ -77,7 +77,7 @@ def compare_rows(expected: Array, actual: Array) -> tuple[float, float]:
     found = np.asarray(actual, np.float64).reshape(len(actual), -1)
     if wanted.shape != found.shape:
         return float("inf"), -1.0
-    scale = max(float(np.abs(wanted).max()), np.finfo(np.float32).tiny)
+    scale = max(float(np.abs(wanted).max()), 1e-30)
     error = float(np.abs(wanted - found).max()) / scale
     norms = np.linalg.norm(wanted, axis=1) * np.linalg.norm(found, axis=1)
     same = (wanted == found).all(axis=1)
@@ -125,7 +125,7 @@ def nearest_agreement(reference: Array, measured: Array) -> Decisions:
         reference: (N, D) embeddings of N images by the PyTorch model.
         measured: (N, D) embeddings of the same images by the engine.
     """
-    wanted, found = _unit(reference), _unit(measured)
+    wanted, found = unit_rows(reference), unit_rows(measured)
     middle = len(wanted) // 2
     gallery = wanted[:middle]
     by_reference = (wanted[middle:] @ gallery.T).argmax(axis=1)
@@ -136,8 +136,3 @@ def nearest_agreement(reference: Array, measured: Array) -> Decisions:
         count=len(by_engine),
         mean_cosine=float((wanted * found).sum(axis=1).mean()),
     )
-
-
-def _unit(rows: Array) -> Array:
-    rows = np.asarray(rows, np.float64)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -54,7 +54,7 @@ class _Engine:
 
 def _vendor() -> Any:
     try:
-        import onnxruntime  # noqa: PLC0415 - a vendor's package is imported where an engine is opened
+        import onnxruntime
     except ImportError as error:
         raise MissingDependencyError("onnxruntime is not installed: pip install onnxruntime") from error
     return onnxruntime

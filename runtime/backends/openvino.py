@@ -116,7 +116,7 @@ def _one_row(shape: Any) -> Any:
 
 def _vendor() -> Any:
     try:
-        import openvino  # noqa: PLC0415 - a vendor's package is imported where an engine is opened
+        import openvino
     except ImportError as error:
         raise MissingDependencyError("openvino is not installed: pip install 'edgevis[openvino]'") from error
     return openvino

@@ -1,0 +1,21 @@
+"""edgevis: train a small-label vision model in PyTorch, export it once, run it anywhere through one Predictor.
+
+Importing this package imports neither torch nor an engine.
+"""
+
+import runtime as _runtime
+
+if getattr(_runtime, "OWNER", None) != "edgevis":
+    raise ImportError(
+        f"edgevis needs its own package 'runtime', but Python found another one first: {_runtime.__file__}. "
+        "Rename or move that one, or start Python from another folder."
+    )
+
+from runtime.errors import *  # noqa: F403 - the tree of exceptions is public as it stands in that file's __all__
+from runtime.errors import __all__ as _errors
+from runtime.predictor import Info, Predictor
+from runtime.results import Classification, Identification, Match
+
+__version__ = "0.1.0"
+
+__all__ = ["Classification", "Identification", "Info", "Match", "Predictor", "__version__", *_errors]

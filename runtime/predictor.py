@@ -1,0 +1,280 @@
+"""A bundle, opened: images in, results out, on whatever this machine has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+
+from runtime import tasks
+from runtime.arrays import Array
+from runtime.bundle import Bundle
+from runtime.enrolment import (
+    MAX_LABEL_LENGTH,
+    Encoder,
+    Enrolment,
+    check_encoder,
+    is_label,
+    load_enrolment,
+    save_enrolment,
+)
+from runtime.errors import EdgevisError, EnrolmentError, InputError
+from runtime.images import Image, ImageLike, as_image, as_images
+from runtime.jsondata import to_json
+from runtime.manifest import Proof
+from runtime.preprocess import Preprocessor
+from runtime.selection import open_best
+from runtime.sources import Source, frames
+from runtime.tasks import Result
+from runtime.threshold import fit_threshold, impostors_of
+
+_DEFAULT_FALSE_ACCEPT_RATE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What runs, and what is known of it.
+
+    Attributes:
+        bundle: The bundle's folder.
+        model, task: The model's name and what it does.
+        trained: False when the model's weights are random.
+        weights: Where the weights came from.
+        backend, device, precision: The engine that runs.
+        threads: CPU threads it was given; None leaves the choice to the backend.
+        why: Why this engine, in one sentence.
+        skipped: What was better but cannot be used here, with the reason.
+        encoder_identity: Whose embeddings these are.
+        parity: The engine's measured distance from the PyTorch model; None when it has not been measured.
+        labels: What is enrolled.
+        threshold: The open-set threshold; None when nothing is known of strangers yet.
+    """
+
+    bundle: str
+    model: str
+    task: str
+    trained: bool
+    weights: str
+    backend: str
+    device: str
+    precision: str
+    threads: int | None
+    why: str
+    skipped: tuple[str, ...]
+    encoder_identity: str
+    parity: Proof | None
+    labels: tuple[str, ...]
+    threshold: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dict(to_json(self))
+
+
+class Predictor:
+    """Runs a bundle. Threads may share it.
+
+    Args:
+        bundle: The folder ``NAME.edgevis`` that export wrote.
+        backend: ``"auto"`` or the name of a file in ``runtime/backends/``.
+        device: ``"auto"`` or a device of the backend, such as ``"cpu"``.
+        precision: ``"fp32"``, ``"fp16"``, ``"bf16"`` or ``"int8"``; None takes the fastest that was measured to decide
+            as the PyTorch model does.
+        threads: CPU threads for the engine; None leaves the choice to the backend.
+
+    Raises:
+        BundleError: The bundle is missing, malformed or altered.
+        BackendError: No engine of it can be opened; the message says why for each.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        *,
+        backend: str = "auto",
+        device: str = "auto",
+        precision: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise InputError(f"threads is {threads!r}; allowed: None or an int >= 1")
+        self._bundle = Bundle(bundle)
+        manifest = self._bundle.manifest
+        deployment = manifest.deployment
+        task = tasks.load(deployment.task)
+        self._prior = impostors_of(deployment.postprocess)
+        self._false_accept_rate = float(deployment.postprocess.get("false_accept_rate", _DEFAULT_FALSE_ACCEPT_RATE))
+        self._threshold: float | None = None
+        self._threads = threads
+        self._opened = open_best(self._bundle, backend=backend, device=device, precision=precision, threads=threads)
+        self._closed = False
+        record = self._opened.record
+        self._encoder = Encoder(manifest.encoder_identity, manifest.model, record.name, record.shares_enrolments)
+        self._preprocess = Preprocessor(deployment.preprocess)
+        try:
+            self._task = task.open_task(tasks.Context(deployment, self._opened.sessions, self._preprocess))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        record = self._opened.record
+        return f"<Predictor {self._bundle.path.name}: {record.name} on {record.device}, {len(self.labels)} labels>"
+
+    def close(self) -> None:
+        """Give the engine's memory back. A closed predictor must not be used; closing twice does no harm."""
+        if not self._closed:
+            self._closed = True
+            for session in self._opened.sessions.values():
+                session.close()
+
+    @overload
+    def predict(self, images: list[ImageLike] | tuple[ImageLike, ...], *, top_k: int = 5) -> list[Result]: ...
+
+    @overload
+    def predict(self, images: ImageLike, *, top_k: int = 5) -> Any: ...
+
+    def predict(self, images: ImageLike | Sequence[ImageLike], *, top_k: int = 5) -> Result | list[Result]:
+        """What the images show.
+
+        Args:
+            images: One image – (H, W, 3) uint8 BGR, a path or a PIL image – or a list of them.
+            top_k: How many labels a result ranks at most.
+
+        Returns:
+            One result for one image, a list of results for a list.
+
+        Raises:
+            InputError: An image is of the wrong type, dtype or shape, or the list is empty.
+            SourceError: A path cannot be read.
+            EnrolmentError: The task needs an enrolment and there is none.
+            EngineError: The engine failed.
+        """
+        if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
+            raise InputError(f"top_k is {top_k!r}; allowed: an int >= 1")
+        self._check_open()
+        batch, single = as_images(images)
+        results = self._task.predict(batch, top_k=int(top_k), threshold=self.threshold)
+        return results[0] if single else results
+
+    __call__ = predict
+
+    def embed(self, images: ImageLike | Sequence[ImageLike]) -> Array:
+        """Embeddings of one image or several: (N, D) float32, rows of length one."""
+        self._check_open()
+        return self._task.embed(as_images(images)[0])
+
+    def enroll(self, label: str, images: ImageLike | Sequence[ImageLike]) -> None:
+        """Give examples of a label; a label that is known gets them in addition.
+
+        Raises:
+            InputError: The label or an image is not allowed; nothing has been enrolled.
+        """
+        if not is_label(label):
+            raise InputError(f"label {label!r} is not allowed: printable text of 1 to {MAX_LABEL_LENGTH} characters")
+        self._task.gallery.add(label, self.embed(images))
+
+    def forget(self, label: str) -> None:
+        """Remove a label and all its examples; UnknownLabelError when it is not enrolled."""
+        self._task.gallery.remove(label)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What is enrolled, in the order of enrolment."""
+        return self._task.gallery.labels
+
+    @property
+    def threshold(self) -> float | None:
+        """The cosine score below which a label is unknown; None when nothing is known of strangers yet.
+
+        It follows what is enrolled, at the false-accept rate of the model's deployment, until it is set by hand;
+        setting it to None makes it follow again.
+        """
+        if self._threshold is not None:
+            return self._threshold
+        gallery = self._task.gallery
+        return fit_threshold(
+            gallery.impostors, self._prior, labels=len(gallery.labels), false_accept_rate=self._false_accept_rate
+        )
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        if value is not None and not -1.0 <= value <= 1.0:
+            raise InputError(f"threshold is {value!r}; allowed: a cosine, -1..1, or None to have it fitted")
+        self._threshold = None if value is None else float(value)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what is enrolled to a file; it appears whole or not at all. EnrolmentError when that fails."""
+        save_enrolment(path, Enrolment(self._encoder, self._task.gallery.contents(), self._threshold))
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take what a file holds in place of what is enrolled.
+
+        Raises:
+            EnrolmentError: The file is missing or damaged; what is enrolled stays.
+            EnrolmentMismatchError: Another encoder made it; what is enrolled stays.
+        """
+        enrolment = load_enrolment(path)
+        check_encoder(enrolment.encoder, self._encoder, path)
+        try:
+            self._task.gallery.replace(enrolment.rows)
+        except InputError as error:
+            raise EnrolmentError(f"{path} does not fit this model: {error}") from error
+        self._threshold = enrolment.threshold
+
+    def stream(self, source: Source, *, top_k: int = 5) -> Iterator[tuple[Image, Result]]:
+        """Each frame of a source with its result.
+
+        Args:
+            source: A camera's index, the path of a video or of a folder of images, a network address such as
+                ``rtsp://…``, or any iterable of images.
+            top_k: As in :meth:`predict`.
+        """
+        for frame in frames(source):
+            image = as_image(frame)
+            yield image, self.predict(image, top_k=top_k)
+
+    def warmup(self, *, batch_sizes: Sequence[int] = (1,)) -> None:
+        """Run grey images of these batch sizes, so that the first real one does not wait for compilation."""
+        spec = self._preprocess.spec
+        grey = np.full((spec.height, spec.width, 3), 114, np.uint8)
+        for size in batch_sizes:
+            self.embed([grey] * size)
+
+    @property
+    def info(self) -> Info:
+        """What runs: backend, device, precision, encoder identity, measured parity, and why this engine."""
+        manifest, record = self._bundle.manifest, self._opened.record
+        return Info(
+            bundle=str(self._bundle.path),
+            model=manifest.model,
+            task=manifest.deployment.task,
+            trained=manifest.weights.trained,
+            weights=manifest.weights.source,
+            backend=record.backend,
+            device=record.device,
+            precision=record.precision,
+            threads=self._threads,
+            why=self._opened.why,
+            skipped=self._opened.skipped,
+            encoder_identity=manifest.encoder_identity,
+            parity=record.proof,
+            labels=self.labels,
+            threshold=self.threshold,
+        )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EdgevisError("this predictor has been closed; open another one")

@@ -1,0 +1,111 @@
+"""What ``Predictor.predict`` returns: frozen data that can be drawn, printed and sent on."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from runtime.images import Image
+from runtime.jsondata import to_json
+
+
+class Match(NamedTuple):
+    """An enrolled label and its cosine score, -1..1."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """Which enrolled class an image shows.
+
+    Attributes:
+        label: The best class; None when its score is below the open-set threshold.
+        score: The best class's cosine score, -1..1.
+        labels: The best classes, best first, as many as ``top_k``.
+        scores: Their scores.
+        speed_ms: Milliseconds that one image took: ``preprocess``, ``inference``, ``postprocess``.
+    """
+
+    label: str | None
+    score: float
+    labels: tuple[str, ...]
+    scores: tuple[float, ...]
+    speed_ms: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dict(to_json(self))
+
+    def plot(self, image: Image) -> Image:
+        """A copy of ``image`` with the classes and their scores written on it."""
+        return _annotated(image, self.label, tuple(zip(self.labels, self.scores, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Identification:
+    """Who of the gallery is seen.
+
+    Attributes:
+        label: The best match; None when unknown: the gallery is empty or the score is below the open-set threshold.
+        score: The best match's cosine score, -1..1; 0 when the gallery is empty.
+        matches: The best matches, best first, as many as ``top_k``, whether above the threshold or not.
+        speed_ms: Milliseconds that one image took: ``preprocess``, ``inference``, ``postprocess``.
+    """
+
+    label: str | None
+    score: float
+    matches: tuple[Match, ...]
+    speed_ms: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        matches = [match._asdict() for match in self.matches]
+        return {"label": self.label, "score": self.score, "matches": matches, "speed_ms": dict(self.speed_ms)}
+
+    def plot(self, image: Image) -> Image:
+        """A copy of ``image`` with a frame in the label's colour and the matches written on it."""
+        return _annotated(image, self.label, self.matches)
+
+
+def color_of(label: str | None) -> tuple[int, int, int]:
+    """The BGR colour that stands for a label in every picture; grey is unknown."""
+    if label is None:
+        return (150, 150, 150)
+    hue = zlib.crc32(label.encode()) % 180
+    pixel = cv2.cvtColor(np.array([[[hue, 200, 235]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
+    return (int(pixel[0]), int(pixel[1]), int(pixel[2]))
+
+
+def draw_tag(image: Image, text: str, origin: tuple[int, int], color: tuple[int, int, int], scale: float = 0.5) -> int:
+    """Write ``text`` on a filled box whose top left corner is ``origin`` (x, y), in place; returns the box's height."""
+    (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    x, y = origin
+    pad = max(2, round(6 * scale))
+    bottom = y + height + baseline + 2 * pad
+    cv2.rectangle(image, (x, y), (x + width + 2 * pad, bottom), color, cv2.FILLED)
+    # Dark or light letters, whichever the eye can read on this colour (luma of BT.601).
+    luma = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2]
+    ink = (0, 0, 0) if luma > 128 else (255, 255, 255)
+    cv2.putText(image, text, (x + pad, y + height + pad), cv2.FONT_HERSHEY_SIMPLEX, scale, ink, 1, cv2.LINE_AA)
+    return bottom - y
+
+
+def _annotated(image: Image, label: str | None, ranking: tuple[tuple[str, float], ...]) -> Image:
+    picture = np.array(image, np.uint8)
+    color = color_of(label)
+    thickness = max(2, min(picture.shape[:2]) // 100)
+    cv2.rectangle(picture, (0, 0), (picture.shape[1] - 1, picture.shape[0] - 1), color, thickness)
+    scale = min(1.0, max(0.35, picture.shape[1] / 640))
+    y = thickness
+    if label is None:
+        y += draw_tag(picture, "unknown", (thickness, y), color, scale)
+    for name, score in ranking:
+        y += draw_tag(picture, f"{name} {score:.2f}", (thickness, y), color_of(name), scale)
+    return picture

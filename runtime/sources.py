@@ -1,0 +1,80 @@
+"""Frames from wherever they come: a camera, a video file, a network stream, a folder of images, any iterable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+
+from runtime.errors import InputError, SourceError
+from runtime.images import SUFFIXES, Image, ImageLike, as_image, read_image
+
+Source: TypeAlias = int | str | os.PathLike[str] | Iterable[ImageLike]
+
+
+def frames(source: Source) -> Iterator[Image]:
+    """The frames of a source, one after another, as (H, W, 3) uint8 BGR arrays.
+
+    Args:
+        source: A camera's index, the path of a video, an image or a folder of images (in order of their names), an
+            address such as ``rtsp://…``, or an iterable of images.
+
+    Raises:
+        InputError: Nothing that frames can come from.
+        SourceError: It cannot be opened, or an image of it cannot be read.
+    """
+    if isinstance(source, bool):
+        raise InputError(f"source is {source!r}; allowed: a camera index, a path, an address or an iterable of images")
+    if isinstance(source, int):
+        return _captured(source, f"camera {source}")
+    if isinstance(source, str) and "://" in source:
+        return _captured(source, source)
+    if isinstance(source, (str, os.PathLike)):
+        return _from_path(Path(source))
+    if isinstance(source, np.ndarray) and source.ndim == 3:
+        raise InputError("source is one image; give it to predict(), or put it into a list")
+    if isinstance(source, Iterable):
+        return (as_image(item, f"frame {index}") for index, item in enumerate(source))
+    raise InputError(f"source is a {type(source).__name__}; allowed: a camera index, a path, an address or an iterable")
+
+
+def _from_path(path: Path) -> Iterator[Image]:
+    if path.is_dir():
+        files = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES)
+        if not files:
+            raise SourceError(f"the folder {path} holds no images ({', '.join(sorted(SUFFIXES))})")
+        return (read_image(item) for item in files)
+    if not path.is_file():
+        raise SourceError(f"there is no file {path}")
+    if path.suffix.lower() in SUFFIXES:
+        return iter([read_image(path)])
+    return _captured(str(path), str(path))
+
+
+def _captured(source: int | str, name: str) -> Iterator[Image]:
+    capture = cv2.VideoCapture(source)
+    if not capture.isOpened():
+        capture.release()
+        raise SourceError(
+            f"{name} cannot be opened: check that it exists, is not in use, and that OpenCV can decode it"
+        )
+    return _drain(capture, name)
+
+
+def _drain(capture: cv2.VideoCapture, name: str) -> Iterator[Image]:
+    try:
+        count = 0
+        while True:
+            found, frame = capture.read()
+            if not found:
+                break
+            count += 1
+            yield as_image(frame)
+        if count == 0:
+            raise SourceError(f"{name} was opened but gave no frame")
+    finally:
+        capture.release()

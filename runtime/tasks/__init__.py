@@ -1,0 +1,70 @@
+"""What a bundle is for: each file here runs one kind of model behind the same verbs.
+
+The file's name is the task's name in the manifest. A task gets the open sessions of the model's graphs and turns
+images into results; it knows nothing of backends.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol, TypeAlias, cast
+
+from runtime.arrays import Array
+from runtime.errors import SchemaError
+from runtime.gallery.embedded import EmbeddedGallery
+from runtime.images import Image
+from runtime.preprocess import Preprocessor
+from runtime.results import Classification, Identification
+from runtime.session import Session
+from runtime.spec import Deployment
+
+Result: TypeAlias = Classification | Identification
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a task works with."""
+
+    deployment: Deployment
+    sessions: Mapping[str, Session]
+    preprocess: Preprocessor
+
+
+class Task(Protocol):
+    """One open model. Threads may call it at once."""
+
+    @property
+    def gallery(self) -> EmbeddedGallery:
+        """What is enrolled."""
+        ...
+
+    def embed(self, images: Sequence[Image]) -> Array:
+        """(N, D) float32 unit rows."""
+        ...
+
+    def predict(self, images: Sequence[Image], *, top_k: int, threshold: float | None) -> list[Result]:
+        """One result for each image."""
+        ...
+
+
+class TaskModule(Protocol):
+    """What a module in this package offers."""
+
+    def open_task(self, context: Context) -> Task: ...
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """The names of all tasks."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+
+
+def load(name: str) -> TaskModule:
+    """The task of that name; SchemaError when a manifest names one that this version does not have."""
+    if name not in names():
+        raise SchemaError(f"the bundle's task is {name!r}; this version of edgevis has {', '.join(names())}")
+    return cast(TaskModule, importlib.import_module(f"{__name__}.{name}"))

@@ -1,0 +1,80 @@
+"""What the tasks share that compare an image's embedding with enrolled ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from runtime.arrays import Array, unit_rows
+from runtime.errors import SchemaError
+from runtime.gallery.embedded import EmbeddedGallery, Scoring
+from runtime.images import Image
+from runtime.results import Match
+from runtime.tasks import Context, Result
+
+ResultFrom: TypeAlias = Callable[[tuple[Match, ...], str | None, Mapping[str, float]], Result]
+"""From the ranking, the label that is above the threshold (or None) and the times to a result."""
+
+
+class EmbeddingTask:
+    """Image to embedding to enrolled labels.
+
+    Args:
+        context: The open model.
+        graph: The graph that makes embeddings: input ``image`` (N, 3, H, W), output ``embedding`` (N, D).
+        scoring: How an embedding scores against a label.
+        result_from: Makes the task's result.
+    """
+
+    def __init__(self, context: Context, *, graph: str, scoring: Scoring, result_from: ResultFrom) -> None:
+        spec = context.deployment.graph(graph)
+        named = ([tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs])
+        shape = spec.outputs[0].shape
+        dimension = shape[-1]
+        if named != (["image"], ["embedding"]) or len(shape) != 2 or not isinstance(dimension, int):
+            raise SchemaError(f"graph {graph!r} of this task maps 'image' to 'embedding' (N, D); the bundle has {spec}")
+        self.gallery = EmbeddedGallery(dimension, scoring)
+        self._session = context.sessions[graph]
+        self._preprocess = context.preprocess
+        self._chunk = context.deployment.max_batch
+        self._result_from = result_from
+
+    def embed(self, images: Sequence[Image]) -> Array:
+        return self._embed(images)[0]
+
+    def predict(self, images: Sequence[Image], *, top_k: int, threshold: float | None) -> list[Result]:
+        embeddings, preprocess_s, inference_s = self._embed(images)
+        start = time.perf_counter()
+        rankings = self.gallery.search(embeddings, top_k)
+        seconds = {
+            "preprocess": preprocess_s,
+            "inference": inference_s,
+            "postprocess": time.perf_counter() - start,
+        }
+        speed_ms = {stage: value * 1e3 / len(images) for stage, value in seconds.items()}
+        return [self._result_from(ranking, _accepted(ranking, threshold), speed_ms) for ranking in rankings]
+
+    def _embed(self, images: Sequence[Image]) -> tuple[Array, float, float]:
+        """Unit rows, and the seconds that preprocessing and the engine took.
+
+        In chunks, so that a thousand crops never stand in memory as a thousand input tensors.
+        """
+        rows, preprocess_s, inference_s = [], 0.0, 0.0
+        for start in range(0, len(images), self._chunk):
+            begun = time.perf_counter()
+            tensor = self._preprocess(images[start : start + self._chunk])
+            ready = time.perf_counter()
+            rows.append(self._session.run({"image": tensor})["embedding"])
+            done = time.perf_counter()
+            preprocess_s += ready - begun
+            inference_s += done - ready
+        return unit_rows(np.concatenate(rows)), preprocess_s, inference_s
+
+
+def _accepted(ranking: tuple[Match, ...], threshold: float | None) -> str | None:
+    if not ranking or (threshold is not None and ranking[0].score < threshold):
+        return None
+    return ranking[0].label

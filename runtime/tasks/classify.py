@@ -1,0 +1,21 @@
+"""Few-shot classification: one graph ``encode``; the mean of a class's shots is its prototype (Snell et al., 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from runtime.errors import EnrolmentError
+from runtime.results import Classification, Match
+from runtime.tasks import Context, Task
+from runtime.tasks._embedding import EmbeddingTask
+
+
+def open_task(context: Context) -> Task:
+    return EmbeddingTask(context, graph="encode", scoring="prototype", result_from=_classification)
+
+
+def _classification(ranking: tuple[Match, ...], label: str | None, speed_ms: Mapping[str, float]) -> Classification:
+    if not ranking:
+        raise EnrolmentError("no class is enrolled; enrol at least one: predictor.enroll('label', images)")
+    labels, scores = zip(*ranking, strict=True)
+    return Classification(label, scores[0], labels, scores, speed_ms)
