@@ -56,7 +56,7 @@ def open_best(bundle: Bundle, *, backend: str, device: str, precision: str | Non
     last: BackendError | None = None
     for record in candidates:
         try:
-            sessions = _open(bundle, record, threads)
+            sessions = open_sessions(bundle, record, threads=threads)
         except (MissingDependencyError, UnavailableError) as error:
             skipped.append(f"{record.name}: {error}")
             last = error
@@ -101,7 +101,13 @@ def _exact(record: EngineRecord) -> bool:
     return record.precision == "fp32" or record.shares_enrolments
 
 
-def _open(bundle: Bundle, record: EngineRecord, threads: int | None) -> dict[str, Session]:
+def open_sessions(bundle: Bundle, record: EngineRecord, *, threads: int | None) -> dict[str, Session]:
+    """Open all graphs of one engine.
+
+    Raises:
+        IntegrityError: A file of it is missing or altered.
+        MissingDependencyError, UnavailableError, EngineError: It cannot be opened here.
+    """
     backend = backends.load(record.backend)
     available = backend.devices()
     if record.device not in available:

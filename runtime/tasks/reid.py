@@ -1,4 +1,4 @@
-"""Person re-identification: one graph ``embed``; a gallery of all enrolled views, the closest view names the person."""
+"""Person re-identification: one graph ``embed``; of all enrolled views, the closest one names the person."""
 
 from __future__ import annotations
 

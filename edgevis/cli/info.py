@@ -1,0 +1,62 @@
+"""Show what a bundle holds, which engine would run here and why, and what was measured of each."""
+
+from __future__ import annotations
+
+import argparse
+
+from edgevis import BackendError
+from edgevis.cli._common import add_engine_arguments, open_predictor, print_json
+from runtime.bundle import Bundle
+from runtime.jsondata import to_json
+from runtime.manifest import EngineRecord, Manifest
+from runtime.text import size_text, text_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_engine_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    manifest = Bundle(arguments.bundle).manifest
+    try:
+        with open_predictor(arguments) as predictor:
+            running, reason = predictor.info, ""
+    except BackendError as error:
+        running, reason = None, str(error)
+    if arguments.json:
+        print_json(
+            {"manifest": to_json(manifest), "running": running and running.to_dict(), "cannot_run": reason or None}
+        )
+        return 0
+    trained = "trained" if manifest.weights.trained else "RANDOM WEIGHTS: its results mean nothing"
+    rows = [
+        ("model", f"{manifest.model} ({manifest.deployment.task}), {manifest.parameters:,} parameters, {trained}"),
+        ("weights", manifest.weights.source),
+        ("encoder", manifest.encoder_identity[:16]),
+        ("built", f"{manifest.created} for {manifest.target} on {manifest.machine}"),
+        ("size", size_text(sum(record.size_bytes for record in manifest.files.values()))),
+        ("runs here", f"{running.backend} {running.precision}: {running.why}" if running else f"nothing: {reason}"),
+        *(("passed over", reason) for reason in (running.skipped if running else ())),
+    ]
+    print("\n".join(f"{name:<12}{value}" for name, value in rows))
+    print()
+    print(engine_table(manifest))
+    return 0
+
+
+def engine_table(manifest: Manifest) -> str:
+    """The engines of a bundle with what was measured when it was built."""
+    headers = ("engine", "device", "ms/image", "max rel. error", "min cosine", "decisions", "shares enrolments")
+    return text_table(headers, [_row(record) for record in manifest.engines])
+
+
+def _row(record: EngineRecord) -> tuple[str, ...]:
+    latency = "–" if record.latency_ms is None else f"{record.latency_ms:.2f}"
+    shares = "yes" if record.shares_enrolments else "no"
+    if record.proof is None:
+        return (record.name, record.device, latency, "not yet proved", "–", "–", shares)
+    error = max(parity.max_relative_error for parity in record.proof.graphs)
+    cosine = min(parity.min_cosine for parity in record.proof.graphs)
+    decisions = record.proof.decisions
+    agreed = f"{decisions.agreement:.1%} of {decisions.count}" if decisions else "–"
+    return (record.name, record.device, latency, f"{error:.1e}", f"{cosine:.6f}", agreed, shares)

@@ -1,0 +1,42 @@
+"""Prove a bundle on this machine: every file's hash, and every engine against the PyTorch outputs it carries."""
+
+from __future__ import annotations
+
+import argparse
+
+from edgevis.cli._common import print_json
+from runtime.bundle import Bundle
+from runtime.jsondata import to_json
+from runtime.text import text_table
+from runtime.verification import EngineCheck, verify_bundle
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="a folder NAME.edgevis")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    bundle = Bundle(arguments.bundle)
+    checks = verify_bundle(bundle)
+    passed = all(check.status != "failed" for check in checks) and any(check.status == "passed" for check in checks)
+    if arguments.json:
+        print_json({"bundle": str(bundle.path), "passed": passed, "engines": to_json(checks)})
+    else:
+        print(f"{len(bundle.manifest.files)} files are as the manifest says")
+        print(
+            text_table(
+                ("engine", "status", "max rel. error", "min cosine", "held to"), [_row(check) for check in checks]
+            )
+        )
+        for check in checks:
+            if check.reason:
+                print(f"{check.engine} {check.status}: {check.reason}")
+    return 0 if passed else 1
+
+
+def _row(check: EngineCheck) -> tuple[str, ...]:
+    if not check.graphs:
+        return (check.engine, check.status, "–", "–", check.tolerance)
+    error = max(parity.max_relative_error for parity in check.graphs)
+    cosine = min(parity.min_cosine for parity in check.graphs)
+    return (check.engine, check.status, f"{error:.1e}", f"{cosine:.6f}", check.tolerance)

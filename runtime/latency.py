@@ -1,0 +1,48 @@
+"""Timing that a busy machine cannot turn in anybody's favour: contenders take turns, round by round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Quantiles of the time of one call, in milliseconds, over ``rounds`` calls."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    rounds: int
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]], *, seconds: float, min_rounds: int = 10
+) -> dict[str, Latency]:
+    """Time each contender once a round until ``seconds`` have passed, after two rounds that are not counted.
+
+    Args:
+        contenders: What to call, by name.
+        seconds: How long to measure, all contenders together.
+        min_rounds: Rounds to measure at least, however long they take.
+    """
+    for call in list(contenders.values()) * 2:
+        call()
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    end = time.perf_counter() + seconds
+    rounds = 0
+    while rounds < min_rounds or time.perf_counter() < end:
+        for name, call in contenders.items():
+            start = time.perf_counter()
+            call()
+            taken[name].append(time.perf_counter() - start)
+        rounds += 1
+    return {name: _quantiles(values) for name, values in taken.items()}
+
+
+def _quantiles(seconds: list[float]) -> Latency:
+    p50, p90, p99 = np.quantile(seconds, (0.5, 0.9, 0.99)) * 1e3
+    return Latency(float(p50), float(p90), float(p99), len(seconds))

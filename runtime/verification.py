@@ -1,0 +1,65 @@
+"""Prove a bundle again on the machine where it lies: every file's hash, every engine's parity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtime.arrays import Array
+from runtime.bundle import Bundle
+from runtime.errors import BackendError, MissingDependencyError, UnavailableError
+from runtime.manifest import EngineRecord, GraphParity
+from runtime.parity import TOLERANCES, measure_graph
+from runtime.selection import open_sessions
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCheck:
+    """What came out for one engine.
+
+    Attributes:
+        engine: Its name.
+        status: ``passed``, ``failed``, or ``not run`` where the machine lacks its package or device.
+        tolerance: What it was held to.
+        graphs: The measured distance of each graph from the PyTorch outputs in ``golden.npz``.
+        reason: Why it failed or was not run.
+    """
+
+    engine: str
+    status: str
+    tolerance: str
+    graphs: tuple[GraphParity, ...] = ()
+    reason: str = ""
+
+
+def verify_bundle(bundle: Bundle) -> list[EngineCheck]:
+    """Check all files of a bundle, then run each of its engines on the golden inputs.
+
+    Raises:
+        IntegrityError: A file is missing or altered.
+    """
+    bundle.verify_files()
+    golden = bundle.golden()
+    return [_check(bundle, record, golden) for record in bundle.manifest.engines]
+
+
+def _check(bundle: Bundle, record: EngineRecord, golden: dict[str, Array]) -> EngineCheck:
+    tolerance = TOLERANCES[record.precision]
+    try:
+        sessions = open_sessions(bundle, record, threads=None)
+    except (MissingDependencyError, UnavailableError) as error:
+        return EngineCheck(record.name, "not run", str(tolerance), reason=str(error))
+    except BackendError as error:
+        return EngineCheck(record.name, "failed", str(tolerance), reason=str(error))
+    try:
+        parities = tuple(measure_graph(session, session.graph, golden) for session in sessions.values())
+    except BackendError as error:
+        return EngineCheck(record.name, "failed", str(tolerance), reason=str(error))
+    finally:
+        for session in sessions.values():
+            session.close()
+    beyond = [parity for parity in parities if not tolerance.holds(parity)]
+    reason = "; ".join(
+        f"graph {parity.graph!r}: max relative error {parity.max_relative_error:.2e}, cosine {parity.min_cosine:.6f}"
+        for parity in beyond
+    )
+    return EngineCheck(record.name, "failed" if beyond else "passed", str(tolerance), parities, reason)
