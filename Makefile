@@ -1,0 +1,40 @@
+# Two commands: `make demo` and `make test`. Both make .venv first; neither needs anything but Python and a package index.
+#
+#   make demo VIDEO=file.mp4              your own video instead of the default one
+#   make demo PYTHON=python3.12           another interpreter (3.10 to 3.13)
+#   make test PIP_ARGS="--extra-index-url URL"   for example PyTorch's index of CPU builds, where the default index has CUDA ones
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VIDEO ?=
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+SOURCES := $(shell find edgevis runtime export calibration -name '*.py' -o -name '*.safetensors')
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED) bundles/osnet-x0-25.edgevis/manifest.json bundles/epri-net.edgevis/manifest.json
+	$(RUN) -m benchmarks.demo --bundle bundles/osnet-x0-25.edgevis --timed bundles/epri-net.edgevis --output demo $(if $(VIDEO),--video "$(VIDEO)")
+
+bundles/%.edgevis/manifest.json: $(SOURCES) | $(INSTALLED)
+	$(RUN) -m export.build --model $* --target cpu --precision fp32,int8 --output bundles/$*.edgevis
+
+test: $(INSTALLED) lint
+	$(RUN) -m pytest -n 2
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip $(PIP_ARGS)
+	$(RUN) -m pip install --editable '.[openvino,export,bench,dev]' $(PIP_ARGS) --progress-bar on
+	touch $@
+
+clean:
+	rm -rf demo bundles build dist *.egg-info
