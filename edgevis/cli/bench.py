@@ -6,6 +6,7 @@ import argparse
 import functools
 import warnings
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from edgevis import BackendError, InputError, Predictor
 from edgevis.cli._common import print_json
 from runtime.bundle import Bundle
 from runtime.jsondata import to_json
-from runtime.latency import interleaved
+from runtime.latency import Latency, interleaved
 from runtime.text import text_table
 
 
@@ -25,12 +26,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    sizes = _batch_sizes(arguments.batch)
     bundle = Bundle(arguments.bundle)
-    rng = np.random.default_rng(0)
+    timings = time_engines(bundle, _batch_sizes(arguments.batch), seconds=arguments.seconds, threads=arguments.threads)
+    if arguments.json:
+        print_json({"bundle": str(bundle.path), "measured": MEASURED, "results": to_json(timings)})
+    else:
+        print(text_table(HEADERS, [timing.cells() for timing in timings]))
+    return 0
+
+
+MEASURED = "one 240x480 crop to its embedding, preprocessing included"
+HEADERS = ("engine", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s")
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long one engine takes for one batch."""
+
+    engine: str
+    batch: int
+    latency: Latency
+    images_per_second: float
+
+    def cells(self) -> tuple[str, ...]:
+        """A row under :data:`HEADERS`."""
+        times = (self.latency.p50_ms, self.latency.p90_ms, self.latency.p99_ms)
+        return (self.engine, str(self.batch), *(f"{ms:.2f}" for ms in times), f"{self.images_per_second:.0f}")
+
+
+def time_engines(bundle: Bundle, batch_sizes: list[int], *, seconds: float, threads: int | None = None) -> list[Timing]:
+    """Time all engines that open here, in turn.
+
+    Args:
+        bundle: The bundle.
+        batch_sizes: How many images one call gets.
+        seconds: How long to measure each batch size, all engines together.
+        threads: CPU threads for each engine.
+
+    Raises:
+        BackendError: No engine opens.
+    """
     # A crop as a detector would cut it from a 1080p frame. Its content does not change how long an engine takes.
-    crop = rng.integers(0, 256, (480, 240, 3), np.uint8)
-    entries = []
+    crop = np.random.default_rng(0).integers(0, 256, (480, 240, 3), np.uint8)
+    timings = []
     with ExitStack() as stack:
         predictors: dict[str, Predictor] = {}
         for record in bundle.manifest.engines:
@@ -40,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
                     backend=record.backend,
                     device=record.device,
                     precision=record.precision,
-                    threads=arguments.threads,
+                    threads=threads,
                 )
             except BackendError as error:
                 warnings.warn(f"{record.name} is left out: {error}", RuntimeWarning, stacklevel=1)
@@ -48,32 +86,11 @@ def run(arguments: argparse.Namespace) -> int:
             predictors[record.name] = stack.enter_context(opened)
         if not predictors:
             raise BackendError(f"{bundle.path}: no engine can be opened here")
-        for size in sizes:
+        for size in batch_sizes:
             calls = {name: functools.partial(predictor.embed, [crop] * size) for name, predictor in predictors.items()}
-            for name, latency in interleaved(calls, seconds=arguments.seconds).items():
-                throughput = size / latency.p50_ms * 1e3
-                entries.append({"engine": name, "batch": size, **to_json(latency), "images_per_second": throughput})
-    if arguments.json:
-        print_json(
-            {
-                "bundle": str(bundle.path),
-                "image": "480x240 crop to embedding, preprocessing included",
-                "results": entries,
-            }
-        )
-        return 0
-    headers = ("engine", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s")
-    rows = [
-        (
-            entry["engine"],
-            str(entry["batch"]),
-            *(f"{entry[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms")),
-            f"{entry['images_per_second']:.0f}",
-        )
-        for entry in entries
-    ]
-    print(text_table(headers, rows))
-    return 0
+            for name, latency in interleaved(calls, seconds=seconds).items():
+                timings.append(Timing(name, size, latency, size / latency.p50_ms * 1e3))
+    return timings
 
 
 def _batch_sizes(text: str) -> list[int]:

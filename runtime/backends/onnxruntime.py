@@ -31,6 +31,9 @@ class _Engine:
         options.log_severity_level = 3  # errors only: they come back as exceptions
         if threads is not None:
             options.intra_op_num_threads = threads
+        # Its threads may spin for the next operator of a run, but not after the run: they would take the cores from
+        # whatever comes next, such as decoding the next frame or another engine in the process.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exception classes share no base but Exception

@@ -1,0 +1,192 @@
+"""Two persons enrolled, then recognised in a video: ``python -m benchmarks.demo`` (``make demo`` builds what it needs).
+
+Writes into the output folder: ``picture.jpg``, ``video.mp4``, ``latency.md`` and ``latency.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from benchmarks.scenes import FixedCamera, PhotoPan, Scene, View
+from edgevis import EdgevisError, Predictor, SourceError
+from edgevis.cli.bench import HEADERS, MEASURED, time_engines
+from runtime.bundle import Bundle
+from runtime.images import Image
+from runtime.jsondata import to_json
+from runtime.results import color_of, draw_tag
+from runtime.tasks import Result
+from runtime.text import markdown_table, text_table
+
+SHARED_VIDEO = Path("../shared/data/video/one-by-one-person-detection.mp4")
+
+
+@dataclass
+class Watch:
+    """What was seen: the annotated frames that are kept for the picture, and how often each label appeared."""
+
+    seen: Counter[str] = field(default_factory=Counter)
+    kept: dict[str, list[Image]] = field(default_factory=dict)
+    frames: int = 0
+    engine_ms: list[float] = field(default_factory=list)
+
+    def keep(self, picture: Image, labels: Sequence[str]) -> None:
+        """Count the labels of one frame and keep its picture for each of them."""
+        self.frames += 1
+        for label in labels:
+            self.seen[label] += 1
+            self.kept.setdefault(label, []).append(picture)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; an error of ours becomes one line and exit status 1."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__.partition("\n")[0])
+    parser.add_argument("--bundle", required=True, help="a Re-ID bundle that recognises")
+    parser.add_argument("--timed", nargs="*", default=[], help="more bundles for the table of latencies")
+    parser.add_argument("--video", type=Path, help="a video of a fixed camera whose first second shows nobody")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for what is made (default: demo)")
+    arguments = parser.parse_args(argv)
+    try:
+        run(arguments.bundle, arguments.timed, arguments.video, arguments.output)
+    except EdgevisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(bundle: str, timed: Sequence[str], video: Path | None, output: Path) -> None:
+    """Enrol, watch, draw, time; see the module."""
+    if video is None and SHARED_VIDEO.is_file():
+        video = SHARED_VIDEO
+    scene: Scene = PhotoPan() if video is None else FixedCamera(video)
+    output.mkdir(parents=True, exist_ok=True)
+    print(f"\nScene: {scene.name}")
+    with Predictor(bundle) as predictor:
+        info = predictor.info
+        print(f"Engine: {info.backend} {info.precision}, {info.why}")
+        if not info.trained:
+            print("WARNING: this bundle's weights are random; what it recognises means nothing")
+        gallery = dict(islice(scene.examples(), 2))
+        if len(gallery) < 2:
+            raise SourceError(f"{scene.name} shows {len(gallery)} persons one at a time; two are needed to enrol")
+        for label, crops in gallery.items():
+            predictor.enroll(label, crops)
+            print(f"Enrolled: {label}, {len(crops)} crops")
+        threshold = predictor.threshold
+        print("Threshold: none (nothing is known of strangers)" if threshold is None else f"Threshold: {threshold:.3f}")
+        watch = _watch(predictor, scene, output / "video.mp4")
+    seen = ", ".join(f"{label} {count}x" for label, count in watch.seen.most_common())
+    print(f"Seen in {watch.frames} frames: {seen or 'nobody'}")
+    print(f"Median time of a person, crop to result: {np.median(watch.engine_ms or [0.0]):.2f} ms")
+    _write_image(output / "picture.jpg", _poster(gallery, watch))
+    _time([bundle, *timed], output)
+    print(f"\nWritten: {', '.join(sorted(str(path) for path in output.iterdir() if path.is_file()))}")
+
+
+def _watch(predictor: Predictor, scene: Scene, path: Path) -> Watch:
+    watch = Watch()
+    writer: cv2.VideoWriter | None = None
+    start = time.monotonic()
+    try:
+        for view in scene.views():
+            if writer is None:
+                size = (view.image.shape[1], view.image.shape[0])
+                writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), scene.fps, size)
+                if not writer.isOpened():
+                    raise SourceError(f"{path} cannot be written")
+            picture, results = _annotate(predictor, view)
+            writer.write(picture)
+            watch.keep(picture, [result.label or "unknown" for result in results])
+            watch.engine_ms += [sum(result.speed_ms.values()) for result in results]
+            if watch.frames % 50 == 0:
+                print(
+                    f"\r  frame {watch.frames}, {time.monotonic() - start:.0f} s", end="", file=sys.stderr, flush=True
+                )
+    finally:
+        if writer is not None:
+            writer.release()
+        print(file=sys.stderr)
+    return watch
+
+
+def _annotate(predictor: Predictor, view: View) -> tuple[Image, list[Result]]:
+    picture = view.image.copy()
+    if not view.boxes:
+        return picture, []
+    results = predictor.predict([box.crop(view.image) for box in view.boxes])
+    for box, result in zip(view.boxes, results, strict=True):
+        color = color_of(result.label)
+        cv2.rectangle(picture, (box.left, box.top), (box.right - 1, box.bottom - 1), color, 3)
+        draw_tag(picture, f"{result.label or 'unknown'} {result.score:.2f}", (box.left, box.top), color, 0.6)
+    return picture, results
+
+
+def _poster(gallery: dict[str, list[Image]], watch: Watch, width: int = 1280) -> Image:
+    """Left, who was enrolled; right, six frames in which they and strangers were seen."""
+    side = width // 4
+    cards = [_card(label, crops, side) for label, crops in gallery.items()]
+    order = [label for label in (*gallery, "unknown") if label in watch.kept]
+    chosen = [picture for label in order for picture in _spread(watch.kept[label], 6 // max(1, len(order)))]
+    columns = (width - side) // 3
+    tiles = [_fitted(picture, columns, round(columns * 0.675)) for picture in chosen[:6]]
+    tiles += [np.full_like(tiles[0], 32)] * (6 - len(tiles)) if tiles else []
+    grid = np.vstack([np.hstack(tiles[:3]), np.hstack(tiles[3:])]) if tiles else np.full((400, columns * 3, 3), 32)
+    height = grid.shape[0] // len(cards)
+    left = np.vstack([_fitted(card, side, height) for card in cards])
+    return np.hstack([_fitted(left, side, grid.shape[0]), grid]).astype(np.uint8)
+
+
+def _card(label: str, crops: list[Image], width: int) -> Image:
+    strip = np.hstack([_fitted(crop, width // 3, width // 3 * 2) for crop in _spread(crops, 3)])
+    card = np.full((strip.shape[0] + 34, width, 3), 32, np.uint8)
+    card[34:, : strip.shape[1]] = strip
+    draw_tag(card, f"enrolled: {label}", (4, 4), color_of(label), 0.55)
+    return card
+
+
+def _spread(items: list[Image], count: int) -> Iterator[Image]:
+    return (items[index] for index in np.linspace(0, len(items) - 1, count + 2).astype(int)[1:-1])
+
+
+def _fitted(image: Image, width: int, height: int) -> Image:
+    ratio = min(width / image.shape[1], height / image.shape[0])
+    resized = cv2.resize(
+        image, (max(1, int(image.shape[1] * ratio)), max(1, int(image.shape[0] * ratio))), interpolation=cv2.INTER_AREA
+    )
+    output = np.full((height, width, 3), 32, np.uint8)
+    top, left = (height - resized.shape[0]) // 2, (width - resized.shape[1]) // 2
+    output[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
+    return output
+
+
+def _write_image(path: Path, image: Image) -> None:
+    if not cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 90]):
+        raise SourceError(f"{path} cannot be written")
+
+
+def _time(bundles: Sequence[str], output: Path) -> None:
+    print(f"\nLatency on this machine: {MEASURED}")
+    rows, data = [], []
+    for path in bundles:
+        bundle = Bundle(path)
+        timings = time_engines(bundle, [1, 8], seconds=4.0)
+        rows += [(bundle.manifest.model, *timing.cells()) for timing in timings]
+        data.append({"model": bundle.manifest.model, "results": to_json(timings)})
+    headers = ("model", *HEADERS)
+    print(text_table(headers, rows))
+    (output / "latency.md").write_text(f"{MEASURED}, on this machine\n\n{markdown_table(headers, rows)}\n")
+    (output / "latency.json").write_text(json.dumps({"measured": MEASURED, "bundles": data}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
