@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -78,7 +78,7 @@ def color_of(label: str | None) -> tuple[int, int, int]:
     """The BGR colour that stands for a label in every picture; grey is unknown."""
     if label is None:
         return (150, 150, 150)
-    hue = zlib.crc32(label.encode()) % 180
+    hue = hashlib.blake2s(label.encode()).digest()[0] * 180 // 256
     pixel = cv2.cvtColor(np.array([[[hue, 200, 235]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
     return (int(pixel[0]), int(pixel[1]), int(pixel[2]))
 
