@@ -33,7 +33,7 @@ def ways(crop: Array) -> dict[str, Callable[[], Array]]:
 
     def blob() -> Array:
         # blobFromImage knows one scale for all channels: the deviations are divided out afterwards.
-        tensor = cv2.dnn.blobFromImage(crop, 1 / 255, size, np.array(SPEC.mean) * 255, swapRB=True)
+        tensor = cv2.dnn.blobFromImage(crop, 1 / 255, size, [m * 255 for m in SPEC.mean], swapRB=True)
         return np.asarray(tensor / std[None, :, None, None])
 
     def fancy_index() -> Array:

@@ -1,0 +1,161 @@
+"""Few-shot accuracy of a bundle: ``python -m benchmarks.few_shot --bundle B.edgevis --data grocery_dev.zip``.
+
+An episode draws ``way`` classes, enrols ``shot`` images of each and asks for ``query`` other images of each. Every
+image is embedded once by the predictor; an episode then enrols and searches these embeddings in the gallery that
+``Predictor.enroll`` and ``Predictor.predict`` use, which gives the same answers as calling them with the images
+(``--images`` does that, some hundred times slower).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.data import read_labelled
+from edgevis import Classification, EdgevisError, InputError, Predictor
+from runtime.gallery.embedded import EmbeddedGallery
+from runtime.images import Image
+from runtime.jsondata import to_json
+from runtime.text import text_table
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Mean accuracy over episodes and the half width of its 95 % interval."""
+
+    engine: str
+    way: int
+    shot: int
+    episodes: int
+    accuracy: float
+    interval95: float
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """Indices of images by class: what is enrolled and what is asked."""
+
+    shots: tuple[tuple[int, ...], ...]
+    queries: tuple[tuple[int, ...], ...]
+
+
+def episodes(labels: Sequence[str], *, way: int, shot: int, query: int, count: int, seed: int) -> Iterator[Episode]:
+    """``count`` random episodes over images with these labels."""
+    by_label: dict[str, list[int]] = defaultdict(list)
+    for index, label in enumerate(labels):
+        by_label[label].append(index)
+    classes = [members for members in by_label.values() if len(members) >= shot + query]
+    if len(classes) < way:
+        raise InputError(f"{len(classes)} classes have {shot + query} images or more; {way} are needed")
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        drawn = [
+            rng.permutation(classes[index])[: shot + query].tolist() for index in rng.permutation(len(classes))[:way]
+        ]
+        yield Episode(tuple(tuple(item[:shot]) for item in drawn), tuple(tuple(item[shot:]) for item in drawn))
+
+
+def from_embeddings(embeddings: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> Callable[[Episode], float]:
+    """Accuracy of an episode over embeddings that have been made: (N, D) unit rows."""
+
+    def run(episode: Episode) -> float:
+        gallery = EmbeddedGallery(embeddings.shape[1], "prototype")
+        for label, shots in enumerate(episode.shots):
+            gallery.add(str(label), embeddings[list(shots)])
+        asked = [index for queries in episode.queries for index in queries]
+        found = gallery.search(embeddings[asked], 1)
+        truth = [str(label) for label, queries in enumerate(episode.queries) for _ in queries]
+        return float(np.mean([ranking[0].label == label for ranking, label in zip(found, truth, strict=True)]))
+
+    return run
+
+
+def from_images(predictor: Predictor, images: Sequence[Image]) -> Callable[[Episode], float]:
+    """Accuracy of an episode by ``enroll`` and ``predict`` on the images themselves."""
+
+    def run(episode: Episode) -> float:
+        for label in predictor.labels:
+            predictor.forget(label)
+        right = []
+        for number, shots in enumerate(episode.shots):
+            predictor.enroll(str(number), [images[index] for index in shots])
+        for number, queries in enumerate(episode.queries):
+            for result in predictor.predict([images[index] for index in queries], top_k=1):
+                if not isinstance(result, Classification):
+                    raise InputError("the bundle's task is not 'classify'")
+                # The best class, whatever its score: the protocol knows no strangers.
+                right.append(result.labels[0] == str(number))
+        return float(np.mean(right))
+
+    return run
+
+
+def summary(engine: str, way: int, shot: int, values: Sequence[float]) -> Accuracy:
+    """Mean and half width of the 95 % interval (normal approximation)."""
+    half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Accuracy(engine, way, shot, len(values), float(np.mean(values)), half)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print one row per engine and number of shots."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.few_shot", description=__doc__.partition("\n")[0])
+    parser.add_argument("--bundle", type=Path, required=True, help="a bundle of task 'classify'")
+    parser.add_argument("--data", type=Path, required=True, help="zip with images and labels.csv (path, class_name)")
+    parser.add_argument(
+        "--precision", nargs="*", default=[None], help="engines to measure (default: the automatic one)"
+    )
+    parser.add_argument("--way", type=int, default=5)
+    parser.add_argument("--shot", type=int, nargs="*", default=[1, 5])
+    parser.add_argument("--query", type=int, default=10)
+    parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--images", action="store_true", help="call enroll and predict with the images of every episode"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(argv)
+    try:
+        found = list(_measure(arguments))
+    except EdgevisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(json.dumps(to_json(found), indent=2))
+        return 0
+    rows = [
+        (item.engine, str(item.way), str(item.shot), str(item.episodes), f"{item.accuracy:.3f} ± {item.interval95:.3f}")
+        for item in found
+    ]
+    print(text_table(("engine", "way", "shot", "episodes", "accuracy"), rows))
+    return 0
+
+
+def _measure(arguments: argparse.Namespace) -> Iterator[Accuracy]:
+    data = read_labelled(arguments.data)
+    labels, images = [row["class_name"] for row, _ in data], [image for _, image in data]
+    for precision in arguments.precision:
+        with Predictor(arguments.bundle, precision=precision) as predictor:
+            engine = f"{predictor.info.backend}-{predictor.info.precision}"
+            run = from_images(predictor, images) if arguments.images else from_embeddings(predictor.embed(images))
+            for shot in arguments.shot:
+                drawn = episodes(
+                    labels,
+                    way=arguments.way,
+                    shot=shot,
+                    query=arguments.query,
+                    count=arguments.episodes,
+                    seed=arguments.seed,
+                )
+                yield summary(engine, arguments.way, shot, [run(episode) for episode in drawn])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
