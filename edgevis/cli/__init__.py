@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     warnings.showwarning = _show_warning
     try:
-        return modules[arguments.verb].run(arguments)
+        status = modules[arguments.verb].run(arguments)
+        sys.stdout.flush()
+        return status
     except EdgevisError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
