@@ -55,16 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--timed", nargs="*", default=[], help="more bundles for the table of latencies")
     parser.add_argument("--video", type=Path, help="a video of a fixed camera whose first second shows nobody")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for what is made (default: demo)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="time for each bundle and batch size (default: 4)")
     arguments = parser.parse_args(argv)
     try:
-        run(arguments.bundle, arguments.timed, arguments.video, arguments.output)
+        run(arguments.bundle, arguments.timed, arguments.video, arguments.output, seconds=arguments.seconds)
     except EdgevisError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def run(bundle: str, timed: Sequence[str], video: Path | None, output: Path) -> None:
+def run(bundle: str, timed: Sequence[str], video: Path | None, output: Path, *, seconds: float) -> None:
     """Enrol, watch, draw, time; see the module."""
     if video is None and SHARED_VIDEO.is_file():
         video = SHARED_VIDEO
@@ -89,7 +90,7 @@ def run(bundle: str, timed: Sequence[str], video: Path | None, output: Path) -> 
     print(f"Seen in {watch.frames} frames: {seen or 'nobody'}")
     print(f"Median time of a person, crop to result: {np.median(watch.engine_ms or [0.0]):.2f} ms")
     _write_image(output / "picture.jpg", _poster(gallery, watch))
-    _time([bundle, *timed], output)
+    _time([bundle, *timed], output, seconds)
     print(f"\nWritten: {', '.join(sorted(str(path) for path in output.iterdir() if path.is_file()))}")
 
 
@@ -174,12 +175,12 @@ def _write_image(path: Path, image: Image) -> None:
         raise SourceError(f"{path} cannot be written")
 
 
-def _time(bundles: Sequence[str], output: Path) -> None:
+def _time(bundles: Sequence[str], output: Path, seconds: float) -> None:
     print(f"\nLatency on this machine: {MEASURED}")
     rows, data = [], []
     for path in bundles:
         bundle = Bundle(path)
-        timings = time_engines(bundle, [1, 8], seconds=4.0)
+        timings = time_engines(bundle, [1, 8], seconds=seconds)
         rows += [(bundle.manifest.model, *timing.cells()) for timing in timings]
         data.append({"model": bundle.manifest.model, "results": to_json(timings)})
     headers = ("model", *HEADERS)

@@ -1,0 +1,89 @@
+"""The few-shot benchmark: its shortcut gives what enrolling and predicting every image gives."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from bundles import Tiny, picture, write_tiny_bundle
+
+from benchmarks import few_shot
+from edgevis import InputError, Predictor, SourceError
+
+CLASSES, IMAGES = 6, 9
+
+
+@pytest.fixture
+def labelled_zip(tmp_path: Path) -> Path:
+    """Six classes of nine pictures: one picture each, in other light."""
+    path = tmp_path / "labelled.zip"
+    table = io.StringIO()
+    rows = csv.writer(table)
+    rows.writerow(["path", "class_name"])
+    with zipfile.ZipFile(path, "w") as archive:
+        for label in range(CLASSES):
+            for number in range(IMAGES):
+                light = np.random.default_rng([label, number]).uniform(-90, 90)
+                image = np.clip(picture(label).astype(np.float64) + light, 0, 255).astype(np.uint8)
+                name = f"{label}/{number}.png"
+                archive.writestr(name, cv2.imencode(".png", image)[1].tobytes())
+                rows.writerow([name, f"class {label}"])
+        archive.writestr("labels.csv", table.getvalue())
+    return path
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_tiny_bundle(tmp_path / "tiny.edgevis", Tiny("classify"))
+
+
+@pytest.mark.parametrize("shot", [1, 3])
+def test_embeddings_give_what_images_give(bundle: Path, labelled_zip: Path, shot: int) -> None:
+    data = few_shot.read_labelled(labelled_zip)
+    labels, images = [row["class_name"] for row, _ in data], [image for _, image in data]
+    drawn = list(few_shot.episodes(labels, way=5, shot=shot, query=4, count=6, seed=3))
+    with Predictor(bundle) as predictor:
+        by_embedding = few_shot.from_embeddings(predictor.embed(images))
+        by_image = few_shot.from_images(predictor, images)
+        expected = [by_image(episode) for episode in drawn]
+        assert [by_embedding(episode) for episode in drawn] == expected
+    assert 0.2 < np.mean(expected) < 1.0, "neither chance nor trivial, so that a difference would show"
+
+
+def test_episodes_hold_the_protocol() -> None:
+    labels = [f"class {index % CLASSES}" for index in range(CLASSES * IMAGES)]
+    for episode in few_shot.episodes(labels, way=4, shot=2, query=5, count=20, seed=0):
+        used = [index for group in (*episode.shots, *episode.queries) for index in group]
+        assert len(used) == len(set(used)) == 4 * 7, "no image twice"
+        classes = [{labels[index] for index in group} for group in episode.shots]
+        assert all(len(group) == 1 for group in classes)
+        assert len(set.union(*classes)) == 4, "no class twice"
+        assert [{labels[index] for index in group} for group in episode.queries] == classes
+
+
+def test_too_few_images_are_named() -> None:
+    with pytest.raises(InputError, match="0 classes have 12 images or more; 5 are needed"):
+        list(few_shot.episodes(["a"] * 9, way=5, shot=2, query=10, count=1, seed=0))
+
+
+def test_the_command_prints_json(bundle: Path, labelled_zip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--bundle", str(bundle), "--data", str(labelled_zip), "--episodes", "20", "--query", "4", "--json"]
+    assert few_shot.main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(item["shot"], item["episodes"]) for item in found] == [(1, 20), (5, 20)]
+    assert all(0 < item["accuracy"] < 1 for item in found)
+    assert all(item["interval95"] > 0 for item in found)
+
+
+def test_a_zip_without_a_table_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "no.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "nothing")
+    with pytest.raises(SourceError, match=r"not a zip with labels\.csv"):
+        few_shot.read_labelled(path)
