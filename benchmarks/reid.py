@@ -1,8 +1,8 @@
-"""Rank-1 and mAP of a person re-identification model: ``python -m benchmarks.reid --weights FILE --data pku_reid_dev.zip``.
+"""Rank-1 and mAP of a person re-identification model: ``python -m benchmarks.reid --weights FILE --data ZIP``.
 
-The data is a zip with ``labels.csv`` (path, pid, camid, split) and images; every image of split ``query`` is looked for among
-those of split ``gallery``. Images go through the runtime's preprocessing, embeddings are L2-normalised, the distance is one
-minus the cosine.
+The data is a zip with ``labels.csv`` (path, pid, camid, split) and images; every image of split ``query`` is looked
+for among those of split ``gallery``. Images go through the runtime's preprocessing, embeddings are L2-normalised, the
+distance is one minus the cosine.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from edgevis import EdgevisError, SourceError, models
 from edgevis.metrics import reid_ranking
 from runtime.jsondata import to_json
 from runtime.preprocess import Preprocessor
+from runtime.text import text_table
 
-RANKS = (1, 5, 10)
+HEADERS = ("weights", "rank-1", "rank-5", "rank-10", "mAP", "ms/image")
 _BATCH = 32
 
 
@@ -111,8 +112,8 @@ def score(model_name: str, weights: Path, query: Split, gallery: Split) -> Score
     count = len(query.images)
     distances = 1 - embeddings[:count] @ embeddings[count:].T
     curve, mean_ap = reid_ranking(distances, query.ids, gallery.ids, query.cameras, gallery.cameras)
-    at = [float(curve[min(rank, len(curve)) - 1]) for rank in RANKS]
-    return Scores(weights.name, count, len(gallery.images), *at, mean_ap, embed_ms)
+    rank_1, rank_5, rank_10 = (float(curve[min(rank, len(curve)) - 1]) for rank in (1, 5, 10))
+    return Scores(weights.name, count, len(gallery.images), rank_1, rank_5, rank_10, mean_ap, embed_ms)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,10 +135,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(to_json(found), indent=2))
         return 0
     print(f"{found[0].queries} queries, {found[0].gallery} gallery images")
-    print(f"{'weights':40} {'rank-1':>7} {'rank-5':>7} {'rank-10':>7} {'mAP':>7} {'ms/image':>9}")
-    for row in found:
-        shares = f"{row.rank_1:7.3f} {row.rank_5:7.3f} {row.rank_10:7.3f} {row.mean_ap:7.3f}"
-        print(f"{row.weights:40} {shares} {row.embed_ms:9.2f}")
+    rows = [
+        [
+            row.weights,
+            *(f"{value:.3f}" for value in (row.rank_1, row.rank_5, row.rank_10, row.mean_ap)),
+            f"{row.embed_ms:.1f}",
+        ]
+        for row in found
+    ]
+    print(text_table(HEADERS, rows))
     return 0
 
 

@@ -3,8 +3,8 @@
     model = create("osnet-x0-25")
     load_weights(model, "osnet_x0_25_msmt17.safetensors")
 
-A model file holds its ``nn.Module``, its ``DEPLOYMENT`` and ``ENTRIES``, a tuple of :class:`ModelEntry`. A new model is a new
-file. A graph named X of a deployment is the module's method ``X``.
+A model file holds its ``nn.Module``, its ``DEPLOYMENT`` and ``ENTRIES``, a tuple of :class:`ModelEntry`. A new model
+is a new file. A graph named X of a deployment is the module's method ``X``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ def create(name: str, **options: object) -> nn.Module:
     unknown = sorted(set(options) - set(allowed))
     if unknown:
         raise ModelError(f"model {name!r} has no option {unknown[0]!r}; its options: {', '.join(allowed) or 'none'}")
-    return build(**options).eval()
+    try:
+        return build(**options).eval()
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"model {name!r} cannot be built with {options}: {error}") from error
 
 
 def parameters(model: nn.Module) -> int:
@@ -90,9 +93,10 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
     """Copy a checkpoint into the model; nothing is copied unless every tensor fits.
 
     Args:
-        path: ``.safetensors``, or ``.pt``/``.pth``/``.tar`` as ``torch.save`` writes it: a state dict, or a mapping that holds
-            one under ``"state_dict"``. It is read without running any code of the file. float16 and bfloat16 tensors are cast to the
-            model's type. Missing ``num_batches_tracked`` counters are not an error: nothing that edgevis builds reads them.
+        path: ``.safetensors``, or ``.pt``/``.pth``/``.tar`` as ``torch.save`` writes it: a state dict, or a mapping
+            that holds one under ``"state_dict"``. It is read without running any code of the file. float16 and
+            bfloat16 tensors are cast to the model's type. Missing ``num_batches_tracked`` counters are not an error:
+            nothing that edgevis builds reads them.
 
     Raises:
         WeightsError: The file cannot be read, or its tensors are not the model's; the message names them.
@@ -142,7 +146,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} has {size_bytes} bytes; allowed: at most {MAX_WEIGHTS_BYTES}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
         if path.suffix not in {".pt", ".pth", ".tar"}:
             raise WeightsError(f"{path} is of an unknown kind; allowed: .safetensors, .pt, .pth, .tar")
         content = torch.load(path, map_location="cpu", weights_only=True)

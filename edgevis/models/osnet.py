@@ -131,16 +131,11 @@ class OSNet(nn.Module):
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
 
-    def stages(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The maps after stages 2, 3, 4 and 5: (N, C, 32, 16), (N, C, 16, 8) three times for a 256 x 128 image."""
-        second = self.conv2(self.maxpool(self.conv1(image)))
-        third = self.conv3(second)
-        fourth = self.conv4(third)
-        return second, third, fourth, self.conv5(fourth)
-
     def embed(self, image: Tensor) -> Tensor:
-        """image (N, 3, 256, 128) float32 -> embedding (N, 512) float32."""
-        embedding: Tensor = self.fc(self.stages(image)[-1].mean((2, 3)))
+        """From image (N, 3, 256, 128) float32 to embedding (N, 512) float32."""
+        x = self.conv2(self.maxpool(self.conv1(image)))
+        x = self.conv5(self.conv4(self.conv3(x)))
+        embedding: Tensor = self.fc(x.mean((2, 3)))
         return embedding
 
     def forward(self, image: Tensor) -> Tensor:
@@ -167,7 +162,7 @@ ENTRIES = (
         build=osnet_x0_25,
         deployment=DEPLOYMENT,
         paper="Zhou, Yang, Cavallaro, Xiang: Omni-Scale Feature Learning for Person Re-Identification, ICCV 2019",
-        licence="MIT",
+        licence="Apache-2.0",
         parameters=201_864,
         weights="osnet-x0-25.safetensors",
     ),

@@ -1,0 +1,151 @@
+"""Pictures of persons with their masks, cut from photos and videos whose licences permit training.
+
+Sources: Clothing Co-Parsing (Yang, Luo, Lin, CVPR 2014; Apache-2.0) as a zip with ``images/``, ``masks/`` and
+``index.csv``; and any video of a static camera, such as ``one-by-one-person-detection.mp4`` of intel-iot-devkit's
+sample-videos (CC BY 4.0).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import SourceError
+
+BACKGROUND = 0
+BODY = 1
+"""Value of skin and hair in :attr:`Person.parts`; each larger value is one garment or one half of the clothing."""
+
+_CCP_BODY_NAMES = frozenset({"skin", "hair"})
+_MARGIN = 0.6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Person:
+    """One person in their surroundings.
+
+    Attributes:
+        image: (H, W, 3) uint8 BGR.
+        parts: (H, W) uint8: :data:`BACKGROUND`, :data:`BODY`, or the number of a part.
+        box: x0, y0, x1, y1 of the person in pixels of ``image``; the ends are exclusive.
+    """
+
+    image: NDArray[np.uint8]
+    parts: NDArray[np.uint8]
+    box: tuple[int, int, int, int]
+
+
+def persons_from_ccp(path: str | PathLike[str], *, split: str) -> list[Person]:
+    """The persons of one split (``train`` or ``val``) of the Clothing Co-Parsing zip, in the order of its index."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = _ccp_names(archive.read("classes.json"))
+            rows = csv.DictReader(io.TextIOWrapper(archive.open("index.csv"), "utf-8"))
+            stems = [row["stem"] for row in rows if row["split"] == split]
+            found = [_person_from_ccp(archive, stem, names) for stem in stems]
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise SourceError(f"{path} is not the Clothing Co-Parsing zip: {error}") from error
+    if not found:
+        raise SourceError(f"{path} has no photo of split {split!r}; its splits are 'train' and 'val'")
+    return [person for person in found if person is not None]
+
+
+def persons_from_video(
+    path: str | PathLike[str], *, every: int = 8, empty_s: float = 3.0, min_height: int = 120, threshold: int = 32
+) -> list[Person]:
+    """Persons before a static camera, at most one (the largest that was not there at the start) per frame.
+
+    The background is the median of the empty scene that the video starts with (a median over all of it would show a
+    person where persons stand most of the time); a pixel belongs to the person if a channel differs from it by more
+    than ``threshold`` grey levels. Parts are the upper and the lower half of the person.
+
+    Args:
+        every: Looks at each ``every``-th frame.
+        empty_s: For how many seconds the scene is empty.
+        min_height: Boxes lower than this many pixels are dropped.
+    """
+    if not Path(path).is_file():
+        raise SourceError(f"no video at {path}")
+    capture = cv2.VideoCapture(str(path))
+    try:
+        frames: list[NDArray[np.uint8]] = []
+        empty = max(1, round(empty_s * capture.get(cv2.CAP_PROP_FPS) / every))
+        index = 0
+        while capture.grab():
+            if index % every == 0:
+                ok, frame = capture.retrieve()
+                if not ok:
+                    break
+                frames.append(np.asarray(frame, np.uint8))
+            index += 1
+    finally:
+        capture.release()
+    if not frames:
+        raise SourceError(f"cannot decode {path}")
+    background = np.median(np.stack(frames[:empty]), axis=0).astype(np.uint8)
+    found = [_person_from_frame(frame, background, min_height, threshold) for frame in frames[empty:]]
+    return [person for person in found if person is not None]
+
+
+def _ccp_names(content: bytes) -> list[str]:
+    return [str(name) for name in json.loads(content)["names"]]
+
+
+def _person_from_ccp(archive: zipfile.ZipFile, stem: str, names: list[str]) -> Person | None:
+    image = cv2.imdecode(np.frombuffer(archive.read(f"images/{stem}.jpg"), np.uint8), cv2.IMREAD_COLOR)
+    mask = cv2.imdecode(np.frombuffer(archive.read(f"masks/{stem}.png"), np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None or mask is None or mask.shape != image.shape[:2]:
+        raise SourceError(f"photo {stem} and its mask do not fit together")
+    # 255 hides a few garments of the source; for us it is one more garment.
+    table = np.array([i + 1 if i < 254 else i for i in range(256)], np.uint8)
+    table[0] = BACKGROUND
+    for i, name in enumerate(names):
+        if name in _CCP_BODY_NAMES:
+            table[i] = BODY
+    return _person(np.asarray(image, np.uint8), table[mask])
+
+
+def _person_from_frame(
+    frame: NDArray[np.uint8], background: NDArray[np.uint8], min_height: int, threshold: int
+) -> Person | None:
+    difference = cv2.absdiff(cv2.blur(frame, (3, 3)), cv2.blur(background, (3, 3))).max(axis=2)
+    moving = (difference > threshold).astype(np.uint8)
+    moving = np.asarray(cv2.morphologyEx(moving, cv2.MORPH_CLOSE, np.ones((15, 15), np.uint8)), np.uint8)
+    moving = np.asarray(cv2.morphologyEx(moving, cv2.MORPH_OPEN, np.ones((7, 7), np.uint8)), np.uint8)
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(moving)
+    if count < 2:
+        return None
+    largest = 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))
+    top, height = int(statistics[largest, cv2.CC_STAT_TOP]), int(statistics[largest, cv2.CC_STAT_HEIGHT])
+    width = int(statistics[largest, cv2.CC_STAT_WIDTH])
+    if height < min_height or width < height // 6:
+        return None
+    parts = np.where(labels == largest, np.uint8(BODY + 1), np.uint8(BACKGROUND))
+    lower = parts[top + int(0.55 * height) :]
+    lower[lower != BACKGROUND] = BODY + 2
+    return _person(frame, parts)
+
+
+def _person(image: NDArray[np.uint8], parts: NDArray[np.uint8]) -> Person | None:
+    """The person with a margin of surroundings, or None if there is hardly a pixel of them."""
+    rows, columns = np.flatnonzero(parts.any(axis=1)), np.flatnonzero(parts.any(axis=0))
+    if len(rows) < 32 or len(columns) < 12:
+        return None
+    x0, x1, y0, y1 = int(columns[0]), int(columns[-1]) + 1, int(rows[0]), int(rows[-1]) + 1
+    margin = round(_MARGIN * (x1 - x0))
+    left, top = max(0, x0 - margin), max(0, y0 - margin)
+    right, bottom = min(image.shape[1], x1 + margin), min(image.shape[0], y1 + margin)
+    return Person(
+        np.ascontiguousarray(image[top:bottom, left:right]),
+        np.ascontiguousarray(parts[top:bottom, left:right]),
+        (x0 - left, y0 - top, x1 - left, y1 - top),
+    )

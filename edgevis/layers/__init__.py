@@ -1,0 +1,6 @@
+"""Building blocks that more than one model may use."""
+
+from edgevis.layers.efficientnet import EfficientNetB0
+from edgevis.layers.position_attention import PositionAttention
+
+__all__ = ["EfficientNetB0", "PositionAttention"]

@@ -1,0 +1,69 @@
+"""Measures of retrieval, in NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from runtime.errors import InputError
+
+__all__ = ["reid_ranking"]
+
+
+def reid_ranking(
+    distances: ArrayLike,
+    query_ids: ArrayLike,
+    gallery_ids: ArrayLike,
+    query_cameras: ArrayLike,
+    gallery_cameras: ArrayLike,
+    max_rank: int = 50,
+) -> tuple[NDArray[np.float64], float]:
+    """Cumulative matching characteristic and mean average precision, by the protocol of Market-1501.
+
+    For each query, gallery images of the same identity from the same camera are dropped; a query without any match
+    left is skipped.
+
+    Args:
+        distances: (Q, G), smaller is nearer; ties keep the gallery's order.
+        query_ids, query_cameras: (Q,) integers.
+        gallery_ids, gallery_cameras: (G,) integers.
+        max_rank: Length of the curve; at most G ranks are returned.
+
+    Returns:
+        The curve, (min(max_rank, G),) float64: entry r is the share of queries with a match among the r + 1 nearest;
+        and the mean over queries of the precision at each match.
+
+    Raises:
+        InputError: Shapes do not fit together, a distance is not a number, or no query has a match.
+    """
+    table = np.asarray(distances, np.float64)
+    ids = np.asarray(query_ids), np.asarray(gallery_ids)
+    cameras = np.asarray(query_cameras), np.asarray(gallery_cameras)
+    if table.ndim != 2 or any(
+        (len(side[0]), len(side[1])) != table.shape if side[0].ndim == side[1].ndim == 1 else True
+        for side in (ids, cameras)
+    ):
+        shapes = [array.shape for array in (*ids, *cameras)]
+        raise InputError(
+            f"distances {table.shape} do not fit identities and cameras {shapes}; allowed: (Q, G), (Q,), (G,)"
+        )
+    if np.isnan(table).any():
+        raise InputError("distances hold NaN")
+    if max_rank < 1:
+        raise InputError(f"max_rank is {max_rank}; allowed: 1 or more")
+
+    ranks = min(max_rank, table.shape[1])
+    hits_by_rank = np.zeros(ranks)
+    precisions: list[float] = []
+    for row, identity, camera in zip(table, ids[0], cameras[0], strict=True):
+        order = np.argsort(row, kind="stable")
+        kept = (ids[1][order] != identity) | (cameras[1][order] != camera)
+        matches = ids[1][order][kept] == identity
+        places = np.flatnonzero(matches)
+        if len(places) == 0:
+            continue
+        hits_by_rank[places[0] :] += 1
+        precisions.append(float(np.mean(np.arange(1, len(places) + 1) / (places + 1))))
+    if not precisions:
+        raise InputError("no query has a gallery image of its identity from another camera")
+    return hits_by_rank / len(precisions), float(np.mean(precisions))

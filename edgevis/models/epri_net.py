@@ -1,0 +1,265 @@
+"""EPRI-Net: person re-identification by EfficientNet-b0, a pixel-level feature pyramid and position attention.
+
+Paper: Lin, Zhang, Chen, Wu, Zhou, "Efficient Person Re-Identification with Multi-Scale Feature Fusion", sections
+III.A to III.C and table II.
+Provenance: our own code. The paper does not print all widths; the ones here are the reconstruction that gives each
+row of its table II (4.97, 6.56, 7.39, 4.99 and 7.41 million parameters with 751 identities). The backbone bears
+timm's names, so ``model.backbone`` takes published ``efficientnet_b0`` weights without their classifier.
+Licence: this file, as the rest of edgevis. No weights ship: they must be trained.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from edgevis.layers.efficientnet import HEAD_CHANNELS, EfficientNetB0
+from edgevis.layers.position_attention import PositionAttention
+from edgevis.models.entry import ModelEntry
+from runtime.errors import ModelError
+from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
+
+PYRAMID_CHANNELS = 320
+EMBEDDING = HEAD_CHANNELS + PYRAMID_CHANNELS
+
+# Position of the backbone's stages in EfficientNetB0.blocks.
+_STAGE_80, _STAGE_192, _STAGE_320 = 3, 5, 6
+_STRIPES = 3
+_STRIPE_WIDTH = 128
+
+Pyramid = Literal["none", "stripes", "pixels"]
+
+
+def _deployment(embedding: int) -> Deployment:
+    return Deployment(
+        task="reid",
+        graphs=(
+            Graph(
+                "embed",
+                inputs=(TensorSpec("image", "float32", ("N", 3, 384, 192)),),
+                outputs=(TensorSpec("embedding", "float32", ("N", embedding)),),
+            ),
+        ),
+        preprocess=Preprocess(
+            height=384,
+            width=192,
+            color="RGB",
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            fit="stretch",
+            interpolation="linear",
+        ),
+    )
+
+
+DEPLOYMENT = _deployment(EMBEDDING)
+
+
+class ConvBNSwish(nn.Sequential):
+    """A convolution without bias, batch norm, Swish: (N, C, h, w) -> (N, outputs, h, w)."""
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.SiLU()
+        )
+
+
+class PixelPyramid(nn.Module):
+    """The paper's pixel-level feature pyramid: three maps of one size, aggregated down and up by 1x1 convolutions.
+
+    The levels, top to bottom, are the 1280-channel head and the 320- and 192-channel stages. Each residual connection
+    comes from the backbone's map through its own projection; only with that reading do the parameters add up to table
+    II.
+    """
+
+    def __init__(self, inputs: tuple[int, int, int], channels: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(ConvBNSwish(size, channels) for size in inputs)
+        self.residual = nn.ModuleList(ConvBNSwish(size, channels) for size in inputs)
+        self.aggregate = nn.ModuleList(ConvBNSwish(channels, channels) for _ in range(6))
+
+    def forward(self, top: Tensor, middle: Tensor, bottom: Tensor) -> Tensor:
+        """Maps (N, C_i, h, w) -> (N, channels, h, w)."""
+        maps = (top, middle, bottom)
+        lateral = [convolution(x) for convolution, x in zip(self.lateral, maps, strict=True)]
+        residual = [convolution(x) for convolution, x in zip(self.residual, maps, strict=True)]
+        down_top = self.aggregate[0](lateral[0])
+        down_middle = self.aggregate[1](lateral[1] + down_top)
+        down_bottom = self.aggregate[2](lateral[2] + down_middle)
+        up = self.aggregate[3](down_bottom) + residual[2]
+        up = self.aggregate[4](down_middle + up) + residual[1]
+        result: Tensor = self.aggregate[5](down_top + up) + residual[0]
+        return result
+
+
+class StripePyramid(nn.Module):
+    """The two-level feature pyramid branch of FPB that the paper compares with: 3x3 convolutions of 128 channels.
+
+    Paper: Zhang et al., "FPB: Feature Pyramid Branch for Person Re-Identification", 2021.
+    """
+
+    def __init__(self, inputs: tuple[int, int], width: int, outputs: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(ConvBNSwish(size, width) for size in inputs)
+        self.residual = nn.ModuleList(ConvBNSwish(width, width) for _ in inputs)
+        self.aggregate = nn.ModuleList(ConvBNSwish(width, width, kernel=3) for _ in range(4))
+        self.output = ConvBNSwish(width, outputs)
+
+    def forward(self, top: Tensor, bottom: Tensor) -> Tensor:
+        """Maps (N, C_i, h, w) -> (N, outputs, h, w)."""
+        lateral_top, lateral_bottom = self.lateral[0](top), self.lateral[1](bottom)
+        down_top = self.aggregate[0](lateral_top)
+        down_bottom = self.aggregate[1](lateral_bottom + down_top)
+        up = self.aggregate[2](down_bottom) + self.residual[1](lateral_bottom)
+        up = self.aggregate[3](down_top + up) + self.residual[0](lateral_top)
+        result: Tensor = self.output(up)
+        return result
+
+
+class EPRINet(nn.Module):
+    """EPRI-Net and the rows of its ablation.
+
+    Input: image (N, 3, 384, 192) float32, RGB, ImageNet mean and standard deviation, the person's box stretched to that
+    size. Output of :meth:`embed`: embedding (N, 1600) float32, concat(f_b, f_p); rows not normalised: the runtime
+    L2-normalises them.
+
+    f_b (1280) is the mean of the backbone's last map times the expanded pyramid, f_p (320) the mean of the pyramid.
+    Both are taken **before** the BNNecks, at training (triplet loss) and at test: the paper concatenates the features
+    of the two branches and measures Euclidean distance between them, and never mentions a normalised feature; the
+    BNNecks stand only before the classifiers. (The strong baseline that BNNeck comes from takes the feature after it;
+    that would give each branch its own scale.)
+
+    Args:
+        num_identities: Outputs of the classifiers, which only training uses (see :meth:`logits`).
+        pyramid: ``pixels`` (the paper's), ``stripes`` (FPB's, by which it is compared) or ``none``.
+        attention: Position attention after the 80-channel stage.
+    """
+
+    def __init__(self, *, num_identities: int, pyramid: Pyramid, attention: bool) -> None:
+        super().__init__()
+        self.backbone = EfficientNetB0(num_classes=0, last_stride=1)
+        self.attention = PositionAttention(80) if attention else None
+        self.neck = _neck(HEAD_CHANNELS)
+        self.classifier = _classifier(HEAD_CHANNELS, num_identities)
+        self.pixels: PixelPyramid | None = None
+        self.stripes: StripePyramid | None = None
+        if pyramid == "pixels":
+            self.pixels = PixelPyramid((HEAD_CHANNELS, 320, 192), PYRAMID_CHANNELS)
+            self.expand = nn.Sequential(
+                nn.Conv2d(PYRAMID_CHANNELS, HEAD_CHANNELS, 1, bias=False), nn.BatchNorm2d(HEAD_CHANNELS)
+            )
+            self.neck_pyramid = _neck(PYRAMID_CHANNELS)
+            self.classifier_pyramid = _classifier(PYRAMID_CHANNELS, num_identities)
+        elif pyramid == "stripes":
+            self.stripes = StripePyramid((HEAD_CHANNELS, 320), _STRIPE_WIDTH, PYRAMID_CHANNELS)
+            self.classifier_stripes = nn.ModuleList(
+                _classifier(PYRAMID_CHANNELS, num_identities) for _ in range(_STRIPES)
+            )
+
+    def maps(self, image: Tensor) -> dict[int, Tensor]:
+        """The backbone's maps by their number of channels; (N, C, 24, 12) from 80 on for a 384 x 192 image."""
+        x = self.backbone.stem(image)
+        found: dict[int, Tensor] = {}
+        for index, stage in enumerate(self.backbone.blocks):
+            x = stage(x)
+            if index == _STAGE_80 and self.attention is not None:
+                x = self.attention(x)
+            found[x.shape[1]] = x
+        found[HEAD_CHANNELS] = self.backbone.head(x)
+        return found
+
+    def branches(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The pooled features before any BNNeck: f_b (N, 1280), then f_p (N, 320) or three stripes (N, 320) each."""
+        maps = self.maps(image)
+        top = maps[HEAD_CHANNELS]
+        if self.pixels is not None:
+            pyramid = self.pixels(top, maps[320], maps[192])
+            return (top * self.expand(pyramid)).mean((2, 3)), pyramid.mean((2, 3))
+        if self.stripes is not None:
+            stripes = self.stripes(top, maps[320]).chunk(_STRIPES, dim=2)
+            return top.mean((2, 3)), *(stripe.mean((2, 3)) for stripe in stripes)
+        return (top.mean((2, 3)),)
+
+    def embed(self, image: Tensor) -> Tensor:
+        """From image (N, 3, 384, 192) float32 to embedding (N, 1600) float32; in the other rows of table II
+        to all branches joined.
+        """
+        return torch.cat(self.branches(image), dim=1)
+
+    def logits(self, branches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What :meth:`branches` gives -> (N, num_identities) for each branch; training's cross-entropy takes these."""
+        first = self.classifier(self.neck(branches[0]))
+        if self.pixels is not None:
+            return first, self.classifier_pyramid(self.neck_pyramid(branches[1]))
+        if self.stripes is not None:
+            pairs = zip(self.classifier_stripes, branches[1:], strict=True)
+            return first, *(classifier(stripe) for classifier, stripe in pairs)
+        return (first,)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The same as :meth:`embed`."""
+        return self.embed(image)
+
+
+def _neck(channels: int) -> nn.BatchNorm1d:
+    """A BNNeck: its shift stays 0, frozen, so that the classifier sees features around the origin."""
+    neck = nn.BatchNorm1d(channels)
+    neck.bias.requires_grad_(False)
+    return neck
+
+
+def _classifier(channels: int, num_identities: int) -> nn.Linear:
+    classifier = nn.Linear(channels, num_identities, bias=False)
+    nn.init.normal_(classifier.weight, std=0.001)
+    return classifier
+
+
+def _build(pyramid: Pyramid, attention: bool, num_identities: int) -> EPRINet:
+    if num_identities < 1:
+        raise ModelError(f"num_identities is {num_identities}; allowed: 1 or more")
+    return EPRINet(num_identities=num_identities, pyramid=pyramid, attention=attention)
+
+
+def epri_net(*, num_identities: int = 751) -> EPRINet:
+    """The whole network: pixel-level pyramid and position attention."""
+    return _build("pixels", True, num_identities)
+
+
+def epri_net_baseline(*, num_identities: int = 751) -> EPRINet:
+    """Table II's baseline: the backbone, a BNNeck and a classifier."""
+    return _build("none", False, num_identities)
+
+
+def epri_net_fpb(*, num_identities: int = 751) -> EPRINet:
+    """Table II's FPB row: the baseline with the two-level pyramid of FPB."""
+    return _build("stripes", False, num_identities)
+
+
+def epri_net_pfpb(*, num_identities: int = 751) -> EPRINet:
+    """Table II's PFPB row: the baseline with the pixel-level pyramid."""
+    return _build("pixels", False, num_identities)
+
+
+def epri_net_pam(*, num_identities: int = 751) -> EPRINet:
+    """Table II's PAM row: the baseline with position attention."""
+    return _build("none", True, num_identities)
+
+
+_PAPER = "Lin, Zhang, Chen, Wu, Zhou: Efficient Person Re-Identification with Multi-Scale Feature Fusion, table II"
+
+ENTRIES = (
+    ModelEntry("epri-net", epri_net, DEPLOYMENT, _PAPER, "Apache-2.0", 7_413_149),
+    ModelEntry("epri-net-baseline", epri_net_baseline, _deployment(HEAD_CHANNELS), _PAPER, "Apache-2.0", 4_971_388),
+    ModelEntry(
+        "epri-net-fpb",
+        epri_net_fpb,
+        _deployment(HEAD_CHANNELS + _STRIPES * PYRAMID_CHANNELS),
+        _PAPER,
+        "Apache-2.0",
+        6_563_388,
+    ),
+    ModelEntry("epri-net-pfpb", epri_net_pfpb, DEPLOYMENT, _PAPER, "Apache-2.0", 7_393_468),
+    ModelEntry("epri-net-pam", epri_net_pam, _deployment(HEAD_CHANNELS), _PAPER, "Apache-2.0", 4_991_069),
+)

@@ -1,0 +1,122 @@
+"""MobileNetV2 1.0: the small encoder for few-shot classification by prototypes, 3.5 million parameters.
+
+Paper: Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018.
+Provenance: our own code; parameters bear the names of timm's ``mobilenetv2_100`` (huggingface/pytorch-image-models,
+Apache-2.0) and padding is TensorFlow's (timm's ``pad_type="same"``), so weights made by TensorFlow load strictly and
+mean what they meant there. Such weights (google-coral/test_data, Apache-2.0, ImageNet-1k) are the reference; none
+ship.
+Licence: this file, as the rest of edgevis.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from edgevis.layers.mbconv import DepthwiseSeparable, InvertedResidual, convolution, initialise
+from edgevis.models.entry import ModelEntry
+from runtime.errors import ModelError
+from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
+
+EMBEDDING = 1280
+
+DEPLOYMENT = Deployment(
+    task="classify",
+    graphs=(
+        Graph(
+            "encode",
+            inputs=(TensorSpec("image", "float32", ("N", 3, 224, 224)),),
+            outputs=(TensorSpec("embedding", "float32", ("N", EMBEDDING)),),
+        ),
+    ),
+    preprocess=Preprocess(
+        height=224,
+        width=224,
+        color="RGB",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        fit="center-crop",
+        interpolation="area",
+    ),
+)
+
+# Per stage after the first: channels, blocks, stride of the first block.
+_STAGES = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 with width 1.
+
+    Input: image (N, 3, 224, 224) float32, RGB, -1 .. 1 (mean = std = 0.5); other sides must be multiples of 32.
+    Output of :meth:`encode`: embedding (N, 1280) float32, >= 0, the pooled vector before the classifier, rows not
+    normalised: the runtime L2-normalises them. Output of ``forward``: logits (N, num_classes).
+    """
+
+    def __init__(self, *, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.conv_stem = convolution(3, 32, 3, stride=2, same=True)
+        self.bn1 = nn.BatchNorm2d(32)
+        self.act1 = nn.ReLU6()
+        first = DepthwiseSeparable(32, 16, kernel=3, stride=1, activation=nn.ReLU6, excite=False, same=True)
+        stages = [nn.Sequential(first)]
+        inputs = 16
+        for outputs, blocks, stride in _STAGES:
+            stages.append(_stage(inputs, outputs, blocks=blocks, stride=stride))
+            inputs = outputs
+        self.blocks = nn.Sequential(*stages)
+        self.conv_head = nn.Conv2d(inputs, EMBEDDING, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(EMBEDDING)
+        self.act2 = nn.ReLU6()
+        self.classifier = nn.Linear(EMBEDDING, num_classes)
+        initialise(self)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """From image (N, 3, 224, 224) float32 to embedding (N, 1280) float32."""
+        x = self.blocks(self.act1(self.bn1(self.conv_stem(image))))
+        x = self.act2(self.bn2(self.conv_head(x)))
+        embedding: Tensor = x.mean((2, 3))
+        return embedding
+
+    def forward(self, image: Tensor) -> Tensor:
+        """From image (N, 3, 224, 224) float32 to logits (N, num_classes) float32.
+
+        With the published weights they are in ImageNet-1k's order.
+        """
+        result: Tensor = self.classifier(self.encode(image))
+        return result
+
+
+def _stage(inputs: int, outputs: int, *, blocks: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        *(
+            InvertedResidual(
+                inputs if index == 0 else outputs,
+                outputs,
+                expansion=6,
+                kernel=3,
+                stride=stride if index == 0 else 1,
+                activation=nn.ReLU6,
+                excite=False,
+                same=True,
+            )
+            for index in range(blocks)
+        )
+    )
+
+
+def mobilenetv2(*, num_classes: int = 1000) -> MobileNetV2:
+    """MobileNetV2 1.0 with a classifier of ``num_classes`` outputs, which only ``forward`` uses."""
+    if num_classes < 1:
+        raise ModelError(f"num_classes is {num_classes}; allowed: 1 or more")
+    return MobileNetV2(num_classes=num_classes)
+
+
+ENTRIES = (
+    ModelEntry(
+        name="mobilenetv2",
+        build=mobilenetv2,
+        deployment=DEPLOYMENT,
+        paper="Sandler et al.: MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018",
+        licence="Apache-2.0",
+        parameters=3_504_872,
+    ),
+)

@@ -1,0 +1,137 @@
+"""Layers against reference values; see tests/golden/README.md for where these come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgevis import models
+from edgevis.layers import EfficientNetB0, PositionAttention
+from edgevis.layers.mbconv import SameConv2d
+from edgevis.models.epri_net import EPRINet
+from runtime.errors import ModelError
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("case", ["c32", "c80"])
+@pytest.mark.parametrize(("variant", "key"), [("abd", "abd_pam"), ("paper", "epri_literal_pam_eval")])
+def test_position_attention(case: str, variant: str, key: str) -> None:
+    golden = np.load(GOLDEN / "pam.npz")
+    prefix = f"{case}/{key}/w/"
+    weights = {name.removeprefix(prefix): torch.from_numpy(golden[name]) for name in golden if name.startswith(prefix)}
+    x = torch.from_numpy(golden[f"{case}/x"]).double().requires_grad_()
+    module = PositionAttention(x.shape[1], variant).double().eval()  # type: ignore[arg-type]
+    missing, unexpected = module.load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert all(name.endswith("num_batches_tracked") for name in missing)
+    out = module(x)
+    torch.sum(out * torch.from_numpy(golden[f"{case}/upstream"])).backward()
+    assert x.grad is not None
+    # The reference was computed in float64 and stored in float32: a relative 1e-6 of values around 1.
+    for found, name in ((out.detach(), "out"), (x.grad, "grad_x")):
+        expected = golden[f"{case}/{key}/{name}"]
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5 * float(np.abs(expected).max()))
+
+
+def test_position_attention_starts_as_identity() -> None:
+    x = torch.rand(2, 16, 4, 3)
+    for variant in ("paper", "abd"):
+        assert torch.equal(PositionAttention(16, variant)(x), x)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="variant 'cam'; allowed: paper, abd"):
+        PositionAttention(16, "cam")  # type: ignore[arg-type]
+
+
+def test_efficientnet_b0_has_the_published_size() -> None:
+    assert models.parameters(EfficientNetB0()) == 5_288_548
+    assert models.parameters(EfficientNetB0(num_classes=0)) == 4_007_548
+
+
+def test_efficientnet_b0_bears_timm_names() -> None:
+    """A name and shape from each kind of layer of timm's efficientnet_b0."""
+    state = EfficientNetB0().state_dict()
+    expected = {
+        "conv_stem.weight": (32, 3, 3, 3),
+        "bn1.running_var": (32,),
+        "blocks.0.0.conv_dw.weight": (32, 1, 3, 3),
+        "blocks.0.0.se.conv_reduce.weight": (8, 32, 1, 1),
+        "blocks.0.0.conv_pw.weight": (16, 32, 1, 1),
+        "blocks.0.0.bn2.weight": (16,),
+        "blocks.2.0.conv_dw.weight": (144, 1, 5, 5),
+        "blocks.5.3.se.conv_expand.bias": (1152,),
+        "blocks.6.0.conv_pwl.weight": (320, 1152, 1, 1),
+        "blocks.6.0.bn3.bias": (320,),
+        "conv_head.weight": (1280, 320, 1, 1),
+        "bn2.weight": (1280,),
+        "classifier.weight": (1000, 1280),
+    }
+    assert {name: tuple(state[name].shape) for name in expected} == expected
+    assert len([name for name in state if not name.endswith("num_batches_tracked")]) == 311
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2), (5, 2)])
+def test_same_convolution_keeps_tensorflows_rule(kernel: int, stride: int) -> None:
+    """Output side ceil(side / stride); of an odd padding the larger half is at the end."""
+    module = SameConv2d(1, 1, kernel, stride=stride)
+    torch.nn.init.ones_(module.weight)
+    found = module(torch.ones(1, 1, 8, 8))[0, 0]
+    total = max((8 // stride - 1) * stride + kernel - 8, 0)
+    padded = torch.nn.functional.pad(torch.ones(8, 8), (total // 2, total - total // 2) * 2)
+    expected = padded.unfold(0, kernel, stride).unfold(1, kernel, stride).sum((2, 3))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "total"), [("baseline", "baseline"), ("fpb", "FPB"), ("pfpb", "PFPB"), ("pam", "PAM"), ("", "EPRI")]
+)
+def test_epri_net_table_2(name: str, total: str) -> None:
+    golden = json.loads((GOLDEN / "epri_params.json").read_text())
+    entry = models.entry("epri-net" + (f"-{name}" if name else ""))
+    assert entry.parameters == golden["option_A"][total]
+    assert round(entry.parameters / 1e6, 2) == golden["target"][total]
+
+
+def test_epri_net_shapes() -> None:
+    golden = json.loads((GOLDEN / "epri_params.json").read_text())
+    model = models.create("epri-net")
+    assert isinstance(model, EPRINet)
+    shapes = [list(p.shape) for name, p in model.named_parameters() if not name.startswith("backbone.")]
+    assert sorted(shapes) == sorted(golden["param_shapes_A_without_backbone"].values())
+    image = torch.rand(2, 3, 384, 192)
+    with torch.inference_mode():
+        maps = model.maps(image)
+        assert model.pixels is not None
+        pyramid = model.pixels(maps[1280], maps[320], maps[192])
+        branches = model.branches(image)
+        embedding = model.embed(image)
+        logits = model.logits(branches)
+    assert {str(channels): list(x.shape) for channels, x in maps.items()} == golden["map_shapes_NCHW"]
+    assert list(pyramid.shape) == golden["pyramid_out"]
+    assert list(embedding.shape) == golden["feature"]
+    assert torch.equal(embedding, torch.cat(branches, 1))
+    assert [tuple(x.shape) for x in logits] == [(2, 751), (2, 751)]
+
+
+def test_epri_net_fpb_shapes() -> None:
+    golden = json.loads((GOLDEN / "epri_params.json").read_text())
+    model = models.create("epri-net-fpb")
+    shapes = [list(p.shape) for name, p in model.named_parameters() if not name.startswith("backbone.")]
+    assert sorted(shapes) == sorted(golden["fpb_row_shapes"].values())
+
+
+def test_epri_net_trains_through_every_parameter() -> None:
+    """The two logits and the embedding together reach all that may learn; the BNNecks' shifts stay frozen at 0."""
+    torch.manual_seed(0)
+    model = models.create("epri-net", num_identities=5).train()
+    assert isinstance(model, EPRINet)
+    branches = model.branches(torch.rand(2, 3, 64, 32))
+    sum(x.square().sum() for x in (*model.logits(branches), *branches)).backward()  # type: ignore[union-attr]
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    assert without == {"neck.bias", "neck_pyramid.bias"}
+    assert not model.neck.bias.any()
+    with pytest.raises(ModelError, match="num_identities is 0"):
+        models.create("epri-net", num_identities=0)

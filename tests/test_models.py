@@ -1,0 +1,220 @@
+"""Every model that is found keeps its declaration; published weights reproduce their reference outputs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from shared_data import shared_data
+from torch import nn
+
+from edgevis import models
+from runtime.errors import ModelError, UnknownModelError, WeightsError
+from runtime.preprocess import Preprocessor
+
+OSNET_WEIGHTS = ("weights", "osnet_x0_25_msmt17.safetensors")
+MOBILENET_WEIGHTS = ("weights", "mobilenetv2_100.tf2_ptq_in1k.safetensors")
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_declaration_holds(name: str) -> None:
+    """Parameters, graphs and their outputs are what the entry says."""
+    entry = models.entry(name)
+    model = models.create(name)
+    assert models.parameters(model) == entry.parameters
+    assert not model.training
+    assert entry.paper
+    assert entry.licence
+    for graph in entry.deployment.graphs:
+        torch.manual_seed(0)
+        for batch in (1, 2):
+            inputs = [torch.rand([batch if size == "N" else int(size) for size in spec.shape]) for spec in graph.inputs]
+            with torch.inference_mode():
+                found = getattr(model, graph.name)(*inputs)
+            outputs = (found,) if isinstance(found, torch.Tensor) else tuple(found)
+            assert len(outputs) == len(graph.outputs)
+            for output, spec in zip(outputs, graph.outputs, strict=True):
+                assert str(output.dtype) == f"torch.{spec.dtype}"
+                assert tuple(output.shape) == tuple(batch if size == "N" else size for size in spec.shape)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_images_of_a_batch_do_not_mix(name: str) -> None:
+    deployment = models.entry(name).deployment
+    graph = deployment.graphs[0]
+    if len(graph.inputs) > 1:
+        pytest.skip(f"{name}: the first graph takes more than an image")
+    torch.manual_seed(0)
+    model = models.create(name)
+    image = torch.rand(2, *(int(size) for size in graph.inputs[0].shape[1:]))
+    with torch.inference_mode():
+        together = getattr(model, graph.name)(image)
+        alone = getattr(model, graph.name)(image[1:])
+    # Other summation orders at batch 1 and 2: float32 rounding, no more.
+    torch.testing.assert_close(together[1:], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_shipped_weights_load(name: str) -> None:
+    path = models.shipped_weights(name)
+    if path is None:
+        assert models.entry(name).weights is None
+        return
+    assert path.is_file(), f"{path.name} is declared but not there"
+    assert path.with_suffix(".json").is_file(), "weights without a word on where they come from"
+    models.load_weights(models.create(name), path)
+
+
+def test_unknown_model_lists_the_known() -> None:
+    with pytest.raises(UnknownModelError, match=r"no model 'resnet'; known: .*osnet-x0-25"):
+        models.create("resnet")
+
+
+def test_options() -> None:
+    with pytest.raises(ModelError, match="no option 'classes'; its options: num_classes"):
+        models.create("osnet-x0-25", classes=3)
+    with pytest.raises(ModelError, match="num_classes is -1"):
+        models.create("osnet-x0-25", num_classes=-1)
+    with pytest.raises(ModelError, match="cannot be built with"):
+        models.create("osnet-x0-25", num_classes="many")
+    model = models.create("osnet-x0-25", num_classes=7)
+    assert models.parameters(model) == models.entry("osnet-x0-25").parameters + 513 * 7
+
+
+def test_edgevis_does_not_import_torch() -> None:
+    code = "import sys, edgevis; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_osnet_reproduces_published_outputs() -> None:
+    golden = np.load(shared_data("weights", "golden_osnet_x0_25.npz"))
+    model = models.create("osnet-x0-25")
+    models.load_weights(model, shared_data(*OSNET_WEIGHTS))
+    with torch.inference_mode():
+        found = model(torch.from_numpy(golden["input"])).numpy()
+    # float32 in another order of summation; the features go up to 12.
+    np.testing.assert_allclose(found, golden["features"], rtol=1e-4, atol=1e-4)
+
+
+def test_mobilenetv2_reproduces_published_outputs() -> None:
+    golden = np.load(shared_data("weights", "golden_mobilenetv2_100.npz"))
+    model = models.create("mobilenetv2")
+    models.load_weights(model, shared_data(*MOBILENET_WEIGHTS))
+    image = torch.from_numpy(golden["input"])
+    with torch.inference_mode():
+        logits = model(image).numpy()
+        embedding = model.get_submodule("classifier")(model.encode(image)).numpy()
+    np.testing.assert_allclose(logits, golden["logits"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(embedding, logits)
+
+
+def test_mobilenetv2_recognises_the_sample_images() -> None:
+    """The declared preprocessing with the published weights: the pictures are what their names say."""
+    model = models.create("mobilenetv2")
+    models.load_weights(model, shared_data(*MOBILENET_WEIGHTS))
+    labels = shared_data("weights", "imagenet1k_labels.txt").read_text().splitlines()
+    files = ["hot_dog.jpg", "sunflower.png"]
+    images = [cv2.imread(str(shared_data("sample_images", file))) for file in files]
+    batch = Preprocessor(models.entry("mobilenetv2").deployment.preprocess)(images)
+    with torch.inference_mode():
+        best = model(torch.from_numpy(batch)).topk(5).indices
+    assert "hot" in labels[best[0, 0]]
+    assert "daisy" in " ".join(labels[i] for i in best[1])
+
+
+def test_mobilenetv2_exports_without_shape_arithmetic() -> None:
+    program = torch.export.export(models.create("mobilenetv2"), (torch.rand(1, 3, 224, 224),))
+    operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not {name for name in operators if "sym_size" in name or "floordiv" in name}
+
+
+class Tiny(nn.Module):
+    """One linear layer and one batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.norm = nn.BatchNorm1d(2)
+
+
+def _tiny_state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return {
+        "linear.weight": torch.randn(2, 3),
+        "linear.bias": torch.randn(2),
+        "norm.weight": torch.rand(2),
+        "norm.bias": torch.rand(2),
+        "norm.running_mean": torch.rand(2),
+        "norm.running_var": torch.rand(2),
+    }
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "wrapped"])
+def test_load_weights_reads_each_kind(tmp_path: Path, kind: str) -> None:
+    state = {name: tensor.half() for name, tensor in _tiny_state().items()}
+    path = tmp_path / ("tiny.safetensors" if kind == "safetensors" else "tiny.pth")
+    if kind == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state, "epoch": 3} if kind == "wrapped" else state, path)
+    model = Tiny()
+    models.load_weights(model, path)
+    assert model.linear.weight.dtype == torch.float32
+    for name, tensor in state.items():
+        torch.testing.assert_close(model.state_dict()[name], tensor.float(), rtol=0, atol=0)
+
+
+def test_load_weights_names_what_does_not_fit(tmp_path: Path) -> None:
+    state = _tiny_state()
+    state["classifier.weight"] = state.pop("linear.bias")
+    state["linear.weight"] = torch.zeros(4, 3)
+    save_file(state, tmp_path / "other.safetensors")
+    model = Tiny()
+    before = model.linear.weight.detach().clone()
+    with pytest.raises(WeightsError) as caught:
+        models.load_weights(model, tmp_path / "other.safetensors")
+    message = str(caught.value)
+    assert "1 missing: linear.bias" in message
+    assert "1 unexpected: classifier.weight" in message
+    assert "linear.weight is (4, 3), the model takes (2, 3)" in message
+    assert torch.equal(model.linear.weight, before)
+
+
+class Evil:
+    """Pickles into a call."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (print, ("this ran",))
+
+
+def test_load_weights_refuses_what_is_not_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Tiny()
+    with pytest.raises(WeightsError, match="cannot read"):
+        models.load_weights(model, tmp_path / "absent.safetensors")
+    for suffix in ("safetensors", "pt"):
+        broken = tmp_path / f"broken.{suffix}"
+        broken.write_bytes(b"\x10\0\0\0\0\0\0\0garbage")
+        with pytest.raises(WeightsError, match="cannot read"):
+            models.load_weights(model, broken)
+    torch.save(Evil(), tmp_path / "evil.pt")
+    with pytest.raises(WeightsError, match="cannot read"):
+        models.load_weights(model, tmp_path / "evil.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(WeightsError, match="holds a list"):
+        models.load_weights(model, tmp_path / "list.pt")
+    torch.save({"linear.weight": "text"}, tmp_path / "text.pt")
+    with pytest.raises(WeightsError, match=r"'linear\.weight' is a str"):
+        models.load_weights(model, tmp_path / "text.pt")
+    (tmp_path / "weights.onnx").write_bytes(b"")
+    with pytest.raises(WeightsError, match="unknown kind"):
+        models.load_weights(model, tmp_path / "weights.onnx")
+    save_file(_tiny_state(), tmp_path / "large.safetensors")
+    monkeypatch.setattr(models, "MAX_WEIGHTS_BYTES", 10)
+    with pytest.raises(WeightsError, match="allowed: at most 10"):
+        models.load_weights(model, tmp_path / "large.safetensors")
