@@ -6,6 +6,7 @@ every file is hashed before it is used, and nothing is ever unpickled.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -23,6 +24,9 @@ MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 MAX_FILE_BYTES = 8 << 30
 
+_AT_FDCWD = -100  # linux/fcntl.h
+_RENAME_EXCHANGE = 2  # linux/fs.h
+
 
 class Bundle:
     """A bundle on disk whose manifest has been read; its files are checked when they are asked for.
@@ -38,17 +42,11 @@ class Bundle:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if not self.path.exists():
-            raise BundleNotFoundError(
-                f"there is no bundle at {self.path}; build one with: python -m export.build --model NAME --target cpu"
-            )
         manifest = self.path / MANIFEST
-        if not manifest.is_file():
-            raise BundleNotFoundError(f"{self.path} is not a bundle: it is no folder with a {MANIFEST}")
-        size = manifest.stat().st_size
-        if size > MAX_MANIFEST_BYTES:
-            raise SchemaError(f"{manifest} has {size} bytes; at most {MAX_MANIFEST_BYTES} are read")
-        self.manifest = Manifest.loads(manifest.read_bytes())
+        try:
+            self.manifest = Manifest.loads(self._read_manifest(manifest))
+        except OSError as error:
+            raise BundleNotFoundError(f"{manifest} cannot be read: {error}") from error
         for name in self.manifest.files:
             _check_path(name)
         for engine in self.manifest.engines:
@@ -66,6 +64,47 @@ class Bundle:
         if record is None:
             raise IntegrityError(f"{self.path}: the manifest lists no file {name!r}")
         path = self.path / _check_path(name)
+        try:
+            self._check_file(path, name, record)
+        except OSError as error:
+            raise IntegrityError(f"{self.path}: the file {name!r} cannot be read: {error}") from error
+        return path
+
+    def engine_file(self, name: str) -> Path:
+        """The path of an engine's main file, once it and its companions have been found right.
+
+        Companions are the files beside it that differ from it in what follows the stem only, as OpenVINO's ``.bin``
+        does from its ``.xml``: the vendor opens them unasked, so one that is not listed is refused.
+        """
+        path = self.file(name)
+        for other in sorted(path.parent.iterdir()):
+            if other != path and other.name.startswith(f"{path.stem}."):
+                self.file(other.relative_to(self.path).as_posix())
+        return path
+
+    def verify_files(self) -> int:
+        """Check every listed file as :meth:`file` does; returns how many there are."""
+        for name in self.manifest.files:
+            self.file(name)
+        return len(self.manifest.files)
+
+    def golden(self) -> dict[str, Array]:
+        """The arrays of ``golden.npz``: real inputs ``GRAPH/INPUT`` and the PyTorch outputs ``GRAPH/OUTPUT``."""
+        return read_arrays(self.file(GOLDEN), error=IntegrityError)
+
+    def _read_manifest(self, manifest: Path) -> bytes:
+        if not self.path.exists():
+            raise BundleNotFoundError(
+                f"there is no bundle at {self.path}; build one with: python -m export.build --model NAME --target cpu"
+            )
+        if not manifest.is_file():
+            raise BundleNotFoundError(f"{self.path} is not a bundle: it is no folder with a {MANIFEST}")
+        size = manifest.stat().st_size
+        if size > MAX_MANIFEST_BYTES:
+            raise SchemaError(f"{manifest} has {size} bytes; at most {MAX_MANIFEST_BYTES} are read")
+        return manifest.read_bytes()
+
+    def _check_file(self, path: Path, name: str, record: FileRecord) -> None:
         if not path.is_file():
             raise IntegrityError(f"{self.path}: the file {name!r} is missing; copy the bundle again")
         if not path.resolve().is_relative_to(self.path.resolve()):
@@ -82,29 +121,6 @@ class Bundle:
                 f"{self.path}: {name!r} has been altered: its SHA-256 is {digest}, the manifest says {record.sha256}; "
                 "copy the bundle again"
             )
-        return path
-
-    def engine_file(self, name: str) -> Path:
-        """The path of an engine's main file, once it and its companions have been found right.
-
-        Companions are listed files that differ from it in the suffix only, as OpenVINO's ``.bin`` does from its
-        ``.xml``: the vendor opens them unasked.
-        """
-        stem = PurePosixPath(name).with_suffix("")
-        for other in self.manifest.files:
-            if other != name and PurePosixPath(other).with_suffix("") == stem:
-                self.file(other)
-        return self.file(name)
-
-    def verify_files(self) -> int:
-        """Check every listed file as :meth:`file` does; returns how many there are."""
-        for name in self.manifest.files:
-            self.file(name)
-        return len(self.manifest.files)
-
-    def golden(self) -> dict[str, Array]:
-        """The arrays of ``golden.npz``: real inputs ``GRAPH/INPUT`` and the PyTorch outputs ``GRAPH/OUTPUT``."""
-        return read_arrays(self.file(GOLDEN), error=IntegrityError)
 
 
 def sha256(path: Path) -> str:
@@ -142,15 +158,25 @@ def write_bundle(path: str | os.PathLike[str], fill: Callable[[Path], Manifest])
         with atomic_write(staged / MANIFEST) as file:
             file.write(manifest.dumps().encode())
         bundle = Bundle(staged)
-        if path.exists():
-            path.rename(work / "old")  # two renames: the folder itself cannot be exchanged in one portable step
-        staged.rename(path)
+        if not path.exists() or not _exchange(staged, path):
+            if path.exists():
+                path.rename(work / "old")  # a crash before the next line leaves the old bundle here
+            staged.rename(path)
         bundle.path = path
         return bundle
     finally:
         if not path.exists() and (work / "old").exists():
             (work / "old").rename(path)
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step that no crash can halve; False where Linux's renameat2 cannot do it."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # another system or a C library before glibc 2.28
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
 
 
 def _record_files(folder: Path) -> dict[str, FileRecord]:
@@ -163,6 +189,8 @@ def _record_files(folder: Path) -> dict[str, FileRecord]:
 
 def _check_path(name: str) -> PurePosixPath:
     path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in path.parts[0]:
+    # "" and "." have no parts; "C:x" is absolute on Windows.
+    outside = not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]
+    if outside or "\\" in name or "\0" in name:
         raise IntegrityError(f"manifest.json names the file {name!r}, which is not a path inside the bundle")
     return path
