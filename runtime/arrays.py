@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import zipfile
@@ -66,18 +67,39 @@ def read_arrays(path: Path, *, error: type[EdgevisError], max_bytes: int = MAX_A
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(item.file_size for item in archive.infolist())
-        if unpacked > max_bytes:
-            raise error(f"{path} would unpack to {unpacked} bytes; at most {max_bytes} are read")
+            if unpacked > max_bytes:
+                raise error(f"{path} would unpack to {unpacked} bytes; at most {max_bytes} are read")
+            for member in archive.infolist():
+                _check_member(archive, member)
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
+    except EdgevisError:
+        raise
     except FileNotFoundError as cause:
         raise error(f"there is no file {path}") from cause
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as cause:
+    except Exception as cause:  # zipfile, zlib and NumPy's parser raise a dozen classes on a damaged file
         raise error(f"{path} is damaged or not an .npz file of plain arrays: {cause}") from cause
 
 
+def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """NumPy takes the memory that an array's header asks for before it finds that the data are not there."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        if version not in read_header:
+            raise ValueError(f"{member.filename} has the .npy version {version}")
+        shape, _, dtype = read_header[version](file)
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or size != member.file_size - file.tell():
+            raise ValueError(f"{member.filename} has {member.file_size - file.tell()} bytes for {shape} {dtype}")
+
+
 def unit_rows(rows: Array) -> npt.NDArray[np.float32]:
-    """(N, D) embeddings with rows of length one, as float32; a row of zeros stays one."""
+    """(N, D) embeddings with rows of length one, as float32; zeros stay zeros, a row with infinity has NaN."""
     wide: npt.NDArray[np.float64] = np.asarray(rows, np.float64)
     norms = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-    return np.asarray(wide / np.maximum(norms, 1e-12)[:, None], np.float32)
+    with np.errstate(invalid="ignore"):  # infinity over infinity
+        return np.asarray(wide / np.maximum(norms, 1e-12)[:, None], np.float32)

@@ -11,12 +11,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from runtime.arrays import Array, read_arrays, write_arrays
 from runtime.errors import EnrolmentError, EnrolmentMismatchError, SchemaError
-from runtime.jsondata import from_json, to_json
+from runtime.jsondata import from_json, parse_json, shown, to_json
 
 SCHEMA = 1
 MAX_LABEL_LENGTH = 256
@@ -92,13 +93,13 @@ def load_enrolment(path: str | os.PathLike[str]) -> Enrolment:
     if missing:
         raise EnrolmentError(f"{path} is not an enrolment: it has no array {missing[0]!r}")
     try:
-        data = json.loads(arrays["header"].astype(np.uint8).tobytes())
+        data = _parse(arrays, "header")
         schema = data.get("schema") if isinstance(data, dict) else None
         if schema != SCHEMA:
-            raise EnrolmentError(f"{path} has enrolment schema {schema!r}; this version of edgevis reads {SCHEMA}")
+            raise EnrolmentError(f"{path} has enrolment schema {shown(schema)}; this version of edgevis reads {SCHEMA}")
         header = from_json(_Header, data, "enrolment")
-        labels = json.loads(arrays["labels"].astype(np.uint8).tobytes())
-    except (ValueError, SchemaError, RecursionError) as error:
+        labels = _parse(arrays, "labels")
+    except SchemaError as error:
         raise EnrolmentError(f"{path} is damaged: {error}") from error
     counts, embeddings = arrays["counts"], arrays["embeddings"]
     sound = (
@@ -107,14 +108,16 @@ def load_enrolment(path: str | os.PathLike[str]) -> Enrolment:
         and len(set(labels)) == len(labels)
         and counts.shape == (len(labels),)
         and counts.dtype == np.int64
-        and bool((counts >= 1).all())
         and embeddings.dtype == np.float32
         and embeddings.ndim == 2
+        and bool(((counts >= 1) & (counts <= len(embeddings))).all())  # so that their sum cannot overflow
         and int(counts.sum()) == len(embeddings)
-        and bool(np.allclose(np.square(embeddings).sum(axis=1), 1.0, atol=1e-3))
+        and bool(np.allclose(np.einsum("nd,nd->n", embeddings, embeddings), 1.0, atol=1e-3))
     )
     if not sound:
         raise EnrolmentError(f"{path} is damaged: its labels, counts and embeddings do not fit together")
+    if header.threshold is not None and not -1.0 <= header.threshold <= 1.0:
+        raise EnrolmentError(f"{path} is damaged: its threshold is {header.threshold}; a cosine is -1..1")
     ends = np.cumsum(counts)
     rows = {label: embeddings[end - count : end] for label, count, end in zip(labels, counts, ends, strict=True)}
     return Enrolment(header.encoder, rows, header.threshold)
@@ -144,6 +147,12 @@ def check_encoder(made_by: Encoder, running: Encoder, path: str | os.PathLike[st
 def is_label(value: object) -> bool:
     """Whether ``value`` can name what is enrolled: printable text of 1 to 256 characters."""
     return isinstance(value, str) and 0 < len(value) <= MAX_LABEL_LENGTH and value.isprintable() and not value.isspace()
+
+
+def _parse(arrays: Mapping[str, Array], name: str) -> Any:
+    if arrays[name].dtype != np.uint8:
+        raise SchemaError(f"{name} has dtype {arrays[name].dtype}; JSON in uint8 is needed")
+    return parse_json(arrays[name].tobytes())
 
 
 def _bytes_of(text: str) -> Array:

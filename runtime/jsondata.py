@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
+import reprlib
+import sys
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -16,6 +19,27 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 from runtime.errors import SchemaError
 
 T = TypeVar("T")
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What the JSON text says; NaN and infinities, which JSON does not have, are refused.
+
+    Raises:
+        SchemaError: It is not JSON.
+    """
+    try:
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(f"not JSON: {error}") from error
+
+
+def shown(data: object) -> str:
+    """JSON data for a message, cut short."""
+    # Not repr(): of data nested as deep as json.loads allows, it would exceed the interpreter's recursion limit.
+    return _SHORT.repr(data)
 
 
 def to_json(value: Any) -> Any:
@@ -107,7 +131,8 @@ def _union(kinds: tuple[Any, ...], data: object, where: str) -> Any:
 
 def _scalar(hint: type, data: object, where: str) -> Any:
     number = isinstance(data, (int, float)) and not isinstance(data, bool)
-    if hint is float and number and math.isfinite(cast(float, data)):
+    # Compared, not converted: float() of an int beyond all floats raises OverflowError.
+    if hint is float and number and abs(cast(float, data)) <= sys.float_info.max:
         return float(cast(float, data))
     if hint is int and number and isinstance(data, int):
         return data
@@ -117,5 +142,11 @@ def _scalar(hint: type, data: object, where: str) -> Any:
 
 
 def _mismatch(where: str, allowed: str, data: object) -> SchemaError:
-    shown = repr(data)
-    return SchemaError(f"{where}: {allowed} is needed, got {shown if len(shown) <= 60 else shown[:57] + '...'}")
+    return SchemaError(f"{where}: {allowed} is needed, got {shown(data)}")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is not a finite number")
+    return value

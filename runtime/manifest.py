@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from runtime.errors import SchemaError
-from runtime.jsondata import from_json, to_json
+from runtime.jsondata import from_json, parse_json, shown, to_json
 from runtime.spec import Deployment, Precision
 
 SCHEMA = 1
@@ -209,14 +209,14 @@ class Manifest:
             SchemaError: Not JSON, another schema version, an unknown or missing field, a value out of range.
         """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise SchemaError(f"manifest.json is not JSON: {error}") from error
+            data = parse_json(text)
+        except SchemaError as error:
+            raise SchemaError(f"manifest.json is {error}") from error
         if not isinstance(data, Mapping):
             raise SchemaError(f"manifest.json must hold a JSON object, got {type(data).__name__}")
         if data.get("schema") != SCHEMA:
             raise SchemaError(
-                f"manifest.json has schema {data.get('schema')!r}; this version of edgevis reads {SCHEMA}: "
+                f"manifest.json has schema {shown(data.get('schema'))}; this version of edgevis reads {SCHEMA}: "
                 "build the bundle again, or install the edgevis that wrote it"
             )
         return from_json(cls, data, "manifest")

@@ -30,9 +30,7 @@ from runtime.preprocess import Preprocessor
 from runtime.selection import open_best
 from runtime.sources import Source, frames
 from runtime.tasks import Result
-from runtime.threshold import fit_threshold, impostors_of
-
-_DEFAULT_FALSE_ACCEPT_RATE = 0.01
+from runtime.threshold import false_accept_rate_of, fit_threshold, impostors_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +105,7 @@ class Predictor:
         deployment = manifest.deployment
         task = tasks.load(deployment.task)
         self._prior = impostors_of(deployment.postprocess)
-        self._false_accept_rate = float(deployment.postprocess.get("false_accept_rate", _DEFAULT_FALSE_ACCEPT_RATE))
+        self._false_accept_rate = false_accept_rate_of(deployment.postprocess)
         self._threshold: float | None = None
         self._threads = threads
         self._opened = open_best(self._bundle, backend=backend, device=device, precision=precision, threads=threads)
@@ -211,7 +209,8 @@ class Predictor:
 
     @threshold.setter
     def threshold(self, value: float | None) -> None:
-        if value is not None and not -1.0 <= value <= 1.0:
+        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        if value is not None and not (number and -1.0 <= value <= 1.0):
             raise InputError(f"threshold is {value!r}; allowed: a cosine, -1..1, or None to have it fitted")
         self._threshold = None if value is None else float(value)
 

@@ -6,8 +6,8 @@ Types are checked where JSON is read (:mod:`runtime.jsondata`); ranges and names
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -22,6 +22,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
 MAX_SIDE = 8192
 MAX_RANK = 8
+_MAX_FLOAT32 = 3.4e38
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
@@ -55,6 +56,13 @@ class TensorSpec:
     def batched(self) -> bool:
         """Whether the first axis is the batch ``"N"``."""
         return self.shape[0] == "N"
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of that shape can be this tensor; an axis that has a name has any size from 1."""
+        return len(shape) == len(self.shape) and all(
+            size >= 1 if isinstance(wanted, str) else size == wanted
+            for size, wanted in zip(shape, self.shape, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +120,12 @@ class Preprocess:
                 f"preprocess: {name} is {values!r}, allowed: three finite numbers",
             )
         _check(all(value > 0 for value in self.std), f"preprocess: std is {self.std!r}, allowed > 0")
+        channels = tuple(zip(self.mean, self.std, strict=True))
+        ends = [(pixel * float(self.scale) - mean) / std for pixel in (0, 255) for mean, std in channels]
+        _check(
+            all(abs(value) <= _MAX_FLOAT32 for value in ends),
+            f"preprocess: scale {self.scale!r}, mean {self.mean!r} and std {self.std!r} make values beyond float32",
+        )
         _check(
             _is_int(self.pad_value) and 0 <= self.pad_value <= 255,
             f"preprocess: pad_value is {self.pad_value!r}, allowed 0..255",
@@ -176,4 +190,4 @@ def _is_int(value: object) -> bool:
 
 
 def _is_real(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -8,16 +8,20 @@ the enrolled embeddings against every label but their own. The more is enrolled,
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from runtime.jsondata import from_json
+from runtime.errors import SchemaError
+from runtime.jsondata import from_json, shown
 
 # The build's impostor scores count as this many pairs, however many it measured: they are of other images than the
 # ones this camera sees.
 _PRIOR_PAIRS = 20
+
+_FALSE_ACCEPT_RATE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,21 @@ class Impostors:
 def impostors_of(postprocess: Mapping[str, Any]) -> Impostors | None:
     """The build's impostor scores; None when it had images of fewer than two labels."""
     data = postprocess.get("impostor")
-    return None if data is None else from_json(Impostors, data, "postprocess.impostor")
+    if data is None:
+        return None
+    known = from_json(Impostors, data, "postprocess.impostor")
+    # A cosine in float32 may exceed one by its rounding.
+    if not (abs(known.mean) <= 1.001 and 0 <= known.std <= 1.001 and known.pairs >= 0):
+        raise SchemaError(f"postprocess.impostor is {known}; allowed: mean -1..1, std 0..1, pairs >= 0")
+    return known
+
+
+def false_accept_rate_of(postprocess: Mapping[str, Any]) -> float:
+    """The share of strangers that the threshold may let through; the model's own, or 1 %."""
+    rate = postprocess.get("false_accept_rate", _FALSE_ACCEPT_RATE)
+    if not isinstance(rate, float) or not 0 < rate < 1:
+        raise SchemaError(f"postprocess.false_accept_rate is {shown(rate)}; allowed: 0..1, exclusive")
+    return rate
 
 
 def fit_threshold(
@@ -69,5 +87,6 @@ def fit_threshold(
     total = sum(weight for weight, _, _ in weighted)
     mean = sum(weight * value for weight, value, _ in weighted) / total
     variance = sum(weight * (spread + (value - mean) ** 2) for weight, value, spread in weighted) / total
-    per_label = 1.0 - (1.0 - false_accept_rate) ** (1.0 / max(labels, 1))
-    return mean + NormalDist().inv_cdf(1.0 - per_label) * math.sqrt(variance)
+    # 1 - (1 - rate) ** (1 / labels), without the loss of a rate that vanishes beside one.
+    per_label = max(-math.expm1(math.log1p(-false_accept_rate) / max(labels, 1)), sys.float_info.min)
+    return mean - NormalDist().inv_cdf(per_label) * math.sqrt(variance)
