@@ -15,7 +15,7 @@ from runtime.arrays import Array, unit_rows
 from runtime.errors import IntegrityError
 from runtime.manifest import Decisions, GraphParity
 from runtime.session import Session
-from runtime.spec import Graph, Precision
+from runtime.spec import Graph, Precision, TensorSpec
 
 BATCH_SIZES = (1, 2, 5, 8)
 
@@ -56,16 +56,26 @@ def golden_feeds(golden: Mapping[str, Array], graph: Graph) -> tuple[dict[str, A
     """The inputs and the PyTorch outputs of ``graph`` among the arrays of ``golden.npz``.
 
     Raises:
-        IntegrityError: One of them is missing.
+        IntegrityError: One of them is missing, or is not what the graph takes or makes.
     """
+    rows: set[int] = set()
 
-    def pick(names: Sequence[str]) -> dict[str, Array]:
-        missing = [name for name in names if f"{graph.name}/{name}" not in golden]
-        if missing:
-            raise IntegrityError(f"golden.npz has no array {graph.name}/{missing[0]}; build the bundle again")
-        return {name: golden[f"{graph.name}/{name}"] for name in names}
+    def pick(tensors: Sequence[TensorSpec]) -> dict[str, Array]:
+        picked = {}
+        for tensor in tensors:
+            name = f"{graph.name}/{tensor.name}"
+            if name not in golden:
+                raise IntegrityError(f"golden.npz has no array {name}; build the bundle again")
+            array = picked[tensor.name] = golden[name]
+            rows.update([len(array)] if tensor.batched and array.ndim else [])
+            if array.dtype != tensor.dtype or not tensor.fits(array.shape) or len(rows) > 1:
+                raise IntegrityError(
+                    f"golden.npz: {name} is {array.shape} {array.dtype}, which does not fit the graph or the others; "
+                    "build the bundle again"
+                )
+        return picked
 
-    return pick([item.name for item in graph.inputs]), pick([item.name for item in graph.outputs])
+    return pick(graph.inputs), pick(graph.outputs)
 
 
 def compare_rows(expected: Array, actual: Array) -> tuple[float, float]:

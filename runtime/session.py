@@ -69,9 +69,10 @@ class Session:
             raise InputError(f"graph {self.graph.name!r}: input {missing[0]!r} is missing; got {sorted(arrays)}")
         sizes = self._axis_sizes(arrays)
         rows = sizes.get("N", 1)
-        if rows <= self.max_batch:
-            return self._engine.run(arrays)
-        return self._run_chunks(arrays, rows)
+        outputs = self._engine.run(arrays) if rows <= self.max_batch else self._run_chunks(arrays, rows)
+        for tensor in self.graph.outputs:
+            self._check_output(tensor, outputs[tensor.name], rows)
+        return outputs
 
     def close(self) -> None:
         """Give the engine's memory back; the session must not be used afterwards."""
@@ -107,15 +108,19 @@ class Session:
                 f"input {name!r} has dtype {array.dtype}; the graph takes {tensor.dtype}: "
                 f"convert it with .astype('{tensor.dtype}')"
             )
-        fits = array.ndim == len(tensor.shape) and all(
-            size >= 1 if isinstance(wanted, str) else size == wanted
-            for size, wanted in zip(array.shape, tensor.shape, strict=True)
-        )
-        if not fits:
+        if not tensor.fits(array.shape):
             raise InputError(
                 f"input {name!r} has shape {array.shape}; the graph takes {_shown(tensor)}{_shape_hint(array, tensor)}"
             )
         return np.ascontiguousarray(array)
+
+    def _check_output(self, tensor: TensorSpec, array: Array, rows: int) -> None:
+        fits = tensor.fits(array.shape) and (not tensor.batched or len(array) == rows)
+        if not fits or array.dtype != tensor.dtype:
+            raise EngineError(
+                f"graph {self.graph.name!r}: the engine's output {tensor.name!r} is {array.shape} {array.dtype}; the "
+                f"manifest says {_shown(tensor)} {tensor.dtype}: build the bundle again"
+            )
 
     def _axis_sizes(self, arrays: Mapping[str, Array]) -> dict[str, int]:
         """The size of every symbolic axis; InputError when two inputs disagree."""

@@ -96,8 +96,12 @@ class EmbeddedGallery:
             raise InputError(
                 f"embeddings of shape {embeddings.shape}; this gallery takes (N, {self.dimension}), N >= 1"
             )
-        if not np.isfinite(embeddings).all():
-            raise InputError(f"an embedding for {label!r} is not finite; nothing was enrolled")
+        # Also false for zeros, which have no direction, and for NaN, which compares false with everything.
+        if not np.allclose(np.einsum("nd,nd->n", embeddings, embeddings), 1.0, atol=1e-3):
+            raise InputError(
+                f"an embedding for {label!r} is not a row of length one (all zero or not finite?): the model cannot "
+                "use such an image; nothing was enrolled"
+            )
         with self._writing:
             rows = dict(self._state.rows)
             known = rows.get(label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -13,6 +14,7 @@ from runtime.errors import SchemaError
 from runtime.gallery.embedded import EmbeddedGallery, Scoring
 from runtime.images import Image
 from runtime.results import Match
+from runtime.spec import TensorSpec
 from runtime.tasks import Context, Result
 
 ResultFrom: TypeAlias = Callable[[tuple[Match, ...], str | None, Mapping[str, float]], Result]
@@ -31,11 +33,14 @@ class EmbeddingTask:
 
     def __init__(self, context: Context, *, graph: str, scoring: Scoring, result_from: ResultFrom) -> None:
         spec = context.deployment.graph(graph)
-        named = ([tensor.name for tensor in spec.inputs], [tensor.name for tensor in spec.outputs])
-        shape = spec.outputs[0].shape
-        dimension = shape[-1]
-        if named != (["image"], ["embedding"]) or len(shape) != 2 or not isinstance(dimension, int):
-            raise SchemaError(f"graph {graph!r} of this task maps 'image' to 'embedding' (N, D); the bundle has {spec}")
+        size = context.preprocess.spec
+        dimension = spec.outputs[0].shape[-1]
+        image = TensorSpec("image", "float32", ("N", 3, size.height, size.width))
+        embedding = TensorSpec("embedding", "float32", ("N", dimension))
+        if spec.inputs != (image,) or spec.outputs != (embedding,) or not isinstance(dimension, int):
+            raise SchemaError(
+                f"graph {graph!r} of this task maps {image} to 'embedding', float32 (N, D); the bundle has {spec}"
+            )
         self.gallery = EmbeddedGallery(dimension, scoring)
         self._session = context.sessions[graph]
         self._preprocess = context.preprocess
@@ -75,6 +80,6 @@ class EmbeddingTask:
 
 
 def _accepted(ranking: tuple[Match, ...], threshold: float | None) -> str | None:
-    if not ranking or (threshold is not None and ranking[0].score < threshold):
-        return None
-    return ranking[0].label
+    # Written so that NaN, which compares false with everything, is nobody.
+    accepted = bool(ranking) and ranking[0].score >= (-math.inf if threshold is None else threshold)
+    return ranking[0].label if accepted else None
