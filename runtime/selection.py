@@ -44,8 +44,8 @@ def open_best(bundle: Bundle, *, backend: str, device: str, precision: str | Non
 
     Without a precision, only engines count whose decisions were measured to be the PyTorch model's: FP32, and others
     where the build says that they share enrolments with it. Among them the one that was fastest when it was built
-    wins. An engine that needs a package or a device that is not here is passed over; one that should open and does not
-    is passed over with a warning.
+    wins. An engine that needs a backend, a package or a device that is not here is passed over; one that should open
+    and does not is passed over with a warning.
 
     Raises:
         UnknownBackendError: No engine of the bundle fits the arguments; the message lists those it has.
@@ -57,7 +57,7 @@ def open_best(bundle: Bundle, *, backend: str, device: str, precision: str | Non
     for record in candidates:
         try:
             sessions = open_sessions(bundle, record, threads=threads)
-        except (MissingDependencyError, UnavailableError) as error:
+        except (MissingDependencyError, UnavailableError, UnknownBackendError) as error:
             skipped.append(f"{record.name}: {error}")
             last = error
         except EngineError as error:

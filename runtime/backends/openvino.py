@@ -52,11 +52,13 @@ class _Engine:
             self._config["INFERENCE_NUM_THREADS"] = str(threads)
         try:
             self._model = core.read_model(path)
+            self.inputs = tuple(port.get_any_name() for port in self._model.inputs)
+            self.outputs = tuple(port.get_any_name() for port in self._model.outputs)
+            self._open_batch = tuple(
+                port.get_any_name() for port in self._model.inputs if port.partial_shape[0].is_dynamic
+            )
         except Exception as error:  # OpenVINO raises bare RuntimeError, and others from its bindings
             raise EngineError(f"OpenVINO {ov.__version__} cannot open {path.name}: {error}") from error
-        self.inputs = tuple(port.get_any_name() for port in self._model.inputs)
-        self.outputs = tuple(port.get_any_name() for port in self._model.outputs)
-        self._open_batch = tuple(port.get_any_name() for port in self._model.inputs if port.partial_shape[0].is_dynamic)
         self._lock = threading.Lock()
         self._pools: dict[bool, _RequestPool] = {}
 
