@@ -40,8 +40,11 @@ def as_image(value: ImageLike, name: str = "image") -> Image:
     # PIL is not a dependency: an object can only be a PIL image when the caller has imported PIL.
     pil = sys.modules.get("PIL.Image")
     if pil is not None and isinstance(value, pil.Image):
-        rgb = np.asarray(value.convert("RGB"))
-        return _check_array(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), name)
+        try:
+            rgb = np.asarray(value.convert("RGB"))
+        except (OSError, SyntaxError) as error:  # PIL reads a file's pixels only now
+            raise SourceError(f"{name} cannot be decoded by PIL: {error}") from error
+        return np.ascontiguousarray(_check_array(rgb, name)[..., ::-1])
     raise InputError(
         f"{name} is a {type(value).__name__}; allowed: an (H, W, 3) uint8 BGR array, a path, or a PIL image"
     )
@@ -71,12 +74,18 @@ def read_image(path: str | os.PathLike[str]) -> Image:
         SourceError: There is no such file, it is too large, or OpenCV cannot decode it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise SourceError(f"there is no image file {path}")
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise SourceError(f"{path} has {size} bytes; image files of at most {MAX_FILE_BYTES} are read")
-    return decode_image(path.read_bytes(), str(path))
+    try:
+        if not path.is_file():
+            raise SourceError(f"there is no image file {path}")
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise SourceError(f"{path} has {size} bytes; image files of at most {MAX_FILE_BYTES} are read")
+        data = path.read_bytes()
+    except SourceError:  # is an OSError, too
+        raise
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error}") from error
+    return decode_image(data, str(path))
 
 
 def decode_image(data: bytes, name: str) -> Image:

@@ -98,7 +98,7 @@ def draw_tag(image: Image, text: str, origin: tuple[int, int], color: tuple[int,
 
 
 def _annotated(image: Image, label: str | None, ranking: tuple[tuple[str, float], ...]) -> Image:
-    picture = np.array(image, np.uint8)
+    picture = np.array(image, np.uint8, order="C")  # OpenCV draws on no other layout, such as np.rot90's
     color = color_of(label)
     thickness = max(2, min(picture.shape[:2]) // 100)
     cv2.rectangle(picture, (0, 0), (picture.shape[1] - 1, picture.shape[0] - 1), color, thickness)

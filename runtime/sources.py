@@ -43,12 +43,16 @@ def frames(source: Source) -> Iterator[Image]:
 
 
 def _from_path(path: Path) -> Iterator[Image]:
-    if path.is_dir():
-        files = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES)
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+        files = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES) if is_folder else []
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error}") from error
+    if is_folder:
         if not files:
             raise SourceError(f"the folder {path} holds no images ({', '.join(sorted(SUFFIXES))})")
         return (read_image(item) for item in files)
-    if not path.is_file():
+    if not is_file:
         raise SourceError(f"there is no file {path}")
     if path.suffix.lower() in SUFFIXES:
         return iter([read_image(path)])
