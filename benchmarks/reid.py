@@ -1,37 +1,36 @@
-"""Rank-1 and mAP of a person re-identification model: ``python -m benchmarks.reid --weights FILE --data ZIP``.
+"""Rank-1 and mAP of person re-identification: ``python -m benchmarks.reid --bundle B.edgevis --data pku_reid_dev.zip``.
 
-The data is a zip with ``labels.csv`` (path, pid, camid, split) and images; every image of split ``query`` is looked
-for among those of split ``gallery``. Images go through the runtime's preprocessing, embeddings are L2-normalised, the
-distance is one minus the cosine.
+The data is a zip with ``labels.csv`` (path, pid, camid, split) and images; every image of split ``query`` is looked for
+among those of split ``gallery`` by cosine. With ``--bundle`` every engine of the bundle embeds them through
+``Predictor.embed``; with ``--weights`` PyTorch does, through the same preprocessing.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import sys
-import time
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
 
-from edgevis import EdgevisError, SourceError, models
+from benchmarks.data import Row, read_labelled
+from edgevis import BackendError, EdgevisError, Predictor, SourceError
 from edgevis.metrics import reid_ranking
+from runtime.arrays import Array, unit_rows
+from runtime.bundle import Bundle
+from runtime.images import Image
 from runtime.jsondata import to_json
 from runtime.preprocess import Preprocessor
 from runtime.text import text_table
 
-HEADERS = ("weights", "rank-1", "rank-5", "rank-10", "mAP", "ms/image")
+RANKS = (1, 5, 10)
+HEADERS = ("encoder", "rank-1", "rank-5", "rank-10", "mAP")
 _BATCH = 32
+
+Embed = Callable[[Sequence[Image]], Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,120 +38,114 @@ class Scores:
     """What was measured.
 
     Attributes:
-        weights: The weights file's name.
+        encoder: The engine's or the weights file's name.
         queries, gallery: Numbers of images.
         rank_1, rank_5, rank_10: Share of queries with a match among that many nearest.
         mean_ap: Mean average precision.
-        embed_ms: Time per image in PyTorch on this machine's CPU, preprocessing included.
     """
 
-    weights: str
+    encoder: str
     queries: int
     gallery: int
     rank_1: float
     rank_5: float
     rank_10: float
     mean_ap: float
-    embed_ms: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """One side of the search: N images (H, W, 3) uint8 BGR, their identities and cameras (N,) int64."""
+    """One side of the search: N images, their identities and cameras (N,) int64."""
 
-    images: list[NDArray[np.uint8]]
-    ids: NDArray[np.int64]
-    cameras: NDArray[np.int64]
+    images: list[Image]
+    ids: Array
+    cameras: Array
 
 
 def read_split(path: Path, split: str) -> Split:
-    """The images of one split of the zip, in the order of ``labels.csv``."""
+    """The images of one split of the zip, in the order of ``labels.csv``; SourceError when there are none."""
+
+    def keep(row: Row) -> bool:
+        return row.get("split") == split
+
+    found = read_labelled(path, keep)
     try:
-        with zipfile.ZipFile(path) as archive:
-            rows = list(csv.DictReader(io.TextIOWrapper(archive.open("labels.csv"), "utf-8")))
-            rows = [row for row in rows if row["split"] == split]
-            coded = [np.frombuffer(archive.read(row["path"]), np.uint8) for row in rows]
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise SourceError(f"cannot read {path}: {error}") from error
-    if not rows:
-        raise SourceError(f"{path} has no images of split {split!r}")
-    images = []
-    for row, data in zip(rows, coded, strict=True):
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
-        if image is None:
-            raise SourceError(f"{path}: {row['path']} is not an image")
-        images.append(np.asarray(image, np.uint8))
-    return Split(
-        images,
-        np.array([int(row["pid"]) for row in rows], np.int64),
-        np.array([int(row["camid"]) for row in rows], np.int64),
-    )
+        ids, cameras = ([int(row[key]) for row, _ in found] for key in ("pid", "camid"))
+    except (KeyError, ValueError) as error:
+        raise SourceError(f"{path}: labels.csv needs whole numbers in pid and camid: {error}") from error
+    return Split([image for _, image in found], np.array(ids, np.int64), np.array(cameras, np.int64))
 
 
-def embed(model: nn.Module, preprocessor: Preprocessor, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-    """(N, D) float32, L2-normalised rows."""
-    parts = []
-    for start in range(0, len(images), _BATCH):
-        batch = torch.from_numpy(preprocessor(images[start : start + _BATCH]))
-        with torch.inference_mode():
-            parts.append(model(batch).numpy())
-    embeddings = np.concatenate(parts).astype(np.float32)
-    normalised: NDArray[np.float32] = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return normalised
-
-
-def score(model_name: str, weights: Path, query: Split, gallery: Split) -> Scores:
-    """Load the weights and search every query in the gallery."""
-    model = models.create(model_name)
-    models.load_weights(model, weights)
-    preprocessor = Preprocessor(models.entry(model_name).deployment.preprocess)
-    started = time.perf_counter()
-    embeddings = embed(model, preprocessor, [*query.images, *gallery.images])
-    embed_ms = (time.perf_counter() - started) * 1000 / len(embeddings)
-    count = len(query.images)
-    distances = 1 - embeddings[:count] @ embeddings[count:].T
+def score(encoder: str, embed: Embed, query: Split, gallery: Split) -> Scores:
+    """Search every query in the gallery. ``embed`` returns (N, D) unit rows."""
+    distances = 1 - embed(query.images) @ embed(gallery.images).T
     curve, mean_ap = reid_ranking(distances, query.ids, gallery.ids, query.cameras, gallery.cameras)
-    rank_1, rank_5, rank_10 = (float(curve[min(rank, len(curve)) - 1]) for rank in (1, 5, 10))
-    return Scores(weights.name, count, len(gallery.images), rank_1, rank_5, rank_10, mean_ap, embed_ms)
+    at = [float(curve[min(rank, len(curve)) - 1]) for rank in RANKS]
+    return Scores(encoder, len(query.images), len(gallery.images), at[0], at[1], at[2], mean_ap)
+
+
+def score_bundle(path: Path, query: Split, gallery: Split) -> Iterator[Scores]:
+    """Each engine of the bundle that opens here, through ``Predictor.embed``."""
+    for record in Bundle(path).manifest.engines:
+        try:
+            predictor = Predictor(path, backend=record.backend, precision=record.precision, device=record.device)
+        except BackendError as error:
+            print(f"{record.name} is left out: {error}", file=sys.stderr)
+            continue
+        with predictor:
+            yield score(record.name, predictor.embed, query, gallery)
+
+
+def score_weights(model_name: str, path: Path, query: Split, gallery: Split) -> Scores:
+    """One checkpoint, in PyTorch."""
+    import torch
+
+    from edgevis import models
+
+    model = models.create(model_name)
+    models.load_weights(model, path)
+    preprocessor = Preprocessor(models.entry(model_name).deployment.preprocess)
+
+    def embed(images: Sequence[Image]) -> Array:
+        with torch.inference_mode():
+            batches = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+            return unit_rows(
+                np.concatenate([model(torch.from_numpy(preprocessor(batch))).numpy() for batch in batches])
+            )
+
+    return score(path.name, embed, query, gallery)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print one row per weights file; an error of ours becomes one line and exit status 1."""
+    """Print one row per engine or weights file; an error of ours becomes one line and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reid", description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="osnet-x0-25", help="the model that the weights are for")
-    parser.add_argument("--weights", type=Path, nargs="+", help="default: the ones that ship with the model")
+    parser.add_argument("--bundle", type=Path, help="measure every engine of this bundle")
+    parser.add_argument("--model", default="osnet-x0-25", help="the model that --weights are for")
+    parser.add_argument("--weights", type=Path, nargs="+", help="measure these in PyTorch")
     parser.add_argument("--data", type=Path, required=True, help="zip with labels.csv and images")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
+    if not arguments.bundle and not arguments.weights:
+        parser.error("give --bundle or --weights")
     try:
-        weights = arguments.weights or [_shipped(arguments.model)]
         query, gallery = (read_split(arguments.data, split) for split in ("query", "gallery"))
-        found = [score(arguments.model, path, query, gallery) for path in weights]
+        found = [score_weights(arguments.model, path, query, gallery) for path in arguments.weights or ()]
+        if arguments.bundle:
+            found += score_bundle(arguments.bundle, query, gallery)
     except EdgevisError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if arguments.json:
         print(json.dumps(to_json(found), indent=2))
         return 0
-    print(f"{found[0].queries} queries, {found[0].gallery} gallery images")
+    print(f"{len(query.images)} queries, {len(gallery.images)} gallery images")
     rows = [
-        [
-            row.weights,
-            *(f"{value:.3f}" for value in (row.rank_1, row.rank_5, row.rank_10, row.mean_ap)),
-            f"{row.embed_ms:.1f}",
-        ]
+        (row.encoder, *(f"{value:.3f}" for value in (row.rank_1, row.rank_5, row.rank_10, row.mean_ap)))
         for row in found
     ]
     print(text_table(HEADERS, rows))
     return 0
 
 
-def _shipped(model: str) -> Path:
-    path = models.shipped_weights(model)
-    if path is None:
-        raise SourceError(f"no weights ship with {model!r}; name some with --weights")
-    return path
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

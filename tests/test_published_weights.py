@@ -1,0 +1,50 @@
+"""Published weights through export and ``Predictor`` reach the figures that they are known for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from built import built_bundle
+from shared_data import shared_data
+
+from benchmarks import few_shot, reid
+from edgevis import Predictor
+
+# PKU-Reid dev, 20 identities: what these weights reach in their authors' PyTorch code, see the data's MANIFEST.
+OSNET_RANK_1, OSNET_MEAN_AP = 0.881, 0.714
+
+
+@pytest.fixture(scope="module")
+def osnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    weights = shared_data("weights", "osnet_x0_25_msmt17.safetensors")
+    arguments = ("--checkpoint", str(weights), "--precision", "fp32,int8")
+    return built_bundle(tmp_path_factory, "osnet-x0-25", *arguments)
+
+
+def test_osnet_finds_persons_as_well_as_it_is_known_to(osnet: Path) -> None:
+    data = shared_data("reid_pku", "pku_reid_dev.zip")
+    query, gallery = (reid.read_split(data, split) for split in ("query", "gallery"))
+    found = {scores.encoder: scores for scores in reid.score_bundle(osnet, query, gallery)}
+    for engine in ("onnxruntime-fp32", "openvino-fp32"):
+        assert found[engine].rank_1 == pytest.approx(OSNET_RANK_1, abs=0.005)
+        assert found[engine].mean_ap == pytest.approx(OSNET_MEAN_AP, abs=0.005)
+    # What INT8 costs is the build's to say; here only that the engine still does what it is for.
+    for engine in ("onnxruntime-int8", "openvino-int8"):
+        assert found[engine].mean_ap > OSNET_MEAN_AP - 0.1
+
+
+def test_mobilenetv2_learns_groceries_from_few_shots(tmp_path_factory: pytest.TempPathFactory) -> None:
+    weights = shared_data("weights", "mobilenetv2_100.tf2_ptq_in1k.safetensors")
+    data = few_shot.read_labelled(shared_data("fewshot_grocery", "grocery_dev.zip"))
+    bundle = built_bundle(tmp_path_factory, "mobilenetv2", "--checkpoint", str(weights), "--precision", "fp32")
+    labels, images = [row["class_name"] for row, _ in data], [image for _, image in data]
+    with Predictor(bundle) as predictor:
+        by_embedding = few_shot.from_embeddings(predictor.embed(images))
+        by_image = few_shot.from_images(predictor, images)
+        few = list(few_shot.episodes(labels, way=5, shot=1, query=10, count=3, seed=7))
+        assert [by_embedding(episode) for episode in few] == [by_image(episode) for episode in few]
+    for shot, known, tolerance in ((1, 0.828, 0.015), (5, 0.947, 0.01)):
+        drawn = few_shot.episodes(labels, way=5, shot=shot, query=10, count=1000, seed=0)
+        measured = few_shot.summary("", 5, shot, [by_embedding(episode) for episode in drawn])
+        assert measured.accuracy == pytest.approx(known, abs=tolerance)
