@@ -69,15 +69,15 @@ def _cut(person: Person, rng: np.random.Generator) -> tuple[Image, Image]:
     )
     flip = rng.random() < 0.5
     tilt = float(np.tan(np.radians(rng.normal(0, 2.5))))
-    # Destination pixel (u, v) -> source pixel; the tilt is a shear, near enough to a small rotation.
     step_x, step_y = (x1 - x0) / WIDTH, (y1 - y0) / HEIGHT
+    start_x = (x1 - step_x / 2 if flip else x0 + step_x / 2) - 0.5
+    # From pixel of the view to pixel of the image; the tilt is a shear, near enough to a small rotation.
     matrix = np.array(
         [
-            [-step_x if flip else step_x, tilt * step_y, (x1 if flip else x0) + step_x / 2 - tilt * (y1 - y0) / 2],
+            [-step_x if flip else step_x, tilt * step_y, start_x - tilt * (y1 - y0) / 2],
             [0.0, step_y, y0 + step_y / 2 - 0.5],
         ]
     )
-    matrix[0, 2] -= 0.5 + (step_x if flip else 0.0)
     inverse = cv2.WARP_INVERSE_MAP
     edge = cv2.BORDER_REPLICATE
     image = cv2.warpAffine(person.image, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR | inverse, borderMode=edge)
