@@ -1,0 +1,251 @@
+"""The real images that a build calibrates INT8 on, proves its engines on and measures impostor scores on.
+
+They come from a folder or a zip of the user's, or, so that a build works on a machine with nothing on it, from the
+photographs that scikit-image and Matplotlib carry in their wheels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import random
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+
+from runtime.errors import InputError, MissingDependencyError, SourceError
+from runtime.images import MAX_FILE_BYTES, SUFFIXES, Image, decode_image, read_image
+
+# Enough for stable ranges (64 and 128 images gave the same INT8 accuracy on OSNet) and for a share of changed decisions
+# that one image moves by less than two per cent.
+DEFAULT_COUNT = 256
+MIN_COUNT = 16
+MAX_VERIFICATION = 128
+
+# Larger images are shrunk as they are read: 256 photographs of a telephone would not fit into memory.
+MAX_SIDE = 1024
+# A zip or folder is listed before it is sampled; more entries than this is a mistake in the path.
+MAX_ENTRIES = 2_000_000
+
+# Package, folder inside it, files. Colour and grey, persons, animals, objects, microscope and telescope.
+_PHOTOGRAPHS = (
+    (
+        "skimage",
+        "data",
+        (
+            "astronaut.png",
+            "camera.png",
+            "chelsea.png",
+            "coffee.png",
+            "hubble_deep_field.jpg",
+            "ihc.png",
+            "motorcycle_left.png",
+            "retina.jpg",
+            "rocket.jpg",
+        ),
+    ),
+    ("matplotlib", "mpl-data/sample_data", ("grace_hopper.jpg",)),
+)
+# Standard deviation of a crop's pixels. A piece of blank sky has less, and what a network makes of it is noise.
+_MIN_CONTRAST = 30.0
+_TRIES = 20
+PHOTOGRAPHS_SOURCE = "crops of the photographs that the wheels of scikit-image and Matplotlib carry"
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSet:
+    """Real images in a fixed order.
+
+    Attributes:
+        images: Each (H, W, 3) uint8 BGR, of its own size.
+        labels: What each shows; images of one label show the same.
+        source: Where they come from, without machine paths.
+        digest: SHA-256 of all pixels and labels.
+    """
+
+    images: tuple[Image, ...]
+    labels: tuple[str, ...]
+    source: str
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def sample_set(images: Sequence[Image], labels: Sequence[str], source: str) -> SampleSet:
+    """A :class:`SampleSet` with its digest."""
+    digest = hashlib.sha256()
+    for image, label in zip(images, labels, strict=True):
+        digest.update(f"{label}\0{image.shape}\0".encode())
+        digest.update(np.ascontiguousarray(image).data)
+    return SampleSet(tuple(images), tuple(labels), source, digest.hexdigest())
+
+
+def samples_from(path: str | os.PathLike[str], *, count: int = DEFAULT_COUNT) -> SampleSet:
+    """Up to ``count`` images of a folder (searched recursively) or a zip (read without unpacking it).
+
+    The label of an image is the name of the folder it lies in. Of more than ``count`` images, every n-th in the order
+    of their paths is taken, so that all labels are met. Files that are not images are passed over.
+
+    Raises:
+        SourceError: There is no such folder or zip, or an image in it cannot be read; the message names it.
+        InputError: It holds fewer than :data:`MIN_COUNT` images.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _from_folder(path, count)
+    if path.is_file() and zipfile.is_zipfile(path):
+        return _from_zip(path, count)
+    problem = "is neither a folder nor a zip" if path.exists() else "does not exist"
+    raise SourceError(f"the calibration data {path} {problem}; allowed: a folder of images, or a .zip of them")
+
+
+def samples_from_photographs(*, height: int, width: int, count: int = DEFAULT_COUNT, seed: int = 0) -> SampleSet:
+    """``count`` crops with changing light of the photographs in the wheels; the label is the photograph.
+
+    Args:
+        height, width: The model's input; crops have its proportions, so that a tall input gets tall crops.
+        count: How many.
+        seed: The same seed gives the same crops.
+
+    Raises:
+        MissingDependencyError: A package that carries them is not installed.
+    """
+    photographs = [(PurePosixPath(path).stem, _limited(read_image(path))) for path in _photograph_paths()]
+    # random.Random.random() gives the same numbers in every version of Python; NumPy promises that for no generator.
+    draw = random.Random(seed).random  # noqa: S311 - nothing secret is drawn
+    images, labels = [], []
+    for index in range(count):
+        label, photograph = photographs[index % len(photographs)]
+        images.append(_relit(_crop(photograph, width / height, draw), draw))
+        labels.append(label)
+    return sample_set(images, labels, PHOTOGRAPHS_SOURCE)
+
+
+def split(samples: SampleSet) -> tuple[SampleSet, SampleSet]:
+    """The part to calibrate on and the part to verify on, with no image in common.
+
+    Half of them, at most :data:`MAX_VERIFICATION`, verify. The order is that of the images' hashes:
+    it depends on nothing but the images, and neighbours in a folder or a video do not end up in one part.
+
+    Raises:
+        InputError: There are fewer than :data:`MIN_COUNT` different images.
+    """
+    keyed: dict[str, int] = {}
+    for index, image in enumerate(samples.images):
+        key = hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+        keyed.setdefault(key, index)
+    order = [keyed[key] for key in sorted(keyed)]
+    _check_count(len(order), f"{samples.source} holds", "different images")
+    middle = len(order) - min(len(order) // 2, MAX_VERIFICATION)
+
+    def part(indices: Sequence[int]) -> SampleSet:
+        return sample_set([samples.images[i] for i in indices], [samples.labels[i] for i in indices], samples.source)
+
+    return part(order[:middle]), part(order[middle:])
+
+
+def _from_folder(folder: Path, count: int) -> SampleSet:
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = _chosen(found, folder.name, count)
+    return sample_set([_limited(read_image(folder / name)) for name in names], _labels(names), folder.name)
+
+
+def _from_zip(path: Path, count: int) -> SampleSet:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = _chosen((item.filename for item in archive.infolist() if not item.is_dir()), path.name, count)
+            images = [_limited(_read_entry(archive, name, path)) for name in names]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise SourceError(f"{path} cannot be read: {error}") from error
+    return sample_set(images, _labels(names), path.name)
+
+
+def _read_entry(archive: zipfile.ZipFile, name: str, path: Path) -> Image:
+    size = archive.getinfo(name).file_size
+    if size > MAX_FILE_BYTES:
+        raise SourceError(f"{name} in {path} has {size} bytes; image files of at most {MAX_FILE_BYTES} are read")
+    try:
+        data = archive.read(name)
+    # zipfile says RuntimeError for a password and NotImplementedError for an unknown compression.
+    except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
+        raise SourceError(f"{name} in {path} cannot be read: {error}") from error
+    return decode_image(data, f"{name} in {path}")
+
+
+def _chosen(found: Iterable[str], source: str, count: int) -> list[str]:
+    names = []
+    for number, name in enumerate(found):
+        if number >= MAX_ENTRIES:
+            raise InputError(f"{source} holds more than {MAX_ENTRIES} files; name a folder that holds only images")
+        path = PurePosixPath(name)
+        hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
+        if path.suffix.lower() in SUFFIXES and not hidden:
+            names.append(name)
+    names.sort()
+    _check_count(len(names), f"{source} holds", f"images ({', '.join(sorted(SUFFIXES))})")
+    if len(names) <= count:
+        return names
+    return [names[index * len(names) // count] for index in range(count)]
+
+
+def _check_count(count: int, source: str, what: str) -> None:
+    if count < MIN_COUNT:
+        raise InputError(
+            f"{source} {count} {what}; at least {MIN_COUNT} are needed, half of them to calibrate, half to verify"
+        )
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    return [PurePosixPath(name).parent.name for name in names]
+
+
+def _limited(image: Image) -> Image:
+    ratio = MAX_SIDE / max(image.shape[:2])
+    if ratio >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * ratio)), max(1, round(image.shape[0] * ratio)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+
+
+def _photograph_paths() -> list[Path]:
+    paths = []
+    for package, folder, names in _PHOTOGRAPHS:
+        spec = importlib.util.find_spec(package)
+        root = None if spec is None or spec.origin is None else Path(spec.origin).parent / folder
+        for name in names:
+            if root is None or not (root / name).is_file():
+                raise MissingDependencyError(
+                    f"the build measures itself on photographs that the package {package} carries, and {name} is not "
+                    "installed: pip install 'edgevis[export]', or give images with --calibration-data"
+                )
+            paths.append(root / name)
+    return paths
+
+
+def _crop(image: Image, aspect: float, draw: Callable[[], float]) -> Image:
+    """A random crop that shows something, of the proportions ``aspect`` (width / height), half of them mirrored."""
+    rows, columns = image.shape[:2]
+    crop = image
+    for _ in range(_TRIES):
+        height = min(rows, columns / aspect) * (0.35 + 0.65 * draw())
+        size_y, size_x = max(1, min(rows, round(height))), max(1, min(columns, round(height * aspect)))
+        top, left = round((rows - size_y) * draw()), round((columns - size_x) * draw())
+        crop = image[top : top + size_y, left : left + size_x]
+        if crop.std() >= _MIN_CONTRAST:
+            break
+    return crop[:, ::-1] if draw() < 0.5 else crop
+
+
+def _relit(image: Image, draw: Callable[[], float]) -> Image:
+    """The image in another light: darker or brighter, another contrast, warmer or colder."""
+    gamma, gain, warmth = 0.6 + draw(), 0.6 + 0.7 * draw(), 0.2 * draw() - 0.1
+    pixel = np.arange(256) / 255.0
+    tables = [np.clip(pixel**gamma * gain * tint * 255.0, 0, 255) for tint in (1 - warmth, 1.0, 1 + warmth)]
+    table = np.stack(tables, axis=-1).round().astype(np.uint8)[None]
+    return cv2.LUT(np.ascontiguousarray(image), table).astype(np.uint8, copy=False)

@@ -1,0 +1,260 @@
+"""``python -m export.build``: a PyTorch model becomes a bundle. Arguments and output; the work is in pipeline.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, get_args
+
+from runtime.bundle import SUFFIX, Bundle
+from runtime.errors import EdgevisError
+from runtime.jsondata import to_json
+from runtime.manifest import EngineRecord
+from runtime.spec import Precision
+
+_DESCRIPTION = """\
+Export a model to ONNX, compile it for a target, prove every engine against PyTorch on real images, write a bundle.
+
+Each stage prints one line with its time and what it made. Nothing is written unless every stage succeeds; a bundle
+that is already there is then replaced, and otherwise left as it is.
+"""
+_BAR = 24
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one build; returns the process's exit status."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.list:
+            return _list(arguments)
+        if not arguments.model:
+            parser.error("--model is needed; --list shows the models")
+        return _build(arguments)
+    except EdgevisError as error:
+        sys.stderr.write(f"error: {error}\n")
+        if not arguments.list:
+            sys.stderr.write("nothing was written\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted; nothing was written\n")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export.build", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", metavar="NAME", help="a model of edgevis.models; see --list")
+    parser.add_argument("--target", metavar="NAME", default="cpu", help="where it shall run (default: cpu); see --list")
+    parser.add_argument(
+        "--precision",
+        metavar="P",
+        action="append",
+        type=_precisions,
+        help=f"{', '.join(get_args(Precision))}; several with commas or by repeating (default for cpu: fp32,int8; bf16 "
+        "needs a processor that has it). INT8 without fp32 is possible; fp32 is what other precisions fall back to",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        type=Path,
+        help=".safetensors or .pt weights (default: those that ship with edgevis; where none do, random ones)",
+    )
+    parser.add_argument(
+        "--calibration-data",
+        metavar="PATH",
+        type=Path,
+        help="a folder or zip of real images, one sub-folder per person or class: they set INT8 scales, prove the "
+        "engines and give the open-set threshold its first guess. Eight of them go into the bundle as golden.npz "
+        "(default: crops of photographs in the wheels of scikit-image and Matplotlib)",
+    )
+    parser.add_argument("--output", metavar="PATH", type=Path, help="the bundle (default: bundles/NAME.edgevis)")
+    parser.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    parser.add_argument("--quiet", action="store_true", help="no progress and no table; warnings and errors remain")
+    parser.add_argument("--list", action="store_true", help="list the models and targets, and stop")
+    return parser
+
+
+def _precisions(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in names:
+        if name not in get_args(Precision):
+            raise argparse.ArgumentTypeError(f"no precision {name!r}; known: {', '.join(get_args(Precision))}")
+    if not names:
+        raise argparse.ArgumentTypeError("no precision is named")
+    return names
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    started = time.perf_counter()
+    # With --json, standard output holds nothing but the object.
+    reporter = _Reporter(sys.stderr if arguments.json else sys.stdout, quiet=arguments.quiet)
+    reporter.begin("start")
+    from edgevis import models  # torch takes a second or two: --help need not wait for it
+    from export.pipeline import UNTRAINED, Request, build_bundle, bundle_size_bytes
+
+    entry = models.entry(arguments.model)
+    output = arguments.output or Path("bundles", f"{arguments.model}{SUFFIX}")
+    precisions = tuple(name for names in arguments.precision or () for name in names) or None
+    reporter.end(f"{entry.name} for {arguments.target}, {entry.paper}")
+    bundle = build_bundle(
+        Request(
+            entry=entry,
+            output=output,
+            target=arguments.target,
+            precisions=precisions,
+            checkpoint=arguments.checkpoint,
+            calibration_data=arguments.calibration_data,
+            seed=arguments.seed,
+        ),
+        reporter,
+    )
+    seconds, size = time.perf_counter() - started, bundle_size_bytes(bundle)
+    reporter.line("bundle", str(bundle.path), seconds, size)
+    if arguments.json:
+        sys.stdout.write(json.dumps(_summary(bundle, seconds, size), indent=2, allow_nan=False) + "\n")
+    if not arguments.quiet:
+        reporter.write(_table(bundle.manifest.engines))
+        if not bundle.manifest.weights.trained:
+            reporter.write(f"\n{UNTRAINED}\n")
+        reporter.write(f"\nnext: edgevis info {bundle.path}\n")
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from edgevis import models
+    from export import targets
+
+    entries = [models.entry(name) for name in models.names()]
+    shipped = {entry.name: bool(entry.weights) for entry in entries}
+    if arguments.json:
+        listed = {
+            "models": [
+                {
+                    "name": entry.name,
+                    "task": entry.deployment.task,
+                    "parameters": entry.parameters,
+                    "weights_shipped": shipped[entry.name],
+                    "paper": entry.paper,
+                }
+                for entry in entries
+            ],
+            "targets": {name: targets.load(name).summary for name in targets.names()},
+        }
+        sys.stdout.write(json.dumps(listed, indent=2) + "\n")
+        return 0
+    rows = [("model", "task", "parameters", "weights", "paper")]
+    rows += [
+        (
+            entry.name,
+            entry.deployment.task,
+            f"{entry.parameters:,}",
+            "shipped" if shipped[entry.name] else "-",
+            entry.paper,
+        )
+        for entry in entries
+    ]
+    sys.stdout.write(_columns(rows))
+    sys.stdout.write(
+        "\n" + _columns([("target", "for"), *((name, targets.load(name).summary) for name in targets.names())])
+    )
+    return 0
+
+
+class _Reporter:
+    """One line per stage: what, how long, how large; a bar while it lasts, where the output is a terminal."""
+
+    def __init__(self, stream: IO[str], *, quiet: bool) -> None:
+        self._stream = stream
+        self._quiet = quiet
+        self._bar = stream.isatty() and not quiet
+        self._stage = ""
+        self._began = 0.0
+
+    def begin(self, stage: str) -> None:
+        self._stage, self._began = stage, time.perf_counter()
+        if self._bar:
+            self._stream.write(f"\r\033[K{stage:<10} …")
+            self._stream.flush()
+
+    def advance(self, done: int, total: int) -> None:
+        if self._bar:
+            filled = _BAR * done // max(total, 1)
+            bar = "█" * filled + "░" * (_BAR - filled)
+            self._stream.write(f"\r\033[K{self._stage:<10} {bar} {done}/{total}")
+            self._stream.flush()
+
+    def end(self, detail: str, *, size_bytes: int | None = None) -> None:
+        self.line(self._stage, detail, time.perf_counter() - self._began, size_bytes)
+
+    def warn(self, message: str) -> None:
+        sys.stderr.write(f"{self._clear()}warning: {message}\n")
+
+    def line(self, stage: str, detail: str, seconds: float, size_bytes: int | None = None) -> None:
+        size = "" if size_bytes is None else _size(size_bytes)
+        self.write(f"{self._clear()}{stage:<10} {seconds:6.1f} s {size:>8}  {detail}\n")
+
+    def write(self, text: str) -> None:
+        if not self._quiet:
+            self._stream.write(text)
+            self._stream.flush()
+
+    def _clear(self) -> str:
+        return "\r\033[K" if self._bar else ""
+
+
+def _table(engines: Sequence[EngineRecord]) -> str:
+    rows = [("engine", "max rel. error", "min cosine", "same nearest", "ms/image", "shares enrolments")]
+    for engine in engines:
+        graphs = engine.proof.graphs if engine.proof else ()
+        decisions = engine.proof.decisions if engine.proof else None
+        rows.append(
+            (
+                engine.name,
+                f"{max(graph.max_relative_error for graph in graphs):.1e}",
+                f"{min(graph.min_cosine for graph in graphs):.6f}",
+                "-" if decisions is None else f"{decisions.agreement:.1%} of {decisions.count}",
+                "-" if engine.latency_ms is None else f"{engine.latency_ms:.2f}",
+                "yes" if engine.shares_enrolments else "no",
+            )
+        )
+    return "\n" + _columns(rows)
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(lines) + "\n"
+
+
+def _summary(bundle: Bundle, seconds: float, size_bytes: int) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.path),
+        "model": manifest.model,
+        "target": manifest.target,
+        "seconds": round(seconds, 2),
+        "size_bytes": size_bytes,
+        "parameters": manifest.parameters,
+        "encoder_identity": manifest.encoder_identity,
+        "weights": to_json(manifest.weights),
+        "calibration": to_json(manifest.calibration),
+        "engines": to_json(manifest.engines),
+        "impostor": to_json(manifest.deployment.postprocess.get("impostor")),
+        "machine": manifest.machine,
+        "tools": to_json(manifest.tools),
+    }
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.1f} kB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""From ONNX to the files that a backend opens. Each file here is one compiler and bears the name of its backend."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from pathlib import Path
+from typing import Protocol, cast
+
+from onnx import ModelProto
+
+from runtime.errors import ExportError
+from runtime.spec import Precision
+
+GRAPHS = "graphs"
+ENGINES = "engines"
+
+
+class Compiler(Protocol):
+    """What a module in this package offers."""
+
+    def engine_from_onnx(self, model: ModelProto, *, graph: str, precision: Precision, bundle: Path) -> Path:
+        """Make the engine of one graph.
+
+        Args:
+            model: The float graph, or for ``int8`` the quantised one.
+            graph: The graph's name; ``graphs/NAME.onnx`` in the bundle already holds the float graph.
+            precision: The arithmetic that the engine shall run in.
+            bundle: The bundle's folder; files go where :func:`engine_path` says.
+
+        Returns:
+            The engine's main file. Two precisions may name the same one.
+
+        Raises:
+            CompileError: The vendor's compiler refused the graph.
+            MissingDependencyError: Its package is not installed.
+        """
+        ...
+
+
+def graph_path(bundle: Path, graph: str) -> Path:
+    """The portable graph in a bundle."""
+    return bundle / GRAPHS / f"{graph}.onnx"
+
+
+def engine_path(bundle: Path, backend: str, precision: Precision, graph: str, suffix: str) -> Path:
+    """Where an engine's main file belongs; its folder exists afterwards."""
+    path = bundle / ENGINES / f"{backend}-{precision}" / f"{graph}{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """The names of all compilers, installed or not."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def load(name: str) -> Compiler:
+    """The compiler of that name; ExportError lists the known ones."""
+    if name not in names():
+        raise ExportError(f"there is no compiler {name!r}; known: {', '.join(names())}")
+    return cast(Compiler, importlib.import_module(f"{__name__}.{name}"))

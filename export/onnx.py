@@ -1,0 +1,183 @@
+"""From a PyTorch module to ONNX: one self-contained model for each graph that the module declares."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import onnx
+import torch
+from onnx import ModelProto, ValueInfoProto
+from torch import Tensor, nn
+
+from runtime.errors import ExportError
+from runtime.spec import Graph, TensorSpec
+
+# The opset that torch 2.13's exporter writes without its version converter, which inlines model-local functions and
+# fails on optional inputs. ONNX Runtime >= 1.19, OpenVINO 2026 and TensorRT 10.3 all read it.
+OPSET = 18
+# ONNX Runtime 1.19 reads no later one.
+IR_VERSION = 10
+
+# Any size but 0 and 1, which torch.export would take for constants; two axes must not share one.
+_FIRST_EXAMPLE_SIZE = 2
+
+
+def onnx_from_module(module: nn.Module, graph: Graph) -> ModelProto:
+    """The module's method named like ``graph``, as ONNX.
+
+    Weights are inside, batch norms are folded into convolutions, and nothing tells of the machine it was made on.
+
+    Args:
+        module: It is put into evaluation mode.
+        graph: Names, dtypes and shapes of the inputs and outputs; a symbolic axis stays open in the ONNX model.
+
+    Raises:
+        ExportError: There is no such method, PyTorch cannot export it, or what came out is not what ``graph`` says.
+    """
+    if not callable(getattr(module, graph.name, None)):
+        raise ExportError(
+            f"{type(module).__name__} has no method {graph.name!r}; the graph {graph.name!r} is the method of that name"
+        )
+    wrapper = _Method(module, graph.name).eval()
+    axes = _axes(graph)
+    examples = _examples(graph, {axis: _FIRST_EXAMPLE_SIZE + i for i, axis in enumerate(axes)})
+    dims = {axis: torch.export.Dim(axis) for axis in axes}
+    shapes = tuple(
+        {i: dims[size] for i, size in enumerate(tensor.shape) if isinstance(size, str)} for tensor in graph.inputs
+    )
+    try:
+        with torch.no_grad(), _silence():
+            program = torch.onnx.export(
+                wrapper,
+                examples,
+                dynamo=True,
+                input_names=[tensor.name for tensor in graph.inputs],
+                output_names=[tensor.name for tensor in graph.outputs],
+                dynamic_shapes=(shapes,),
+                opset_version=OPSET,
+                optimize=True,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        # Its own message is a page of advice; what went wrong is in the cause.
+        reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise ExportError(f"graph {graph.name!r} cannot be exported to ONNX: {reason[0]}") from error
+    if program is None:
+        raise ExportError(f"graph {graph.name!r}: the exporter returned nothing")
+    model = program.model_proto
+    model.ir_version = min(model.ir_version, IR_VERSION)
+    strip_metadata(model)
+    onnx.checker.check_model(model, full_check=True)
+    _check_io(model, graph)
+    return model
+
+
+def strip_metadata(model: ModelProto) -> None:
+    """Drop all comments: stack traces with this machine's paths, Python class names, inferred shapes.
+
+    The exporter of torch 2.13 writes them beside every node; half of a small model's file is such text.
+    """
+    model.ClearField("doc_string")
+    del model.metadata_props[:]
+    del model.graph.value_info[:]
+    for function in model.functions:
+        function.ClearField("doc_string")
+        del function.metadata_props[:]
+        del function.value_info[:]
+        for node in function.node:
+            _strip_node(node)
+    _strip_graph(model.graph)
+
+
+class _Method(nn.Module):
+    """A module whose ``forward`` is a method of another."""
+
+    def __init__(self, module: nn.Module, method: str) -> None:
+        super().__init__()
+        self.model = module
+        self.method = method
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        result: Tensor | tuple[Tensor, ...] = getattr(self.model, self.method)(*inputs)
+        return result
+
+
+def _axes(graph: Graph) -> list[str]:
+    """The symbolic axes of the inputs, each once, in order."""
+    return list(dict.fromkeys(size for tensor in graph.inputs for size in tensor.shape if isinstance(size, str)))
+
+
+def _examples(graph: Graph, sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+    """One tensor per input. Only its dtype and shape matter: the exporter traces with symbols, not with values."""
+    return tuple(
+        torch.zeros(
+            [sizes[size] if isinstance(size, str) else size for size in tensor.shape],
+            dtype=getattr(torch, tensor.dtype),
+        )
+        for tensor in graph.inputs
+    )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's remarks about itself away from the user; what is wrong with a model it raises."""
+    # torch 2.13 logs one line for each torchvision operator when torchvision is not installed.
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # torch 2.13 uses its own deprecated class while it copies an exported program.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _strip_graph(graph: onnx.GraphProto) -> None:
+    graph.ClearField("doc_string")
+    del graph.metadata_props[:]
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.ClearField("doc_string")
+        del value.metadata_props[:]
+    for node in graph.node:
+        _strip_node(node)
+
+
+def _strip_node(node: onnx.NodeProto) -> None:
+    node.ClearField("doc_string")
+    del node.metadata_props[:]
+    for attribute in node.attribute:
+        attribute.ClearField("doc_string")
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            _strip_graph(graph)
+
+
+def _check_io(model: ModelProto, graph: Graph) -> None:
+    for what, found, wanted in (
+        ("input", model.graph.input, graph.inputs),
+        ("output", model.graph.output, graph.outputs),
+    ):
+        made = [_shown(value) for value in found]
+        declared = [_declared(tensor) for tensor in wanted]
+        if made != declared:
+            raise ExportError(
+                f"graph {graph.name!r}: the exported {what}s are {', '.join(made)}; "
+                f"the model declares {', '.join(declared)}: correct its DEPLOYMENT or the method"
+            )
+
+
+def _shown(value: ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    sizes = [
+        size.dim_param or (str(size.dim_value) if size.HasField("dim_value") else "?") for size in tensor.shape.dim
+    ]
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    return f"{value.name} {dtype} ({', '.join(sizes)})"
+
+
+def _declared(tensor: TensorSpec) -> str:
+    return f"{tensor.name} {tensor.dtype} ({', '.join(map(str, tensor.shape))})"

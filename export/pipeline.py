@@ -1,0 +1,356 @@
+"""A whole build, stage by stage: from a model's declaration and its weights to a bundle whose engines are proved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto
+from torch import nn
+
+from calibration.quantize import Recipe, calibration_digest, quantize
+from calibration.samples import SampleSet, samples_from, samples_from_photographs, split
+from edgevis import __version__, models
+from edgevis.models.entry import ModelEntry
+from export import compilers, targets
+from export.compilers import graph_path
+from export.onnx import onnx_from_module
+from export.targets import Target
+from export.verify import GOLDEN_ROWS, embedding_output, machine_name, prove_engines
+from runtime import backends
+from runtime.arrays import Array, unit_rows, write_arrays
+from runtime.bundle import GOLDEN, Bundle, write_bundle
+from runtime.errors import ExportError
+from runtime.jsondata import to_json
+from runtime.manifest import Calibration, EngineRecord, Manifest, Weights
+from runtime.preprocess import Preprocessor
+from runtime.spec import Deployment, Graph, Precision, Preprocess
+from runtime.threshold import Impostors
+
+UNTRAINED = (
+    "RANDOM WEIGHTS: this model has not been trained. Its engines are proved to compute what the PyTorch model "
+    "computes, and that means nothing. Give trained weights with --checkpoint."
+)
+
+_CALIBRATION_BATCH = 4
+_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy")
+
+
+class Progress(Protocol):
+    """Told what a build does; stages come one after the other."""
+
+    def begin(self, stage: str) -> None: ...
+
+    def advance(self, done: int, total: int) -> None: ...
+
+    def end(self, detail: str, *, size_bytes: int | None = None) -> None: ...
+
+    def warn(self, message: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to build.
+
+    Attributes:
+        entry: The model.
+        output: The bundle's path, ending in ``.edgevis``.
+        target: A name in :mod:`export.targets`.
+        precisions: None for the target's default ones.
+        checkpoint: Weights to load; None for those that ship with edgevis or, without any, random ones.
+        calibration_data: A folder or zip of images; None for the photographs in the wheels of dependencies.
+        seed: Of random weights.
+    """
+
+    entry: ModelEntry
+    output: Path
+    target: str = "cpu"
+    precisions: tuple[Precision, ...] | None = None
+    checkpoint: Path | None = None
+    calibration_data: Path | None = None
+    seed: int = 0
+
+
+def build_bundle(request: Request, progress: Progress) -> Bundle:
+    """Build, prove and write a bundle. If anything fails, nothing is written and a bundle that was there stays.
+
+    Raises:
+        EdgevisError: The build failed; the message says at what and how to mend it.
+    """
+    target = targets.load(request.target)
+    precisions = _checked_precisions(request, target)
+    for precision in precisions:
+        for name in target.compilers[precision]:
+            backends.load(name).devices()  # a missing package is better found now than after minutes of work
+
+    def fill(folder: Path) -> Manifest:
+        return _build(request, target, precisions, folder, progress)
+
+    return write_bundle(request.output, fill)
+
+
+def encoder_identity(name: str, deployment: Deployment, weights_sha256: str) -> str:
+    """Whose embeddings these are: the same for every precision, backend, exporter version and machine."""
+    parts = {
+        "model": name,
+        "weights": weights_sha256,
+        "preprocess": to_json(deployment.preprocess),
+        "graphs": to_json(deployment.graphs),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers by name, dtype, shape and bytes.
+
+    Batch norm's ``num_batches_tracked`` does not count: no output depends on it, and not all checkpoints have it.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if name.endswith("num_batches_tracked"):
+            continue
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _checked_precisions(request: Request, target: Target) -> tuple[Precision, ...]:
+    wanted = request.precisions or target.default_precisions
+    for precision in wanted:
+        if precision not in target.compilers:
+            raise ExportError(
+                f"the target {request.target!r} has no precision {precision!r}; it has {', '.join(target.compilers)}"
+            )
+    return tuple(dict.fromkeys(wanted))
+
+
+def _build(
+    request: Request, target: Target, precisions: Sequence[Precision], folder: Path, progress: Progress
+) -> Manifest:
+    deployment = request.entry.deployment
+    preprocess = Preprocessor(deployment.preprocess)
+
+    progress.begin("weights")
+    module, weights = _load(request)
+    count = models.parameters(module)
+    progress.end(f"{weights.source}; {count:,} parameters")
+    if not weights.trained:
+        progress.warn(UNTRAINED)
+
+    progress.begin("samples")
+    samples = _samples(request, deployment.preprocess)
+    to_calibrate, to_verify = split(samples)
+    progress.end(f"{len(samples)} images: {samples.source}")
+
+    floats = _export(module, deployment, folder, progress)
+
+    progress.begin("reference")
+    reference = _reference(module, deployment, preprocess, to_verify, progress)
+    write_arrays(folder / GOLDEN, {name: array[:GOLDEN_ROWS] for name, array in reference.items()})
+    progress.end(
+        f"PyTorch in float32 on {len(to_verify)} images, {GOLDEN_ROWS} of them kept as {GOLDEN}",
+        size_bytes=(folder / GOLDEN).stat().st_size,
+    )
+
+    quantized, calibration = {}, None
+    if "int8" in precisions:
+        quantized = _quantize(floats, deployment, preprocess, to_calibrate, target.recipe, progress)
+        calibration = Calibration(
+            digest=calibration_digest(
+                to_calibrate,
+                preprocess=deployment.preprocess,
+                weights_sha256=weights.sha256,
+                recipe=target.recipe,
+            ),
+            images=len(to_calibrate),
+            source=to_calibrate.source,
+            recipe=str(target.recipe),
+        )
+
+    records = _compile(floats, quantized, target, precisions, folder, progress)
+
+    progress.begin("parity")
+    engines = prove_engines(
+        records, bundle=folder, deployment=deployment, reference=reference, advance=progress.advance
+    )
+    progress.end(f"{len(engines)} engines on {len(to_verify)} images: all hold their tolerance")
+
+    return Manifest(
+        name=request.output.stem,
+        model=request.entry.name,
+        target=request.target,
+        deployment=_with_impostors(deployment, reference, to_verify),
+        encoder_identity=encoder_identity(request.entry.name, deployment, weights.sha256),
+        weights=weights,
+        parameters=count,
+        engines=engines,
+        files={},
+        calibration=calibration,
+        tools=_tools(),
+        machine=machine_name(),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _load(request: Request) -> tuple[nn.Module, Weights]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.seed)
+        module = request.entry.build().eval()
+    shipped = models.shipped_weights(request.entry.name) if request.entry.weights else None
+    if request.checkpoint is not None:
+        models.load_weights(module, request.checkpoint)
+        source = request.checkpoint.name
+    elif shipped is not None:
+        models.load_weights(module, shipped)
+        source = f"shipped with edgevis {__version__}: {shipped.name}"
+    else:
+        source = f"random, seed {request.seed}"
+    trained = request.checkpoint is not None or shipped is not None
+    return module, Weights(trained=trained, source=source, sha256=weights_digest(module))
+
+
+def _samples(request: Request, preprocess: Preprocess) -> SampleSet:
+    if request.calibration_data is not None:
+        return samples_from(request.calibration_data)
+    return samples_from_photographs(height=preprocess.height, width=preprocess.width)
+
+
+def _export(module: nn.Module, deployment: Deployment, folder: Path, progress: Progress) -> dict[str, ModelProto]:
+    progress.begin("onnx")
+    made, size = {}, 0
+    for number, graph in enumerate(deployment.graphs, start=1):
+        made[graph.name] = onnx_from_module(module, graph)
+        path = graph_path(folder, graph.name)
+        path.parent.mkdir(exist_ok=True)
+        onnx.save(made[graph.name], path)
+        size += path.stat().st_size
+        progress.advance(number, len(deployment.graphs))
+    nodes = sum(len(model.graph.node) for model in made.values())
+    progress.end(f"{', '.join(made)}: {nodes} nodes, batch free", size_bytes=size)
+    return made
+
+
+def _inputs(graph: Graph, preprocess: Preprocess, images: Array) -> dict[str, Array]:
+    """A graph's inputs made of preprocessed images (N, 3, H, W)."""
+    wanted = ("float32", ("N", 3, preprocess.height, preprocess.width))
+    if [(tensor.name, tensor.dtype, tensor.shape) for tensor in graph.inputs] != [("image", *wanted)]:
+        raise ExportError(
+            f"graph {graph.name!r} takes {', '.join(tensor.name for tensor in graph.inputs)}; this version builds "
+            f"graphs whose one input is 'image' {wanted[0]} {wanted[1]}, as the model's preprocessing makes it"
+        )
+    return {"image": images}
+
+
+def _reference(
+    module: nn.Module, deployment: Deployment, preprocess: Preprocessor, samples: SampleSet, progress: Progress
+) -> dict[str, Array]:
+    """``GRAPH/TENSOR`` to an array of one row per image: the inputs, and PyTorch's outputs for them."""
+    images = preprocess(samples.images)
+    starts = range(0, len(images), GOLDEN_ROWS)
+    arrays: dict[str, Array] = {}
+    for graph in deployment.graphs:
+        inputs = _inputs(graph, deployment.preprocess, images)
+        parts: list[list[Array]] = []
+        for start in starts:
+            rows = [torch.from_numpy(array[start : start + GOLDEN_ROWS]) for array in inputs.values()]
+            with torch.no_grad():
+                made = getattr(module, graph.name)(*rows)
+            parts.append([tensor.numpy() for tensor in (made if isinstance(made, tuple) else (made,))])
+            progress.advance(min(start + GOLDEN_ROWS, len(images)), len(images))
+        outputs = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        names = [tensor.name for tensor in graph.outputs]
+        arrays |= {f"{graph.name}/{name}": array for name, array in inputs.items()}
+        arrays |= {f"{graph.name}/{name}": array for name, array in zip(names, outputs, strict=True)}
+    return arrays
+
+
+def _quantize(
+    floats: Mapping[str, ModelProto],
+    deployment: Deployment,
+    preprocess: Preprocessor,
+    samples: SampleSet,
+    recipe: Recipe,
+    progress: Progress,
+) -> dict[str, ModelProto]:
+    progress.begin("calibrate")
+    total = len(samples) * len(floats)
+    done = 0
+
+    def feeds(graph: Graph) -> Iterator[dict[str, Array]]:
+        nonlocal done
+        for start in range(0, len(samples), _CALIBRATION_BATCH):
+            images = samples.images[start : start + _CALIBRATION_BATCH]
+            yield _inputs(graph, deployment.preprocess, preprocess(images))
+            done += len(images)
+            progress.advance(done, total)
+
+    made = {name: quantize(model, feeds(deployment.graph(name)), recipe=recipe) for name, model in floats.items()}
+    progress.end(f"{len(samples)} images: {recipe}")
+    return made
+
+
+def _compile(
+    floats: Mapping[str, ModelProto],
+    quantized: Mapping[str, ModelProto],
+    target: Target,
+    precisions: Sequence[Precision],
+    folder: Path,
+    progress: Progress,
+) -> list[EngineRecord]:
+    progress.begin("compile")
+    wanted = [(name, precision) for precision in precisions for name in target.compilers[precision]]
+    records = []
+    for number, (name, precision) in enumerate(wanted, start=1):
+        files = {}
+        for graph, model in (quantized if precision == "int8" else floats).items():
+            path = compilers.load(name).engine_from_onnx(model, graph=graph, precision=precision, bundle=folder)
+            files[graph] = path.relative_to(folder).as_posix()
+        records.append(EngineRecord(name, precision, target.device, files))
+        progress.advance(number, len(wanted))
+    size = sum(path.stat().st_size for path in (folder / compilers.ENGINES).rglob("*") if path.is_file())
+    progress.end(", ".join(record.name for record in records), size_bytes=size)
+    return records
+
+
+def _with_impostors(deployment: Deployment, reference: Mapping[str, Array], samples: SampleSet) -> Deployment:
+    """The deployment with the scores between images of different labels, where there are embeddings and labels."""
+    found = embedding_output(deployment)
+    labels = np.array(samples.labels)
+    if found is None or len(set(samples.labels)) < 2:
+        return deployment
+    rows = unit_rows(reference[f"{found[0].name}/{found[1]}"])
+    first, second = np.triu_indices(len(rows), k=1)
+    different = labels[first] != labels[second]
+    scores = (rows @ rows.T)[first, second][different]
+    impostors = Impostors(mean=float(scores.mean()), std=float(scores.std()), pairs=len(scores), source=samples.source)
+    return replace(deployment, postprocess={**deployment.postprocess, "impostor": to_json(impostors)})
+
+
+def _tools() -> dict[str, str]:
+    """Versions of what the build used, as far as it is installed."""
+    versions = {"edgevis": __version__, "python": platform.python_version(), "opencv": cv2.__version__}
+    for name in _TOOLS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return dict(sorted(versions.items()))
+
+
+def bundle_size_bytes(bundle: Bundle) -> int:
+    """What the bundle takes on disk."""
+    return sum(record.size_bytes for record in bundle.manifest.files.values()) + os.path.getsize(
+        bundle.path / "manifest.json"
+    )

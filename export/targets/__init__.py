@@ -1,0 +1,46 @@
+"""Where a bundle shall run. Each file here is one target and its name is the target's; a target is data."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import cast
+
+from calibration.quantize import Recipe
+from runtime.errors import ExportError
+from runtime.spec import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a build makes for one kind of machine.
+
+    Attributes:
+        summary: The machines it is for, in one line.
+        device: The kind of device in the manifest.
+        compilers: The compilers for each precision that the target has; a compiler makes one engine.
+        default_precisions: What a build makes unless it is told.
+        recipe: How INT8 graphs are quantised for it.
+    """
+
+    summary: str
+    device: str
+    compilers: Mapping[Precision, tuple[str, ...]]
+    default_precisions: tuple[Precision, ...]
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """The names of all targets."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def load(name: str) -> Target:
+    """The target of that name; ExportError lists the known ones."""
+    if name not in names():
+        raise ExportError(f"there is no target {name!r}; known: {', '.join(names())}")
+    return cast(Target, importlib.import_module(f"{__name__}.{name}").TARGET)

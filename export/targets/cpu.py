@@ -1,0 +1,16 @@
+"""Plain processors, x86-64 and aarch64: graphs for ONNX Runtime, IR for OpenVINO, all proved where they are built."""
+
+from export.targets import Target
+
+TARGET = Target(
+    summary="x86-64 and aarch64 processors, through ONNX Runtime and OpenVINO",
+    device="cpu",
+    compilers={
+        "fp32": ("onnxruntime", "openvino"),
+        # ONNX Runtime 1.31 has no BF16 kernels for convolutions on the CPU.
+        "bf16": ("openvino",),
+        "int8": ("onnxruntime", "openvino"),
+    },
+    # Not BF16: most processors at the edge have no such arithmetic, and then it can be neither proved nor run.
+    default_precisions=("fp32", "int8"),
+)

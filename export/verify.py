@@ -1,0 +1,181 @@
+"""The parity gate: every final engine file is opened again from the disk and compared with the PyTorch model."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from runtime import backends
+from runtime.arrays import Array
+from runtime.errors import ParityError
+from runtime.latency import interleaved
+from runtime.manifest import Decisions, EngineRecord, GraphParity, Proof
+from runtime.parity import BATCH_SIZES, TOLERANCES, compare_rows, golden_feeds, measure_graph, nearest_agreement
+from runtime.session import Session
+from runtime.spec import Deployment, Graph
+
+GOLDEN_ROWS = max(BATCH_SIZES)
+"""How many rows are run at every batch size, and go into ``golden.npz``."""
+
+# An enrolment made by one engine may be loaded by another when the build has measured that this hardly changes a
+# decision: of a hundred queries in one engine's embeddings, against a gallery in the FP32 model's, at most five find
+# another nearest neighbour, and the embeddings point the same way. Two neighbours that are almost equally near change
+# places at less, so a share of 1 would refuse engines over ties.
+SHARING_MIN_AGREEMENT = 0.95
+SHARING_MIN_MEAN_COSINE = 0.99
+
+_LATENCY_SECONDS = 0.6  # for each engine
+
+
+def prove_engines(
+    records: Sequence[EngineRecord],
+    *,
+    bundle: Path,
+    deployment: Deployment,
+    reference: Mapping[str, Array],
+    advance: Callable[[int, int], None],
+) -> tuple[EngineRecord, ...]:
+    """The records with their proofs, latencies and whether they share enrolments with the FP32 model.
+
+    Args:
+        records: The engines.
+        bundle: The folder that their files are in.
+        deployment: The model's graphs and batch limit.
+        reference: ``GRAPH/INPUT`` and ``GRAPH/OUTPUT``: real inputs as the runtime's preprocessing makes them, and
+            what the PyTorch model makes of them in float32.
+        advance: Called with the number of engines that have been measured, and of all.
+
+    Raises:
+        ParityError: An engine is further from the PyTorch model than its precision allows; the message names the
+            graph, the engine and how far.
+        BackendError: An engine cannot be opened or run here.
+    """
+    machine = machine_name()
+    with ExitStack() as stack:
+        opened = {record.name: _open(record, bundle, deployment, stack) for record in records}
+        proved: list[EngineRecord] = []
+        broken: list[str] = []
+        for number, record in enumerate(records, start=1):
+            proved.append(_prove(record, opened[record.name], reference, machine, broken))
+            advance(number, len(records))
+        if broken:
+            raise ParityError("\n".join(broken))
+        latency = interleaved(
+            {name: _one_image(sessions, reference) for name, sessions in opened.items()},
+            seconds=_LATENCY_SECONDS * len(records),
+        )
+    return tuple(replace(record, latency_ms=round(latency[record.name].p50_ms, 3)) for record in proved)
+
+
+def embedding_output(deployment: Deployment) -> tuple[Graph, str] | None:
+    """The graph whose output is an embedding (N, D), and that output's name; None for a model without."""
+    for graph in deployment.graphs:
+        for tensor in graph.outputs:
+            if tensor.name == "embedding" and tensor.batched and len(tensor.shape) == 2:
+                return graph, tensor.name
+    return None
+
+
+def machine_name() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def _open(record: EngineRecord, bundle: Path, deployment: Deployment, stack: ExitStack) -> dict[str, Session]:
+    sessions = {}
+    for graph in deployment.graphs:
+        engine = backends.load(record.backend).open_engine(
+            bundle / record.files[graph.name], precision=record.precision, device=record.device, threads=None
+        )
+        session = Session(engine, graph, max_batch=deployment.max_batch)
+        stack.callback(session.close)
+        sessions[graph.name] = session
+    return sessions
+
+
+def _prove(
+    record: EngineRecord,
+    sessions: Mapping[str, Session],
+    reference: Mapping[str, Array],
+    machine: str,
+    broken: list[str],
+) -> EngineRecord:
+    """The record with its proof; a line is added to ``broken`` for each graph beyond the tolerance."""
+    tolerance = TOLERANCES[record.precision]
+    golden = {name: array[:GOLDEN_ROWS] for name, array in reference.items()}
+    # A rounded precision is refused for what it does to the golden images, which is what `edgevis verify` repeats on a
+    # device; over all images, one that is nearly blank would refuse it. FP32 has no such excuse.
+    exact = tolerance.max_relative_error is not None
+    parities, passed, decisions = [], True, None
+    for session in sessions.values():
+        graph = session.graph
+        inputs, expected = golden_feeds(reference, graph)
+        actual = _run_rows(session, inputs)
+        on_golden = measure_graph(session, graph, golden)
+        parities.append(_worst(on_golden, expected, actual))
+        judged = parities[-1] if exact else on_golden
+        if not tolerance.holds(judged):
+            passed = False
+            broken.append(_complaint(record, judged, str(tolerance)))
+        if "embedding" in actual and decisions is None:
+            decisions = nearest_agreement(expected["embedding"], actual["embedding"])
+    proof = Proof(passed, str(tolerance), machine, tuple(parities), decisions)
+    return replace(record, proof=proof, shares_enrolments=passed and _shares(decisions))
+
+
+def _run_rows(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """All rows in batches of the largest size that is proved."""
+    rows = len(next(iter(inputs.values())))
+    parts = [
+        session.run({name: array[start : start + GOLDEN_ROWS] for name, array in inputs.items()})
+        for start in range(0, rows, GOLDEN_ROWS)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _worst(parity: GraphParity, expected: Mapping[str, Array], actual: Mapping[str, Array]) -> GraphParity:
+    """``parity`` with what all rows showed besides."""
+    errors, cosines = [parity.max_relative_error], [parity.min_cosine]
+    for name, wanted in expected.items():
+        error, cosine = compare_rows(wanted, actual[name])
+        errors.append(error)
+        cosines.append(cosine)
+    # np.max and np.min keep NaN, where max() and min() may lose it.
+    return replace(parity, max_relative_error=float(np.max(errors)), min_cosine=float(np.min(cosines)))
+
+
+def _shares(decisions: Decisions | None) -> bool:
+    if decisions is None or decisions.mean_cosine is None:
+        return False
+    return decisions.agreement >= SHARING_MIN_AGREEMENT and decisions.mean_cosine >= SHARING_MIN_MEAN_COSINE
+
+
+def _complaint(record: EngineRecord, parity: GraphParity, tolerance: str) -> str:
+    return (
+        f"graph {parity.graph!r} of the engine {record.name} does not compute what the PyTorch model computes: "
+        f"max relative error {parity.max_relative_error:.2e}, cosine {parity.min_cosine:.6f}; allowed: {tolerance}"
+    )
+
+
+def _one_image(sessions: Mapping[str, Session], reference: Mapping[str, Array]) -> Callable[[], object]:
+    """Runs one image through all graphs."""
+    feeds = {}
+    for name, session in sessions.items():
+        inputs, _ = golden_feeds(reference, session.graph)
+        feeds[name] = {key: array[:1] for key, array in inputs.items()}
+
+    def run() -> None:
+        for name, session in sessions.items():
+            session.run(feeds[name])
+
+    return run
