@@ -8,6 +8,7 @@ faster than arithmetic in NumPy and, with the table computed in float64, correct
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -23,6 +24,10 @@ _INTERPOLATION = {
     "cubic": cv2.INTER_CUBIC,
     "area": cv2.INTER_AREA,
 }
+
+# Of a side that would be resized to more than so many times what is seen of it, only the middle is resized: a
+# detector's box of one row across a frame would otherwise become hundreds of megabytes.
+_MAX_COVER = 64
 
 
 class Preprocessor:
@@ -61,6 +66,9 @@ class Preprocessor:
         ratio = max(ratios) if spec.fit == "center-crop" else min(ratios)
         width, height = max(1, round(columns * ratio)), max(1, round(rows * ratio))
         if spec.fit == "center-crop":
+            middle = image[_middle(rows, spec.height, ratio), _middle(columns, spec.width, ratio)]
+            if middle.size < image.size:
+                return self.fit(middle)
             width, height = max(width, spec.width), max(height, spec.height)
             left, top = (width - spec.width) // 2, (height - spec.height) // 2
             return self._resize(image, width, height)[top : top + spec.height, left : left + spec.width]
@@ -73,3 +81,9 @@ class Preprocessor:
     def _resize(self, image: Image, width: int, height: int) -> Image:
         resized = cv2.resize(image, (width, height), interpolation=_INTERPOLATION[self.spec.interpolation])
         return resized.astype(np.uint8, copy=False)
+
+
+def _middle(length: int, seen: int, ratio: float) -> slice:
+    """The part of a side that is resized; as much is cut at either end, so that the centre stays where it is."""
+    cut = max(0, length - math.ceil(_MAX_COVER * seen / ratio)) // 2
+    return slice(cut, length - cut)
