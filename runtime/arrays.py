@@ -49,8 +49,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write ``arrays`` to ``path``, compressed; the file appears whole or not at all."""
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise ValueError(f"array {name!r} holds objects, which could only be pickled")
     with atomic_write(path) as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        # No allow_pickle=: NumPy 1 would store it as one more array.
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_arrays(path: Path, *, error: type[EdgevisError], max_bytes: int = MAX_ARRAYS_BYTES) -> dict[str, Array]:
