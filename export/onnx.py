@@ -132,6 +132,8 @@ def _silence() -> Iterator[None]:
         with warnings.catch_warnings():
             # torch 2.13 uses its own deprecated class while it copies an exported program.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            # Two inputs share an axis on purpose; the second one's name "will not be used", and is the same.
+            warnings.filterwarnings("ignore", r"# The axis name: \w+ will not be used", UserWarning)
             yield
     finally:
         logger.setLevel(level)
