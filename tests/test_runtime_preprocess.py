@@ -1,0 +1,308 @@
+"""Preprocessing against a naive reference: float64, one pixel formula at a time, no OpenCV."""
+
+from __future__ import annotations
+
+import math
+import threading
+import tracemalloc
+from collections.abc import Callable
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from bundles import Array, picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.preprocess import Preprocessor
+from runtime.spec import Color, Fit, Interpolation, Preprocess
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+# In grey levels. OpenCV interpolates uint8 in fixed point with 11 bits and rounds each result; cubic adds 16 products.
+TOLERANCE = {"nearest": 0.0, "linear": 1.01, "area": 1.01, "cubic": 1.51}
+
+
+def reference(image: Array, spec: Preprocess, *, uncut: bool = False) -> Array:
+    """(H, W, 3) uint8 BGR -> (3, height, width) float64."""
+    fitted = reference_fit(image.astype(np.float64), spec, uncut=uncut)
+    channels = fitted[..., ::-1] if spec.color == "RGB" else fitted
+    return ((channels * spec.scale - np.array(spec.mean)) / np.array(spec.std)).transpose(2, 0, 1)
+
+
+def reference_fit(image: Array, spec: Preprocess, *, uncut: bool = False) -> Array:
+    rows, columns = image.shape[:2]
+    if (rows, columns) == (spec.height, spec.width):
+        return image
+    if spec.fit == "stretch":
+        return resized(image, spec.height, spec.width, spec.interpolation)
+    if spec.fit == "letterbox":
+        ratio = min(spec.width / columns, spec.height / rows)
+        height, width = (max(1, min(round(side * ratio), limit)) for side, limit in _sides(image, spec))
+        output = np.full((spec.height, spec.width, 3), float(spec.pad_value))
+        top, left = (spec.height - height) // 2, (spec.width - width) // 2
+        output[top : top + height, left : left + width] = resized(image, height, width, spec.interpolation)
+        return output
+    ratio = max(spec.width / columns, spec.height / rows)
+    if not uncut:  # of what would become more than 64 times what is seen, the middle is resized
+        top, left = (max(0, side - math.ceil(64 * limit / ratio)) // 2 for side, limit in _sides(image, spec))
+        if top or left:
+            return reference_fit(image[top : rows - top, left : columns - left], spec)
+    height, width = (max(round(side * ratio), limit) for side, limit in _sides(image, spec))
+    top, left = (height - spec.height) // 2, (width - spec.width) // 2
+    whole = resized(image, height, width, spec.interpolation)
+    return whole[top : top + spec.height, left : left + spec.width]
+
+
+def _sides(image: Array, spec: Preprocess) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (image.shape[0], spec.height), (image.shape[1], spec.width)
+
+
+def resized(image: Array, height: int, width: int, interpolation: str) -> Array:
+    """Resampling is separable: one matrix of weights for each axis."""
+    rows, columns = image.shape[:2]
+    if (rows, columns) == (height, width):
+        return image
+    name = interpolation
+    if name == "area" and (height > rows or width > columns):
+        name = "area-up"  # OpenCV's answer where there is no area to average
+    weights = WEIGHTS[name]
+    tall = np.einsum("yr,rcd->ycd", weights(rows, height), image)
+    return np.clip(np.einsum("xc,ycd->yxd", weights(columns, width), tall), 0, 255)
+
+
+def _nearest(source: int, target: int) -> Array:
+    return _placed(source, target, lambda x, step: [(int(x * step), 1.0)])
+
+
+def _linear(source: int, target: int) -> Array:
+    def taps(x: int, step: float) -> list[tuple[int, float]]:
+        position = (x + 0.5) * step - 0.5
+        left = int(np.floor(position))
+        return [(left, left + 1 - position), (left + 1, position - left)]
+
+    return _placed(source, target, taps)
+
+
+def _cubic(source: int, target: int) -> Array:
+    a = -0.75
+
+    def kernel(distance: float) -> float:
+        t = abs(distance)
+        if t <= 1:
+            return ((a + 2) * t - (a + 3)) * t * t + 1
+        return ((a * t - 5 * a) * t + 8 * a) * t - 4 * a if t < 2 else 0.0
+
+    def taps(x: int, step: float) -> list[tuple[int, float]]:
+        position = (x + 0.5) * step - 0.5
+        left = int(np.floor(position))
+        return [(left + k, kernel(position - left - k)) for k in (-1, 0, 1, 2)]
+
+    return _placed(source, target, taps)
+
+
+def _area(source: int, target: int) -> Array:
+    def taps(x: int, step: float) -> list[tuple[int, float]]:
+        start, end = x * step, (x + 1) * step
+        covered = [(k, min(k + 1, end) - max(k, start)) for k in range(int(start), min(int(np.ceil(end)), source))]
+        return [(k, share / step) for k, share in covered if share > 0]
+
+    return _placed(source, target, taps)
+
+
+def _area_up(source: int, target: int) -> Array:
+    def taps(x: int, step: float) -> list[tuple[int, float]]:
+        left = int(x * step)
+        share = float(np.float32((x + 1) - (left + 1) / step))  # float32, as OpenCV's: it decides ties
+        share = 0.0 if share <= 0 else share - np.floor(share)
+        return [(left, 1 - share), (left + 1, share)]
+
+    return _placed(source, target, taps)
+
+
+def _placed(source: int, target: int, taps: Callable[[int, float], list[tuple[int, float]]]) -> Array:
+    """(target, source) weights; what lies beyond an edge is the edge's pixel."""
+    weights = np.zeros((target, source))
+    for x in range(target):
+        for index, weight in taps(x, 1 / (target / source)):  # rounded as OpenCV does: it decides ties of "nearest"
+            weights[x, min(max(index, 0), source - 1)] += weight
+    return weights
+
+
+WEIGHTS = {"nearest": _nearest, "linear": _linear, "cubic": _cubic, "area": _area, "area-up": _area_up}
+
+
+def noise(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def check(image: npt.NDArray[np.uint8], spec: Preprocess, *, uncut: bool = False) -> None:
+    tensor = Preprocessor(spec)([image])
+    assert tensor.shape == (1, 3, spec.height, spec.width)
+    assert tensor.dtype == np.float32
+    level = (np.array(spec.std) / spec.scale)[:, None, None]  # what one grey level is in the tensor, inverted
+    difference = np.abs(tensor[0] - reference(image, spec, uncut=uncut)) * level
+    assert difference.max() <= TOLERANCE[spec.interpolation] + 1e-3, np.unravel_index(
+        difference.argmax(), tensor[0].shape
+    )
+
+
+@pytest.mark.parametrize("color", get_args(Color))
+@pytest.mark.parametrize("fit", get_args(Fit))
+@pytest.mark.parametrize("interpolation", get_args(Interpolation))
+def test_every_declaration_against_the_reference(fit: Fit, interpolation: Interpolation, color: Color) -> None:
+    for seed, (height, width) in enumerate([(37, 23), (11, 50), (64, 31), (16, 16), (5, 7), (1, 9), (9, 1), (1, 1)]):
+        for spec_height, spec_width in [(32, 16), (15, 31), (1, 8), (8, 1)]:
+            spec = Preprocess(spec_height, spec_width, color, fit=fit, interpolation=interpolation, **IMAGENET)
+            check(noise(seed, height, width), spec)
+
+
+@given(
+    height=st.integers(1, 80),
+    width=st.integers(1, 80),
+    spec=st.builds(
+        Preprocess,
+        height=st.integers(1, 40),
+        width=st.integers(1, 40),
+        color=st.sampled_from(get_args(Color)),
+        scale=st.sampled_from([1 / 255, 1.0, 1 / 128]),
+        mean=st.tuples(*[st.floats(-2, 2)] * 3),
+        std=st.tuples(*[st.floats(0.1, 2)] * 3),
+        fit=st.sampled_from(get_args(Fit)),
+        interpolation=st.sampled_from(get_args(Interpolation)),
+        pad_value=st.integers(0, 255),
+    ),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=300)
+def test_any_shape_against_the_reference(height: int, width: int, spec: Preprocess, seed: int) -> None:
+    check(noise(seed, height, width), spec)
+
+
+def test_normalisation_is_correctly_rounded() -> None:
+    """Every pixel value in every channel, at the input's own size, to the last bit of float32."""
+    spec = Preprocess(16, 16, "RGB", **IMAGENET)
+    image = np.stack([np.arange(256).reshape(16, 16)] * 3, axis=-1).astype(np.uint8)
+    np.testing.assert_array_equal(Preprocessor(spec)([image])[0], reference(image, spec).astype(np.float32))
+
+
+def test_channel_order() -> None:
+    blue = np.zeros((4, 4, 3), np.uint8)
+    blue[..., 0] = 255  # OpenCV's first channel
+    assert Preprocessor(Preprocess(4, 4, "BGR"))([blue])[0, :, 0, 0].tolist() == [1, 0, 0]
+    assert Preprocessor(Preprocess(4, 4, "RGB"))([blue])[0, :, 0, 0].tolist() == [0, 0, 1]
+    mean = Preprocess(4, 4, "RGB", mean=(0.0, 0.0, 0.5), std=(1.0, 1.0, 0.25))
+    assert Preprocessor(mean)([blue])[0, :, 0, 0].tolist() == [0, 0, 2]
+
+
+def test_letterbox_pads_evenly_with_the_grey_of_the_declaration() -> None:
+    spec = Preprocess(8, 20, scale=1.0, fit="letterbox", pad_value=77)
+    tensor = Preprocessor(spec)([np.full((16, 8, 3), 200, np.uint8)])[0, 0]
+    assert (tensor[:, :8] == 77).all()
+    assert (tensor[:, 8:12] == 200).all()
+    assert (tensor[:, 12:] == 77).all()
+
+
+def test_center_crop_takes_the_centre() -> None:
+    image = np.zeros((10, 30, 3), np.uint8)
+    image[:, 10:20] = 255
+    assert Preprocessor(Preprocess(10, 10, fit="center-crop"))([image]).min() == 1.0
+
+
+def views() -> dict[str, npt.NDArray[np.uint8]]:
+    """(41, 29, 3) pictures as they come out of a frame: none of them is contiguous in memory."""
+    frame = noise(3, 120, 90)
+    return {
+        "crop": frame[13:54, 7:36],
+        "mirrored": frame[:41, :29][:, ::-1],
+        "upside down": frame[:41, :29][::-1],
+        "every other pixel": frame[:82:2, :58:2],
+        "rotated": np.rot90(frame[:29, :41]),
+        "transposed": frame[:29, :41].transpose(1, 0, 2),
+        "channels exchanged": frame[:41, :29][..., ::-1],
+        "from CHW": np.ascontiguousarray(frame[:41, :29].transpose(2, 0, 1)).transpose(1, 2, 0),
+        "Fortran order": np.asfortranarray(frame[:41, :29]),
+        "from BGRA": np.dstack([frame, frame[..., :1]])[:41, :29, :3],
+    }
+
+
+@pytest.mark.parametrize("name", views())
+@pytest.mark.parametrize("size", [(32, 16), (41, 29)])
+@pytest.mark.parametrize("fit", get_args(Fit))
+def test_views_of_a_frame(name: str, size: tuple[int, int], fit: Fit) -> None:
+    view = views()[name]
+    assert view.shape == (41, 29, 3)
+    assert not view.flags.c_contiguous
+    preprocess = Preprocessor(Preprocess(*size, fit=fit, **IMAGENET))
+    before = view.copy()
+    np.testing.assert_array_equal(preprocess([view]), preprocess([np.ascontiguousarray(view)]))
+    np.testing.assert_array_equal(view, before)
+
+
+@pytest.mark.parametrize("size", [(32, 16), (41, 29)])
+def test_read_only_images(size: tuple[int, int]) -> None:
+    image = noise(1, 41, 29)
+    preprocess = Preprocessor(Preprocess(*size))
+    expected = preprocess([image])
+    image.flags.writeable = False
+    np.testing.assert_array_equal(preprocess([image]), expected)
+
+
+def test_a_batch_is_its_images_one_by_one() -> None:
+    preprocess = Preprocessor(Preprocess(32, 16, **IMAGENET))
+    images = [picture(seed, height, width) for seed, (height, width) in enumerate([(32, 16), (64, 40), (7, 90)])]
+    batch = preprocess(images)
+    assert batch.shape == (3, 3, 32, 16)
+    np.testing.assert_array_equal(batch, np.concatenate([preprocess([image]) for image in images]))
+
+
+def test_the_tensor_belongs_to_the_caller() -> None:
+    preprocess = Preprocessor(Preprocess(32, 16))
+    first = preprocess([picture(1)])
+    kept = first.copy()
+    preprocess([picture(2)])
+    np.testing.assert_array_equal(first, kept)
+    image = picture(1)
+    fitted = preprocess([image])
+    image[:] = 0
+    np.testing.assert_array_equal(fitted, kept)
+
+
+def test_threads_share_one_preprocessor() -> None:
+    preprocess = Preprocessor(Preprocess(48, 40, **IMAGENET))
+    images = [picture(seed, 90, 70) for seed in range(8)]
+    expected = [preprocess([image]) for image in images]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        wrong.extend(index for _ in range(40) if not np.array_equal(preprocess([images[index]]), expected[index]))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize("fit", get_args(Fit))
+@pytest.mark.parametrize("interpolation", get_args(Interpolation))
+def test_extreme_proportions(fit: Fit, interpolation: Interpolation) -> None:
+    """A detector's box of one row across a wide frame: what is cut before resizing does not show."""
+    for height, width in [(1, 300), (300, 1)]:
+        spec = Preprocess(8, 4, fit=fit, interpolation=interpolation)
+        check(noise(0, height, width), spec, uncut=True)
+
+
+@pytest.mark.parametrize("shape", [(1, 1920), (1920, 1), (3, 1279)])
+def test_extreme_proportions_do_not_take_extreme_memory(shape: tuple[int, int]) -> None:
+    # Resized as a whole to cover the input, one row of a frame would take 280 MB and a second.
+    preprocess = Preprocessor(Preprocess(224, 224, fit="center-crop"))
+    tracemalloc.start()
+    try:
+        preprocess([noise(0, *shape)])
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 100 * 224 * 224 * 3
