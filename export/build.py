@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.model:
             parser.error("--model is needed; --list shows the models")
         return _build(arguments)
-    except EdgevisError as error:
+    except (EdgevisError, OSError) as error:  # OSError: the disk is full, the folder is read-only
         sys.stderr.write(f"error: {error}\n")
         if not arguments.list:
             sys.stderr.write("nothing was written\n")

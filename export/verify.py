@@ -29,7 +29,7 @@ GOLDEN_ROWS = max(BATCH_SIZES)
 SHARING_MIN_AGREEMENT = 0.95
 SHARING_MIN_MEAN_COSINE = 0.99
 
-_LATENCY_SECONDS = 0.6  # for each engine
+_LATENCY_SECONDS = 0.4  # for each engine
 
 
 def prove_engines(
