@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from runtime.arrays import Array
 from runtime.bundle import Bundle
-from runtime.errors import BackendError, MissingDependencyError, UnavailableError
+from runtime.errors import BackendError, MissingDependencyError, UnavailableError, UnknownBackendError
 from runtime.manifest import EngineRecord, GraphParity
 from runtime.parity import TOLERANCES, measure_graph
 from runtime.selection import open_sessions
@@ -18,7 +18,7 @@ class EngineCheck:
 
     Attributes:
         engine: Its name.
-        status: ``passed``, ``failed``, or ``not run`` where the machine lacks its package or device.
+        status: ``passed``, ``failed``, or ``not run`` where the machine lacks its backend, package or device.
         tolerance: What it was held to.
         graphs: The measured distance of each graph from the PyTorch outputs in ``golden.npz``.
         reason: Why it failed or was not run.
@@ -46,7 +46,7 @@ def _check(bundle: Bundle, record: EngineRecord, golden: dict[str, Array]) -> En
     tolerance = TOLERANCES[record.precision]
     try:
         sessions = open_sessions(bundle, record, threads=None)
-    except (MissingDependencyError, UnavailableError) as error:
+    except (MissingDependencyError, UnavailableError, UnknownBackendError) as error:
         return EngineCheck(record.name, "not run", str(tolerance), reason=str(error))
     except BackendError as error:
         return EngineCheck(record.name, "failed", str(tolerance), reason=str(error))
