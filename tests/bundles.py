@@ -300,7 +300,7 @@ def run_python(
     return subprocess.run(
         python_command(code, *arguments),
         env=python_environment(first_on_path),
-        cwd=cwd,
+        cwd=cwd or Path(__file__).parent,  # python -c looks there first: not in a checkout of the repository
         capture_output=True,
         text=True,
         timeout=timeout_s,

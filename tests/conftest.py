@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bundles import Tiny, write_tiny_bundle
+from bundles import GRAPHS, Tiny, write_tiny_bundle
 from hypothesis import HealthCheck, settings
 
 from runtime.predictor import Predictor
@@ -29,21 +30,28 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "error")
 
 
-@pytest.fixture
-def tiny_bundle(tmp_path: Path) -> Path:
-    """The folder of a Re-ID bundle with one ONNX Runtime engine."""
-    return write_tiny_bundle(tmp_path / "tiny.edgevis")
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Task to a bundle with one ONNX Runtime engine, built once; nobody may write to it."""
+    folder = tmp_path_factory.mktemp("built")
+    return {task: write_tiny_bundle(folder / f"{task}.edgevis", Tiny(task)) for task in GRAPHS}
 
 
 @pytest.fixture
-def predictor(tmp_path: Path) -> Iterator[Predictor]:
+def tiny_bundle(built: dict[str, Path], tmp_path: Path) -> Path:
+    """The folder of a Re-ID bundle with one ONNX Runtime engine, the test's own."""
+    return Path(shutil.copytree(built["reid"], tmp_path / "tiny.edgevis"))
+
+
+@pytest.fixture
+def predictor(built: dict[str, Path]) -> Iterator[Predictor]:
     """A Re-ID predictor on ONNX Runtime with an empty gallery."""
-    with Predictor(write_tiny_bundle(tmp_path / "reid.edgevis"), threads=1) as opened:
+    with Predictor(built["reid"], threads=1) as opened:
         yield opened
 
 
 @pytest.fixture
-def classifier(tmp_path: Path) -> Iterator[Predictor]:
+def classifier(built: dict[str, Path]) -> Iterator[Predictor]:
     """A few-shot classifier on ONNX Runtime with no class."""
-    with Predictor(write_tiny_bundle(tmp_path / "classify.edgevis", Tiny("classify")), threads=1) as opened:
+    with Predictor(built["classify"], threads=1) as opened:
         yield opened

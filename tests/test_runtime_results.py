@@ -1,0 +1,106 @@
+"""Results can be drawn, printed and sent on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import Array, picture
+
+from runtime.results import Classification, Identification, Match, color_of, draw_tag
+
+SPEED = {"preprocess": 0.25, "inference": 1.5, "postprocess": 0.125}
+KNOWN = Identification("anna", 0.75, (Match("anna", 0.75), Match("björn", -0.5)), SPEED)
+UNKNOWN = Identification(None, 0.5, (Match("anna", 0.5),), SPEED)
+NOBODY = Identification(None, 0.0, (), SPEED)
+CLASS = Classification("cat", 0.75, ("cat", "dog"), (0.75, 0.25), SPEED)
+RESULTS = [KNOWN, UNKNOWN, NOBODY, CLASS]
+
+
+def test_plain_data_for_json() -> None:
+    assert json.loads(json.dumps(KNOWN.to_dict())) == {
+        "label": "anna",
+        "score": 0.75,
+        "matches": [{"label": "anna", "score": 0.75}, {"label": "björn", "score": -0.5}],
+        "speed_ms": SPEED,
+    }
+    assert json.loads(json.dumps(CLASS.to_dict())) == {
+        "label": "cat",
+        "score": 0.75,
+        "labels": ["cat", "dog"],
+        "scores": [0.75, 0.25],
+        "speed_ms": SPEED,
+    }
+    assert NOBODY.to_dict()["label"] is None
+
+
+def test_results_are_equal_when_they_say_the_same_however_long_they_took() -> None:
+    assert Identification("anna", 0.75, KNOWN.matches, {}) == KNOWN
+    assert hash(Identification("anna", 0.75, KNOWN.matches, {})) == hash(KNOWN)
+    assert Identification("anna", 0.7, KNOWN.matches) != KNOWN
+
+
+def views() -> dict[str, Array]:
+    frame = picture(1, 120, 160)
+    frozen = frame.copy()
+    frozen.flags.writeable = False
+    return {
+        "frame": frame,
+        "crop": frame[10:90, 20:100],
+        "mirrored": frame[:, ::-1],
+        "rotated": np.rot90(frame),
+        "transposed": frame.transpose(1, 0, 2),
+        "Fortran order": np.asfortranarray(frame),
+        "channels exchanged": frame[..., ::-1],
+        "read-only": frozen,
+        "one pixel": frame[:1, :1],
+        "one row": frame[:1],
+    }
+
+
+@pytest.mark.parametrize("name", views())
+@pytest.mark.parametrize("result", RESULTS)
+def test_plot_draws_on_a_copy(result: Any, name: str) -> None:
+    image = views()[name]
+    before = image.copy()
+    drawn = result.plot(image)
+    assert drawn.shape == image.shape
+    assert drawn.dtype == np.uint8
+    assert (drawn != image).any()
+    np.testing.assert_array_equal(image, before)
+    drawn[...] = 0
+    np.testing.assert_array_equal(image, before)
+
+
+def test_plot_writes_more_for_more_matches() -> None:
+    canvas = np.zeros((200, 300, 3), np.uint8)
+    rows = [int((result.plot(canvas)[5:195, 5:150] != 0).any(axis=(1, 2)).sum()) for result in (NOBODY, UNKNOWN)]
+    assert rows[1] > rows[0] > 0
+
+
+def test_a_label_keeps_its_colour_and_the_frame_shows_it() -> None:
+    assert color_of("anna") == color_of("anna")
+    assert len({color_of(f"person {index}") for index in range(50)}) > 25
+    assert color_of(None) == (150, 150, 150)
+    canvas = np.zeros((120, 160, 3), np.uint8)
+    assert tuple(KNOWN.plot(canvas)[-1, -1].tolist()) == color_of("anna")
+    assert tuple(UNKNOWN.plot(canvas)[-1, -1].tolist()) == color_of(None)
+
+
+@pytest.mark.parametrize("text", ["anna 0.75", "车站 🚉", "", "x" * 300])
+def test_a_tag_with_any_text_at_any_place(text: str) -> None:
+    for origin in [(0, 0), (50, 30), (-5, -5), (1000, 1000)]:
+        canvas = np.zeros((60, 80, 3), np.uint8)
+        height = draw_tag(canvas, text, origin, (0, 200, 200))
+        assert 5 < height < 60
+        assert bool(canvas.any()) == (origin != (1000, 1000))
+
+
+@pytest.mark.parametrize("color", [(255, 255, 255), (0, 0, 0), (0, 255, 255), (255, 0, 0)])
+def test_letters_can_be_read_on_their_tag(color: tuple[int, int, int]) -> None:
+    canvas = np.full((40, 120, 3), 127, np.uint8)
+    height = draw_tag(canvas, "WWWWW", (0, 0), color)
+    tag = canvas[: height - 1, :40].astype(int)
+    assert np.abs(tag - np.array(color)).max() == 255
