@@ -161,9 +161,14 @@ def _shares(decisions: Decisions | None) -> bool:
 
 
 def _complaint(record: EngineRecord, parity: GraphParity, tolerance: str) -> str:
+    cure = {
+        "fp32": "",
+        "int8": "; calibrate on images like those it will see, or leave int8 out of --precision",
+    }.get(record.precision, f"; leave {record.precision} out of --precision")
     return (
         f"graph {parity.graph!r} of the engine {record.name} does not compute what the PyTorch model computes: "
-        f"max relative error {parity.max_relative_error:.2e}, cosine {parity.min_cosine:.6f}; allowed: {tolerance}"
+        f"max relative error {parity.max_relative_error:.2e}, cosine {parity.min_cosine:.6f}; "
+        f"allowed: {tolerance}{cure}"
     )
 
 
