@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bundles import GRAPHS, Tiny, write_tiny_bundle
 from hypothesis import HealthCheck, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from runtime.predictor import Predictor
 
@@ -26,6 +28,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    set_hypothesis_home_dir(Path(tempfile.gettempdir(), "edgevis-hypothesis"))  # not into the working folder
     # The installed package is tested from an empty folder, where no pyproject.toml says this.
     config.addinivalue_line("filterwarnings", "error")
 

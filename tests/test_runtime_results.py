@@ -103,4 +103,4 @@ def test_letters_can_be_read_on_their_tag(color: tuple[int, int, int]) -> None:
     canvas = np.full((40, 120, 3), 127, np.uint8)
     height = draw_tag(canvas, "WWWWW", (0, 0), color)
     tag = canvas[: height - 1, :40].astype(int)
-    assert np.abs(tag - np.array(color)).max() == 255
+    assert np.abs(tag - np.array(color)).max() > 200
