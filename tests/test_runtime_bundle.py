@@ -450,6 +450,39 @@ def test_a_build_killed_at_any_step_of_the_exchange_leaves_a_whole_bundle(tiny_b
     assert seen_new >= 2
 
 
+@pytest.fixture
+def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a system or a file system without renameat2's exchange."""
+    monkeypatch.setattr(bundle_module, "_exchange", lambda one, other: False)
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_a_bundle_is_replaced_where_folders_cannot_be_exchanged(tiny_bundle: Path) -> None:
+    manifest = Bundle(tiny_bundle).manifest
+    assert write_bundle(tiny_bundle, _filler(b"new", manifest)).verify_files() == 2
+    assert (tiny_bundle / ENGINE).read_bytes() == b"new"
+    assert list(tiny_bundle.parent.iterdir()) == [tiny_bundle]
+
+
+@pytest.mark.usefixtures("no_exchange")
+def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(tiny_bundle.parent)
+    manifest = Bundle(tiny_bundle).manifest
+    rename = Path.rename
+
+    def fail_for_the_new(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_bundle(tiny_bundle, _filler(b"new", manifest))
+    assert tree(tiny_bundle.parent) == before
+
+
 _FULL_DISK_BUILD = """
 import resource, sys
 from pathlib import Path
