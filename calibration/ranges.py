@@ -1,8 +1,9 @@
 """How far the values of each activation reach, measured on real images in one pass and bounded memory.
 
 ONNX Runtime 1.31's own calibrators are not used: the histogram ones keep every intermediate tensor of every image
-(1.4 GB for 48 images of OSNet x0.25), print to standard output and have 128 bins whose width the first image decides;
-the min-max one forgets images when its ``CalibMaxIntermediateOutputs`` is set.
+(1.4 GB for 48 images of OSNet x0.25), print to standard output and have 128 bins whose width the first image decides,
+too few for their entropy method, which gave what min-max gives; the min-max one forgets images when its
+``CalibMaxIntermediateOutputs`` is set.
 """
 
 from __future__ import annotations

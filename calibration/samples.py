@@ -21,8 +21,7 @@ import numpy as np
 from runtime.errors import InputError, MissingDependencyError, SourceError
 from runtime.images import MAX_FILE_BYTES, SUFFIXES, Image, decode_image, read_image
 
-# Enough for stable ranges (64 and 128 images gave the same INT8 accuracy on OSNet) and for a share of changed decisions
-# that one image moves by less than two per cent.
+# Half calibrate, half verify; of the latter half are queries, so that one changed decision is less than two per cent.
 DEFAULT_COUNT = 256
 MIN_COUNT = 16
 MAX_VERIFICATION = 128

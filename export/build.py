@@ -15,6 +15,7 @@ from runtime.errors import EdgevisError
 from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord
 from runtime.spec import Precision
+from runtime.text import size_text, text_table
 
 _DESCRIPTION = """\
 Export a model to ONNX, compile it for a target, prove every engine against PyTorch on real images, write a bundle.
@@ -102,7 +103,7 @@ def _build(arguments: argparse.Namespace) -> int:
     entry = models.entry(arguments.model)
     output = arguments.output or Path("bundles", f"{arguments.model}{SUFFIX}")
     precisions = tuple(name for names in arguments.precision or () for name in names) or None
-    reporter.end(f"{entry.name} for {arguments.target}, {entry.paper}")
+    reporter.end(f"{entry.name} for {arguments.target}")
     bundle = build_bundle(
         Request(
             entry=entry,
@@ -149,21 +150,19 @@ def _list(arguments: argparse.Namespace) -> int:
         }
         sys.stdout.write(json.dumps(listed, indent=2) + "\n")
         return 0
-    rows = [("model", "task", "parameters", "weights", "paper")]
-    rows += [
+    rows = [
         (
             entry.name,
             entry.deployment.task,
             f"{entry.parameters:,}",
-            "shipped" if shipped[entry.name] else "-",
+            "shipped" if shipped[entry.name] else "none",
             entry.paper,
         )
         for entry in entries
     ]
-    sys.stdout.write(_columns(rows))
-    sys.stdout.write(
-        "\n" + _columns([("target", "for"), *((name, targets.load(name).summary) for name in targets.names())])
-    )
+    sys.stdout.write(text_table(("model", "task", "parameters", "weights", "paper"), rows) + "\n\n")
+    summaries = [(name, targets.load(name).summary) for name in targets.names()]
+    sys.stdout.write(text_table(("target", "for"), summaries) + "\n")
     return 0
 
 
@@ -197,7 +196,7 @@ class _Reporter:
         sys.stderr.write(f"{self._clear()}warning: {message}\n")
 
     def line(self, stage: str, detail: str, seconds: float, size_bytes: int | None = None) -> None:
-        size = "" if size_bytes is None else _size(size_bytes)
+        size = "" if size_bytes is None else size_text(size_bytes)
         self.write(f"{self._clear()}{stage:<10} {seconds:6.1f} s {size:>8}  {detail}\n")
 
     def write(self, text: str) -> None:
@@ -210,7 +209,7 @@ class _Reporter:
 
 
 def _table(engines: Sequence[EngineRecord]) -> str:
-    rows = [("engine", "max rel. error", "min cosine", "same nearest", "ms/image", "shares enrolments")]
+    rows = []
     for engine in engines:
         graphs = engine.proof.graphs if engine.proof else ()
         decisions = engine.proof.decisions if engine.proof else None
@@ -224,13 +223,8 @@ def _table(engines: Sequence[EngineRecord]) -> str:
                 "yes" if engine.shares_enrolments else "no",
             )
         )
-    return "\n" + _columns(rows)
-
-
-def _columns(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(lines) + "\n"
+    headers = ("engine", "max rel. error", "min cosine", "same nearest", "ms/image", "shares enrolments")
+    return f"\n{text_table(headers, rows)}\n"
 
 
 def _summary(bundle: Bundle, seconds: float, size_bytes: int) -> dict[str, Any]:
@@ -250,10 +244,6 @@ def _summary(bundle: Bundle, seconds: float, size_bytes: int) -> dict[str, Any]:
         "machine": manifest.machine,
         "tools": to_json(manifest.tools),
     }
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.1f} kB"
 
 
 if __name__ == "__main__":
