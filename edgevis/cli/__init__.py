@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import pkgutil
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 from edgevis import EdgevisError, __version__
+from runtime.discovery import names_in
 
 
 class Verb(Protocol):
@@ -34,15 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"edgevis {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     modules: dict[str, Verb] = {}
-    for module in pkgutil.iter_modules(__path__):
-        if module.name.startswith("_"):
-            continue
-        verb = cast(Verb, importlib.import_module(f"{__name__}.{module.name}"))
+    for name in names_in(__name__):
+        verb = cast(Verb, importlib.import_module(f"{__name__}.{name}"))
         summary = verb.__doc__.partition("\n")[0]
-        sub = verbs.add_parser(module.name, help=summary, description=verb.__doc__)
+        sub = verbs.add_parser(name, help=summary, description=verb.__doc__)
         verb.add_arguments(sub)
         sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-        modules[module.name] = verb
+        modules[name] = verb
     arguments = parser.parse_args(argv)
     warnings.showwarning = _show_warning
     try:

@@ -13,7 +13,6 @@ import functools
 import importlib
 import inspect
 import pickle
-import pkgutil
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgevis.models.entry import ModelEntry
+from runtime.discovery import names_in
 from runtime.errors import ModelError, UnknownModelError, WeightsError
 
 __all__ = [
@@ -127,8 +127,8 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
 @functools.cache
 def _entries() -> Mapping[str, ModelEntry]:
     found: dict[str, ModelEntry] = {}
-    for module in pkgutil.iter_modules(__path__):
-        declared: tuple[ModelEntry, ...] = getattr(importlib.import_module(f"{__name__}.{module.name}"), "ENTRIES", ())
+    for module in names_in(__name__):
+        declared: tuple[ModelEntry, ...] = getattr(importlib.import_module(f"{__name__}.{module}"), "ENTRIES", ())
         for item in declared:
             if item.name in found:
                 raise ModelError(f"two files in edgevis/models declare a model {item.name!r}")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from functools import cache
 from pathlib import Path
 from typing import Protocol, cast
 
 from onnx import ModelProto
 
+from runtime.discovery import load_from, names_in
 from runtime.errors import ExportError
 from runtime.spec import Precision
 
@@ -51,14 +49,11 @@ def engine_path(bundle: Path, backend: str, precision: Precision, graph: str, su
     return path
 
 
-@cache
 def names() -> tuple[str, ...]:
     """The names of all compilers, installed or not."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    return names_in(__name__)
 
 
 def load(name: str) -> Compiler:
     """The compiler of that name; ExportError lists the known ones."""
-    if name not in names():
-        raise ExportError(f"there is no compiler {name!r}; known: {', '.join(names())}")
-    return cast(Compiler, importlib.import_module(f"{__name__}.{name}"))
+    return cast(Compiler, load_from(__name__, name, what="compiler", error=ExportError))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import cast
 
 from calibration.quantize import Recipe
+from runtime.discovery import load_from, names_in
 from runtime.errors import ExportError
 from runtime.spec import Precision
 
@@ -33,14 +31,11 @@ class Target:
     recipe: Recipe = field(default_factory=Recipe)
 
 
-@cache
 def names() -> tuple[str, ...]:
     """The names of all targets."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    return names_in(__name__)
 
 
 def load(name: str) -> Target:
     """The target of that name; ExportError lists the known ones."""
-    if name not in names():
-        raise ExportError(f"there is no target {name!r}; known: {', '.join(names())}")
-    return cast(Target, importlib.import_module(f"{__name__}.{name}").TARGET)
+    return cast(Target, load_from(__name__, name, what="target", error=ExportError).TARGET)

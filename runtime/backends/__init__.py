@@ -7,14 +7,12 @@ inside :meth:`Backend.open_engine` and maps the vendor's exceptions to :mod:`run
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Protocol, cast
 
 from runtime.arrays import Array
+from runtime.discovery import load_from, names_in
 from runtime.errors import UnknownBackendError
 from runtime.spec import Precision
 
@@ -65,14 +63,11 @@ class Backend(Protocol):
         ...
 
 
-@cache
 def names() -> tuple[str, ...]:
     """The names of all backends, installed or not."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+    return names_in(__name__)
 
 
 def load(name: str) -> Backend:
     """The backend of that name; UnknownBackendError lists the known ones."""
-    if name not in names():
-        raise UnknownBackendError(f"there is no backend {name!r}; known: {', '.join(names())}")
-    return cast(Backend, importlib.import_module(f"{__name__}.{name}"))
+    return cast(Backend, load_from(__name__, name, what="backend", error=UnknownBackendError))

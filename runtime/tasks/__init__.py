@@ -6,14 +6,12 @@ images into results; it knows nothing of backends.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Protocol, TypeAlias, cast
 
 from runtime.arrays import Array
+from runtime.discovery import load_from, names_in
 from runtime.errors import SchemaError
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.images import Image
@@ -57,14 +55,12 @@ class TaskModule(Protocol):
     def open_task(self, context: Context) -> Task: ...
 
 
-@cache
 def names() -> tuple[str, ...]:
     """The names of all tasks."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+    return names_in(__name__)
 
 
 def load(name: str) -> TaskModule:
     """The task of that name; SchemaError when a manifest names one that this version does not have."""
-    if name not in names():
-        raise SchemaError(f"the bundle's task is {name!r}; this version of edgevis has {', '.join(names())}")
-    return cast(TaskModule, importlib.import_module(f"{__name__}.{name}"))
+    hint = ": a newer edgevis built this bundle"
+    return cast(TaskModule, load_from(__name__, name, what="task", error=SchemaError, hint=hint))
