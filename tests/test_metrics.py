@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_data import shared_data
 
+from benchmarks.reid import read_split, score_weights
+from edgevis import models
 from edgevis.metrics import reid_ranking
 from runtime.errors import InputError
 
@@ -46,3 +50,19 @@ def test_wrong_arguments() -> None:
         reid_ranking([[0.0]], [1], [1], [0], [1], max_rank=0)
     with pytest.raises(InputError, match="no query has a gallery image"):
         reid_ranking([[0.0]], [1], [2], [0], [1])
+
+
+@pytest.mark.parametrize("published", [True, False], ids=["published", "shipped"])
+def test_osnet_on_pku_reid(published: bool) -> None:
+    """The whole protocol gives what torchreid's weights are known for, and what the record of ours says."""
+    data = shared_data("reid_pku", "pku_reid_dev.zip")
+    shipped = models.shipped_weights("osnet-x0-25")
+    assert shipped is not None
+    recorded = json.loads(shipped.with_suffix(".json").read_text())["evaluation"]["pku_reid_dev"]
+    weights = shared_data("weights", "osnet_x0_25_msmt17.safetensors") if published else shipped
+    scores = score_weights("osnet-x0-25", weights, read_split(data, "query"), read_split(data, "gallery"))
+    assert (scores.queries, scores.gallery) == (160, 160)
+    prefix = "teacher_" if published else ""
+    # One query is 1/160: another CPU's rounding may turn one near tie.
+    assert scores.rank_1 == pytest.approx(recorded[f"{prefix}rank_1"], abs=0.0063)
+    assert scores.mean_ap == pytest.approx(recorded[f"{prefix}mean_ap"], abs=0.002)
