@@ -33,7 +33,7 @@ lint: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip $(PIP_ARGS)
-	$(RUN) -m pip install --editable '.[openvino,export,bench,dev]' $(PIP_ARGS) --progress-bar on
+	$(RUN) -m pip install --editable '.[export,bench,dev]' $(PIP_ARGS) --progress-bar on
 	touch $@
 
 clean:

@@ -8,14 +8,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from runtime import backends
 from runtime.arrays import Array
 from runtime.errors import ParityError
 from runtime.latency import interleaved
 from runtime.manifest import Decisions, EngineRecord, GraphParity, Proof
-from runtime.parity import BATCH_SIZES, TOLERANCES, compare_rows, golden_feeds, measure_graph, nearest_agreement
+from runtime.parity import BATCH_SIZES, TOLERANCES, distance_text, golden_feeds, measure_graph, nearest_agreement
 from runtime.session import Session
 from runtime.spec import Deployment, Graph
 
@@ -112,46 +110,18 @@ def _prove(
 ) -> EngineRecord:
     """The record with its proof; a line is added to ``broken`` for each graph beyond the tolerance."""
     tolerance = TOLERANCES[record.precision]
-    golden = {name: array[:GOLDEN_ROWS] for name, array in reference.items()}
-    # A rounded precision is refused for what it does to the golden images, which is what `edgevis verify` repeats on a
-    # device; over all images, one that is nearly blank would refuse it. FP32 has no such excuse.
-    exact = tolerance.max_relative_error is not None
     parities, passed, decisions = [], True, None
     for session in sessions.values():
-        graph = session.graph
-        inputs, expected = golden_feeds(reference, graph)
-        actual = _run_rows(session, inputs)
-        on_golden = measure_graph(session, graph, golden)
-        parities.append(_worst(on_golden, expected, actual))
-        judged = parities[-1] if exact else on_golden
-        if not tolerance.holds(judged):
+        parity, actual = measure_graph(session, session.graph, reference)
+        parities.append(parity)
+        if not tolerance.holds(parity):
             passed = False
-            broken.append(_complaint(record, judged, str(tolerance)))
+            broken.append(_complaint(record, parity, str(tolerance)))
         if "embedding" in actual and decisions is None:
+            _, expected = golden_feeds(reference, session.graph)
             decisions = nearest_agreement(expected["embedding"], actual["embedding"])
     proof = Proof(passed, str(tolerance), machine, tuple(parities), decisions)
     return replace(record, proof=proof, shares_enrolments=passed and _shares(decisions))
-
-
-def _run_rows(session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """All rows in batches of the largest size that is proved."""
-    rows = len(next(iter(inputs.values())))
-    parts = [
-        session.run({name: array[start : start + GOLDEN_ROWS] for name, array in inputs.items()})
-        for start in range(0, rows, GOLDEN_ROWS)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _worst(parity: GraphParity, expected: Mapping[str, Array], actual: Mapping[str, Array]) -> GraphParity:
-    """``parity`` with what all rows showed besides."""
-    errors, cosines = [parity.max_relative_error], [parity.min_cosine]
-    for name, wanted in expected.items():
-        error, cosine = compare_rows(wanted, actual[name])
-        errors.append(error)
-        cosines.append(cosine)
-    # np.max and np.min keep NaN, where max() and min() may lose it.
-    return replace(parity, max_relative_error=float(np.max(errors)), min_cosine=float(np.min(cosines)))
 
 
 def _shares(decisions: Decisions | None) -> bool:
@@ -167,8 +137,7 @@ def _complaint(record: EngineRecord, parity: GraphParity, tolerance: str) -> str
     }.get(record.precision, f"; leave {record.precision} out of --precision")
     return (
         f"graph {parity.graph!r} of the engine {record.name} does not compute what the PyTorch model computes: "
-        f"max relative error {parity.max_relative_error:.2e}, cosine {parity.min_cosine:.6f}; "
-        f"allowed: {tolerance}{cure}"
+        f"{distance_text(parity)}; allowed: {tolerance}{cure}"
     )
 
 

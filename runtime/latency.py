@@ -24,6 +24,9 @@ def interleaved(
 ) -> dict[str, Latency]:
     """Time each contender once a round until ``seconds`` have passed, after two rounds that are not counted.
 
+    Before it is timed, a contender is called once untimed: caches are then its own, and threads that the one before
+    it may have left spinning have stopped.
+
     Args:
         contenders: What to call, by name.
         seconds: How long to measure, all contenders together.
@@ -36,6 +39,7 @@ def interleaved(
     rounds = 0
     while rounds < min_rounds or time.perf_counter() < end:
         for name, call in contenders.items():
+            call()
             start = time.perf_counter()
             call()
             taken[name].append(time.perf_counter() - start)

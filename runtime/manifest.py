@@ -40,12 +40,14 @@ class GraphParity:
         batch_sizes: The batch sizes that were run.
         max_relative_error: ``max |engine - torch| / max |torch|``.
         min_cosine: The smallest cosine between one row of the engine's output and of PyTorch's.
+        mean_cosine: The mean of these cosines.
     """
 
     graph: str
     batch_sizes: tuple[int, ...]
     max_relative_error: float
     min_cosine: float
+    mean_cosine: float
 
 
 @dataclass(frozen=True, slots=True)

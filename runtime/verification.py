@@ -8,7 +8,7 @@ from runtime.arrays import Array
 from runtime.bundle import Bundle
 from runtime.errors import BackendError, MissingDependencyError, UnavailableError, UnknownBackendError
 from runtime.manifest import EngineRecord, GraphParity
-from runtime.parity import TOLERANCES, measure_graph
+from runtime.parity import TOLERANCES, distance_text, measure_graph
 from runtime.selection import open_sessions
 
 
@@ -51,15 +51,12 @@ def _check(bundle: Bundle, record: EngineRecord, golden: dict[str, Array]) -> En
     except BackendError as error:
         return EngineCheck(record.name, "failed", str(tolerance), reason=str(error))
     try:
-        parities = tuple(measure_graph(session, session.graph, golden) for session in sessions.values())
+        parities = tuple(measure_graph(session, session.graph, golden)[0] for session in sessions.values())
     except BackendError as error:
         return EngineCheck(record.name, "failed", str(tolerance), reason=str(error))
     finally:
         for session in sessions.values():
             session.close()
     beyond = [parity for parity in parities if not tolerance.holds(parity)]
-    reason = "; ".join(
-        f"graph {parity.graph!r}: max relative error {parity.max_relative_error:.2e}, cosine {parity.min_cosine:.6f}"
-        for parity in beyond
-    )
+    reason = "; ".join(f"graph {parity.graph!r}: {distance_text(parity)}" for parity in beyond)
     return EngineCheck(record.name, "failed" if beyond else "passed", str(tolerance), parities, reason)

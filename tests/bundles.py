@@ -361,7 +361,7 @@ def _record(engine: TinyEngine, graph: str, file: str) -> EngineRecord:
         passed=True,
         tolerance="cosine >= 0.99999",
         machine="the machine of the tests",
-        graphs=(GraphParity(graph, (1, 2, 5), 1e-7, 1.0),),
+        graphs=(GraphParity(graph, (1, 2, 5), 1e-7, 1.0, 1.0),),
         decisions=Decisions("rank-1 agreement", 1.0, 5, 1.0),
     )
     return EngineRecord(
