@@ -265,6 +265,12 @@ def test_weights_beside_an_ir_that_the_manifest_does_not_list(tmp_path: Path) ->
         Bundle(path).engine_file("engines/openvino-fp32/embed.xml")
 
 
+def test_other_files_beside_an_engine_are_left_alone(tiny_bundle: Path) -> None:
+    for name in ("README.txt", "embedding.bin", "other.onnx"):
+        (tiny_bundle / ENGINE).with_name(name).write_text("not for any engine")
+    assert Bundle(tiny_bundle).engine_file(ENGINE) == tiny_bundle / ENGINE
+
+
 def test_an_engine_whose_file_is_not_listed(tiny_bundle: Path) -> None:
     with edited_manifest(tiny_bundle) as data:
         data["engines"][0]["files"]["embed"] = "engines/other.onnx"

@@ -188,7 +188,7 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
     "threshold text": ({"header": as_bytes({**GOOD_HEADER, "threshold": "0.5"})}, "threshold: float is needed"),
     "threshold NaN": ({"header": as_bytes({**GOOD_HEADER, "threshold": float("nan")})}, "NaN is not a finite number"),
     "threshold beyond": ({"header": as_bytes({**GOOD_HEADER, "threshold": 1.5})}, "its threshold is 1.5; a cosine"),
-    "labels an object": ({"labels": as_bytes({"a": 1})}, "do not fit together"),
+    "labels an object": ({"labels": as_bytes({"a": 1, "b": 2, "c": 3})}, "do not fit together"),
     "labels numbers": ({"labels": as_bytes([1, 2, 3])}, "do not fit together"),
     "labels lists": ({"labels": as_bytes([["a"], ["b"], ["c"]])}, "do not fit together"),
     "labels twice": ({"labels": as_bytes(["a", "a", "b"])}, "do not fit together"),

@@ -304,6 +304,13 @@ def test_sources_that_cannot_be_opened(tmp_path: Path) -> None:
             list(frames(source))
 
 
+def test_an_address(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", 3)
+    assert len(list(frames(f"file://{path}"))) == 3
+    with pytest.raises(SourceError, match=r"rtsp://127\.0\.0\.1:9/door cannot be opened"):
+        frames("rtsp://127.0.0.1:9/door")  # nobody listens there
+
+
 def test_a_camera_that_is_not_there() -> None:
     with pytest.raises(SourceError, match="camera 97 cannot be opened: check that it exists, is not in use"):
         frames(97)

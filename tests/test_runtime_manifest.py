@@ -246,6 +246,7 @@ def test_messages_name_the_place_and_what_was_found(data: dict[str, Any]) -> Non
         (("engines", 1, "precision"), "fp8", r"manifest\.engines\[1\]\.precision: one of fp32, fp16, bf16, int8"),
         (("deployment", "preprocess", "mean"), [0, 0], r"preprocess\.mean: an array of 3 is needed, got \[0, 0\]"),
         (("deployment", "graphs", 0, "inputs", 0, "shape", 1), 1.5, r"shape\[1\]: int or str is needed, got 1\.5"),
+        (("deployment", "graphs", 0, "inputs", 0, "shape", 1), None, r"shape\[1\]: int or str is needed, got None"),
         (("deployment", "preprocess", "std"), [1, 0, 1], r"std is \(1\.0, 0\.0, 1\.0\), allowed > 0"),
         (("deployment", "task"), "te st", "task name 'te st' is not allowed"),
         (("name",), ["x" * 1000], r"name: str is needed, got .{60,80}$"),

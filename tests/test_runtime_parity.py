@@ -11,18 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import (
+    MATCH,
     ORT,
     Array,
     Tiny,
     TinyEngine,
     edited_manifest,
     float_onnx,
+    match_onnx,
     needs_openvino,
     replace_file,
     tiny_weights,
+    write_model,
     write_tiny_bundle,
 )
 
+from runtime import backends
 from runtime.arrays import write_arrays
 from runtime.bundle import GOLDEN, Bundle
 from runtime.errors import IntegrityError
@@ -177,6 +181,38 @@ def test_golden_inputs_without_a_batch_axis_are_given_whole() -> None:
         "support": (3, 4),
         "scores": (2, 3),
     }
+
+
+@pytest.mark.parametrize("rows_axis", ["N", "M"])
+def test_what_is_no_batch_is_compared_as_a_whole(tmp_path: Path, rows_axis: str) -> None:
+    """Support and total have no batch axis; with the axis named "M" nothing has one."""
+
+    def named(tensors: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            replace(item, shape=tuple(rows_axis if axis == "N" else axis for axis in item.shape)) for item in tensors
+        )
+
+    graph = Graph("match", named(MATCH.inputs), named(MATCH.outputs))
+    file = write_model(tmp_path / "match.onnx", match_onnx(), "onnxruntime")
+    engine = backends.load("onnxruntime").open_engine(file, precision="fp32", device="cpu", threads=1)
+    session = Session(engine, graph, max_batch=2)
+    random = np.random.default_rng(0)
+    query, weight, support = (random.standard_normal(shape) for shape in ((3, 4), (3,), (5, 4)))
+    golden = {
+        "match/query": query,
+        "match/weight": weight,
+        "match/support": support,
+        "match/scores": (query * weight[:, None]) @ support.T,
+        "match/total": support.sum(axis=0),
+    }
+    golden = {name: array.astype(np.float32) for name, array in golden.items()}
+    found, outputs = measure_graph(session, graph, golden)
+    assert {name: array.shape for name, array in outputs.items()} == {"scores": (3, 5), "total": (4,)}
+    assert found.batch_sizes == ((1, 2) if rows_axis == "N" else (1,))
+    assert found.max_relative_error < 1e-6
+    golden["match/scores"][2] *= -1
+    assert measure_graph(session, graph, golden)[0].min_cosine == pytest.approx(-1)
+    session.close()
 
 
 # A whole bundle

@@ -76,8 +76,15 @@ def test_plot_draws_on_a_copy(result: Any, name: str) -> None:
 
 def test_plot_writes_more_for_more_matches() -> None:
     canvas = np.zeros((200, 300, 3), np.uint8)
-    rows = [int((result.plot(canvas)[5:195, 5:150] != 0).any(axis=(1, 2)).sum()) for result in (NOBODY, UNKNOWN)]
-    assert rows[1] > rows[0] > 0
+    one_match = Identification("anna", 0.5, UNKNOWN.matches)
+    rows = [
+        int((result.plot(canvas)[5:195, 5:150] != 0).any(axis=(1, 2)).sum())
+        for result in (NOBODY, one_match, UNKNOWN, KNOWN)
+    ]
+    assert rows[0] > 10  # "unknown"
+    assert rows[1] == pytest.approx(rows[0], abs=4)  # the one match
+    assert rows[2] > 1.7 * rows[0]  # "unknown" and the one match
+    assert rows[3] == pytest.approx(rows[2], abs=4)  # two matches
 
 
 def test_a_label_keeps_its_colour_and_the_frame_shows_it() -> None:

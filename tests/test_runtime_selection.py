@@ -76,6 +76,18 @@ def test_a_measured_engine_goes_before_one_that_is_not(tmp_path: Path) -> None:
     assert info(bundle).precision == "int8"
 
 
+def test_engines_that_were_neither_measured_nor_proved(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, [replace(engine, latency_ms=None, proved=False) for engine in (ORT, INT8)])
+    found = info(bundle)
+    assert found.precision == "fp32"
+    assert found.why == "the first of 2 that opens; not proved here yet"
+
+
+def test_fp32_is_what_others_are_measured_against(tmp_path: Path) -> None:
+    engines = [replace(ORT, latency_ms=9.0, shares_enrolments=False), replace(INT8, shares_enrolments=False)]
+    assert info(bundle_of(tmp_path, engines)).precision == "fp32"
+
+
 def test_int8_whose_embeddings_are_not_exchangeable_is_not_taken_unasked(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path, [replace(ORT, latency_ms=9.0), replace(INT8, shares_enrolments=False)])
     assert info(bundle).precision == "fp32"

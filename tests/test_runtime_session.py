@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,30 @@ def test_any_batch_gives_what_its_rows_give_one_by_one(session: Session, rows: i
     np.testing.assert_allclose(together["scores"], np.concatenate([item["scores"] for item in one_by_one]), atol=1e-6)
 
 
+class Recorded:
+    """The real engine, and the number of rows that each of its runs got."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.inputs, self.outputs, self.close = engine.inputs, engine.outputs, engine.close
+        self.rows: list[int] = []
+        self._engine = engine
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        self.rows.append(len(feeds["query"]))
+        return self._engine.run(feeds)
+
+
+@pytest.mark.parametrize(("rows", "runs"), [(1, [1]), (3, [3]), (4, [4]), (5, [4, 1]), (8, [4, 4]), (11, [4, 4, 3])])
+def test_the_engine_gets_as_few_and_as_large_batches_as_it_allows(
+    backend: str, file: Path, rows: int, runs: list[int]
+) -> None:
+    engine = Recorded(open_engine(backend, file))
+    session = Session(engine, MATCH, max_batch=MAX_BATCH)
+    assert_close(session.run(feeds(rows)), feeds(rows))
+    assert engine.rows == runs
+    session.close()
+
+
 def test_only_the_batch_is_cut_into_chunks(session: Session) -> None:
     inputs = feeds(rows=2, support=3 * MAX_BATCH)
     assert session.run(inputs)["scores"].shape == (2, 3 * MAX_BATCH)
@@ -123,6 +147,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"query": np.zeros((), np.float32)}, r"has shape \(\)"),
     ({"query": np.zeros((0, 4), np.float32)}, "an empty batch cannot be run"),
     ({"support": np.zeros((0, 4), np.float32)}, "an empty batch cannot be run"),
+    ({"support": np.zeros(4, np.float32)}, r"has shape \(4,\); the graph takes \(K, 4\)$"),
     ({"weight": np.zeros((3, 1), np.float32)}, r"the graph takes \(N,\)"),
     (
         {"weight": np.zeros(2, np.float32)},
