@@ -24,7 +24,7 @@ from edgevis.cli.bench import HEADERS, MEASURED, time_engines
 from runtime.bundle import Bundle
 from runtime.images import Image
 from runtime.jsondata import to_json
-from runtime.results import color_of, draw_tag
+from runtime.results import color_at, color_of, draw_tag
 from runtime.tasks import Result
 from runtime.text import markdown_table, text_table
 
@@ -109,14 +109,11 @@ def _watch(predictor: Predictor, scene: Scene, path: Path) -> Watch:
             writer.write(picture)
             watch.keep(picture, [result.label or "unknown" for result in results])
             watch.engine_ms += [sum(result.speed_ms.values()) for result in results]
-            if watch.frames % 50 == 0:
-                print(
-                    f"\r  frame {watch.frames}, {time.monotonic() - start:.0f} s", end="", file=sys.stderr, flush=True
-                )
+            if watch.frames % 100 == 0:
+                print(f"  {watch.frames} frames in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     finally:
         if writer is not None:
             writer.release()
-        print(file=sys.stderr)
     return watch
 
 
@@ -126,7 +123,7 @@ def _annotate(predictor: Predictor, view: View) -> tuple[Image, list[Result]]:
         return picture, []
     results = predictor.predict([box.crop(view.image) for box in view.boxes])
     for box, result in zip(view.boxes, results, strict=True):
-        color = color_of(result.label)
+        color = _color(result.label, predictor.labels)
         cv2.rectangle(picture, (box.left, box.top), (box.right - 1, box.bottom - 1), color, 3)
         draw_tag(picture, f"{result.label or 'unknown'} {result.score:.2f}", (box.left, box.top), color, 0.6)
     return picture, results
@@ -135,7 +132,7 @@ def _annotate(predictor: Predictor, view: View) -> tuple[Image, list[Result]]:
 def _poster(gallery: dict[str, list[Image]], watch: Watch, width: int = 1280) -> Image:
     """Left, who was enrolled; right, six frames in which they and strangers were seen."""
     side = width // 4
-    cards = [_card(label, crops, side) for label, crops in gallery.items()]
+    cards = [_card(label, crops, side, color_at(index)) for index, (label, crops) in enumerate(gallery.items())]
     order = [label for label in (*gallery, "unknown") if label in watch.kept]
     chosen = [picture for label in order for picture in _spread(watch.kept[label], 6 // max(1, len(order)))]
     columns = (width - side) // 3
@@ -147,12 +144,18 @@ def _poster(gallery: dict[str, list[Image]], watch: Watch, width: int = 1280) ->
     return np.hstack([_fitted(left, side, grid.shape[0]), grid]).astype(np.uint8)
 
 
-def _card(label: str, crops: list[Image], width: int) -> Image:
-    strip = np.hstack([_fitted(crop, width // 3, width // 3 * 2) for crop in _spread(crops, 3)])
-    card = np.full((strip.shape[0] + 34, width, 3), 32, np.uint8)
-    card[34:, : strip.shape[1]] = strip
-    draw_tag(card, f"enrolled: {label}", (4, 4), color_of(label), 0.55)
+def _card(label: str, crops: list[Image], width: int, color: tuple[int, int, int]) -> Image:
+    tile = width // 3
+    height = round(tile * crops[0].shape[0] / crops[0].shape[1])
+    card = np.full((height + 40, width, 3), 32, np.uint8)
+    card[36 : 36 + height, : 3 * tile] = np.hstack([cv2.resize(crop, (tile, height)) for crop in _spread(crops, 3)])
+    draw_tag(card, f"enrolled: {label}", (0, 4), color, 0.55)
     return card
+
+
+def _color(label: str | None, enrolled: Sequence[str]) -> tuple[int, int, int]:
+    """By the order of enrolment, so that two persons never share one."""
+    return color_of(None) if label is None else color_at(enrolled.index(label))
 
 
 def _spread(items: list[Image], count: int) -> Iterator[Image]:
