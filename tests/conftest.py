@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bundles import GRAPHS, Tiny, write_tiny_bundle
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from runtime.predictor import Predictor
+
+from bundles import GRAPHS, Tiny, write_tiny_bundle
 
 # The same examples in every run: a red build means a changed program. HYPOTHESIS_PROFILE=search looks for new ones.
 for _name, _derandomize in (("repeatable", True), ("search", False)):

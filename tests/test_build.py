@@ -10,19 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import needs_openvino
 from safetensors.torch import save_file
-from tiny_models import (
-    DEPLOYMENT,
-    GRAPH,
-    PREPROCESS,
-    TinyNet,
-    pictures,
-    reference_of,
-    tiny_entry,
-    tiny_net,
-    write_pictures,
-)
 from torch import Tensor
 
 from edgevis import Predictor, models
@@ -34,6 +22,19 @@ from runtime.bundle import Bundle
 from runtime.errors import ExportError, InputError, MissingDependencyError, ParityError, UnknownModelError, WeightsError
 from runtime.spec import Deployment, Graph, TensorSpec
 from runtime.verification import verify_bundle
+
+from bundles import needs_openvino
+from tiny_models import (
+    DEPLOYMENT,
+    GRAPH,
+    PREPROCESS,
+    TinyNet,
+    pictures,
+    reference_of,
+    tiny_entry,
+    tiny_net,
+    write_pictures,
+)
 
 pytestmark = [pytest.mark.torch, needs_openvino]
 

@@ -11,13 +11,14 @@ import onnxruntime
 import pytest
 import torch
 from onnx import ModelProto
-from tiny_models import EMBEDDING, GRAPH, HEIGHT, IMAGE, PREPROCESS, WIDTH, pictures, tiny_net
 from torch import Tensor, nn
 
 from export.onnx import IR_VERSION, OPSET, onnx_from_module, strip_metadata
 from runtime.errors import ExportError
 from runtime.preprocess import Preprocessor
 from runtime.spec import Graph, TensorSpec
+
+from tiny_models import EMBEDDING, GRAPH, HEIGHT, IMAGE, PREPROCESS, WIDTH, pictures, tiny_net
 
 pytestmark = pytest.mark.torch
 

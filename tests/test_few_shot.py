@@ -11,10 +11,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from bundles import Tiny, picture, write_tiny_bundle
 
 from benchmarks import few_shot
 from edgevis import InputError, Predictor, SourceError
+
+from bundles import Tiny, picture, write_tiny_bundle
 
 CLASSES, IMAGES = 6, 9
 

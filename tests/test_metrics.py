@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shared_data import shared_data
 
 from benchmarks.reid import read_split, score_weights
 from edgevis import models
 from edgevis.metrics import reid_ranking
 from runtime.errors import InputError
+
+from shared_data import shared_data
 
 GOLDEN = Path(__file__).parent / "golden" / "reid_eval.npz"
 

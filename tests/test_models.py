@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from shared_data import shared_data
 from torch import nn
 
 from edgevis import models
 from runtime.errors import ModelError, UnknownModelError, WeightsError
 from runtime.preprocess import Preprocessor
+
+from shared_data import shared_data
 
 OSNET_WEIGHTS = ("weights", "osnet_x0_25_msmt17.safetensors")
 MOBILENET_WEIGHTS = ("weights", "mobilenetv2_100.tf2_ptq_in1k.safetensors")

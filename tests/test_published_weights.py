@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from built import built_bundle
-from shared_data import shared_data
 
 from benchmarks import few_shot, reid
 from edgevis import Predictor
+
+from built import built_bundle
+from shared_data import shared_data
 
 # PKU-Reid dev, 20 identities: what these weights reach in their authors' PyTorch code, see the data's MANIFEST.
 OSNET_RANK_1, OSNET_MEAN_AP = 0.881, 0.714

@@ -9,12 +9,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from bundles import needs_openvino
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from tiny_models import GRAPH, PREPROCESS, feeds_of, pictures, reference_of, tiny_net
 
 from calibration.lint import lint_quantized
 from calibration.quantize import Recipe, calibration_digest, quantize
@@ -24,6 +22,9 @@ from runtime.arrays import Array
 from runtime.errors import ExportError
 from runtime.parity import compare_rows
 from runtime.spec import Preprocess
+
+from bundles import needs_openvino
+from tiny_models import GRAPH, PREPROCESS, feeds_of, pictures, reference_of, tiny_net
 
 pytestmark = pytest.mark.torch
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import cv2
 import pytest
-from built import built_bundle
 
 from benchmarks.scenes import PhotoPan
 from edgevis import cli
+
+from built import built_bundle
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import Array, run_python, succeeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.arrays import atomic_write, read_arrays, unit_rows, write_arrays
 from runtime.errors import EnrolmentError, IntegrityError
+
+from bundles import Array, run_python, succeeded
 
 ARRAYS: dict[str, Array] = {
     "embed/image": np.arange(24, dtype=np.float32).reshape(2, 3, 4),

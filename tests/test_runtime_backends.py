@@ -9,6 +9,17 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+
+from runtime import backends
+from runtime.backends import Engine
+from runtime.errors import (
+    EngineError,
+    MissingDependencyError,
+    UnavailableError,
+    UnknownBackendError,
+)
+from runtime.spec import Precision
+
 from bundles import (
     FP32_TOLERANCE,
     HEIGHT,
@@ -27,16 +38,6 @@ from bundles import (
     write_model,
     write_tiny_bundle,
 )
-
-from runtime import backends
-from runtime.backends import Engine
-from runtime.errors import (
-    EngineError,
-    MissingDependencyError,
-    UnavailableError,
-    UnknownBackendError,
-)
-from runtime.spec import Precision
 
 TINY = Tiny()
 

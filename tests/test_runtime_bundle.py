@@ -13,6 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from runtime import bundle as bundle_module
+from runtime.bundle import GOLDEN, MANIFEST, MAX_FILE_BYTES, Bundle, write_bundle
+from runtime.errors import BundleNotFoundError, IntegrityError, SchemaError
+from runtime.manifest import Manifest
+from runtime.predictor import Predictor
+
 from bundles import (
     DIMENSION,
     HEIGHT,
@@ -31,12 +38,6 @@ from bundles import (
     tree,
     write_tiny_bundle,
 )
-
-from runtime import bundle as bundle_module
-from runtime.bundle import GOLDEN, MANIFEST, MAX_FILE_BYTES, Bundle, write_bundle
-from runtime.errors import BundleNotFoundError, IntegrityError, SchemaError
-from runtime.manifest import Manifest
-from runtime.predictor import Predictor
 
 ENGINE = "engines/onnxruntime-fp32/embed.onnx"
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import cv2
 import pytest
-from bundles import ORT, Tiny, TinyEngine, edited_manifest, needs_openvino, picture, tiny_weights, write_tiny_bundle
 
 from edgevis.cli import main
+
+from bundles import ORT, Tiny, TinyEngine, edited_manifest, needs_openvino, picture, tiny_weights, write_tiny_bundle
 
 
 @pytest.fixture

@@ -10,6 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.arrays import write_arrays
+from runtime.enrolment import Encoder, Enrolment, check_encoder, is_label, load_enrolment, save_enrolment
+from runtime.errors import EnrolmentError, EnrolmentMismatchError
+from runtime.predictor import Predictor
+
 from bundles import (
     DIMENSION,
     IDENTITY,
@@ -23,13 +31,6 @@ from bundles import (
     tiny_weights,
     write_tiny_bundle,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from runtime.arrays import write_arrays
-from runtime.enrolment import Encoder, Enrolment, check_encoder, is_label, load_enrolment, save_enrolment
-from runtime.errors import EnrolmentError, EnrolmentMismatchError
-from runtime.predictor import Predictor
 
 ENCODER = Encoder(IDENTITY, "tiny", "onnxruntime-fp32", shares_enrolments=True)
 

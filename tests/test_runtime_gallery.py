@@ -7,12 +7,13 @@ import time
 
 import numpy as np
 import pytest
-from bundles import Array
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import EnrolmentError, InputError, UnknownLabelError
 from runtime.gallery.embedded import EmbeddedGallery, Scoring
+
+from bundles import Array
 
 DIMENSION = 6
 

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import pytest
-from bundles import picture, run_python, succeeded
 
 from runtime.errors import InputError, SourceError
 from runtime.images import MAX_FILE_BYTES, as_image, as_images, decode_image, read_image
 from runtime.sources import frames
+
+from bundles import picture, run_python, succeeded
 
 IMAGE = picture(1, 24, 20)
 

@@ -10,11 +10,12 @@ import re
 from pathlib import Path
 
 import pytest
-from bundles import run_python, succeeded
 
 import edgevis
 import runtime
 from runtime import errors
+
+from bundles import run_python, succeeded
 
 ROOT = Path(str(runtime.__file__)).parent
 MODULES = ["runtime", *(module.name for module in pkgutil.walk_packages([str(ROOT)], "runtime."))]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import Tiny, TinyEngine, json_paths, mutate, picture, write_tiny_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,8 @@ from runtime.errors import BackendError, BundleError, IntegrityError, SchemaErro
 from runtime.jsondata import from_json, to_json
 from runtime.manifest import Calibration, Manifest
 from runtime.predictor import Predictor
+
+from bundles import Tiny, TinyEngine, json_paths, mutate, picture, write_tiny_bundle
 
 WHOLE = Tiny(engines=[TinyEngine(), TinyEngine(precision="int8", latency_ms=None, proved=False)])
 

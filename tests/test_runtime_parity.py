@@ -10,6 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from runtime import backends
+from runtime.arrays import write_arrays
+from runtime.bundle import GOLDEN, Bundle
+from runtime.errors import IntegrityError
+from runtime.manifest import GraphParity
+from runtime.parity import TOLERANCES, Tolerance, compare_rows, golden_feeds, measure_graph, nearest_agreement
+from runtime.selection import open_sessions
+from runtime.session import Session
+from runtime.spec import Graph, TensorSpec
+from runtime.verification import verify_bundle
+
 from bundles import (
     MATCH,
     ORT,
@@ -25,17 +37,6 @@ from bundles import (
     write_model,
     write_tiny_bundle,
 )
-
-from runtime import backends
-from runtime.arrays import write_arrays
-from runtime.bundle import GOLDEN, Bundle
-from runtime.errors import IntegrityError
-from runtime.manifest import GraphParity
-from runtime.parity import TOLERANCES, Tolerance, compare_rows, golden_feeds, measure_graph, nearest_agreement
-from runtime.selection import open_sessions
-from runtime.session import Session
-from runtime.spec import Graph, TensorSpec
-from runtime.verification import verify_bundle
 
 
 def rows(*values: Any) -> Array:

@@ -16,18 +16,6 @@ import cv2
 import numpy as np
 import PIL.Image
 import pytest
-from bundles import (
-    IMPOSTOR,
-    ORT,
-    Tiny,
-    edited_manifest,
-    expected_rows,
-    needs_openvino,
-    picture,
-    replace_file,
-    tiny_weights,
-    write_tiny_bundle,
-)
 
 import edgevis
 from runtime.errors import (
@@ -42,6 +30,19 @@ from runtime.errors import (
 from runtime.predictor import Predictor
 from runtime.results import Classification, Identification
 from runtime.spec import Preprocess
+
+from bundles import (
+    IMPOSTOR,
+    ORT,
+    Tiny,
+    edited_manifest,
+    expected_rows,
+    needs_openvino,
+    picture,
+    replace_file,
+    tiny_weights,
+    write_tiny_bundle,
+)
 
 PICTURES = [picture(seed) for seed in range(6)]
 TOLERANCE = 1e-5  # unit rows of a float32 engine against float64

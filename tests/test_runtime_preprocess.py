@@ -11,12 +11,13 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 import pytest
-from bundles import Array, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.preprocess import Preprocessor
 from runtime.spec import Color, Fit, Interpolation, Preprocess
+
+from bundles import Array, picture
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

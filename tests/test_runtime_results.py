@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import Array, picture
 
 from runtime.results import Classification, Identification, Match, color_of, draw_tag
+
+from bundles import Array, picture
 
 SPEED = {"preprocess": 0.25, "inference": 1.5, "postprocess": 0.125}
 KNOWN = Identification("anna", 0.75, (Match("anna", 0.75), Match("björn", -0.5)), SPEED)

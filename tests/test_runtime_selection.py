@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import ORT, Tiny, TinyEngine, edited_manifest, expected_rows, picture, replace_file, write_tiny_bundle
 
 from runtime.bundle import MANIFEST
 from runtime.errors import (
@@ -22,6 +21,8 @@ from runtime.errors import (
     UnknownBackendError,
 )
 from runtime.predictor import Info, Predictor
+
+from bundles import ORT, Tiny, TinyEngine, edited_manifest, expected_rows, picture, replace_file, write_tiny_bundle
 
 INT8 = TinyEngine(precision="int8", latency_ms=0.5)
 FP32_FILE, INT8_FILE = "engines/onnxruntime-fp32/embed.onnx", "engines/onnxruntime-int8/embed.onnx"

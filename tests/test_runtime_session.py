@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import MATCH, Array, match_onnx, write_model
 
 from runtime import backends
 from runtime.backends import Engine
 from runtime.errors import EngineError, InputError
 from runtime.session import Session
 from runtime.spec import Graph, TensorSpec
+
+from bundles import MATCH, Array, match_onnx, write_model
 
 MAX_BATCH = 4
 

@@ -7,11 +7,12 @@ import json
 from typing import Any
 
 import pytest
-from bundles import MATCH
 
 from runtime.errors import SchemaError
 from runtime.jsondata import from_json, to_json
 from runtime.spec import MAX_RANK, MAX_SIDE, Deployment, Graph, Preprocess, TensorSpec
+
+from bundles import MATCH
 
 IMAGE = TensorSpec("image", "float32", ("N", 3, 32, 16))
 ROWS = TensorSpec("embedding", "float32", ("N", 8))

@@ -10,7 +10,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tiny_models import pictures, write_pictures
 
 from calibration import samples as module
 from calibration.samples import (
@@ -23,6 +22,8 @@ from calibration.samples import (
     split,
 )
 from runtime.errors import InputError, MissingDependencyError, SourceError
+
+from tiny_models import pictures, write_pictures
 
 
 def pack(folder: Path, path: Path) -> Path:

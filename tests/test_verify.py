@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from bundles import needs_openvino
 from onnx import ModelProto, numpy_helper
-from tiny_models import DEPLOYMENT, GRAPH, feeds_of, pictures, reference_of, tiny_net
 
 from calibration.quantize import quantize
 from export import compilers
@@ -29,6 +27,9 @@ from runtime.arrays import Array
 from runtime.errors import CompileError, EngineError, ExportError, ParityError
 from runtime.manifest import EngineRecord
 from runtime.spec import Deployment, Graph, Precision, Preprocess, TensorSpec
+
+from bundles import needs_openvino
+from tiny_models import DEPLOYMENT, GRAPH, feeds_of, pictures, reference_of, tiny_net
 
 pytestmark = [pytest.mark.torch, needs_openvino]
 
