@@ -65,8 +65,8 @@ def test_onnx_runtime_computes_nearly_the_same(quantized: ModelProto) -> None:
     reference = reference_of(tiny_net(), pictures(16, seed=9))
     session = onnxruntime.InferenceSession(quantized.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": reference["embed/image"]})
-    _, cosine = compare_rows(reference["embed/embedding"], found)
-    assert cosine >= INT8_COSINE
+    _, cosines = compare_rows(reference["embed/embedding"], found)
+    assert cosines.min() >= INT8_COSINE
 
 
 @needs_openvino
@@ -78,8 +78,8 @@ def test_openvino_computes_nearly_the_same_in_int8(quantized: ModelProto) -> Non
     config = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(core.read_model(quantized.SerializeToString(), b""), "CPU", config)
     found = compiled({"image": reference["embed/image"]})[0]
-    _, cosine = compare_rows(reference["embed/embedding"], found)
-    assert cosine >= INT8_COSINE
+    _, cosines = compare_rows(reference["embed/embedding"], found)
+    assert cosines.min() >= INT8_COSINE
 
 
 def test_weights_are_int8_per_channel_and_biases_float(model: ModelProto, quantized: ModelProto) -> None:
@@ -136,7 +136,7 @@ def test_other_methods(model: ModelProto, method: Method) -> None:
     made = quantize(model, feeds_of(pictures(48)), recipe=Recipe(method=method))
     session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": reference["embed/image"]})
-    assert compare_rows(reference["embed/embedding"], found)[1] >= INT8_COSINE
+    assert compare_rows(reference["embed/embedding"], found)[1].min() >= INT8_COSINE
 
 
 def test_model_local_functions_are_inlined() -> None:
