@@ -465,10 +465,22 @@ def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
         edgevis.Predictor(tmp_path / "missing.edgevis")
 
 
-def test_a_graph_that_the_task_cannot_use(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda deployment: deployment["preprocess"].update(height=64),
+        lambda deployment: deployment["graphs"][0]["inputs"][0].update(dtype="float16"),
+        lambda deployment: deployment["graphs"][0]["inputs"][0].update(shape=["K", 3, 32, 16]),
+        lambda deployment: deployment["graphs"][0]["outputs"][0].update(dtype="float16"),
+        lambda deployment: deployment["graphs"][0]["outputs"][0].update(shape=["N", "D"]),
+        lambda deployment: deployment["graphs"][0]["outputs"][0].update(shape=["N", 8, 1]),
+        lambda deployment: deployment["graphs"][0]["outputs"][0].update(shape=["N"]),
+    ],
+)
+def test_a_graph_that_the_task_cannot_use(tmp_path: Path, lie: Callable[[dict[str, Any]], None]) -> None:
     bundle = write_tiny_bundle(tmp_path / "liar.edgevis")
     with edited_manifest(bundle) as data:
-        data["deployment"]["preprocess"]["height"] = 64
+        lie(data["deployment"])
     with pytest.raises(SchemaError, match=r"graph 'embed' of this task maps .* the bundle has"):
         Predictor(bundle)
 
