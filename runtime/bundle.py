@@ -180,11 +180,12 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def _record_files(folder: Path) -> dict[str, FileRecord]:
-    return {
-        path.relative_to(folder).as_posix(): FileRecord(path.stat().st_size, sha256(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    records = {}
+    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # a manifest on disk must not name files that a power cut took
+        records[path.relative_to(folder).as_posix()] = FileRecord(path.stat().st_size, sha256(path))
+    return records
 
 
 def _check_path(name: str) -> PurePosixPath:

@@ -94,7 +94,14 @@ def _candidates(bundle: Bundle, backend: str, device: str, precision: str | None
         )
     if precision is None:
         fitting = [record for record in fitting if _exact(record)] or fitting
-    return sorted(fitting, key=lambda record: (not record.proved, record.latency_ms or math.inf))
+    return sorted(fitting, key=lambda record: (_doubt(record), record.latency_ms or math.inf))
+
+
+def _doubt(record: EngineRecord) -> int:
+    """Proved engines come first, those not proved yet next, those whose proof failed last."""
+    if record.proof is None:
+        return 1
+    return 0 if record.proof.passed else 2
 
 
 def _exact(record: EngineRecord) -> bool:
@@ -131,10 +138,10 @@ def open_sessions(bundle: Bundle, record: EngineRecord, *, threads: int | None) 
 
 
 def _why(record: EngineRecord, candidates: list[EngineRecord], skipped: list[str]) -> str:
+    doubt = ("proved", "not proved yet", "ITS PROOF FAILED: it does not compute what was trained")[_doubt(record)]
     if len(candidates) == 1:
-        return "the only engine that was asked for"
-    proof = "proved" if record.proved else "not proved here yet"
+        return f"the only engine that was asked for; {doubt}"
     if record.latency_ms is None:
-        return f"the first of {len(candidates)} that opens; {proof}"
+        return f"the first of {len(candidates)} that opens; {doubt}"
     passed_over = f"; {len(skipped)} better cannot be used here" if skipped else ""
-    return f"the fastest of {len(candidates)} by the build's {record.latency_ms:.2f} ms per image; {proof}{passed_over}"
+    return f"the fastest of {len(candidates)} by the build's {record.latency_ms:.2f} ms per image; {doubt}{passed_over}"

@@ -81,7 +81,15 @@ def test_engines_that_were_neither_measured_nor_proved(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path, [replace(engine, latency_ms=None, proved=False) for engine in (ORT, INT8)])
     found = info(bundle)
     assert found.precision == "fp32"
-    assert found.why == "the first of 2 that opens; not proved here yet"
+    assert found.why == "the first of 2 that opens; not proved yet"
+
+
+def test_an_engine_whose_proof_failed_comes_last_and_says_so(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, [replace(ORT, latency_ms=1.0), replace(INT8, latency_ms=9.0, proved=False)])
+    with edited_manifest(bundle) as data:
+        data["engines"][0]["proof"]["passed"] = False
+    assert info(bundle).precision == "int8"
+    assert "ITS PROOF FAILED" in info(bundle, precision="fp32").why
 
 
 def test_fp32_is_what_others_are_measured_against(tmp_path: Path) -> None:
@@ -112,7 +120,7 @@ def test_the_engine_that_is_asked_for_runs(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path, [ORT, INT8])
     found = info(bundle, precision="fp32")
     assert found.precision == "fp32"
-    assert found.why == "the only engine that was asked for"
+    assert found.why == "the only engine that was asked for; proved"
     assert info(bundle, backend="onnxruntime", device="cpu", precision="int8").precision == "int8"
 
 
