@@ -9,7 +9,7 @@ import cv2
 
 from edgevis import SourceError
 from edgevis.cli._common import add_engine_arguments, image_paths, open_predictor, print_json
-from runtime.images import read_image
+from runtime.images import Image, read_image
 from runtime.text import text_table
 
 
@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _write(folder: Path, source: Path, picture: object) -> None:
+def _write(folder: Path, source: Path, picture: Image) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{source.stem}.jpg"
-    if not cv2.imwrite(str(target), picture):  # type: ignore[call-overload]
+    if not cv2.imwrite(str(target), picture):
         raise SourceError(f"{target} cannot be written")
