@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,9 +28,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -37,6 +38,8 @@ from edgevis import models
 from edgevis.data.augment import camera_view
 from edgevis.data.persons import Person, persons_from_ccp, persons_from_video
 from edgevis.models.osnet import DEPLOYMENT, OSNet, osnet_x0_25
+from runtime.arrays import atomic_write
+from runtime.errors import EdgevisError, InputError
 from runtime.spec import Preprocess
 
 VIEWS_HELD_OUT = 2
@@ -241,9 +244,8 @@ def save_weights(model: nn.Module, path: Path) -> None:
         if not name.endswith("num_batches_tracked")
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial)
-    os.replace(partial, path)
+    with atomic_write(path) as file:
+        file.write(safetensors.torch.save(tensors))
 
 
 def _osnet() -> OSNet:
@@ -278,19 +280,16 @@ def _write(
     path: Path, model: OSNet, optimizer: torch.optim.Optimizer, arguments: dict[str, str], epoch: int, elapsed_s: float
 ) -> None:
     """Write the checkpoint so that a crash leaves the old one or the new one, never half of one."""
+    state = {
+        "state_dict": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "arguments": arguments,
+        "epoch": epoch,
+        "elapsed_s": elapsed_s,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    torch.save(
-        {
-            "state_dict": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "arguments": arguments,
-            "epoch": epoch,
-            "elapsed_s": elapsed_s,
-        },
-        partial,
-    )
-    os.replace(partial, path)
+    with atomic_write(path) as file:
+        torch.save(state, file)
 
 
 def _resume(path: Path, model: OSNet, optimizer: torch.optim.Optimizer, arguments: dict[str, str]) -> tuple[int, float]:
@@ -299,7 +298,7 @@ def _resume(path: Path, model: OSNet, optimizer: torch.optim.Optimizer, argument
         return 0, 0.0
     saved = torch.load(path, map_location="cpu", weights_only=True)
     if saved["arguments"] != arguments:
-        raise SystemExit(f"{path} is of a run with other arguments: {saved['arguments']}; delete it or name another")
+        raise InputError(f"{path} is of a run with other arguments: {saved['arguments']}; delete it or name another")
     model.load_state_dict(saved["state_dict"])
     optimizer.load_state_dict(saved["optimizer"])
     _say(f"resumed after epoch {saved['epoch']} from {path}")
@@ -333,14 +332,20 @@ def _say(text: str) -> None:
     print(text, flush=True)  # noqa: T201 - a command line prints
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train; an error of ours becomes one line and exit status 1."""
     args = _parser().parse_args(argv)
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
-    result = distill(args)
+    try:
+        result = distill(args)
+    except EdgevisError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
     if args.json:
         _say(json.dumps(result))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
