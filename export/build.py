@@ -14,6 +14,7 @@ from runtime.bundle import SUFFIX, Bundle
 from runtime.errors import EdgevisError
 from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord
+from runtime.parity import DISTANCE_HEADERS, distance_cells
 from runtime.spec import Precision
 from runtime.text import size_text, text_table
 
@@ -216,14 +217,13 @@ def _table(engines: Sequence[EngineRecord]) -> str:
         rows.append(
             (
                 engine.name,
-                f"{max(graph.max_relative_error for graph in graphs):.1e}",
-                f"{min(graph.min_cosine for graph in graphs):.6f}",
+                *distance_cells(graphs),
                 "-" if decisions is None else f"{decisions.agreement:.1%} of {decisions.count}",
                 "-" if engine.latency_ms is None else f"{engine.latency_ms:.2f}",
                 "yes" if engine.shares_enrolments else "no",
             )
         )
-    headers = ("engine", "max rel. error", "min cosine", "same nearest", "ms/image", "shares enrolments")
+    headers = ("engine", *DISTANCE_HEADERS, "same nearest", "ms/image", "shares enrolments")
     return f"\n{text_table(headers, rows)}\n"
 
 

@@ -187,3 +187,17 @@ def distance_text(parity: GraphParity) -> str:
         f"max relative error {parity.max_relative_error:.2e}, "
         f"cosine {parity.min_cosine:.6f} (mean {parity.mean_cosine:.6f})"
     )
+
+
+DISTANCE_HEADERS = ("max rel. error", "min cosine", "mean cosine")
+
+
+def distance_cells(parities: Sequence[GraphParity]) -> tuple[str, str, str]:
+    """The worst distance of an engine's graphs, as a table's cells under :data:`DISTANCE_HEADERS`."""
+    if not parities:
+        return ("–", "–", "–")
+    return (
+        f"{max(parity.max_relative_error for parity in parities):.1e}",
+        f"{min(parity.min_cosine for parity in parities):.6f}",
+        f"{min(parity.mean_cosine for parity in parities):.6f}",
+    )

@@ -74,9 +74,18 @@ def test_predict_prints_a_row_for_each_image_and_draws(
     header, _, row = capsys.readouterr().out.splitlines()
     assert header.split() == ["image", "label", "score", "ms"]
     assert row.split()[:2] == ["0.png", "red"]
-    plotted = cv2.imread(str(drawn / "0.jpg"))
+    plotted = cv2.imread(str(drawn / "0.png.jpg"))
     assert plotted is not None
     assert plotted.shape == cv2.imread(str(image)).shape
+
+
+def test_pictures_of_one_name_are_drawn_apart(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", str(tiny_bundle), str(photos), "--plot", str(tmp_path / "drawn")]) == 0
+    capsys.readouterr()
+    drawn = sorted(path.relative_to(tmp_path / "drawn").as_posix() for path in (tmp_path / "drawn").rglob("*.jpg"))
+    assert drawn == ["blue/0.png.jpg", "blue/1.png.jpg", "red/0.png.jpg", "red/1.png.jpg"]
 
 
 def test_predict_without_enrolment_knows_nobody(

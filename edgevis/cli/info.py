@@ -9,6 +9,7 @@ from edgevis.cli._common import add_engine_arguments, open_predictor, print_json
 from runtime.bundle import Bundle
 from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord, Manifest
+from runtime.parity import DISTANCE_HEADERS, distance_cells
 from runtime.text import size_text, text_table
 
 
@@ -46,17 +47,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def engine_table(manifest: Manifest) -> str:
     """The engines of a bundle with what was measured when it was built."""
-    headers = ("engine", "device", "ms/image", "max rel. error", "min cosine", "decisions", "shares enrolments")
+    headers = ("engine", "device", "ms/image", *DISTANCE_HEADERS, "decisions", "shares enrolments")
     return text_table(headers, [_row(record) for record in manifest.engines])
 
 
 def _row(record: EngineRecord) -> tuple[str, ...]:
     latency = "–" if record.latency_ms is None else f"{record.latency_ms:.2f}"
     shares = "yes" if record.shares_enrolments else "no"
-    if record.proof is None:
-        return (record.name, record.device, latency, "not yet proved", "–", "–", shares)
-    error = max(parity.max_relative_error for parity in record.proof.graphs)
-    cosine = min(parity.min_cosine for parity in record.proof.graphs)
-    decisions = record.proof.decisions
+    graphs = record.proof.graphs if record.proof else ()
+    decisions = record.proof.decisions if record.proof else None
     agreed = f"{decisions.agreement:.1%} of {decisions.count}" if decisions else "–"
-    return (record.name, record.device, latency, f"{error:.1e}", f"{cosine:.6f}", agreed, shares)
+    name = record.name if record.proof else f"{record.name} (not yet proved)"
+    return (name, record.device, latency, *distance_cells(graphs), agreed, shares)

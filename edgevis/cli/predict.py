@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import cv2
@@ -28,12 +29,13 @@ def run(arguments: argparse.Namespace) -> int:
             predictor.load(arguments.enrolment)
         # One by one: a folder of photographs need not fit into memory, and one result is shown per image anyway.
         results = []
+        common = Path(os.path.commonpath([path.resolve().parent for path in paths]))
         for path in paths:
             image = read_image(path)
             result = predictor.predict(image, top_k=arguments.top_k)
             results.append(result)
             if arguments.plot:
-                _write(Path(arguments.plot), path, result.plot(image))
+                _write(Path(arguments.plot) / path.resolve().relative_to(common), result.plot(image))
         threshold = predictor.threshold
     if arguments.json:
         entries = [{"image": str(path), **result.to_dict()} for path, result in zip(paths, results, strict=True)]
@@ -47,8 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _write(folder: Path, source: Path, picture: Image) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{source.stem}.jpg"
+def _write(target: Path, picture: Image) -> None:
+    """Pictures keep their place below the folder that holds all of them: those of one name stay apart."""
+    if target.suffix.lower() != ".jpg":
+        target = target.with_name(f"{target.name}.jpg")
+    target.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(target), picture):
         raise SourceError(f"{target} cannot be written")

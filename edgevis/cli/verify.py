@@ -7,6 +7,7 @@ import argparse
 from edgevis.cli._common import print_json
 from runtime.bundle import Bundle
 from runtime.jsondata import to_json
+from runtime.parity import DISTANCE_HEADERS, distance_cells
 from runtime.text import text_table
 from runtime.verification import EngineCheck, verify_bundle
 
@@ -23,11 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"bundle": str(bundle.path), "passed": passed, "engines": to_json(checks)})
     else:
         print(f"{len(bundle.manifest.files)} files are as the manifest says")
-        print(
-            text_table(
-                ("engine", "status", "max rel. error", "min cosine", "held to"), [_row(check) for check in checks]
-            )
-        )
+        print(text_table(("engine", "status", *DISTANCE_HEADERS, "held to"), [_row(check) for check in checks]))
         for check in checks:
             if check.reason:
                 print(f"{check.engine} {check.status}: {check.reason}")
@@ -35,8 +32,4 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _row(check: EngineCheck) -> tuple[str, ...]:
-    if not check.graphs:
-        return (check.engine, check.status, "–", "–", check.tolerance)
-    error = max(parity.max_relative_error for parity in check.graphs)
-    cosine = min(parity.min_cosine for parity in check.graphs)
-    return (check.engine, check.status, f"{error:.1e}", f"{cosine:.6f}", check.tolerance)
+    return (check.engine, check.status, *distance_cells(check.graphs), check.tolerance)
