@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.data import Row, read_labelled
-from edgevis import BackendError, EdgevisError, Predictor, SourceError
+from edgevis import EdgevisError, SourceError
+from edgevis.cli.bench import each_engine
 from edgevis.metrics import reid_ranking
 from runtime.arrays import Array, unit_rows
 from runtime.bundle import Bundle
@@ -86,14 +87,9 @@ def score(encoder: str, embed: Embed, query: Split, gallery: Split) -> Scores:
 
 def score_bundle(path: Path, query: Split, gallery: Split) -> Iterator[Scores]:
     """Each engine of the bundle that opens here, through ``Predictor.embed``."""
-    for record in Bundle(path).manifest.engines:
-        try:
-            predictor = Predictor(path, backend=record.backend, precision=record.precision, device=record.device)
-        except BackendError as error:
-            print(f"{record.name} is left out: {error}", file=sys.stderr)
-            continue
+    for name, predictor in each_engine(Bundle(path)):
         with predictor:
-            yield score(record.name, predictor.embed, query, gallery)
+            yield score(name, predictor.embed, query, gallery)
 
 
 def score_weights(model_name: str, path: Path, query: Split, gallery: Split) -> Scores:

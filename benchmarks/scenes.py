@@ -6,7 +6,6 @@ are known.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -16,6 +15,7 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 
+from calibration.samples import wheel_file
 from edgevis import SourceError
 from runtime.images import Image, read_image
 from runtime.sources import frames
@@ -154,7 +154,7 @@ class PhotoPan:
         height = 540
         pictures, self._persons, x = [], [], 0
         for package, file, person, place in _PHOTOS:
-            photo = read_image(_wheel_file(package, file))
+            photo = _photograph(package, file)
             picture = cv2.resize(photo, (round(photo.shape[1] * height / photo.shape[0]), height))
             if person is not None and place is not None:
                 width = picture.shape[1]
@@ -212,9 +212,8 @@ class PhotoPan:
         return inside
 
 
-def _wheel_file(package: str, file: str) -> Path:
-    found = importlib.util.find_spec(package)
-    path = Path(found.origin).parent / file if found and found.origin else None
-    if path is None or not path.is_file():
+def _photograph(package: str, file: str) -> Image:
+    path = wheel_file(package, file)
+    if path is None:
         raise SourceError(f"the photograph {package}/{file} is not installed: pip install 'edgevis[export]'")
-    return path
+    return read_image(path)

@@ -215,16 +215,22 @@ def _limited(image: Image) -> Image:
 def _photograph_paths() -> list[Path]:
     paths = []
     for package, folder, names in _PHOTOGRAPHS:
-        spec = importlib.util.find_spec(package)
-        root = None if spec is None or spec.origin is None else Path(spec.origin).parent / folder
         for name in names:
-            if root is None or not (root / name).is_file():
+            path = wheel_file(package, f"{folder}/{name}")
+            if path is None:
                 raise MissingDependencyError(
                     f"the build measures itself on photographs that the package {package} carries, and {name} is not "
                     "installed: pip install 'edgevis[export]', or give images with --calibration-data"
                 )
-            paths.append(root / name)
+            paths.append(path)
     return paths
+
+
+def wheel_file(package: str, name: str) -> Path | None:
+    """A file that an installed package carries, without importing it; None when it is not there."""
+    spec = importlib.util.find_spec(package)
+    path = None if spec is None or spec.origin is None else Path(spec.origin).parent / name
+    return path if path is not None and path.is_file() else None
 
 
 def _crop(image: Image, aspect: float, draw: Callable[[], float]) -> Image:

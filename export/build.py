@@ -99,7 +99,7 @@ def _build(arguments: argparse.Namespace) -> int:
     reporter = _Reporter(sys.stderr if arguments.json else sys.stdout, quiet=arguments.quiet)
     reporter.begin("start")
     from edgevis import models  # torch takes a second or two: --help need not wait for it
-    from export.pipeline import UNTRAINED, Request, build_bundle, bundle_size_bytes
+    from export.pipeline import UNTRAINED, Request, build_bundle
 
     entry = models.entry(arguments.model)
     output = arguments.output or Path("bundles", f"{arguments.model}{SUFFIX}")
@@ -117,7 +117,7 @@ def _build(arguments: argparse.Namespace) -> int:
         ),
         reporter,
     )
-    seconds, size = time.perf_counter() - started, bundle_size_bytes(bundle)
+    seconds, size = time.perf_counter() - started, bundle.size_bytes
     reporter.line("bundle", str(bundle.path), seconds, size)
     if arguments.json:
         sys.stdout.write(json.dumps(_summary(bundle, seconds, size), indent=2, allow_nan=False) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -363,10 +362,3 @@ def _tools() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return dict(sorted(versions.items()))
-
-
-def bundle_size_bytes(bundle: Bundle) -> int:
-    """What the bundle takes on disk."""
-    return sum(record.size_bytes for record in bundle.manifest.files.values()) + os.path.getsize(
-        bundle.path / "manifest.json"
-    )

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from runtime import backends
 from runtime.arrays import Array
 from runtime.errors import ParityError
 from runtime.latency import interleaved
 from runtime.manifest import Decisions, EngineRecord, GraphParity, Proof
 from runtime.parity import BATCH_SIZES, TOLERANCES, distance_text, golden_feeds, measure_graph, nearest_agreement
+from runtime.selection import open_graphs
 from runtime.session import Session
 from runtime.spec import Deployment, Graph
 
@@ -55,7 +55,12 @@ def prove_engines(
     """
     machine = machine_name()
     with ExitStack() as stack:
-        opened = {record.name: _open(record, bundle, deployment, stack) for record in records}
+        opened: dict[str, dict[str, Session]] = {}
+        for record in records:
+            sessions = open_graphs(record, deployment, lambda file: bundle / file, threads=None)
+            opened[record.name] = sessions
+            for session in sessions.values():
+                stack.callback(session.close)
         proved: list[EngineRecord] = []
         broken: list[str] = []
         for number, record in enumerate(records, start=1):
@@ -89,18 +94,6 @@ def machine_name() -> str:
     return next(named, "") or platform.processor() or platform.machine()
 
 
-def _open(record: EngineRecord, bundle: Path, deployment: Deployment, stack: ExitStack) -> dict[str, Session]:
-    sessions = {}
-    for graph in deployment.graphs:
-        engine = backends.load(record.backend).open_engine(
-            bundle / record.files[graph.name], precision=record.precision, device=record.device, threads=None
-        )
-        session = Session(engine, graph, max_batch=deployment.max_batch)
-        stack.callback(session.close)
-        sessions[graph.name] = session
-    return sessions
-
-
 def _prove(
     record: EngineRecord,
     sessions: Mapping[str, Session],
@@ -118,8 +111,7 @@ def _prove(
             passed = False
             broken.append(_complaint(record, parity, str(tolerance)))
         if "embedding" in actual and decisions is None:
-            _, expected = golden_feeds(reference, session.graph)
-            decisions = nearest_agreement(expected["embedding"], actual["embedding"])
+            decisions = nearest_agreement(reference[f"{session.graph.name}/embedding"], actual["embedding"])
     proof = Proof(passed, str(tolerance), machine, tuple(parities), decisions)
     return replace(record, proof=proof, shares_enrolments=passed and _shares(decisions))
 

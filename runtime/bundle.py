@@ -54,6 +54,12 @@ class Bundle:
                 if name not in self.manifest.files:
                     raise SchemaError(f"{manifest}: engine {engine.name!r} names {name!r}, which is not under 'files'")
 
+    @property
+    def size_bytes(self) -> int:
+        """What all files of the bundle take, the manifest included."""
+        listed = sum(record.size_bytes for record in self.manifest.files.values())
+        return listed + (self.path / MANIFEST).stat().st_size
+
     def file(self, name: str) -> Path:
         """The path of a listed file, once its size and SHA-256 have been found right.
 

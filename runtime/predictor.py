@@ -23,7 +23,7 @@ from runtime.enrolment import (
     save_enrolment,
 )
 from runtime.errors import EdgevisError, EnrolmentError, InputError
-from runtime.images import Image, ImageLike, as_image, as_images
+from runtime.images import Image, ImageLike, as_images
 from runtime.jsondata import to_json
 from runtime.manifest import Proof
 from runtime.preprocess import Preprocessor
@@ -242,8 +242,7 @@ class Predictor:
             top_k: As in :meth:`predict`.
         """
         for frame in frames(source):
-            image = as_image(frame)
-            yield image, self.predict(image, top_k=top_k)
+            yield frame, self.predict(frame, top_k=top_k)
 
     def warmup(self, *, batch_sizes: Sequence[int] = (1,)) -> None:
         """Run grey images of these batch sizes, so that the first real one does not wait for compilation."""

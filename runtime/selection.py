@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 from runtime import backends
@@ -19,7 +20,7 @@ from runtime.errors import (
 )
 from runtime.manifest import EngineRecord
 from runtime.session import Session
-from runtime.spec import Precision
+from runtime.spec import Deployment, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,16 +116,32 @@ def open_sessions(bundle: Bundle, record: EngineRecord, *, threads: int | None) 
         IntegrityError: A file of it is missing or altered.
         MissingDependencyError, UnavailableError, EngineError: It cannot be opened here.
     """
+    return open_graphs(record, bundle.manifest.deployment, bundle.engine_file, threads=threads)
+
+
+def open_graphs(
+    record: EngineRecord, deployment: Deployment, locate: Callable[[str], Path], *, threads: int | None
+) -> dict[str, Session]:
+    """Open all graphs of one engine whose files may not be in a finished bundle yet.
+
+    Args:
+        record: The engine.
+        deployment: The model's graphs and batch limit.
+        locate: From a file's path inside the bundle to where it lies.
+        threads: CPU threads for the engine.
+
+    Raises:
+        MissingDependencyError, UnavailableError, EngineError: It cannot be opened here.
+    """
     backend = backends.load(record.backend)
     available = backend.devices()
     if record.device not in available:
         raise UnavailableError(f"{record.backend} has no device {record.device!r} here; it has {', '.join(available)}")
-    deployment = bundle.manifest.deployment
     sessions: dict[str, Session] = {}
     try:
         for graph in deployment.graphs:
             engine = backend.open_engine(
-                bundle.engine_file(record.files[graph.name]),
+                locate(record.files[graph.name]),
                 precision=record.precision,
                 device=record.device,
                 threads=threads,

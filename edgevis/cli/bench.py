@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import warnings
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -70,20 +71,7 @@ def time_engines(bundle: Bundle, batch_sizes: list[int], *, seconds: float, thre
     crop = np.random.default_rng(0).integers(0, 256, (480, 240, 3), np.uint8)
     timings = []
     with ExitStack() as stack:
-        predictors: dict[str, Predictor] = {}
-        for record in bundle.manifest.engines:
-            try:
-                opened = Predictor(
-                    bundle.path,
-                    backend=record.backend,
-                    device=record.device,
-                    precision=record.precision,
-                    threads=threads,
-                )
-            except BackendError as error:
-                warnings.warn(f"{record.name} is left out: {error}", RuntimeWarning, stacklevel=1)
-                continue
-            predictors[record.name] = stack.enter_context(opened)
+        predictors = {name: stack.enter_context(opened) for name, opened in each_engine(bundle, threads=threads)}
         if not predictors:
             raise BackendError(f"{bundle.path}: no engine can be opened here")
         for size in batch_sizes:
@@ -91,6 +79,23 @@ def time_engines(bundle: Bundle, batch_sizes: list[int], *, seconds: float, thre
             for name, latency in interleaved(calls, seconds=seconds).items():
                 timings.append(Timing(name, size, latency, size / latency.p50_ms * 1e3))
     return timings
+
+
+def each_engine(bundle: Bundle, *, threads: int | None = None) -> Iterator[tuple[str, Predictor]]:
+    """A predictor, for the caller to close, on each engine that opens here; a warning names the others."""
+    for record in bundle.manifest.engines:
+        try:
+            opened = Predictor(
+                bundle.path,
+                backend=record.backend,
+                device=record.device,
+                precision=record.precision,
+                threads=threads,
+            )
+        except BackendError as error:
+            warnings.warn(f"{record.name} is left out: {error}", RuntimeWarning, stacklevel=2)
+        else:
+            yield record.name, opened
 
 
 def _batch_sizes(text: str) -> list[int]:

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    manifest = Bundle(arguments.bundle).manifest
+    bundle = Bundle(arguments.bundle)
+    manifest = bundle.manifest
     try:
         with open_predictor(arguments) as predictor:
             running, reason = predictor.info, ""
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("weights", manifest.weights.source),
         ("encoder", manifest.encoder_identity[:16]),
         ("built", f"{manifest.created} for {manifest.target} on {manifest.machine}"),
-        ("size", size_text(sum(record.size_bytes for record in manifest.files.values()))),
+        ("size", size_text(bundle.size_bytes)),
         ("runs here", f"{running.backend} {running.precision}: {running.why}" if running else f"nothing: {reason}"),
         *(("passed over", reason) for reason in (running.skipped if running else ())),
     ]

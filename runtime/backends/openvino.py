@@ -45,7 +45,6 @@ class _Engine:
     """
 
     def __init__(self, ov: Any, core: Any, path: Path, hint: str, threads: int | None) -> None:
-        self._ov = ov
         self._core = core
         self._config = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
