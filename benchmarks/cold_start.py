@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -11,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgevis import BackendError, EdgevisError
+from benchmarks.report import report
+from edgevis import BackendError
 from runtime.bundle import Bundle
-from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord
-from runtime.text import text_table
 
 _CHILD = """
 import time
@@ -34,18 +32,14 @@ print(imported - start, opened - imported, time.perf_counter() - opened)
 
 @dataclass(frozen=True, slots=True)
 class ColdStart:
-    """Medians over fresh processes, in seconds: importing edgevis, opening the bundle, the first result."""
+    """Medians over fresh processes, in seconds: importing edgevis, opening the bundle, the first result, their sum."""
 
     engine: str
     import_s: float
     open_s: float
     first_result_s: float
+    total_s: float
     runs: int
-
-    @property
-    def total_s(self) -> float:
-        """From the first line of the program to the first result."""
-        return self.import_s + self.open_s + self.first_result_s
 
 
 def measure(bundle: Path, record: EngineRecord, *, runs: int) -> ColdStart:
@@ -58,7 +52,7 @@ def measure(bundle: Path, record: EngineRecord, *, runs: int) -> ColdStart:
             raise BackendError(f"{record.name} does not run here: {done.stderr.strip().splitlines()[-1]}")
         taken.append([float(part) for part in done.stdout.split()])
     imported, opened, first = (statistics.median(column) for column in zip(*taken, strict=True))
-    return ColdStart(record.name, imported, opened, first, runs)
+    return ColdStart(record.name, imported, opened, first, imported + opened + first, runs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,21 +62,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=5, help="fresh processes for each engine (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    try:
-        records = Bundle(arguments.bundle).manifest.engines
-        found = [measure(arguments.bundle, record, runs=arguments.runs) for record in records]
-    except EdgevisError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if arguments.json:
-        print(json.dumps([{**to_json(item), "total_s": item.total_s} for item in found], indent=2))
-        return 0
-    rows = [
-        (item.engine, *(f"{value:.2f}" for value in (item.import_s, item.open_s, item.first_result_s, item.total_s)))
-        for item in found
-    ]
-    print(text_table(("engine", "import s", "open s", "first result s", "total s"), rows))
-    return 0
+    return report(
+        lambda: [
+            measure(arguments.bundle, record, runs=arguments.runs)
+            for record in Bundle(arguments.bundle).manifest.engines
+        ],
+        headers=("engine", "import s", "open s", "first result s", "total s"),
+        cells=_cells,
+        as_json=arguments.json,
+    )
+
+
+def _cells(item: ColdStart) -> tuple[str, ...]:
+    return (item.engine, *(f"{value:.2f}" for value in (item.import_s, item.open_s, item.first_result_s, item.total_s)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ image is embedded once by the predictor; an episode then enrols and searches the
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections import defaultdict
@@ -20,11 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.data import read_labelled
-from edgevis import Classification, EdgevisError, InputError, Predictor
+from benchmarks.report import report
+from edgevis import Classification, InputError, Predictor
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.images import Image
-from runtime.jsondata import to_json
-from runtime.text import text_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +120,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    try:
-        found = list(_measure(arguments))
-    except EdgevisError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if arguments.json:
-        print(json.dumps(to_json(found), indent=2))
-        return 0
-    rows = [
-        (item.engine, str(item.way), str(item.shot), str(item.episodes), f"{item.accuracy:.3f} ± {item.interval95:.3f}")
-        for item in found
-    ]
-    print(text_table(("engine", "way", "shot", "episodes", "accuracy"), rows))
-    return 0
+    return report(
+        lambda: list(_measure(arguments)),
+        headers=("engine", "way", "shot", "episodes", "accuracy"),
+        cells=_cells,
+        as_json=arguments.json,
+    )
+
+
+def _cells(item: Accuracy) -> tuple[str, ...]:
+    accuracy = f"{item.accuracy:.3f} ± {item.interval95:.3f}"
+    return (item.engine, str(item.way), str(item.shot), str(item.episodes), accuracy)
 
 
 def _measure(arguments: argparse.Namespace) -> Iterator[Accuracy]:

@@ -8,7 +8,6 @@ among those of split ``gallery`` by cosine. With ``--bundle`` every engine of th
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,18 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.data import Row, read_labelled
-from edgevis import EdgevisError, SourceError
+from benchmarks.report import report
+from edgevis import SourceError
 from edgevis.cli.bench import each_engine
 from edgevis.metrics import reid_ranking
 from runtime.arrays import Array, unit_rows
 from runtime.bundle import Bundle
 from runtime.images import Image
-from runtime.jsondata import to_json
 from runtime.preprocess import Preprocessor
-from runtime.text import text_table
 
 RANKS = (1, 5, 10)
-HEADERS = ("encoder", "rank-1", "rank-5", "rank-10", "mAP")
 _BATCH = 32
 
 Embed = Callable[[Sequence[Image]], Array]
@@ -123,24 +120,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.bundle and not arguments.weights:
         parser.error("give --bundle or --weights")
-    try:
-        query, gallery = (read_split(arguments.data, split) for split in ("query", "gallery"))
-        found = [score_weights(arguments.model, path, query, gallery) for path in arguments.weights or ()]
-        if arguments.bundle:
-            found += score_bundle(arguments.bundle, query, gallery)
-    except EdgevisError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if arguments.json:
-        print(json.dumps(to_json(found), indent=2))
-        return 0
-    print(f"{len(query.images)} queries, {len(gallery.images)} gallery images")
-    rows = [
-        (row.encoder, *(f"{value:.3f}" for value in (row.rank_1, row.rank_5, row.rank_10, row.mean_ap)))
-        for row in found
-    ]
-    print(text_table(HEADERS, rows))
-    return 0
+    return report(
+        lambda: list(_measure(arguments)),
+        headers=("encoder", "rank-1", "rank-5", "rank-10", "mAP"),
+        cells=_cells,
+        as_json=arguments.json,
+        title=lambda first: f"{first.queries} queries, {first.gallery} gallery images",
+    )
+
+
+def _measure(arguments: argparse.Namespace) -> Iterator[Scores]:
+    query, gallery = (read_split(arguments.data, split) for split in ("query", "gallery"))
+    for path in arguments.weights or ():
+        yield score_weights(arguments.model, path, query, gallery)
+    if arguments.bundle:
+        yield from score_bundle(arguments.bundle, query, gallery)
+
+
+def _cells(row: Scores) -> tuple[str, ...]:
+    return (row.encoder, *(f"{value:.3f}" for value in (row.rank_1, row.rank_5, row.rank_10, row.mean_ap)))
 
 
 if __name__ == "__main__":
