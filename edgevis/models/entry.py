@@ -4,10 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
 from runtime.spec import Deployment
+
+
+@dataclass(frozen=True, slots=True)
+class PaperCount:
+    """The number of parameters that a paper prints for its model.
+
+    Attributes:
+        text: As printed, such as ``"7.41 M"``.
+        parameters: The printed number, such as 7_410_000.
+        counted: What of our model it is to be compared with: all parameters, all but the classifiers, or those that
+            are trained (a frozen backbone left out).
+        source: Table or section of the paper.
+    """
+
+    text: str
+    parameters: int
+    counted: Literal["total", "without classifier", "trainable"]
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +41,11 @@ class ModelEntry:
         licence: SPDX identifier of the code of the model and of the weights that ship with it.
         parameters: Trainable and frozen parameters of the default build.
         weights: The file in ``edgevis/weights/`` that ships with the package, or None.
+        deploy: The deployment of a module that was built with other options than the default ones, for models whose
+            options change a graph's shapes; None where ``deployment`` holds for all.
+        classifier: Prefixes of the names of those parameters that only training needs: heads over the training
+            classes, which no exported graph runs.
+        printed: The parameters that the paper prints; None where it prints none.
     """
 
     name: str
@@ -31,3 +55,6 @@ class ModelEntry:
     licence: str
     parameters: int
     weights: str | None = None
+    deploy: Callable[[nn.Module], Deployment] | None = None
+    classifier: tuple[str, ...] = ()
+    printed: PaperCount | None = None

@@ -1,0 +1,3 @@
+"""What the papers train with, one file for each."""
+
+__all__: list[str] = []
