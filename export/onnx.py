@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,8 @@ import torch
 from onnx import ModelProto, ValueInfoProto
 from torch import Tensor, nn
 
+from edgevis import ops
+from runtime.discovery import names_in
 from runtime.errors import ExportError
 from runtime.spec import Graph, TensorSpec
 
@@ -20,6 +23,7 @@ from runtime.spec import Graph, TensorSpec
 OPSET = 18
 # ONNX Runtime 1.19 reads no later one.
 IR_VERSION = 10
+DOMAIN = "edgevis"
 
 # Any size but 0 and 1, which torch.export would take for constants; two axes must not share one.
 _FIRST_EXAMPLE_SIZE = 2
@@ -70,9 +74,19 @@ def onnx_from_module(module: nn.Module, graph: Graph) -> ModelProto:
     model = program.model_proto
     model.ir_version = min(model.ir_version, IR_VERSION)
     strip_metadata(model)
+    _define_operators(model)
     onnx.checker.check_model(model, full_check=True)
     _check_io(model, graph)
     return model
+
+
+def _define_operators(model: ModelProto) -> None:
+    """Append the definition, in standard operators, of each edgevis operator that the graph has a node of."""
+    used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
+    for name in names_in(ops.__name__):
+        module = importlib.import_module(f"{ops.__name__}.{name}")
+        if module.NODE in used:
+            model.functions.append(module.onnx_function())
 
 
 def strip_metadata(model: ModelProto) -> None:
