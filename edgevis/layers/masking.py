@@ -1,0 +1,115 @@
+"""How the support mask enters the support features: the hybrid masking of the paper and what it is compared with.
+
+Paper: Moon, Sohn, Kim, et al., "HM: Hybrid Masking for Few-Shot Segmentation", ECCV 2022, sections 3.2 and 3.3 and the
+ablation of the merging strategies.
+Provenance: our own code.
+Licence: this file, as the rest of edgevis.
+
+``fm`` feature masking: features times the resized mask. ``im`` input masking: features of the masked image. ``hm``
+hybrid: FM where it is greater than zero, else IM. ``add``: FM + IM. ``reverse``: IM where it is greater than zero,
+else FM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from edgevis.layers.resize import resize
+from edgevis.ops import hybrid_mask
+from runtime.errors import InputError, ModelError
+
+Masking = Literal["hm", "fm", "im", "add", "reverse"]
+
+Maps = list[list[Tensor]]
+"""Feature maps (B, C, h, w): one list per stage, shallow to deep; within a stage one size."""
+
+
+def check_masking(masking: str) -> None:
+    """ModelError unless it is one of :data:`Masking`."""
+    if masking not in get_args(Masking):
+        raise ModelError(f"masking is {masking!r}; allowed: {', '.join(get_args(Masking))}")
+
+
+def masked_pyramid(extract: Callable[[Tensor], Maps], image: Tensor, mask: Tensor, *, masking: Masking = "hm") -> Maps:
+    """The masked features of support images; the backbone runs only on what the kind of masking needs.
+
+    Args:
+        extract: The frozen backbone: image (B, 3, H, W) to its feature maps. It runs once for ``fm`` and ``im``, twice
+            for the others.
+        image: (B, 3, H, W) float, normalised: where the mask makes it 0, that is the mean colour, not black.
+        mask: (B, H, W) float, 1 on the object, 0 elsewhere.
+        masking: See the head of this file.
+
+    Returns:
+        Maps of the shapes that ``extract`` gives.
+
+    Raises:
+        InputError: The mask is not of the image's batch and size.
+        ModelError: There is no such masking.
+    """
+    check_masking(masking)
+    if mask.dim() != 3 or image.dim() != 4 or mask.shape[0] != image.shape[0] or mask.shape[1:] != image.shape[2:]:
+        raise InputError(
+            f"mask is {tuple(mask.shape)} and image {tuple(image.shape)}; "
+            "allowed: mask (B, H, W) of the batch and size of the image (B, 3, H, W)"
+        )
+    features = None if masking == "im" else extract(image)
+    masked_image_features = None if masking == "fm" else extract(image * mask.unsqueeze(1))
+    return mask_maps(features, masked_image_features, mask, masking=masking)
+
+
+def mask_maps(
+    features: Sequence[Sequence[Tensor]] | None,
+    masked_image_features: Sequence[Sequence[Tensor]] | None,
+    mask: Tensor,
+    *,
+    masking: Masking,
+) -> Maps:
+    """The same from feature maps that are there already.
+
+    Args:
+        features: Maps of the support image; ``im`` does not read them.
+        masked_image_features: Maps of the masked support image; ``fm`` does not read them.
+        mask: (B, H, W) float at the image's size.
+        masking: See the head of this file.
+
+    Raises:
+        InputError: Maps that the kind of masking needs are None.
+        ModelError: There is no such masking.
+    """
+    check_masking(masking)
+    if masking == "im":
+        return [list(stage) for stage in _given(masked_image_features, "masked_image_features", masking)]
+    kept = _given(features, "features", masking)
+    if masking == "fm":
+        return [_times_mask(stage, mask) for stage in kept]
+    other = _given(masked_image_features, "masked_image_features", masking)
+    if masking == "hm":
+        return [
+            [hybrid_mask(feature, masked, mask) for feature, masked in zip(stage, masked_stage, strict=True)]
+            for stage, masked_stage in zip(kept, other, strict=True)
+        ]
+    return [
+        [
+            feature + masked if masking == "add" else torch.where(masked > 0, masked, feature)
+            for feature, masked in zip(_times_mask(stage, mask), masked_stage, strict=True)
+        ]
+        for stage, masked_stage in zip(kept, other, strict=True)
+    ]
+
+
+def _times_mask(stage: Sequence[Tensor], mask: Tensor) -> list[Tensor]:
+    """Feature masking of maps of one size."""
+    height, width = stage[0].shape[2:]
+    weight = resize(mask.unsqueeze(1), (height, width))
+    return [feature * weight for feature in stage]
+
+
+def _given(maps: Sequence[Sequence[Tensor]] | None, name: str, masking: str) -> Sequence[Sequence[Tensor]]:
+    if maps is None:
+        raise InputError(f"{name} is None; masking {masking!r} needs these maps")
+    return maps

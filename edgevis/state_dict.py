@@ -1,0 +1,47 @@
+"""Copying a state dict into a module, or saying exactly why it does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from runtime.errors import WeightsError
+
+_LISTED = 6
+
+
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str, hint: str = "") -> None:
+    """Copy the tensors into the module; nothing is copied unless every one fits.
+
+    Args:
+        module: Takes the tensors. Missing ``num_batches_tracked`` counters are not an error: nothing that edgevis
+            builds reads them.
+        tensors: By the names of ``module.state_dict()``; dtypes are cast to the module's.
+        source: What the tensors are, as the message's first words.
+        hint: How to mend it, as the message's last sentence.
+
+    Raises:
+        WeightsError: Names or shapes differ; the message names them with expected and found shapes.
+    """
+    expected = module.state_dict()
+    missing = [
+        f"{name} {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name not in tensors and not name.endswith("num_batches_tracked")
+    ]
+    unexpected = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items() if name not in expected]
+    reshaped = [
+        f"{name} is {tuple(tensors[name].shape)}, the model takes {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    problems = [
+        f"{len(found)} {what}: {'; '.join(found[:_LISTED])}{' …' if len(found) > _LISTED else ''}"
+        for what, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if found
+    ]
+    if problems:
+        end = f". {hint}" if hint else ""
+        raise WeightsError(f"{source} does not fit {type(module).__name__}: tensors {'. '.join(problems)}{end}")
+    module.load_state_dict(dict(tensors), strict=False)
