@@ -24,6 +24,8 @@ _INTERPOLATION = {
     "cubic": cv2.INTER_CUBIC,
     "area": cv2.INTER_AREA,
 }
+# Which channel of the image, BGR or its luma alone, each channel of the output is made of.
+_SOURCES = {"RGB": (2, 1, 0), "BGR": (0, 1, 2), "GRAY": (0,)}
 
 # Of a side that would be resized to more than so many times what is seen of it, only the middle is resized: a
 # detector's box of one row across a frame would otherwise become hundreds of megabytes.
@@ -40,16 +42,15 @@ class Preprocessor:
             ((pixel * spec.scale - mean) / std).astype(np.float32)
             for mean, std in zip(spec.mean, spec.std, strict=True)
         ]
-        # Output channel c takes BGR channel 2 - c when the model wants RGB.
-        sources = (2, 1, 0) if spec.color == "RGB" else (0, 1, 2)
-        self._channels = tuple(zip(sources, tables, strict=True))
+        self._channels = tuple(zip(_SOURCES[spec.color], tables, strict=True))
 
     def __call__(self, images: Sequence[Image]) -> npt.NDArray[np.float32]:
-        """Args: N images, each (H, W, 3) uint8 BGR. Returns: (N, 3, height, width) float32."""
+        """Args: N images, each (H, W, 3) uint8 BGR. Returns: (N, channels, height, width) float32."""
         spec = self.spec
-        output = np.empty((len(images), 3, spec.height, spec.width), np.float32)
+        output = np.empty((len(images), spec.channels, spec.height, spec.width), np.float32)
         for image, planes in zip(images, output, strict=True):
-            channels = cv2.split(self.fit(image))
+            fitted = self.fit(image)
+            channels = (cv2.cvtColor(fitted, cv2.COLOR_BGR2GRAY),) if spec.color == "GRAY" else cv2.split(fitted)
             for plane, (source, table) in zip(planes, self._channels, strict=True):
                 cv2.LUT(channels[source], table, dst=plane)
         return output

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from runtime.errors import SchemaError
 
-Color = Literal["RGB", "BGR"]
+Color = Literal["RGB", "BGR", "GRAY"]
 Fit = Literal["stretch", "letterbox", "center-crop"]
 Interpolation = Literal["nearest", "linear", "cubic", "area"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -82,15 +82,15 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """From an image as OpenCV reads it, (H, W, 3) uint8 BGR, to a graph's input, (3, height, width) float32.
+    """From an image as OpenCV reads it, (H, W, 3) uint8 BGR, to a graph's input, (channels, height, width) float32.
 
     The value of a channel is ``(pixel * scale - mean) / std``; ``mean`` and ``std`` are in the order of ``color``.
 
     Attributes:
         height, width: Size of the graph's input in pixels.
-        color: The channel order that the model was trained with.
+        color: The channel order that the model was trained with; ``GRAY`` is one channel, the luma of BT.601.
         scale: Factor applied to the 0..255 pixel, usually 1/255.
-        mean, std: Per channel, after scaling.
+        mean, std: Per channel, after scaling: three numbers, or one for ``GRAY``. Left out, they are 0 and 1.
         fit: ``stretch`` resizes both sides freely; ``letterbox`` keeps the aspect ratio and pads to the right size
             with ``pad_value``, image centred; ``center-crop`` resizes the image to cover the input and cuts the centre.
         interpolation: How pixels are resampled, by OpenCV's definition of the name.
@@ -101,11 +101,21 @@ class Preprocess:
     width: int
     color: Color = "RGB"
     scale: float = 1.0 / 255.0
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     fit: Fit = "stretch"
     interpolation: Interpolation = "linear"
     pad_value: int = 114
+
+    @property
+    def channels(self) -> int:
+        """How many channels the graph's input has."""
+        return 1 if self.color == "GRAY" else 3
+
+    @property
+    def input(self) -> TensorSpec:
+        """What preprocessing makes: a batch of the input named ``image``."""
+        return TensorSpec("image", "float32", ("N", self.channels, self.height, self.width))
 
     def __post_init__(self) -> None:
         for name, side in (("height", self.height), ("width", self.width)):
@@ -114,10 +124,13 @@ class Preprocess:
         _check_choice("preprocess: fit", self.fit, get_args(Fit))
         _check_choice("preprocess: interpolation", self.interpolation, get_args(Interpolation))
         _check(_is_real(self.scale) and self.scale > 0, f"preprocess: scale is {self.scale!r}, allowed > 0")
+        # Frozen, so that defaults which depend on another field are set around the guard.
+        object.__setattr__(self, "mean", self.mean or (0.0,) * self.channels)
+        object.__setattr__(self, "std", self.std or (1.0,) * self.channels)
         for name, values in (("mean", self.mean), ("std", self.std)):
             _check(
-                len(values) == 3 and all(_is_real(value) for value in values),
-                f"preprocess: {name} is {values!r}, allowed: three finite numbers",
+                len(values) == self.channels and all(_is_real(value) for value in values),
+                f"preprocess: {name} is {values!r}, allowed for {self.color}: {self.channels} finite numbers",
             )
         _check(all(value > 0 for value in self.std), f"preprocess: std is {self.std!r}, allowed > 0")
         channels = tuple(zip(self.mean, self.std, strict=True))

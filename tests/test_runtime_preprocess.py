@@ -26,9 +26,10 @@ TOLERANCE = {"nearest": 0.0, "linear": 1.01, "area": 1.01, "cubic": 1.51}
 
 
 def reference(image: Array, spec: Preprocess, *, uncut: bool = False) -> Array:
-    """(H, W, 3) uint8 BGR -> (3, height, width) float64."""
+    """(H, W, 3) uint8 BGR -> (channels, height, width) float64."""
     fitted = reference_fit(image.astype(np.float64), spec, uncut=uncut)
-    channels = fitted[..., ::-1] if spec.color == "RGB" else fitted
+    luma = fitted @ np.array([[0.114], [0.587], [0.299]])  # BT.601, of blue, green and red
+    channels = {"RGB": fitted[..., ::-1], "BGR": fitted, "GRAY": luma}[spec.color]
     return ((channels * spec.scale - np.array(spec.mean)) / np.array(spec.std)).transpose(2, 0, 1)
 
 
@@ -140,11 +141,12 @@ def noise(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
 
 def check(image: npt.NDArray[np.uint8], spec: Preprocess, *, uncut: bool = False) -> None:
     tensor = Preprocessor(spec)([image])
-    assert tensor.shape == (1, 3, spec.height, spec.width)
+    assert tensor.shape == (1, spec.channels, spec.height, spec.width)
     assert tensor.dtype == np.float32
     level = (np.array(spec.std) / spec.scale)[:, None, None]  # what one grey level is in the tensor, inverted
     difference = np.abs(tensor[0] - reference(image, spec, uncut=uncut)) * level
-    assert difference.max() <= TOLERANCE[spec.interpolation] + 1e-3, np.unravel_index(
+    rounding = 0.51 if spec.color == "GRAY" else 0.0  # OpenCV rounds the luma to a whole grey level
+    assert difference.max() <= TOLERANCE[spec.interpolation] + rounding + 1e-3, np.unravel_index(
         difference.argmax(), tensor[0].shape
     )
 
@@ -155,7 +157,8 @@ def check(image: npt.NDArray[np.uint8], spec: Preprocess, *, uncut: bool = False
 def test_every_declaration_against_the_reference(fit: Fit, interpolation: Interpolation, color: Color) -> None:
     for seed, (height, width) in enumerate([(37, 23), (11, 50), (64, 31), (16, 16), (5, 7), (1, 9), (9, 1), (1, 1)]):
         for spec_height, spec_width in [(32, 16), (15, 31), (1, 8), (8, 1)]:
-            spec = Preprocess(spec_height, spec_width, color, fit=fit, interpolation=interpolation, **IMAGENET)
+            level = {"mean": (0.4,), "std": (0.2,)} if color == "GRAY" else IMAGENET
+            spec = Preprocess(spec_height, spec_width, color, fit=fit, interpolation=interpolation, **level)
             check(noise(seed, height, width), spec)
 
 
@@ -166,7 +169,7 @@ def test_every_declaration_against_the_reference(fit: Fit, interpolation: Interp
         Preprocess,
         height=st.integers(1, 40),
         width=st.integers(1, 40),
-        color=st.sampled_from(get_args(Color)),
+        color=st.sampled_from(["RGB", "BGR"]),
         scale=st.sampled_from([1 / 255, 1.0, 1 / 128]),
         mean=st.tuples(*[st.floats(-2, 2)] * 3),
         std=st.tuples(*[st.floats(0.1, 2)] * 3),
