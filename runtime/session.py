@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -10,6 +12,16 @@ from runtime.arrays import Array
 from runtime.backends import Engine
 from runtime.errors import EngineError, InputError
 from runtime.spec import Graph, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """Inputs of one graph that have been checked and stay as they are over many runs."""
+
+    arrays: Mapping[str, Array]
+
+
+NOTHING_RESIDENT = Resident(MappingProxyType({}))
 
 
 class Session:
@@ -32,7 +44,6 @@ class Session:
         self.max_batch = max_batch
         self._engine = engine
         self._inputs = {tensor.name: tensor for tensor in graph.inputs}
-        self._resident: dict[str, Array] = {}
         wanted = ({tensor.name for tensor in graph.inputs}, {tensor.name for tensor in graph.outputs})
         found = (set(engine.inputs), set(engine.outputs))
         if wanted != found:
@@ -42,19 +53,22 @@ class Session:
                 f"the manifest says {sorted(wanted[0])} -> {sorted(wanted[1])}: build the bundle again"
             )
 
-    def bind(self, inputs: Mapping[str, Array]) -> None:
-        """Keep these inputs for every later :meth:`run`: they are checked once and given to the engine as they are.
+    def prepare(self, inputs: Mapping[str, Array]) -> Resident:
+        """Check inputs once that many runs share, such as support features: a backend need not copy them for each.
 
-        The arrays must not be written to while they are bound.
+        The arrays must not be written to as long as the result is used.
+
+        Raises:
+            InputError: One of them is unknown, or of another dtype or shape.
         """
-        arrays = {name: self._check(name, array) for name, array in inputs.items()}
-        self._resident = {**self._resident, **arrays}
+        return Resident(MappingProxyType({name: self._check(name, array) for name, array in inputs.items()}))
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array], resident: Resident = NOTHING_RESIDENT) -> dict[str, Array]:
         """Run the graph.
 
         Args:
-            feeds: One array per input that is not bound; all batched inputs have the same number of rows.
+            feeds: One array per input that is not resident; all batched inputs have the same number of rows.
+            resident: What :meth:`prepare` of this session made.
 
         Returns:
             One array per output; they belong to the caller.
@@ -63,20 +77,32 @@ class Session:
             InputError: An input is missing, unknown, or of another dtype or shape; nothing has been run.
             EngineError: The engine failed.
         """
-        arrays = {**self._resident, **{name: self._check(name, array) for name, array in feeds.items()}}
-        missing = [name for name in self._inputs if name not in arrays]
+        arrays = {name: self._check(name, array) for name, array in feeds.items()}
+        kept = {name: array for name, array in resident.arrays.items() if name not in arrays}
+        every = {**kept, **arrays}
+        missing = [name for name in self._inputs if name not in every]
         if missing:
-            raise InputError(f"graph {self.graph.name!r}: input {missing[0]!r} is missing; got {sorted(arrays)}")
-        sizes = self._axis_sizes(arrays)
-        rows = sizes.get("N", 1)
-        outputs = self._engine.run(arrays) if rows <= self.max_batch else self._run_chunks(arrays, rows)
+            raise InputError(f"graph {self.graph.name!r}: input {missing[0]!r} is missing; got {sorted(every)}")
+        rows = self._axis_sizes(every).get("N", 1)
+        if rows > self.max_batch:
+            outputs = self._run_chunks(every, rows)
+        else:
+            outputs = self._engine.run(arrays, kept)
         for tensor in self.graph.outputs:
             self._check_output(tensor, outputs[tensor.name], rows)
         return outputs
 
+    def warmup(self, rows: int = 1) -> None:
+        """Run zeros in a batch of ``rows``, every other open axis being 1, so that what is lazy has happened."""
+        sizes = {"N": rows}
+        shapes = {
+            name: tuple(sizes.get(size, 1) if isinstance(size, str) else size for size in tensor.shape)
+            for name, tensor in self._inputs.items()
+        }
+        self.run({name: np.zeros(shape, self._inputs[name].dtype) for name, shape in shapes.items()})
+
     def close(self) -> None:
         """Give the engine's memory back; the session must not be used afterwards."""
-        self._resident = {}
         self._engine.close()
 
     def _run_chunks(self, arrays: dict[str, Array], rows: int) -> dict[str, Array]:

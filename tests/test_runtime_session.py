@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from runtime import backends
-from runtime.backends import Engine
+from runtime.backends import NO_ARRAYS, Engine
 from runtime.errors import EngineError, InputError
 from runtime.session import Session
 from runtime.spec import Graph, TensorSpec
@@ -84,9 +84,9 @@ class Recorded:
         self.rows: list[int] = []
         self._engine = engine
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array], resident: Mapping[str, Array] = NO_ARRAYS) -> dict[str, Array]:
         self.rows.append(len(feeds["query"]))
-        return self._engine.run(feeds)
+        return self._engine.run(feeds, resident)
 
 
 @pytest.mark.parametrize(("rows", "runs"), [(1, [1]), (3, [3]), (4, [4]), (5, [4, 1]), (8, [4, 4]), (11, [4, 4, 3])])
@@ -174,39 +174,62 @@ def test_a_missing_input(session: Session) -> None:
         session.run({})
 
 
-def test_bound_inputs_need_not_be_given(session: Session) -> None:
+def test_resident_inputs_need_not_be_given(session: Session) -> None:
     inputs = feeds(3)
-    session.bind({"support": inputs["support"]})
-    assert_close(session.run({"query": inputs["query"], "weight": inputs["weight"]}), inputs)
+    resident = session.prepare({"support": inputs["support"]})
+    for _ in range(2):
+        assert_close(session.run({"query": inputs["query"], "weight": inputs["weight"]}, resident), inputs)
     other = feeds(2, support=7)
-    session.bind({"support": other["support"]})
-    assert_close(session.run({"query": other["query"], "weight": other["weight"]}), other)
+    resident = session.prepare({"support": other["support"]})
+    assert_close(session.run({"query": other["query"], "weight": other["weight"]}, resident), other)
 
 
-def test_a_given_input_goes_before_a_bound_one_for_that_run_only(session: Session) -> None:
+def test_a_given_input_goes_before_a_resident_one(session: Session) -> None:
+    """And leaves its memory alone: an engine may hold on to it."""
     inputs, other = feeds(3), feeds(3, support=2)
-    session.bind({"support": other["support"]})
-    assert_close(session.run(inputs), inputs)
-    run = session.run({"query": inputs["query"], "weight": inputs["weight"]})
-    assert_close(run, {**inputs, "support": other["support"]})
+    kept = other["support"].copy()
+    resident = session.prepare({"support": other["support"]})
+    for _ in range(2):
+        assert_close(session.run(inputs, resident), inputs)
+        run = session.run({"query": inputs["query"], "weight": inputs["weight"]}, resident)
+        assert_close(run, {**inputs, "support": other["support"]})
+        assert_close(session.run(inputs), inputs)
+    np.testing.assert_array_equal(other["support"], kept)
 
 
-def test_a_bound_batch_is_cut_with_the_others(session: Session) -> None:
+def test_resident_inputs_of_one_shape_stay_apart(session: Session) -> None:
+    """Two resident sets of one shape, used in turn and then freed, as when labels come and go."""
+    sets = [feeds(1, support=1) for _ in range(4)]
+    for number, inputs in enumerate(sets):
+        inputs["support"] = inputs["support"] * (number + 1)
+    prepared = [session.prepare({"support": inputs["support"]}) for inputs in sets]
+    for _ in range(2):
+        for inputs, resident in zip(sets, prepared, strict=True):
+            assert_close(session.run({"query": inputs["query"], "weight": inputs["weight"]}, resident), inputs)
+    del prepared, resident
+    assert_close(session.run(sets[0]), sets[0])
+    for number, inputs in enumerate(sets):
+        np.testing.assert_array_equal(inputs["support"], feeds(1, support=1)["support"] * (number + 1))
+
+
+def test_a_resident_batch_is_cut_with_the_others(session: Session) -> None:
     inputs = feeds(3 * MAX_BATCH - 1)
-    session.bind({"weight": inputs["weight"], "support": inputs["support"]})
-    assert_close(session.run({"query": inputs["query"]}), inputs)
+    resident = session.prepare({"weight": inputs["weight"], "support": inputs["support"]})
+    assert_close(session.run({"query": inputs["query"]}, resident), inputs)
     with pytest.raises(InputError, match=rf"disagree on axis N: 3 and {3 * MAX_BATCH - 1}"):
-        session.run({"query": inputs["query"][:3]})
+        session.run({"query": inputs["query"][:3]}, resident)
 
 
-def test_a_failing_bind_changes_nothing(session: Session) -> None:
-    inputs = feeds(3)
-    session.bind({"support": inputs["support"]})
+def test_resident_inputs_are_checked(session: Session) -> None:
     with pytest.raises(InputError, match="has dtype float64"):
-        session.bind({"support": np.ones((1, 4), np.float32), "weight": np.ones(3)})
+        session.prepare({"support": np.ones((1, 4), np.float32), "weight": np.ones(3)})
     with pytest.raises(InputError, match="has no input 'nothing'"):
-        session.bind({"support": np.ones((1, 4), np.float32), "nothing": np.ones(3, np.float32)})
-    assert_close(session.run({"query": inputs["query"], "weight": inputs["weight"]}), inputs)
+        session.prepare({"support": np.ones((1, 4), np.float32), "nothing": np.ones(3, np.float32)})
+
+
+def test_warming_up_runs_every_input(session: Session) -> None:
+    session.warmup()
+    session.warmup(3)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, cast
 
 from runtime.arrays import Array
@@ -16,12 +17,16 @@ from runtime.discovery import load_from, names_in
 from runtime.errors import UnknownBackendError
 from runtime.spec import Precision
 
+NO_ARRAYS: Mapping[str, Array] = MappingProxyType({})
+
 
 class Engine(Protocol):
     """One graph, compiled and ready. ``run`` may be called by several threads at once.
 
     ``run`` takes one array per input, C-contiguous and already checked by :class:`runtime.session.Session`, and returns
-    one array per output. The arrays it returns belong to the caller; those it is given are never written.
+    one array per output. The arrays it returns belong to the caller; those it is given are never written. ``resident``
+    are inputs that nobody will write to either, and that later runs are likely to be given again: the same arrays need
+    not be copied, or sent to a device, twice.
     """
 
     @property
@@ -30,7 +35,9 @@ class Engine(Protocol):
     @property
     def outputs(self) -> tuple[str, ...]: ...
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]: ...
+    def run(
+        self, feeds: Mapping[str, Array], resident: Mapping[str, Array] = NO_ARRAYS
+    ) -> dict[str, Array]: ...
 
     def close(self) -> None: ...
 

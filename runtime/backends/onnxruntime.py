@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.arrays import Array
+from runtime.backends import NO_ARRAYS
 from runtime.errors import EngineError, MissingDependencyError, UnknownBackendError
 from runtime.spec import Precision
 
@@ -42,11 +43,11 @@ class _Engine:
         self.inputs = tuple(node.name for node in session.get_inputs())
         self.outputs = tuple(node.name for node in session.get_outputs())
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array], resident: Mapping[str, Array] = NO_ARRAYS) -> dict[str, Array]:
         if self._session is None:
             raise EngineError("this engine has been closed")
         try:
-            values = self._session.run(self.outputs, dict(feeds))
+            values = self._session.run(self.outputs, {**feeds, **resident})  # reads NumPy's memory in place
         except Exception as error:  # as above
             raise EngineError(f"ONNX Runtime failed: {error}") from error
         return dict(zip(self.outputs, values, strict=True))

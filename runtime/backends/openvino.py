@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.arrays import Array
+from runtime.backends import NO_ARRAYS
 from runtime.errors import EngineError, MissingDependencyError, UnavailableError, UnknownBackendError
 from runtime.spec import Precision
 
@@ -60,16 +61,20 @@ class _Engine:
             raise EngineError(f"OpenVINO {ov.__version__} cannot open {path.name}: {error}") from error
         self._lock = threading.Lock()
         self._pools: dict[bool, _RequestPool] = {}
+        self._tensor = ov.Tensor
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        single = all(feeds[name].shape[0] == 1 for name in self._open_batch)
+    def run(self, feeds: Mapping[str, Array], resident: Mapping[str, Array] = NO_ARRAYS) -> dict[str, Array]:
+        single = all((feeds if name in feeds else resident)[name].shape[0] == 1 for name in self._open_batch)
         pool = self._pools.get(single) or self._compile(single)
-        request = pool.take()
+        names = frozenset(resident)
+        request = pool.take(names)
         try:
-            values = request.infer(dict(feeds), share_inputs=False, share_outputs=False)
+            # A tensor is used where it lies; an array is copied into the request's own memory.
+            shared = {name: self._tensor(array, shared_memory=True) for name, array in resident.items()}
+            values = request.infer({**feeds, **shared}, share_inputs=False, share_outputs=False)
         except Exception as error:  # as above
             raise EngineError(f"OpenVINO failed: {error}") from error
-        pool.give(request)  # a request that has failed is not used again
+        pool.give(request, names)  # a request that has failed is not used again
         return {name: values[index] for index, name in enumerate(self.outputs)}
 
     def close(self) -> None:
@@ -94,20 +99,24 @@ class _Engine:
 
 
 class _RequestPool:
-    """Infer requests of one compiled model: one for each call that is running, kept for the next."""
+    """Infer requests of one compiled model: one for each call that is running, kept for the next.
+
+    A request that was given resident inputs holds on to their memory, and would copy a later array *into* it; so it
+    is only used again where the same inputs are resident.
+    """
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
-        self._idle: list[Any] = []
+        self._idle: dict[frozenset[str], list[Any]] = {}
 
-    def take(self) -> Any:
+    def take(self, resident: frozenset[str]) -> Any:
         try:
-            return self._idle.pop()  # list.pop and list.append are atomic
+            return self._idle.setdefault(resident, []).pop()  # these, and append, are atomic
         except IndexError:
             return self._compiled.create_infer_request()
 
-    def give(self, request: Any) -> None:
-        self._idle.append(request)
+    def give(self, request: Any, resident: frozenset[str]) -> None:
+        self._idle[resident].append(request)
 
 
 def _one_row(shape: Any) -> Any:
