@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from edgevis import models
-from edgevis.layers import EfficientNetB0, PositionAttention
+from edgevis.layers import ChannelAttention, EfficientNetB0, PositionAttention
 from edgevis.layers.mbconv import SameConv2d
 from edgevis.models.epri_net import EPRINet
 from runtime.errors import ModelError
 
 GOLDEN = Path(__file__).parent / "golden"
+ATTENTION: dict[str, Callable[[int], nn.Module]] = {
+    "abd_pam": lambda channels: PositionAttention(channels, "abd"),
+    "abd_cam": lambda channels: ChannelAttention(),
+    "fpb_pam_eval": lambda channels: PositionAttention(channels, "fpb"),
+    "epri_literal_pam_eval": lambda channels: PositionAttention(channels, "paper"),
+}
 
 
 @pytest.mark.parametrize("case", ["c32", "c80"])
-@pytest.mark.parametrize(("variant", "key"), [("abd", "abd_pam"), ("paper", "epri_literal_pam_eval")])
-def test_position_attention(case: str, variant: str, key: str) -> None:
+@pytest.mark.parametrize("key", ["abd_pam", "abd_cam", "fpb_pam_eval", "epri_literal_pam_eval"])
+def test_attention_of_positions_and_channels(case: str, key: str) -> None:
     golden = np.load(GOLDEN / "pam.npz")
+    assert {name.split("/")[1] for name in golden if name.count("/") > 1} == set(ATTENTION)
     prefix = f"{case}/{key}/w/"
-    weights = {name.removeprefix(prefix): torch.from_numpy(golden[name]) for name in golden if name.startswith(prefix)}
+    # FPB's code keeps its attention one module deeper.
+    weights = {
+        name.removeprefix(prefix).removeprefix("pam."): torch.from_numpy(golden[name])
+        for name in golden
+        if name.startswith(prefix)
+    }
     x = torch.from_numpy(golden[f"{case}/x"]).double().requires_grad_()
-    module = PositionAttention(x.shape[1], variant).double().eval()  # type: ignore[arg-type]
+    module = ATTENTION[key](x.shape[1]).double().eval()
     missing, unexpected = module.load_state_dict(weights, strict=False)
     assert not unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing)
@@ -40,10 +54,30 @@ def test_position_attention(case: str, variant: str, key: str) -> None:
 
 def test_position_attention_starts_as_identity() -> None:
     x = torch.rand(2, 16, 4, 3)
-    for variant in ("paper", "abd"):
-        assert torch.equal(PositionAttention(16, variant)(x), x)  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="variant 'cam'; allowed: paper, abd"):
+    for make in ATTENTION.values():
+        assert torch.equal(make(16)(x), x)
+    with pytest.raises(ModelError, match="variant 'cam'; allowed: paper, abd, fpb"):
         PositionAttention(16, "cam")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="of 7 channels; allowed: 8 or more"):
+        PositionAttention(7, "abd")
+
+
+@pytest.mark.parametrize("key", ["paper", "abd"])
+def test_position_attention_counts(key: str) -> None:
+    formula = json.loads((GOLDEN / "param_counts.json").read_text())[f"pam_{'literal' if key == 'paper' else key}_C"]
+    for channels in (80, 112):
+        expected = eval(formula, {"C": channels})  # noqa: S307 - our own file
+        assert models.parameters(PositionAttention(channels, key)) == expected  # type: ignore[arg-type]
+
+
+def test_fpb_attention_drops_in_training_only() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 16, 4, 3)
+    module = PositionAttention(16, "fpb")
+    torch.nn.init.ones_(module.gamma)
+    assert not torch.equal(module(x), module(x))
+    module.eval()
+    assert torch.equal(module(x), module(x))
 
 
 def test_efficientnet_b0_has_the_published_size() -> None:

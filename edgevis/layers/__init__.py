@@ -1,7 +1,19 @@
 """Building blocks that more than one model may use."""
 
+from edgevis.layers.channel_attention import ChannelAttention
 from edgevis.layers.correlation import correlation_pyramid
+from edgevis.layers.cross_attention import CrossAttention
 from edgevis.layers.efficientnet import EfficientNetB0
 from edgevis.layers.position_attention import PositionAttention
+from edgevis.layers.resnet12 import ResNet12
+from edgevis.layers.set_to_set import SetToSet
 
-__all__ = ["EfficientNetB0", "PositionAttention", "correlation_pyramid"]
+__all__ = [
+    "ChannelAttention",
+    "CrossAttention",
+    "EfficientNetB0",
+    "PositionAttention",
+    "ResNet12",
+    "SetToSet",
+    "correlation_pyramid",
+]
