@@ -19,6 +19,7 @@ from runtime.errors import EdgevisError
 Array = npt.NDArray[Any]
 
 MAX_ARRAYS_BYTES = 4 << 30
+_MAX_COMPRESSED_BYTES = 16 << 20
 
 
 @contextmanager
@@ -47,13 +48,17 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write ``arrays`` to ``path``, compressed; the file appears whole or not at all."""
+    """Write ``arrays`` to ``path``; the file appears whole or not at all.
+
+    Compressed where that is quick: features hardly shrink, and hundreds of megabytes of them would take half a minute.
+    """
     for name, array in arrays.items():
         if array.dtype.hasobject:
             raise ValueError(f"array {name!r} holds objects, which could only be pickled")
     with atomic_write(path) as file:
+        small = sum(array.nbytes for array in arrays.values()) <= _MAX_COMPRESSED_BYTES
         # No allow_pickle=: NumPy 1 would store it as one more array.
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        (np.savez_compressed if small else np.savez)(file, **arrays)  # type: ignore[arg-type]
 
 
 def read_arrays(path: Path, *, error: type[EdgevisError], max_bytes: int = MAX_ARRAYS_BYTES) -> dict[str, Array]:

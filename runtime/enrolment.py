@@ -53,7 +53,7 @@ class Enrolment:
 
     Attributes:
         encoder: Who made the embeddings.
-        rows: Label to (N, D) float32 unit rows, in order of enrolment.
+        rows: Label to (N, D) float32, in order of enrolment: unit rows of embeddings, or flattened support tensors.
         threshold: An open-set threshold set by hand; None where it is fitted.
     """
 
@@ -112,7 +112,7 @@ def load_enrolment(path: str | os.PathLike[str]) -> Enrolment:
         and embeddings.ndim == 2
         and bool(((counts >= 1) & (counts <= len(embeddings))).all())  # so that their sum cannot overflow
         and int(counts.sum()) == len(embeddings)
-        and bool(np.allclose(np.einsum("nd,nd->n", embeddings, embeddings), 1.0, atol=1e-3))
+        and bool(np.isfinite(embeddings).all())
     )
     if not sound:
         raise EnrolmentError(f"{path} is damaged: its labels, counts and embeddings do not fit together")

@@ -23,7 +23,7 @@ from runtime.enrolment import (
     save_enrolment,
 )
 from runtime.errors import EdgevisError, EnrolmentError, InputError
-from runtime.images import Image, ImageLike, as_images
+from runtime.images import Image, ImageLike, MaskLike, as_images, as_masks
 from runtime.jsondata import to_json
 from runtime.manifest import Proof
 from runtime.preprocess import Preprocessor
@@ -170,19 +170,39 @@ class Predictor:
     __call__ = predict
 
     def embed(self, images: ImageLike | Sequence[ImageLike]) -> Array:
-        """Embeddings of one image or several: (N, D) float32, rows of length one."""
+        """Embeddings of one image or several: (N, D) float32, rows of length one.
+
+        Raises:
+            InputError: An image is not allowed, or the task has no embeddings.
+        """
         self._check_open()
         return self._task.embed(as_images(images)[0])
 
-    def enroll(self, label: str, images: ImageLike | Sequence[ImageLike]) -> None:
+    def enroll(
+        self,
+        label: str,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        masks: MaskLike | Sequence[MaskLike] | None = None,
+    ) -> None:
         """Give examples of a label; a label that is known gets them in addition.
 
+        Args:
+            label: Their name.
+            images: One image or several, as for :meth:`predict`.
+            masks: For few-shot segmentation, where the object is in each image: (H, W) bool, or integers of which one
+                value besides 0 marks the object, of the image's size; a path or a PIL image of such.
+
         Raises:
-            InputError: The label or an image is not allowed; nothing has been enrolled.
+            InputError: The label, an image or a mask is not allowed; nothing has been enrolled.
+            SourceError: A path cannot be read; nothing has been enrolled.
+            EnrolmentError: This model takes no enrolments.
         """
+        self._check_open()
         if not is_label(label):
             raise InputError(f"label {label!r} is not allowed: printable text of 1 to {MAX_LABEL_LENGTH} characters")
-        self._task.gallery.add(label, self.embed(images))
+        batch, _ = as_images(images)
+        self._task.enroll(label, batch, None if masks is None else as_masks(masks, batch))
 
     def forget(self, label: str) -> None:
         """Remove a label and all its examples; UnknownLabelError when it is not enrolled."""
@@ -190,7 +210,7 @@ class Predictor:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What is enrolled, in the order of enrolment."""
+        """What is enrolled, in the order of enrolment; of a model with fixed classes, those."""
         return self._task.gallery.labels
 
     @property
@@ -245,11 +265,11 @@ class Predictor:
             yield frame, self.predict(frame, top_k=top_k)
 
     def warmup(self, *, batch_sizes: Sequence[int] = (1,)) -> None:
-        """Run grey images of these batch sizes, so that the first real one does not wait for compilation."""
-        spec = self._preprocess.spec
-        grey = np.full((spec.height, spec.width, 3), 114, np.uint8)
+        """Run every graph once at these batch sizes, so that the first real image does not wait for compilation."""
+        self._check_open()
         for size in batch_sizes:
-            self.embed([grey] * size)
+            for session in self._opened.sessions.values():
+                session.warmup(size)
 
     @property
     def info(self) -> Info:

@@ -9,9 +9,13 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
+from runtime.errors import InputError, UnknownLabelError
 from runtime.images import Image
 from runtime.jsondata import to_json
+
+_KEPT = 0.55  # how much of the picture shows through a tinted label
 
 
 class Match(NamedTuple):
@@ -74,6 +78,80 @@ class Identification:
         return _annotated(image, self.label, self.matches)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Segmentation:
+    """What each pixel of an image shows.
+
+    Attributes:
+        mask: (H, W) bool at the image's own size: where anything was found.
+        probability: (H, W) float32, 0..1, of what is most probable there besides the background.
+        labels: What the model can find, in the order of ``label_map``.
+        label_map: (H, W) int16, the index into ``labels`` of what was found; -1 is background.
+        speed_ms: Milliseconds that one image took: ``preprocess``, ``inference``, ``postprocess``.
+    """
+
+    mask: npt.NDArray[np.bool_]
+    probability: npt.NDArray[np.float32]
+    labels: tuple[str, ...]
+    label_map: npt.NDArray[np.int16]
+    speed_ms: Mapping[str, float] = field(default_factory=dict)
+
+    def mask_of(self, label: str) -> npt.NDArray[np.bool_]:
+        """(H, W) bool: where that label was found; UnknownLabelError when the model does not know it."""
+        if label not in self.labels:
+            raise UnknownLabelError(f"no label {label!r}; known: {', '.join(self.labels)}")
+        return np.asarray(self.label_map == self.labels.index(label))
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """For each label, the share of the image's pixels that it was found at, 0..1."""
+        counts = np.bincount(self.label_map[self.mask].astype(np.intp), minlength=len(self.labels))
+        return tuple(float(count) / max(self.mask.size, 1) for count in counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: of each label found its share, its mean probability and its box; no pixels."""
+        found = [
+            {
+                "label": label,
+                "share": share,
+                "probability": float(self.probability[self.label_map == index].mean()),
+                "box_xyxy": _box(self.label_map == index),
+            }
+            for index, (label, share) in enumerate(zip(self.labels, self.shares, strict=True))
+            if share > 0
+        ]
+        height, width = self.mask.shape
+        return {
+            "labels": list(self.labels),
+            "height": height,
+            "width": width,
+            "found": found,
+            "speed_ms": dict(self.speed_ms),
+        }
+
+    def plot(self, image: Image) -> Image:
+        """A copy of ``image`` with each label's pixels tinted and outlined in its colour, and the labels written.
+
+        Raises:
+            InputError: The image is not of the mask's size.
+        """
+        if image.shape[:2] != self.mask.shape:
+            raise InputError(f"the image is {image.shape[:2]}, the mask {self.mask.shape}; give the image predicted on")
+        picture = np.array(image, np.uint8, order="C")
+        scale = min(1.0, max(0.35, picture.shape[1] / 640))
+        thickness = max(1, min(picture.shape[:2]) // 200)
+        y = thickness
+        for index, (label, share) in enumerate(zip(self.labels, self.shares, strict=True)):
+            color = color_of(label)
+            if share > 0:
+                area = self.label_map == index
+                picture[area] = (picture[area] * _KEPT + np.array(color) * (1 - _KEPT)).astype(np.uint8)
+                outline, _ = cv2.findContours(area.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+                cv2.drawContours(picture, outline, -1, color, thickness)
+            y += draw_tag(picture, f"{label} {share:.0%}", (thickness, y), color, scale)
+        return picture
+
+
 def color_of(label: str | None) -> tuple[int, int, int]:
     """The BGR colour that stands for a label in every picture; grey is unknown."""
     if label is None:
@@ -100,6 +178,12 @@ def draw_tag(image: Image, text: str, origin: tuple[int, int], color: tuple[int,
     ink = (0, 0, 0) if luma > 128 else (255, 255, 255)
     cv2.putText(image, text, (x + pad, y + height + pad), cv2.FONT_HERSHEY_SIMPLEX, scale, ink, 1, cv2.LINE_AA)
     return bottom - y
+
+
+def _box(area: npt.NDArray[np.bool_]) -> list[int]:
+    """x0, y0, x1, y1 around what is True, the last two exclusive."""
+    rows, columns = np.flatnonzero(area.any(axis=1)), np.flatnonzero(area.any(axis=0))
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
 
 
 def _annotated(image: Image, label: str | None, ranking: tuple[tuple[str, float], ...]) -> Image:

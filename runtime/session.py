@@ -84,10 +84,7 @@ class Session:
         if missing:
             raise InputError(f"graph {self.graph.name!r}: input {missing[0]!r} is missing; got {sorted(every)}")
         rows = self._axis_sizes(every).get("N", 1)
-        if rows > self.max_batch:
-            outputs = self._run_chunks(every, rows)
-        else:
-            outputs = self._engine.run(arrays, kept)
+        outputs = self._run_chunks(every, rows) if rows > self.max_batch else self._engine.run(arrays, kept)
         for tensor in self.graph.outputs:
             self._check_output(tensor, outputs[tensor.name], rows)
         return outputs

@@ -277,7 +277,7 @@ def test_file_records_in_range(data: dict[str, Any], record: dict[str, Any]) -> 
 
 def test_a_task_of_another_version(folder: Path, data: dict[str, Any]) -> None:
     (folder / MANIFEST).write_text(json.dumps({**data, "deployment": {**data["deployment"], "task": "count_sheep"}}))
-    with pytest.raises(SchemaError, match=r"no task 'count_sheep'; known: classify.*reid: a newer edgevis"):
+    with pytest.raises(SchemaError, match=r"no task 'count_sheep'; known: classify.*segment: a newer edgevis"):
         Predictor(folder)
 
 

@@ -4,10 +4,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from runtime.arrays import Array
 from runtime.results import Match
+from runtime.threshold import Impostors
+
+
+class Enrolled(Protocol):
+    """What a predictor remembers, whatever its task makes of it: rows of numbers by label."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels, in the order in which they were first added."""
+        ...
+
+    @property
+    def impostors(self) -> Impostors | None:
+        """How what is enrolled scores against other labels; None where that is not known or means nothing."""
+        ...
+
+    def remove(self, label: str) -> None:
+        """Forget a label; UnknownLabelError when there is none."""
+        ...
+
+    def contents(self) -> dict[str, Array]:
+        """Label to (N, D) float32 rows, in order; the arrays must not be written to."""
+        ...
+
+    def replace(self, rows: Mapping[str, Array]) -> None:
+        """Forget all and take ``rows`` in one step; InputError, and nothing changes, when they do not fit."""
+        ...
 
 
 class Gallery(Protocol):

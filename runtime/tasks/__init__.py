@@ -13,14 +13,14 @@ from typing import Protocol, TypeAlias, cast
 from runtime.arrays import Array
 from runtime.discovery import load_from, names_in
 from runtime.errors import SchemaError
-from runtime.gallery.embedded import EmbeddedGallery
-from runtime.images import Image
+from runtime.gallery import Enrolled
+from runtime.images import Image, Mask
 from runtime.preprocess import Preprocessor
-from runtime.results import Classification, Identification
+from runtime.results import Classification, Identification, Segmentation
 from runtime.session import Session
 from runtime.spec import Deployment
 
-Result: TypeAlias = Classification | Identification
+Result: TypeAlias = Classification | Identification | Segmentation
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,16 @@ class Task(Protocol):
     """One open model. Threads may call it at once."""
 
     @property
-    def gallery(self) -> EmbeddedGallery:
+    def gallery(self) -> Enrolled:
         """What is enrolled."""
         ...
 
+    def enroll(self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None) -> None:
+        """Add examples of a label; InputError, and nothing is enrolled, when the task needs masks or takes none."""
+        ...
+
     def embed(self, images: Sequence[Image]) -> Array:
-        """(N, D) float32 unit rows."""
+        """(N, D) float32 unit rows; InputError for a task without embeddings."""
         ...
 
     def predict(self, images: Sequence[Image], *, top_k: int, threshold: float | None) -> list[Result]:

@@ -10,9 +10,9 @@ from typing import TypeAlias
 import numpy as np
 
 from runtime.arrays import Array, unit_rows
-from runtime.errors import SchemaError
+from runtime.errors import InputError, SchemaError
 from runtime.gallery.embedded import EmbeddedGallery, Scoring
-from runtime.images import Image
+from runtime.images import Image, Mask
 from runtime.results import Match
 from runtime.spec import TensorSpec
 from runtime.tasks import Context, Result
@@ -26,16 +26,15 @@ class EmbeddingTask:
 
     Args:
         context: The open model.
-        graph: The graph that makes embeddings: input ``image`` (N, 3, H, W), output ``embedding`` (N, D).
+        graph: The graph that makes embeddings: input ``image`` (N, C, H, W), output ``embedding`` (N, D).
         scoring: How an embedding scores against a label.
         result_from: Makes the task's result.
     """
 
     def __init__(self, context: Context, *, graph: str, scoring: Scoring, result_from: ResultFrom) -> None:
         spec = context.deployment.graph(graph)
-        size = context.preprocess.spec
         dimension = spec.outputs[0].shape[-1]
-        image = TensorSpec("image", "float32", ("N", 3, size.height, size.width))
+        image = context.preprocess.spec.input
         embedding = TensorSpec("embedding", "float32", ("N", dimension))
         if spec.inputs != (image,) or spec.outputs != (embedding,) or not isinstance(dimension, int):
             raise SchemaError(
@@ -46,6 +45,11 @@ class EmbeddingTask:
         self._preprocess = context.preprocess
         self._chunk = context.deployment.max_batch
         self._result_from = result_from
+
+    def enroll(self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None) -> None:
+        if masks is not None:
+            raise InputError("this model looks at whole images and takes no masks; cut out the object instead")
+        self.gallery.add(label, self.embed(images))
 
     def embed(self, images: Sequence[Image]) -> Array:
         return self._embed(images)[0]

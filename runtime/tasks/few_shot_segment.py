@@ -1,0 +1,182 @@
+"""Few-shot segmentation: enrol images with the masks of an object, find that object in other images.
+
+Two graphs. ``support`` makes of an image and its mask all that the network needs of them, once, when they are
+enrolled. ``query`` takes an image and the support tensors of all shots, which stay resident: a frame pays neither for
+masking nor for the support images' backbone, and the query's backbone runs once however many shots there are.
+
+Several shots of a label vote (Min, Kang, Cho, "Hypercorrelation Squeeze for Few-Shot Segmentation", ICCV 2021,
+section 4.4).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from runtime.arrays import Array
+from runtime.errors import EnrolmentError, InputError, SchemaError
+from runtime.gallery.support import Supports, SupportSets
+from runtime.images import Image, Mask
+from runtime.resize import resize_aligned
+from runtime.results import Segmentation
+from runtime.session import Resident
+from runtime.spec import TensorSpec
+from runtime.tasks import Context, Result, Task
+from runtime.tasks._maps import probability_of, segmentation_of, stretched
+
+
+def open_task(context: Context) -> Task:
+    return FewShotSegmentation(context)
+
+
+class FewShotSegmentation:
+    """Graphs ``support`` (image, mask -> support tensors) and ``query`` (image, support tensors -> logits)."""
+
+    def __init__(self, context: Context) -> None:
+        deployment = context.deployment
+        support, query = deployment.graph("support"), deployment.graph("query")
+        stretched(deployment.preprocess)
+        image = deployment.preprocess.input
+        mask = TensorSpec("mask", "float32", ("N", *image.shape[2:]))
+        resident = tuple(replace(tensor, shape=("K", *tensor.shape[1:])) for tensor in support.outputs)
+        logits = query.outputs[0]
+        if (
+            support.inputs != (image, mask)
+            or query.inputs != (image, *resident)
+            or any(isinstance(size, str) for tensor in resident for size in tensor.shape[1:])
+            or len(query.outputs) != 1
+            or logits.name != "logits"
+            or logits.shape[:3] != ("N", "K", 2)
+            or len(logits.shape) != 5
+        ):
+            raise SchemaError(
+                "few-shot segmentation needs a graph 'support' from 'image' and 'mask' to tensors (N, ...), and a "
+                "graph 'query' from 'image' and those tensors as (K, ...) to 'logits' (N, K, 2, h, w); the bundle has "
+                f"{support} and {query}"
+            )
+        self.gallery = SupportSets(support.outputs)
+        self._support, self._query = context.sessions["support"], context.sessions["query"]
+        self._preprocess = context.preprocess
+        self._limit = deployment.max_batch
+        self._prepared: tuple[Supports, list[Resident]] | None = None
+
+    def enroll(self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None) -> None:
+        if masks is None:
+            raise InputError(
+                "few-shot segmentation learns an object from images and masks; give one mask for each image: "
+                "predictor.enroll('label', images, masks=masks)"
+            )
+        size = self._preprocess.spec
+        rows = []
+        for image, mask in zip(images, masks, strict=True):
+            seen = cv2.resize(mask.astype(np.float32), (size.width, size.height), interpolation=cv2.INTER_NEAREST)
+            if not seen.any():
+                raise InputError(
+                    f"the mask for {label!r} marks so little that nothing is left of it at the model's "
+                    f"{size.height} x {size.width}; crop the image around the object"
+                )
+            made = self._support.run({"image": self._preprocess([image]), "mask": seen[None]})
+            rows.append(np.concatenate([tensor.reshape(1, -1) for tensor in made.values()], axis=1))
+        self.gallery.add(label, np.concatenate(rows))
+
+    def embed(self, images: Sequence[Image]) -> Array:
+        raise InputError("few-shot segmentation compares maps, not embeddings; there is nothing to embed")
+
+    def predict(self, images: Sequence[Image], *, top_k: int, threshold: float | None) -> list[Result]:
+        supports = self.gallery.state
+        if not supports.rows:
+            raise EnrolmentError(
+                "no object is enrolled; enrol at least one: predictor.enroll('label', images, masks=masks)"
+            )
+        residents = self._residents(supports)
+        # The correlations of every image with every shot stand in memory at once: that product is what is limited.
+        rows = self._limit // min(sum(supports.shots), self._limit)
+        return [
+            result
+            for start in range(0, len(images), rows)
+            for result in self._predict(images[start : start + rows], supports, residents)
+        ]
+
+    def _predict(self, images: Sequence[Image], supports: Supports, residents: Sequence[Resident]) -> list[Result]:
+        begun = time.perf_counter()
+        tensor = self._preprocess(images)
+        ready = time.perf_counter()
+        logits = np.concatenate([self._query.run({"image": tensor}, part)["logits"] for part in residents], axis=1)
+        done = time.perf_counter()
+        found = [self._segment(shots, image.shape[:2], supports) for shots, image in zip(logits, images, strict=True)]
+        seconds = {
+            "preprocess": ready - begun,
+            "inference": done - ready,
+            "postprocess": time.perf_counter() - done,
+        }
+        speed_ms = {stage: value * 1e3 / len(images) for stage, value in seconds.items()}
+        return [replace(result, speed_ms=speed_ms) for result in found]
+
+    def _segment(self, shots: Array, size: tuple[int, ...], supports: Supports) -> Segmentation:
+        """From the logits of one image's shots, (K, 2, h, w)."""
+        masks, probabilities, start = [], [], 0
+        height, width = size
+        for count in supports.shots:
+            own = shots[start : start + count]
+            margins = resize_aligned(own[:, 1] - own[:, 0], (height, width))
+            masks.append(_vote(margins[:, None] > 0)[0])
+            probabilities.append(np.stack([probability_of(margin) for margin in margins]).mean(axis=0))
+            start += count
+        return segmentation_of(masks, probabilities, tuple(supports.rows))
+
+    def _residents(self, supports: Supports) -> list[Resident]:
+        """The shots as resident inputs, checked once; more of them than may run at once are several."""
+        known = self._prepared
+        if known is not None and known[0] is supports:
+            return known[1]
+        total = sum(supports.shots)
+        made = [
+            self._query.prepare({name: array[start : start + self._limit] for name, array in supports.inputs.items()})
+            for start in range(0, total, self._limit)
+        ]
+        self._prepared = (supports, made)
+        return made
+
+
+def aggregate_votes(logits: Array, size: tuple[int, int] | None = None) -> npt.NDArray[np.bool_]:
+    """Where the shots of one object, taken together, find it.
+
+    Each shot votes for a pixel where its object logit is the greater one. One shot decides alone. Of several, those
+    pixels are taken that at least half as many shots vote for as for the pixel with the most votes in that image: the
+    divisor is the largest vote, not the number of shots. An image without a vote stays empty.
+
+    Source: Min et al., ICCV 2021, section 4.4, as its published code divides.
+
+    Args:
+        logits: (K, B, 2, h, w) floating point: shots, images, background and object.
+        size: (H, W) to resize each shot's logits to before they vote (bilinear, corners aligned); None leaves them.
+
+    Returns:
+        (B, H, W) bool.
+
+    Raises:
+        InputError: Another shape, no shot, or a size that is not positive.
+    """
+    if logits.ndim != 5 or logits.shape[2] != 2 or 0 in logits.shape:
+        raise InputError(f"logits are {logits.shape}; allowed: (K, B, 2, h, w) with at least one of each")
+    # Interpolation is linear, so the sign of the difference is that of the resized logits' difference.
+    margin = logits[:, :, 1] - logits[:, :, 0]
+    if size is not None:
+        if len(size) != 2 or min(size) < 1:
+            raise InputError(f"size is {size}; allowed: (H, W), both at least 1")
+        margin = resize_aligned(margin, (size[0], size[1]))
+    return _vote(margin > 0)
+
+
+def _vote(ballots: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """(K, B, H, W) -> (B, H, W)."""
+    if len(ballots) == 1:
+        return np.asarray(ballots[0])
+    votes = ballots.sum(axis=0)
+    most = np.maximum(votes.max(axis=(1, 2), keepdims=True), 1)
+    return np.asarray(2 * votes >= most)

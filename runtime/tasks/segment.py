@@ -1,0 +1,129 @@
+"""Segmentation into classes that were trained: one graph ``segment``, a map of logits for each class.
+
+``postprocess`` of the deployment: ``labels``, one name for each class; ``threshold``, 0..1, the probability from which
+a pixel counts (default 0.5). Classes are independent of each other: a pixel may reach none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from runtime.arrays import Array
+from runtime.errors import EnrolmentError, InputError, SchemaError, UnknownLabelError
+from runtime.images import Image, Mask
+from runtime.results import Segmentation
+from runtime.spec import TensorSpec
+from runtime.tasks import Context, Result, Task
+from runtime.tasks._maps import probability_of, segmentation_of, stretched
+
+_FIXED = "this model finds the classes that it was trained for; nothing can be enrolled or forgotten"
+
+
+def open_task(context: Context) -> Task:
+    return SegmentationTask(context)
+
+
+class SegmentationTask:
+    """Graph ``segment``: ``image`` -> ``logits`` (N, classes, h, w)."""
+
+    def __init__(self, context: Context) -> None:
+        spec = context.deployment.graph("segment")
+        stretched(context.deployment.preprocess)
+        labels, self._threshold = _settings(context.deployment.postprocess)
+        made = spec.outputs[0].shape
+        logits = TensorSpec("logits", "float32", ("N", len(labels), *made[2:]))
+        if spec.inputs != (context.deployment.preprocess.input,) or spec.outputs != (logits,) or len(made) != 4:
+            raise SchemaError(
+                f"graph 'segment' maps {context.deployment.preprocess.input} to 'logits', float32 (N, {len(labels)}, "
+                f"h, w), one map for each of the labels {', '.join(labels)}; the bundle has {spec}"
+            )
+        self.gallery = _Classes(labels)
+        self._session = context.sessions["segment"]
+        self._preprocess = context.preprocess
+        self._chunk = context.deployment.max_batch
+
+    def enroll(self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None) -> None:
+        raise EnrolmentError(_FIXED)
+
+    def embed(self, images: Sequence[Image]) -> Array:
+        raise InputError("segmentation makes maps, not embeddings; there is nothing to embed")
+
+    def predict(self, images: Sequence[Image], *, top_k: int, threshold: float | None) -> list[Result]:
+        return [
+            result
+            for start in range(0, len(images), self._chunk)
+            for result in self._predict(images[start : start + self._chunk])
+        ]
+
+    def _predict(self, images: Sequence[Image]) -> list[Result]:
+        begun = time.perf_counter()
+        tensor = self._preprocess(images)
+        ready = time.perf_counter()
+        logits = self._session.run({"image": tensor})["logits"]
+        done = time.perf_counter()
+        found = [self._segment(maps, image.shape[:2]) for maps, image in zip(logits, images, strict=True)]
+        seconds = {
+            "preprocess": ready - begun,
+            "inference": done - ready,
+            "postprocess": time.perf_counter() - done,
+        }
+        speed_ms = {stage: value * 1e3 / len(images) for stage, value in seconds.items()}
+        return [replace(result, speed_ms=speed_ms) for result in found]
+
+    def _segment(self, maps: Array, size: tuple[int, ...]) -> Segmentation:
+        """From the logits of one image, (classes, h, w).
+
+        The image was resized with OpenCV's bilinear filter, so that its map goes back through the same.
+        """
+        probabilities = [_fitted(probability_of(plane), size) for plane in maps]
+        masks = [plane >= np.float32(self._threshold) for plane in probabilities]
+        return segmentation_of(masks, probabilities, self.gallery.labels)
+
+
+class _Classes:
+    """The labels of a model that was trained for them, where other tasks keep what was enrolled."""
+
+    impostors = None
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self.labels = labels
+
+    def remove(self, label: str) -> None:
+        if label not in self.labels:
+            raise UnknownLabelError(f"no label {label!r}; known: {', '.join(self.labels)}")
+        raise EnrolmentError(_FIXED)
+
+    def contents(self) -> dict[str, Array]:
+        raise EnrolmentError(_FIXED)
+
+    def replace(self, rows: Mapping[str, Array]) -> None:
+        raise EnrolmentError(_FIXED)
+
+
+def _fitted(plane: npt.NDArray[np.float32], size: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    height, width = size
+    if plane.shape == (height, width):
+        return plane
+    return np.asarray(cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+
+
+def _settings(postprocess: Mapping[str, Any]) -> tuple[tuple[str, ...], float]:
+    labels, threshold = postprocess.get("labels"), postprocess.get("threshold", 0.5)
+    if (
+        not isinstance(labels, Sequence)
+        or isinstance(labels, str)
+        or not labels
+        or not all(isinstance(label, str) and label for label in labels)
+        or len(set(labels)) != len(labels)
+    ):
+        raise SchemaError(f"postprocess: labels is {labels!r}; allowed: one name for each class, all different")
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+        raise SchemaError(f"postprocess: threshold is {threshold!r}; allowed: a probability, 0..1")
+    return tuple(labels), float(threshold)
