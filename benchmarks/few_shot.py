@@ -9,9 +9,7 @@ image is embedded once by the predictor; an episode then enrols and searches the
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,8 @@ import numpy as np
 from benchmarks.data import read_labelled
 from benchmarks.report import report
 from edgevis import Classification, InputError, Predictor
+from edgevis.data import Episode, EpisodeSampler
+from edgevis.metrics import episode_accuracy
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.images import Image
 
@@ -37,28 +37,10 @@ class Accuracy:
     interval95: float
 
 
-@dataclass(frozen=True, slots=True)
-class Episode:
-    """Indices of images by class: what is enrolled and what is asked."""
-
-    shots: tuple[tuple[int, ...], ...]
-    queries: tuple[tuple[int, ...], ...]
-
-
 def episodes(labels: Sequence[str], *, way: int, shot: int, query: int, count: int, seed: int) -> Iterator[Episode]:
-    """``count`` random episodes over images with these labels."""
-    by_label: dict[str, list[int]] = defaultdict(list)
-    for index, label in enumerate(labels):
-        by_label[label].append(index)
-    classes = [members for members in by_label.values() if len(members) >= shot + query]
-    if len(classes) < way:
-        raise InputError(f"{len(classes)} classes have {shot + query} images or more; {way} are needed")
-    rng = np.random.default_rng(seed)
-    for _ in range(count):
-        drawn = [
-            rng.permutation(classes[index])[: shot + query].tolist() for index in rng.permutation(len(classes))[:way]
-        ]
-        yield Episode(tuple(tuple(item[:shot]) for item in drawn), tuple(tuple(item[shot:]) for item in drawn))
+    """``count`` random episodes over images with these labels; classes with too few images are left out."""
+    sampler = EpisodeSampler(labels, way=way, shot=shot, query=query, episodes=count, skip_small=True, seed=seed)
+    return (sampler.episode(number) for number in range(count))
 
 
 def from_embeddings(embeddings: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> Callable[[Episode], float]:
@@ -67,9 +49,8 @@ def from_embeddings(embeddings: np.ndarray[tuple[int, int], np.dtype[np.float32]
     def run(episode: Episode) -> float:
         gallery = EmbeddedGallery(embeddings.shape[1], "prototype")
         for label, shots in enumerate(episode.shots):
-            gallery.add(str(label), embeddings[list(shots)])
-        asked = [index for queries in episode.queries for index in queries]
-        found = gallery.search(embeddings[asked], 1)
+            gallery.add(str(label), embeddings[shots])
+        found = gallery.search(embeddings[episode.queries.ravel()], 1)
         truth = [str(label) for label, queries in enumerate(episode.queries) for _ in queries]
         return float(np.mean([ranking[0].label == label for ranking, label in zip(found, truth, strict=True)]))
 
@@ -97,9 +78,9 @@ def from_images(predictor: Predictor, images: Sequence[Image]) -> Callable[[Epis
 
 
 def summary(engine: str, way: int, shot: int, values: Sequence[float]) -> Accuracy:
-    """Mean and half width of the 95 % interval (normal approximation)."""
-    half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return Accuracy(engine, way, shot, len(values), float(np.mean(values)), half)
+    """Mean and half width of the 95 % interval."""
+    found = episode_accuracy(values)
+    return Accuracy(engine, way, shot, found.episodes, found.mean, found.half_width95)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,320 @@
+"""Few-shot segmentation: images with masks, and which of them show which class.
+
+Layouts: PASCAL-5i (Shaban, Bansal, Liu, Essa, Boots, BMVC 2017, on PASCAL VOC 2012 with the masks of SBD), COCO-20i
+(Nguyen, Todorovic, ICCV 2019, on COCO 2014) and FSS-1000 (Li, Wei, Chen, Tai, Tang, CVPR 2020), in the folders that
+HSNet (Min, Kang, Cho, ICCV 2021) and its successors read. Provenance: our own code. Licence: as the rest of edgevis.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevis.data.checks import at_least, integer
+from edgevis.data.files import Files, open_files
+from edgevis.data.masks import IGNORE, check_same_size, read_class_ids, read_mask
+from edgevis.data.segmentation import MaskedImages
+from runtime.errors import InputError, SourceError
+from runtime.images import Image
+
+FOLDS = 4
+PASCAL_CLASSES, COCO_CLASSES = 20, 80
+
+Split = Literal["train", "val"]
+
+# FSS-1000 stores masks as grey pictures.
+_FSS_THRESHOLD = 128
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassMask:
+    """One image seen as an example of one class.
+
+    Attributes:
+        image: (H, W, 3) uint8 BGR.
+        mask: (H, W) bool: the class. Ignored pixels are background here, as they are in training.
+        ignore: (H, W) bool: pixels that measures leave out.
+    """
+
+    image: Image
+    mask: NDArray[np.bool_]
+    ignore: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassMasks:
+    """Paths of images and masks, and which show which class; both are decoded when asked for.
+
+    Attributes:
+        files: Where they lie.
+        images, masks: N paths each.
+        members: Each class id with the positions of the images that show it, sorted.
+        values: The mask value of each class id; None where a mask is a grey picture of one class.
+        ignore: The mask value of pixels that count nowhere; None where there is none.
+    """
+
+    files: Files
+    images: tuple[str, ...]
+    masks: tuple[str, ...]
+    members: Mapping[int, tuple[int, ...]]
+    values: Mapping[int, int] | None
+    ignore: int | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, position: int, class_id: int) -> ClassMask:
+        """One image as an example of one class.
+
+        Raises:
+            InputError: There is no such class.
+            SourceError: The image or mask cannot be decoded, or they are not equally large.
+        """
+        if class_id not in self.members:
+            raise InputError(f"there is no class {class_id}; allowed: {', '.join(map(str, self.members))}")
+        names = self.images[position], self.masks[position]
+        image = self.files.image(names[0])
+        if self.values is None:
+            stored = read_mask(self.files, names[1])
+            mask = stored >= _FSS_THRESHOLD
+        else:
+            stored = read_class_ids(self.files, names[1])
+            mask = stored == self.values[class_id]
+        check_same_size(image, mask, self.files, names)
+        ignored = np.zeros_like(mask) if self.ignore is None else stored == self.ignore
+        return ClassMask(image, mask, ignored)
+
+
+def pascal_fold(fold: int) -> tuple[int, ...]:
+    """The class ids (0 to 19, the mask's value less one) that are new in a fold of PASCAL-5i: five in a row."""
+    _check_fold(fold)
+    count = PASCAL_CLASSES // FOLDS
+    return tuple(range(fold * count, (fold + 1) * count))
+
+
+def coco_fold(fold: int) -> tuple[int, ...]:
+    """The class ids (0 to 79, the mask's value less one) that are new in a fold of COCO-20i: each fourth."""
+    _check_fold(fold)
+    return tuple(range(fold, COCO_CLASSES, FOLDS))
+
+
+def read_pascal5i(
+    path: str | os.PathLike[str],
+    *,
+    fold: int,
+    split: Split,
+    lists: str | os.PathLike[str] | None = None,
+    inside: str = "",
+) -> ClassMasks:
+    """One fold of PASCAL-5i: ``train`` has the other folds' classes, ``val`` the fold's own.
+
+    Class ids are 0 to 19, mask values 1 to 20, 255 is ignored.
+
+    Args:
+        path: The folder or zip of VOC2012, with ``JPEGImages`` and ``SegmentationClassAug``.
+        fold: 0 to 3.
+        split: ``train`` or ``val``.
+        lists: A folder or zip with ``trn/foldI.txt`` and ``val/foldI.txt``, whose lines are ``2007_000039__20``: an
+            image and the mask value of a class that it shows (the published lists of the benchmark). Without it, all
+            masks that ``ImageSets/Segmentation/train.txt`` or ``val.txt`` names are read to see what they show.
+        inside: The folder in ``path`` that they lie in, such as ``VOCdevkit/VOC2012``.
+
+    Raises:
+        InputError: There is no such fold or split.
+        SourceError: A folder, list, image or mask is missing, or a line of a list has another form.
+    """
+    new = pascal_fold(fold)
+    wanted = _wanted(new, PASCAL_CLASSES, split)
+    files = open_files(path, inside=inside)
+    if lists is None:
+        stems = files.text(f"ImageSets/Segmentation/{split}.txt").split()
+        return _scanned(files, *_pascal_paths(files, stems), {class_id: class_id + 1 for class_id in wanted}, IGNORE, 1)
+    listing = open_files(lists)
+    folds = [fold] if split == "val" else [other for other in range(FOLDS) if other != fold]
+    shown: dict[str, list[int]] = {}
+    for number in folds:
+        name = f"{'val' if split == 'val' else 'trn'}/fold{number}.txt"
+        for line in listing.text(name).split():
+            match = re.fullmatch(r"(.+)__([0-9]{1,2})", line)
+            class_id = int(match[2]) - 1 if match else -1
+            if match is None or class_id not in wanted:
+                raise SourceError(
+                    f"{listing.where(name)} has the line {line!r}; needed: an image, __ and a class of it"
+                )
+            shown.setdefault(match[1], []).append(class_id)
+    images, masks = _pascal_paths(files, list(shown))
+    members = _members(wanted, shown.values())
+    return ClassMasks(files, images, masks, members, {class_id: class_id + 1 for class_id in wanted}, IGNORE)
+
+
+def read_coco20i(
+    path: str | os.PathLike[str],
+    *,
+    fold: int,
+    split: Split,
+    lists: str | os.PathLike[str] | None = None,
+    inside: str = "",
+) -> ClassMasks:
+    """One fold of COCO-20i: ``train`` has the other folds' classes in ``train2014``, ``val`` its own in ``val2014``.
+
+    Class ids are 0 to 79 in the order of COCO's category ids, mask values 1 to 80, 0 is background.
+
+    Args:
+        path: The folder or zip of COCO2014: ``train2014/*.jpg``, ``val2014/*.jpg`` and their masks
+            ``annotations/train2014/*.png``, ``annotations/val2014/*.png``.
+        fold: 0 to 3.
+        split: ``train`` or ``val``.
+        lists: A JSON file: an object from class id to a list of image paths such as ``train2014/NAME.jpg``. (The
+            benchmark's own lists are pickles, which are never read: they can run code.) Without it, all masks of the
+            split are read to see what they show, which takes minutes.
+        inside: The folder in ``path`` that they lie in.
+
+    Raises:
+        InputError: There is no such fold or split.
+        SourceError: A folder, image or mask is missing, or the lists have another form.
+    """
+    wanted = _wanted(coco_fold(fold), COCO_CLASSES, split)
+    files = open_files(path, inside=inside)
+    values = {class_id: class_id + 1 for class_id in wanted}
+    if lists is None:
+        images = [name for name in files.below(f"{split}2014") if name.endswith(".jpg")]
+        return _scanned(files, *_coco_paths(files, images), values, None, 1)
+    file = os.path.basename(os.fspath(lists))
+    listing = open_files(os.path.dirname(os.path.abspath(lists)))
+    table = listing.json(file)
+    if not isinstance(table, dict) or not all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in table.values()
+    ):
+        raise SourceError(f"{listing.where(file)} is not an object from class id to a list of image paths")
+    shown: dict[str, list[int]] = {}
+    for key, names in table.items():
+        class_id = integer(key, f"a class id in {listing.where(file)}")
+        if class_id in wanted:
+            for name in names:
+                shown.setdefault(name, []).append(class_id)
+    images_found, masks = _coco_paths(files, list(shown))
+    return ClassMasks(files, images_found, masks, _members(wanted, shown.values()), values, None)
+
+
+def read_fss1000(path: str | os.PathLike[str], *, classes: Sequence[str] | None = None, inside: str = "") -> ClassMasks:
+    """FSS-1000: a folder for each class with ``N.jpg`` and ``N.png``, a grey picture (128 and more: the class).
+
+    Class ids are positions in the sorted names of the classes.
+
+    Args:
+        path: A folder or zip.
+        classes: The names of one split (the benchmark has 520, 240 and 240); None for all.
+        inside: The folder in ``path`` that the class folders lie in.
+
+    Raises:
+        SourceError: There is no such folder or zip, a class has no images, or an image has no mask.
+    """
+    files = open_files(path, inside=inside)
+    found: dict[str, list[str]] = {}
+    for name in files.names:
+        parts = PurePosixPath(name).parts
+        if len(parts) == 2 and name.endswith(".jpg"):
+            found.setdefault(parts[0], []).append(name)
+    wanted = sorted(found if classes is None else set(classes))
+    images: list[str] = []
+    members: dict[int, tuple[int, ...]] = {}
+    for class_id, name in enumerate(wanted):
+        if name not in found:
+            raise SourceError(f"{files.path} has no folder {files.inside}{name} with images N.jpg")
+        members[class_id] = tuple(range(len(images), len(images) + len(found[name])))
+        images += found[name]
+    if not images:
+        raise SourceError(f"{files.path} has no class folders with images N.jpg")
+    masks = [files.require(f"{name[:-4]}.png", f"the mask of {name}") for name in images]
+    return ClassMasks(files, tuple(images), tuple(masks), members, None, None)
+
+
+def class_masks(data: MaskedImages, *, class_ids: Collection[int], min_pixels: int = 1) -> ClassMasks:
+    """Images with masks of many classes as examples of single ones; all masks are read once to see what they show.
+
+    Class ids are the masks' values; 255 is ignored.
+
+    Args:
+        data: Images with masks.
+        class_ids: The classes, each from 1 to 254.
+        min_pixels: An image is an example of a class from this many pixels on.
+
+    Raises:
+        InputError: A class id is out of range, or no image shows the class.
+        SourceError: A mask cannot be read.
+    """
+    at_least("min_pixels", min_pixels, 1)
+    if not class_ids or any(not 0 < class_id < IGNORE for class_id in class_ids):
+        raise InputError(f"class_ids are {sorted(class_ids)}; allowed: one or more of 1 to {IGNORE - 1}")
+    values = {class_id: class_id for class_id in sorted(class_ids)}
+    found = _scanned(data.files, data.images, data.masks, values, IGNORE, min_pixels)
+    for class_id, positions in found.members.items():
+        if not positions:
+            raise InputError(f"no image of {data.files.path} shows {min_pixels} pixels or more of class {class_id}")
+    return found
+
+
+def _check_fold(fold: int) -> None:
+    if fold not in range(FOLDS):
+        raise InputError(f"fold is {fold!r}; allowed: 0 to {FOLDS - 1}")
+
+
+def _wanted(new: Collection[int], count: int, split: str) -> list[int]:
+    if split not in ("train", "val"):
+        raise InputError(f"split is {split!r}; allowed: train, val")
+    return [class_id for class_id in range(count) if (class_id in new) == (split == "val")]
+
+
+def _pascal_paths(files: Files, stems: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    images = tuple(files.require(f"JPEGImages/{stem}.jpg", "which a list names") for stem in stems)
+    masks = tuple(files.require(f"SegmentationClassAug/{stem}.png", f"the mask of {stem}.jpg") for stem in stems)
+    return images, masks
+
+
+def _coco_paths(files: Files, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    images = tuple(files.require(name, "which a list names") for name in names)
+    stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
+    masks = tuple(files.require(f"annotations/{stem}.png", f"the mask of {stem}.jpg") for stem in stems)
+    return images, masks
+
+
+def _members(wanted: Iterable[int], shown: Iterable[Collection[int]]) -> dict[int, tuple[int, ...]]:
+    members: dict[int, list[int]] = {class_id: [] for class_id in wanted}
+    for position, class_ids in enumerate(shown):
+        for class_id in sorted(set(class_ids)):
+            members[class_id].append(position)
+    return {class_id: tuple(positions) for class_id, positions in members.items()}
+
+
+def _scanned(
+    files: Files,
+    images: Sequence[str],
+    masks: Sequence[str],
+    values: Mapping[int, int],
+    ignore: int | None,
+    min_pixels: int,
+) -> ClassMasks:
+    """Those images that show a class, found by reading every mask."""
+    kept: list[int] = []
+    shown: list[list[int]] = []
+    for position, name in enumerate(masks):
+        pixels = np.bincount(read_class_ids(files, name).ravel(), minlength=256)
+        found = [class_id for class_id, value in values.items() if pixels[value] >= min_pixels]
+        if found:
+            kept.append(position)
+            shown.append(found)
+    return ClassMasks(
+        files,
+        tuple(images[position] for position in kept),
+        tuple(masks[position] for position in kept),
+        _members(values, shown),
+        values,
+        ignore,
+    )

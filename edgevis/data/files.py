@@ -1,0 +1,295 @@
+"""The files of a data set: those below a folder, or those inside a zip, which is read without unpacking it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, KeysView, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from runtime.errors import InputError, SchemaError, SourceError
+from runtime.images import MAX_FILE_BYTES, SUFFIXES, Image, decode_image
+from runtime.jsondata import parse_json
+
+MAX_FILES = 2_000_000
+MAX_TABLE_BYTES = 64 << 20
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ENCRYPTED = 0x1
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """Where a file lies in a zip, and what it is when unpacked."""
+
+    offset: int
+    packed_bytes: int
+    size_bytes: int
+    deflated: bool
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Files:
+    """A listing that holds no file open: it may be shared by threads, forked and sent to other processes.
+
+    Attributes:
+        path: The folder or zip.
+        inside: The folder in it that names start from; empty for all of it.
+    """
+
+    path: Path
+    inside: str
+    _found: Mapping[str, _Packed | None]
+
+    @property
+    def names(self) -> KeysView[str]:
+        """The files' paths, sorted, with ``/`` between folders; hidden files are left out."""
+        return self._found.keys()
+
+    def where(self, name: str) -> str:
+        """The file, for messages."""
+        return f"{self.inside}{name} in {self.path}"
+
+    def below(self, folder: str) -> list[str]:
+        """The files in ``folder`` and its folders, sorted.
+
+        Raises:
+            SourceError: There are none.
+        """
+        found = [name for name in self._found if name.startswith(f"{folder}/")]
+        if not found:
+            raise SourceError(f"{self.path} has no folder {self.inside}{folder} with files in it")
+        return found
+
+    def require(self, name: str, purpose: str) -> str:
+        """``name`` as it is.
+
+        Raises:
+            SourceError: There is no such file; the message says that it is needed for ``purpose``.
+        """
+        if name not in self._found:
+            raise SourceError(f"{self.path} has no file {self.inside}{name}, {purpose}")
+        return name
+
+    def read(self, name: str, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+        """The bytes of one file.
+
+        Raises:
+            SourceError: There is no such file, it is larger than ``max_bytes``, or it is damaged.
+        """
+        self.require(name, "which is to be read")
+        packed = self._found[name]
+        try:
+            if packed is None:
+                return self._read_file(name, max_bytes)
+            _check_size(packed.size_bytes, max_bytes, self.where(name))
+            return self._unpack(packed)
+        except SourceError:  # is an OSError, too
+            raise
+        except (OSError, ValueError, zlib.error) as error:
+            raise SourceError(f"{self.where(name)} cannot be read: {error}") from error
+
+    def image(self, name: str) -> Image:
+        """One image, (H, W, 3) uint8 BGR, turned upright by its EXIF orientation.
+
+        Raises:
+            SourceError: It cannot be read or decoded.
+        """
+        return decode_image(self.read(name), self.where(name))
+
+    def text(self, name: str) -> str:
+        """A text file, UTF-8.
+
+        Raises:
+            SourceError: It cannot be read, or is not UTF-8.
+        """
+        try:
+            return self.read(name, max_bytes=MAX_TABLE_BYTES).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{self.where(name)} is not UTF-8 text: {error}") from error
+
+    def json(self, name: str) -> Any:
+        """What a JSON file says.
+
+        Raises:
+            SourceError: It cannot be read, or is not JSON.
+        """
+        try:
+            return parse_json(self.text(name))
+        except SchemaError as error:
+            raise SourceError(f"{self.where(name)} is {error}") from error
+
+    def table(self, name: str, columns: Collection[str]) -> list[dict[str, str]]:
+        """The rows of a CSV file whose first line names its columns.
+
+        Args:
+            name: The file.
+            columns: Those that it must have; others may be there, too.
+
+        Raises:
+            SourceError: It cannot be read, lacks a column or any row, or a row has another number of columns.
+        """
+        lines = csv.reader(io.StringIO(self.text(name), newline=""), strict=True)
+        try:
+            header = next(lines, [])
+            lacking = [column for column in columns if column not in header]
+            if lacking or len(set(header)) != len(header):
+                problem = f"no column {lacking[0]!r}" if lacking else "a column twice"
+                raise SourceError(f"{self.where(name)} has {problem}; its columns are {', '.join(header)}")
+            rows = []
+            for fields in lines:
+                if len(fields) == len(header):
+                    rows.append(dict(zip(header, fields, strict=True)))
+                elif fields:  # a blank line has none
+                    raise SourceError(
+                        f"line {lines.line_num} of {self.where(name)} has {len(fields)} columns; "
+                        f"its first line has {len(header)}"
+                    )
+        except csv.Error as error:
+            raise SourceError(f"line {lines.line_num} of {self.where(name)}: {error}") from error
+        if not rows:
+            raise SourceError(f"{self.where(name)} has no rows")
+        return rows
+
+    def _read_file(self, name: str, max_bytes: int) -> bytes:
+        path = self.path / self.inside / name
+        if not path.is_file():  # gone since it was listed; or a pipe, which would never end
+            raise SourceError(f"{path} is not a file")
+        with path.open("rb") as file:
+            _check_size(os.fstat(file.fileno()).st_size, max_bytes, str(path))
+            return file.read()
+
+    def _unpack(self, packed: _Packed) -> bytes:
+        # zipfile would read the whole list of contents again for each image, or keep a file open that forked
+        # processes would then share with its position.
+        with self.path.open("rb") as file:
+            file.seek(packed.offset)
+            magic, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size).ljust(30, b"\0"))
+            if magic != b"PK\x03\x04":
+                raise ValueError("the zip has changed or is damaged")
+            file.seek(name_bytes + extra_bytes, os.SEEK_CUR)
+            data = file.read(packed.packed_bytes)
+        if packed.deflated:
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, packed.size_bytes + 1)
+        if len(data) != packed.size_bytes or zlib.crc32(data) != packed.checksum:
+            raise ValueError("its checksum is wrong: the zip has changed or is damaged")
+        return data
+
+
+def open_files(path: str | os.PathLike[str], *, inside: str = "") -> Files:
+    """List a folder (with the folders that it links to) or a zip.
+
+    Args:
+        path: The folder or zip.
+        inside: A folder in it; names then start there.
+
+    Raises:
+        SourceError: There is no such folder or zip, it cannot be listed, holds no file there, or a zip holds a name
+            that leads out of it, a name twice, an encrypted file, or one that is neither stored nor deflated.
+        InputError: It holds more than :data:`MAX_FILES` files.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            listed: Iterator[tuple[str, _Packed | None]] = _in_folder(path)
+        elif path.is_file() and zipfile.is_zipfile(path):
+            listed = _in_zip(path)
+        else:
+            problem = "is neither a folder nor a zip" if path.exists() else "does not exist"
+            raise SourceError(f"the data {path} {problem}")
+        prefix = f"{inside.strip('/')}/" if inside.strip("/") else ""
+        found: dict[str, _Packed | None] = {}
+        for number, (name, packed) in enumerate(listed):
+            if number >= MAX_FILES:
+                raise InputError(f"{path} holds more than {MAX_FILES} files; name the folder of one data set")
+            if name.startswith(prefix) and not _hidden(name):
+                found[name[len(prefix) :]] = packed
+    except SourceError:
+        raise
+    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        raise SourceError(f"{path} cannot be listed: {error}") from error
+    if not found:
+        raise SourceError(f"{path} holds no files" + (f" in {prefix}" if prefix else ""))
+    return Files(path, prefix, dict(sorted(found.items())))
+
+
+def images_of(names: Collection[str]) -> list[str]:
+    """Those that are images by their suffix."""
+    return [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+
+
+def by_stem(files: Files, folder: str) -> dict[str, str]:
+    """The images of a folder by their path in it without the suffix.
+
+    Raises:
+        SourceError: There are none, or two differ only in their suffix.
+    """
+    found: dict[str, str] = {}
+    for name in images_of(files.below(folder)):
+        stem = str(PurePosixPath(name).relative_to(folder).with_suffix(""))
+        if stem in found:
+            raise SourceError(f"{files.path} has both {found[stem]} and {name}; which of them is meant?")
+        found[stem] = name
+    if not found:
+        raise SourceError(f"{files.path} has no images in {files.inside}{folder} ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def _in_folder(folder: Path) -> Iterator[tuple[str, None]]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    # Large data sets are often put together by links to folders.
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        folders[:] = [name for name in folders if not _leads_up(os.path.join(parent, name))]
+        base = PurePosixPath(Path(parent).relative_to(folder).as_posix())
+        for name in names:
+            yield str(base / name), None
+
+
+def _leads_up(folder: str) -> bool:
+    """Whether it is a link to a folder that it lies in, which would never end."""
+    if not os.path.islink(folder):
+        return False
+    target = os.path.realpath(folder)
+    return os.path.commonpath([target, os.path.realpath(os.path.dirname(folder))]) == target
+
+
+def _in_zip(path: Path) -> Iterator[tuple[str, _Packed]]:
+    size = path.stat().st_size
+    seen = set()
+    with zipfile.ZipFile(path) as archive:
+        for item in archive.infolist():
+            name = item.filename
+            parts = name.rstrip("/").split("/")
+            if {"", ".", ".."} & set(parts) or re.match(r"[A-Za-z]:|.*\\", name) or not name.isprintable():
+                raise SourceError(f"{path} holds the name {name!r}; names that could lead out of a zip are refused")
+            if name in seen:
+                raise SourceError(f"{path} holds {name} twice; which of them is meant?")
+            seen.add(name)
+            if item.is_dir():
+                continue
+            if item.flag_bits & _ENCRYPTED or item.compress_type not in _METHODS:
+                raise SourceError(f"{name} in {path} is encrypted or packed by another method than stored or deflated")
+            if item.header_offset + item.compress_size > size:
+                raise SourceError(f"{path} is cut short: {name} would end behind it")
+            deflated = item.compress_type == zipfile.ZIP_DEFLATED
+            yield name, _Packed(item.header_offset, item.compress_size, item.file_size, deflated, item.CRC)
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+
+
+def _check_size(size: int, most: int, where: str) -> None:
+    if size > most:
+        raise SourceError(f"{where} has {size} bytes; at most {most} are read")

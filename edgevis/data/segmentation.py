@@ -1,0 +1,155 @@
+"""Images with a mask each: class ids of every pixel, or the ids of instances and their boxes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevis.data.classes import rows_of_split
+from edgevis.data.files import Files, by_stem, open_files
+from edgevis.data.masks import check_same_size, read_class_ids, read_mask
+from runtime.errors import SourceError
+from runtime.images import Image
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskedImages:
+    """Paths of images and of their masks; both are decoded when asked for. May serve as a PyTorch data set.
+
+    Attributes:
+        files: Where they lie.
+        stems: N names, without folder and suffix.
+        images, masks: N paths each.
+        volumes: N names of the volume that an image is a slice of; the stem where the data has no volumes.
+    """
+
+    files: Files
+    stems: tuple[str, ...]
+    images: tuple[str, ...]
+    masks: tuple[str, ...]
+    volumes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image, NDArray[np.uint8]]:
+        """One image, (H, W, 3) uint8 BGR, and its class ids, (H, W) uint8.
+
+        Raises:
+            SourceError: One of them cannot be decoded, or they are not equally large.
+        """
+        names = self.images[index], self.masks[index]
+        image, mask = self.files.image(names[0]), read_class_ids(self.files, names[1])
+        check_same_size(image, mask, self.files, names)
+        return image, mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InstanceImages:
+    """Paths of images and instance masks, and boxes. May serve as a PyTorch data set.
+
+    Attributes:
+        files: Where they lie.
+        images, instances: N paths each.
+        boxes: N arrays (I, 4) int64: x1, y1, x2, y2 of each instance in pixels, the ends **inclusive**.
+    """
+
+    files: Files
+    images: tuple[str, ...]
+    instances: tuple[str, ...]
+    boxes: tuple[NDArray[np.int64], ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image, NDArray[np.uint16], NDArray[np.int64]]:
+        """One image, (H, W, 3) uint8 BGR, its instance ids (0 is background), (H, W) uint16, and its boxes, (I, 4).
+
+        Raises:
+            SourceError: An image or mask cannot be decoded, they are not equally large, or a box leaves them.
+        """
+        names = self.images[index], self.instances[index]
+        image, mask = self.files.image(names[0]), read_mask(self.files, names[1])
+        check_same_size(image, mask, self.files, names)
+        boxes = self.boxes[index]
+        if (boxes[:, 2:] >= (mask.shape[1], mask.shape[0])).any():
+            raise SourceError(
+                f"{self.files.where(names[0])} is {mask.shape[1]}x{mask.shape[0]}; a box reaches beyond it"
+            )
+        return image, mask.astype(np.uint16, copy=False), boxes
+
+
+def read_masked_images(path: str | os.PathLike[str], *, split: str | None = None) -> MaskedImages:
+    """The pairs ``images/STEM.*`` and ``masks/STEM.png`` of a folder or zip, sorted by stem.
+
+    Args:
+        path: A folder or zip; with ``split`` it needs ``index.csv`` with the columns ``stem`` and ``split``. Where
+            that has a column ``volume`` (slices of 3-D images), :attr:`MaskedImages.volumes` takes it.
+        split: Only these; None for all.
+
+    Raises:
+        SourceError: There is no such folder or zip, an image has no mask, the index names an image that is not there,
+            or nothing fits.
+    """
+    files = open_files(path)
+    stems, volumes = _stems(files, split)
+    images, masks = (_paths(files, folder, stems) for folder in ("images", "masks"))
+    return MaskedImages(files, stems, images, masks, volumes)
+
+
+def read_instances(path: str | os.PathLike[str], *, split: str | None = None) -> InstanceImages:
+    """The pairs ``images/STEM.*`` and ``instances/STEM.png`` with ``boxes_xyxy.json``, sorted by stem.
+
+    The JSON file gives each stem a list of ``[x0, y0, x1, y1]`` with exclusive ends; they become inclusive here.
+
+    Args:
+        path: A folder or zip; with ``split`` it needs ``index.csv`` with the columns ``stem`` and ``split``.
+        split: Only these; None for all.
+
+    Raises:
+        SourceError: There is no such folder or zip, an image lacks its mask or its boxes, a box is empty or is not
+            four whole numbers, or nothing fits.
+    """
+    files = open_files(path)
+    stems, _ = _stems(files, split)
+    images, instances = (_paths(files, folder, stems) for folder in ("images", "instances"))
+    table = files.json("boxes_xyxy.json")
+    if not isinstance(table, dict):
+        raise SourceError(f"{files.where('boxes_xyxy.json')} is not an object of stems")
+    boxes = tuple(_inclusive(table.get(stem), f"{stem} in {files.where('boxes_xyxy.json')}") for stem in stems)
+    return InstanceImages(files, images, instances, boxes)
+
+
+def _stems(files: Files, split: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The stems and their volumes."""
+    if "index.csv" not in files.names and split is None:
+        stems = tuple(sorted(by_stem(files, "images")))
+        return stems, stems
+    rows = sorted(rows_of_split(files, "index.csv", ("stem",), split), key=lambda row: row["stem"])
+    return tuple(row["stem"] for row in rows), tuple(row.get("volume", row["stem"]) for row in rows)
+
+
+def _paths(files: Files, folder: str, stems: Sequence[str]) -> tuple[str, ...]:
+    found = by_stem(files, folder)
+    for stem in stems:
+        if stem not in found:
+            raise SourceError(f"{files.path} has no {files.inside}{folder}/{stem}.*; each image needs it")
+    return tuple(found[stem] for stem in stems)
+
+
+def _inclusive(boxes: object, where: str) -> NDArray[np.int64]:
+    allowed = "a list of [x0, y0, x1, y1], whole numbers with 0 <= x0 < x1 and 0 <= y0 < y1"
+    if not isinstance(boxes, list) or not all(isinstance(box, list) and len(box) == 4 for box in boxes):
+        raise SourceError(f"the boxes of {where} are not {allowed}")
+    # type(), not isinstance: True is an int, too. The bound keeps them within an int64.
+    if not all(type(value) is int and 0 <= value < 1 << 31 for box in boxes for value in box):
+        raise SourceError(f"the boxes of {where} are not {allowed}")
+    table = np.array(boxes, np.int64).reshape(-1, 4)
+    if (table[:, 2:] <= table[:, :2]).any():
+        raise SourceError(f"the boxes of {where} are not {allowed}")
+    table[:, 2:] -= 1
+    return table

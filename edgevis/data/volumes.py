@@ -1,0 +1,269 @@
+"""Volumes of NIfTI files, cut into the 2-D slices that networks for images see.
+
+Layout: the Medical Segmentation Decathlon (Antonelli et al., Nature Communications 2022): ``imagesTr/NAME.nii.gz`` and
+``labelsTr/NAME.nii.gz``. Provenance: our own code on nibabel. Licence: as the rest of edgevis.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edgevis.data.checks import at_least
+from edgevis.data.files import Files, open_files
+from runtime.errors import InputError, MissingDependencyError, SourceError
+from runtime.images import Image
+
+MAX_VOLUME_BYTES = 2 << 30
+"""No file is unpacked to more."""
+
+PERCENTILES = (0.5, 99.5)
+"""What becomes black and white where no window is given: MR intensities have no unit."""
+
+Plane = Literal["axial", "coronal", "sagittal"]
+
+_SUFFIXES = (".nii", ".nii.gz")
+# The axis of a volume in the order right, anterior, superior that a plane's slices follow.
+_AXES: dict[Plane, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
+_HEADER_BYTES = (348, 540)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Volume:
+    """D slices of one volume, seen as on a screen: anterior (axial) or superior is up, the patient's left is left.
+
+    Attributes:
+        name: The file's name without its suffix.
+        image: (D, H, W) uint8 grey.
+        label: (D, H, W) uint8 class ids; None where there are none.
+        spacing_mm: Distances of neighbouring slices, rows and columns.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    label: NDArray[np.uint8] | None
+    spacing_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slice:
+    """One slice.
+
+    Attributes:
+        volume: The volume's name; a Dice of volumes groups slices by it.
+        number: Its place in the volume, from 0.
+        image: (H, W, 3) uint8 BGR, all channels equal.
+        label: (H, W) uint8 class ids; None where there are none.
+    """
+
+    volume: str
+    number: int
+    image: Image
+    label: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Volumes:
+    """Paths of volumes and of their labels; a volume is read when asked for. May serve as a PyTorch data set.
+
+    Attributes:
+        files: Where they lie.
+        names: N names, without folder and suffix.
+        images: N paths.
+        labels: N paths; None where there are none.
+        plane: How volumes are cut.
+        window: The intensities that become black and white; None for :data:`PERCENTILES` of each volume.
+        channel: Which volume of a file that holds several (MR sequences).
+    """
+
+    files: Files
+    names: tuple[str, ...]
+    images: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    plane: Plane
+    window: tuple[float, float] | None
+    channel: int
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Volume:
+        """One volume.
+
+        Raises:
+            SourceError: It is damaged, no NIfTI, too large, has another number of axes than 3 or 4 or not that
+                channel, holds NaN or infinity, or its label is of another size or holds something else than 0 to 255.
+            MissingDependencyError: nibabel is not installed.
+        """
+        intensities, spacing = self._read(self.images[index], self.channel)
+        label = None
+        if self.labels is not None:
+            values, _ = self._read(self.labels[index], 0)
+            label = _class_ids(values, self.files.where(self.labels[index]))
+            if label.shape != intensities.shape:
+                raise SourceError(
+                    f"{self.files.where(self.images[index])} has {intensities.shape} slices, rows and columns, "
+                    f"its label {label.shape}; they must be equally large"
+                )
+        return Volume(self.names[index], _windowed(intensities, self.window), label, spacing)
+
+    def slices(self, *, min_label_pixels: int = 0) -> Iterator[Slice]:
+        """The slices of all volumes, one volume in memory at a time.
+
+        A compressed volume can only be unpacked as a whole: who visits slices in random order keeps them in a list.
+
+        Args:
+            min_label_pixels: Only slices with this many pixels of any class.
+
+        Raises:
+            InputError: ``min_label_pixels`` where there are no labels.
+            SourceError: As of a volume.
+        """
+        if at_least("min_label_pixels", min_label_pixels, 0) and self.labels is None:
+            raise InputError("min_label_pixels needs labels, and there are none")
+        return self._slices(min_label_pixels)
+
+    def _slices(self, min_label_pixels: int) -> Iterator[Slice]:
+        for index in range(len(self)):
+            volume = self[index]
+            for number, grey in enumerate(volume.image):
+                label = None if volume.label is None else volume.label[number]
+                if label is None or np.count_nonzero(label) >= min_label_pixels:
+                    yield Slice(volume.name, number, cv2.merge([grey, grey, grey]).astype(np.uint8, copy=False), label)
+
+    def _read(self, name: str, channel: int) -> tuple[NDArray[Any], tuple[float, float, float]]:
+        where = self.files.where(name)
+        data = _unpacked(self.files.read(name, max_bytes=MAX_VOLUME_BYTES), where)
+        values, zooms = _values(data, channel, where)
+        axis = _AXES[self.plane]
+        # (slices, rows, columns): rows run against the later, columns along the earlier of the other two axes.
+        across, up = (other for other in range(3) if other != axis)
+        turned = np.flip(values.transpose(axis, up, across), 1)
+        return turned, (zooms[axis], zooms[up], zooms[across])
+
+
+def read_volumes(
+    path: str | os.PathLike[str],
+    *,
+    images: str = "imagesTr",
+    labels: str | None = "labelsTr",
+    plane: Plane = "axial",
+    window: tuple[float, float] | None = None,
+    channel: int = 0,
+    inside: str = "",
+) -> Volumes:
+    """The volumes ``imagesTr/NAME.nii(.gz)`` with ``labelsTr/NAME.nii(.gz)``, sorted by name; no volume is read yet.
+
+    Args:
+        path: A folder or zip.
+        images, labels: The folders; None where there are no labels.
+        plane: How to cut them.
+        window: The intensities that become 0 and 255, such as (-160, 240) Hounsfield units for CT of soft tissue; None
+            for :data:`PERCENTILES` of each volume.
+        channel: Which volume of files that hold several.
+        inside: The folder in ``path`` that they lie in.
+
+    Raises:
+        InputError: An argument is out of range.
+        SourceError: There is no such folder or zip, it holds no volumes, or one has no label.
+    """
+    if plane not in _AXES:
+        raise InputError(f"plane is {plane!r}; allowed: {', '.join(_AXES)}")
+    if window is not None and not (all(map(math.isfinite, window)) and window[0] < window[1]):
+        raise InputError(f"window is {window}; allowed: two numbers, the first one smaller")
+    at_least("channel", channel, 0)
+    files = open_files(path, inside=inside)
+    found = _by_name(files, images)
+    if not found:
+        raise SourceError(f"{files.path} has no volumes in {files.inside}{images} ({', '.join(_SUFFIXES)})")
+    paired = None
+    if labels is not None:
+        drawn = _by_name(files, labels)
+        for name in found:
+            if name not in drawn:
+                raise SourceError(
+                    f"{files.path} has no {files.inside}{labels}/{name}.nii.gz, the label of {found[name]}"
+                )
+        paired = tuple(drawn[name] for name in found)
+    return Volumes(files, tuple(found), tuple(found.values()), paired, plane, window, channel)
+
+
+def _by_name(files: Files, folder: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for path in files.below(folder):
+        if path.lower().endswith(_SUFFIXES):
+            name = path[len(folder) + 1 :].partition(".nii")[0]
+            if name in found:
+                raise SourceError(f"{files.path} has both {found[name]} and {path}; which of them is meant?")
+            found[name] = path
+    return found
+
+
+def _unpacked(data: bytes, where: str) -> bytes:
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            unpacked = file.read(MAX_VOLUME_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{where} is damaged: {error}") from error
+    if len(unpacked) > MAX_VOLUME_BYTES:
+        raise SourceError(f"{where} unpacks to more than {MAX_VOLUME_BYTES} bytes")
+    return unpacked
+
+
+def _values(data: bytes, channel: int, where: str) -> tuple[NDArray[Any], tuple[float, ...]]:
+    """The scaled values, (X, Y, Z) with the axes right, anterior, superior, and the sizes of a voxel in mm."""
+    try:
+        import nibabel
+    except ImportError as error:
+        raise MissingDependencyError("volumes are read by nibabel: pip install 'edgevis[train]'") from error
+    sizes = {int.from_bytes(data[:4], order) for order in ("little", "big")}
+    if not sizes & set(_HEADER_BYTES):
+        raise SourceError(f"{where} is not a NIfTI file")
+    kind = nibabel.Nifti1Image if _HEADER_BYTES[0] in sizes else nibabel.Nifti2Image
+    try:
+        file = kind.from_bytes(data)
+        shape, stored = tuple(int(side) for side in file.shape), file.get_data_dtype()
+    except Exception as error:  # nibabel raises a dozen classes for a damaged header
+        raise SourceError(f"{where} is damaged: {error}") from error
+    if len(shape) not in (3, 4) or min(shape) < 1 or (len(shape) == 4 and channel >= shape[3]):
+        raise SourceError(f"{where} has the axes {shape}; allowed: three, or four with more than {channel} channels")
+    # The header says what is allocated.
+    if stored.kind not in "iuf" or math.prod(shape) * stored.itemsize > len(data):
+        raise SourceError(f"{where} is cut short, or its values of type {stored} are no real numbers")
+    try:
+        volume = file.slicer[..., channel] if len(shape) == 4 else file
+        upright = nibabel.as_closest_canonical(volume)
+        values = np.asarray(upright.dataobj)
+        zooms = tuple(float(zoom) for zoom in upright.header.get_zooms()[:3])
+    except Exception as error:  # as above
+        raise SourceError(f"{where} cannot be read: {error}") from error
+    if not np.isfinite(values).all():
+        raise SourceError(f"{where} holds NaN or infinity")
+    return values, zooms
+
+
+def _windowed(values: NDArray[Any], window: tuple[float, float] | None) -> NDArray[np.uint8]:
+    low, high = window or (float(bound) for bound in np.percentile(values, PERCENTILES))
+    # A volume of one value has no contrast to stretch: it is black.
+    scale = 255.0 / (high - low) if high > low else 0.0
+    levels: NDArray[np.float32] = (values.astype(np.float32) - np.float32(low)) * np.float32(scale)
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
+def _class_ids(values: NDArray[Any], where: str) -> NDArray[np.uint8]:
+    if values.min() < 0 or values.max() > 255 or (values != np.rint(values)).any():
+        raise SourceError(f"{where} holds values from {values.min()} to {values.max()}; class ids are 0 to 255")
+    ids: NDArray[np.uint8] = values.astype(np.uint8)
+    return ids

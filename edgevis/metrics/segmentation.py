@@ -1,0 +1,101 @@
+"""Overlap of predicted and true masks: intersection over union, for each class and for foreground and background.
+
+torchmetrics' ``mean_iou`` is another measure: it averages over images, where the few-shot segmentation benchmarks
+divide sums over all episodes of a class; it knows no pixels to ignore, and gives an absent class -1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from runtime.errors import InputError
+
+__all__ = ["SegmentationScore", "intersection_and_union"]
+
+
+def intersection_and_union(
+    prediction: ArrayLike, target: ArrayLike, ignore: ArrayLike | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many pixels background and foreground have in common, and how many either has.
+
+    Args:
+        prediction, target: (H, W) bool, or integers 0 and 1: the foreground.
+        ignore: (H, W) likewise: pixels that count nowhere.
+
+    Returns:
+        Intersection and union, each (2,) int64: background, foreground.
+
+    Raises:
+        InputError: Another shape or dtype, or a value besides 0 and 1.
+    """
+    predicted, true = _binary("prediction", prediction), _binary("target", target)
+    counted = np.ones_like(true) if ignore is None else ~_binary("ignore", ignore)
+    if not predicted.shape == true.shape == counted.shape:
+        raise InputError(
+            f"prediction is {predicted.shape}, target {true.shape}, ignore {counted.shape}; they must be equally large"
+        )
+    pairs = ((~predicted & counted, ~true & counted), (predicted & counted, true & counted))
+    intersection = np.array([np.count_nonzero(one & other) for one, other in pairs], np.int64)
+    union = np.array([np.count_nonzero(one | other) for one, other in pairs], np.int64)
+    return intersection, union
+
+
+class SegmentationScore:
+    """Sums over the episodes of one fold (or the images of a data set), and what they come to."""
+
+    def __init__(self, class_ids: Sequence[int]) -> None:
+        """A score with nothing added yet.
+
+        Args:
+            class_ids: The classes of the fold.
+
+        Raises:
+            InputError: There are none, or one is named twice.
+        """
+        if not len(class_ids) or len(set(class_ids)) != len(class_ids):
+            raise InputError(f"class_ids are {list(class_ids)}; allowed: one or more, each once")
+        self._intersection = {int(class_id): np.zeros(2, np.int64) for class_id in class_ids}
+        self._union = {int(class_id): np.zeros(2, np.int64) for class_id in class_ids}
+
+    def add(self, prediction: ArrayLike, target: ArrayLike, class_id: int, ignore: ArrayLike | None = None) -> None:
+        """Count one mask of one class; arguments as of :func:`intersection_and_union`.
+
+        Raises:
+            InputError: The class is not of this fold, or a mask is wrong; nothing is counted then.
+        """
+        if class_id not in self._union:
+            raise InputError(f"there is no class {class_id} in this score; allowed: {', '.join(map(str, self._union))}")
+        intersection, union = intersection_and_union(prediction, target, ignore)
+        self._intersection[class_id] += intersection
+        self._union[class_id] += union
+
+    @property
+    def class_iou(self) -> dict[int, float]:
+        """Foreground IoU of each class, from 0 to 1: summed intersections / summed unions; 0 without any pixel."""
+        return {
+            class_id: float(self._intersection[class_id][1] / max(union[1], 1))
+            for class_id, union in self._union.items()
+        }
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean IoU (mIoU) from 0 to 1: the mean over the fold's classes. A class that was never added counts 0."""
+        return float(np.mean(list(self.class_iou.values())))
+
+    @property
+    def fb_iou(self) -> float:
+        """FB-IoU from 0 to 1: the mean of background and foreground IoU over all that was added, whatever its class."""
+        intersection, union = sum(self._intersection.values()), sum(self._union.values())
+        return float(np.mean(intersection / np.maximum(union, 1)))
+
+
+def _binary(name: str, mask: ArrayLike) -> NDArray[np.bool_]:
+    values = np.asarray(mask)
+    if values.ndim != 2 or values.dtype.kind not in "biu" or 0 in values.shape:
+        raise InputError(f"{name} has shape {values.shape} and dtype {values.dtype}; allowed: (H, W), bool or 0 and 1")
+    if values.dtype != np.bool_ and (values.min() < 0 or values.max() > 1):
+        raise InputError(f"{name} holds values from {values.min()} to {values.max()}; allowed: 0 and 1")
+    return values.astype(np.bool_, copy=False)
