@@ -1,0 +1,91 @@
+"""ResNet-12 for few-shot classification by prototypes: the *Global* and *Local* baselines of the fusion paper.
+
+Papers: Tang, Xia, Chen, Du, Wang, "Task-Specific Few-Shot Image Classification by Balancing Sample-Level and
+Class-Level Generalization", section 4.1 and table 1; Chen et al., "Meta-Baseline", ICCV 2021 (the network's form).
+The two baselines are one network trained in two ways: *Global* with a linear classifier over all training classes,
+*Local* in episodes with :class:`edgevis.losses.CosineEpisodeLoss`.
+Provenance: our own code; see :mod:`edgevis.layers.resnet12` for the parameters' names.
+Licence: this file, as the rest of edgevis. No weights ship: they must be trained.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from edgevis.layers.resnet12 import CHANNELS, ResNet12
+from edgevis.models.entry import ModelEntry
+from runtime.errors import ModelError
+from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
+
+EMBEDDING = CHANNELS[3]
+
+# miniImageNet's images are 84 x 84 already and the paper says no more. The mean and standard deviation, and how images
+# of other sizes are fitted (the short side resized, the centre cut), are those of Meta-Baseline, on which it builds.
+PREPROCESS = Preprocess(
+    height=84,
+    width=84,
+    color="RGB",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    fit="center-crop",
+    interpolation="area",
+)
+
+DEPLOYMENT = Deployment(
+    task="classify",
+    graphs=(
+        Graph(
+            "encode",
+            inputs=(TensorSpec("image", "float32", ("N", 3, 84, 84)),),
+            outputs=(TensorSpec("embedding", "float32", ("N", EMBEDDING)),),
+        ),
+    ),
+    preprocess=PREPROCESS,
+)
+
+
+class FewShotResNet12(ResNet12):
+    """ResNet-12 with an embedding and, where training needs it, a classifier.
+
+    Input: image (N, 3, 84, 84) float32, RGB, ImageNet mean and standard deviation. Output of :meth:`encode`: embedding
+    (N, 512) float32, the mean of the last map, rows not normalised: the runtime L2-normalises them.
+
+    Args:
+        num_classes: Training classes of the linear classifier; 0 builds none.
+    """
+
+    def __init__(self, *, num_classes: int = 0) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(EMBEDDING, num_classes) if num_classes else None
+
+    def encode(self, image: Tensor) -> Tensor:
+        """From image (N, 3, 84, 84) float32 to embedding (N, 512) float32."""
+        return super().forward(image)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """From image (N, 3, 84, 84) float32 to logits (N, num_classes); without a classifier to :meth:`encode`'s."""
+        embedding = self.encode(image)
+        if self.classifier is None:
+            return embedding
+        logits: Tensor = self.classifier(embedding)
+        return logits
+
+
+def resnet12(*, num_classes: int = 0) -> FewShotResNet12:
+    """ResNet-12, with a linear classifier of ``num_classes`` outputs if that is not 0."""
+    if num_classes < 0:
+        raise ModelError(f"num_classes is {num_classes}; allowed: 0 (no classifier) or more")
+    return FewShotResNet12(num_classes=num_classes)
+
+
+ENTRIES = (
+    ModelEntry(
+        name="resnet12",
+        build=resnet12,
+        deployment=DEPLOYMENT,
+        paper="Tang et al.: Task-Specific Few-Shot Image Classification, table 1 (Global, Local)",
+        licence="Apache-2.0",
+        parameters=7_996_800,
+        classifier=("classifier.",),
+    ),
+)
