@@ -14,18 +14,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
 
 from benchmarks.scenes import FixedCamera, PhotoPan, Scene, View
-from edgevis import EdgevisError, Predictor, SourceError
+from edgevis import EdgevisError, Identification, Predictor, SourceError
 from edgevis.cli.bench import HEADERS, MEASURED, time_engines
 from runtime.bundle import Bundle
 from runtime.images import Image
 from runtime.jsondata import to_json
 from runtime.results import color_at, color_of, draw_tag
-from runtime.tasks import Result
 from runtime.text import markdown_table, text_table
 
 SHARED_VIDEO = Path("../shared/data/video/one-by-one-person-detection.mp4")
@@ -117,11 +117,11 @@ def _watch(predictor: Predictor, scene: Scene, path: Path) -> Watch:
     return watch
 
 
-def _annotate(predictor: Predictor, view: View) -> tuple[Image, list[Result]]:
+def _annotate(predictor: Predictor, view: View) -> tuple[Image, list[Identification]]:
     picture = view.image.copy()
     if not view.boxes:
         return picture, []
-    results = predictor.predict([box.crop(view.image) for box in view.boxes])
+    results = cast(list[Identification], predictor.predict([box.crop(view.image) for box in view.boxes]))
     for box, result in zip(view.boxes, results, strict=True):
         color = _color(result.label, predictor.labels)
         cv2.rectangle(picture, (box.left, box.top), (box.right - 1, box.bottom - 1), color, 3)

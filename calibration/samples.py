@@ -18,8 +18,9 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 
+from calibration.masks import central_object
 from runtime.errors import InputError, MissingDependencyError, SourceError
-from runtime.images import MAX_FILE_BYTES, SUFFIXES, Image, decode_image, read_image
+from runtime.images import MAX_FILE_BYTES, SUFFIXES, Image, Mask, decode_image, read_image
 
 # Half calibrate, half verify; of the latter half are queries, so that one changed decision is less than two per cent.
 DEFAULT_COUNT = 256
@@ -64,25 +65,43 @@ class SampleSet:
         images: Each (H, W, 3) uint8 BGR, of its own size.
         labels: What each shows; images of one label show the same.
         source: Where they come from, without machine paths.
-        digest: SHA-256 of all pixels and labels.
+        digest: SHA-256 of all pixels, labels and masks.
+        masks: For each image an object in it; empty where none were asked for.
     """
 
     images: tuple[Image, ...]
     labels: tuple[str, ...]
     source: str
     digest: str
+    masks: tuple[Mask, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def subset(self, indices: Iterable[int]) -> SampleSet:
+        """The images of these positions, in this order."""
+        chosen = list(indices)
+        masks = [self.masks[i] for i in chosen] if self.masks else []
+        return sample_set([self.images[i] for i in chosen], [self.labels[i] for i in chosen], self.source, masks)
 
-def sample_set(images: Sequence[Image], labels: Sequence[str], source: str) -> SampleSet:
+    def with_masks(self) -> SampleSet:
+        """The same with a mask for each image; those that have none get :func:`calibration.masks.central_object`."""
+        return (
+            self
+            if self.masks
+            else sample_set(self.images, self.labels, self.source, [central_object(image) for image in self.images])
+        )
+
+
+def sample_set(images: Sequence[Image], labels: Sequence[str], source: str, masks: Sequence[Mask] = ()) -> SampleSet:
     """A :class:`SampleSet` with its digest."""
     digest = hashlib.sha256()
     for image, label in zip(images, labels, strict=True):
         digest.update(f"{label}\0{image.shape}\0".encode())
         digest.update(np.ascontiguousarray(image).data)
-    return SampleSet(tuple(images), tuple(labels), source, digest.hexdigest())
+    for mask in masks:
+        digest.update(np.packbits(mask).data)
+    return SampleSet(tuple(images), tuple(labels), source, digest.hexdigest(), tuple(masks))
 
 
 def samples_from(path: str | os.PathLike[str], *, count: int = DEFAULT_COUNT) -> SampleSet:
@@ -142,11 +161,7 @@ def split(samples: SampleSet) -> tuple[SampleSet, SampleSet]:
     order = [keyed[key] for key in sorted(keyed)]
     _check_count(len(order), f"{samples.source} holds", "different images")
     middle = len(order) - min(len(order) // 2, MAX_VERIFICATION)
-
-    def part(indices: Sequence[int]) -> SampleSet:
-        return sample_set([samples.images[i] for i in indices], [samples.labels[i] for i in indices], samples.source)
-
-    return part(order[:middle]), part(order[middle:])
+    return samples.subset(order[:middle]), samples.subset(order[middle:])
 
 
 def _from_folder(folder: Path, count: int) -> SampleSet:

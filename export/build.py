@@ -14,7 +14,7 @@ from runtime.bundle import SUFFIX, Bundle
 from runtime.errors import EdgevisError
 from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord
-from runtime.parity import DISTANCE_HEADERS, distance_cells
+from runtime.parity import DISTANCE_HEADERS, decisions_text, distance_cells
 from runtime.spec import Precision
 from runtime.text import size_text, text_table
 
@@ -75,6 +75,14 @@ def _parser() -> argparse.ArgumentParser:
         "engines and give the open-set threshold its first guess. Eight of them go into the bundle as golden.npz "
         "(default: crops of photographs in the wheels of scikit-image and Matplotlib)",
     )
+    parser.add_argument(
+        "--option",
+        metavar="NAME=VALUE",
+        action="append",
+        type=_option,
+        default=[],
+        help="an option of the model, such as backbone=resnet101 or side=257; may be repeated",
+    )
     parser.add_argument("--output", metavar="PATH", type=Path, help="the bundle (default: bundles/NAME.edgevis)")
     parser.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
@@ -91,6 +99,13 @@ def _precisions(text: str) -> tuple[str, ...]:
     if not names:
         raise argparse.ArgumentTypeError("no precision is named")
     return names
+
+
+def _option(text: str) -> tuple[str, str | int]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, int(value) if value.isdecimal() else value
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -113,6 +128,7 @@ def _build(arguments: argparse.Namespace) -> int:
             precisions=precisions,
             checkpoint=arguments.checkpoint,
             calibration_data=arguments.calibration_data,
+            options=dict(arguments.option),
             seed=arguments.seed,
         ),
         reporter,
@@ -218,12 +234,12 @@ def _table(engines: Sequence[EngineRecord]) -> str:
             (
                 engine.name,
                 *distance_cells(graphs),
-                "-" if decisions is None else f"{decisions.agreement:.1%} of {decisions.count}",
+                decisions_text(decisions),
                 "-" if engine.latency_ms is None else f"{engine.latency_ms:.2f}",
                 "yes" if engine.shares_enrolments else "no",
             )
         )
-    headers = ("engine", *DISTANCE_HEADERS, "same nearest", "ms/image", "shares enrolments")
+    headers = ("engine", *DISTANCE_HEADERS, "decisions", "ms/image", "shares enrolments")
     return f"\n{text_table(headers, rows)}\n"
 
 

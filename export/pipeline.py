@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -27,16 +27,16 @@ from edgevis.models.entry import ModelEntry
 from export import compilers, targets
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
+from export.reference import affordable, calibration_feeds, golden_of, golden_rows, needs_masks, reference_of
 from export.targets import Target
-from export.verify import GOLDEN_ROWS, embedding_output, machine_name, prove_engines
+from export.verify import embedding_output, machine_name, prove_engines
 from runtime import backends
 from runtime.arrays import Array, unit_rows, write_arrays
 from runtime.bundle import GOLDEN, Bundle, write_bundle
 from runtime.errors import ExportError
 from runtime.jsondata import to_json
 from runtime.manifest import Calibration, EngineRecord, Manifest, Weights
-from runtime.preprocess import Preprocessor
-from runtime.spec import Deployment, Graph, Precision, Preprocess
+from runtime.spec import Deployment, Graph, Precision
 from runtime.threshold import Impostors
 
 UNTRAINED = (
@@ -71,6 +71,7 @@ class Request:
         precisions: None for the target's default ones.
         checkpoint: Weights to load; None for those that ship with edgevis or, without any, random ones.
         calibration_data: A folder or zip of images; None for the photographs in the wheels of dependencies.
+        options: Of the model, such as ``{"backbone": "resnet101"}``.
         seed: Of random weights.
     """
 
@@ -80,6 +81,7 @@ class Request:
     precisions: tuple[Precision, ...] | None = None
     checkpoint: Path | None = None
     calibration_data: Path | None = None
+    options: Mapping[str, str | int] = field(default_factory=dict)
     seed: int = 0
 
 
@@ -139,34 +141,32 @@ def _checked_precisions(request: Request, target: Target) -> tuple[Precision, ..
 def _build(
     request: Request, target: Target, precisions: Sequence[Precision], folder: Path, progress: Progress
 ) -> Manifest:
-    deployment = request.entry.deployment
-    preprocess = Preprocessor(deployment.preprocess)
-
     progress.begin("weights")
     module, weights = _load(request)
+    deployment = models.deployment_of(request.entry, module)
     count = models.parameters(module)
     progress.end(f"{weights.source}; {count:,} parameters")
     if not weights.trained:
         progress.warn(UNTRAINED)
 
     progress.begin("samples")
-    samples = _samples(request, deployment.preprocess)
-    to_calibrate, to_verify = split(samples)
+    samples = _samples(request, deployment)
+    to_calibrate, to_verify = (affordable(part, deployment) for part in split(samples))
     progress.end(f"{len(samples)} images: {samples.source}")
 
     floats = _export(module, deployment, folder, progress)
 
     progress.begin("reference")
-    reference = _reference(module, deployment, preprocess, to_verify, progress)
-    write_arrays(folder / GOLDEN, {name: array[:GOLDEN_ROWS] for name, array in reference.items()})
+    reference = reference_of(module, deployment, to_verify, progress.advance)
+    write_arrays(folder / GOLDEN, golden_of(reference, deployment))
     progress.end(
-        f"PyTorch in float32 on {len(to_verify)} images, {GOLDEN_ROWS} of them kept as {GOLDEN}",
+        f"PyTorch in float32 on {len(to_verify)} images, {golden_rows(deployment)} of them kept as {GOLDEN}",
         size_bytes=(folder / GOLDEN).stat().st_size,
     )
 
     quantized, calibration = {}, None
     if "int8" in precisions:
-        quantized = _quantize(floats, deployment, preprocess, to_calibrate, target.recipe, progress)
+        quantized = _quantize(floats, module, deployment, to_calibrate, target.recipe, progress)
         calibration = Calibration(
             digest=calibration_digest(
                 to_calibrate,
@@ -182,10 +182,20 @@ def _build(
     records = _compile(floats, quantized, target, precisions, folder, progress)
 
     progress.begin("parity")
-    engines = prove_engines(
-        records, bundle=folder, deployment=deployment, reference=reference, advance=progress.advance
+    # What was not asked for by name may be left out; FP32 is what everything else falls back to.
+    optional = frozenset[Precision]() if request.precisions else frozenset(precisions) - {"fp32"}
+    engines, refused = prove_engines(
+        records,
+        bundle=folder,
+        deployment=deployment,
+        reference=reference,
+        optional=optional,
+        advance=progress.advance,
     )
-    progress.end(f"{len(engines)} engines on {len(to_verify)} images: all hold their tolerance")
+    progress.end(f"{len(engines)} engines on {len(to_verify)} images hold their tolerance")
+    for complaint in refused:
+        progress.warn(f"{complaint}. It is not in the bundle")
+    _remove_files_of_none(records, engines, folder)
 
     return Manifest(
         name=request.output.stem,
@@ -198,6 +208,7 @@ def _build(
         engines=engines,
         files={},
         calibration=calibration,
+        options=dict(request.options),
         tools=_tools(),
         machine=machine_name(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -207,7 +218,7 @@ def _build(
 def _load(request: Request) -> tuple[nn.Module, Weights]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
-        module = request.entry.build().eval()
+        module = models.module_from(request.entry, request.options)
     shipped = models.shipped_weights(request.entry.name) if request.entry.weights else None
     if request.checkpoint is not None:
         models.load_weights(module, request.checkpoint)
@@ -221,10 +232,12 @@ def _load(request: Request) -> tuple[nn.Module, Weights]:
     return module, Weights(trained=trained, source=source, sha256=weights_digest(module))
 
 
-def _samples(request: Request, preprocess: Preprocess) -> SampleSet:
+def _samples(request: Request, deployment: Deployment) -> SampleSet:
     if request.calibration_data is not None:
-        return samples_from(request.calibration_data)
-    return samples_from_photographs(height=preprocess.height, width=preprocess.width)
+        samples = samples_from(request.calibration_data)
+    else:
+        samples = samples_from_photographs(height=deployment.preprocess.height, width=deployment.preprocess.width)
+    return samples.with_masks() if needs_masks(deployment) else samples
 
 
 def _export(module: nn.Module, deployment: Deployment, folder: Path, progress: Progress) -> dict[str, ModelProto]:
@@ -242,59 +255,10 @@ def _export(module: nn.Module, deployment: Deployment, folder: Path, progress: P
     return made
 
 
-def _inputs(graph: Graph, preprocess: Preprocess, images: Array) -> dict[str, Array]:
-    """A graph's inputs made of preprocessed images (N, 3, H, W)."""
-    wanted = ("float32", ("N", 3, preprocess.height, preprocess.width))
-    if [(tensor.name, tensor.dtype, tensor.shape) for tensor in graph.inputs] != [("image", *wanted)]:
-        raise ExportError(
-            f"graph {graph.name!r} takes {', '.join(tensor.name for tensor in graph.inputs)}; this version builds "
-            f"graphs whose one input is 'image' {wanted[0]} {wanted[1]}, as the model's preprocessing makes it"
-        )
-    return {"image": images}
-
-
-def _reference(
-    module: nn.Module, deployment: Deployment, preprocess: Preprocessor, samples: SampleSet, progress: Progress
-) -> dict[str, Array]:
-    """``GRAPH/TENSOR`` to an array of one row per image: the inputs, and PyTorch's outputs for them."""
-    images = preprocess(samples.images)
-    starts = range(0, len(images), GOLDEN_ROWS)
-    arrays: dict[str, Array] = {}
-    for graph in deployment.graphs:
-        inputs = _inputs(graph, deployment.preprocess, images)
-        parts: list[list[Array]] = []
-        for start in starts:
-            rows = [torch.from_numpy(array[start : start + GOLDEN_ROWS]) for array in inputs.values()]
-            with torch.no_grad(), _one_thread():
-                made = getattr(module, graph.name)(*rows)
-            parts.append([tensor.numpy() for tensor in (made if isinstance(made, tuple) else (made,))])
-            progress.advance(min(start + GOLDEN_ROWS, len(images)), len(images))
-        outputs = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        names = [tensor.name for tensor in graph.outputs]
-        arrays |= {f"{graph.name}/{name}": array for name, array in inputs.items()}
-        arrays |= {f"{graph.name}/{name}": array for name, array in zip(names, outputs, strict=True)}
-    return arrays
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """PyTorch on one thread: the same sums whatever the machine's number of cores.
-
-    It is also the safer choice for speed: on two busy cores, eight images of EPRI-Net took 1.3 s on one thread and
-    5 s on two that waited for each other.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _quantize(
     floats: Mapping[str, ModelProto],
+    module: nn.Module,
     deployment: Deployment,
-    preprocess: Preprocessor,
     samples: SampleSet,
     recipe: Recipe,
     progress: Progress,
@@ -305,10 +269,9 @@ def _quantize(
 
     def feeds(graph: Graph) -> Iterator[dict[str, Array]]:
         nonlocal done
-        for start in range(0, len(samples), _CALIBRATION_BATCH):
-            images = samples.images[start : start + _CALIBRATION_BATCH]
-            yield _inputs(graph, deployment.preprocess, preprocess(images))
-            done += len(images)
+        for feed in calibration_feeds(module, deployment, graph, samples, batch=_CALIBRATION_BATCH):
+            yield feed
+            done += len(feed["image"])
             progress.advance(done, total)
 
     made = {name: quantize(model, feeds(deployment.graph(name)), recipe=recipe) for name, model in floats.items()}
@@ -337,6 +300,15 @@ def _compile(
     size = sum(path.stat().st_size for path in (folder / compilers.ENGINES).rglob("*") if path.is_file())
     progress.end(", ".join(record.name for record in records), size_bytes=size)
     return records
+
+
+def _remove_files_of_none(made: Sequence[EngineRecord], kept: Sequence[EngineRecord], folder: Path) -> None:
+    """Delete the folders of those engines that are not in the bundle."""
+    used = {Path(file).parent for record in kept for file in record.files.values()}
+    for record in made:
+        for parent in {Path(file).parent for file in record.files.values()} - used:
+            if parent.parts[0] == compilers.ENGINES:
+                shutil.rmtree(folder / parent, ignore_errors=True)
 
 
 def _with_impostors(deployment: Deployment, reference: Mapping[str, Array], samples: SampleSet) -> Deployment:

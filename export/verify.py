@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +12,17 @@ from runtime.arrays import Array
 from runtime.errors import ParityError
 from runtime.latency import interleaved
 from runtime.manifest import Decisions, EngineRecord, GraphParity, Proof
-from runtime.parity import BATCH_SIZES, TOLERANCES, distance_text, golden_feeds, measure_graph, nearest_agreement
+from runtime.parity import (
+    TOLERANCES,
+    distance_text,
+    golden_feeds,
+    mask_agreement,
+    measure_graph,
+    nearest_agreement,
+)
 from runtime.selection import open_graphs
 from runtime.session import Session
-from runtime.spec import Deployment, Graph
-
-GOLDEN_ROWS = max(BATCH_SIZES)
-"""How many rows are run at every batch size, and go into ``golden.npz``."""
+from runtime.spec import Deployment, Graph, Precision
 
 # An enrolment made by one engine may be loaded by another when the build has measured that this hardly changes a
 # decision: of a hundred queries in one engine's embeddings, against a gallery in the FP32 model's, at most five find
@@ -37,7 +41,8 @@ def prove_engines(
     deployment: Deployment,
     reference: Mapping[str, Array],
     advance: Callable[[int, int], None],
-) -> tuple[EngineRecord, ...]:
+    optional: Container[Precision] = (),
+) -> tuple[tuple[EngineRecord, ...], tuple[str, ...]]:
     """The records with their proofs, latencies and whether they share enrolments with the FP32 model.
 
     Args:
@@ -47,6 +52,10 @@ def prove_engines(
         reference: ``GRAPH/INPUT`` and ``GRAPH/OUTPUT``: real inputs as the runtime's preprocessing makes them, and
             what the PyTorch model makes of them in float32.
         advance: Called with the number of engines that have been measured, and of all.
+        optional: Precisions whose engines may be left out.
+
+    Returns:
+        The engines that hold their tolerance, and a sentence about each graph of an optional one that does not.
 
     Raises:
         ParityError: An engine is further from the PyTorch model than its precision allows; the message names the
@@ -63,16 +72,22 @@ def prove_engines(
                 stack.callback(session.close)
         proved: list[EngineRecord] = []
         broken: list[str] = []
+        refused: list[str] = []
         for number, record in enumerate(records, start=1):
-            proved.append(_prove(record, opened[record.name], reference, machine, broken))
+            complaints: list[str] = []
+            measured = _prove(record, opened[record.name], reference, machine, complaints)
+            (refused if record.precision in optional else broken).extend(complaints)
+            if not complaints:
+                proved.append(measured)
             advance(number, len(records))
         if broken:
             raise ParityError("\n".join(broken))
         latency = interleaved(
-            {name: _one_image(sessions, reference) for name, sessions in opened.items()},
-            seconds=_LATENCY_SECONDS * len(records),
+            {record.name: _one_image(opened[record.name], deployment, reference) for record in proved},
+            seconds=_LATENCY_SECONDS * len(proved),
         )
-    return tuple(replace(record, latency_ms=round(latency[record.name].p50_ms, 3)) for record in proved)
+    engines = tuple(replace(record, latency_ms=round(latency[record.name].p50_ms, 3)) for record in proved)
+    return engines, tuple(refused)
 
 
 def embedding_output(deployment: Deployment) -> tuple[Graph, str] | None:
@@ -110,8 +125,13 @@ def _prove(
         if not tolerance.holds(parity):
             passed = False
             broken.append(_complaint(record, parity, str(tolerance)))
-        if "embedding" in actual and decisions is None:
-            decisions = nearest_agreement(reference[f"{session.graph.name}/embedding"], actual["embedding"])
+        graph = session.graph.name
+        if "embedding" in actual:
+            decisions = nearest_agreement(reference[f"{graph}/embedding"], actual["embedding"])
+        elif "logits" in actual and actual["logits"].ndim >= 4:
+            # What an enrolment of few-shot segmentation holds is made by the graphs before.
+            cosine = min(item.mean_cosine for item in parities)
+            decisions = mask_agreement(reference[f"{graph}/logits"], actual["logits"], mean_cosine=cosine)
     proof = Proof(passed, str(tolerance), machine, tuple(parities), decisions)
     return replace(record, proof=proof, shares_enrolments=passed and _shares(decisions))
 
@@ -133,15 +153,16 @@ def _complaint(record: EngineRecord, parity: GraphParity, tolerance: str) -> str
     )
 
 
-def _one_image(sessions: Mapping[str, Session], reference: Mapping[str, Array]) -> Callable[[], object]:
-    """Runs one image through all graphs."""
-    feeds = {}
-    for name, session in sessions.items():
-        inputs, _ = golden_feeds(reference, session.graph)
-        feeds[name] = {key: array[:1] for key, array in inputs.items()}
+def _one_image(
+    sessions: Mapping[str, Session], deployment: Deployment, reference: Mapping[str, Array]
+) -> Callable[[], object]:
+    """Runs one image through the graph that a prediction runs: the last one.
 
-    def run() -> None:
-        for name, session in sessions.items():
-            session.run(feeds[name])
-
-    return run
+    What that is given by an enrolment is resident.
+    """
+    session = sessions[deployment.graphs[-1].name]
+    inputs, _ = golden_feeds(reference, session.graph)
+    batched = {tensor.name for tensor in session.graph.inputs if tensor.batched}
+    resident = session.prepare({name: array for name, array in inputs.items() if name not in batched})
+    feeds = {name: array[:1] for name, array in inputs.items() if name in batched}
+    return lambda: session.run(feeds, resident)

@@ -170,10 +170,10 @@ def _as_mask(value: MaskLike, image: Image, name: str) -> Mask:
         raise InputError(f"{name} marks nothing: all of it is 0; set the object's pixels")
     if len(marks) > 1:
         shown = ", ".join(map(str, found[:6].tolist()))
-        raise InputError(
-            f"{name} has the values {shown}{' …' if len(found) > 6 else ''}; say which: mask == {marks[0]}"
-        )
-    return value != 0
+        more = " …" if len(found) > 6 else ""
+        raise InputError(f"{name} has the values {shown}{more}; say which is the object, as by mask == {marks[0]}")
+    mask: Mask = value != 0
+    return mask
 
 
 def _check_array(array: npt.NDArray[Any], name: str) -> Image:

@@ -55,10 +55,11 @@ class Decisions:
     """How often an engine decides as the PyTorch model does.
 
     Attributes:
-        metric: What was decided, such as ``"rank-1 agreement"``.
-        agreement: The share of equal decisions, 0..1.
+        metric: What was decided, such as ``"rank-1 agreement"`` or ``"mask IoU"``.
+        agreement: The share of equal decisions, or the mean overlap of masks, 0..1.
         count: How many decisions were compared.
-        mean_cosine: Mean cosine between the embeddings that the two make of one image; None without embeddings.
+        mean_cosine: Mean cosine between the embeddings or support features that the two make of one image; None
+            without such.
     """
 
     metric: str
@@ -95,7 +96,8 @@ class EngineRecord:
         precision: The arithmetic it runs in.
         device: The kind of device that it is for, and that the proof is of.
         files: Graph name to the path of its file inside the bundle.
-        latency_ms: Median time of one image through all graphs where it was built; None if it was not run there.
+        latency_ms: Median time of one image through the graph that predicts, where it was built; None if it was not
+            run there.
         proof: Its measured parity; None when it has not been proved yet.
         shares_enrolments: Whether embeddings of this engine were measured to be exchangeable with the FP32 model's.
     """
@@ -167,6 +169,7 @@ class Manifest:
         files: Every other file of the bundle by its path.
         labels: Class names of a model with fixed classes.
         calibration: What INT8 was calibrated on; None without an INT8 engine.
+        options: The options that the model was built with, where they are not the default ones.
         tools: Versions of the packages that built it.
         machine: The processor it was built on.
         created: Date and time of the build, ISO 8601, UTC.
@@ -183,6 +186,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     labels: tuple[str, ...] = ()
     calibration: Calibration | None = None
+    options: Mapping[str, str | int] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     machine: str = ""
     created: str = ""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from runtime.arrays import Array, unit_rows
 from runtime.errors import IntegrityError
@@ -179,6 +180,37 @@ def nearest_agreement(reference: Array, measured: Array) -> Decisions:
         count=len(by_engine),
         mean_cosine=float((wanted * found).sum(axis=1).mean()),
     )
+
+
+def mask_agreement(reference: Array, measured: Array, *, mean_cosine: float | None = None) -> Decisions:
+    """Mask IoU: how far the masks that two sets of logits decide on overlap, the mean over all masks.
+
+    Two masks that are both empty agree.
+
+    Args:
+        reference: Logits of the PyTorch model: (N, K, 2, h, w), background and object, or (N, C, h, w), one map for
+            each class.
+        measured: The engine's, of the same images.
+        mean_cosine: Of what an enrolment would hold.
+    """
+    wanted, found = _masks(reference), _masks(measured)
+    both = (wanted & found).sum(axis=(-2, -1))
+    either = (wanted | found).sum(axis=(-2, -1))
+    overlap = np.where(either == 0, 1.0, both / np.maximum(either, 1))
+    return Decisions("mask IoU", float(overlap.mean()), int(overlap.size), mean_cosine)
+
+
+def _masks(logits: Array) -> npt.NDArray[np.bool_]:
+    if logits.ndim == 5:
+        return np.asarray(logits[:, :, 1] > logits[:, :, 0])
+    return np.asarray(logits > 0)
+
+
+def decisions_text(decisions: Decisions | None) -> str:
+    """The agreement of decisions, as a table's cell."""
+    if decisions is None:
+        return "–"
+    return f"{decisions.metric} {decisions.agreement:.3f} of {decisions.count}"
 
 
 def distance_text(parity: GraphParity) -> str:

@@ -90,6 +90,7 @@ def test_the_public_names() -> None:
         "Info",
         "Match",
         "Predictor",
+        "Segmentation",
         "__version__",
     }
     assert len(edgevis.__all__) == len(set(edgevis.__all__))

@@ -65,9 +65,11 @@ def compiled(
 
 
 def prove(records: list[EngineRecord], folder: Path, reference: dict[str, Array]) -> tuple[EngineRecord, ...]:
-    return prove_engines(
+    proved, refused = prove_engines(
         records, bundle=folder, deployment=DEPLOYMENT, reference=reference, advance=lambda done, total: None
     )
+    assert not refused
+    return proved
 
 
 def test_engines_that_are_right(
@@ -75,7 +77,7 @@ def test_engines_that_are_right(
 ) -> None:
     records = compiled(tmp_path, models, precisions=("fp32", "int8"))
     steps: list[tuple[int, int]] = []
-    proved = prove_engines(
+    proved, _ = prove_engines(
         records,
         bundle=tmp_path,
         deployment=DEPLOYMENT,
@@ -190,7 +192,7 @@ def test_without_an_embedding_nothing_is_shared(
     assert embedding_output(deployment) is None
     records = compiled(tmp_path, (model, models[1]))[:1]
     renamed = {"embed/image": reference["embed/image"], "embed/logits": reference["embed/embedding"]}
-    (proved,) = prove_engines(
+    (proved,), _ = prove_engines(
         records, bundle=tmp_path, deployment=deployment, reference=renamed, advance=lambda done, total: None
     )
     assert proved.proved

@@ -9,7 +9,7 @@ from edgevis.cli._common import add_engine_arguments, open_predictor, print_json
 from runtime.bundle import Bundle
 from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord, Manifest
-from runtime.parity import DISTANCE_HEADERS, distance_cells
+from runtime.parity import DISTANCE_HEADERS, decisions_text, distance_cells
 from runtime.text import size_text, text_table
 
 
@@ -56,7 +56,6 @@ def _row(record: EngineRecord) -> tuple[str, ...]:
     latency = "–" if record.latency_ms is None else f"{record.latency_ms:.2f}"
     shares = "yes" if record.shares_enrolments else "no"
     graphs = record.proof.graphs if record.proof else ()
-    decisions = record.proof.decisions if record.proof else None
-    agreed = f"{decisions.agreement:.1%} of {decisions.count}" if decisions else "–"
+    agreed = decisions_text(record.proof.decisions if record.proof else None)
     name = record.name if record.proof else f"{record.name} (not yet proved)"
     return (name, record.device, latency, *distance_cells(graphs), agreed, shares)

@@ -16,6 +16,7 @@ import pickle
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError
@@ -25,12 +26,15 @@ from torch import Tensor, nn
 from edgevis.models.entry import ModelEntry
 from runtime.discovery import names_in
 from runtime.errors import ModelError, UnknownModelError, WeightsError
+from runtime.spec import Deployment
 
 __all__ = [
     "ModelEntry",
     "create",
+    "deployment_of",
     "entry",
     "load_weights",
+    "module_from",
     "names",
     "parameters",
     "shipped_weights",
@@ -67,7 +71,12 @@ def create(name: str, **options: object) -> nn.Module:
         UnknownModelError: No model has that name.
         ModelError: The model has no such option, or not with that value.
     """
-    build = entry(name).build
+    return module_from(entry(name), options)
+
+
+def module_from(declared: ModelEntry, options: Mapping[str, object] = MappingProxyType({})) -> nn.Module:
+    """As :func:`create`, from a model's declaration."""
+    name, build = declared.name, declared.build
     allowed = inspect.signature(build).parameters
     unknown = sorted(set(options) - set(allowed))
     if unknown:
@@ -75,7 +84,12 @@ def create(name: str, **options: object) -> nn.Module:
     try:
         return build(**options).eval()
     except (TypeError, ValueError) as error:
-        raise ModelError(f"model {name!r} cannot be built with {options}: {error}") from error
+        raise ModelError(f"model {name!r} cannot be built with {dict(options)}: {error}") from error
+
+
+def deployment_of(declared: ModelEntry, module: nn.Module) -> Deployment:
+    """The deployment of a module that :func:`module_from` made with whatever options."""
+    return declared.deployment if declared.deploy is None else declared.deploy(module)
 
 
 def parameters(model: nn.Module) -> int:

@@ -54,7 +54,8 @@ def cross_attention(
             version=1,
         )
         return node
-    return _cross_attention(source, target, reduce_weight, expand_weight, negative_slope)
+    gated: Tensor = _cross_attention(source, target, reduce_weight, expand_weight, negative_slope)
+    return gated
 
 
 @torch.library.custom_op("edgevis::cross_attention", mutates_args=())

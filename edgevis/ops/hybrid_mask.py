@@ -52,7 +52,8 @@ def hybrid_mask(feature: Tensor, masked_image_feature: Tensor, mask: Tensor) -> 
             version=1,
         )
         return node
-    return _hybrid_mask(feature, masked_image_feature, mask)
+    masked: Tensor = _hybrid_mask(feature, masked_image_feature, mask)
+    return masked
 
 
 @torch.library.custom_op("edgevis::hybrid_mask", mutates_args=())
