@@ -92,6 +92,15 @@ def test_resnet12_bears_published_names() -> None:
     assert len([name for name in state if not name.endswith("num_batches_tracked")]) == 4 * 4 * 5
 
 
+def test_resnet12_starts_with_kaimings_variance() -> None:
+    """2 over the fan-out, 9 outputs * channels for a 3x3 convolution, whatever its inputs are."""
+    torch.manual_seed(0)
+    block = ResNet12Block(64, 256)
+    for convolution, fan_out in ((block.conv1, 9 * 256), (block.downsample[0], 256)):
+        found = float(convolution.weight.detach().std())  # type: ignore[union-attr,operator]
+        assert found == pytest.approx((2 / fan_out) ** 0.5, rel=0.02)
+
+
 def test_resnet12_maps_and_embedding() -> None:
     """84 -> 42 -> 21 -> 10 -> 5, and the embedding is the mean of the last map."""
     model = models.create("resnet12")

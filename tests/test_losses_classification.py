@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from edgevis.data.episodes import EpisodeSampler
 from edgevis.losses import (
     AttentionFusionLoss,
     CosineEpisodeLoss,
@@ -117,6 +118,16 @@ def test_attention_fusion_loss_is_the_sum_of_its_three_terms() -> None:
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
     again = criterion(logits, local, joined, labels.int(), way=3, shot=2, query=1)
     assert torch.equal(again, found)
+
+
+def test_batches_of_the_sampler_are_in_the_losses_order() -> None:
+    _, _, _, of_images = batch()
+    sampler = EpisodeSampler(of_images.numpy(), way=3, shot=2, query=1, episodes=4, per_batch=2)
+    positions = torch.tensor(next(iter(sampler)))
+    torch.manual_seed(1)
+    logits, local, joined = torch.randn(18, 8), torch.randn(18, 5), torch.randn(18, 10)
+    found = AttentionFusionLoss()(logits, local, joined, of_images[positions], way=3, shot=2, query=1)
+    assert float(found.detach()) > 0
 
 
 def test_labels_out_of_the_samplers_order_are_refused() -> None:

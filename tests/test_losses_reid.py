@@ -62,6 +62,12 @@ def test_triplets_by_hand() -> None:
     assert float(hard_triplet_loss(features[:3], labels[:3], 2.5)) == pytest.approx((0.5 + 1.5 + 0.5) / 3, abs=1e-6)
 
 
+def test_the_smallest_distance() -> None:
+    """The root of the reference's 1e-12, also from a row to itself."""
+    features = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    assert float(hard_triplet_loss(features, torch.tensor([0, 1]), 1.0)) == pytest.approx(1e-6)
+
+
 def test_triplets_of_equal_images_have_a_finite_gradient() -> None:
     features = torch.ones(4, 3, requires_grad=True)
     loss = hard_triplet_loss(features, torch.tensor([0, 0, 1, 1]))
@@ -137,6 +143,9 @@ def test_reid_loss_is_equation_1() -> None:
     torch.testing.assert_close(found, first + second + 6.375 * triplet)
     weighted = ReIDLoss(alpha=0.5, beta=2.0, triplet_weight=3.0)(branches, logits, labels, epoch=10)
     torch.testing.assert_close(weighted, 0.5 * first + 2 * second + 3 * triplet)
+    wide = hard_triplet_loss(torch.cat(branches, 1), labels, 2.0)
+    other = ReIDLoss(alpha=1.0, beta=0.0, smoothing=0.0, margin=2.0)(branches, logits, labels, epoch=10)
+    torch.testing.assert_close(other, F.cross_entropy(logits[0], labels) + 6.375 * wide)
 
 
 def test_only_the_triplet_counts_in_the_first_epochs() -> None:
