@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgevis.layers.group_norm import GroupNorm
 from runtime.errors import InputError, ModelError
 
 Grid = tuple[int, int]
@@ -47,7 +48,7 @@ class SqueezeAttention(nn.Module):
             nn.Identity()
             if keeps_shape
             else nn.Sequential(
-                nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False), nn.GroupNorm(groups, outputs)
+                nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False), GroupNorm(groups, outputs)
             )
         )
         self.qhead = nn.Conv2d(inputs, hidden, kernel, stride, padding)
@@ -55,13 +56,13 @@ class SqueezeAttention(nn.Module):
         self.khead = nn.Conv2d(inputs, hidden, *of_keys)
         self.vhead = nn.Conv2d(inputs, hidden, *of_keys)
         self.agg = nn.Sequential(
-            nn.GroupNorm(groups, hidden),
+            GroupNorm(groups, hidden),
             nn.ReLU(),
             nn.Conv2d(hidden, outputs, 1, bias=False),
-            nn.GroupNorm(groups, outputs),
+            GroupNorm(groups, outputs),
             nn.ReLU(),
         )
-        self.out_norm = nn.GroupNorm(groups, outputs)
+        self.out_norm = GroupNorm(groups, outputs)
 
     def forward(self, x: Tensor, support_grid: Grid, attend: Tensor) -> Tensor:
         batch, channels, query_places, _ = x.shape
@@ -97,11 +98,11 @@ class SqueezeFeedForward(nn.Module):
         super().__init__()
         self.ff = nn.Sequential(
             nn.Conv2d(channels, channels // 2, 1, bias=False),
-            nn.GroupNorm(groups, channels // 2),
+            GroupNorm(groups, channels // 2),
             nn.ReLU(),
             nn.Conv2d(channels // 2, channels, 1, bias=False),
         )
-        self.out_norm = nn.GroupNorm(groups, channels)
+        self.out_norm = GroupNorm(groups, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.out_norm(self.ff(x) + x)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgevis.layers.group_norm import GroupNorm
 from runtime.errors import InputError
 
 Grid = tuple[int, int]
@@ -95,7 +96,7 @@ class PooledBlock4d(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, query_stride: int, support_stride: int, groups: int) -> None:
         super().__init__()
         self.conv = PooledConv4d(inputs, outputs, query_stride=query_stride, support_stride=support_stride)
-        self.norm = nn.GroupNorm(groups, outputs)
+        self.norm = GroupNorm(groups, outputs)
 
     def forward(self, x: Tensor, query_grid: Grid, support_grid: Grid) -> Tensor:
         return torch.relu(self.norm(self.conv(x, query_grid, support_grid)))

@@ -60,7 +60,8 @@ class WindowAttention(nn.Module):
         query, key, value = (
             part.reshape(-1, self.tokens, self.heads, channels // self.heads).transpose(1, 2) for part in parts
         )
-        bias = self.relative_position_bias_table[offset.flatten()].reshape(self.tokens, self.tokens, self.heads)
+        bias = self.relative_position_bias_table.index_select(0, offset.flatten())
+        bias = bias.reshape(self.tokens, self.tokens, self.heads)
         logits = (query * self.scale) @ key.transpose(2, 3) + bias.permute(2, 0, 1)
         if region is not None:
             same = region.unsqueeze(1) == region.unsqueeze(2)

@@ -7,6 +7,7 @@ a kernel of its own for the node may use that instead.
 """
 
 from edgevis.ops.cross_attention import cross_attention
+from edgevis.ops.group_norm import group_norm
 from edgevis.ops.hybrid_mask import hybrid_mask
 
-__all__ = ["cross_attention", "hybrid_mask"]
+__all__ = ["cross_attention", "group_norm", "hybrid_mask"]

@@ -43,7 +43,12 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float 
     Raises:
         InputError: Shapes do not fit together.
     """
-    if x.dim() != 4 or groups < 1 or x.shape[1] % groups or not tuple(weight.shape) == tuple(bias.shape) == (x.shape[1],):
+    if (
+        x.dim() != 4
+        or groups < 1
+        or x.shape[1] % groups
+        or not tuple(weight.shape) == tuple(bias.shape) == (x.shape[1],)
+    ):
         raise InputError(
             f"x is {tuple(x.shape)}, weight {tuple(weight.shape)}, bias {tuple(bias.shape)} and groups {groups}; "
             "allowed: (B, C, a, b), (C,), (C,) and a divisor of C"

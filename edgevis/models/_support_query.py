@@ -1,0 +1,174 @@
+"""What VAT-HM and ASNet-HM share: a frozen ResNet, two graphs and official checkpoints.
+
+Paper: Moon, Sohn, Kim, et al., "HM: Hybrid Masking for Few-Shot Segmentation", ECCV 2022.
+Provenance: our own code.
+Licence: this file, as the rest of edgevis.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from edgevis.layers.masking import Maps, mask_maps
+from edgevis.layers.resnet import ResNet, resnet50, resnet101
+from runtime.errors import InputError, ModelError
+from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
+
+Backbone = Literal["resnet50", "resnet101"]
+
+
+class SupportQueryModel(nn.Module):
+    """A model with a frozen backbone that segments in a query image what a mask marks in a support image.
+
+    The backbone never learns and its batch norms stay in evaluation mode, whatever :meth:`train` says.
+
+    Args:
+        backbone: ``resnet50`` or ``resnet101``.
+        side: Side of the square images.
+        width: Channels after the backbone's stem: 64, or fewer in tests.
+
+    Raises:
+        ModelError: There is no such backbone, or the side is not of the form 32 k + 1.
+    """
+
+    def __init__(self, backbone: Backbone, *, side: int, width: int) -> None:
+        super().__init__()
+        if backbone not in get_args(Backbone):
+            raise ModelError(f"backbone is {backbone!r}; allowed: {', '.join(get_args(Backbone))}")
+        if side < 33 or side % 32 != 1:
+            raise ModelError(
+                f"side is {side}; allowed: 32 k + 1 from 33 on, such as 417. Only then do the mask's sampling "
+                "coordinates fall on whole pixels at every level, so that every runtime makes the same choice between "
+                "masked features and features of the masked image"
+            )
+        self.side = side
+        self.backbone: ResNet = (resnet50 if backbone == "resnet50" else resnet101)(width=width)
+        self.backbone.requires_grad_(False)
+        self.backbone.eval()
+
+    def train(self, mode: bool = True) -> SupportQueryModel:
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def check_image(self, image: Tensor) -> None:
+        """InputError unless the image is (N, 3, side, side)."""
+        if image.dim() != 4 or tuple(image.shape[1:]) != (3, self.side, self.side):
+            raise InputError(f"image is {tuple(image.shape)}; allowed: (N, 3, {self.side}, {self.side})")
+
+
+def hybrid_maps(extract: Callable[[Tensor], Maps], image: Tensor, mask: Tensor) -> Maps:
+    """Hybrid masking of support images; image and masked image pass the backbone as one batch.
+
+    One pass, because batch norms fold into their convolutions only where each weight has one use in the graph.
+
+    Args:
+        extract: The frozen backbone: image (B, 3, H, W) to its feature maps.
+        image: (N, 3, H, W) float32, normalised.
+        mask: (N, H, W) float32, 1 on the object, 0 elsewhere.
+
+    Returns:
+        The maps of N images.
+
+    Raises:
+        InputError: The mask is not of the image's batch and size.
+    """
+    if mask.dim() != 3 or mask.shape[0] != image.shape[0] or mask.shape[1:] != image.shape[2:]:
+        raise InputError(
+            f"mask is {tuple(mask.shape)} and image {tuple(image.shape)}; "
+            "allowed: mask (N, H, W) of the batch and size of the image (N, 3, H, W)"
+        )
+    both = extract(torch.stack((image, image * mask.unsqueeze(1)), dim=1).flatten(0, 1))
+    pairs = [[maps.reshape(-1, 2, *maps.shape[1:]) for maps in stage] for stage in both]
+    features, masked_image_features = ([[pair[:, part] for pair in stage] for stage in pairs] for part in (0, 1))
+    return mask_maps(features, masked_image_features, mask, masking="hm")
+
+
+def map_side(side: int, stage: int) -> int:
+    """The side of the maps of the backbone's stage, 1 to 4, for an image of ``side``, 32 k + 1."""
+    return (side - 1) // (4 << (stage - 1)) + 1
+
+
+def to_pairs(x: Tensor, *, shots: int | None = None, queries: int | None = None) -> Tensor:
+    """Repeat rows so that row ``n * K + k`` belongs to query n and shot k.
+
+    Args:
+        x: (N, ...) with ``shots`` = K given, or (K, ...) with ``queries`` = N given.
+
+    Returns:
+        (N * K, ...).
+    """
+    rows = x.unsqueeze(0) if shots is None else x.unsqueeze(1)
+    repeats = (queries or 1, -1) if shots is None else (-1, shots)
+    return rows.expand(*repeats, *x.shape[1:]).flatten(0, 1)
+
+
+def deployment(
+    *, side: int, support: Sequence[tuple[str, tuple[int, ...]]], logits_side: int, max_batch: int
+) -> Deployment:
+    """The two graphs of a few-shot segmentation model.
+
+    Args:
+        side: Side of the images.
+        support: Names and shapes, without the first axis, of what ``support`` gives and ``query`` takes.
+        logits_side: Side of the logits.
+        max_batch: The largest batch of images that an engine is given at once.
+    """
+    image = TensorSpec("image", "float32", ("N", 3, side, side))
+    mask = TensorSpec("mask", "float32", ("N", side, side))
+    return Deployment(
+        task="few_shot_segment",
+        graphs=(
+            Graph(
+                "support",
+                inputs=(image, mask),
+                outputs=tuple(TensorSpec(name, "float32", ("N", *shape)) for name, shape in support),
+            ),
+            Graph(
+                "query",
+                inputs=(image, *(TensorSpec(name, "float32", ("K", *shape)) for name, shape in support)),
+                outputs=(TensorSpec("logits", "float32", ("N", "K", 2, logits_side, logits_side)),),
+            ),
+        ),
+        preprocess=Preprocess(
+            height=side,
+            width=side,
+            color="RGB",
+            scale=1 / 255,
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            fit="stretch",
+            interpolation="linear",
+        ),
+        max_batch=max_batch,
+    )
+
+
+def official_learner(
+    state_dict: Mapping[str, Tensor], *, prefix: str, renames: Sequence[tuple[str, str]], constants: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """The learner's tensors of an official checkpoint, by our names.
+
+    Args:
+        state_dict: As published; a data-parallel wrapper's ``module.`` may lead every name. The backbone's tensors are
+            left out: they are the published ImageNet weights.
+        prefix: What leads the learner's names, such as ``"learner."``. Tensors without it are taken for the learner's
+            alone.
+        renames: Pairs of a regular expression and its replacement, applied in this order.
+        constants: Last parts of names of tensors that are computed from sizes and left out.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        short = name.removeprefix("module.")
+        if short.startswith("backbone.") or short.rpartition(".")[2] in constants:
+            continue
+        short = short.removeprefix(prefix)
+        for pattern, replacement in renames:
+            short = re.sub(pattern, replacement, short)
+        found[short] = tensor
+    return found
