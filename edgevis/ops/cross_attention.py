@@ -1,6 +1,7 @@
 """Channel cross-attention: one flow's channels gated by what another flow shows.
 
-Paper: the cross-attention fusion network for few-shot classification, equations 1 to 3.
+Paper: Tang et al., "Task-Specific Few-Shot Image Classification by Balancing Sample-Level and Class-Level
+Generalization", equations 1 to 3.
 Provenance: our own code from the paper.
 Licence: this file, as the rest of edgevis.
 """
