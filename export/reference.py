@@ -27,7 +27,7 @@ GOLDEN_ROWS = max(BATCH_SIZES)
 
 # A row of few-shot segmentation's support features is 50 MB; a build must neither need nor leave gigabytes.
 _MAX_GOLDEN_BYTES = 64 << 20
-_MAX_REFERENCE_BYTES = 512 << 20
+_MAX_REFERENCE_BYTES = 384 << 20
 
 _SHOTS = 1
 

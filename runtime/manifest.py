@@ -38,9 +38,11 @@ class GraphParity:
     Attributes:
         graph: The graph's name.
         batch_sizes: The batch sizes that were run.
-        max_relative_error: ``max |engine - torch| / max |torch|``.
+        max_relative_error: ``max |engine - torch| / max |torch|``, over all elements that did not flip.
         min_cosine: The smallest cosine between one row of the engine's output and of PyTorch's.
         mean_cosine: The mean of these cosines.
+        flipped: The share of elements that a rounding error decided otherwise, see
+            :attr:`runtime.spec.Graph.max_flipped`; 0 for a graph without such decisions.
     """
 
     graph: str
@@ -48,6 +50,7 @@ class GraphParity:
     max_relative_error: float
     min_cosine: float
     mean_cosine: float
+    flipped: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgevis.layers.masking import Maps, mask_maps
 from edgevis.layers.resnet import ResNet, resnet50, resnet101
 from runtime.errors import InputError, ModelError
-from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
+from runtime.spec import HYBRID_MASK_FLIPS, Deployment, Graph, Preprocess, TensorSpec
 
 Backbone = Literal["resnet50", "resnet101"]
 
@@ -128,6 +128,7 @@ def deployment(
                 "support",
                 inputs=(image, mask),
                 outputs=tuple(TensorSpec(name, "float32", ("N", *shape)) for name, shape in support),
+                max_flipped=HYBRID_MASK_FLIPS,
             ),
             Graph(
                 "query",
