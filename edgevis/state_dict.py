@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -11,20 +11,30 @@ from runtime.errors import WeightsError
 _LISTED = 6
 
 
-def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str, hint: str = "") -> None:
+def load_exactly(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+    hint: str = "",
+    name_in_checkpoint: Callable[[str], str] = str,
+) -> None:
     """Copy the tensors into the module; nothing is copied unless every one fits.
 
     Args:
         module: Takes the tensors. Missing ``num_batches_tracked`` counters are not an error: nothing that edgevis
             builds reads them.
-        tensors: By the names of ``module.state_dict()``; dtypes are cast to the module's.
+        tensors: By name; dtypes are cast to the module's.
         source: What the tensors are, as the message's first words.
         hint: How to mend it, as the message's last sentence.
+        name_in_checkpoint: From a name of ``module.state_dict()`` to the one among ``tensors``.
 
     Raises:
         WeightsError: Names or shapes differ; the message names them with expected and found shapes.
     """
-    expected = module.state_dict()
+    own = module.state_dict()
+    own_names = {name_in_checkpoint(name): name for name in own}
+    expected = {name: own[own_name] for name, own_name in own_names.items()}
     missing = [
         f"{name} {tuple(tensor.shape)}"
         for name, tensor in expected.items()
@@ -44,4 +54,4 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], *, source: st
     if problems:
         end = f". {hint}" if hint else ""
         raise WeightsError(f"{source} does not fit {type(module).__name__}: tensors {'. '.join(problems)}{end}")
-    module.load_state_dict(dict(tensors), strict=False)
+    module.load_state_dict({own_names[name]: tensor for name, tensor in tensors.items()}, strict=False)

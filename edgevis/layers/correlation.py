@@ -35,6 +35,8 @@ def unit_channels(features: Tensor, *, dim: int = 1) -> Tensor:
 def pair_correlation(query: Tensor, support: Tensor) -> Tensor:
     """Correlation of every query image with every support image, layer by layer, clamped at 0 from below.
 
+    Shapes are not checked: this is traced for export, with both batch sizes open.
+
     Args:
         query: (N, L, C, Q): L layers of N images, unit channels, Q places in row order.
         support: (K, L, C, S) likewise, of K shots.
@@ -44,6 +46,13 @@ def pair_correlation(query: Tensor, support: Tensor) -> Tensor:
     """
     products = query.transpose(-1, -2).unsqueeze(1) @ support.unsqueeze(0)  # (N, K, L, Q, S)
     return torch.relu(products.flatten(0, 1))
+
+
+def row_correlation(query: Tensor, support: Tensor) -> Tensor:
+    """Correlation of each query image with the support image of the same row: (B, L, C, Q), (B, L, C, S) ->
+    (B, L, Q, S).
+    """
+    return torch.relu(query.transpose(-1, -2) @ support)
 
 
 def correlation_pyramid(
