@@ -38,8 +38,8 @@ def masked_pyramid(extract: Callable[[Tensor], Maps], image: Tensor, mask: Tenso
     """The masked features of support images; the backbone runs only on what the kind of masking needs.
 
     Args:
-        extract: The frozen backbone: image (B, 3, H, W) to its feature maps. It runs once for ``fm`` and ``im``, twice
-            for the others.
+        extract: The frozen backbone: image (B, 3, H, W) to its feature maps. For ``hm``, ``add`` and ``reverse`` it
+            is given the images and the masked images as one batch of 2 B.
         image: (B, 3, H, W) float, normalised: where the mask makes it 0, that is the mean colour, not black.
         mask: (B, H, W) float, 1 on the object, 0 elsewhere.
         masking: See the head of this file.
@@ -57,8 +57,16 @@ def masked_pyramid(extract: Callable[[Tensor], Maps], image: Tensor, mask: Tenso
             f"mask is {tuple(mask.shape)} and image {tuple(image.shape)}; "
             "allowed: mask (B, H, W) of the batch and size of the image (B, 3, H, W)"
         )
-    features = None if masking == "im" else extract(image)
-    masked_image_features = None if masking == "fm" else extract(image * mask.unsqueeze(1))
+    if masking == "fm":
+        return mask_maps(extract(image), None, mask, masking=masking)
+    masked_image = image * mask.unsqueeze(1)
+    if masking == "im":
+        return mask_maps(None, extract(masked_image), mask, masking=masking)
+    # One pass over both: two would put the backbone's nodes into an exported graph twice.
+    both = [
+        [maps.reshape(2, -1, *maps.shape[1:]) for maps in stage] for stage in extract(torch.cat([image, masked_image]))
+    ]
+    features, masked_image_features = ([[maps[half] for maps in stage] for stage in both] for half in (0, 1))
     return mask_maps(features, masked_image_features, mask, masking=masking)
 
 
