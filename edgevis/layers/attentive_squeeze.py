@@ -18,9 +18,9 @@ from runtime.errors import InputError, ModelError
 
 Grid = tuple[int, int]
 
-# What the published code puts in place of a masked logit. Finite, so that a mask without any support place gives
-# uniform attention and no NaN.
-_MASKED = -1e9
+# A ceiling under which no logit that counts lies, and one that none reaches; the published code sets masked logits to
+# -1e9. Finite, and finite in float16 too, so that a mask without any support place gives uniform attention and no NaN.
+_MASKED, _SEEN = -3e4, 3e4
 
 
 class SqueezeAttention(nn.Module):
@@ -78,9 +78,9 @@ class SqueezeAttention(nn.Module):
             raise InputError(
                 f"the flags of the places to attend to have shape {tuple(attend.shape)}; allowed: (N, {key.shape[3]})"
             )
-        logits = query.transpose(2, 3) @ key
-        seen = attend.reshape(batch, 1, 1, -1) > 0
-        weights = torch.where(seen, logits, _MASKED).softmax(dim=-1)
+        # A ceiling and not a Where on the logits: they are the layer's largest tensor, and Min passes over it once.
+        ceiling = torch.where(attend > 0, _SEEN, _MASKED).reshape(batch, 1, 1, -1)
+        weights = torch.minimum(query.transpose(2, 3) @ key, ceiling).softmax(dim=-1)
         attended = value @ weights.transpose(2, 3)  # (N, Q * heads, hidden / heads, S')
         attended = attended.reshape(batch, query_places, -1, attended.shape[3]).transpose(1, 2)
         result = self.agg(attended)

@@ -8,13 +8,11 @@ Licence: this file, as the rest of edgevis.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
-from edgevis.layers.masking import Maps, mask_maps
 from edgevis.layers.resnet import ResNet, resnet50, resnet101
 from runtime.errors import InputError, ModelError
 from runtime.spec import HYBRID_MASK_FLIPS, Deployment, Graph, Preprocess, TensorSpec
@@ -60,33 +58,6 @@ class SupportQueryModel(nn.Module):
         """InputError unless the image is (N, 3, side, side)."""
         if image.dim() != 4 or tuple(image.shape[1:]) != (3, self.side, self.side):
             raise InputError(f"image is {tuple(image.shape)}; allowed: (N, 3, {self.side}, {self.side})")
-
-
-def hybrid_maps(extract: Callable[[Tensor], Maps], image: Tensor, mask: Tensor) -> Maps:
-    """Hybrid masking of support images; image and masked image pass the backbone as one batch.
-
-    One pass, because batch norms fold into their convolutions only where each weight has one use in the graph.
-
-    Args:
-        extract: The frozen backbone: image (B, 3, H, W) to its feature maps.
-        image: (N, 3, H, W) float32, normalised.
-        mask: (N, H, W) float32, 1 on the object, 0 elsewhere.
-
-    Returns:
-        The maps of N images.
-
-    Raises:
-        InputError: The mask is not of the image's batch and size.
-    """
-    if mask.dim() != 3 or mask.shape[0] != image.shape[0] or mask.shape[1:] != image.shape[2:]:
-        raise InputError(
-            f"mask is {tuple(mask.shape)} and image {tuple(image.shape)}; "
-            "allowed: mask (N, H, W) of the batch and size of the image (N, 3, H, W)"
-        )
-    both = extract(torch.stack((image, image * mask.unsqueeze(1)), dim=1).flatten(0, 1))
-    pairs = [[maps.reshape(-1, 2, *maps.shape[1:]) for maps in stage] for stage in both]
-    features, masked_image_features = ([[pair[:, part] for pair in stage] for stage in pairs] for part in (0, 1))
-    return mask_maps(features, masked_image_features, mask, masking="hm")
 
 
 def map_side(side: int, stage: int) -> int:

@@ -18,15 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.layers.attentive_squeeze import AttentiveSqueeze
-from edgevis.layers.correlation import pair_correlation, unit_channels
+from edgevis.layers.correlation import pair_correlation, row_correlation, unit_channels
 from edgevis.layers.grid_resize import resize_mask, resize_matrix
-from edgevis.layers.masking import Maps
+from edgevis.layers.masking import Maps, masked_pyramid
 from edgevis.layers.resize import resize
 from edgevis.models._support_query import (
     Backbone,
     SupportQueryModel,
     deployment,
-    hybrid_maps,
     map_side,
     official_learner,
     to_pairs,
@@ -104,7 +103,7 @@ class ASNetLearner(nn.Module):
         """Correlations to logits.
 
         Args:
-            correlations: Of stages 2, 3 and 4: (B, layers, Q, S), query places first.
+            correlations: Of stages 4, 3 and 2: (B, layers, Q, S), query places first.
             attend: (B, places) float32: for each of ``attend_sides`` the grid's places, 0 where the support mask is.
 
         Returns:
@@ -120,7 +119,7 @@ class ASNetLearner(nn.Module):
             )
         grids = torch.split(attend, [side * side for side in self.attend_sides], dim=1)
         flags = dict(zip(self.attend_sides, grids, strict=True))
-        two, three, four = correlations
+        four, three, two = correlations
         deep = _squeeze(self.encoder_layer4, four, self.support_sides[2], flags).mean(dim=3)
         middle = _squeeze(self.encoder_layer3, three, self.support_sides[1], flags)
         middle = middle + _query_resized(deep, self.query_sides[2], self.query_sides[1])
@@ -151,6 +150,11 @@ class ASNet(SupportQueryModel):
         super().__init__(backbone, side=side, width=width)
         _, two, three, four = self.backbone.depths
         sides = _sides(side)
+        if any(not 17 <= support <= 32 for support in _support_sides(sides)[:2]):
+            raise ModelError(
+                f"side is {side}; allowed for ASNet: 417, 449 and 481. Only there do its strides shrink the support "
+                "grids of stages 2 and 3 to the 2 x 2 places that it mixes"
+            )
         self.learner = ASNetLearner((two, three, four), sides, _support_sides(sides))
         for position, (inputs, outputs) in enumerate((side, attended) for attended in self.learner.attend_sides):
             self.register_buffer(f"attend_matrix{position}", resize_matrix(inputs, outputs), persistent=False)
@@ -163,45 +167,44 @@ class ASNet(SupportQueryModel):
             mask: (N, side, side) float32, 1 on the object, 0 elsewhere.
 
         Returns:
-            support_l2, support_l3, support_l4: (N, layers, channels, places) float32, unit channels, of stages 2, 3
-            and 4, those of stage 2 average-pooled; support_attend: (N, places) float32, see :class:`ASNetLearner`.
+            support_l4, support_l3, support_l2: (N, layers, channels, places) float32, unit channels, of stages 4, 3
+            and 2, those of stage 2 average-pooled; support_attend: (N, places) float32, see :class:`ASNetLearner`.
 
         Raises:
             InputError: A shape is another one.
         """
         self.check_image(image)
-        two, three, four = hybrid_maps(self._pooled_maps, image, mask)
+        two, three, four = masked_pyramid(self._pooled_maps, image, mask)
         attend = [
             resize_mask(mask, self.get_buffer(f"attend_matrix{position}")).flatten(1)
             for position in range(len(self.learner.attend_sides))
         ]
         # A flag and no weight, so that no precision rounds a small weight to 0.
         flags = (torch.cat(attend, dim=1) > 0).to(image.dtype)
-        return _unit(two), _unit(three), _unit(four), flags
+        return _unit(four), _unit(three), _unit(two), flags
 
     def query(
-        self, image: Tensor, support_l2: Tensor, support_l3: Tensor, support_l4: Tensor, support_attend: Tensor
+        self, image: Tensor, support_l4: Tensor, support_l3: Tensor, support_l2: Tensor, support_attend: Tensor
     ) -> Tensor:
         """Segment images by K shots, each alone.
 
         Args:
             image: (N, 3, side, side) float32, as for :meth:`support`.
-            support_l2: (K, layers, channels, places), what :meth:`support` gives.
+            support_l4: (K, layers, channels, places), what :meth:`support` gave for K shots.
             support_l3: Likewise.
-            support_l4: Likewise.
+            support_l2: Likewise.
             support_attend: (K, places), likewise.
 
         Returns:
             (N, K, 2, h, w) logits with twice the side of stage 2, 106 at the default side: background, object.
         """
         self.check_image(image)
-        queries, shots = image.shape[0], support_l2.shape[0]
-        correlations = [
-            pair_correlation(_unit(stage), support)
-            for stage, support in zip(self.backbone.features(image), (support_l2, support_l3, support_l4), strict=True)
-        ]
-        logits: Tensor = self.learner(correlations, to_pairs(support_attend, queries=queries))
-        return logits.reshape(queries, shots, *logits.shape[1:])
+        images, shots = image.shape[0], support_l4.shape[0]
+        queries = [_unit(maps) for maps in reversed(self.backbone.features(image))]
+        supports = (support_l4, support_l3, support_l2)
+        correlations = [pair_correlation(query, support) for query, support in zip(queries, supports, strict=True)]
+        logits: Tensor = self.learner(correlations, to_pairs(support_attend, queries=images))
+        return logits.reshape(images, shots, *logits.shape[1:])
 
     def forward(self, query_image: Tensor, support_image: Tensor, support_mask: Tensor) -> Tensor:
         """For training: row i of the queries with row i of the supports.
@@ -217,10 +220,8 @@ class ASNet(SupportQueryModel):
         with torch.no_grad():
             self.check_image(query_image)
             *supports, attend = self.support(support_image, support_mask)
-            correlations = [
-                torch.relu(_unit(stage).transpose(2, 3) @ support)
-                for stage, support in zip(self.backbone.features(query_image), supports, strict=True)
-            ]
+            queries = [_unit(maps) for maps in reversed(self.backbone.features(query_image))]
+            correlations = [row_correlation(query, support) for query, support in zip(queries, supports, strict=True)]
         logits: Tensor = self.learner(correlations, attend)
         return logits
 
@@ -322,7 +323,7 @@ def _deploy(module: nn.Module) -> Deployment:
 
 
 def _deployment(side: int, depths: Sequence[int], channels: Sequence[int], attend_sides: Sequence[int]) -> Deployment:
-    levels = zip((2, 3, 4), _support_sides(_sides(side)), strict=True)
+    levels = zip((4, 3, 2), reversed(_support_sides(_sides(side))), strict=True)
     support = [(f"support_l{stage}", (depths[stage - 1], channels[stage - 1], places**2)) for stage, places in levels]
     attend = ("support_attend", (sum(side * side for side in attend_sides),))
     return deployment(side=side, support=(*support, attend), logits_side=2 * map_side(side, 2), max_batch=_MAX_BATCH)
@@ -336,7 +337,7 @@ ENTRIES = (
         asnet_hm,
         DEPLOYMENT,
         "Kang, Cho: Integrative Few-Shot Learning for Classification and Segmentation, CVPR 2022; "
-        "Moon, Sohn, Zhou, et al.: HM: Hybrid Masking for Few-Shot Segmentation, ECCV 2022",
+        "Moon, Sohn, Zhou, Yoon, Pavlovic, Khan, Kapadia: HM: Hybrid Masking for Few-Shot Segmentation, ECCV 2022",
         "Apache-2.0",
         24_828_642,
         deploy=_deploy,

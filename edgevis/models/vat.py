@@ -1,7 +1,8 @@
 """VAT-HM: few-shot segmentation by a 4-D convolutional Swin transformer over correlations, with hybrid masking.
 
 Papers: Cho, Hong, Kim, "VAT: Cost Aggregation with 4D Convolutional Swin Transformer for Few-Shot Segmentation", ECCV
-2022; Moon, Sohn, Kim, et al., "HM: Hybrid Masking for Few-Shot Segmentation", ECCV 2022, section 3.3.
+2022; Moon, Sohn, Zhou, Yoon, Pavlovic, Khan, Kapadia, "HM: Hybrid Masking for Few-Shot Segmentation", ECCV 2022,
+section 3.3.
 Provenance: our own code. Sizes that the papers leave open, and the names that :func:`load_official_learner` reads, are
 facts taken from the published code (Seokju-Cho/Volumetric-Aggregation-Transformer, MIT).
 Licence: this file, as the rest of edgevis. No weights ship: they must be trained.
@@ -18,8 +19,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from edgevis.layers.correlation import pair_correlation, unit_channels
+from edgevis.layers.correlation import pair_correlation, row_correlation, unit_channels
 from edgevis.layers.grid_resize import resize_matrix, resize_query_grid
+from edgevis.layers.masking import masked_pyramid
 from edgevis.layers.pooled_conv4d import PooledBlock4d
 from edgevis.layers.resize import resize
 from edgevis.layers.swin import WindowTransformer
@@ -27,7 +29,6 @@ from edgevis.models._support_query import (
     Backbone,
     SupportQueryModel,
     deployment,
-    hybrid_maps,
     official_learner,
     to_pairs,
 )
@@ -182,7 +183,7 @@ class VATLearner(nn.Module):
         """Correlations and guides to logits.
 
         Args:
-            correlations: Of stages 2, 3 and 4: (B, L, g ** 2, g ** 2) with their grid's side g, query places first.
+            correlations: Of stages 4, 3 and 2: (B, L, g ** 2, g ** 2) with their grid's side g, query places first.
             guides: What :meth:`guides` gives, for B pairs.
 
         Returns:
@@ -192,10 +193,10 @@ class VATLearner(nn.Module):
             InputError: The correlations have other shapes.
         """
         if len(correlations) != 3:
-            raise InputError(f"{len(correlations)} correlations; allowed: 3, of stages 2, 3 and 4")
+            raise InputError(f"{len(correlations)} correlations; allowed: 3, of stages 4, 3 and 2")
         coarse: Tensor | None = None
         matrices = (None, self.get_buffer("to_level3"), self.get_buffer("to_level2"))
-        levels = zip(self.encoders, self.transformers, reversed(correlations), matrices, strict=True)
+        levels = zip(self.encoders, self.transformers, correlations, matrices, strict=True)
         for encoder, transformer, correlation, matrix in levels:
             tokens = encoder(correlation)
             if coarse is not None and matrix is not None:
@@ -246,38 +247,37 @@ class VAT(SupportQueryModel):
             mask: (N, side, side) float32, 1 on the object, 0 elsewhere.
 
         Returns:
-            support_l2, support_l3, support_l4: (N, layers, channels, places) float32, unit channels, of stages 2, 3
-            and 4 at grids of side 64, 32 and 16.
+            support_l4, support_l3, support_l2: (N, layers, channels, places) float32, unit channels, of stages 4, 3
+            and 2 at grids of side 16, 32 and 64.
 
         Raises:
             InputError: A shape is another one.
         """
         self.check_image(image)
-        two, three, four = hybrid_maps(self.backbone.features, image, mask)
-        return self._unit(two, 2), self._unit(three, 3), self._unit(four, 4)
+        two, three, four = masked_pyramid(self.backbone.features, image, mask)
+        return self._unit(four, 4), self._unit(three, 3), self._unit(two, 2)
 
-    def query(self, image: Tensor, support_l2: Tensor, support_l3: Tensor, support_l4: Tensor) -> Tensor:
+    def query(self, image: Tensor, support_l4: Tensor, support_l3: Tensor, support_l2: Tensor) -> Tensor:
         """Segment images by K shots, each alone.
 
         Args:
             image: (N, 3, side, side) float32, as for :meth:`support`.
-            support_l2: (K, layers, channels, places), what :meth:`support` gives.
+            support_l4: (K, layers, channels, places), what :meth:`support` gave for K shots.
             support_l3: Likewise.
-            support_l4: Likewise.
+            support_l2: Likewise.
 
         Returns:
             (N, K, 2, 128, 128) logits: background, object.
         """
-        shots = support_l2.shape[0]
-        maps = self._query_maps(image)
+        shots = support_l4.shape[0]
+        one, two, three, four = self._query_maps(image)
         guides = [
             None if guide is None else to_pairs(guide, shots=shots)
-            for guide in self.learner.guides([stage[-1] for stage in maps[:3]])
+            for guide in self.learner.guides((one[-1], two[-1], three[-1]))
         ]
-        correlations = [
-            pair_correlation(self._unit(stage, number), support)
-            for number, stage, support in zip((2, 3, 4), maps[1:], (support_l2, support_l3, support_l4), strict=True)
-        ]
+        queries = (self._unit(four, 4), self._unit(three, 3), self._unit(two, 2))
+        supports = (support_l4, support_l3, support_l2)
+        correlations = [pair_correlation(query, support) for query, support in zip(queries, supports, strict=True)]
         logits: Tensor = self.learner(correlations, guides)
         return logits.reshape(image.shape[0], shots, *logits.shape[1:])
 
@@ -294,12 +294,10 @@ class VAT(SupportQueryModel):
         """
         with torch.no_grad():
             supports = self.support(support_image, support_mask)
-            maps = self._query_maps(query_image)
-            correlations = [
-                torch.relu(self._unit(stage, number).transpose(2, 3) @ support)
-                for number, stage, support in zip((2, 3, 4), maps[1:], supports, strict=True)
-            ]
-        logits: Tensor = self.learner(correlations, self.learner.guides([stage[-1] for stage in maps[:3]]))
+            one, two, three, four = self._query_maps(query_image)
+            queries = (self._unit(four, 4), self._unit(three, 3), self._unit(two, 2))
+            correlations = [row_correlation(query, support) for query, support in zip(queries, supports, strict=True)]
+        logits: Tensor = self.learner(correlations, self.learner.guides((one[-1], two[-1], three[-1])))
         return logits
 
     def _query_maps(self, image: Tensor) -> list[list[Tensor]]:
@@ -308,10 +306,14 @@ class VAT(SupportQueryModel):
 
     def _unit(self, maps: Sequence[Tensor], stage: int) -> Tensor:
         """Maps (N, C, h, w) of one stage -> (N, layers, C, places) at the stage's grid, unit channels."""
-        side = self.learner.grids[4 - stage]
-        layers = torch.stack(list(maps), dim=1)
-        resized = resize(layers.flatten(0, 1), (side, side))
-        return unit_channels(resized.reshape(*layers.shape[:3], side * side), dim=2)
+        return unit_channels(at_grid(maps, self.learner.grids[4 - stage]), dim=2)
+
+
+def at_grid(maps: Sequence[Tensor], side: int) -> Tensor:
+    """Maps (N, C, h, w) of one size, resized to ``side`` and stacked: (N, layers, C, side ** 2)."""
+    layers = torch.stack(list(maps), dim=1)
+    resized = resize(layers.flatten(0, 1), (side, side))
+    return resized.reshape(*layers.shape[:3], side * side)
 
 
 def load_official_learner(model: VAT, state_dict: Mapping[str, Tensor]) -> None:
@@ -342,7 +344,10 @@ def load_official_learner(model: VAT, state_dict: Mapping[str, Tensor]) -> None:
     )
     load_exactly(
         model.learner,
-        tensors,
+        {
+            name: tensor.unsqueeze(4) if name.endswith("query_conv.weight") and tensor.dim() == 4 else tensor
+            for name, tensor in tensors.items()
+        },
         source="the official state dict",
         hint="Create the model with the backbone and the variant that the checkpoint was trained with",
     )
@@ -366,7 +371,7 @@ def _deploy(module: nn.Module) -> Deployment:
 def _deployment(side: int, depths: Sequence[int], channels: Sequence[int], grid: int) -> Deployment:
     support = tuple(
         (f"support_l{stage}", (depths[stage - 1], channels[stage - 1], (grid * 2 ** (4 - stage)) ** 2))
-        for stage in (2, 3, 4)
+        for stage in (4, 3, 2)
     )
     return deployment(side=side, support=support, logits_side=8 * grid, max_batch=_MAX_BATCH)
 
@@ -379,7 +384,8 @@ ENTRIES = (
         vat_hm,
         DEPLOYMENT,
         "Cho, Hong, Kim: VAT: Cost Aggregation with 4D Convolutional Swin Transformer for Few-Shot Segmentation, "
-        "ECCV 2022; Moon, Sohn, Kim, et al.: HM: Hybrid Masking for Few-Shot Segmentation, ECCV 2022",
+        "ECCV 2022; Moon, Sohn, Zhou, Yoon, Pavlovic, Khan, Kapadia: HM: Hybrid Masking for Few-Shot Segmentation, "
+        "ECCV 2022",
         "Apache-2.0",
         26_688_986,
         deploy=_deploy,
