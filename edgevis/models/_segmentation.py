@@ -1,0 +1,95 @@
+"""What the models of the task ``segment`` share: their options and their deployment.
+
+Provenance: our own code.
+Licence: this file, as the rest of edgevis.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from runtime.errors import InputError, ModelError
+from runtime.spec import MAX_SIDE, Deployment, Graph, Preprocess, TensorSpec
+
+SIDE = 256
+_MAX_BATCH = 8
+_MAX_CLASSES = 1000
+
+
+class SegmentationModel(nn.Module):
+    """A model with one graph ``segment``: image (N, in_channels, side, side) -> logits (N, classes, side, side).
+
+    Args:
+        in_channels: 1 for grey images, 3 for RGB.
+        classes: Number of maps; each is a class of its own, which may overlap with others.
+        side: Side of the square images.
+        multiple: What the side must be a multiple of.
+
+    Raises:
+        ModelError: An option is not as described.
+    """
+
+    def __init__(self, *, in_channels: int, classes: int, side: int, multiple: int) -> None:
+        super().__init__()
+        if in_channels not in (1, 3):
+            raise ModelError(f"in_channels is {in_channels}; allowed: 1 for grey images, 3 for RGB")
+        if not 1 <= classes <= _MAX_CLASSES:
+            raise ModelError(f"classes is {classes}; allowed: 1 to {_MAX_CLASSES}")
+        if not multiple <= side <= MAX_SIDE or side % multiple:
+            raise ModelError(f"side is {side}; allowed: multiples of {multiple} from {multiple} to {MAX_SIDE}")
+        self.in_channels, self.classes, self.side, self.multiple = in_channels, classes, side, multiple
+
+    def segment(self, image: Tensor) -> Tensor:
+        """The graph ``segment``; a model's :meth:`forward` computes it.
+
+        From image (N, in_channels, side, side) float32 to logits (N, classes, side, side) float32.
+        """
+        logits: Tensor = self(image)
+        return logits
+
+    def check_image(self, image: Tensor) -> None:
+        """InputError unless the image is (N, in_channels, H, W) with sides that are such multiples."""
+        if (
+            image.ndim != 4
+            or image.shape[1] != self.in_channels
+            or any(size % self.multiple for size in image.shape[2:])
+        ):
+            raise InputError(
+                f"image has shape {tuple(image.shape)}; the model takes (N, {self.in_channels}, H, W), "
+                f"H and W multiples of {self.multiple}"
+            )
+
+
+def deployment(*, in_channels: int = 1, classes: int = 1, side: int = SIDE, max_flipped: float = 0.0) -> Deployment:
+    """The deployment for these options: one label for each class, ``object`` or ``class-1`` and so on."""
+    return Deployment(
+        task="segment",
+        graphs=(
+            Graph(
+                "segment",
+                inputs=(TensorSpec("image", "float32", ("N", in_channels, side, side)),),
+                outputs=(TensorSpec("logits", "float32", ("N", classes, side, side)),),
+                max_flipped=max_flipped,
+            ),
+        ),
+        preprocess=Preprocess(
+            height=side,
+            width=side,
+            color="GRAY" if in_channels == 1 else "RGB",
+            mean=(0.5,) * in_channels,
+            std=(0.25,) * in_channels,
+            fit="stretch",
+        ),
+        postprocess={
+            "labels": ["object"] if classes == 1 else [f"class-{index}" for index in range(1, classes + 1)],
+            "threshold": 0.5,
+        },
+        max_batch=_MAX_BATCH,
+    )
+
+
+def deployment_of(module: nn.Module, *, max_flipped: float = 0.0) -> Deployment:
+    """The deployment of a model that was built with any options."""
+    if not isinstance(module, SegmentationModel):
+        raise ModelError(f"a {type(module).__name__} is no model of the task 'segment'")
+    return deployment(in_channels=module.in_channels, classes=module.classes, side=module.side, max_flipped=max_flipped)

@@ -1,0 +1,130 @@
+"""Residual U-Net: segmentation of slices, trained with bounding boxes only (``edgevis.losses.BoxTightnessLoss``).
+
+Paper: Wang, Xia, "Bounding Box Tightness Prior for Weakly Supervised Image Segmentation", MICCAI 2021, section 3.2:
+"a residual version of UNet", which it takes from Kervadec, Dolz, Wang, Granger, Ben Ayed, "Bounding Boxes for Weakly
+Supervised Segmentation: Global Constraints Get Close to Full Supervision", MIDL 2020, and uses for prostates
+(PROMISE12).
+Provenance: our own code, after the structure of the network that both papers' authors released; parameter names are
+ours.
+Licence: this file, as the rest of edgevis. No weights ship: they must be trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgevis.models._segmentation import SIDE, SegmentationModel, deployment, deployment_of
+from edgevis.models.entry import ModelEntry
+
+_WIDTHS = (32, 64, 128, 256)
+_BRIDGE = 512
+
+Activation = Callable[[], nn.Module]
+
+
+def _leaky() -> nn.Module:
+    return nn.LeakyReLU(0.2)
+
+
+class ConvBN(nn.Sequential):
+    """A 3x3 convolution with bias, batch norm and, if given, an activation: (N, C, h, w) -> (N, outputs, h, w)."""
+
+    def __init__(self, inputs: int, outputs: int, activation: Activation | None) -> None:
+        layers = [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs)]
+        super().__init__(*layers, *([] if activation is None else [activation()]))
+
+
+class ResidualUnit(nn.Module):
+    """One convolution, three with a shortcut around them, one more: (N, C, h, w) -> (N, outputs, h, w)."""
+
+    def __init__(self, inputs: int, outputs: int, activation: Activation) -> None:
+        super().__init__()
+        self.first = ConvBN(inputs, outputs, activation)
+        self.residual = nn.Sequential(
+            ConvBN(outputs, outputs, activation), ConvBN(outputs, outputs, activation), ConvBN(outputs, outputs, None)
+        )
+        self.last = ConvBN(outputs, outputs, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        result: Tensor = self.last(x + self.residual(x))
+        return result
+
+
+class ResidualUNet(SegmentationModel):
+    """Four stages of 32, 64, 128 and 256 channels down, a bridge of 512, four stages up.
+
+    Input: image (N, in_channels, side, side) float32; grey, or RGB, scaled to mean 0.5 and standard deviation 0.25.
+    (The paper's code scales each image by its own mean and standard deviation, which no camera pipeline does.)
+    Output of :meth:`segment` and ``forward``: logits (N, classes, side, side) float32; the runtime applies the sigmoid,
+    and so must training before ``BoxTightnessLoss``.
+
+    On the way up the encoder's map is averaged with the enlarged one, not concatenated.
+
+    Args:
+        in_channels: 1 for grey images, 3 for RGB.
+        classes: Number of maps; each is a class of its own.
+        side: Side of the square images, a multiple of 16.
+
+    Raises:
+        ModelError: An option is not as described.
+    """
+
+    def __init__(self, *, in_channels: int = 1, classes: int = 1, side: int = SIDE) -> None:
+        super().__init__(in_channels=in_channels, classes=classes, side=side, multiple=2 ** len(_WIDTHS))
+        inputs = (in_channels, *_WIDTHS[:-1])
+        self.down = nn.ModuleList(ResidualUnit(i, o, _leaky) for i, o in zip(inputs, _WIDTHS, strict=True))
+        self.bridge = ResidualUnit(_WIDTHS[-1], _BRIDGE, _leaky)
+        widths = _WIDTHS[::-1]
+        self.enlarge = nn.ModuleList(
+            nn.Sequential(
+                nn.ConvTranspose2d(i, o, 3, stride=2, padding=1, output_padding=1), nn.BatchNorm2d(o), nn.ReLU()
+            )
+            for i, o in zip((_BRIDGE, *widths[:-1]), widths, strict=True)
+        )
+        self.up = nn.ModuleList(ResidualUnit(width, width, nn.ReLU) for width in widths)
+        self.output = nn.Conv2d(_WIDTHS[0], classes, 3, padding=1)
+        for module in self.modules():
+            if type(module) is nn.Conv2d:
+                nn.init.normal_(module.weight, std=math.sqrt(2 / (9 * module.out_channels)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The same as :meth:`segment`.
+
+        Raises:
+            InputError: The image's channels or sides do not fit.
+        """
+        self.check_image(image)
+        x, maps = image, []
+        for unit in self.down:
+            maps.append(unit(x))
+            x = functional.max_pool2d(maps[-1], 2)
+        x = self.bridge(x)
+        for enlarge, unit, skip in zip(self.enlarge, self.up, reversed(maps), strict=True):
+            x = unit((enlarge(x) + skip) / 2)
+        logits: Tensor = self.output(x)
+        return logits
+
+
+def residual_unet(*, in_channels: int = 1, classes: int = 1, side: int = SIDE) -> ResidualUNet:
+    """A residual U-Net; see :class:`ResidualUNet` for the options."""
+    return ResidualUNet(in_channels=in_channels, classes=classes, side=side)
+
+
+DEPLOYMENT = deployment()
+
+ENTRIES = (
+    ModelEntry(
+        "residual-unet",
+        residual_unet,
+        DEPLOYMENT,
+        "Wang, Xia: Bounding Box Tightness Prior for Weakly Supervised Image Segmentation, MICCAI 2021",
+        "Apache-2.0",
+        19_644_961,
+        deploy=deployment_of,
+    ),
+)
