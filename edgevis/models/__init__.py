@@ -14,6 +14,7 @@ import importlib
 import inspect
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -30,12 +31,14 @@ from runtime.spec import Deployment
 
 __all__ = [
     "ModelEntry",
+    "ParameterCounts",
     "create",
     "deployment_of",
     "entry",
     "load_weights",
     "module_from",
     "names",
+    "parameter_counts",
     "parameters",
     "shipped_weights",
 ]
@@ -95,6 +98,29 @@ def deployment_of(declared: ModelEntry, module: nn.Module) -> Deployment:
 def parameters(model: nn.Module) -> int:
     """The number of parameters, trainable and frozen. Batch norm's weight and bias count, its statistics do not."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """Parameters of one model.
+
+    Attributes:
+        total: All of them.
+        trainable: Those that are not frozen.
+        without_classifier: All but the heads over the training classes, which no exported graph runs.
+    """
+
+    total: int
+    trainable: int
+    without_classifier: int
+
+
+def parameter_counts(declared: ModelEntry, module: nn.Module) -> ParameterCounts:
+    """How many parameters a module has, by what they are for."""
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    heads = sum(size for name, size in sizes.items() if name.startswith(declared.classifier))
+    trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    return ParameterCounts(sum(sizes.values()), trainable, sum(sizes.values()) - heads)
 
 
 def shipped_weights(name: str) -> Path | None:

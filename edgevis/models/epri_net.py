@@ -10,6 +10,7 @@ Licence: this file, as the rest of edgevis. No weights ship: they must be traine
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from edgevis.layers.efficientnet import HEAD_CHANNELS, EfficientNetB0
 from edgevis.layers.position_attention import PositionAttention
-from edgevis.models.entry import ModelEntry
+from edgevis.models.entry import ModelEntry, PaperCount
 from runtime.errors import ModelError
 from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
 
@@ -249,17 +250,28 @@ def epri_net_pam(*, num_identities: int = 751) -> EPRINet:
 
 _PAPER = "Lin, Zhang, Chen, Wu, Zhou: Efficient Person Re-Identification with Multi-Scale Feature Fusion, table II"
 
-ENTRIES = (
-    ModelEntry("epri-net", epri_net, DEPLOYMENT, _PAPER, "Apache-2.0", 7_413_149),
-    ModelEntry("epri-net-baseline", epri_net_baseline, _deployment(HEAD_CHANNELS), _PAPER, "Apache-2.0", 4_971_388),
-    ModelEntry(
-        "epri-net-fpb",
-        epri_net_fpb,
-        _deployment(HEAD_CHANNELS + _STRIPES * PYRAMID_CHANNELS),
+
+# Necks and classifiers only serve the losses.
+_CLASSIFIERS = ("classifier", "neck")
+
+
+def _entry(name: str, build: Callable[..., EPRINet], embedding: int, parameters: int, printed: str) -> ModelEntry:
+    return ModelEntry(
+        name,
+        build,
+        _deployment(embedding),
         _PAPER,
         "Apache-2.0",
-        6_563_388,
-    ),
-    ModelEntry("epri-net-pfpb", epri_net_pfpb, DEPLOYMENT, _PAPER, "Apache-2.0", 7_393_468),
-    ModelEntry("epri-net-pam", epri_net_pam, _deployment(HEAD_CHANNELS), _PAPER, "Apache-2.0", 4_991_069),
+        parameters,
+        classifier=_CLASSIFIERS,
+        printed=PaperCount(f"{printed} M", round(float(printed) * 1_000_000), "total", "table II"),
+    )
+
+
+ENTRIES = (
+    _entry("epri-net", epri_net, EMBEDDING, 7_413_149, "7.41"),
+    _entry("epri-net-baseline", epri_net_baseline, HEAD_CHANNELS, 4_971_388, "4.97"),
+    _entry("epri-net-fpb", epri_net_fpb, HEAD_CHANNELS + _STRIPES * PYRAMID_CHANNELS, 6_563_388, "6.56"),
+    _entry("epri-net-pfpb", epri_net_pfpb, EMBEDDING, 7_393_468, "7.39"),
+    _entry("epri-net-pam", epri_net_pam, HEAD_CHANNELS, 4_991_069, "4.99"),
 )

@@ -118,5 +118,6 @@ ENTRIES = (
         paper="Sandler et al.: MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018",
         licence="Apache-2.0",
         parameters=3_504_872,
+        classifier=("classifier.",),
     ),
 )

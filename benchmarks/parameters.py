@@ -1,0 +1,153 @@
+"""Every model's parameters beside what its paper prints, and its arithmetic: ``python -m benchmarks.parameters``.
+
+Floating-point operations are PyTorch's count of the graph's convolutions and matrix products, a multiplication and an
+addition being two; they are counted on shapes alone, so that nothing is computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgevis import EdgevisError, models
+from edgevis.models import ModelEntry
+from runtime.arrays import atomic_write
+from runtime.jsondata import to_json
+from runtime.spec import Graph
+from runtime.text import markdown_table, text_table
+
+# What a model's options offer besides its default build: the papers' other backbones and data sets.
+VARIANTS: Mapping[str, Sequence[Mapping[str, str]]] = {
+    "hsnet-hm": ({"backbone": "resnet101"},),
+    "vat-hm": (
+        {"backbone": "resnet101"},
+        {"variant": "coco"},
+        {"variant": "coco", "backbone": "resnet101"},
+        {"variant": "fss"},
+        {"variant": "fss", "backbone": "resnet101"},
+    ),
+    "asnet-hm": ({"backbone": "resnet101"},),
+}
+HEADERS = ("model", "total", "trainable", "without classifier", "paper prints", "difference", "GFLOPs")
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """One row.
+
+    Attributes:
+        model: The name, and options that are not the default ones.
+        task: What it does.
+        total, trainable, without_classifier: Parameters; see :class:`edgevis.models.ParameterCounts`.
+        printed: As the paper prints it; None where it prints none.
+        printed_in: Where.
+        difference: Ours less the printed number, of what the paper counts.
+        gflops: Of one image, graph by graph; few-shot segmentation runs ``support`` when it enrols a shot and
+            ``query`` on each frame, with one shot.
+        input: The image's shape.
+    """
+
+    model: str
+    task: str
+    total: int
+    trainable: int
+    without_classifier: int
+    printed: str | None
+    printed_in: str | None
+    difference: int | None
+    gflops: dict[str, float]
+    input: tuple[int | str, ...]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Count, print and, where told, save."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.parameters", description=__doc__)
+    parser.add_argument("--model", metavar="NAME", action="append", help="only this one; may be repeated")
+    parser.add_argument("--output", metavar="DIR", type=Path, help="also write parameters.md and parameters.json there")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args(argv)
+    try:
+        counts = [count for name in arguments.model or models.names() for count in _counts(name)]
+        if arguments.output is not None:
+            arguments.output.mkdir(parents=True, exist_ok=True)
+            rows = [_cells(count) for count in counts]
+            _write(arguments.output / "parameters.md", markdown_table(HEADERS, rows))
+            _write(arguments.output / "parameters.json", json.dumps(to_json(counts), indent=2))
+    except (EdgevisError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if arguments.json:
+        print(json.dumps(to_json(counts), indent=2))
+    else:
+        print(text_table(HEADERS, [_cells(count) for count in counts]))
+    return 0
+
+
+def _counts(name: str) -> list[Count]:
+    return [count_of(models.entry(name), options) for options in ({}, *VARIANTS.get(name, ()))]
+
+
+def count_of(entry: ModelEntry, options: Mapping[str, str]) -> Count:
+    """One model's row; it is built on PyTorch's ``meta`` device, which has shapes and no memory."""
+    with torch.device("meta"):
+        module = models.module_from(entry, options)
+    module = module.to("meta")
+    counts = models.parameter_counts(entry, module)
+    deployment = models.deployment_of(entry, module)
+    printed = entry.printed if not options else None
+    ours = {
+        "total": counts.total,
+        "without classifier": counts.without_classifier,
+        "trainable": counts.trainable,
+    }
+    return Count(
+        model=" ".join([entry.name, *(f"{key}={value}" for key, value in options.items())]),
+        task=deployment.task,
+        total=counts.total,
+        trainable=counts.trainable,
+        without_classifier=counts.without_classifier,
+        printed=printed.text if printed else None,
+        printed_in=printed.source if printed else None,
+        difference=ours[printed.counted] - printed.parameters if printed else None,
+        gflops={graph.name: round(_flops(module, graph) / 1e9, 3) for graph in deployment.graphs},
+        input=deployment.preprocess.input.shape,
+    )
+
+
+def _flops(module: nn.Module, graph: Graph) -> int:
+    inputs = [
+        torch.zeros([1 if isinstance(size, str) else size for size in tensor.shape], device="meta")
+        for tensor in graph.inputs
+    ]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        getattr(module, graph.name)(*inputs)
+    return int(counter.get_total_flops())
+
+
+def _cells(count: Count) -> tuple[str, ...]:
+    return (
+        count.model,
+        f"{count.total:,}",
+        f"{count.trainable:,}",
+        f"{count.without_classifier:,}",
+        f"{count.printed} ({count.printed_in})" if count.printed else "–",
+        "–" if count.difference is None else f"{count.difference:+,}",
+        ", ".join(f"{graph} {value:.2f}" for graph, value in count.gflops.items()),
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(f"{text.rstrip()}\n".encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
