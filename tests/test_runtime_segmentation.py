@@ -1,0 +1,470 @@
+"""The tasks that make maps, on real engines: a few-shot model that finds a colour, and one with fixed classes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from edgevis import (
+    EdgevisError,
+    EnrolmentError,
+    EnrolmentMismatchError,
+    InputError,
+    Predictor,
+    SchemaError,
+    Segmentation,
+    SourceError,
+    UnknownLabelError,
+)
+from edgevis.cli import main
+from runtime.bundle import write_bundle
+from runtime.manifest import EngineRecord, GraphParity, Manifest, Proof, Weights
+from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
+
+from bundles import Array, edited_manifest, installed, write_model
+
+pytestmark = pytest.mark.skipif(not installed("onnx"), reason="onnx makes the graphs of these tests")
+
+SIDE = 32
+PLAIN = Preprocess(SIDE, SIDE, "BGR")
+IMAGE = TensorSpec("image", "float32", ("N", 3, SIDE, SIDE))
+FEW_SHOT = Deployment(
+    "few_shot_segment",
+    (
+        Graph(
+            "support",
+            (IMAGE, TensorSpec("mask", "float32", ("N", SIDE, SIDE))),
+            (TensorSpec("support_mean", "float32", ("N", 3)), TensorSpec("support_area", "float32", ("N", 1, 1))),
+        ),
+        Graph(
+            "query",
+            (
+                IMAGE,
+                TensorSpec("support_mean", "float32", ("K", 3)),
+                TensorSpec("support_area", "float32", ("K", 1, 1)),
+            ),
+            (TensorSpec("logits", "float32", ("N", "K", 2, SIDE, SIDE)),),
+        ),
+    ),
+    PLAIN,
+    max_batch=4,
+)
+GREY = Preprocess(SIDE, SIDE, "GRAY")
+FIXED = Deployment(
+    "segment",
+    (
+        Graph(
+            "segment",
+            (GREY.input,),
+            (TensorSpec("logits", "float32", ("N", 2, SIDE, SIDE)),),
+        ),
+    ),
+    GREY,
+    {"labels": ["bright", "dark"], "threshold": 0.6},
+    max_batch=4,
+)
+BACKENDS = [
+    "onnxruntime",
+    pytest.param("openvino", marks=pytest.mark.skipif(not installed("openvino"), reason="openvino is not installed")),
+]
+RED, GREEN, WHITE = (40, 40, 230), (40, 220, 40), (250, 250, 250)
+
+
+def few_shot_onnx() -> dict[str, Any]:
+    """``support``: the mean colour under the mask. ``query``: object where a pixel is closer than 0.4 to that."""
+    support = [
+        ("Unsqueeze", ["mask", "one"], "planes"),
+        ("Mul", ["image", "planes"], "seen"),
+        ("ReduceSum", ["seen", "places"], "sum"),
+        ("ReduceSum", ["planes", "places"], "count"),
+        ("Div", ["sum", "count"], "support_mean"),
+        ("Unsqueeze", ["count", "one"], "support_area"),
+    ]
+    query = [
+        ("Unsqueeze", ["image", "one"], "images"),
+        ("Unsqueeze", ["support_mean", "places"], "colours"),
+        ("Sub", ["images", "colours"], "apart"),
+        ("Mul", ["apart", "apart"], "squares"),
+        ("ReduceSum", ["squares", "two"], "distance"),
+        ("Mul", ["support_area", "zero"], "nothing"),
+        ("Sub", ["limit", "nothing"], "flat_limits"),
+        ("Unsqueeze", ["flat_limits", "last"], "limits"),
+        ("Sub", ["limits", "distance"], "margin"),
+        ("Mul", ["margin", "steep"], "object"),
+        ("Mul", ["object", "zero"], "background"),
+        ("Concat", ["background", "object"], "logits"),
+    ]
+    return {graph.name: _onnx(graph, nodes) for graph, nodes in zip(FEW_SHOT.graphs, (support, query), strict=True)}
+
+
+def fixed_onnx() -> dict[str, Any]:
+    """``bright`` where a pixel is above 0.7, ``dark`` where it is below 0.2."""
+    nodes = [
+        ("Sub", ["image", "high"], "above"),
+        ("Sub", ["low", "image"], "below"),
+        ("Concat", ["above", "below"], "both"),
+        ("Mul", ["both", "steep"], "logits"),
+    ]
+    return {"segment": _onnx(FIXED.graphs[0], nodes, axis=1)}
+
+
+def _onnx(graph: Graph, nodes: list[tuple[str, list[str], str]], *, axis: int = 2) -> Any:
+    from onnx import TensorProto, checker, helper, numpy_helper
+
+    constants = {
+        "one": np.array([1]),
+        "two": np.array([2]),
+        "last": np.array([3]),
+        "places": np.array([2, 3]),
+        "zero": np.float32(0),
+        "limit": np.float32(0.16),
+        "steep": np.float32(40),
+        "high": np.float32(0.7),
+        "low": np.float32(0.2),
+    }
+
+    def values(tensors: tuple[TensorSpec, ...]) -> list[Any]:
+        return [helper.make_tensor_value_info(item.name, TensorProto.FLOAT, item.shape) for item in tensors]
+
+    made = []
+    for operator, inputs, output in nodes:
+        attributes: dict[str, int] = {"axis": axis} if operator == "Concat" else {}
+        if operator == "ReduceSum":
+            attributes = {"keepdims": int(output == "distance")}
+            if output == "count":
+                inputs = [inputs[0], "places"]
+        made.append(helper.make_node(operator, inputs, [output], **attributes))
+    used = {name for _, inputs, _ in nodes for name in inputs}
+    model = helper.make_model(
+        helper.make_graph(
+            made,
+            graph.name,
+            values(graph.inputs),
+            values(graph.outputs),
+            [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items() if name in used],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    checker.check_model(model, full_check=False)
+    return model
+
+
+def write(path: Path, deployment: Deployment, models: Mapping[str, Any], backend: str) -> Path:
+    def fill(folder: Path) -> Manifest:
+        files = {}
+        for name, model in models.items():
+            place = folder / "engines" / f"{backend}-fp32"
+            place.mkdir(parents=True, exist_ok=True)
+            files[name] = write_model(place / f"{name}.onnx", model, backend).relative_to(folder).as_posix()
+        proof = Proof(True, "none", "drawn", tuple(GraphParity(name, (1,), 0.0, 1.0, 1.0) for name in models))
+        return Manifest(
+            name=path.stem,
+            model="colours",
+            target="cpu",
+            deployment=deployment,
+            encoder_identity="1d" * 32,
+            weights=Weights(True, "written by hand", "0" * 64),
+            parameters=0,
+            engines=(EngineRecord(backend, "fp32", "cpu", files, 1.0, proof),),
+            files={},
+        )
+
+    write_bundle(path, fill)
+    return path
+
+
+@pytest.fixture(params=BACKENDS)
+def few_shot(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return write(tmp_path / "colours.edgevis", FEW_SHOT, few_shot_onnx(), request.param)
+
+
+@pytest.fixture(params=BACKENDS)
+def fixed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return write(tmp_path / "levels.edgevis", FIXED, fixed_onnx(), request.param)
+
+
+def scene(*squares: tuple[tuple[int, int, int], int, int], height: int = 64, width: int = 96) -> Array:
+    """A grey picture with squares of 16 pixels: colour, top, left."""
+    image = np.full((height, width, 3), 120, np.uint8)
+    for color, top, left in squares:
+        image[top : top + 16, left : left + 16] = color
+    return image
+
+
+def square(top: int, left: int, height: int = 64, width: int = 96) -> Array:
+    mask = np.zeros((height, width), bool)
+    mask[top : top + 16, left : left + 16] = True
+    return mask
+
+
+def overlap(found: Array, wanted: Array) -> float:
+    return float((found & wanted).sum() / (found | wanted).sum())
+
+
+def test_an_object_is_found_by_one_mask(few_shot: Path) -> None:
+    with Predictor(few_shot) as predictor:
+        predictor.enroll("red", scene((RED, 8, 8)), masks=square(8, 8))
+        assert predictor.labels == ("red",)
+        result = predictor.predict(scene((GREEN, 4, 4), (RED, 40, 64)))
+        assert isinstance(result, Segmentation)
+        assert result.mask.dtype == np.bool_
+        assert result.probability.dtype == np.float32
+        assert result.label_map.dtype == np.int16
+        assert overlap(result.mask, square(40, 64)) > 0.7
+        np.testing.assert_array_equal(result.mask, result.mask_of("red"))
+        np.testing.assert_array_equal(result.mask, result.probability > 0.5)
+        assert not predictor.predict(scene((GREEN, 4, 4))).mask.any()
+
+
+def test_labels_stay_apart_and_can_be_forgotten(few_shot: Path) -> None:
+    """More shots in all than one run of the engine takes."""
+    picture = scene((GREEN, 4, 4), (RED, 40, 64))
+    with Predictor(few_shot) as predictor:
+        for _ in range(3):
+            predictor.enroll("red", [scene((RED, 8, 8))], masks=[square(8, 8)])
+        predictor.enroll("green", [scene((GREEN, 0, 0))] * 2, masks=np.stack([square(0, 0)] * 2))
+        result = predictor.predict(picture)
+        assert result.labels == predictor.labels == ("red", "green")
+        assert overlap(result.mask_of("red"), square(40, 64)) > 0.7
+        assert overlap(result.mask_of("green"), square(4, 4)) > 0.7
+        np.testing.assert_array_equal(result.mask, result.mask_of("red") | result.mask_of("green"))
+        predictor.forget("red")
+        after = predictor.predict(picture)
+        assert after.labels == ("green",)
+        np.testing.assert_array_equal(after.mask, result.mask_of("green"))
+        with pytest.raises(UnknownLabelError, match="'red' is not enrolled; enrolled: green"):
+            predictor.forget("red")
+        with pytest.raises(UnknownLabelError, match="no label 'red'; known: green"):
+            after.mask_of("red")
+
+
+def test_shots_vote(few_shot: Path) -> None:
+    """Two of three shots show the object, one something else: the pixels with most votes win."""
+    with Predictor(few_shot) as predictor:
+        shots = [scene((RED, 8, 8)), scene((RED, 8, 8)), scene((GREEN, 8, 8))]
+        predictor.enroll("thing", shots, masks=[square(8, 8)] * 3)
+        result = predictor.predict(scene((GREEN, 4, 4), (RED, 40, 64)))
+        # Of at most two votes anywhere, one is half: the divisor is the largest vote, not the number of shots.
+        assert overlap(result.mask, square(40, 64) | square(4, 4)) > 0.7
+        assert result.probability[48, 72] == pytest.approx(2 / 3, abs=0.1)
+        assert result.probability[12, 12] == pytest.approx(1 / 3, abs=0.1)
+
+
+def test_many_images_of_different_sizes(few_shot: Path) -> None:
+    pictures = [scene((RED, 8, 8 * index), height=48 + index, width=96 + 2 * index) for index in range(9)]
+    with Predictor(few_shot) as predictor:
+        predictor.enroll("red", scene((RED, 8, 8)), masks=square(8, 8))
+        for index, result in enumerate(predictor.predict(pictures)):
+            assert result.mask.shape == pictures[index].shape[:2]
+            assert overlap(result.mask, square(8, 8 * index, *pictures[index].shape[:2])) > 0.6
+            alone = predictor.predict(pictures[index])
+            assert (alone.mask == result.mask).mean() > 0.999
+
+
+def test_what_was_enrolled_outlives_the_process(few_shot: Path, tmp_path: Path) -> None:
+    picture = scene((GREEN, 4, 4), (RED, 40, 64))
+    with Predictor(few_shot) as predictor:
+        predictor.enroll("red", [scene((RED, 8, 8))] * 2, masks=[square(8, 8)] * 2)
+        first = predictor.predict(picture)
+        predictor.save(tmp_path / "colours.enrolment")
+    with Predictor(few_shot) as predictor:
+        predictor.load(tmp_path / "colours.enrolment")
+        np.testing.assert_array_equal(predictor.predict(picture).mask, first.mask)
+    with edited_manifest(few_shot) as data:
+        data["encoder_identity"] = "2e" * 32
+    with Predictor(few_shot) as predictor, pytest.raises(EnrolmentMismatchError):
+        predictor.load(tmp_path / "colours.enrolment")
+
+
+def test_enrolments_of_another_shape_are_refused(few_shot: Path, tmp_path: Path) -> None:
+    from runtime.arrays import read_arrays, write_arrays
+
+    path = tmp_path / "colours.enrolment"
+    with Predictor(few_shot) as predictor:
+        predictor.enroll("red", scene((RED, 8, 8)), masks=square(8, 8))
+        predictor.save(path)
+        arrays = read_arrays(path, error=EnrolmentError)
+        for wrong, message in ((arrays["embeddings"][:, :2], "this model's is"), (np.full((1, 4), np.nan), "damaged")):
+            write_arrays(path, {**arrays, "embeddings": wrong.astype(np.float32)})
+            with pytest.raises(EnrolmentError, match=message):
+                predictor.load(path)
+            assert predictor.labels == ("red",)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (None, "give one mask for each image"),
+        (square(8, 8)[:-1], "mask is \\(63, 96\\), its image \\(64, 96\\)"),
+        (np.zeros((64, 96), bool), "marks nothing"),
+        (square(8, 8) * 1.0, "bool or integers"),
+        (square(8, 8).astype(np.uint8) + np.eye(64, 96, dtype=np.uint8), "has the values 0, 1, 2; say which"),
+        ([square(8, 8)] * 2, "2 masks for 1 images"),
+        ([], "0 masks for 1 images"),
+        ("nowhere.png", "no image file nowhere.png"),
+        (7, "is a int"),
+        (np.stack([square(8, 8)] * 3, axis=-1), "64 masks for 1 images"),
+    ],
+)
+def test_bad_masks_are_refused_and_nothing_is_enrolled(few_shot: Path, masks: Any, message: str) -> None:
+    with Predictor(few_shot) as predictor:
+        with pytest.raises((InputError, SourceError), match=message):
+            predictor.enroll("red", scene((RED, 8, 8)), masks=masks)
+        assert predictor.labels == ()
+        with pytest.raises(EnrolmentError, match="no object is enrolled; enrol at least one"):
+            predictor.predict(scene())
+
+
+def test_a_mask_too_small_for_the_model_says_so(few_shot: Path) -> None:
+    """Of a 640 x 640 mask the model's 32 x 32 sees every twentieth pixel."""
+    mask = np.zeros((640, 640), bool)
+    mask[1, 1] = True
+    with Predictor(few_shot) as predictor, pytest.raises(InputError, match="marks so little"):
+        predictor.enroll("dot", np.zeros((640, 640, 3), np.uint8), masks=mask)
+
+
+def test_masks_may_be_files_and_pil_images(few_shot: Path, tmp_path: Path) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    mask = square(8, 8).astype(np.uint8) * 255
+    assert cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    with Predictor(few_shot) as predictor:
+        for name, given in (("path", tmp_path / "mask.png"), ("pil", image_module.fromarray(mask)), ("array", mask)):
+            predictor.enroll(name, scene((RED, 8, 8)), masks=given)
+        rows = predictor._task.gallery.contents()
+    np.testing.assert_array_equal(rows["path"], rows["array"])
+    np.testing.assert_array_equal(rows["pil"], rows["array"])
+
+
+def test_threads_may_enrol_while_others_predict(few_shot: Path) -> None:
+    picture = scene((GREEN, 4, 4), (RED, 40, 64))
+    problems: list[str] = []
+    with Predictor(few_shot) as predictor:
+        predictor.enroll("red", scene((RED, 8, 8)), masks=square(8, 8))
+
+        def predict() -> None:
+            for _ in range(20):
+                result = predictor.predict(picture)
+                if overlap(result.mask_of("red"), square(40, 64)) < 0.7:
+                    problems.append("red is lost")
+                if "green" in result.labels and overlap(result.mask_of("green"), square(4, 4)) < 0.7:
+                    problems.append("green is lost")
+
+        def enrol() -> None:
+            for _ in range(10):
+                predictor.enroll("green", scene((GREEN, 0, 0)), masks=square(0, 0))
+                predictor.forget("green")
+
+        threads = [threading.Thread(target=work) for work in (predict, predict, enrol)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not problems
+
+
+def test_there_is_nothing_to_embed_and_no_threshold_to_fit(few_shot: Path) -> None:
+    with Predictor(few_shot) as predictor:
+        assert predictor.threshold is None
+        with pytest.raises(InputError, match="nothing to embed"):
+            predictor.embed(scene())
+
+
+def test_fixed_classes(fixed: Path) -> None:
+    picture = scene((WHITE, 8, 8), ((0, 0, 0), 40, 64))
+    with Predictor(fixed) as predictor:
+        predictor.warmup(batch_sizes=(1, 2))
+        assert predictor.labels == ("bright", "dark")
+        results = predictor.predict([picture] * 6)
+        for result in results:
+            assert overlap(result.mask_of("bright"), square(8, 8)) > 0.7
+            assert overlap(result.mask_of("dark"), square(40, 64)) > 0.7
+            np.testing.assert_array_equal(result.mask, result.probability >= 0.6)
+        for refused in (
+            lambda: predictor.enroll("new", picture),
+            lambda: predictor.forget("bright"),
+            lambda: predictor.save("nowhere.enrolment"),
+        ):
+            with pytest.raises(EnrolmentError, match="nothing can be enrolled"):
+                refused()
+        with pytest.raises(UnknownLabelError):
+            predictor.forget("new")
+        with pytest.raises(InputError, match="nothing to embed"):
+            predictor.embed(picture)
+    with pytest.raises(EdgevisError, match="closed"):
+        predictor.warmup()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"postprocess": {}}, "labels is None"),
+        ({"postprocess": {"labels": ["one", "one"]}}, "all different"),
+        ({"postprocess": {"labels": ["one"]}}, "one map for each of the labels one"),
+        ({"postprocess": {"labels": ["one", "two"], "threshold": 2}}, "threshold is 2"),
+        ({"preprocess": replace(GREY, fit="letterbox")}, "use 'stretch'"),
+        ({"preprocess": replace(GREY, height=16)}, "graph 'segment' maps"),
+    ],
+)
+def test_deployments_that_do_not_fit_the_task(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = write(tmp_path / "levels.edgevis", replace(FIXED, **change), fixed_onnx(), "onnxruntime")
+    with pytest.raises(SchemaError, match=message):
+        Predictor(path)
+
+
+def test_few_shot_graphs_must_fit_together(tmp_path: Path) -> None:
+    support, query = FEW_SHOT.graphs
+    other = replace(query, outputs=(TensorSpec("logits", "float32", ("N", "K", 3, SIDE, SIDE)),))
+    path = write(tmp_path / "c.edgevis", replace(FEW_SHOT, graphs=(support, other)), few_shot_onnx(), "onnxruntime")
+    with pytest.raises(SchemaError, match="few-shot segmentation needs a graph 'support'"):
+        Predictor(path)
+
+
+def test_results_draw_and_print_themselves(few_shot: Path) -> None:
+    picture = scene((GREEN, 4, 4), (RED, 40, 64))
+    with Predictor(few_shot) as predictor:
+        predictor.enroll("red", scene((RED, 8, 8)), masks=square(8, 8))
+        result = predictor.predict(picture)
+    drawn = result.plot(picture)
+    assert drawn.shape == picture.shape
+    changed = (drawn != picture).any(axis=-1)
+    assert changed[result.mask].mean() > 0.95
+    assert not changed[:, 40:60].any(), "what is not the object and not the caption stays"
+    with pytest.raises(InputError, match="give the image predicted on"):
+        result.plot(picture[:-1])
+    data = json.loads(json.dumps(result.to_dict()))
+    assert data["found"][0]["label"] == "red"
+    assert data["found"][0]["share"] == pytest.approx(result.mask.mean())
+    left, top, right, bottom = data["found"][0]["box_xyxy"]
+    assert (abs(left - 64) < 4, abs(top - 40) < 4, abs(right - 80) < 4, abs(bottom - 56) < 4) == (True,) * 4
+
+
+def test_command_line(few_shot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cv2.imwrite(str(tmp_path / "shot.png"), scene((RED, 8, 8)))
+    assert cv2.imwrite(str(tmp_path / "mask.png"), square(8, 8).astype(np.uint8))
+    assert cv2.imwrite(str(tmp_path / "frame.png"), scene((GREEN, 4, 4), (RED, 40, 64)))
+    enrolment = str(tmp_path / "colours.enrolment")
+    shot, mask, frame = (str(tmp_path / f"{name}.png") for name in ("shot", "mask", "frame"))
+    assert main(["enroll", str(few_shot), "red", shot, "--masks", mask, "--enrolment", enrolment]) == 0
+    assert main(["enroll", str(few_shot), "red", shot, "--enrolment", enrolment]) == 1
+    assert "give one mask for each image" in capsys.readouterr().err
+    out = tmp_path / "out"
+    arguments = ["predict", str(few_shot), frame, "--enrolment", enrolment, "--masks", str(out), "--plot", str(out)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "red" in printed
+    assert "%" in printed
+    labels = cv2.imread(str(out / "frame.png.png"), cv2.IMREAD_UNCHANGED)
+    assert labels is not None
+    assert overlap(labels == 1, square(40, 64)) > 0.7
+    assert (out / "frame.png.jpg").exists()
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"][0]["found"][0]["label"] == "red"
