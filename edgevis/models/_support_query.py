@@ -59,6 +59,24 @@ class SupportQueryModel(nn.Module):
         if image.dim() != 4 or tuple(image.shape[1:]) != (3, self.side, self.side):
             raise InputError(f"image is {tuple(image.shape)}; allowed: (N, 3, {self.side}, {self.side})")
 
+    @staticmethod
+    def check_rows(query_image: Tensor, support_image: Tensor) -> None:
+        """InputError unless there are as many queries as supports."""
+        if query_image.shape[0] != support_image.shape[0]:
+            raise InputError(
+                f"{query_image.shape[0]} query images and {support_image.shape[0]} support images; allowed: as many"
+            )
+
+    @staticmethod
+    def check_supports(found: Sequence[Tensor], wanted: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+        """InputError unless the tensors have these shapes behind a first axis of one size."""
+        for tensor, (name, shape) in zip(found, wanted, strict=True):
+            if tuple(tensor.shape[1:]) != shape or tensor.shape[0] != found[0].shape[0]:
+                raise InputError(
+                    f"{name} is {tuple(tensor.shape)}; allowed: {('K', *shape)} with one K for all: what the model's "
+                    "own support() gives"
+                )
+
 
 def map_side(side: int, stage: int) -> int:
     """The side of the maps of the backbone's stage, 1 to 4, for an image of ``side``, 32 k + 1."""

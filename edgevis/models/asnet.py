@@ -197,11 +197,15 @@ class ASNet(SupportQueryModel):
 
         Returns:
             (N, K, 2, h, w) logits with twice the side of stage 2, 106 at the default side: background, object.
+
+        Raises:
+            InputError: A shape is another one.
         """
         self.check_image(image)
         images, shots = image.shape[0], support_l4.shape[0]
-        queries = [_unit(maps) for maps in reversed(self.backbone.features(image))]
         supports = (support_l4, support_l3, support_l2)
+        self.check_supports((*supports, support_attend), self.support_shapes())
+        queries = [_unit(maps) for maps in reversed(self.backbone.features(image))]
         correlations = [pair_correlation(query, support) for query, support in zip(queries, supports, strict=True)]
         logits: Tensor = self.learner(correlations, to_pairs(support_attend, queries=images))
         return logits.reshape(images, shots, *logits.shape[1:])
@@ -216,7 +220,11 @@ class ASNet(SupportQueryModel):
 
         Returns:
             (B, 2, h, w) logits.
+
+        Raises:
+            InputError: A shape is another one.
         """
+        self.check_rows(query_image, support_image)
         with torch.no_grad():
             self.check_image(query_image)
             *supports, attend = self.support(support_image, support_mask)
@@ -224,6 +232,12 @@ class ASNet(SupportQueryModel):
             correlations = [row_correlation(query, support) for query, support in zip(queries, supports, strict=True)]
         logits: Tensor = self.learner(correlations, attend)
         return logits
+
+    def support_shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Names and shapes of what :meth:`support` gives, without the first axis."""
+        return _support_shapes(
+            self.side, self.backbone.depths, self.backbone.channels, attend_sides=self.learner.attend_sides
+        )
 
     def _pooled_maps(self, image: Tensor) -> Maps:
         """The backbone's maps of a support image; large ones at half the side."""
@@ -319,17 +333,30 @@ def _deploy(module: nn.Module) -> Deployment:
     """The deployment of an ASNet that was built with any options."""
     if not isinstance(module, ASNet):
         raise ModelError(f"a {type(module).__name__} is no ASNet")
-    return _deployment(module.side, module.backbone.depths, module.backbone.channels, module.learner.attend_sides)
+    return deployment(
+        side=module.side,
+        support=module.support_shapes(),
+        logits_side=2 * map_side(module.side, 2),
+        max_batch=_MAX_BATCH,
+    )
 
 
-def _deployment(side: int, depths: Sequence[int], channels: Sequence[int], attend_sides: Sequence[int]) -> Deployment:
+def _support_shapes(
+    side: int, depths: Sequence[int], channels: Sequence[int], *, attend_sides: Sequence[int]
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
     levels = zip((4, 3, 2), reversed(_support_sides(_sides(side))), strict=True)
-    support = [(f"support_l{stage}", (depths[stage - 1], channels[stage - 1], places**2)) for stage, places in levels]
-    attend = ("support_attend", (sum(side * side for side in attend_sides),))
-    return deployment(side=side, support=(*support, attend), logits_side=2 * map_side(side, 2), max_batch=_MAX_BATCH)
+    return (
+        *((f"support_l{stage}", (depths[stage - 1], channels[stage - 1], places**2)) for stage, places in levels),
+        ("support_attend", (sum(attended * attended for attended in attend_sides),)),
+    )
 
 
-DEPLOYMENT = _deployment(SIDE, (3, 4, 6, 3), (256, 512, 1024, 2048), (14, 4, 7, 2))
+DEPLOYMENT = deployment(
+    side=SIDE,
+    support=_support_shapes(SIDE, (3, 4, 6, 3), (256, 512, 1024, 2048), attend_sides=(14, 4, 7, 2)),
+    logits_side=2 * map_side(SIDE, 2),
+    max_batch=_MAX_BATCH,
+)
 
 ENTRIES = (
     ModelEntry(

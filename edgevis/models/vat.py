@@ -194,21 +194,12 @@ class VATLearner(nn.Module):
         """
         if len(correlations) != 3:
             raise InputError(f"{len(correlations)} correlations; allowed: 3, of stages 4, 3 and 2")
-        coarse: Tensor | None = None
-        matrices = (None, self.get_buffer("to_level3"), self.get_buffer("to_level2"))
-        levels = zip(self.encoders, self.transformers, correlations, matrices, strict=True)
-        for encoder, transformer, correlation, matrix in levels:
-            tokens = encoder(correlation)
-            if coarse is not None and matrix is not None:
-                # Tokens are in the order of the query grid: each query place is a row of support places and channels.
-                rows = coarse.reshape(coarse.shape[0], 1, matrix.shape[1] ** 2, -1)
-                tokens = tokens + resize_query_grid(rows, matrix).reshape(tokens.shape)
-            coarse = tokens + transformer(tokens)
-        if coarse is None:
-            raise InputError("no correlations")
+        deep = self._level(0, correlations[0])
+        middle = self._level(1, correlations[1], deep, self.get_buffer("to_level3"))
+        tokens = self._level(2, correlations[2], middle, self.get_buffer("to_level2"))
         side = 2 * self.grids[0]
-        x = coarse.reshape(coarse.shape[0], side * side, -1, _CHANNELS).mean(2)
-        x = x.transpose(1, 2).reshape(coarse.shape[0], _CHANNELS, side, side)
+        x = tokens.reshape(tokens.shape[0], side * side, -1, _CHANNELS).mean(2)
+        x = x.transpose(1, 2).reshape(tokens.shape[0], _CHANNELS, side, side)
         for stage, (decoder, guide) in enumerate(zip(self.decoders, guides, strict=True)):
             x = decoder(x if guide is None else torch.cat((x, guide), dim=1))
             if stage < 2:
@@ -216,6 +207,18 @@ class VATLearner(nn.Module):
                 x = resize(x, (side, side))
         logits: Tensor = self.head(x)
         return logits
+
+    def _level(
+        self, level: int, correlation: Tensor, deeper: Tensor | None = None, matrix: Tensor | None = None
+    ) -> Tensor:
+        """Tokens (B, Q * S, 128) of a level, with those of the deeper one added, its query grid resized."""
+        tokens: Tensor = self.encoders[level](correlation)
+        if deeper is not None and matrix is not None:
+            # To the resize each query place is one row: its support places and their channels.
+            rows = deeper.reshape(deeper.shape[0], 1, matrix.shape[1] ** 2, -1)
+            tokens = tokens + resize_query_grid(rows, matrix).reshape(tokens.shape)
+        result: Tensor = tokens + self.transformers[level](tokens)
+        return result
 
 
 class VAT(SupportQueryModel):
@@ -268,15 +271,19 @@ class VAT(SupportQueryModel):
 
         Returns:
             (N, K, 2, 128, 128) logits: background, object.
+
+        Raises:
+            InputError: A shape is another one.
         """
         shots = support_l4.shape[0]
+        supports = (support_l4, support_l3, support_l2)
+        self.check_supports(supports, self.support_shapes())
         one, two, three, four = self._query_maps(image)
         guides = [
             None if guide is None else to_pairs(guide, shots=shots)
             for guide in self.learner.guides((one[-1], two[-1], three[-1]))
         ]
         queries = (self._unit(four, 4), self._unit(three, 3), self._unit(two, 2))
-        supports = (support_l4, support_l3, support_l2)
         correlations = [pair_correlation(query, support) for query, support in zip(queries, supports, strict=True)]
         logits: Tensor = self.learner(correlations, guides)
         return logits.reshape(image.shape[0], shots, *logits.shape[1:])
@@ -291,7 +298,11 @@ class VAT(SupportQueryModel):
 
         Returns:
             (B, 2, 128, 128) logits.
+
+        Raises:
+            InputError: A shape is another one.
         """
+        self.check_rows(query_image, support_image)
         with torch.no_grad():
             supports = self.support(support_image, support_mask)
             one, two, three, four = self._query_maps(query_image)
@@ -299,6 +310,10 @@ class VAT(SupportQueryModel):
             correlations = [row_correlation(query, support) for query, support in zip(queries, supports, strict=True)]
         logits: Tensor = self.learner(correlations, self.learner.guides((one[-1], two[-1], three[-1])))
         return logits
+
+    def support_shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Names and shapes of what :meth:`support` gives, without the first axis."""
+        return _support_shapes(self.backbone.depths, self.backbone.channels, self.learner.grids[0])
 
     def _query_maps(self, image: Tensor) -> list[list[Tensor]]:
         self.check_image(image)
@@ -364,19 +379,29 @@ def _deploy(module: nn.Module) -> Deployment:
     """The deployment of a VAT that was built with any options."""
     if not isinstance(module, VAT):
         raise ModelError(f"a {type(module).__name__} is no VAT")
-    depths, channels, grids = module.backbone.depths, module.backbone.channels, module.learner.grids
-    return _deployment(module.side, depths, channels, grids[0])
+    return deployment(
+        side=module.side,
+        support=module.support_shapes(),
+        logits_side=8 * module.learner.grids[0],
+        max_batch=_MAX_BATCH,
+    )
 
 
-def _deployment(side: int, depths: Sequence[int], channels: Sequence[int], grid: int) -> Deployment:
-    support = tuple(
+def _support_shapes(
+    depths: Sequence[int], channels: Sequence[int], grid: int
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple(
         (f"support_l{stage}", (depths[stage - 1], channels[stage - 1], (grid * 2 ** (4 - stage)) ** 2))
         for stage in (4, 3, 2)
     )
-    return deployment(side=side, support=support, logits_side=8 * grid, max_batch=_MAX_BATCH)
 
 
-DEPLOYMENT = _deployment(SIDE, (3, 4, 6, 3), (256, 512, 1024, 2048), GRID)
+DEPLOYMENT = deployment(
+    side=SIDE,
+    support=_support_shapes((3, 4, 6, 3), (256, 512, 1024, 2048), GRID),
+    logits_side=8 * GRID,
+    max_batch=_MAX_BATCH,
+)
 
 ENTRIES = (
     ModelEntry(
