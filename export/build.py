@@ -58,8 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="P",
         action="append",
         type=_precisions,
-        help=f"{', '.join(get_args(Precision))}; several with commas or by repeating (default for cpu: fp32,int8; bf16 "
-        "needs a processor that has it). INT8 without fp32 is possible; fp32 is what other precisions fall back to",
+        help=f"{', '.join(get_args(Precision))}; several with commas or by repeating (default for cpu: fp32,int8; for "
+        "few-shot segmentation fp32; bf16 needs a processor that has it). INT8 without fp32 is possible; fp32 is what "
+        "other precisions fall back to",
     )
     parser.add_argument(
         "--checkpoint",

@@ -68,7 +68,7 @@ class Request:
         entry: The model.
         output: The bundle's path, ending in ``.edgevis``.
         target: A name in :mod:`export.targets`.
-        precisions: None for the target's default ones.
+        precisions: None for the model's default ones, or the target's.
         checkpoint: Weights to load; None for those that ship with edgevis or, without any, random ones.
         calibration_data: A folder or zip of images; None for the photographs in the wheels of dependencies.
         options: Of the model, such as ``{"backbone": "resnet101"}``.
@@ -129,7 +129,8 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def _checked_precisions(request: Request, target: Target) -> tuple[Precision, ...]:
-    wanted = request.precisions or target.default_precisions
+    own = request.entry.precisions or target.default_precisions
+    wanted = request.precisions or tuple(precision for precision in own if precision in target.compilers)
     for precision in wanted:
         if precision not in target.compilers:
             raise ExportError(

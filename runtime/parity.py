@@ -57,6 +57,7 @@ class Tolerance:
 # and one odd image (nearly blank, say) may lose its direction; the bound on the mean catches an engine that computes
 # something else.
 _FLIPPED_FROM = 1e-4
+_MOST_FLIPPED = 0.01  # beyond this it is not single elements, but another precision or another function
 TOLERANCES: Mapping[Precision, Tolerance] = {
     "fp32": Tolerance(max_relative_error=_FLIPPED_FROM, min_cosine=0.99999),
     "fp16": Tolerance(mean_cosine=0.999),
@@ -240,7 +241,7 @@ def decisions_text(decisions: Decisions | None) -> str:
 
 def distance_text(parity: GraphParity) -> str:
     """The distance of one graph, for messages."""
-    flipped = f", {parity.flipped:.1e} of the elements decided otherwise" if parity.flipped else ""
+    flipped = f", {parity.flipped:.1e} of the elements decided otherwise" if 0 < parity.flipped < _MOST_FLIPPED else ""
     return (
         f"max relative error {parity.max_relative_error:.2e}, "
         f"cosine {parity.min_cosine:.6f} (mean {parity.mean_cosine:.6f}){flipped}"
@@ -254,8 +255,10 @@ def distance_cells(parities: Sequence[GraphParity]) -> tuple[str, str, str]:
     """The worst distance of an engine's graphs, as a table's cells under :data:`DISTANCE_HEADERS`."""
     if not parities:
         return ("–", "–", "–")
+    flipped = max(parity.flipped for parity in parities)
+    shown = f" (flipped {flipped:.0e})" if 0 < flipped < _MOST_FLIPPED else ""
     return (
-        f"{max(parity.max_relative_error for parity in parities):.1e}",
+        f"{max(parity.max_relative_error for parity in parities):.1e}{shown}",
         f"{min(parity.min_cosine for parity in parities):.6f}",
         f"{min(parity.mean_cosine for parity in parities):.6f}",
     )

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from runtime.spec import Deployment
+from runtime.spec import Deployment, Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class ModelEntry:
         classifier: Prefixes of the names of those parameters that only training needs: heads over the training
             classes, which no exported graph runs.
         printed: The parameters that the paper prints; None where it prints none.
+        precisions: What a build makes unless it is told; None for what the target makes.
     """
 
     name: str
@@ -58,3 +59,4 @@ class ModelEntry:
     deploy: Callable[[nn.Module], Deployment] | None = None
     classifier: tuple[str, ...] = ()
     printed: PaperCount | None = None
+    precisions: tuple[Precision, ...] | None = None
