@@ -181,8 +181,9 @@ def measure_graph(
             cosines.append(cosine)
     # np.max and np.min keep NaN, where max() and min() may lose it.
     every = np.concatenate(cosines)
-    error, cosine = float(np.max(errors)), float(every.min())
-    return GraphParity(graph.name, tuple(sizes), error, cosine, float(every.mean()), flipped), outputs
+    return GraphParity(
+        graph.name, tuple(sizes), float(np.max(errors)), float(every.min()), float(every.mean()), flipped
+    ), outputs
 
 
 def nearest_agreement(reference: Array, measured: Array) -> Decisions:
