@@ -36,6 +36,8 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, str]]] = {
     ),
     "asnet-hm": ({"backbone": "resnet101"},),
 }
+# The same model by another name.
+ALIASES = frozenset({"hsnet"})
 HEADERS = ("model", "total", "trainable", "without classifier", "paper prints", "difference", "GFLOPs")
 
 
@@ -75,11 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
     try:
-        counts = [count for name in arguments.model or models.names() for count in _counts(name)]
+        counts = counted(arguments.model or [name for name in models.names() if name not in ALIASES])
         if arguments.output is not None:
             arguments.output.mkdir(parents=True, exist_ok=True)
-            rows = [_cells(count) for count in counts]
-            _write(arguments.output / "parameters.md", markdown_table(HEADERS, rows))
+            _write(arguments.output / "parameters.md", markdown(counts))
             _write(arguments.output / "parameters.json", json.dumps(to_json(counts), indent=2))
     except (EdgevisError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -91,8 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _counts(name: str) -> list[Count]:
-    return [count_of(models.entry(name), options) for options in ({}, *VARIANTS.get(name, ()))]
+def counted(names: Sequence[str]) -> list[Count]:
+    """The rows of these models, each followed by its variants."""
+    return [count_of(models.entry(name), options) for name in names for options in ({}, *VARIANTS.get(name, ()))]
+
+
+def markdown(counts: Sequence[Count]) -> str:
+    """The table as the README shows it."""
+    return markdown_table(HEADERS, [_cells(count) for count in counts])
 
 
 def count_of(entry: ModelEntry, options: Mapping[str, str]) -> Count:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+import cv2
 import pytest
 
+from calibration.samples import samples_from_photographs
+from edgevis import models
 from export.build import main
 
 
@@ -30,3 +34,26 @@ def built_bundle(factory: pytest.TempPathFactory, model: str, *arguments: str, d
                 main(["--model", model, "--target", "cpu", "--quiet", "--output", str(path), *arguments, *given]) == 0
             )
     return path
+
+
+# Builds small enough that all models fit into a test run; their structure is the default build's. A model that is not
+# named is tested as it is.
+SMALL: Mapping[str, Mapping[str, int]] = {
+    "asnet-hm": {"width": 4},
+    "vat-hm": {"width": 4, "side": 65, "grid": 8},
+    "enet": {"side": 64},
+    "residual-unet": {"side": 64},
+    **{name: {"width": 4, "side": 129} for name in models.names() if name.startswith("hsnet")},
+}
+
+
+def small_bundle(factory: pytest.TempPathFactory, model: str) -> Path:
+    """The FP32 bundle of a model in its small build, proved on sixteen photographs."""
+    data = factory.mktemp("photographs") / "photographs"
+    photographs = samples_from_photographs(height=160, width=160, count=16)
+    for index, (image, label) in enumerate(zip(photographs.images, photographs.labels, strict=True)):
+        path = data / label / f"{index:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), image)
+    options = [f"--option={key}={value}" for key, value in SMALL.get(model, {}).items()]
+    return built_bundle(factory, model, "--precision=fp32", *options, data=data)

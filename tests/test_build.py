@@ -275,7 +275,7 @@ def test_graph_with_other_inputs(quick: Request) -> None:
             return super().embed(image * gain[:, None])
 
     entry = replace(tiny_entry(deployment=Deployment("reid", (support,), PREPROCESS)), build=lambda: Masked().eval())
-    with pytest.raises(ExportError, match="graph 'embed' takes .*'gain'.*; a build makes"):
+    with pytest.raises(ExportError, match=r"graph 'embed' takes .*'gain'.*; a build makes"):
         build_bundle(replace(quick, entry=entry), Recorder())
 
 

