@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from edgevis.layers.grid_resize import resize_mask, resize_matrix
 from edgevis.layers.masking import mask_maps
 from edgevis.layers.resize import resize
 from edgevis.layers.resnet import ResNet
-from edgevis.models import asnet
 from edgevis.models.asnet import ASNet, ASNetLearner, asnet_hm, load_official_learner
 from export.onnx import onnx_from_module
 from runtime.errors import InputError, ModelError, WeightsError
@@ -32,15 +30,8 @@ pytestmark = pytest.mark.torch
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "09_asnet_layer.npz")
 CASES = ("c0", "c1", "c2", "c3", "c4")
+# The same structure as at 417, where maps are pooled from a side of 50 on.
 SIDE = 257
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_sides() -> Iterator[None]:
-    """Pool from 33 places on instead of 50: the same structure at a side of 257 instead of 417."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asnet, "_POOLED_FROM", 33)
-        yield
 
 
 def golden_layer(case: str) -> AttentiveSqueeze:
@@ -72,7 +63,7 @@ def golden_inputs(case: str, layer: AttentiveSqueeze) -> tuple[Tensor, tuple[int
 def tiny(*, seed: int = 0) -> ASNet:
     """The whole structure with one block per stage of the backbone."""
     torch.manual_seed(seed)
-    model = asnet_hm(side=SIDE, width=2)
+    model = asnet_hm(side=SIDE, width=2, pooled_from=33)
     model.backbone = ResNet((1, 1, 1, 1), width=2).requires_grad_(False)
     model.learner = ASNetLearner((1, 1, 1), model.learner.query_sides, model.learner.support_sides)
     for parameter in model.learner.parameters():  # no zeros and ones that hide an exchange
@@ -257,8 +248,8 @@ def test_layers_in_engines() -> None:
     ("options", "message"),
     [
         ({"side": 400}, "side is 400; allowed: 32 k"),
-        ({"side": 225}, "side is 225; allowed for ASNet: 417, 449 and 481"),
-        ({"side": 545}, "side is 545; allowed for ASNet: 417, 449 and 481"),
+        ({"side": 257}, "side is 257; ASNet with pooled_from = 50 takes 417, 449, 481."),
+        ({"side": 545}, "side is 545; ASNet with pooled_from = 50 takes 417, 449, 481."),
         ({"backbone": "vgg16"}, "backbone is 'vgg16'; allowed: resnet50, resnet101"),
     ],
 )
@@ -267,15 +258,15 @@ def test_wrong_options(options: dict[str, object], message: str) -> None:
         asnet_hm(**{"width": 2, **options})  # type: ignore[arg-type]
 
 
-def test_sides_of_the_published_structure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asnet, "_POOLED_FROM", 50)
-    made = []
-    for side in range(33, 610, 32):
-        try:
-            made.append(asnet_hm(side=side, width=1).side)
-        except ModelError:
-            continue
-    assert made == [417, 449, 481]
+@pytest.mark.parametrize("side", [417, 449, 481])
+def test_sides_of_the_published_structure(side: int) -> None:
+    model = asnet_hm(side=side, width=1)
+    deploy = models.entry("asnet-hm").deploy
+    assert deploy is not None
+    graph = deploy(model).graph("support")
+    with torch.inference_mode():
+        found = model.support(torch.randn(1, 3, side, side), torch.ones(1, side, side))
+    assert [tuple(tensor.shape[1:]) for tensor in found] == [tensor.shape[1:] for tensor in graph.outputs]
 
 
 def test_wrong_inputs() -> None:

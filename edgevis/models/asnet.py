@@ -37,8 +37,9 @@ from runtime.spec import Deployment
 
 SIDE = 417
 
-# Support maps at least this wide are average-pooled to half their side.
-_POOLED_FROM = 50
+POOLED_FROM = 50
+"""Support maps with at least this side are average-pooled to half of it."""
+
 _CHANNELS = 128
 # The side of the support grid on which the mixing layers, which reduce 2 x 2 places to one, can work.
 _SQUEEZED = 2
@@ -144,18 +145,22 @@ class ASNet(SupportQueryModel):
         side: Side of the square images: 417, 449 or 481. Others of the form 32 k + 1 leave support grids that the
             network's strides do not shrink to the 2 x 2 places of its mixing layers.
         width: Channels after the backbone's stem.
+        pooled_from: Support maps with at least this side are average-pooled to half of it; 50 is the published
+            network's. With 33 there is one of another side, 257, for tests.
     """
 
-    def __init__(self, *, backbone: Backbone, side: int, width: int) -> None:
+    def __init__(self, *, backbone: Backbone, side: int, width: int, pooled_from: int) -> None:
         super().__init__(backbone, side=side, width=width)
-        _, two, three, four = self.backbone.depths
         sides = _sides(side)
-        if any(not 17 <= support <= 32 for support in _support_sides(sides)[:2]):
+        if not _fits(side, pooled_from):
+            allowed = [str(other) for other in range(33, 1025, 32) if _fits(other, pooled_from)]
             raise ModelError(
-                f"side is {side}; allowed for ASNet: 417, 449 and 481. Only there do its strides shrink the support "
-                "grids of stages 2 and 3 to the 2 x 2 places that it mixes"
+                f"side is {side}; ASNet with pooled_from = {pooled_from} takes {', '.join(allowed) or 'none'}. Only "
+                "there do its strides shrink the support grids of stages 2 and 3 to the 2 x 2 places that it mixes"
             )
-        self.learner = ASNetLearner((two, three, four), sides, _support_sides(sides))
+        self.pooled_from = pooled_from
+        _, two, three, four = self.backbone.depths
+        self.learner = ASNetLearner((two, three, four), sides, _support_sides(sides, pooled_from))
         for position, (inputs, outputs) in enumerate((side, attended) for attended in self.learner.attend_sides):
             self.register_buffer(f"attend_matrix{position}", resize_matrix(inputs, outputs), persistent=False)
 
@@ -236,14 +241,17 @@ class ASNet(SupportQueryModel):
     def support_shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Names and shapes of what :meth:`support` gives, without the first axis."""
         return _support_shapes(
-            self.side, self.backbone.depths, self.backbone.channels, attend_sides=self.learner.attend_sides
+            self.learner.support_sides,
+            self.backbone.depths,
+            self.backbone.channels,
+            attend_sides=self.learner.attend_sides,
         )
 
     def _pooled_maps(self, image: Tensor) -> Maps:
         """The backbone's maps of a support image; large ones at half the side."""
         return [
             [
-                nn.functional.avg_pool2d(maps, 3, stride=2, padding=1) if maps.shape[3] >= _POOLED_FROM else maps
+                nn.functional.avg_pool2d(maps, 3, stride=2, padding=1) if maps.shape[3] >= self.pooled_from else maps
                 for maps in stage
             ]
             for stage in self.backbone.features(image)
@@ -273,9 +281,11 @@ def load_official_learner(model: ASNet, state_dict: Mapping[str, Tensor]) -> Non
     )
 
 
-def asnet_hm(*, backbone: Backbone = "resnet50", side: int = SIDE, width: int = 64) -> ASNet:
+def asnet_hm(
+    *, backbone: Backbone = "resnet50", side: int = SIDE, width: int = 64, pooled_from: int = POOLED_FROM
+) -> ASNet:
     """ASNet-HM; see :class:`ASNet` for the options."""
-    return ASNet(backbone=backbone, side=side, width=width)
+    return ASNet(backbone=backbone, side=side, width=width, pooled_from=pooled_from)
 
 
 def _stack(
@@ -324,9 +334,14 @@ def _sides(side: int) -> tuple[int, int, int]:
     return map_side(side, 2), map_side(side, 3), map_side(side, 4)
 
 
-def _support_sides(sides: tuple[int, int, int]) -> tuple[int, int, int]:
-    two, three, four = ((side + 1) // 2 if side >= _POOLED_FROM else side for side in sides)
+def _support_sides(sides: tuple[int, int, int], pooled_from: int) -> tuple[int, int, int]:
+    two, three, four = ((side + 1) // 2 if side >= pooled_from else side for side in sides)
     return two, three, four
+
+
+def _fits(side: int, pooled_from: int) -> bool:
+    """Whether the strides shrink the support grids of stages 2 and 3 to 2 x 2."""
+    return all(17 <= support <= 32 for support in _support_sides(_sides(side), pooled_from)[:2])
 
 
 def _deploy(module: nn.Module) -> Deployment:
@@ -342,9 +357,9 @@ def _deploy(module: nn.Module) -> Deployment:
 
 
 def _support_shapes(
-    side: int, depths: Sequence[int], channels: Sequence[int], *, attend_sides: Sequence[int]
+    sides: tuple[int, int, int], depths: Sequence[int], channels: Sequence[int], *, attend_sides: Sequence[int]
 ) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    levels = zip((4, 3, 2), reversed(_support_sides(_sides(side))), strict=True)
+    levels = zip((4, 3, 2), reversed(sides), strict=True)
     return (
         *((f"support_l{stage}", (depths[stage - 1], channels[stage - 1], places**2)) for stage, places in levels),
         ("support_attend", (sum(attended * attended for attended in attend_sides),)),
@@ -353,7 +368,7 @@ def _support_shapes(
 
 DEPLOYMENT = deployment(
     side=SIDE,
-    support=_support_shapes(SIDE, (3, 4, 6, 3), (256, 512, 1024, 2048), attend_sides=(14, 4, 7, 2)),
+    support=_support_shapes((27, 27, 14), (3, 4, 6, 3), (256, 512, 1024, 2048), attend_sides=(14, 4, 7, 2)),
     logits_side=2 * map_side(SIDE, 2),
     max_batch=_MAX_BATCH,
 )
