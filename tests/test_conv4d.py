@@ -12,6 +12,7 @@ import torch
 from onnx import inliner, shape_inference
 from torch import Tensor, nn
 
+from benchmarks.few_shot_segmentation import reference_conv4d
 from edgevis.layers import CenterPivotConv4d
 from edgevis.layers.grid_norm import GridGroupNorm
 from export.onnx import onnx_from_module
@@ -84,6 +85,15 @@ def test_definition(query: tuple[int, int], support: tuple[int, int], kernel: in
         x = torch.randn(batch, 3, *query, height, support[1], dtype=torch.float64)
         with torch.no_grad():
             assert torch.allclose(convolution(x), naive(convolution, x), atol=1e-12)
+
+
+@pytest.mark.parametrize(("stride", "support"), [(1, (2, 2)), (2, (5, 4)), (4, (9, 9))])
+def test_the_benchmark_compares_with_the_same_function(stride: int, support: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    convolution = CenterPivotConv4d(3, 8, 3, stride)
+    x = torch.randn(2, 3, 4, 5, *support)
+    with torch.no_grad():
+        assert torch.allclose(reference_conv4d(convolution)(x), convolution(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("support", [(1, 1), (2, 2), (3, 2)])

@@ -383,6 +383,11 @@ def test_bad_options_and_input() -> None:
         model.support(image, torch.zeros(1, 64, 65))
     with pytest.raises(InputError, match="image is"):
         model.query(torch.zeros(1, 17, 65, 65), *model.support(image, mask))
+    four, three, two = model.support(image, mask)
+    with pytest.raises(InputError, match=r"support_l4 is \(1, 1, 32, 81\); allowed: \('K', 1, 128, 9\)"):
+        model.query(image, two, three, four)
+    with pytest.raises(InputError, match=r"support_l3 is \(2, 2, 64, 25\).*one K for all"):
+        model.query(image, four, three.repeat(2, 1, 1, 1), two)
     with pytest.raises(InputError, match="2 query images and 1 support images"):
         model(torch.zeros(2, 3, 65, 65), image, mask)
     four, three, two = torch.zeros(1, 3, 2, 2, 2, 2), torch.zeros(1, 6, 3, 3, 3, 3), torch.zeros(1, 4, 5, 5, 5, 5)

@@ -26,7 +26,7 @@ from edgevis.layers.correlation import pair_correlation, row_correlation, unit_c
 from edgevis.layers.grid_norm import GridGroupNorm
 from edgevis.layers.masking import Masking, check_masking, masked_pyramid
 from edgevis.layers.resize import resize
-from edgevis.models._support_query import Backbone, SupportQueryModel, deployment, map_side
+from edgevis.models._support_query import PRECISIONS, Backbone, SupportQueryModel, deployment, map_side
 from edgevis.models.entry import ModelEntry
 from edgevis.state_dict import load_exactly
 from runtime.errors import InputError, ModelError
@@ -40,8 +40,8 @@ _GROUPS = 4
 _SQUEEZE = {4: ((3, 3, 3), (2, 2, 2)), 3: ((5, 3, 3), (4, 2, 2)), 2: ((5, 5, 3), (4, 4, 2))}
 _WIDTHS = (16, 64, _CHANNELS)
 
-# The correlations of stage 2 take 126 MB per pair of query and shot.
-_MAX_BATCH = 8
+# The correlations of stage 2 take 126 MB per pair of query and shot, and an engine holds some seven copies of them.
+_MAX_BATCH = 2
 
 
 class Block4d(nn.Module):
@@ -244,6 +244,7 @@ class HSNet(SupportQueryModel):
         self.check_image(image)
         grids = [(side, side) for side in (map_side(self.side, stage) for stage in (4, 3, 2))]
         supports = (support_l4, support_l3, support_l2)
+        self.check_supports(supports, self.support_shapes())
         queries = [_unit(maps) for maps in reversed(self.backbone.features(image))]
         correlations = [pair_correlation(query, support) for query, support in zip(queries, supports, strict=True)]
         logits = self.learner.logits(correlations, grids, grids)
@@ -263,10 +264,7 @@ class HSNet(SupportQueryModel):
         Raises:
             InputError: A shape is another one.
         """
-        if query_image.shape[0] != support_image.shape[0]:
-            raise InputError(
-                f"{query_image.shape[0]} query images and {support_image.shape[0]} support images; allowed: as many"
-            )
+        self.check_rows(query_image, support_image)
         with torch.no_grad():
             supports = self._supports(support_image, support_mask)
             maps = self.backbone.features(query_image)[::-1]
@@ -275,6 +273,10 @@ class HSNet(SupportQueryModel):
         height, width = support_image.shape[2:]
         support_grids = [(-(-height // step), -(-width // step)) for step in (32, 16, 8)]
         return self.learner.logits(correlations, query_grids, support_grids)
+
+    def support_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Names and shapes, without the first axis, of what :meth:`support` gives."""
+        return _support_shapes(self.side, self.backbone.depths, self.backbone.channels)
 
     def _supports(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         two, three, four = masked_pyramid(self.backbone.features, image, mask, masking=self.masking)
@@ -389,30 +391,71 @@ def _deploy(module: nn.Module) -> Deployment:
     """The deployment of an HSNet that was built with any options."""
     if not isinstance(module, HSNet):
         raise ModelError(f"a {type(module).__name__} is no HSNet")
-    return _deployment(module.side, module.backbone.depths, module.backbone.channels)
+    return _deployment(module.side, module.support_shapes())
 
 
-def _deployment(side: int, depths: Sequence[int], channels: Sequence[int]) -> Deployment:
-    support = [
-        (f"support_l{stage}", (depths[stage - 1], channels[stage - 1], map_side(side, stage) ** 2))
-        for stage in (4, 3, 2)
-    ]
+def _deployment(side: int, support: Sequence[tuple[str, tuple[int, ...]]]) -> Deployment:
     return deployment(side=side, support=support, logits_side=2 * map_side(side, 2), max_batch=_MAX_BATCH)
 
 
-DEPLOYMENT = _deployment(SIDE, (3, 4, 6, 3), (256, 512, 1024, 2048))
+def _support_shapes(side: int, depths: Sequence[int], channels: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:
+    return [
+        (f"support_l{stage}", (depths[stage - 1], channels[stage - 1], map_side(side, stage) ** 2))
+        for stage in (4, 3, 2)
+    ]
+
+
+DEPLOYMENT = _deployment(SIDE, _support_shapes(SIDE, (3, 4, 6, 3), (256, 512, 1024, 2048)))
 
 _HSNET = "Min, Kang, Cho: Hypercorrelation Squeeze for Few-Shot Segmentation, ICCV 2021"
 _HM = "Moon, Sohn, Zhou, Yoon, Pavlovic, Khan, Kapadia: HM: Hybrid Masking for Few-Shot Segmentation, ECCV 2022"
 _PARAMETERS = 23_508_032 + 2_573_794
 
 ENTRIES = (
-    ModelEntry("hsnet", hsnet, DEPLOYMENT, f"{_HSNET}; {_HM}", "Apache-2.0", _PARAMETERS, deploy=_deploy),
-    ModelEntry("hsnet-hm", _builder("hm"), DEPLOYMENT, f"{_HSNET}; {_HM}", "Apache-2.0", _PARAMETERS, deploy=_deploy),
-    ModelEntry("hsnet-fm", _builder("fm"), DEPLOYMENT, _HSNET, "Apache-2.0", _PARAMETERS, deploy=_deploy),
-    ModelEntry("hsnet-im", _builder("im"), DEPLOYMENT, f"{_HSNET}; {_HM}", "Apache-2.0", _PARAMETERS, deploy=_deploy),
-    ModelEntry("hsnet-add", _builder("add"), DEPLOYMENT, f"{_HSNET}; {_HM}", "Apache-2.0", _PARAMETERS, deploy=_deploy),
     ModelEntry(
-        "hsnet-reverse", _builder("reverse"), DEPLOYMENT, f"{_HSNET}; {_HM}", "Apache-2.0", _PARAMETERS, deploy=_deploy
+        "hsnet", hsnet, DEPLOYMENT, f"{_HSNET}; {_HM}", "Apache-2.0", _PARAMETERS, deploy=_deploy, precisions=PRECISIONS
+    ),
+    ModelEntry(
+        "hsnet-hm",
+        _builder("hm"),
+        DEPLOYMENT,
+        f"{_HSNET}; {_HM}",
+        "Apache-2.0",
+        _PARAMETERS,
+        deploy=_deploy,
+        precisions=PRECISIONS,
+    ),
+    ModelEntry(
+        "hsnet-fm", _builder("fm"), DEPLOYMENT, _HSNET, "Apache-2.0", _PARAMETERS, deploy=_deploy, precisions=PRECISIONS
+    ),
+    ModelEntry(
+        "hsnet-im",
+        _builder("im"),
+        DEPLOYMENT,
+        f"{_HSNET}; {_HM}",
+        "Apache-2.0",
+        _PARAMETERS,
+        deploy=_deploy,
+        precisions=PRECISIONS,
+    ),
+    ModelEntry(
+        "hsnet-add",
+        _builder("add"),
+        DEPLOYMENT,
+        f"{_HSNET}; {_HM}",
+        "Apache-2.0",
+        _PARAMETERS,
+        deploy=_deploy,
+        precisions=PRECISIONS,
+    ),
+    ModelEntry(
+        "hsnet-reverse",
+        _builder("reverse"),
+        DEPLOYMENT,
+        f"{_HSNET}; {_HM}",
+        "Apache-2.0",
+        _PARAMETERS,
+        deploy=_deploy,
+        precisions=PRECISIONS,
     ),
 )
