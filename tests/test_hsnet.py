@@ -363,7 +363,7 @@ def test_deployment_follows_the_options() -> None:
         (23, 64, 81),
         (4, 32, 289),
     ]
-    assert (made.preprocess.height, made.preprocess.color, made.max_batch) == (129, "RGB", 8)
+    assert (made.preprocess.height, made.preprocess.color, made.max_batch) == (129, "RGB", 2)
 
 
 def test_bad_options_and_input() -> None:

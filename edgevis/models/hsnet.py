@@ -411,51 +411,16 @@ _HSNET = "Min, Kang, Cho: Hypercorrelation Squeeze for Few-Shot Segmentation, IC
 _HM = "Moon, Sohn, Zhou, Yoon, Pavlovic, Khan, Kapadia: HM: Hybrid Masking for Few-Shot Segmentation, ECCV 2022"
 _PARAMETERS = 23_508_032 + 2_573_794
 
+
+def _entry(name: str, build: Callable[..., HSNet], paper: str = f"{_HSNET}; {_HM}") -> ModelEntry:
+    return ModelEntry(name, build, DEPLOYMENT, paper, "Apache-2.0", _PARAMETERS, deploy=_deploy, precisions=PRECISIONS)
+
+
 ENTRIES = (
-    ModelEntry(
-        "hsnet", hsnet, DEPLOYMENT, f"{_HSNET}; {_HM}", "Apache-2.0", _PARAMETERS, deploy=_deploy, precisions=PRECISIONS
-    ),
-    ModelEntry(
-        "hsnet-hm",
-        _builder("hm"),
-        DEPLOYMENT,
-        f"{_HSNET}; {_HM}",
-        "Apache-2.0",
-        _PARAMETERS,
-        deploy=_deploy,
-        precisions=PRECISIONS,
-    ),
-    ModelEntry(
-        "hsnet-fm", _builder("fm"), DEPLOYMENT, _HSNET, "Apache-2.0", _PARAMETERS, deploy=_deploy, precisions=PRECISIONS
-    ),
-    ModelEntry(
-        "hsnet-im",
-        _builder("im"),
-        DEPLOYMENT,
-        f"{_HSNET}; {_HM}",
-        "Apache-2.0",
-        _PARAMETERS,
-        deploy=_deploy,
-        precisions=PRECISIONS,
-    ),
-    ModelEntry(
-        "hsnet-add",
-        _builder("add"),
-        DEPLOYMENT,
-        f"{_HSNET}; {_HM}",
-        "Apache-2.0",
-        _PARAMETERS,
-        deploy=_deploy,
-        precisions=PRECISIONS,
-    ),
-    ModelEntry(
-        "hsnet-reverse",
-        _builder("reverse"),
-        DEPLOYMENT,
-        f"{_HSNET}; {_HM}",
-        "Apache-2.0",
-        _PARAMETERS,
-        deploy=_deploy,
-        precisions=PRECISIONS,
-    ),
+    _entry("hsnet", hsnet),
+    _entry("hsnet-hm", _builder("hm")),
+    _entry("hsnet-fm", _builder("fm"), _HSNET),
+    _entry("hsnet-im", _builder("im")),
+    _entry("hsnet-add", _builder("add")),
+    _entry("hsnet-reverse", _builder("reverse")),
 )
