@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from edgevis import EdgevisError, models
+from edgevis.arithmetic import graph_flops
 from edgevis.models import ModelEntry
 from runtime.arrays import atomic_write
 from runtime.jsondata import to_json
-from runtime.spec import Graph
 from runtime.text import markdown_table, text_table
 
 # What a model's options offer besides its default build: the papers' other backbones and data sets.
@@ -124,19 +122,9 @@ def count_of(entry: ModelEntry, options: Mapping[str, str]) -> Count:
         printed=printed.text if printed else None,
         printed_in=printed.source if printed else None,
         difference=ours[printed.counted] - printed.parameters if printed else None,
-        gflops={graph.name: round(_flops(module, graph) / 1e9, 3) for graph in deployment.graphs},
+        gflops={graph.name: round(graph_flops(module, graph) / 1e9, 3) for graph in deployment.graphs},
         input=deployment.preprocess.input.shape,
     )
-
-
-def _flops(module: nn.Module, graph: Graph) -> int:
-    inputs = [
-        torch.zeros([1 if isinstance(size, str) else size for size in tensor.shape], device="meta")
-        for tensor in graph.inputs
-    ]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        getattr(module, graph.name)(*inputs)
-    return int(counter.get_total_flops())
 
 
 def _cells(count: Count) -> tuple[str, ...]:

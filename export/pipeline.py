@@ -152,7 +152,7 @@ def _build(
 
     progress.begin("samples")
     samples = _samples(request, deployment)
-    to_calibrate, to_verify = (affordable(part, deployment) for part in split(samples))
+    to_calibrate, to_verify = (affordable(part, module, deployment) for part in split(samples))
     progress.end(f"{len(samples)} images: {samples.source}")
 
     floats = _export(module, deployment, folder, progress)

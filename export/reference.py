@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from calibration.samples import SampleSet
+from edgevis.arithmetic import graph_flops
 from runtime.arrays import Array
 from runtime.errors import ExportError
 from runtime.parity import BATCH_SIZES
@@ -28,6 +29,8 @@ GOLDEN_ROWS = max(BATCH_SIZES)
 # A row of few-shot segmentation's support features is 50 MB; a build must neither need nor leave gigabytes.
 _MAX_GOLDEN_BYTES = 64 << 20
 _MAX_REFERENCE_BYTES = 384 << 20
+# An image of a residual U-Net is 53 billion operations; a build shall take minutes.
+_MAX_REFERENCE_FLOPS = 1.5e12
 
 _SHOTS = 1
 
@@ -42,9 +45,11 @@ def golden_rows(deployment: Deployment) -> int:
     return max(1, min(GOLDEN_ROWS, _MAX_GOLDEN_BYTES // _row_bytes(deployment)))
 
 
-def affordable(samples: SampleSet, deployment: Deployment) -> SampleSet:
-    """As many of the images as a build can hold the tensors of, and not fewer than the largest batch."""
-    count = max(GOLDEN_ROWS, _MAX_REFERENCE_BYTES // _row_bytes(deployment))
+def affordable(samples: SampleSet, module: nn.Module, deployment: Deployment) -> SampleSet:
+    """As many of the images as a build can compute and hold the tensors of, and not fewer than the largest batch."""
+    flops = sum(graph_flops(module, graph) for graph in deployment.graphs)
+    count = int(min(_MAX_REFERENCE_BYTES // _row_bytes(deployment), _MAX_REFERENCE_FLOPS // max(flops, 1)))
+    count = max(GOLDEN_ROWS, count)
     return samples if len(samples) <= count else samples.subset(range(count))
 
 

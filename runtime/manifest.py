@@ -38,7 +38,8 @@ class GraphParity:
     Attributes:
         graph: The graph's name.
         batch_sizes: The batch sizes that were run.
-        max_relative_error: ``max |engine - torch| / max |torch|``, over all elements that did not flip.
+        max_relative_error: ``max |engine - torch| / max |torch|``; this and the cosines are of the elements that did
+            not flip.
         min_cosine: The smallest cosine between one row of the engine's output and of PyTorch's.
         mean_cosine: The mean of these cosines.
         flipped: The share of elements that a rounding error decided otherwise, see

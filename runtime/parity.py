@@ -109,24 +109,28 @@ def compare_rows(expected: Array, actual: Array) -> tuple[float, Array]:
         return error, np.where(same, 1.0, (wanted * found).sum(axis=1) / norms)
 
 
-def without_flips(expected: Array, actual: Array, allowed: float) -> tuple[float, float]:
-    """Max relative error of all elements but the worst ones, as many as may have flipped, and the share that did.
+def settle_flips(expected: Array, actual: Array, allowed: float) -> tuple[Array, float]:
+    """The engine's output without the elements that may have flipped, and the share that did.
 
-    An element counts as flipped when it is further off than FP32 engines may be.
+    An element counts as flipped when it is further off than FP32 engines may be. The furthest ones, as many as are
+    allowed, are given the expected value.
 
     Args:
         expected: By the PyTorch model.
-        actual: By the engine, of the same shape; NaN counts as an error of infinity.
+        actual: By the engine.
         allowed: The share of elements, 0..1, that may have flipped; one may in any case.
     """
-    wanted, found = np.asarray(expected, np.float64).ravel(), np.asarray(actual, np.float64).ravel()
-    if wanted.shape != found.shape:
-        return float("inf"), 1.0
-    scale = max(float(np.abs(wanted).max()), 1e-30)
-    errors = np.nan_to_num(np.abs(wanted - found), nan=np.inf) / scale
-    flipped = int((errors > _FLIPPED_FROM).sum())
+    if expected.shape != actual.shape:
+        return actual, 1.0
+    errors = np.nan_to_num(np.abs(actual.astype(np.float64) - expected), nan=np.inf).ravel()
+    flipped = int((errors > _FLIPPED_FROM * max(float(np.abs(expected).max()), 1e-30)).sum())
     spared = min(flipped, math.ceil(allowed * errors.size))
-    return float(np.partition(errors, errors.size - 1 - spared)[errors.size - 1 - spared]), flipped / errors.size
+    if not spared:
+        return actual, flipped / errors.size
+    furthest = np.argpartition(errors, errors.size - spared)[errors.size - spared :]
+    settled = actual.copy()
+    settled.ravel()[furthest] = expected.ravel()[furthest]
+    return settled, flipped / errors.size
 
 
 def measure_graph(
@@ -153,7 +157,8 @@ def measure_graph(
     inputs, expected = golden_feeds(golden, graph)
     batched = {tensor.name for tensor in graph.inputs if tensor.batched}
     rows = min((len(inputs[name]) for name in batched), default=1)
-    sizes = sorted(size for size in batch_sizes if size <= rows) if batched else [1]
+    # What is beyond the session's limit it would run in chunks of it.
+    sizes = sorted({min(size, session.max_batch) for size in batch_sizes if size <= rows}) if batched else [1]
     outputs: dict[str, Array] = {}
     errors: list[float] = []
     cosines: list[Array] = []
@@ -173,10 +178,11 @@ def measure_graph(
             made = [part[tensor.name] for part in parts]
             outputs[tensor.name] = np.concatenate(made) if tensor.batched else made[-1]
             wanted = expected[tensor.name][:shown] if tensor.batched else expected[tensor.name]
-            error, cosine = compare_rows(wanted, outputs[tensor.name])
+            found = outputs[tensor.name]
             if graph.max_flipped:
-                error, share = without_flips(wanted, outputs[tensor.name], graph.max_flipped)
+                found, share = settle_flips(wanted, found, graph.max_flipped)
                 flipped = max(flipped, share)
+            error, cosine = compare_rows(wanted, found)
             errors.append(error)
             cosines.append(cosine)
     # np.max and np.min keep NaN, where max() and min() may lose it.

@@ -15,8 +15,17 @@ from runtime import backends
 from runtime.arrays import write_arrays
 from runtime.bundle import GOLDEN, Bundle
 from runtime.errors import IntegrityError
-from runtime.manifest import GraphParity
-from runtime.parity import TOLERANCES, Tolerance, compare_rows, golden_feeds, measure_graph, nearest_agreement
+from runtime.manifest import Decisions, GraphParity
+from runtime.parity import (
+    TOLERANCES,
+    Tolerance,
+    compare_rows,
+    golden_feeds,
+    mask_agreement,
+    measure_graph,
+    nearest_agreement,
+    settle_flips,
+)
 from runtime.selection import open_sessions
 from runtime.session import Session
 from runtime.spec import Graph, TensorSpec
@@ -278,3 +287,38 @@ def test_an_altered_file_is_no_proof_at_all(tiny_bundle: Path) -> None:
     (tiny_bundle / GOLDEN).write_bytes(b"altered")
     with pytest.raises(IntegrityError, match=r"golden\.npz' has 7 bytes"):
         verify_bundle(Bundle(tiny_bundle))
+
+
+def test_flipped_elements_are_settled_as_far_as_they_may() -> None:
+    random = np.random.default_rng(0)
+    expected = random.standard_normal((4, 1000)).astype(np.float32)
+    actual = expected + np.float32(1e-6)
+    actual[0, 7], actual[3, 999] = 5.0, np.nan
+    kept = actual.copy()
+    settled, share = settle_flips(expected, actual, 2 / 4000)
+    np.testing.assert_array_equal(actual, kept)
+    assert share == 2 / 4000
+    assert compare_rows(expected, settled)[0] < 1e-5
+    for allowed in (0.0, 1 / 4000):  # one in any case, the furthest first
+        settled, share = settle_flips(expected, actual, allowed)
+        assert share == 2 / 4000
+        assert settled[3, 999] == expected[3, 999]
+        assert settled[0, 7] == 5.0
+    same, share = settle_flips(expected, expected, 0.001)
+    assert share == 0
+    np.testing.assert_array_equal(same, expected)
+    assert settle_flips(expected, expected[:2], 0.001)[1] == 1.0
+
+
+def test_masks_agree_by_their_overlap() -> None:
+    logits = np.full((3, 1, 2, 4, 4), -1.0, np.float32)
+    logits[:, :, 1, :2] = 1.0
+    logits[:, :, 0] = 0.0
+    other = logits.copy()
+    other[0, 0, 1, 0] = -1.0  # half of the first mask is lost
+    other[1, 0, 1] = -1.0  # all of the second
+    found = mask_agreement(logits, other, mean_cosine=0.5)
+    assert found == Decisions("mask IoU", (0.5 + 0.0 + 1.0) / 3, 3, 0.5)
+    empty = np.full((2, 3, 4, 4), -1.0, np.float32)
+    assert mask_agreement(empty, empty).agreement == 1.0
+    assert mask_agreement(empty, empty).count == 6

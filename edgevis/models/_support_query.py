@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from edgevis.layers.resnet import ResNet, resnet50, resnet101
 from runtime.errors import InputError, ModelError
-from runtime.spec import HYBRID_MASK_FLIPS, Deployment, Graph, Preprocess, TensorSpec
+from runtime.spec import HYBRID_MASK_FLIPS, Deployment, Graph, Precision, Preprocess, TensorSpec
 
 Backbone = Literal["resnet50", "resnet101"]
+
+# INT8 of a pre-ReLU pyramid whose signs decide what is masked needs layers left in float; a build does not try unasked.
+PRECISIONS: tuple[Precision, ...] = ("fp32",)
 
 
 class SupportQueryModel(nn.Module):
