@@ -13,6 +13,7 @@ from onnx import inliner, shape_inference
 from torch import Tensor, nn
 
 from edgevis import models
+from edgevis.layers import attentive_squeeze
 from edgevis.layers.attentive_squeeze import AttentiveSqueeze
 from edgevis.layers.correlation import unit_channels
 from edgevis.layers.grid_resize import resize_mask, resize_matrix
@@ -93,6 +94,14 @@ def test_attentive_squeeze(case: str) -> None:
     other = torch.zeros_like(attend)
     other[:, 0] = 1
     assert (layer(x, grid, other) - found).abs().max() > 1e-3
+
+
+def test_attention_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = golden_layer("c1")
+    x, grid, attend = golden_inputs("c1", layer)
+    whole = layer(x, grid, attend)
+    monkeypatch.setattr(attentive_squeeze, "_PIECE", 5000)  # 96 rows of 16 x 16 logits: five pieces, the last smaller
+    torch.testing.assert_close(layer(x, grid, attend), whole, rtol=0, atol=1e-6)
 
 
 def test_a_mask_without_places_gives_uniform_attention() -> None:

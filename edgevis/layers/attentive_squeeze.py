@@ -22,6 +22,9 @@ Grid = tuple[int, int]
 # -1e9. Finite, and finite in float16 too, so that a mask without any support place gives uniform attention and no NaN.
 _MASKED, _SEEN = -3e4, 3e4
 
+# Attention logits of one image pair that are in memory at once, 64 MB.
+_PIECE = 1 << 24
+
 
 class SqueezeAttention(nn.Module):
     """Attention over support places with a strided query: see :class:`AttentiveSqueeze`."""
@@ -78,10 +81,9 @@ class SqueezeAttention(nn.Module):
             raise InputError(
                 f"the flags of the places to attend to have shape {tuple(attend.shape)}; allowed: (N, {key.shape[3]})"
             )
-        # A ceiling and not a Where on the logits: they are the layer's largest tensor, and Min passes over it once.
+        # A ceiling and not a Where on the logits, because Min passes over them only once.
         ceiling = torch.where(attend > 0, _SEEN, _MASKED).reshape(batch, 1, 1, -1)
-        weights = torch.minimum(query.transpose(2, 3) @ key, ceiling).softmax(dim=-1)
-        attended = value @ weights.transpose(2, 3)  # (N, Q * heads, hidden / heads, S')
+        attended = _attended(query, key, value, ceiling)
         attended = attended.reshape(batch, query_places, -1, attended.shape[3]).transpose(1, 2)
         result = self.agg(attended)
         if isinstance(self.short_cut, nn.Identity):
@@ -89,6 +91,20 @@ class SqueezeAttention(nn.Module):
         convolution, norm = self.short_cut
         short = convolution(maps).flatten(2).reshape(batch, query_places, result.shape[1], -1).transpose(1, 2)
         return self.out_norm(result + torch.relu(norm(short)))  # type: ignore[no-any-return]
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, ceiling: Tensor) -> Tensor:
+    """(N, rows, c, S'), (N, rows, c, keys) twice and (N, 1, 1, keys) -> (N, rows, c, S').
+
+    Piece by piece: the logits of all rows at once are by far the layer's largest tensor.
+    """
+    rows = query.shape[1]
+    pieces = -(-rows * query.shape[3] * key.shape[3] // _PIECE)
+    if pieces > 1:
+        queries, keys, values = (torch.split(part, -(-rows // pieces), dim=1) for part in (query, key, value))
+        return torch.cat([_attended(q, k, v, ceiling) for q, k, v in zip(queries, keys, values, strict=True)], dim=1)
+    weights = torch.minimum(query.transpose(2, 3) @ key, ceiling).softmax(dim=-1)
+    return value @ weights.transpose(2, 3)
 
 
 class SqueezeFeedForward(nn.Module):

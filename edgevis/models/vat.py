@@ -26,6 +26,7 @@ from edgevis.layers.pooled_conv4d import PooledBlock4d
 from edgevis.layers.resize import resize
 from edgevis.layers.swin import WindowTransformer
 from edgevis.models._support_query import (
+    PRECISIONS,
     Backbone,
     SupportQueryModel,
     deployment,
@@ -62,7 +63,8 @@ _ENCODERS = (
 )
 _DEPTHS = (4, 2, 2)
 
-# The 64^4 correlations of four layers and the attention over 65,536 tokens: about 1.5 GB per pair of query and shot.
+# ONNX Runtime 1.31 takes 2 GB per pair of query and shot: the correlations of stage 2 alone are 64^4 in four layers,
+# 268 MB, as are the attention logits of 65,536 tokens.
 _MAX_BATCH = 2
 
 
@@ -414,5 +416,6 @@ ENTRIES = (
         "Apache-2.0",
         26_688_986,
         deploy=_deploy,
+        precisions=PRECISIONS,
     ),
 )
