@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import onnx
 import torch
 from onnx import ModelProto, ValueInfoProto
+from onnxscript import ir, optimizer
 from torch import Tensor, nn
 
 from edgevis import ops
@@ -24,6 +25,8 @@ OPSET = 18
 # ONNX Runtime 1.19 reads no later one.
 IR_VERSION = 10
 DOMAIN = "edgevis"
+
+_MAX_FOLDED = 1 << 26
 
 # Any size but 0 and 1, which torch.export would take for constants; two axes must not share one.
 _FIRST_EXAMPLE_SIZE = 2
@@ -71,6 +74,7 @@ def onnx_from_module(module: nn.Module, graph: Graph) -> ModelProto:
         raise ExportError(f"graph {graph.name!r} cannot be exported to ONNX: {reason[0]}") from error
     if program is None:
         raise ExportError(f"graph {graph.name!r}: the exporter returned nothing")
+    _fold_constants(program.model)
     model = program.model_proto
     model.ir_version = min(model.ir_version, IR_VERSION)
     strip_metadata(model)
@@ -78,6 +82,15 @@ def onnx_from_module(module: nn.Module, graph: Graph) -> ModelProto:
     onnx.checker.check_model(model, full_check=True)
     _check_io(model, graph)
     return model
+
+
+def _fold_constants(model: ir.Model) -> None:
+    """Compute what depends on weights alone: the exporter of torch 2.13 leaves it where a weight is large.
+
+    Engines do so when they load; quantisation would take such a weight for an activation.
+    """
+    optimizer.fold_constants(model, input_size_limit=_MAX_FOLDED, output_size_limit=_MAX_FOLDED)
+    optimizer.remove_unused_nodes(model)
 
 
 def _define_operators(model: ModelProto) -> None:

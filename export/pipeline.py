@@ -153,6 +153,8 @@ def _build(
     progress.begin("samples")
     samples = _samples(request, deployment)
     to_calibrate, to_verify = (affordable(part, module, deployment) for part in split(samples))
+    if needs_masks(deployment):
+        to_calibrate, to_verify = to_calibrate.with_masks(), to_verify.with_masks()
     progress.end(f"{len(samples)} images: {samples.source}")
 
     floats = _export(module, deployment, folder, progress)
@@ -235,10 +237,8 @@ def _load(request: Request) -> tuple[nn.Module, Weights]:
 
 def _samples(request: Request, deployment: Deployment) -> SampleSet:
     if request.calibration_data is not None:
-        samples = samples_from(request.calibration_data)
-    else:
-        samples = samples_from_photographs(height=deployment.preprocess.height, width=deployment.preprocess.width)
-    return samples.with_masks() if needs_masks(deployment) else samples
+        return samples_from(request.calibration_data)
+    return samples_from_photographs(height=deployment.preprocess.height, width=deployment.preprocess.width)
 
 
 def _export(module: nn.Module, deployment: Deployment, folder: Path, progress: Progress) -> dict[str, ModelProto]:
