@@ -39,8 +39,8 @@ def built_bundle(factory: pytest.TempPathFactory, model: str, *arguments: str, d
 # Builds small enough that all models fit into a test run; their structure is the default build's. A model that is not
 # named is tested as it is.
 SMALL: Mapping[str, Mapping[str, int]] = {
-    "asnet-hm": {"width": 4},
-    "vat-hm": {"width": 4, "side": 65, "grid": 8},
+    "asnet-hm": {"width": 4, "side": 257, "pooled_from": 33},
+    "vat-hm": {"width": 4, "side": 65, "grid": 4},
     "enet": {"side": 64},
     "residual-unet": {"side": 64},
     **{name: {"width": 4, "side": 129} for name in models.names() if name.startswith("hsnet")},
