@@ -22,7 +22,7 @@ bundles/%.edgevis/manifest.json: $(SOURCES) | $(INSTALLED)
 	$(RUN) -m export.build --model $* --target cpu --precision fp32,int8 --output bundles/$*.edgevis
 
 test: $(INSTALLED) lint
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check

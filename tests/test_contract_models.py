@@ -36,7 +36,10 @@ NODES = {"afl-net": ("CrossAttention", 4), "hsnet-hm": ("HybridMask", 3)}
 SIZES = ((1, 1), (2, 1), (3, 2), (8, 1))
 MAX_RANK = 5
 
-each_model = pytest.mark.parametrize("name", models.names())
+# All tests of one model run in one worker, which builds its bundle once.
+each_model = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in models.names()]
+)
 
 
 def small(name: str) -> tuple[nn.Module, Deployment]:

@@ -52,6 +52,7 @@ def test_the_camera_example_recognises_who_is_enrolled(
     assert cv2.imread("last.jpg") is not None
 
 
+@pytest.mark.xdist_group("hsnet-hm")
 def test_the_few_shot_example_finds_something_to_draw(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
