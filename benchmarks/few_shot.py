@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.data import read_labelled
 from benchmarks.report import report
 from edgevis import Classification, InputError, Predictor
-from edgevis.data import Episode, EpisodeSampler
+from edgevis.data import Episode, EpisodeSampler, read_class_table
 from edgevis.metrics import episode_accuracy
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.images import Image
@@ -87,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print one row per engine and number of shots."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.few_shot", description=__doc__.partition("\n")[0])
     parser.add_argument("--bundle", type=Path, required=True, help="a bundle of task 'classify'")
-    parser.add_argument("--data", type=Path, required=True, help="zip with images and labels.csv (path, class_name)")
+    parser.add_argument("--data", type=Path, required=True, help="folder or zip: images, labels.csv (path, class_name)")
     parser.add_argument(
         "--precision", nargs="*", default=[None], help="engines to measure (default: the automatic one)"
     )
@@ -115,8 +114,8 @@ def _cells(item: Accuracy) -> tuple[str, ...]:
 
 
 def _measure(arguments: argparse.Namespace) -> Iterator[Accuracy]:
-    data = read_labelled(arguments.data)
-    labels, images = [row["class_name"] for row, _ in data], [image for _, image in data]
+    data = read_class_table(arguments.data)
+    labels, images = data.labels, [data[index][0] for index in range(len(data))]
     for precision in arguments.precision:
         with Predictor(arguments.bundle, precision=precision) as predictor:
             engine = f"{predictor.info.backend}-{predictor.info.precision}"

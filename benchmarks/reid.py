@@ -1,7 +1,7 @@
 """Rank-1 and mAP of person re-identification: ``python -m benchmarks.reid --bundle B.edgevis --data pku_reid_dev.zip``.
 
-The data is a zip with ``labels.csv`` (path, pid, camid, split) and images; every image of split ``query`` is looked for
-among those of split ``gallery`` by cosine. With ``--bundle`` every engine of the bundle embeds them through
+The data is a folder or zip with ``labels.csv`` (path, pid, camid, split) and images; every image of split ``query`` is
+looked for among those of split ``gallery`` by cosine. With ``--bundle`` every engine of the bundle embeds them through
 ``Predictor.embed``; with ``--weights`` PyTorch does, through the same preprocessing.
 """
 
@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.data import Row, read_labelled
 from benchmarks.report import report
-from edgevis import SourceError
 from edgevis.cli.bench import each_engine
+from edgevis.data import read_pku_reid
 from edgevis.metrics import reid_ranking
 from runtime.arrays import Array, unit_rows
 from runtime.bundle import Bundle
@@ -61,17 +60,14 @@ class Split:
 
 
 def read_split(path: Path, split: str) -> Split:
-    """The images of one split of the zip, in the order of ``labels.csv``; SourceError when there are none."""
+    """The images of one split, in the order of ``labels.csv``.
 
-    def keep(row: Row) -> bool:
-        return row.get("split") == split
-
-    found = read_labelled(path, keep)
-    try:
-        ids, cameras = ([int(row[key]) for row, _ in found] for key in ("pid", "camid"))
-    except (KeyError, ValueError) as error:
-        raise SourceError(f"{path}: labels.csv needs whole numbers in pid and camid: {error}") from error
-    return Split([image for _, image in found], np.array(ids, np.int64), np.array(cameras, np.int64))
+    Raises:
+        SourceError: As :func:`edgevis.data.read_pku_reid`, or an image cannot be decoded.
+    """
+    found = read_pku_reid(path, split)
+    images = [found[index][0] for index in range(len(found))]
+    return Split(images, np.array(found.ids, np.int64), np.array(found.cameras, np.int64))
 
 
 def score(encoder: str, embed: Embed, query: Split, gallery: Split) -> Scores:
@@ -115,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", type=Path, help="measure every engine of this bundle")
     parser.add_argument("--model", default="osnet-x0-25", help="the model that --weights are for")
     parser.add_argument("--weights", type=Path, nargs="+", help="measure these in PyTorch")
-    parser.add_argument("--data", type=Path, required=True, help="zip with labels.csv and images")
+    parser.add_argument("--data", type=Path, required=True, help="folder or zip with labels.csv and images")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     if not arguments.bundle and not arguments.weights:

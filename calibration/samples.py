@@ -20,7 +20,8 @@ import numpy as np
 
 from calibration.masks import central_object
 from runtime.errors import InputError, MissingDependencyError, SourceError
-from runtime.images import MAX_FILE_BYTES, SUFFIXES, Image, Mask, decode_image, read_image
+from runtime.images import MAX_FILE_BYTES, SUFFIXES, Image, decode_image, read_image
+from runtime.masks import Mask
 
 # Half calibrate, half verify; of the latter half are queries, so that one changed decision is less than two per cent.
 DEFAULT_COUNT = 256

@@ -20,13 +20,6 @@ Image: TypeAlias = npt.NDArray[np.uint8]
 ImageLike: TypeAlias = Any
 """An :data:`Image`, the path of an image file, or a ``PIL.Image.Image``."""
 
-Mask: TypeAlias = npt.NDArray[np.bool_]
-"""(H, W) bool, True on the object."""
-
-MaskLike: TypeAlias = Any
-"""A :data:`Mask`, (H, W) integers of which one value besides 0 is the object, the path of such an image, or a
-``PIL.Image.Image``."""
-
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MAX_FILE_BYTES = 256 << 20
 
@@ -74,33 +67,13 @@ def as_images(value: ImageLike | Sequence[ImageLike]) -> tuple[list[Image], bool
     return [as_image(item, f"image {index} of {len(value)}") for index, item in enumerate(value)], False
 
 
-def as_masks(value: MaskLike | Sequence[MaskLike], images: Sequence[Image]) -> list[Mask]:
-    """One mask for each image.
-
-    Args:
-        value: One mask, or a list, a tuple or an (N, H, W) array of them.
-        images: What they belong to.
-
-    Raises:
-        InputError: Another number of masks than of images, a mask of another size than its image or with more than one
-            value besides 0, or one that marks nothing; the message names its position.
-        SourceError: A path that cannot be read.
-    """
-    several = isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 3)
-    values = list(value) if several else [value]
-    if len(values) != len(images):
-        raise InputError(f"{len(values)} masks for {len(images)} images; give one mask for each image")
-    names = [f"mask {index} of {len(values)}" if several else "mask" for index in range(len(values))]
-    return [_as_mask(item, image, name) for item, image, name in zip(values, images, names, strict=True)]
-
-
 def read_image(path: str | os.PathLike[str]) -> Image:
     """Read an image file, turned upright by its EXIF orientation; greyscale becomes BGR, an alpha channel is dropped.
 
     Raises:
         SourceError: There is no such file, it is too large, or OpenCV cannot decode it.
     """
-    return decode_image(_read_bytes(path), str(path))
+    return decode_image(read_image_file(path), str(path))
 
 
 def decode_image(data: bytes, name: str) -> Image:
@@ -109,22 +82,21 @@ def decode_image(data: bytes, name: str) -> Image:
     Raises:
         SourceError: OpenCV cannot decode it.
     """
-    return _decode(data, name, cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    except cv2.error as error:
+        raise SourceError(f"{name} cannot be decoded: {error}") from error
+    if image is None:
+        raise SourceError(f"{name} is not an image that OpenCV can decode, or it is damaged")
+    return image.astype(np.uint8, copy=False)
 
 
-def decode_labels(data: bytes, name: str) -> npt.NDArray[Any]:
-    """Decode an image whose values are labels, not light: (H, W) integers as the file has them.
+def read_image_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of an image file.
 
     Raises:
-        SourceError: OpenCV cannot decode it, or it has colours.
+        SourceError: There is no such file, it is too large, or it cannot be read.
     """
-    labels = _decode(data, name, cv2.IMREAD_UNCHANGED)
-    if labels.ndim != 2:
-        raise SourceError(f"{name} has shape {labels.shape}; a mask has one channel: save it as a grey PNG")
-    return labels
-
-
-def _read_bytes(path: str | os.PathLike[str]) -> bytes:
     path = Path(path)
     try:
         if not path.is_file():
@@ -137,43 +109,6 @@ def _read_bytes(path: str | os.PathLike[str]) -> bytes:
         raise
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
-
-
-def _decode(data: bytes, name: str, flags: int) -> npt.NDArray[Any]:
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    except cv2.error as error:
-        raise SourceError(f"{name} cannot be decoded: {error}") from error
-    if image is None:
-        raise SourceError(f"{name} is not an image that OpenCV can decode, or it is damaged")
-    return image
-
-
-def _as_mask(value: MaskLike, image: Image, name: str) -> Mask:
-    if isinstance(value, (str, os.PathLike)):
-        value = decode_labels(_read_bytes(value), str(value))
-    pil = sys.modules.get("PIL.Image")
-    if pil is not None and isinstance(value, pil.Image):
-        value = np.asarray(value)
-    if not isinstance(value, np.ndarray):
-        raise InputError(f"{name} is a {type(value).__name__}; allowed: an (H, W) bool or integer array, a path, PIL")
-    if value.ndim != 2 or value.dtype.kind not in "bui":
-        raise InputError(
-            f"{name} has shape {value.shape} and dtype {value.dtype}; allowed: (H, W), bool or integers: "
-            "probability > 0.5 makes one of a float map"
-        )
-    if value.shape != image.shape[:2]:
-        raise InputError(f"{name} is {value.shape}, its image {image.shape[:2]}; give a mask of the image's size")
-    found = np.unique(value)
-    marks = found[found != 0]
-    if len(marks) == 0:
-        raise InputError(f"{name} marks nothing: all of it is 0; set the object's pixels")
-    if len(marks) > 1:
-        shown = ", ".join(map(str, found[:6].tolist()))
-        more = " …" if len(found) > 6 else ""
-        raise InputError(f"{name} has the values {shown}{more}; say which is the object, as by mask == {marks[0]}")
-    mask: Mask = value != 0
-    return mask
 
 
 def _check_array(array: npt.NDArray[Any], name: str) -> Image:

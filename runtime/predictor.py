@@ -23,9 +23,10 @@ from runtime.enrolment import (
     save_enrolment,
 )
 from runtime.errors import EdgevisError, EnrolmentError, InputError
-from runtime.images import Image, ImageLike, MaskLike, as_images, as_masks
+from runtime.images import Image, ImageLike, as_images
 from runtime.jsondata import to_json
 from runtime.manifest import Proof
+from runtime.masks import MaskLike, as_masks
 from runtime.preprocess import Preprocessor
 from runtime.selection import open_best
 from runtime.sources import Source, frames

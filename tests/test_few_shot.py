@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from benchmarks import few_shot
-from edgevis import InputError, Predictor, SourceError
+from edgevis import InputError, Predictor
+from edgevis.data import read_class_table
 
 from bundles import Tiny, picture, write_tiny_bundle
 
@@ -46,9 +47,9 @@ def bundle(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("shot", [1, 3])
 def test_embeddings_give_what_images_give(bundle: Path, labelled_zip: Path, shot: int) -> None:
-    data = few_shot.read_labelled(labelled_zip)
-    labels, images = [row["class_name"] for row, _ in data], [image for _, image in data]
-    drawn = list(few_shot.episodes(labels, way=5, shot=shot, query=4, count=6, seed=3))
+    data = read_class_table(labelled_zip)
+    images = [data[index][0] for index in range(len(data))]
+    drawn = list(few_shot.episodes(data.labels, way=5, shot=shot, query=4, count=6, seed=3))
     with Predictor(bundle) as predictor:
         by_embedding = few_shot.from_embeddings(predictor.embed(images))
         by_image = few_shot.from_images(predictor, images)
@@ -82,9 +83,9 @@ def test_the_command_prints_json(bundle: Path, labelled_zip: Path, capsys: pytes
     assert all(item["interval95"] > 0 for item in found)
 
 
-def test_a_zip_without_a_table_is_an_error(tmp_path: Path) -> None:
+def test_a_zip_without_a_table_is_an_error(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "no.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "nothing")
-    with pytest.raises(SourceError, match=r"not a zip with labels\.csv"):
-        few_shot.read_labelled(path)
+    assert few_shot.main(["--bundle", str(bundle), "--data", str(path)]) == 1
+    assert "no file labels.csv" in capsys.readouterr().err

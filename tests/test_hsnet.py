@@ -22,7 +22,8 @@ from edgevis.layers import correlation_pyramid
 from edgevis.layers.masking import Masking, masked_pyramid
 from edgevis.layers.resize import resize
 from edgevis.layers.resnet import ResNet
-from edgevis.models.hsnet import HSNet, HSNetLearner, load_official_learner, segmentation_loss
+from edgevis.losses import segmentation_loss
+from edgevis.models.hsnet import HSNet, HSNetLearner, load_official_learner
 from export.onnx import onnx_from_module
 from runtime.arrays import Array
 from runtime.errors import InputError, ModelError, WeightsError
@@ -253,22 +254,6 @@ def test_only_the_learner_learns() -> None:
     segmentation_loss(model(image, image.flip(0), mask.flip(0)), mask).backward()
     learning = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert learning == {f"learner.{name}" for name, _ in model.learner.named_parameters()}
-
-
-def test_loss() -> None:
-    """At the mask's size, all pixels with one weight."""
-    logits = torch.zeros(1, 2, 2, 2)
-    logits[0, 1] = torch.tensor([[3.0, 3.0], [-3.0, -3.0]])
-    mask = torch.tensor([[[1, 1, 1], [1, 0, 0], [1, 0, 0]]])
-    margins = torch.tensor([[3.0] * 3, [0.0] * 3, [-3.0] * 3])
-    signs = mask[0] * 2 - 1
-    expected = torch.log1p(torch.exp(-signs * margins)).mean()
-    for kind in (torch.uint8, torch.float32, torch.bool):
-        assert torch.allclose(segmentation_loss(logits, mask.to(kind)), expected)
-    with pytest.raises(InputError, match="values other than 0 and 1"):
-        segmentation_loss(logits, mask * 255)
-    with pytest.raises(InputError, match=r"allowed: \(B, 2, h, w\) and \(B, H, W\)"):
-        segmentation_loss(logits, mask[:, None])
 
 
 @pytest.fixture(scope="module")

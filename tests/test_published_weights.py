@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import few_shot, reid
 from edgevis import Predictor
+from edgevis.data import read_class_table
 
 from built import built_bundle
 from shared_data import shared_data
@@ -37,9 +38,9 @@ def test_osnet_finds_persons_as_well_as_it_is_known_to(osnet: Path) -> None:
 
 def test_mobilenetv2_learns_groceries_from_few_shots(tmp_path_factory: pytest.TempPathFactory) -> None:
     weights = shared_data("weights", "mobilenetv2_100.tf2_ptq_in1k.safetensors")
-    data = few_shot.read_labelled(shared_data("fewshot_grocery", "grocery_dev.zip"))
+    data = read_class_table(shared_data("fewshot_grocery", "grocery_dev.zip"))
     bundle = built_bundle(tmp_path_factory, "mobilenetv2", "--checkpoint", str(weights), "--precision", "fp32")
-    labels, images = [row["class_name"] for row, _ in data], [image for _, image in data]
+    labels, images = data.labels, [data[index][0] for index in range(len(data))]
     with Predictor(bundle) as predictor:
         by_embedding = few_shot.from_embeddings(predictor.embed(images))
         by_image = few_shot.from_images(predictor, images)

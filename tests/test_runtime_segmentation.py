@@ -336,12 +336,33 @@ def test_masks_may_be_files_and_pil_images(few_shot: Path, tmp_path: Path) -> No
     image_module = pytest.importorskip("PIL.Image")
     mask = square(8, 8).astype(np.uint8) * 255
     assert cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    # Of a palette, the index counts: labelling tools show the object red, and the rest in no colour that is 0.
+    palette = image_module.fromarray(square(8, 8).astype(np.uint8))
+    palette.putpalette([9, 9, 9, 224, 0, 0])
+    palette.save(tmp_path / "palette.png")
+    forms = {
+        "path": tmp_path / "mask.png",
+        "palette": tmp_path / "palette.png",
+        "pil": image_module.fromarray(mask),
+        "pil palette": palette,
+    }
     with Predictor(few_shot) as predictor:
-        for name, given in (("path", tmp_path / "mask.png"), ("pil", image_module.fromarray(mask)), ("array", mask)):
+        predictor.enroll("array", scene((RED, 8, 8)), masks=mask)
+        for name, given in forms.items():
             predictor.enroll(name, scene((RED, 8, 8)), masks=given)
         rows = predictor._task.gallery.contents()
-    np.testing.assert_array_equal(rows["path"], rows["array"])
-    np.testing.assert_array_equal(rows["pil"], rows["array"])
+    for name in forms:
+        np.testing.assert_array_equal(rows[name], rows["array"], err_msg=name)
+
+
+def test_a_mask_with_colours_or_of_a_lossy_format_is_refused(few_shot: Path, tmp_path: Path) -> None:
+    for name, content, message in (
+        ("colour.png", scene((RED, 8, 8)), "holds colours"),
+        ("mask.jpg", square(8, 8).astype(np.uint8) * 255, "is not a PNG"),
+    ):
+        assert cv2.imwrite(str(tmp_path / name), content)
+        with Predictor(few_shot) as predictor, pytest.raises(SourceError, match=message):
+            predictor.enroll("red", scene((RED, 8, 8)), masks=tmp_path / name)
 
 
 def test_threads_may_enrol_while_others_predict(few_shot: Path) -> None:

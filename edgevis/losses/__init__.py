@@ -6,6 +6,7 @@ from edgevis.losses.box_tightness_baseline import MILBaselineLoss, mil_baseline_
 from edgevis.losses.box_tightness_pairwise import pairwise_loss
 from edgevis.losses.cosine import cosine_logits, prototypes, squared_distance_logits
 from edgevis.losses.reid import ReIDLoss, hard_triplet_loss, smoothed_cross_entropy
+from edgevis.losses.segmentation import segmentation_loss
 
 __all__ = [
     "AttentionFusionLoss",
@@ -19,6 +20,7 @@ __all__ = [
     "mil_baseline_loss",
     "pairwise_loss",
     "prototypes",
+    "segmentation_loss",
     "smoothed_cross_entropy",
     "squared_distance_logits",
 ]

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgevis.models.entry import ModelEntry
+from edgevis.state_dict import load_exactly
 from runtime.discovery import names_in
 from runtime.errors import ModelError, UnknownModelError, WeightsError
 from runtime.spec import Deployment
@@ -47,7 +48,6 @@ MAX_WEIGHTS_BYTES = 2 << 30
 """The largest checkpoint that :func:`load_weights` opens."""
 
 _WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
-_LISTED = 6
 
 
 def names() -> list[str]:
@@ -142,26 +142,9 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
         WeightsError: The file cannot be read, or its tensors are not the model's; the message names them.
     """
     path = Path(path)
-    found = _read(path)
-    expected = model.state_dict()
-    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in found if name not in expected]
-    reshaped = [
-        f"{name} is {tuple(found[name].shape)}, the model takes {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    problems = [
-        f"{len(tensors)} {what}: {'; '.join(tensors[:_LISTED])}{' …' if len(tensors) > _LISTED else ''}"
-        for what, tensors in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-        if tensors
-    ]
-    if problems:
-        raise WeightsError(
-            f"{path} does not fit {type(model).__name__}: tensors {'. '.join(problems)}. "
-            "Create the model with the options that the checkpoint was made with"
-        )
-    model.load_state_dict(found, strict=False)
+    load_exactly(
+        model, _read(path), source=str(path), hint="Create the model with the options that the checkpoint was made with"
+    )
 
 
 @functools.cache

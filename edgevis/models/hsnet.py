@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgevis.layers.conv4d import CenterPivotConv4d, Grid
@@ -281,30 +280,6 @@ class HSNet(SupportQueryModel):
     def _supports(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         two, three, four = masked_pyramid(self.backbone.features, image, mask, masking=self.masking)
         return _unit(four), _unit(three), _unit(two)
-
-
-def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Mean cross-entropy of background and object over all pixels, without weights, at the mask's size.
-
-    Args:
-        logits: (B, 2, h, w) float, resized to the mask's size (bilinear, corners aligned).
-        mask: (B, H, W) of any dtype: 1 on the object, 0 elsewhere. Pixels to be ignored count as background, as in
-            the papers' experiments: set them to 0.
-
-    Returns:
-        () float.
-
-    Raises:
-        InputError: Shapes do not fit together, or the mask holds another value.
-    """
-    if logits.dim() != 4 or logits.shape[1] != 2 or mask.dim() != 3 or logits.shape[0] != mask.shape[0]:
-        raise InputError(
-            f"logits are {tuple(logits.shape)} and mask {tuple(mask.shape)}; allowed: (B, 2, h, w) and (B, H, W)"
-        )
-    if not ((mask == 0) | (mask == 1)).all():
-        raise InputError("the mask holds values other than 0 and 1; set pixels to be ignored to 0, background")
-    height, width = mask.shape[1:]
-    return F.cross_entropy(resize(logits, (height, width)), mask.long())
 
 
 def load_official_learner(model: HSNet | HSNetLearner, state_dict: Mapping[str, Tensor]) -> None:

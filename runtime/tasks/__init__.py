@@ -14,7 +14,8 @@ from runtime.arrays import Array
 from runtime.discovery import load_from, names_in
 from runtime.errors import SchemaError
 from runtime.gallery import Enrolled
-from runtime.images import Image, Mask
+from runtime.images import Image
+from runtime.masks import Mask
 from runtime.preprocess import Preprocessor
 from runtime.results import Classification, Identification, Segmentation
 from runtime.session import Session

@@ -12,7 +12,8 @@ import numpy as np
 from runtime.arrays import Array, unit_rows
 from runtime.errors import InputError, SchemaError
 from runtime.gallery.embedded import EmbeddedGallery, Scoring
-from runtime.images import Image, Mask
+from runtime.images import Image
+from runtime.masks import Mask
 from runtime.results import Match
 from runtime.spec import TensorSpec
 from runtime.tasks import Context, Result

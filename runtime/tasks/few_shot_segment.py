@@ -21,7 +21,8 @@ import numpy.typing as npt
 from runtime.arrays import Array
 from runtime.errors import EnrolmentError, InputError, SchemaError
 from runtime.gallery.support import Supports, SupportSets
-from runtime.images import Image, Mask
+from runtime.images import Image
+from runtime.masks import Mask
 from runtime.resize import resize_aligned
 from runtime.results import Segmentation
 from runtime.session import Resident

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from runtime.arrays import Array
 from runtime.errors import EnrolmentError, InputError, SchemaError, UnknownLabelError
-from runtime.images import Image, Mask
+from runtime.images import Image
+from runtime.masks import Mask
 from runtime.results import Segmentation
 from runtime.spec import TensorSpec
 from runtime.tasks import Context, Result, Task
