@@ -23,9 +23,9 @@ from benchmarks.scenes import FixedCamera, PhotoPan, Scene, View
 from edgevis import EdgevisError, Identification, Predictor, SourceError
 from edgevis.cli.bench import HEADERS, MEASURED, time_engines
 from runtime.bundle import Bundle
+from runtime.drawing import color_at, color_of, draw_tag
 from runtime.images import Image
 from runtime.jsondata import to_json
-from runtime.results import color_at, color_of, draw_tag
 from runtime.text import markdown_table, text_table
 
 SHARED_VIDEO = Path("../shared/data/video/one-by-one-person-detection.mp4")

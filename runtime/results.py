@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from runtime.drawing import annotated, color_of, draw_tag, tag_scale
 from runtime.errors import InputError, UnknownLabelError
 from runtime.images import Image
 from runtime.jsondata import to_json
@@ -47,9 +47,9 @@ class Classification:
         """Plain data for JSON."""
         return dict(to_json(self))
 
-    def plot(self, image: Image) -> Image:
-        """A copy of ``image`` with the classes and their scores written on it."""
-        return _annotated(image, self.label, tuple(zip(self.labels, self.scores, strict=True)))
+    def plot(self, image: Image, pictures: Mapping[str, Image] | None = None) -> Image:
+        """A copy of ``image`` with the classes and their scores; see :func:`runtime.drawing.annotated`."""
+        return annotated(image, self.label, tuple(zip(self.labels, self.scores, strict=True)), pictures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,9 @@ class Identification:
         matches = [match._asdict() for match in self.matches]
         return {"label": self.label, "score": self.score, "matches": matches, "speed_ms": dict(self.speed_ms)}
 
-    def plot(self, image: Image) -> Image:
-        """A copy of ``image`` with a frame in the label's colour and the matches written on it."""
-        return _annotated(image, self.label, self.matches)
+    def plot(self, image: Image, pictures: Mapping[str, Image] | None = None) -> Image:
+        """A copy of ``image`` with the matches and their scores; see :func:`runtime.drawing.annotated`."""
+        return annotated(image, self.label, self.matches, pictures)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,7 +138,7 @@ class Segmentation:
         if image.shape[:2] != self.mask.shape:
             raise InputError(f"the image is {image.shape[:2]}, the mask {self.mask.shape}; give the image predicted on")
         picture = np.array(image, np.uint8, order="C")
-        scale = min(1.0, max(0.35, picture.shape[1] / 640))
+        scale = tag_scale(picture)
         thickness = max(1, min(picture.shape[:2]) // 200)
         y = thickness
         for index, (label, share) in enumerate(zip(self.labels, self.shares, strict=True)):
@@ -152,49 +152,7 @@ class Segmentation:
         return picture
 
 
-def color_of(label: str | None) -> tuple[int, int, int]:
-    """The BGR colour that stands for a label in every picture; grey is unknown."""
-    if label is None:
-        return (150, 150, 150)
-    return color_at(int.from_bytes(hashlib.blake2s(label.encode()).digest()[:2], "big"))
-
-
-def color_at(index: int) -> tuple[int, int, int]:
-    """A BGR colour that is far from those of the numbers before and after: hues a golden angle apart."""
-    hue = round(index * 180 * 0.618034) % 180
-    pixel = cv2.cvtColor(np.array([[[hue, 200, 235]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
-    return (int(pixel[0]), int(pixel[1]), int(pixel[2]))
-
-
-def draw_tag(image: Image, text: str, origin: tuple[int, int], color: tuple[int, int, int], scale: float = 0.5) -> int:
-    """Write ``text`` on a filled box whose top left corner is ``origin`` (x, y), in place; returns the box's height."""
-    (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
-    x, y = origin
-    pad = max(2, round(6 * scale))
-    bottom = y + height + baseline + 2 * pad
-    cv2.rectangle(image, (x, y), (x + width + 2 * pad, bottom), color, cv2.FILLED)
-    # Dark or light letters, whichever the eye can read on this colour (luma of BT.601).
-    luma = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2]
-    ink = (0, 0, 0) if luma > 128 else (255, 255, 255)
-    cv2.putText(image, text, (x + pad, y + height + pad), cv2.FONT_HERSHEY_SIMPLEX, scale, ink, 1, cv2.LINE_AA)
-    return bottom - y
-
-
 def _box(area: npt.NDArray[np.bool_]) -> list[int]:
     """x0, y0, x1, y1 around what is True, the last two exclusive."""
     rows, columns = np.flatnonzero(area.any(axis=1)), np.flatnonzero(area.any(axis=0))
     return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
-
-
-def _annotated(image: Image, label: str | None, ranking: tuple[tuple[str, float], ...]) -> Image:
-    picture = np.array(image, np.uint8, order="C")  # OpenCV draws on no other layout, such as np.rot90's
-    color = color_of(label)
-    thickness = max(2, min(picture.shape[:2]) // 100)
-    cv2.rectangle(picture, (0, 0), (picture.shape[1] - 1, picture.shape[0] - 1), color, thickness)
-    scale = min(1.0, max(0.35, picture.shape[1] / 640))
-    y = thickness
-    if label is None:
-        y += draw_tag(picture, "unknown", (thickness, y), color, scale)
-    for name, score in ranking:
-        y += draw_tag(picture, f"{name} {score:.2f}", (thickness, y), color_of(name), scale)
-    return picture

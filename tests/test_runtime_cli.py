@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,21 @@ def test_predict_prints_a_row_for_each_image_and_draws(
     plotted = cv2.imread(str(drawn / "0.png.jpg"))
     assert plotted is not None
     assert plotted.shape == cv2.imread(str(image)).shape
+
+
+def test_a_strip_of_the_gallery_is_drawn(
+    tiny_bundle: Path, photos: Path, enrolment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = photos / "red" / "0.png"
+    pictures, drawn = tmp_path / "pictures", tmp_path / "drawn"
+    pictures.mkdir()
+    shutil.copy(image, pictures / "red.png")
+    command = ["predict", str(tiny_bundle), str(image), "--enrolment", str(enrolment), "--pictures", str(pictures)]
+    assert main(command) == 1
+    assert "give both" in capsys.readouterr().err
+    assert main([*command, "--plot", str(drawn)]) == 0
+    height, width = cv2.imread(str(image)).shape[:2]
+    assert cv2.imread(str(drawn / "0.png.jpg")).shape == (height + width // 5, width, 3)
 
 
 def test_pictures_of_one_name_are_drawn_apart(

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.results import Classification, Identification, Match, color_of, draw_tag
+from runtime.drawing import color_of, draw_tag
+from runtime.results import Classification, Identification, Match
 
 from bundles import Array, picture
 
@@ -86,6 +87,29 @@ def test_plot_writes_more_for_more_matches() -> None:
     assert rows[1] == pytest.approx(rows[0], abs=4)  # the one match
     assert rows[2] > 1.7 * rows[0]  # "unknown" and the one match
     assert rows[3] == pytest.approx(rows[2], abs=4)  # two matches
+
+
+@pytest.mark.parametrize("result", RESULTS)
+@pytest.mark.parametrize("shape", [(120, 160), (40, 20), (1, 1), (300, 400)])
+def test_the_gallery_is_a_strip_below(result: Any, shape: tuple[int, int]) -> None:
+    """Pictures of any shape, of some labels only."""
+    image = picture(1, *shape)
+    pictures = {"anna": np.full((30, 10, 3), 77, np.uint8), "cat": np.full((3, 50, 3), 77, np.uint8)}
+    drawn = result.plot(image, pictures)
+    side = max(1, shape[1] // 5)
+    assert drawn.shape == (shape[0] + side, shape[1], 3)
+    shown = (drawn[shape[0] :] == 77).all(axis=2)
+    ranked = result.labels if isinstance(result, Classification) else [match.label for match in result.matches]
+    assert bool(shown[:, :side].any()) == (shape[1] > 100 and bool(ranked)), "smaller ones lie under the tag"
+    assert not shown[:, side:].any()
+
+
+def test_a_strip_shows_no_more_than_fits() -> None:
+    ranking = tuple(Match(f"p{place}", 1 - place / 10) for place in range(9))
+    pictures = {label: np.full((20, 20, 3), 60 + place, np.uint8) for place, (label, _) in enumerate(ranking)}
+    strip = Identification("p0", 1.0, ranking).plot(np.zeros((100, 500, 3), np.uint8), pictures)[100:]
+    for place in range(5):
+        assert (strip[60:, 100 * place + 10 : 100 * place + 90] == 60 + place).all()
 
 
 def test_a_label_keeps_its_colour_and_the_frame_shows_it() -> None:

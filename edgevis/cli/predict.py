@@ -26,10 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--masks", metavar="DIR", help="segmentation: write each label map as a grey PNG (0 background, 1 first label)"
     )
     parser.add_argument("--plot", metavar="DIR", help="write annotated copies of the images into this folder")
+    parser.add_argument(
+        "--pictures",
+        metavar="DIR",
+        help="with --plot: a folder with a picture of each label, LABEL.jpg or .png, drawn as a strip below the image",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     paths = image_paths(arguments.images)
+    pictures = None
+    if arguments.pictures:
+        if not arguments.plot:
+            raise InputError("--pictures are drawn into what --plot writes; give both")
+        pictures = {path.stem: read_image(path) for path in image_paths([arguments.pictures])}
     with open_predictor(arguments) as predictor:
         if arguments.enrolment:
             predictor.load(arguments.enrolment)
@@ -42,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             results.append(result)
             place = path.resolve().relative_to(common)
             if arguments.plot:
-                _plot(Path(arguments.plot) / place, result.plot(image))
+                _plot(Path(arguments.plot) / place, _drawn(result, image, pictures))
             if arguments.masks:
                 _save_labels(Path(arguments.masks) / place, result)
         threshold = predictor.threshold
@@ -56,6 +66,14 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     print(text_table(("image", "label", "score", "ms"), rows))
     return 0
+
+
+def _drawn(result: Result, image: Image, pictures: dict[str, Image] | None) -> Image:
+    if pictures is None:
+        return result.plot(image)
+    if isinstance(result, Segmentation):
+        raise InputError("--pictures are for models that rank what is enrolled; this one segments")
+    return result.plot(image, pictures)
 
 
 def _cells(result: Result) -> tuple[str, str]:
