@@ -489,3 +489,11 @@ def test_command_line(few_shot: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert (out / "frame.png.jpg").exists()
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["results"][0]["found"][0]["label"] == "red"
+
+
+def test_bench_times_what_a_frame_costs(few_shot: Path, fixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for bundle in (few_shot, fixed):
+        assert main(["bench", str(bundle), "--batch", "1,3", "--seconds", "0.1", "--json"]) == 0
+        results = json.loads(capsys.readouterr().out)["results"]
+        assert [timing["batch"] for timing in results] == [1, 3]
+        assert all(timing["latency"]["p50_ms"] > 0 for timing in results)
