@@ -18,13 +18,14 @@ from torch import nn
 
 from calibration.samples import SampleSet, samples_from_photographs
 from edgevis import EnrolmentError, InputError, Predictor, Segmentation, models
-from export.tensorrt import engine_from_onnx
 from runtime import backends
 from runtime.arrays import Array
 from runtime.bundle import Bundle
 from runtime.parity import TOLERANCES, compare_rows, settle_flips
 from runtime.session import Session
 from runtime.spec import Deployment, Graph
+from runtime.tensorrt.compiler import build_engine
+from runtime.tensorrt.spec import BuildSpec
 
 from built import SMALL, small_bundle
 from bundles import needs_openvino
@@ -200,7 +201,8 @@ def test_tensorrt_parses_and_builds_it(name: str, bundle: Bundle) -> None:
             )
             for tensor in graph.inputs
         }
-        assert len(engine_from_onnx(model, profile, compute_capabilities=("SM86",))) > 1000
+        spec = BuildSpec(profile, compute_capabilities=("SM86",))
+        assert len(build_engine(model.SerializeToString(), spec, flavour="tensorrt_rtx").plan) > 1000
 
 
 @each_model

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from edgevis.ops import cross_attention, hybrid_mask
 from export.onnx import onnx_from_module
-from export.tensorrt import engine_from_onnx
 from runtime.errors import CompileError, InputError
 from runtime.spec import Graph, TensorSpec
+from runtime.tensorrt.compiler import build_engine
+from runtime.tensorrt.spec import BuildSpec
 
 from bundles import needs_openvino
 
@@ -177,13 +178,12 @@ def test_tensorrt_reads_the_nodes(exported: ModelProto) -> None:
         spec.name: tuple(tuple(batch if size == "N" else int(size) for size in spec.shape) for batch in (1, 2, 8))
         for spec in GRAPH.inputs
     }
-    assert len(engine_from_onnx(exported, shapes, compute_capabilities=("SM86",))) > 1000
+    spec = BuildSpec(shapes, compute_capabilities=("SM86",))
+    assert len(build_engine(exported.SerializeToString(), spec, flavour="tensorrt_rtx").plan) > 1000
     broken = ModelProto.FromString(exported.SerializeToString())
     del broken.functions[:]
     with pytest.raises(CompileError, match="HybridMask"):
-        engine_from_onnx(broken, shapes)
-    with pytest.raises(CompileError, match=r"no compute capability 'SM1'; it has .*SM86"):
-        engine_from_onnx(exported, shapes, compute_capabilities=("SM1",))
+        build_engine(broken.SerializeToString(), spec, flavour="tensorrt_rtx")
 
 
 def test_not_a_number_is_not_greater_than_zero() -> None:
