@@ -11,25 +11,12 @@ from pathlib import Path
 from runtime.arrays import Array
 from runtime.errors import ParityError
 from runtime.latency import interleaved
-from runtime.manifest import Decisions, EngineRecord, GraphParity, Proof
-from runtime.parity import (
-    TOLERANCES,
-    distance_text,
-    golden_feeds,
-    mask_agreement,
-    measure_graph,
-    nearest_agreement,
-)
-from runtime.selection import open_graphs
+from runtime.manifest import EngineRecord, GraphParity
+from runtime.opening import open_graphs
+from runtime.parity import distance_text
+from runtime.proving import measure_engine, one_image
 from runtime.session import Session
 from runtime.spec import Deployment, Graph, Precision
-
-# An enrolment made by one engine may be loaded by another when the build has measured that this hardly changes a
-# decision: of a hundred queries in one engine's embeddings, against a gallery in the FP32 model's, at most five find
-# another nearest neighbour, and the embeddings point the same way. Two neighbours that are almost equally near change
-# places at less, so a share of 1 would refuse engines over ties.
-SHARING_MIN_AGREEMENT = 0.95
-SHARING_MIN_MEAN_COSINE = 0.99
 
 _LATENCY_SECONDS = 0.4  # for each engine
 
@@ -83,7 +70,7 @@ def prove_engines(
         if broken:
             raise ParityError("\n".join(broken))
         latency = interleaved(
-            {record.name: _one_image(opened[record.name], deployment, reference) for record in proved},
+            {record.name: one_image(opened[record.name], deployment, reference) for record in proved},
             seconds=_LATENCY_SECONDS * len(proved),
         )
     engines = tuple(replace(record, latency_ms=round(latency[record.name].p50_ms, 3)) for record in proved)
@@ -117,29 +104,9 @@ def _prove(
     broken: list[str],
 ) -> EngineRecord:
     """The record with its proof; a line is added to ``broken`` for each graph beyond the tolerance."""
-    tolerance = TOLERANCES[record.precision]
-    parities, passed, decisions = [], True, None
-    for session in sessions.values():
-        parity, actual = measure_graph(session, session.graph, reference)
-        parities.append(parity)
-        if not tolerance.holds(parity):
-            passed = False
-            broken.append(_complaint(record, parity, str(tolerance)))
-        graph = session.graph.name
-        if "embedding" in actual:
-            decisions = nearest_agreement(reference[f"{graph}/embedding"], actual["embedding"])
-        elif "logits" in actual and actual["logits"].ndim >= 4:
-            # What an enrolment of few-shot segmentation holds is made by the graphs before.
-            cosine = min(item.mean_cosine for item in parities)
-            decisions = mask_agreement(reference[f"{graph}/logits"], actual["logits"], mean_cosine=cosine)
-    proof = Proof(passed, str(tolerance), machine, tuple(parities), decisions)
-    return replace(record, proof=proof, shares_enrolments=passed and _shares(decisions))
-
-
-def _shares(decisions: Decisions | None) -> bool:
-    if decisions is None or decisions.mean_cosine is None:
-        return False
-    return decisions.agreement >= SHARING_MIN_AGREEMENT and decisions.mean_cosine >= SHARING_MIN_MEAN_COSINE
+    measured = measure_engine(sessions, record.precision, reference, machine=machine)
+    broken.extend(_complaint(record, parity, measured.proof.tolerance) for parity in measured.beyond)
+    return replace(record, proof=measured.proof, shares_enrolments=measured.shares_enrolments)
 
 
 def _complaint(record: EngineRecord, parity: GraphParity, tolerance: str) -> str:
@@ -151,18 +118,3 @@ def _complaint(record: EngineRecord, parity: GraphParity, tolerance: str) -> str
         f"graph {parity.graph!r} of the engine {record.name} does not compute what the PyTorch model computes: "
         f"{distance_text(parity)}; allowed: {tolerance}{cure}"
     )
-
-
-def _one_image(
-    sessions: Mapping[str, Session], deployment: Deployment, reference: Mapping[str, Array]
-) -> Callable[[], object]:
-    """Runs one image through the graph that a prediction runs: the last one.
-
-    What that is given by an enrolment is resident.
-    """
-    session = sessions[deployment.graphs[-1].name]
-    inputs, _ = golden_feeds(reference, session.graph)
-    batched = {tensor.name for tensor in session.graph.inputs if tensor.batched}
-    resident = session.prepare({name: array for name, array in inputs.items() if name not in batched})
-    feeds = {name: array[:1] for name, array in inputs.items() if name in batched}
-    return lambda: session.run(feeds, resident)
