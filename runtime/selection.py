@@ -74,7 +74,8 @@ def open_best(bundle: Bundle, *, backend: str, device: str, precision: str | Non
                 f"{bundle.path.name}: the engine {record.name} did not open: {error}", RuntimeWarning, stacklevel=3
             )
         else:
-            why = _why(record, candidates, skipped) + _waiting(bundle, record)
+            measured_here = record not in bundle.manifest.engines
+            why = _why(record, candidates, skipped, measured_here=measured_here) + _waiting(bundle, record)
             return Opened(record, sessions, why, tuple(skipped))
     if last is None or len(candidates) == 1:
         raise last or UnknownBackendError(f"{bundle.path} holds no engine")
@@ -126,11 +127,12 @@ def _waiting(bundle: Bundle, chosen: EngineRecord) -> str:
     return f"; `edgevis build-engine` has not finished {', '.join(names)} here" if names else ""
 
 
-def _why(record: EngineRecord, candidates: list[EngineRecord], skipped: list[str]) -> str:
+def _why(record: EngineRecord, candidates: list[EngineRecord], skipped: list[str], *, measured_here: bool) -> str:
     doubt = ("proved", "not proved yet", "ITS PROOF FAILED: it does not compute what was trained")[_doubt(record)]
     if len(candidates) == 1:
         return f"the only engine that was asked for; {doubt}"
     if record.latency_ms is None:
         return f"the first of {len(candidates)} that opens; {doubt}"
     passed_over = f"; {len(skipped)} better cannot be used here" if skipped else ""
-    return f"the fastest of {len(candidates)} by the build's {record.latency_ms:.2f} ms per image; {doubt}{passed_over}"
+    whose = "this machine's" if measured_here else "the build's"
+    return f"the fastest of {len(candidates)} by {whose} {record.latency_ms:.2f} ms per image; {doubt}{passed_over}"

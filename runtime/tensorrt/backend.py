@@ -28,6 +28,7 @@ def devices(flavour: Flavour) -> tuple[str, ...]:
 def fingerprint(flavour: Flavour, device: str) -> dict[str, str]:
     """See :meth:`runtime.backends.FinishedOnDevice.fingerprint`."""
     _check_device(flavour, device)
+    devices(flavour)
     info = open_device().info
     return {flavour: vendor.version(flavour), "gpu": f"{info.name} {info.sm}", "driver": info.driver}
 

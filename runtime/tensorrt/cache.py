@@ -182,7 +182,7 @@ class PlanCache:
         path = self._plan(key)
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None, 0, ""
         except OSError as error:
             return None, 0, f"it cannot be read: {error}"
