@@ -50,6 +50,30 @@ def open_engine(path: Path, flavour: Flavour, device: str) -> PlanEngine:
         return PlanEngine(_open(path, flavour, gpu).opened, gpu, name=path.name)
 
 
+def plan_bytes(path: Path, flavour: Flavour) -> bytes:
+    """The plan of a graph for this machine, from the cache or built, for programs that open plans themselves.
+
+    Raises:
+        MissingDependencyError, UnavailableError: TensorRT or the GPU is missing.
+        EngineError: The graph or its specification cannot be read, or was refused.
+    """
+    device = open_device()
+    try:
+        onnx, spec = path.read_bytes(), _read_spec(path)
+        with device.current():
+            return (
+                PlanCache()
+                .get(
+                    plan_key(onnx, spec, flavour, device),
+                    build=lambda times: build_engine(onnx, spec, flavour=flavour, timing_cache=times),
+                    open_plan=bytes,
+                )
+                .opened
+            )
+    except (OSError, CompileError, SchemaError) as error:
+        raise EngineError(f"{flavour} cannot open {path.name}: {error}") from error
+
+
 def plan_key(onnx: bytes, spec: BuildSpec, flavour: Flavour, device: Device) -> PlanKey:
     """What a plan for this machine depends on."""
     return PlanKey(
