@@ -13,25 +13,12 @@ from export.stand_in import StandIn
 from runtime.arrays import Array
 from runtime.errors import ParityError
 from runtime.latency import interleaved
-from runtime.manifest import Decisions, EngineRecord, GraphParity, Proof
-from runtime.parity import (
-    TOLERANCES,
-    distance_text,
-    golden_feeds,
-    mask_agreement,
-    measure_graph,
-    nearest_agreement,
-)
-from runtime.selection import open_graphs
+from runtime.manifest import EngineRecord, GraphParity
+from runtime.opening import open_graphs
+from runtime.parity import distance_text
+from runtime.proving import measure_engine, one_image
 from runtime.session import Session
 from runtime.spec import Deployment, Graph, Precision
-
-# An enrolment made by one engine may be loaded by another when the build has measured that this hardly changes a
-# decision: of a hundred queries in one engine's embeddings, against a gallery in the FP32 model's, at most five find
-# another nearest neighbour, and the embeddings point the same way. Two neighbours that are almost equally near change
-# places at less, so a share of 1 would refuse engines over ties.
-SHARING_MIN_AGREEMENT = 0.95
-SHARING_MIN_MEAN_COSINE = 0.99
 
 _LATENCY_SECONDS = 0.4  # for each engine
 
@@ -99,7 +86,7 @@ def prove_engines(
             raise ParityError("\n".join(broken))
         ran = [record for record in proved if record.name not in stand_ins]
         latency = interleaved(
-            {record.name: _one_image(opened[record.name], deployment, reference) for record in ran},
+            {record.name: one_image(opened[record.name], deployment, reference) for record in ran},
             seconds=_LATENCY_SECONDS * len(ran),
         )
     engines = tuple(
@@ -156,33 +143,12 @@ def _prove(
 
     What stands in for an engine proves its graphs, not the engine.
     """
-    tolerance = TOLERANCES[record.precision]
-    parities, passed, decisions = [], True, None
-    for session in sessions.values():
-        parity, actual = measure_graph(session, session.graph, reference)
-        parities.append(parity)
-        if not tolerance.holds(parity):
-            passed = False
-            broken.append(_complaint(record, parity, str(tolerance)))
-        graph = session.graph.name
-        if "embedding" in actual:
-            decisions = nearest_agreement(reference[f"{graph}/embedding"], actual["embedding"])
-        elif "logits" in actual and actual["logits"].ndim >= 4:
-            # What an enrolment of few-shot segmentation holds is made by the graphs before.
-            cosine = min(item.mean_cosine for item in parities)
-            decisions = mask_agreement(reference[f"{graph}/logits"], actual["logits"], mean_cosine=cosine)
     where = f"ONNX Runtime on {machine}" if stands_in else machine
-    proof = Proof(passed, str(tolerance), where, tuple(parities), decisions)
-    shares = passed and _shares(decisions)
+    measured = measure_engine(sessions, record.precision, reference, machine=where)
+    broken.extend(_complaint(record, parity, measured.proof.tolerance) for parity in measured.beyond)
     if stands_in:
-        return replace(record, graph_proof=proof, shares_enrolments=shares)
-    return replace(record, proof=proof, shares_enrolments=shares)
-
-
-def _shares(decisions: Decisions | None) -> bool:
-    if decisions is None or decisions.mean_cosine is None:
-        return False
-    return decisions.agreement >= SHARING_MIN_AGREEMENT and decisions.mean_cosine >= SHARING_MIN_MEAN_COSINE
+        return replace(record, graph_proof=measured.proof, shares_enrolments=measured.shares_enrolments)
+    return replace(record, proof=measured.proof, shares_enrolments=measured.shares_enrolments)
 
 
 def _complaint(record: EngineRecord, parity: GraphParity, tolerance: str) -> str:
@@ -194,18 +160,3 @@ def _complaint(record: EngineRecord, parity: GraphParity, tolerance: str) -> str
         f"graph {parity.graph!r} of the engine {record.name} does not compute what the PyTorch model computes: "
         f"{distance_text(parity)}; allowed: {tolerance}{cure}"
     )
-
-
-def _one_image(
-    sessions: Mapping[str, Session], deployment: Deployment, reference: Mapping[str, Array]
-) -> Callable[[], object]:
-    """Runs one image through the graph that a prediction runs: the last one.
-
-    What that is given by an enrolment is resident.
-    """
-    session = sessions[deployment.graphs[-1].name]
-    inputs, _ = golden_feeds(reference, session.graph)
-    batched = {tensor.name for tensor in session.graph.inputs if tensor.batched}
-    resident = session.prepare({name: array for name, array in inputs.items() if name not in batched})
-    feeds = {name: array[:1] for name, array in inputs.items() if name in batched}
-    return lambda: session.run(feeds, resident)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import get_args
 
 from runtime import backends
@@ -18,9 +17,11 @@ from runtime.errors import (
     UnavailableError,
     UnknownBackendError,
 )
+from runtime.finishing import can_finish, finish_engine, unfinished, with_local_proof
 from runtime.manifest import EngineRecord
+from runtime.opening import open_sessions
 from runtime.session import Session
-from runtime.spec import Deployment, Precision
+from runtime.spec import Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,9 @@ def open_best(bundle: Bundle, *, backend: str, device: str, precision: str | Non
 
     Without a precision, only engines count whose decisions were measured to be the PyTorch model's: FP32, and others
     where the build says that they share enrolments with it. Among them the one that was fastest when it was built
-    wins. An engine that needs a backend, a package or a device that is not here is passed over; one that should open
-    and does not is passed over with a warning.
+    wins. What was measured on this machine of an engine that only runs here counts as if the build had measured it;
+    if it has not been, it is when the engine is the next best one. An engine that needs a backend, a package or a
+    device that is not here is passed over; one that should open and does not is passed over with a warning.
 
     Raises:
         UnknownBackendError: No engine of the bundle fits the arguments; the message lists those it has.
@@ -57,6 +59,10 @@ def open_best(bundle: Bundle, *, backend: str, device: str, precision: str | Non
     last: BackendError | None = None
     for record in candidates:
         try:
+            if unfinished(record):
+                record = finish_engine(bundle, record)
+                if not record.proved and len(candidates) > 1:
+                    raise EngineError("it does not compute what was trained; `edgevis verify` shows how far it is off")
             sessions = open_sessions(bundle, record, threads=threads)
         except (MissingDependencyError, UnavailableError, UnknownBackendError) as error:
             skipped.append(f"{record.name}: {error}")
@@ -68,7 +74,9 @@ def open_best(bundle: Bundle, *, backend: str, device: str, precision: str | Non
                 f"{bundle.path.name}: the engine {record.name} did not open: {error}", RuntimeWarning, stacklevel=3
             )
         else:
-            return Opened(record, sessions, _why(record, candidates, skipped), tuple(skipped))
+            measured_here = record not in bundle.manifest.engines
+            why = _why(record, candidates, skipped, measured_here=measured_here) + _waiting(bundle, record)
+            return Opened(record, sessions, why, tuple(skipped))
     if last is None or len(candidates) == 1:
         raise last or UnknownBackendError(f"{bundle.path} holds no engine")
     raise type(last)(f"{bundle.path}: no engine can be opened here:\n  " + "\n  ".join(skipped)) from last
@@ -80,7 +88,7 @@ def _candidates(bundle: Bundle, backend: str, device: str, precision: str | None
         backends.load(backend)
     if precision is not None and precision not in get_args(Precision):
         raise UnknownBackendError(f"there is no precision {precision!r}; known: {', '.join(get_args(Precision))}")
-    engines = bundle.manifest.engines
+    engines = [with_local_proof(bundle, record) for record in bundle.manifest.engines]
     fitting = [
         record
         for record in engines
@@ -109,56 +117,22 @@ def _exact(record: EngineRecord) -> bool:
     return record.precision == "fp32" or record.shares_enrolments
 
 
-def open_sessions(bundle: Bundle, record: EngineRecord, *, threads: int | None) -> dict[str, Session]:
-    """Open all graphs of one engine.
-
-    Raises:
-        IntegrityError: A file of it is missing or altered.
-        MissingDependencyError, UnavailableError, EngineError: It cannot be opened here.
-    """
-    return open_graphs(record, bundle.manifest.deployment, bundle.engine_file, threads=threads)
-
-
-def open_graphs(
-    record: EngineRecord, deployment: Deployment, locate: Callable[[str], Path], *, threads: int | None
-) -> dict[str, Session]:
-    """Open all graphs of one engine whose files may not be in a finished bundle yet.
-
-    Args:
-        record: The engine.
-        deployment: The model's graphs and batch limit.
-        locate: From a file's path inside the bundle to where it lies.
-        threads: CPU threads for the engine.
-
-    Raises:
-        MissingDependencyError, UnavailableError, EngineError: It cannot be opened here.
-    """
-    backend = backends.load(record.backend)
-    available = backend.devices()
-    if record.device not in available:
-        raise UnavailableError(f"{record.backend} has no device {record.device!r} here; it has {', '.join(available)}")
-    sessions: dict[str, Session] = {}
-    try:
-        for graph in deployment.graphs:
-            engine = backend.open_engine(
-                locate(record.files[graph.name]),
-                precision=record.precision,
-                device=record.device,
-                threads=threads,
-            )
-            sessions[graph.name] = Session(engine, graph, max_batch=deployment.max_batch)
-    except BaseException:
-        for session in sessions.values():
-            session.close()
-        raise
-    return sessions
+def _waiting(bundle: Bundle, chosen: EngineRecord) -> str:
+    """What could be better once it is finished on this machine, which takes too long to be done unasked."""
+    names = [
+        record.name
+        for record in bundle.manifest.engines
+        if record.name != chosen.name and can_finish(record) and not with_local_proof(bundle, record).proof
+    ]
+    return f"; `edgevis build-engine` has not finished {', '.join(names)} here" if names else ""
 
 
-def _why(record: EngineRecord, candidates: list[EngineRecord], skipped: list[str]) -> str:
+def _why(record: EngineRecord, candidates: list[EngineRecord], skipped: list[str], *, measured_here: bool) -> str:
     doubt = ("proved", "not proved yet", "ITS PROOF FAILED: it does not compute what was trained")[_doubt(record)]
     if len(candidates) == 1:
         return f"the only engine that was asked for; {doubt}"
     if record.latency_ms is None:
         return f"the first of {len(candidates)} that opens; {doubt}"
     passed_over = f"; {len(skipped)} better cannot be used here" if skipped else ""
-    return f"the fastest of {len(candidates)} by the build's {record.latency_ms:.2f} ms per image; {doubt}{passed_over}"
+    whose = "this machine's" if measured_here else "the build's"
+    return f"the fastest of {len(candidates)} by {whose} {record.latency_ms:.2f} ms per image; {doubt}{passed_over}"

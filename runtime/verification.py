@@ -8,8 +8,9 @@ from runtime.arrays import Array
 from runtime.bundle import Bundle
 from runtime.errors import BackendError, MissingDependencyError, UnavailableError, UnknownBackendError
 from runtime.manifest import EngineRecord, GraphParity
-from runtime.parity import TOLERANCES, distance_text, measure_graph
-from runtime.selection import open_sessions
+from runtime.opening import open_sessions
+from runtime.parity import TOLERANCES, distance_text
+from runtime.proving import measure_engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,12 @@ def _check(bundle: Bundle, record: EngineRecord, golden: dict[str, Array]) -> En
     except BackendError as error:
         return EngineCheck(record.name, "failed", str(tolerance), reason=str(error))
     try:
-        parities = tuple(measure_graph(session, session.graph, golden)[0] for session in sessions.values())
+        measured = measure_engine(sessions, record.precision, golden, machine="")
     except BackendError as error:
         return EngineCheck(record.name, "failed", str(tolerance), reason=str(error))
     finally:
         for session in sessions.values():
             session.close()
-    beyond = [parity for parity in parities if not tolerance.holds(parity)]
-    reason = "; ".join(f"graph {parity.graph!r}: {distance_text(parity)}" for parity in beyond)
-    return EngineCheck(record.name, "failed" if beyond else "passed", str(tolerance), parities, reason)
+    reason = "; ".join(f"graph {parity.graph!r}: {distance_text(parity)}" for parity in measured.beyond)
+    status = "passed" if measured.proof.passed else "failed"
+    return EngineCheck(record.name, status, str(tolerance), measured.proof.graphs, reason)

@@ -37,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in names_in(__name__):
         verb = cast(Verb, importlib.import_module(f"{__name__}.{name}"))
         summary = verb.__doc__.partition("\n")[0]
-        sub = verbs.add_parser(name, help=summary, description=verb.__doc__)
+        spoken = name.replace("_", "-")  # a module's name cannot have a hyphen
+        sub = verbs.add_parser(spoken, help=summary, description=verb.__doc__)
         verb.add_arguments(sub)
         sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-        modules[name] = verb
+        modules[spoken] = verb
     arguments = parser.parse_args(argv)
     warnings.showwarning = _show_warning
     try:

@@ -14,8 +14,10 @@ from runtime.images import SUFFIXES
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """``BUNDLE`` and the choice of its engine."""
     parser.add_argument("bundle", metavar="BUNDLE", help="a folder NAME.edgevis")
-    parser.add_argument("--backend", default="auto", help="auto, onnxruntime, openvino (default: auto)")
-    parser.add_argument("--device", default="auto", help="auto or cpu (default: auto)")
+    parser.add_argument(
+        "--backend", default="auto", help="auto, onnxruntime, openvino, tensorrt, tensorrt_rtx (default: auto)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--precision", help="fp32, fp16, bf16 or int8 (default: the fastest that decides like PyTorch)")
     parser.add_argument("--threads", type=int, help="CPU threads for the engine (default: the backend's choice)")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from edgevis import BackendError
 from edgevis.cli._common import add_engine_arguments, open_predictor, print_json
 from runtime.bundle import Bundle
+from runtime.finishing import with_local_proof
 from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord, Manifest
 from runtime.parity import DISTANCE_HEADERS, NOT_YET_PROVED, decisions_text, distance_cells
@@ -19,12 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     bundle = Bundle(arguments.bundle)
-    manifest = bundle.manifest
     try:
         with open_predictor(arguments) as predictor:
             running, reason = predictor.info, ""
     except BackendError as error:
         running, reason = None, str(error)
+    # After opening: what was finished just now counts.
+    engines = tuple(with_local_proof(bundle, record) for record in bundle.manifest.engines)
+    manifest = replace(bundle.manifest, engines=engines)
     if arguments.json:
         print_json(
             {"manifest": to_json(manifest), "running": running and running.to_dict(), "cannot_run": reason or None}
@@ -49,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def engine_table(manifest: Manifest) -> str:
-    """The engines of a bundle with what was measured when it was built."""
+    """The engines of a bundle with what was measured of them, when it was built or on this machine."""
     headers = ("engine", "device", "ms/image", *DISTANCE_HEADERS, "decisions", "shares enrolments")
     return text_table(headers, [_row(record) for record in manifest.engines])
 

@@ -10,6 +10,7 @@ from export.compilers import engine_path
 from runtime.errors import CompileError
 from runtime.spec import Precision
 from runtime.tensorrt import vendor
+from runtime.tensorrt.backend import PLAN
 from runtime.tensorrt.compiler import build_engine
 from runtime.tensorrt.spec import BuildSpec
 
@@ -27,6 +28,6 @@ def engine_from_onnx(
         built = build_engine(model.SerializeToString(), spec, flavour="tensorrt_rtx")
     except CompileError as error:
         raise CompileError(f"graph {graph!r} in {precision}: {error}") from error
-    path = engine_path(bundle, "tensorrt_rtx", precision, graph, ".engine")
+    path = engine_path(bundle, "tensorrt_rtx", precision, graph, PLAN)
     path.write_bytes(built.plan)
     return path

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from runtime.arrays import Array
 from runtime.discovery import load_from, names_in
@@ -66,6 +66,49 @@ class Backend(Protocol):
             EngineError: The vendor refused the file.
         """
         ...
+
+
+@runtime_checkable
+class FinishedOnDevice(Protocol):
+    """What a backend offers besides, whose engines are finished, and can only be proved, where they run."""
+
+    def fingerprint(self, device: str) -> Mapping[str, str]:
+        """What a proof of its engines on that device depends on, such as versions and the GPU's name.
+
+        Raises:
+            MissingDependencyError, UnavailableError, UnknownBackendError: It cannot use that device here.
+        """
+        ...
+
+    def finish(self, path: Path) -> Finished:
+        """Make what :meth:`Backend.open_engine` opens, unless that was done before.
+
+        Raises:
+            EngineError: The vendor refused the file.
+        """
+        ...
+
+
+class Finished(Protocol):
+    """What came of finishing an engine."""
+
+    @property
+    def built(self) -> bool:
+        """Whether it was made just now."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """How long that took."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why one that was there could not be used; empty when there was none, or it could."""
+        ...
+
+    @property
+    def size_bytes(self) -> int: ...
 
 
 def names() -> tuple[str, ...]:

@@ -1,33 +1,94 @@
-"""ONNX Runtime on the CPU: runs the portable graphs everywhere, x86-64 and aarch64."""
+"""ONNX Runtime: runs the portable graphs everywhere on the CPU, x86-64 and aarch64, and on NVIDIA GPUs.
+
+The GPU needs the package ``onnxruntime-gpu``. Its CUDA provider is used unless the environment variable
+``EDGEVIS_ONNXRUNTIME`` says ``tensorrt``: then its TensorRT provider takes the nodes that it can, and builds an engine
+for each new shape when that is first run, which takes minutes and is kept in the cache.
+"""
 
 from __future__ import annotations
 
+import os
+import threading
+import warnings
+import weakref
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runtime.arrays import Array
 from runtime.backends import NO_ARRAYS
-from runtime.errors import EngineError, MissingDependencyError, UnknownBackendError
+from runtime.cachefolder import cache_folder
+from runtime.cuda import open_device
+from runtime.errors import EngineError, MissingDependencyError, UnavailableError, UnknownBackendError
 from runtime.spec import Precision
 
 # BF16 and FP16 would need kernels that ONNX Runtime's CPU provider does not have for convolutions.
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16", "int8")}
+
+VARIABLE = "EDGEVIS_ONNXRUNTIME"
+
+_CPU, _CUDA, _TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+
+# Arithmetic with shapes, which the CUDA provider leaves to the processor on purpose: the numbers are needed there.
+_OF_SHAPES = frozenset({"Shape", "Size", "Gather", "Concat", "Cast", "Slice", "Squeeze", "Unsqueeze", "Range"})
 
 
 def devices() -> tuple[str, ...]:
-    _vendor()
-    return ("cpu",)
+    if _CUDA not in _vendor().get_available_providers():
+        return ("cpu",)
+    try:
+        open_device()
+    except UnavailableError:
+        return ("cpu",)
+    except MissingDependencyError:
+        pass  # ONNX Runtime itself can do without cuda-bindings, and says when it finds no GPU
+    return ("cuda", "cpu")
+
+
+def fingerprint(device: str) -> dict[str, str]:
+    """See :meth:`runtime.backends.FinishedOnDevice.fingerprint`."""
+    ort = _vendor()
+    if device not in devices():
+        raise UnavailableError(f"onnxruntime {ort.__version__} has no device {device!r} here; it has {devices()}")
+    info = open_device().info
+    return {
+        "onnxruntime": ort.__version__,
+        "provider": _accelerator(ort),
+        "gpu": f"{info.name} {info.sm}",
+        "driver": info.driver,
+    }
+
+
+def finish(path: Path) -> _AsItIs:
+    """See :meth:`runtime.backends.FinishedOnDevice.finish`: the graph is opened as it is."""
+    return _AsItIs(path.stat().st_size)
 
 
 def open_engine(path: Path, *, precision: Precision, device: str, threads: int | None) -> _Engine:
-    if precision not in PRECISIONS:
-        raise UnknownBackendError(f"onnxruntime runs {', '.join(PRECISIONS)} on the CPU, not {precision}")
-    return _Engine(_vendor(), path, threads)
+    allowed = PRECISIONS.get(device)
+    if allowed is None:
+        raise UnknownBackendError(f"onnxruntime has no device {device!r}; known: {', '.join(PRECISIONS)}")
+    if precision not in allowed:
+        where = "on the CPU" if device == "cpu" else "on NVIDIA GPUs"
+        raise UnknownBackendError(f"onnxruntime runs {', '.join(allowed)} {where}, not {precision}")
+    ort = _vendor()
+    if device == "cpu":
+        return _Engine(ort, path, threads, [(_CPU, {})])
+    return _CudaEngine(ort, path, threads, _gpu_providers(_accelerator(ort), precision))
+
+
+@dataclass(frozen=True, slots=True)
+class _AsItIs:
+    size_bytes: int
+    built: bool = False
+    seconds: float = 0.0
+    reason: str = ""
 
 
 class _Engine:
-    def __init__(self, ort: Any, path: Path, threads: int | None) -> None:
+    def __init__(self, ort: Any, path: Path, threads: int | None, providers: list[tuple[str, dict[str, str]]]) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only: they come back as exceptions
         if threads is not None:
@@ -35,10 +96,12 @@ class _Engine:
         # Its threads may spin for the next operator of a run, but not after the run: they would take the cores from
         # whatever comes next, such as decoding the next frame or another engine in the process.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._configure(ort, options)
         try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # its exception classes share no base but Exception
             raise EngineError(f"ONNX Runtime {ort.__version__} cannot open {path.name}: {error}") from error
+        self._ort = ort
         self._session = session
         self.inputs = tuple(node.name for node in session.get_inputs())
         self.outputs = tuple(node.name for node in session.get_outputs())
@@ -47,13 +110,125 @@ class _Engine:
         if self._session is None:
             raise EngineError("this engine has been closed")
         try:
-            values = self._session.run(self.outputs, {**feeds, **resident})  # reads NumPy's memory in place
+            values = self._values(self._session, feeds, resident)
         except Exception as error:  # as above
             raise EngineError(f"ONNX Runtime failed: {error}") from error
         return dict(zip(self.outputs, values, strict=True))
 
     def close(self) -> None:
         self._session = None
+
+    def _configure(self, ort: Any, options: Any) -> None:
+        """Nothing more for the CPU."""
+
+    def _values(self, session: Any, feeds: Mapping[str, Array], resident: Mapping[str, Array]) -> list[Array]:
+        return list(session.run(self.outputs, {**feeds, **resident}))  # reads NumPy's memory in place
+
+
+class _CudaEngine(_Engine):
+    """On the GPU: resident inputs stay there, and a node that does not run there is named."""
+
+    def __init__(self, ort: Any, path: Path, threads: int | None, providers: list[tuple[str, dict[str, str]]]) -> None:
+        super().__init__(ort, path, threads, providers)
+        wanted = providers[0][0]
+        if wanted not in self._session.get_providers():
+            # It prints why and goes on with the CPU, which nobody asked for.
+            raise UnavailableError(
+                f"ONNX Runtime {ort.__version__} cannot use its {wanted} here: a library that it needs, such as cuDNN, "
+                "CUDA's or TensorRT's, is missing or of another version"
+            )
+        self._session.disable_fallback()
+        _warn_of_processor_nodes(self._session, path)
+        self._lock = threading.Lock()
+        self._resident: dict[int, tuple[weakref.ref[Array], Any]] = {}
+
+    def close(self) -> None:
+        super().close()
+        with self._lock:
+            self._resident = {}
+
+    def _configure(self, ort: Any, options: Any) -> None:
+        if hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        else:  # an older version cannot say which nodes fell back: then none may
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+
+    def _values(self, session: Any, feeds: Mapping[str, Array], resident: Mapping[str, Array]) -> list[Array]:
+        here = {name: self._ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+        there = {name: self._on_device(array) for name, array in resident.items()}
+        return [value.numpy() for value in session.run_with_ort_values(self.outputs, {**here, **there})]
+
+    def _on_device(self, array: Array) -> Any:
+        """The array's copy on the GPU, kept as long as the array lives; nobody writes to a resident input."""
+        with self._lock:
+            for key in [key for key, (owner, _) in self._resident.items() if owner() is None]:
+                del self._resident[key]
+            if id(array) not in self._resident:
+                value = self._ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0)
+                self._resident[id(array)] = (weakref.ref(array), value)
+            return self._resident[id(array)][1]
+
+
+def _warn_of_processor_nodes(session: Any, path: Path) -> None:
+    counts = processor_nodes(session)
+    if counts:
+        named = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+        warnings.warn(
+            f"{path.name}: {sum(counts.values())} nodes run on the processor, and their data cross the bus: {named}",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+
+def processor_nodes(session: Any) -> Counter[str]:
+    """How many nodes of each operator ONNX Runtime gave to the processor, arithmetic with shapes left out."""
+    described = getattr(session, "get_provider_graph_assignment_info", None)
+    if described is None:
+        return Counter()
+    return Counter(
+        node.op_type
+        for part in described()
+        if part.ep_name == _CPU
+        for node in part.get_nodes()
+        if node.op_type not in _OF_SHAPES
+    )
+
+
+def _accelerator(ort: Any) -> str:
+    """The provider that the environment asks for."""
+    asked = os.environ.get(VARIABLE) or "cuda"
+    known = {"cuda": _CUDA, "tensorrt": _TENSORRT}
+    if asked not in known:
+        raise UnknownBackendError(f"{VARIABLE} is {asked!r}; allowed: {', '.join(known)}")
+    if known[asked] not in ort.get_available_providers():
+        raise UnavailableError(f"onnxruntime {ort.__version__} has no {known[asked]}: pip install onnxruntime-gpu")
+    return known[asked]
+
+
+def _gpu_providers(accelerator: str, precision: Precision) -> list[tuple[str, dict[str, str]]]:
+    """The providers with all that matters said: a default may change, and TF32 is one that changes results."""
+    cuda = {
+        "device_id": "0",
+        "use_tf32": "0",
+        # The exhaustive search, its default, times every algorithm again for each new shape.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    providers = [(_CUDA, cuda), (_CPU, {})]
+    if accelerator != _TENSORRT:
+        return providers
+    folder = cache_folder() / "onnxruntime-tensorrt"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensorrt = {
+        "device_id": "0",
+        "trt_fp16_enable": "1" if precision == "fp16" else "0",
+        "trt_int8_enable": "1" if precision == "int8" else "0",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+    }
+    return [(_TENSORRT, tensorrt), *providers]
 
 
 def _vendor() -> Any:

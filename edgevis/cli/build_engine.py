@@ -1,0 +1,117 @@
+"""Finish a bundle on the device that it is for: build its engines here, prove them, remember the proof.
+
+Plans and proofs lie in the cache ($EDGEVIS_CACHE, or ~/.cache/edgevis), not in the bundle. They count until the driver,
+the GPU, TensorRT or the bundle changes; then this is to be done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgevis import BackendError, MissingDependencyError, UnavailableError
+from edgevis.cli._common import print_json
+from runtime.backends import Finished
+from runtime.bundle import Bundle
+from runtime.finishing import finish_engine, unfinished
+from runtime.jsondata import to_json
+from runtime.manifest import EngineRecord
+from runtime.parity import DISTANCE_HEADERS, decisions_text, distance_cells
+from runtime.text import size_text, text_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="a folder NAME.edgevis")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one engine: ``passed``, ``failed``, or ``not here`` where the machine lacks what it needs."""
+
+    engine: str
+    status: str
+    record: EngineRecord
+    reason: str = ""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    bundle = Bundle(arguments.bundle)
+    records = [record for record in bundle.manifest.engines if unfinished(record)]
+    if not records:
+        return _nothing_to_do(bundle, as_json=arguments.json)
+    say = _silent if arguments.json else _say
+    outcomes = [_finish(bundle, record, say) for record in records]
+    if all(outcome.status == "not here" for outcome in outcomes):
+        raise UnavailableError(
+            "no engine of this bundle can be finished on this machine:\n  "
+            + "\n  ".join(f"{outcome.engine}: {outcome.reason}" for outcome in outcomes)
+        )
+    passed = all(outcome.status != "failed" for outcome in outcomes)
+    if arguments.json:
+        print_json({"bundle": str(bundle.path), "passed": passed, "engines": [_data(outcome) for outcome in outcomes]})
+    else:
+        headers = ("engine", "status", "ms/image", *DISTANCE_HEADERS, "decisions", "shares enrolments")
+        print(text_table(headers, [_row(outcome) for outcome in outcomes]))
+        for outcome in outcomes:
+            if outcome.reason:
+                print(f"{outcome.engine} {outcome.status}: {outcome.reason}")
+        print(f"next: edgevis info {bundle.path}")
+    return 0 if passed else 1
+
+
+def _finish(bundle: Bundle, record: EngineRecord, say: Callable[[str], None]) -> Outcome:
+    def report(graph: str, made: Finished) -> None:
+        how = f"built in {made.seconds:.0f} s" if made.built else "ready before"
+        why = f", again: {made.reason}" if made.reason else ""
+        say(f"{record.name} {graph}: {how}, {size_text(made.size_bytes)}{why}")
+
+    say(f"{record.name}: building what is not in the cache; a graph can take minutes")
+    try:
+        done = finish_engine(bundle, record, report=report)
+    except (MissingDependencyError, UnavailableError) as error:
+        return Outcome(record.name, "not here", record, str(error))
+    except BackendError as error:
+        return Outcome(record.name, "failed", record, str(error))
+    if done.proved:
+        return Outcome(record.name, "passed", done)
+    tolerance = done.proof.tolerance if done.proof else ""
+    return Outcome(record.name, "failed", done, f"beyond its tolerance: {tolerance}; it is not chosen unasked")
+
+
+def _nothing_to_do(bundle: Bundle, *, as_json: bool) -> int:
+    if as_json:
+        print_json({"bundle": str(bundle.path), "passed": True, "engines": []})
+    else:
+        print(f"{bundle.path}: every engine was finished and proved when it was built; there is nothing to do")
+    return 0
+
+
+def _row(outcome: Outcome) -> tuple[str, ...]:
+    record = outcome.record
+    latency = "–" if record.latency_ms is None else f"{record.latency_ms:.2f}"
+    graphs = record.proof.graphs if record.proof else ()
+    decisions = decisions_text(record.proof.decisions if record.proof else None)
+    shares = "yes" if record.shares_enrolments else "no"
+    return (outcome.engine, outcome.status, latency, *distance_cells(graphs), decisions, shares)
+
+
+def _data(outcome: Outcome) -> dict[str, object]:
+    record = outcome.record
+    return {
+        "engine": outcome.engine,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "latency_ms": record.latency_ms,
+        "shares_enrolments": record.shares_enrolments,
+        "proof": to_json(record.proof),
+    }
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _silent(text: str) -> None:
+    """Nothing is said beside a JSON object."""

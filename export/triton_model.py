@@ -1,0 +1,105 @@
+"""A bundle behind Triton Inference Server's Python backend: ``export.triton`` puts this file into a model repository.
+
+Input ``image``, one per row: the bytes of an image file (JPEG, PNG, …). Outputs, of which a client asks for what it
+needs: ``result``, JSON; ``embedding``, float32, for models with embeddings; ``mask``, a grey PNG of the image's size, 0
+being background, for models that segment. The server's Python needs edgevis, not PyTorch; where it is not
+installed there, the environment variable ``PYTHONPATH`` names the ``site-packages`` that it is in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import site
+import sys
+from pathlib import Path
+from typing import Any
+
+# The backend's interpreter is isolated: it ignores the variable, whose folders are to be looked in first.
+_before = len(sys.path)
+for _folder in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+    site.addsitedir(_folder)
+sys.path[:] = sys.path[_before:] + sys.path[:_before]
+
+import cv2
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from edgevis import EdgevisError, Predictor
+from runtime.images import decode_image
+
+
+class TritonPythonModel:
+    """What the Python backend asks for. It calls ``execute`` with all requests that it batched."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        parameters = {name: value["string_value"] for name, value in config["parameters"].items()}
+        # A path is relative to the model's folder in the repository, so that both can be moved together.
+        bundle = Path(args["model_repository"], parameters["bundle"])
+        self._predictor = Predictor(
+            bundle,
+            backend=parameters["backend"],
+            device=parameters["device"],
+            precision=parameters["precision"] or None,
+        )
+        self._enrolled = bool(parameters.get("enrolment")) or self._predictor.info.task == "segment"
+        if parameters.get("enrolment"):
+            self._predictor.load(Path(args["model_repository"], parameters["enrolment"]))
+        # Triton counts a model as ready after this: no client waits for what happens at first use.
+        self._predictor.warmup(batch_sizes=sorted({1, config["max_batch_size"]}))
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        images: list[list[Any]] = []
+        failed: dict[int, str] = {}
+        for index, request in enumerate(requests):
+            files = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
+            try:
+                images.append([decode_image(data, f"image {row}") for row, data in enumerate(files)])
+            except EdgevisError as error:  # of one request; the others that it was batched with are answered
+                images.append([])
+                failed[index] = str(error)
+        wanted = {name for request in requests for name in request.requested_output_names()}
+        every = [image for part in images for image in part]
+        try:
+            outputs = self._outputs(every, wanted) if every else {}
+        except EdgevisError as error:
+            return [_failure(failed.get(index, str(error))) for index in range(len(requests))]
+        responses, start = [], 0
+        for index, (request, part) in enumerate(zip(requests, images, strict=True)):
+            rows = slice(start, start + len(part))
+            start += len(part)
+            responses.append(
+                _failure(failed[index])
+                if index in failed
+                else pb_utils.InferenceResponse(
+                    [pb_utils.Tensor(name, outputs[name][rows]) for name in request.requested_output_names()]
+                )
+            )
+        return responses
+
+    def finalize(self) -> None:
+        self._predictor.close()
+
+    def _outputs(self, images: list[Any], wanted: set[str]) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        if "embedding" in wanted:
+            made["embedding"] = self._predictor.embed(images)
+        if not wanted & {"result", "mask"}:
+            return made
+        # Without an enrolment there is nobody to be recognised: null.
+        results = self._predictor.predict(images) if self._enrolled else [None] * len(images)
+        if "result" in wanted:
+            texts = [json.dumps(result.to_dict() if result else None).encode() for result in results]
+            made["result"] = np.array(texts, np.object_)[:, None]
+        if "mask" in wanted:
+            made["mask"] = np.array([_png(result) if result else b"" for result in results], np.object_)[:, None]
+        return made
+
+
+def _png(result: Any) -> bytes:
+    return bytes(cv2.imencode(".png", (result.label_map + 1).astype(np.uint8))[1])
+
+
+def _failure(message: str) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message))

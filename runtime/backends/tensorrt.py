@@ -1,0 +1,32 @@
+"""TensorRT 10.3 and newer, on Jetson and datacenter GPUs.
+
+It opens a graph (``.onnx`` with its build specification beside it) through the plan that was built from it on this
+machine, or a plan (``.plan``) that was built on a machine like it.
+
+A plan's arithmetic is in its graph: precision is not said again here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime.spec import Precision
+from runtime.tensorrt import backend
+from runtime.tensorrt.cache import Found
+from runtime.tensorrt.engine import PlanEngine
+
+
+def devices() -> tuple[str, ...]:
+    return backend.devices("tensorrt")
+
+
+def open_engine(path: Path, *, precision: Precision, device: str, threads: int | None) -> PlanEngine:
+    return backend.open_engine(path, "tensorrt", device)
+
+
+def fingerprint(device: str) -> dict[str, str]:
+    return backend.fingerprint("tensorrt", device)
+
+
+def finish(path: Path) -> Found[None]:
+    return backend.finish(path, "tensorrt")

@@ -1,0 +1,31 @@
+"""TensorRT-RTX on GPUs from Turing on.
+
+It opens plans (``.plan``) that were built ahead of time without a GPU, and graphs as the backend ``tensorrt`` does.
+
+A plan's arithmetic is in its graph: precision is not said again here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime.spec import Precision
+from runtime.tensorrt import backend
+from runtime.tensorrt.cache import Found
+from runtime.tensorrt.engine import PlanEngine
+
+
+def devices() -> tuple[str, ...]:
+    return backend.devices("tensorrt_rtx")
+
+
+def open_engine(path: Path, *, precision: Precision, device: str, threads: int | None) -> PlanEngine:
+    return backend.open_engine(path, "tensorrt_rtx", device)
+
+
+def fingerprint(device: str) -> dict[str, str]:
+    return backend.fingerprint("tensorrt_rtx", device)
+
+
+def finish(path: Path) -> Found[None]:
+    return backend.finish(path, "tensorrt_rtx")

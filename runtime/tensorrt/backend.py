@@ -1,0 +1,123 @@
+"""What the backends ``tensorrt`` and ``tensorrt_rtx`` do alike: find the GPU, get a plan, open it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from runtime.cuda import Device, open_device
+from runtime.errors import CompileError, EngineError, SchemaError, UnknownBackendError
+from runtime.tensorrt import vendor
+from runtime.tensorrt.cache import Found, PlanCache, PlanKey
+from runtime.tensorrt.compiler import build_engine
+from runtime.tensorrt.engine import OpenPlan, PlanEngine, open_plan
+from runtime.tensorrt.spec import MAX_SPEC_BYTES, BuildSpec, spec_path
+from runtime.tensorrt.vendor import Flavour
+
+PLAN = ".plan"
+"""The suffix of a plan that was built ahead of time; any other file is a graph, and a plan is built from it here."""
+
+
+def devices(flavour: Flavour) -> tuple[str, ...]:
+    """``("cuda",)``; see :meth:`runtime.backends.Backend.devices`."""
+    vendor.load(flavour)
+    open_device()
+    return ("cuda",)
+
+
+def fingerprint(flavour: Flavour, device: str) -> dict[str, str]:
+    """See :meth:`runtime.backends.FinishedOnDevice.fingerprint`."""
+    _check_device(flavour, device)
+    devices(flavour)
+    info = open_device().info
+    return {flavour: vendor.version(flavour), "gpu": f"{info.name} {info.sm}", "driver": info.driver}
+
+
+def finish(path: Path, flavour: Flavour) -> Found[None]:
+    """See :meth:`runtime.backends.FinishedOnDevice.finish`."""
+    device = open_device()
+    with device.current():
+        found = _open(path, flavour, device)
+    return Found(None, found.built, found.seconds, found.reason, found.size_bytes)
+
+
+def open_engine(path: Path, flavour: Flavour, device: str) -> PlanEngine:
+    """See :meth:`runtime.backends.Backend.open_engine`."""
+    _check_device(flavour, device)
+    vendor.load(flavour)
+    gpu = open_device()
+    with gpu.current():
+        return PlanEngine(_open(path, flavour, gpu).opened, gpu, name=path.name)
+
+
+def plan_bytes(path: Path, flavour: Flavour) -> bytes:
+    """The plan of a graph for this machine, from the cache or built, for programs that open plans themselves.
+
+    Raises:
+        MissingDependencyError, UnavailableError: TensorRT or the GPU is missing.
+        EngineError: The graph or its specification cannot be read, or was refused.
+    """
+    device = open_device()
+    try:
+        onnx, spec = path.read_bytes(), _read_spec(path)
+        with device.current():
+            return (
+                PlanCache()
+                .get(
+                    plan_key(onnx, spec, flavour, device),
+                    build=lambda times: build_engine(onnx, spec, flavour=flavour, timing_cache=times),
+                    open_plan=bytes,
+                )
+                .opened
+            )
+    except (OSError, CompileError, SchemaError) as error:
+        raise EngineError(f"{flavour} cannot open {path.name}: {error}") from error
+
+
+def plan_key(onnx: bytes, spec: BuildSpec, flavour: Flavour, device: Device) -> PlanKey:
+    """What a plan for this machine depends on."""
+    return PlanKey(
+        onnx_sha256=hashlib.sha256(onnx).hexdigest(),
+        spec=spec.dumps(),
+        flavour=flavour,
+        version=vendor.version(flavour),
+        sm=device.info.sm,
+        device=device.info.name,
+        driver=device.info.driver,
+    )
+
+
+def _open(path: Path, flavour: Flavour, device: Device) -> Found[OpenPlan]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise EngineError(f"{flavour} cannot open {path.name}: {error}") from error
+    try:
+        if path.suffix == PLAN:
+            return Found(open_plan(data, flavour), False, 0.0, "", len(data))
+        return _from_graph(data, _read_spec(path), flavour, device)
+    except (EngineError, CompileError, SchemaError) as error:
+        raise EngineError(f"{flavour} cannot open {path.name}: {error}") from error
+
+
+def _from_graph(onnx: bytes, spec: BuildSpec, flavour: Flavour, device: Device) -> Found[OpenPlan]:
+    return PlanCache().get(
+        plan_key(onnx, spec, flavour, device),
+        build=lambda timing_cache: build_engine(onnx, spec, flavour=flavour, timing_cache=timing_cache),
+        open_plan=lambda plan: open_plan(plan, flavour, host_code=spec.version_compatible),
+    )
+
+
+def _read_spec(graph: Path) -> BuildSpec:
+    path = spec_path(graph)
+    try:
+        if path.stat().st_size > MAX_SPEC_BYTES:
+            raise SchemaError(f"{path.name} has {path.stat().st_size} bytes; at most {MAX_SPEC_BYTES} are read")
+        return BuildSpec.loads(path.read_bytes())
+    except OSError as error:
+        raise EngineError(f"{path.name}, which says how to build it, cannot be read: {error}") from error
+
+
+def _check_device(flavour: Flavour, device: str) -> None:
+    if device != "cuda":
+        raise UnknownBackendError(f"{flavour} has no device {device!r}; it has cuda")
