@@ -75,8 +75,10 @@ def _check_scale(node: NodeProto, constants: dict[str, Array]) -> None:
     scale = constants.get(node.input[1])
     if scale is None:
         raise _broken(node, f"its scale {node.input[1]!r} is not a constant", "store it as an initialiser")
-    if scale.dtype != np.float32 or not (np.isfinite(scale).all() and (scale > 0).all()):
-        raise _broken(node, f"its scale is {scale.dtype}, smallest {scale.min()}", "scales are float32, finite, > 0")
+    if scale.dtype not in (np.float32, np.float16) or not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise _broken(
+            node, f"its scale is {scale.dtype}, smallest {scale.min()}", "scales are float32 or float16, finite, > 0"
+        )
 
 
 def _check_zero_point(node: NodeProto, constants: dict[str, Array]) -> None:

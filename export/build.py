@@ -14,7 +14,7 @@ from runtime.bundle import SUFFIX, Bundle
 from runtime.errors import EdgevisError
 from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord
-from runtime.parity import DISTANCE_HEADERS, decisions_text, distance_cells
+from runtime.parity import DISTANCE_HEADERS, NOT_YET_PROVED, decisions_text, distance_cells
 from runtime.spec import Precision
 from runtime.text import size_text, text_table
 
@@ -84,6 +84,20 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="an option of the model, such as backbone=resnet101 or side=257; may be repeated",
     )
+    for flag, what in (("min", "smallest"), ("opt", "usual"), ("max", "largest")):
+        parser.add_argument(
+            f"--{flag}-shapes",
+            metavar="NAME:1x3x…",
+            action="append",
+            default=[],
+            help=f"the {what} shape that an engine of jetson, datacenter or rtx is built for, such as image:"
+            "8x3x256x128; inputs with the same open axis follow; several with commas or by repeating"
+            + {
+                "min": " (default: one image)",
+                "opt": " (default: one image, for datacenter 8)",
+                "max": " (default: the model's largest batch, which it sets, too)",
+            }[flag],
+        )
     parser.add_argument("--output", metavar="PATH", type=Path, help="the bundle (default: bundles/NAME.edgevis)")
     parser.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
@@ -116,6 +130,7 @@ def _build(arguments: argparse.Namespace) -> int:
     reporter.begin("start")
     from edgevis import models  # torch takes a second or two: --help need not wait for it
     from export.pipeline import UNTRAINED, Request, build_bundle
+    from export.profiles import Wanted
 
     entry = models.entry(arguments.model)
     output = arguments.output or Path("bundles", f"{arguments.model}{SUFFIX}")
@@ -131,6 +146,7 @@ def _build(arguments: argparse.Namespace) -> int:
             calibration_data=arguments.calibration_data,
             options=dict(arguments.option),
             seed=arguments.seed,
+            shapes=Wanted(_shapes(arguments.min_shapes), _shapes(arguments.opt_shapes), _shapes(arguments.max_shapes)),
         ),
         reporter,
     )
@@ -140,10 +156,18 @@ def _build(arguments: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(_summary(bundle, seconds, size), indent=2, allow_nan=False) + "\n")
     if not arguments.quiet:
         reporter.write(_table(bundle.manifest.engines))
+        if any(engine.proof is None for engine in bundle.manifest.engines):
+            reporter.write(f"\n{NOT_YET_PROVED}\n")
         if not bundle.manifest.weights.trained:
             reporter.write(f"\n{UNTRAINED}\n")
         reporter.write(f"\nnext: edgevis info {bundle.path}\n")
     return 0
+
+
+def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    from export.profiles import parsed_shapes
+
+    return parsed_shapes(",".join(texts)) if texts else {}
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -229,11 +253,12 @@ class _Reporter:
 def _table(engines: Sequence[EngineRecord]) -> str:
     rows = []
     for engine in engines:
-        graphs = engine.proof.graphs if engine.proof else ()
-        decisions = engine.proof.decisions if engine.proof else None
+        measured = engine.measured
+        graphs = measured.graphs if measured else ()
+        decisions = measured.decisions if measured else None
         rows.append(
             (
-                engine.name,
+                engine.name if engine.proof else f"{engine.name} (not yet proved)",
                 *distance_cells(graphs),
                 decisions_text(decisions),
                 "-" if engine.latency_ms is None else f"{engine.latency_ms:.2f}",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -20,17 +21,19 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from calibration.lint import lint_quantized
 from calibration.quantize import Recipe, calibration_digest, quantize
 from calibration.samples import SampleSet, samples_from, samples_from_photographs, split
 from edgevis import __version__, models
 from edgevis.models.entry import ModelEntry
 from export import compilers, targets
+from export.autocast import half_from_float
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
+from export.profiles import Profiles, Wanted, limited, profiles_of
 from export.reference import affordable, calibration_feeds, golden_of, golden_rows, needs_masks, reference_of
 from export.targets import Target
 from export.verify import embedding_output, machine_name, prove_engines
-from runtime import backends
 from runtime.arrays import Array, unit_rows, write_arrays
 from runtime.bundle import GOLDEN, Bundle, write_bundle
 from runtime.errors import ExportError
@@ -45,7 +48,9 @@ UNTRAINED = (
 )
 
 _CALIBRATION_BATCH = 4
-_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy")
+# The peak of an activation differs little between images, and float16's range has a margin of 4 above it.
+_AUTOCAST_IMAGES = 8
+_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy", "tensorrt-rtx-cu13-libs")
 
 
 class Progress(Protocol):
@@ -73,6 +78,7 @@ class Request:
         calibration_data: A folder or zip of images; None for the photographs in the wheels of dependencies.
         options: Of the model, such as ``{"backbone": "resnet101"}``.
         seed: Of random weights.
+        shapes: What engines shall be built for, where a target's engines have a range of shapes.
     """
 
     entry: ModelEntry
@@ -83,6 +89,7 @@ class Request:
     calibration_data: Path | None = None
     options: Mapping[str, str | int] = field(default_factory=dict)
     seed: int = 0
+    shapes: Wanted = Wanted()  # noqa: RUF009  # frozen
 
 
 def build_bundle(request: Request, progress: Progress) -> Bundle:
@@ -93,9 +100,14 @@ def build_bundle(request: Request, progress: Progress) -> Bundle:
     """
     target = targets.load(request.target)
     precisions = _checked_precisions(request, target)
+    if request.shapes and not target.profiled:
+        raise ExportError(
+            f"the target {request.target!r} has engines for any shape; leave --min-shapes, --opt-shapes and "
+            "--max-shapes out"
+        )
     for precision in precisions:
         for name in target.compilers[precision]:
-            backends.load(name).devices()  # a missing package is better found now than after minutes of work
+            compilers.load(name).check()  # a missing package is better found now than after minutes of work
 
     def fill(folder: Path) -> Manifest:
         return _build(request, target, precisions, folder, progress)
@@ -129,8 +141,9 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def _checked_precisions(request: Request, target: Target) -> tuple[Precision, ...]:
-    own = request.entry.precisions or target.default_precisions
-    wanted = request.precisions or tuple(precision for precision in own if precision in target.compilers)
+    # A model that leaves a precision out does so for what INT8 costs it; float16 costs nothing.
+    own = {*(request.entry.precisions or target.default_precisions), "fp16"}
+    wanted = request.precisions or tuple(precision for precision in target.default_precisions if precision in own)
     for precision in wanted:
         if precision not in target.compilers:
             raise ExportError(
@@ -145,6 +158,10 @@ def _build(
     progress.begin("weights")
     module, weights = _load(request)
     deployment = models.deployment_of(request.entry, module)
+    profiles = None
+    if target.profiled:
+        profiles = profiles_of(deployment, request.shapes, usual_batch=target.usual_batch)
+        deployment = limited(deployment, profiles)
     count = models.parameters(module)
     progress.end(f"{weights.source}; {count:,} parameters")
     if not weights.trained:
@@ -167,9 +184,10 @@ def _build(
         size_bytes=(folder / GOLDEN).stat().st_size,
     )
 
-    quantized, calibration = {}, None
+    graphs: dict[Precision, Mapping[str, ModelProto]] = dict.fromkeys(precisions, floats)
+    calibration = None
     if "int8" in precisions:
-        quantized = _quantize(floats, module, deployment, to_calibrate, target.recipe, progress)
+        graphs["int8"] = _quantize(floats, module, deployment, to_calibrate, target.recipe, progress)
         calibration = Calibration(
             digest=calibration_digest(
                 to_calibrate,
@@ -182,20 +200,26 @@ def _build(
             recipe=str(target.recipe),
         )
 
-    records = _compile(floats, quantized, target, precisions, folder, progress)
+    if set(precisions) & set(target.autocast):
+        _autocast(graphs, target, module, deployment, to_calibrate, progress)
+
+    records = _compile(graphs, target, profiles, folder, progress)
 
     progress.begin("parity")
     # What was not asked for by name may be left out; FP32 is what everything else falls back to.
     optional = frozenset[Precision]() if request.precisions else frozenset(precisions) - {"fp32"}
-    engines, refused = prove_engines(
-        records,
-        bundle=folder,
-        deployment=deployment,
-        reference=reference,
-        optional=optional,
-        advance=progress.advance,
-    )
-    progress.end(f"{len(engines)} engines on {len(to_verify)} images hold their tolerance")
+    with tempfile.TemporaryDirectory(prefix="edgevis-graphs-") as work:
+        stand_ins = _stand_ins(records, graphs, target, folder, Path(work))
+        engines, refused = prove_engines(
+            records,
+            bundle=folder,
+            deployment=deployment,
+            reference=reference,
+            optional=optional,
+            advance=progress.advance,
+            stand_ins=stand_ins,
+        )
+    progress.end(_proved_text(engines, len(to_verify)))
     for complaint in refused:
         progress.warn(f"{complaint}. It is not in the bundle")
     _remove_files_of_none(records, engines, folder)
@@ -280,27 +304,85 @@ def _quantize(
     return made
 
 
-def _compile(
-    floats: Mapping[str, ModelProto],
-    quantized: Mapping[str, ModelProto],
+def _autocast(
+    graphs: dict[Precision, Mapping[str, ModelProto]],
     target: Target,
-    precisions: Sequence[Precision],
+    module: nn.Module,
+    deployment: Deployment,
+    samples: SampleSet,
+    progress: Progress,
+) -> None:
+    """Replace the graphs of those precisions that the target wants in float16 where they are not int8."""
+    progress.begin("autocast")
+    few = samples.subset(range(min(len(samples), _AUTOCAST_IMAGES)))
+    chosen = [precision for precision in graphs if precision in target.autocast]
+    total = len(chosen) * len(deployment.graphs)
+    for number, precision in enumerate(chosen):
+        made = {}
+        for graph in deployment.graphs:
+            feeds = calibration_feeds(module, deployment, graph, few, batch=_CALIBRATION_BATCH)
+            made[graph.name] = half_from_float(graphs[precision][graph.name], feeds)
+            if precision == "int8":
+                lint_quantized(made[graph.name])
+            progress.advance(number * len(deployment.graphs) + len(made), total)
+        graphs[precision] = made
+    progress.end(f"float16 where {len(few)} images show that it is safe: {', '.join(chosen)}")
+
+
+def _compile(
+    graphs: Mapping[Precision, Mapping[str, ModelProto]],
+    target: Target,
+    profiles: Mapping[str, Profiles] | None,
     folder: Path,
     progress: Progress,
 ) -> list[EngineRecord]:
     progress.begin("compile")
-    wanted = [(name, precision) for precision in precisions for name in target.compilers[precision]]
+    wanted = [(name, precision) for precision in graphs for name in target.compilers[precision]]
     records = []
     for number, (name, precision) in enumerate(wanted, start=1):
         files = {}
-        for graph, model in (quantized if precision == "int8" else floats).items():
-            path = compilers.load(name).engine_from_onnx(model, graph=graph, precision=precision, bundle=folder)
+        for graph, model in graphs[precision].items():
+            spec = None if profiles is None else target.spec(profiles[graph], precision)
+            path = compilers.load(name).engine_from_onnx(
+                model, graph=graph, precision=precision, bundle=folder, spec=spec
+            )
             files[graph] = path.relative_to(folder).as_posix()
         records.append(EngineRecord(name, precision, target.device, files))
         progress.advance(number, len(wanted))
     size = sum(path.stat().st_size for path in (folder / compilers.ENGINES).rglob("*") if path.is_file())
     progress.end(", ".join(record.name for record in records), size_bytes=size)
     return records
+
+
+def _stand_ins(
+    records: Sequence[EngineRecord],
+    graphs: Mapping[Precision, Mapping[str, ModelProto]],
+    target: Target,
+    folder: Path,
+    work: Path,
+) -> dict[str, dict[str, Path]]:
+    """For the engines that cannot run here: the ONNX files that they are made of, written where they are in none."""
+    stand_ins: dict[str, dict[str, Path]] = {}
+    for record in records:
+        if target.runs_here(record.backend):
+            continue
+        files = stand_ins[record.name] = {}
+        for graph, model in graphs[record.precision].items():
+            path = folder / record.files[graph]
+            if path.suffix != ".onnx":
+                path = work / f"{record.precision}-{graph}.onnx"
+                onnx.save(model, path)
+            files[graph] = path
+    return stand_ins
+
+
+def _proved_text(engines: Sequence[EngineRecord], images: int) -> str:
+    proved = sum(engine.proof is not None for engine in engines)
+    waiting = len(engines) - proved
+    parts = [f"{proved} engines on {images} images hold their tolerance"] if proved or not waiting else []
+    if waiting:
+        parts.append(f"the graphs of {waiting} engines hold it on {images} images; the engines are not yet proved")
+    return "; ".join(parts)
 
 
 def _remove_files_of_none(made: Sequence[EngineRecord], kept: Sequence[EngineRecord], folder: Path) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
+from export.stand_in import StandIn
 from runtime.arrays import Array
 from runtime.errors import ParityError
 from runtime.latency import interleaved
@@ -20,6 +22,8 @@ from runtime.spec import Deployment, Graph, Precision
 
 _LATENCY_SECONDS = 0.4  # for each engine
 
+NO_STAND_INS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
+
 
 def prove_engines(
     records: Sequence[EngineRecord],
@@ -29,6 +33,7 @@ def prove_engines(
     reference: Mapping[str, Array],
     advance: Callable[[int, int], None],
     optional: Container[Precision] = (),
+    stand_ins: Mapping[str, Mapping[str, Path]] = NO_STAND_INS,
 ) -> tuple[tuple[EngineRecord, ...], tuple[str, ...]]:
     """The records with their proofs, latencies and whether they share enrolments with the FP32 model.
 
@@ -40,6 +45,8 @@ def prove_engines(
             what the PyTorch model makes of them in float32.
         advance: Called with the number of engines that have been measured, and of all.
         optional: Precisions whose engines may be left out.
+        stand_ins: For those engines that cannot run here, by their names: graph name to the ONNX file that it is made
+            of. These are run by ONNX Runtime on the processor, and held to the same tolerance.
 
     Returns:
         The engines that hold their tolerance, and a sentence about each graph of an optional one that does not.
@@ -53,7 +60,10 @@ def prove_engines(
     with ExitStack() as stack:
         opened: dict[str, dict[str, Session]] = {}
         for record in records:
-            sessions = open_graphs(record, deployment, lambda file: bundle / file, threads=None)
+            if record.name in stand_ins:
+                sessions = _open_stand_in(stand_ins[record.name], deployment)
+            else:
+                sessions = open_graphs(record, deployment, lambda file: bundle / file, threads=None)
             opened[record.name] = sessions
             for session in sessions.values():
                 stack.callback(session.close)
@@ -62,19 +72,43 @@ def prove_engines(
         refused: list[str] = []
         for number, record in enumerate(records, start=1):
             complaints: list[str] = []
-            measured = _prove(record, opened[record.name], reference, machine, complaints)
+            twin = _twin(record, proved, stand_ins)
+            if twin is not None:
+                measured = replace(record, graph_proof=twin.graph_proof, shares_enrolments=twin.shares_enrolments)
+            else:
+                stands_in = record.name in stand_ins
+                measured = _prove(record, opened[record.name], reference, machine, complaints, stands_in=stands_in)
             (refused if record.precision in optional else broken).extend(complaints)
             if not complaints:
                 proved.append(measured)
             advance(number, len(records))
         if broken:
             raise ParityError("\n".join(broken))
+        ran = [record for record in proved if record.name not in stand_ins]
         latency = interleaved(
-            {record.name: one_image(opened[record.name], deployment, reference) for record in proved},
-            seconds=_LATENCY_SECONDS * len(proved),
+            {record.name: one_image(opened[record.name], deployment, reference) for record in ran},
+            seconds=_LATENCY_SECONDS * len(ran),
         )
-    engines = tuple(replace(record, latency_ms=round(latency[record.name].p50_ms, 3)) for record in proved)
+    engines = tuple(
+        replace(record, latency_ms=round(latency[record.name].p50_ms, 3)) if record.name in latency else record
+        for record in proved
+    )
     return engines, tuple(refused)
+
+
+def _twin(
+    record: EngineRecord, proved: Sequence[EngineRecord], stand_ins: Mapping[str, Mapping[str, Path]]
+) -> EngineRecord | None:
+    """An engine that is made of the same graphs and whose graphs are proved."""
+    files = stand_ins.get(record.name)
+    return next((other for other in proved if files and stand_ins.get(other.name) == files), None)
+
+
+def _open_stand_in(files: Mapping[str, Path], deployment: Deployment) -> dict[str, Session]:
+    return {
+        graph.name: Session(StandIn(files[graph.name]), graph, max_batch=deployment.max_batch)
+        for graph in deployment.graphs
+    }
 
 
 def embedding_output(deployment: Deployment) -> tuple[Graph, str] | None:
@@ -102,10 +136,18 @@ def _prove(
     reference: Mapping[str, Array],
     machine: str,
     broken: list[str],
+    *,
+    stands_in: bool,
 ) -> EngineRecord:
-    """The record with its proof; a line is added to ``broken`` for each graph beyond the tolerance."""
-    measured = measure_engine(sessions, record.precision, reference, machine=machine)
+    """The record with its proof; a line is added to ``broken`` for each graph beyond the tolerance.
+
+    What stands in for an engine proves its graphs, not the engine.
+    """
+    where = f"ONNX Runtime on {machine}" if stands_in else machine
+    measured = measure_engine(sessions, record.precision, reference, machine=where)
     broken.extend(_complaint(record, parity, measured.proof.tolerance) for parity in measured.beyond)
+    if stands_in:
+        return replace(record, graph_proof=measured.proof, shares_enrolments=measured.shares_enrolments)
     return replace(record, proof=measured.proof, shares_enrolments=measured.shares_enrolments)
 
 

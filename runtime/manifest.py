@@ -103,7 +103,10 @@ class EngineRecord:
         latency_ms: Median time of one image through the graph that predicts, where it was built; None if it was not
             run there.
         proof: Its measured parity; None when it has not been proved yet.
-        shares_enrolments: Whether embeddings of this engine were measured to be exchangeable with the FP32 model's.
+        graph_proof: Of an engine that could not run where it was built: the measured parity of the graph that it is
+            made of, run by ONNX Runtime on the processor. That is no proof of the engine.
+        shares_enrolments: Whether embeddings of this engine, or of the graph that it is made of where it could not
+            run, were measured to be exchangeable with the FP32 model's.
     """
 
     backend: str
@@ -112,6 +115,7 @@ class EngineRecord:
     files: Mapping[str, str]
     latency_ms: float | None = None
     proof: Proof | None = None
+    graph_proof: Proof | None = None
     shares_enrolments: bool = False
 
     @property
@@ -123,6 +127,11 @@ class EngineRecord:
     def proved(self) -> bool:
         """Whether parity was measured and held."""
         return self.proof is not None and self.proof.passed
+
+    @property
+    def measured(self) -> Proof | None:
+        """The engine's own proof, or where there is none that of its graph."""
+        return self.proof or self.graph_proof
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,6 +257,10 @@ def distance_text(parity: GraphParity) -> str:
     )
 
 
+NOT_YET_PROVED = (
+    "not yet proved: such an engine could not run where it was built; what is shown is the distance of the graph that "
+    "it is made of, run by ONNX Runtime on the processor. On the device: edgevis verify BUNDLE"
+)
 DISTANCE_HEADERS = ("max rel. error", "min cosine", "mean cosine")
 
 

@@ -22,6 +22,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 DTYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
 MAX_SIDE = 8192
 MAX_RANK = 8
+MAX_BATCH = 4096
 _MAX_FLOAT32 = 3.4e38
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
@@ -184,7 +185,7 @@ class Deployment:
         _check_name("task", self.task)
         names = [graph.name for graph in self.graphs]
         _check(bool(names) and len(names) == len(set(names)), f"graphs must be named and distinct, got {names}")
-        _check(_is_int(self.max_batch) and 1 <= self.max_batch <= 4096, f"max_batch is {self.max_batch!r}")
+        _check(_is_int(self.max_batch) and 1 <= self.max_batch <= MAX_BATCH, f"max_batch is {self.max_batch!r}")
         _check(
             isinstance(self.postprocess, Mapping) and all(isinstance(key, str) for key in self.postprocess),
             f"postprocess is {self.postprocess!r}, allowed: a JSON object",

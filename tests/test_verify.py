@@ -217,9 +217,7 @@ def test_bf16_is_the_float_ir(tmp_path: Path, models: tuple[ModelProto, ModelPro
     assert paths.pop().with_suffix(".bin").is_file()
 
 
-@pytest.mark.parametrize(
-    ("name", "precision"), [("onnxruntime", "bf16"), ("onnxruntime", "fp16"), ("openvino", "fp16")]
-)
+@pytest.mark.parametrize(("name", "precision"), [("onnxruntime", "bf16"), ("openvino", "fp16")])
 def test_precision_that_a_compiler_lacks(
     name: str, precision: Precision, tmp_path: Path, models: tuple[ModelProto, ModelProto]
 ) -> None:

@@ -11,7 +11,7 @@ from runtime.bundle import Bundle
 from runtime.finishing import with_local_proof
 from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord, Manifest
-from runtime.parity import DISTANCE_HEADERS, decisions_text, distance_cells
+from runtime.parity import DISTANCE_HEADERS, NOT_YET_PROVED, decisions_text, distance_cells
 from runtime.text import size_text, text_table
 
 
@@ -47,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     print("\n".join(f"{name:<12}{value}" for name, value in rows))
     print()
     print(engine_table(manifest))
+    if any(record.proof is None and record.graph_proof for record in manifest.engines):
+        print(f"\n{NOT_YET_PROVED}")
     return 0
 
 
@@ -59,7 +61,8 @@ def engine_table(manifest: Manifest) -> str:
 def _row(record: EngineRecord) -> tuple[str, ...]:
     latency = "–" if record.latency_ms is None else f"{record.latency_ms:.2f}"
     shares = "yes" if record.shares_enrolments else "no"
-    graphs = record.proof.graphs if record.proof else ()
-    agreed = decisions_text(record.proof.decisions if record.proof else None)
+    measured = record.measured
+    graphs = measured.graphs if measured else ()
+    agreed = decisions_text(measured.decisions if measured else None)
     name = record.name if record.proof else f"{record.name} (not yet proved)"
     return (name, record.device, latency, *distance_cells(graphs), agreed, shares)

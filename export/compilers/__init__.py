@@ -10,6 +10,7 @@ from onnx import ModelProto
 from runtime.discovery import load_from, names_in
 from runtime.errors import ExportError
 from runtime.spec import Precision
+from runtime.tensorrt.spec import BuildSpec
 
 GRAPHS = "graphs"
 ENGINES = "engines"
@@ -18,14 +19,21 @@ ENGINES = "engines"
 class Compiler(Protocol):
     """What a module in this package offers."""
 
-    def engine_from_onnx(self, model: ModelProto, *, graph: str, precision: Precision, bundle: Path) -> Path:
+    def check(self) -> None:
+        """MissingDependencyError if it cannot compile here: better known before minutes of other work."""
+        ...
+
+    def engine_from_onnx(
+        self, model: ModelProto, *, graph: str, precision: Precision, bundle: Path, spec: BuildSpec | None = None
+    ) -> Path:
         """Make the engine of one graph.
 
         Args:
-            model: The float graph, or for ``int8`` the quantised one.
+            model: The graph in that precision: float32, with casts to float16, or quantised.
             graph: The graph's name; ``graphs/NAME.onnx`` in the bundle already holds the float graph.
             precision: The arithmetic that the engine shall run in.
             bundle: The bundle's folder; files go where :func:`engine_path` says.
+            spec: Shapes and limits, for those whose engines have such.
 
         Returns:
             The engine's main file. Two precisions may name the same one.

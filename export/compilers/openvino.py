@@ -8,11 +8,19 @@ from typing import Any
 from onnx import ModelProto, inliner
 
 from export.compilers import engine_path
+from runtime import backends
 from runtime.errors import CompileError, MissingDependencyError
 from runtime.spec import Precision
+from runtime.tensorrt.spec import BuildSpec
 
 
-def engine_from_onnx(model: ModelProto, *, graph: str, precision: Precision, bundle: Path) -> Path:
+def check() -> None:
+    backends.load("openvino").devices()
+
+
+def engine_from_onnx(
+    model: ModelProto, *, graph: str, precision: Precision, bundle: Path, spec: BuildSpec | None = None
+) -> Path:
     if precision not in ("fp32", "bf16", "int8"):
         raise CompileError(f"graph {graph!r}: OpenVINO's CPU plugin runs fp32, bf16 and int8, not {precision}")
     # BF16 is the float IR, opened with another precision hint: the plugin rounds the weights itself.

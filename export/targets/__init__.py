@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
 from calibration.quantize import Recipe
+from export.profiles import Profiles
+from runtime import backends
 from runtime.discovery import load_from, names_in
-from runtime.errors import ExportError
+from runtime.errors import ExportError, MissingDependencyError, UnavailableError, UnknownBackendError
 from runtime.spec import Precision
+from runtime.tensorrt.spec import BuildSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,13 @@ class Target:
         compilers: The compilers for each precision that the target has; a compiler makes one engine.
         default_precisions: What a build makes unless it is told.
         recipe: How INT8 graphs are quantised for it.
+        machine: What ``platform.machine()`` says where its engines run; elsewhere none is proved, even if there is
+            such a device. Empty is any.
+        autocast: The precisions whose graphs compute in float16 what is safe and not in int8.
+        profiled: Whether its engines are built for a range of shapes.
+        usual_batch: The batch that engines are tuned for unless the build is told.
+        workspace_bytes: The most device memory that an engine's layer may take for scratch; None is all there is.
+        compute_capabilities: The GPUs that engines are built for ahead of time; empty where they are built on them.
     """
 
     summary: str
@@ -29,6 +40,30 @@ class Target:
     compilers: Mapping[Precision, tuple[str, ...]]
     default_precisions: tuple[Precision, ...]
     recipe: Recipe = field(default_factory=Recipe)
+    machine: str = ""
+    autocast: tuple[Precision, ...] = ()
+    profiled: bool = False
+    usual_batch: int = 1
+    workspace_bytes: int | None = None
+    compute_capabilities: tuple[str, ...] = ()
+
+    def spec(self, profiles: Profiles, precision: Precision) -> BuildSpec:
+        """How the engine of one graph shall be built."""
+        return BuildSpec(
+            profiles,
+            workspace_bytes=self.workspace_bytes,
+            compute_capabilities=self.compute_capabilities,
+            tf32=precision != "fp32",  # with TF32 an FP32 engine would miss its tolerance
+        )
+
+    def runs_here(self, backend: str) -> bool:
+        """Whether engines of that backend can be run, and so proved, on this machine."""
+        if self.machine not in ("", platform.machine()):
+            return False
+        try:
+            return self.device in backends.load(backend).devices()
+        except (MissingDependencyError, UnavailableError, UnknownBackendError):
+            return False
 
 
 def names() -> tuple[str, ...]:
