@@ -26,7 +26,7 @@ from calibration.quantize import Recipe, calibration_digest, quantize
 from calibration.samples import SampleSet, samples_from, samples_from_photographs, split
 from edgevis import __version__, models
 from edgevis.models.entry import ModelEntry
-from export import compilers, targets
+from export import compilers, targets, triton
 from export.autocast import half_from_float
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
@@ -223,6 +223,7 @@ def _build(
     for complaint in refused:
         progress.warn(f"{complaint}. It is not in the bundle")
     _remove_files_of_none(records, engines, folder)
+    _serve(request.output.stem, target, deployment, engines, folder, progress)
 
     return Manifest(
         name=request.output.stem,
@@ -240,6 +241,27 @@ def _build(
         machine=machine_name(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _serve(
+    name: str,
+    target: Target,
+    deployment: Deployment,
+    engines: Sequence[EngineRecord],
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Write the Triton repository of a target that has one, where its engine was asked for."""
+    record = next((item for item in engines if (item.backend, item.precision) == target.served), None)
+    if record is None:
+        return
+    progress.begin("triton")
+    files = {graph: folder / file for graph, file in record.files.items()}
+    made = triton.write_repository(
+        folder / triton.FOLDER, name=name, deployment=deployment, record=record, files=files, bundle="../.."
+    )
+    size = sum(path.stat().st_size for path in (folder / triton.FOLDER).rglob("*") if path.is_file())
+    progress.end(", ".join(path.name for path in made), size_bytes=size)
 
 
 def _load(request: Request) -> tuple[nn.Module, Weights]:

@@ -33,6 +33,8 @@ class Target:
         usual_batch: The batch that engines are tuned for unless the build is told.
         workspace_bytes: The most device memory that an engine's layer may take for scratch; None is all there is.
         compute_capabilities: The GPUs that engines are built for ahead of time; empty where they are built on them.
+        served: The engine, as backend and precision, whose graphs a Triton Inference Server repository in the bundle
+            holds; None writes no repository.
     """
 
     summary: str
@@ -46,6 +48,7 @@ class Target:
     usual_batch: int = 1
     workspace_bytes: int | None = None
     compute_capabilities: tuple[str, ...] = ()
+    served: tuple[str, Precision] | None = None
 
     def spec(self, profiles: Profiles, precision: Precision) -> BuildSpec:
         """How the engine of one graph shall be built."""
