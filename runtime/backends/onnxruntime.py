@@ -51,7 +51,10 @@ def fingerprint(device: str) -> dict[str, str]:
     """See :meth:`runtime.backends.FinishedOnDevice.fingerprint`."""
     ort = _vendor()
     if device not in devices():
-        raise UnavailableError(f"onnxruntime {ort.__version__} has no device {device!r} here; it has {devices()}")
+        cure = "" if _CUDA in ort.get_available_providers() else ": pip install onnxruntime-gpu in place of onnxruntime"
+        raise UnavailableError(
+            f"onnxruntime {ort.__version__} has no device {device!r} here; it has {', '.join(devices())}{cure}"
+        )
     info = open_device().info
     return {
         "onnxruntime": ort.__version__,
