@@ -7,7 +7,9 @@ for each new shape when that is first run, which takes minutes and is kept in th
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -79,7 +81,11 @@ def open_engine(path: Path, *, precision: Precision, device: str, threads: int |
     ort = _vendor()
     if device == "cpu":
         return _Engine(ort, path, threads, [(_CPU, {})])
-    return _CudaEngine(ort, path, threads, _gpu_providers(_accelerator(ort), precision))
+    providers = _gpu_providers(_accelerator(ort), precision)
+    if hasattr(ort, "preload_dlls"):  # since 1.21: CUDA and cuDNN from the wheels of onnxruntime-gpu[cuda,cudnn]
+        with contextlib.redirect_stdout(sys.stderr):  # where it prints what it misses
+            ort.preload_dlls()
+    return _CudaEngine(ort, path, threads, providers)
 
 
 @dataclass(frozen=True, slots=True)
