@@ -31,8 +31,8 @@ from runtime.errors import BackendError
 from runtime.jsondata import to_json
 from runtime.latency import interleaved
 from runtime.manifest import EngineRecord, Manifest
+from runtime.opening import open_sessions
 from runtime.preprocess import Preprocessor
-from runtime.selection import open_sessions
 from runtime.session import Session
 from runtime.text import markdown_table, size_text, text_table
 

@@ -33,6 +33,8 @@ from export.onnx import onnx_from_module
 from export.profiles import Profiles, Wanted, limited, profiles_of
 from export.reference import affordable, calibration_feeds, golden_of, golden_rows, needs_masks, reference_of
 from export.targets import Target
+from export.triton import FOLDER as TRITON
+from export.triton import write_repository
 from export.verify import embedding_output, machine_name, prove_engines
 from runtime.arrays import Array, unit_rows, write_arrays
 from runtime.bundle import GOLDEN, Bundle, write_bundle
@@ -224,6 +226,9 @@ def _build(
         progress.warn(f"{complaint}. It is not in the bundle")
     _remove_files_of_none(records, engines, folder)
 
+    if target.triton:
+        _write_triton(engines, deployment, request.output.stem, folder, progress)
+
     return Manifest(
         name=request.output.stem,
         model=request.entry.name,
@@ -392,6 +397,19 @@ def _remove_files_of_none(made: Sequence[EngineRecord], kept: Sequence[EngineRec
         for parent in {Path(file).parent for file in record.files.values()} - used:
             if parent.parts[0] == compilers.ENGINES:
                 shutil.rmtree(folder / parent, ignore_errors=True)
+
+
+def _write_triton(
+    engines: Sequence[EngineRecord], deployment: Deployment, name: str, folder: Path, progress: Progress
+) -> None:
+    """A model repository inside the bundle, with the engine that a predictor would take."""
+    progress.begin("triton")
+    record = next((engine for engine in engines if engine.precision == "fp32" or engine.shares_enrolments), engines[0])
+    files = {graph: folder / file for graph, file in record.files.items()}
+    repository = folder / TRITON
+    made = write_repository(repository, name=name, deployment=deployment, record=record, files=files, bundle="../..")
+    size = sum(path.stat().st_size for path in repository.rglob("*") if path.is_file())
+    progress.end(f"models {', '.join(path.name for path in made)} on {record.name}", size_bytes=size)
 
 
 def _with_impostors(deployment: Deployment, reference: Mapping[str, Array], samples: SampleSet) -> Deployment:

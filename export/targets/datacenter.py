@@ -18,4 +18,5 @@ TARGET = Target(
     autocast=("int8", "fp16"),
     profiled=True,
     usual_batch=8,
+    triton=True,
 )
