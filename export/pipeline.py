@@ -26,13 +26,15 @@ from calibration.quantize import Recipe, calibration_digest, quantize
 from calibration.samples import SampleSet, samples_from, samples_from_photographs, split
 from edgevis import __version__, models
 from edgevis.models.entry import ModelEntry
-from export import compilers, targets, triton
+from export import compilers, targets
 from export.autocast import half_from_float
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
 from export.profiles import Profiles, Wanted, limited, profiles_of
 from export.reference import affordable, calibration_feeds, golden_of, golden_rows, needs_masks, reference_of
 from export.targets import Target
+from export.triton import FOLDER as TRITON
+from export.triton import write_repository
 from export.verify import embedding_output, machine_name, prove_engines
 from runtime.arrays import Array, unit_rows, write_arrays
 from runtime.bundle import GOLDEN, Bundle, write_bundle
@@ -223,7 +225,9 @@ def _build(
     for complaint in refused:
         progress.warn(f"{complaint}. It is not in the bundle")
     _remove_files_of_none(records, engines, folder)
-    _serve(request.output.stem, target, deployment, engines, folder, progress)
+
+    if target.triton:
+        _write_triton(engines, deployment, request.output.stem, folder, progress)
 
     return Manifest(
         name=request.output.stem,
@@ -241,27 +245,6 @@ def _build(
         machine=machine_name(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-
-
-def _serve(
-    name: str,
-    target: Target,
-    deployment: Deployment,
-    engines: Sequence[EngineRecord],
-    folder: Path,
-    progress: Progress,
-) -> None:
-    """Write the Triton repository of a target that has one, where its engine was asked for."""
-    record = next((item for item in engines if (item.backend, item.precision) == target.served), None)
-    if record is None:
-        return
-    progress.begin("triton")
-    files = {graph: folder / file for graph, file in record.files.items()}
-    made = triton.write_repository(
-        folder / triton.FOLDER, name=name, deployment=deployment, record=record, files=files, bundle="../.."
-    )
-    size = sum(path.stat().st_size for path in (folder / triton.FOLDER).rglob("*") if path.is_file())
-    progress.end(", ".join(path.name for path in made), size_bytes=size)
 
 
 def _load(request: Request) -> tuple[nn.Module, Weights]:
@@ -414,6 +397,19 @@ def _remove_files_of_none(made: Sequence[EngineRecord], kept: Sequence[EngineRec
         for parent in {Path(file).parent for file in record.files.values()} - used:
             if parent.parts[0] == compilers.ENGINES:
                 shutil.rmtree(folder / parent, ignore_errors=True)
+
+
+def _write_triton(
+    engines: Sequence[EngineRecord], deployment: Deployment, name: str, folder: Path, progress: Progress
+) -> None:
+    """A model repository inside the bundle, with the engine that a predictor would take."""
+    progress.begin("triton")
+    record = next((engine for engine in engines if engine.precision == "fp32" or engine.shares_enrolments), engines[0])
+    files = {graph: folder / file for graph, file in record.files.items()}
+    repository = folder / TRITON
+    made = write_repository(repository, name=name, deployment=deployment, record=record, files=files, bundle="../..")
+    size = sum(path.stat().st_size for path in repository.rglob("*") if path.is_file())
+    progress.end(f"models {', '.join(path.name for path in made)} on {record.name}", size_bytes=size)
 
 
 def _with_impostors(deployment: Deployment, reference: Mapping[str, Array], samples: SampleSet) -> Deployment:

@@ -32,9 +32,8 @@ class Target:
         profiled: Whether its engines are built for a range of shapes.
         usual_batch: The batch that engines are tuned for unless the build is told.
         workspace_bytes: The most device memory that an engine's layer may take for scratch; None is all there is.
+        triton: Whether the bundle also holds a model repository for Triton Inference Server.
         compute_capabilities: The GPUs that engines are built for ahead of time; empty where they are built on them.
-        served: The engine, as backend and precision, whose graphs a Triton Inference Server repository in the bundle
-            holds; None writes no repository.
     """
 
     summary: str
@@ -47,8 +46,8 @@ class Target:
     profiled: bool = False
     usual_batch: int = 1
     workspace_bytes: int | None = None
+    triton: bool = False
     compute_capabilities: tuple[str, ...] = ()
-    served: tuple[str, Precision] | None = None
 
     def spec(self, profiles: Profiles, precision: Precision) -> BuildSpec:
         """How the engine of one graph shall be built."""

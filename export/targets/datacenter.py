@@ -18,5 +18,5 @@ TARGET = Target(
     autocast=("int8", "fp16"),
     profiled=True,
     usual_batch=8,
-    served=("onnxruntime", "fp32"),  # runs on whatever GPU the server has, and is what PyTorch computes
+    triton=True,
 )
