@@ -127,6 +127,8 @@ def finish_engine(
 
 
 def _finisher(record: EngineRecord) -> FinishedOnDevice | None:
+    if record.backend not in backends.names():  # of a newer version: opening it says so
+        return None
     module = backends.load(record.backend)
     return module if isinstance(module, FinishedOnDevice) else None
 
