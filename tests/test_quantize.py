@@ -130,7 +130,7 @@ def test_says_nothing(model: ModelProto, capfd: pytest.CaptureFixture[str], capl
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("method", ["percentile", "minmax"])
+@pytest.mark.parametrize("method", ["percentile", "entropy", "minmax"])
 def test_other_methods(model: ModelProto, method: Method) -> None:
     reference = reference_of(tiny_net(), pictures(16, seed=9))
     made = quantize(model, feeds_of(pictures(48)), recipe=Recipe(method=method))
@@ -195,7 +195,7 @@ def test_histogram_keeps_every_value(parts: list[Array]) -> None:
     if histogram.peak > 0:
         assert histogram.peak <= histogram.top
         assert histogram.reach("minmax", 0) == histogram.peak
-        for method in ("mse", "percentile"):
+        for method in ("mse", "percentile", "entropy"):
             assert 0 < histogram.reach(method, 99.9) <= histogram.peak
 
 
@@ -221,6 +221,25 @@ def test_mse_cuts_a_lonely_outlier_off() -> None:
     reach = histogram.reach("mse", 0)
     assert reach < 0.75 * histogram.peak
     assert error(reach) < 0.8 * error(histogram.peak)
+
+
+def test_entropy_cuts_a_thin_tail_off_and_keeps_what_is_evenly_used() -> None:
+    random = np.random.default_rng(0)
+    even, tailed = Histogram(), Histogram()
+    even.add(random.uniform(-1, 1, 100_000).astype(np.float32))
+    values = random.standard_normal(100_000).astype(np.float32)
+    values[:20] *= 10
+    tailed.add(values)
+    assert even.reach("entropy", 0) > 0.9 * even.peak
+    assert np.percentile(np.abs(values), 99) < tailed.reach("entropy", 0) < 0.5 * tailed.peak
+
+
+def test_entropy_does_not_count_zeros() -> None:
+    values = np.abs(np.random.default_rng(0).standard_normal(20_000)).astype(np.float32)
+    without, with_zeros = Histogram(), Histogram()
+    without.add(values)
+    with_zeros.add(np.concatenate([values, np.zeros(80_000, np.float32)]))
+    assert with_zeros.reach("entropy", 0) == pytest.approx(without.reach("entropy", 0))
 
 
 def test_large_arrays_are_counted_in_part_but_their_peak_is_not_missed() -> None:
