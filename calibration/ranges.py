@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, shape_inference
 
+from calibration.sessions import open_session
 from runtime.arrays import Array
-from runtime.errors import ExportError, MissingDependencyError
+from runtime.errors import ExportError
 
 Method = Literal["mse", "percentile", "entropy", "minmax"]
 
@@ -152,10 +153,6 @@ def measure_histograms(
 
 def _session_with_outputs(model: ModelProto, tensors: Sequence[str]) -> tuple[Any, list[str]]:
     """A session that returns ``tensors``, as far as they are not inputs, and their names."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime is not installed: pip install onnxruntime") from error
     probe = shape_inference.infer_shapes(model)
     inputs = {value.name for value in probe.graph.input}
     known = {value.name: value for value in (*probe.graph.value_info, *probe.graph.output)}
@@ -165,6 +162,4 @@ def _session_with_outputs(model: ModelProto, tensors: Sequence[str]) -> tuple[An
         if name not in known:
             raise ExportError(f"calibration: ONNX infers no type for the tensor {name!r}")
         probe.graph.output.append(known[name])
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"]), outputs
+    return open_session(probe), outputs
