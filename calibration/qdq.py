@@ -107,7 +107,7 @@ class _Writer:
         if name not in self._activations:
             scale = self._store(f"{name}_scale", np.array(self._reach[name] / INT8_MAX, np.float32))
             zero = self._store(f"{name}_zero_point", np.array(0, np.int8))
-            integers, result = f"{name}_int8", f"{name}_rounded"
+            integers, result = f"{name}_quantized", f"{name}_rounded"
             self.nodes.append(
                 helper.make_node("QuantizeLinear", [name, scale, zero], [integers], name=f"{name}_QuantizeLinear")
             )
@@ -127,7 +127,7 @@ class _Writer:
             integers = np.clip(np.round(values / scales), -INT8_MAX, INT8_MAX).astype(np.int8)
             prefix = name if (name, 1 - axis) not in self._weights else f"{name}_{axis}"
             parts = [
-                self._store(f"{prefix}_int8", integers),
+                self._store(f"{prefix}_quantized", integers),
                 self._store(f"{prefix}_scale", scales.ravel()),
                 self._store(f"{prefix}_zero_point", np.zeros(scales.size, np.int8)),
             ]

@@ -52,9 +52,8 @@ class Recipe:
 
     def __str__(self) -> str:
         ranges = f"percentile {self.percentile:g}" if self.method == "percentile" else self.method
-        rounded = "inputs" if self.placement == "inputs" else "inputs and outputs"
         return (
-            f"Q/DQ, symmetric int8, weights per channel, activation ranges by {ranges}, means corrected, {rounded} of "
+            f"Q/DQ, symmetric int8, weights per channel, activation ranges by {ranges}, means corrected, "
             f"{'/'.join(self.operators)}"
         )
 

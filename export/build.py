@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, get_args
 
+from calibration.cache import default_folder
+from calibration.ranges import Method
+from export.candidates import DEFAULT_MAX_DROP, candidates_table, search_text, summary_text
 from runtime.bundle import SUFFIX, Bundle
 from runtime.errors import EdgevisError
 from runtime.jsondata import to_json
-from runtime.manifest import EngineRecord
+from runtime.manifest import EngineRecord, Manifest
 from runtime.parity import DISTANCE_HEADERS, decisions_text, distance_cells
 from runtime.spec import Precision
 from runtime.text import size_text, text_table
@@ -25,6 +28,7 @@ Each stage prints one line with its time and what it made. Nothing is written un
 that is already there is then replaced, and otherwise left as it is.
 """
 _BAR = 24
+_AUTO = "auto"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_precisions,
         help=f"{', '.join(get_args(Precision))}; several with commas or by repeating (default for cpu: fp32,int8; for "
         "few-shot segmentation fp32; bf16 needs a processor that has it). INT8 without fp32 is possible; fp32 is what "
-        "other precisions fall back to",
+        "other precisions fall back to. auto: all that the target has are built and measured here; the fastest that "
+        "loses no more than --max-drop is kept, and the fastest fp32 engine to fall back to",
     )
     parser.add_argument(
         "--checkpoint",
@@ -76,6 +81,30 @@ def _parser() -> argparse.ArgumentParser:
         "engines and give the open-set threshold its first guess. Eight of them go into the bundle as golden.npz "
         "(default: crops of photographs in the wheels of scikit-image and Matplotlib)",
     )
+    parser.add_argument(
+        "--calibration",
+        metavar="METHOD",
+        choices=get_args(Method),
+        help=f"how INT8's ranges follow from the values that were seen: {', '.join(get_args(Method))} (default: the "
+        "target's, mse)",
+    )
+    parser.add_argument(
+        "--max-drop",
+        metavar="SHARE",
+        type=_share,
+        default=DEFAULT_MAX_DROP,
+        help="what INT8 may lose: the share of decisions that differ from the float model's, and 1 - mean cosine of "
+        "what the graphs make. The most harmful layers go back to float until it holds; 1 leaves all in INT8 "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        default=default_folder(),
+        help="where measured ranges are kept between builds (default: %(default)s)",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="measure ranges anew and keep nothing")
     parser.add_argument(
         "--option",
         metavar="NAME=VALUE",
@@ -95,11 +124,21 @@ def _parser() -> argparse.ArgumentParser:
 def _precisions(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     for name in names:
-        if name not in get_args(Precision):
-            raise argparse.ArgumentTypeError(f"no precision {name!r}; known: {', '.join(get_args(Precision))}")
+        if name not in (*get_args(Precision), _AUTO):
+            raise argparse.ArgumentTypeError(f"no precision {name!r}; known: {', '.join(get_args(Precision))}, {_AUTO}")
     if not names:
         raise argparse.ArgumentTypeError("no precision is named")
     return names
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share; allowed: 0 to 1")
+    return value
 
 
 def _option(text: str) -> tuple[str, str | int]:
@@ -119,7 +158,9 @@ def _build(arguments: argparse.Namespace) -> int:
 
     entry = models.entry(arguments.model)
     output = arguments.output or Path("bundles", f"{arguments.model}{SUFFIX}")
-    precisions = tuple(name for names in arguments.precision or () for name in names) or None
+    named = tuple(name for names in arguments.precision or () for name in names)
+    # `auto` beside other names: these are the candidates.
+    precisions = tuple(name for name in named if name != _AUTO) or None
     reporter.end(f"{entry.name} for {arguments.target}")
     bundle = build_bundle(
         Request(
@@ -131,6 +172,10 @@ def _build(arguments: argparse.Namespace) -> int:
             calibration_data=arguments.calibration_data,
             options=dict(arguments.option),
             seed=arguments.seed,
+            calibration=arguments.calibration,
+            max_drop=arguments.max_drop,
+            cache=None if arguments.no_cache else arguments.cache,
+            choose=_AUTO in named,
         ),
         reporter,
     )
@@ -140,6 +185,7 @@ def _build(arguments: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps(_summary(bundle, seconds, size), indent=2, allow_nan=False) + "\n")
     if not arguments.quiet:
         reporter.write(_table(bundle.manifest.engines))
+        reporter.write(_int8_table(bundle.manifest))
         if not bundle.manifest.weights.trained:
             reporter.write(f"\n{UNTRAINED}\n")
         reporter.write(f"\nnext: edgevis info {bundle.path}\n")
@@ -244,6 +290,16 @@ def _table(engines: Sequence[EngineRecord]) -> str:
     return f"\n{text_table(headers, rows)}\n"
 
 
+def _int8_table(manifest: Manifest) -> str:
+    """What was measured of the engines beside each other, where INT8 was among them."""
+    if manifest.calibration is None:
+        return ""
+    lines = [search_text(search) for search in manifest.calibration.searches]
+    if summary := summary_text(manifest.candidates):
+        lines.append(summary)
+    return "\n" + candidates_table(manifest.candidates) + "\n" + "".join(f"\n{line}" for line in lines) + "\n"
+
+
 def _summary(bundle: Bundle, seconds: float, size_bytes: int) -> dict[str, Any]:
     manifest = bundle.manifest
     return {
@@ -257,6 +313,7 @@ def _summary(bundle: Bundle, seconds: float, size_bytes: int) -> dict[str, Any]:
         "weights": to_json(manifest.weights),
         "calibration": to_json(manifest.calibration),
         "engines": to_json(manifest.engines),
+        "candidates": to_json(manifest.candidates),
         "impostor": to_json(manifest.deployment.postprocess.get("impostor")),
         "machine": manifest.machine,
         "tools": to_json(manifest.tools),

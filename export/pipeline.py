@@ -20,11 +20,13 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from calibration.quantize import Recipe, calibration_digest, quantize
+from calibration.quantize import calibration_digest
+from calibration.ranges import Method
 from calibration.samples import SampleSet, samples_from, samples_from_photographs, split
 from edgevis import __version__, models
 from edgevis.models.entry import ModelEntry
-from export import compilers, targets
+from export import compilers, int8, targets
+from export.candidates import DEFAULT_MAX_DROP, candidates_of, no_int8_text, runnable, search_text
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
 from export.reference import affordable, calibration_feeds, golden_of, golden_rows, needs_masks, reference_of
@@ -36,7 +38,7 @@ from runtime.bundle import GOLDEN, Bundle, write_bundle
 from runtime.errors import ExportError
 from runtime.jsondata import to_json
 from runtime.manifest import Calibration, EngineRecord, Manifest, Weights
-from runtime.spec import Deployment, Graph, Precision
+from runtime.spec import Deployment, Precision
 from runtime.threshold import Impostors
 
 UNTRAINED = (
@@ -73,6 +75,11 @@ class Request:
         calibration_data: A folder or zip of images; None for the photographs in the wheels of dependencies.
         options: Of the model, such as ``{"backbone": "resnet101"}``.
         seed: Of random weights.
+        calibration: How INT8's ranges follow from values; None for the target's way.
+        max_drop: What INT8 may lose, see :func:`calibration.drop.drop_of`; 1 puts no layer back to float.
+        cache: Where measured ranges are kept between builds; None for nowhere.
+        choose: Build ``precisions``, or all that the target has and this machine can run, and keep the fastest
+            engine that loses no more than ``max_drop`` and, to fall back to, the fastest FP32 engine.
     """
 
     entry: ModelEntry
@@ -83,6 +90,10 @@ class Request:
     calibration_data: Path | None = None
     options: Mapping[str, str | int] = field(default_factory=dict)
     seed: int = 0
+    calibration: Method | None = None
+    max_drop: float = DEFAULT_MAX_DROP
+    cache: Path | None = None
+    choose: bool = False
 
 
 def build_bundle(request: Request, progress: Progress) -> Bundle:
@@ -130,6 +141,8 @@ def weights_digest(module: nn.Module) -> str:
 
 def _checked_precisions(request: Request, target: Target) -> tuple[Precision, ...]:
     own = request.entry.precisions or target.default_precisions
+    if request.choose:
+        own = tuple(target.compilers)
     wanted = request.precisions or tuple(precision for precision in own if precision in target.compilers)
     for precision in wanted:
         if precision not in target.compilers:
@@ -167,28 +180,22 @@ def _build(
         size_bytes=(folder / GOLDEN).stat().st_size,
     )
 
-    quantized, calibration = {}, None
+    quantized: dict[str, dict[str, ModelProto]] = {}
+    calibration = None
     if "int8" in precisions:
-        quantized = _quantize(floats, module, deployment, to_calibrate, target.recipe, progress)
-        calibration = Calibration(
-            digest=calibration_digest(
-                to_calibrate,
-                preprocess=deployment.preprocess,
-                weights_sha256=weights.sha256,
-                recipe=target.recipe,
-            ),
-            images=len(to_calibrate),
-            source=to_calibrate.source,
-            recipe=str(target.recipe),
+        quantized, calibration = _quantize(
+            request, target, floats, module, deployment, weights.sha256, to_calibrate, reference, progress
         )
 
     records = _compile(floats, quantized, target, precisions, folder, progress)
 
     progress.begin("parity")
+    opening, unopened = runnable(records, deployment, folder) if request.choose else (records, {})
     # What was not asked for by name may be left out; FP32 is what everything else falls back to.
-    optional = frozenset[Precision]() if request.precisions else frozenset(precisions) - {"fp32"}
+    named = bool(request.precisions) and not request.choose
+    optional = frozenset[Precision]() if named else frozenset(precisions) - {"fp32"}
     engines, refused = prove_engines(
-        records,
+        opening,
         bundle=folder,
         deployment=deployment,
         reference=reference,
@@ -198,6 +205,9 @@ def _build(
     progress.end(f"{len(engines)} engines on {len(to_verify)} images hold their tolerance")
     for complaint in refused:
         progress.warn(f"{complaint}. It is not in the bundle")
+    candidates = candidates_of(records, engines, unopened=unopened, max_drop=request.max_drop, choose=request.choose)
+    kept = {candidate.engine for candidate in candidates if candidate.kept}
+    engines = tuple(engine for engine in engines if engine.name in kept)
     _remove_files_of_none(records, engines, folder)
 
     return Manifest(
@@ -211,6 +221,7 @@ def _build(
         engines=engines,
         files={},
         calibration=calibration,
+        candidates=candidates,
         options=dict(request.options),
         tools=_tools(),
         machine=machine_name(),
@@ -257,32 +268,74 @@ def _export(module: nn.Module, deployment: Deployment, folder: Path, progress: P
 
 
 def _quantize(
+    request: Request,
+    target: Target,
     floats: Mapping[str, ModelProto],
     module: nn.Module,
     deployment: Deployment,
+    weights_sha256: str,
     samples: SampleSet,
-    recipe: Recipe,
+    reference: Mapping[str, Array],
     progress: Progress,
-) -> dict[str, ModelProto]:
+) -> tuple[dict[str, dict[str, ModelProto]], Calibration]:
+    """For each backend its INT8 graphs, and how they were made."""
+    recipe = replace(target.recipe, method=request.calibration or target.recipe.method)
     progress.begin("calibrate")
     total = len(samples) * len(floats)
     done = 0
 
-    def feeds(graph: Graph) -> Iterator[dict[str, Array]]:
+    def feeds(name: str) -> Iterator[dict[str, Array]]:
         nonlocal done
+        graph = deployment.graph(name)
         for feed in calibration_feeds(module, deployment, graph, samples, batch=_CALIBRATION_BATCH):
             yield feed
             done += len(feed["image"])
             progress.advance(done, total)
 
-    made = {name: quantize(model, feeds(deployment.graph(name)), recipe=recipe) for name, model in floats.items()}
-    progress.end(f"{len(samples)} images: {recipe}")
-    return made
+    key = int8.cache_key(
+        request.entry.name, weights=weights_sha256, samples=samples, deployment=deployment, recipe=recipe
+    )
+    calibrated = int8.calibrate(floats, feeds, recipe=recipe, key=key, folder=request.cache)
+    notes = ", ".join(sorted(set(calibrated.notes.values())))
+    progress.end(f"{len(samples)} images ({notes}): {recipe}")
+
+    progress.begin("layers")
+    sensitivity = int8.sensitivities(calibrated, deployment, reference, recipe, progress.advance)
+    by_rule = sum(len(prepared.by_rule) for prepared in calibrated.prepared.values())
+    progress.end(f"{len(sensitivity)} layers, each alone in INT8; {by_rule} more are float by rule")
+
+    progress.begin("search")
+    graphs, searches = int8.int8_graphs(
+        calibrated,
+        sensitivity,
+        names=target.compilers["int8"],
+        device=target.device,
+        deployment=deployment,
+        reference=reference,
+        recipe=recipe,
+        max_drop=request.max_drop,
+        advance=progress.advance,
+    )
+    progress.end("; ".join(search_text(search) for search in searches))
+    for search in searches:
+        if not search.holds:
+            progress.warn(no_int8_text(search))
+    calibration = Calibration(
+        digest=calibration_digest(
+            samples, preprocess=deployment.preprocess, weights_sha256=weights_sha256, recipe=recipe
+        ),
+        images=len(samples),
+        source=samples.source,
+        recipe=str(recipe),
+        by_rule=by_rule,
+        searches=searches,
+    )
+    return graphs, calibration
 
 
 def _compile(
     floats: Mapping[str, ModelProto],
-    quantized: Mapping[str, ModelProto],
+    quantized: Mapping[str, Mapping[str, ModelProto]],
     target: Target,
     precisions: Sequence[Precision],
     folder: Path,
@@ -293,7 +346,7 @@ def _compile(
     records = []
     for number, (name, precision) in enumerate(wanted, start=1):
         files = {}
-        for graph, model in (quantized if precision == "int8" else floats).items():
+        for graph, model in (quantized[name] if precision == "int8" else floats).items():
             path = compilers.load(name).engine_from_onnx(model, graph=graph, precision=precision, bundle=folder)
             files[graph] = path.relative_to(folder).as_posix()
         records.append(EngineRecord(name, precision, target.device, files))

@@ -26,8 +26,7 @@ from runtime.spec import Deployment, Graph, Precision
 
 # An enrolment made by one engine may be loaded by another when the build has measured that this hardly changes a
 # decision: of a hundred queries in one engine's embeddings, against a gallery in the FP32 model's, at most five find
-# another nearest neighbour, and the embeddings point the same way. Two neighbours that are almost equally near change
-# places at less, so a share of 1 would refuse engines over ties.
+# another nearest neighbour, and the embeddings point the same way.
 SHARING_MIN_AGREEMENT = 0.95
 SHARING_MIN_MEAN_COSINE = 0.99
 
@@ -83,7 +82,7 @@ def prove_engines(
         if broken:
             raise ParityError("\n".join(broken))
         latency = interleaved(
-            {record.name: _one_image(opened[record.name], deployment, reference) for record in proved},
+            {record.name: one_image(opened[record.name], deployment, reference) for record in proved},
             seconds=_LATENCY_SECONDS * len(proved),
         )
     engines = tuple(replace(record, latency_ms=round(latency[record.name].p50_ms, 3)) for record in proved)
@@ -107,6 +106,21 @@ def machine_name() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()
+
+
+def one_image(
+    sessions: Mapping[str, Session], deployment: Deployment, reference: Mapping[str, Array]
+) -> Callable[[], object]:
+    """Runs one image through the graph that a prediction runs: the last one.
+
+    What that is given by an enrolment is resident.
+    """
+    session = sessions[deployment.graphs[-1].name]
+    inputs, _ = golden_feeds(reference, session.graph)
+    batched = {tensor.name for tensor in session.graph.inputs if tensor.batched}
+    resident = session.prepare({name: array for name, array in inputs.items() if name not in batched})
+    feeds = {name: array[:1] for name, array in inputs.items() if name in batched}
+    return lambda: session.run(feeds, resident)
 
 
 def _prove(
@@ -151,18 +165,3 @@ def _complaint(record: EngineRecord, parity: GraphParity, tolerance: str) -> str
         f"graph {parity.graph!r} of the engine {record.name} does not compute what the PyTorch model computes: "
         f"{distance_text(parity)}; allowed: {tolerance}{cure}"
     )
-
-
-def _one_image(
-    sessions: Mapping[str, Session], deployment: Deployment, reference: Mapping[str, Array]
-) -> Callable[[], object]:
-    """Runs one image through the graph that a prediction runs: the last one.
-
-    What that is given by an enrolment is resident.
-    """
-    session = sessions[deployment.graphs[-1].name]
-    inputs, _ = golden_feeds(reference, session.graph)
-    batched = {tensor.name for tensor in session.graph.inputs if tensor.batched}
-    resident = session.prepare({name: array for name, array in inputs.items() if name not in batched})
-    feeds = {name: array[:1] for name, array in inputs.items() if name in batched}
-    return lambda: session.run(feeds, resident)

@@ -31,7 +31,21 @@ def built_bundle(factory: pytest.TempPathFactory, model: str, *arguments: str, d
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             assert (
-                main(["--model", model, "--target", "cpu", "--quiet", "--output", str(path), *arguments, *given]) == 0
+                main(
+                    [
+                        "--model",
+                        model,
+                        "--target",
+                        "cpu",
+                        "--quiet",
+                        "--no-cache",
+                        "--output",
+                        str(path),
+                        *arguments,
+                        *given,
+                    ]
+                )
+                == 0
             )
     return path
 

@@ -98,7 +98,17 @@ def quick(tmp_path: Path, folder_of_pictures: Path) -> Request:
 
 def test_stages_come_in_order(built: tuple[Bundle, Recorder]) -> None:
     _, recorder = built
-    assert recorder.stages == ["weights", "samples", "onnx", "reference", "calibrate", "compile", "parity"]
+    assert recorder.stages == [
+        "weights",
+        "samples",
+        "onnx",
+        "reference",
+        "calibrate",
+        "layers",
+        "search",
+        "compile",
+        "parity",
+    ]
     assert list(recorder.details) == recorder.stages
     assert not recorder.warnings
 
@@ -309,7 +319,7 @@ def test_command_line(
     lines = output.splitlines()
     stages = [line.split()[0] for line in lines if " s " in line]
     assert stages == ["start", "weights", "samples", "onnx", "reference", "compile", "parity", "bundle"]
-    assert any(line.startswith("onnxruntime-fp32 ") and "rank-1 agreement 1.000 of 12" in line for line in lines)
+    assert any(line.startswith("onnxruntime-fp32 ") and "rank-1 agreement 1.000 of 24" in line for line in lines)
     assert lines[-1] == "next: edgevis info bundles/tiny.edgevis"
     assert "RANDOM WEIGHTS" in errors
     assert "RANDOM WEIGHTS" in output
@@ -319,7 +329,7 @@ def test_command_line(
 @pytest.mark.usefixtures("tiny_by_name")
 def test_command_line_json(tmp_path: Path, folder_of_pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "x.edgevis"
-    arguments = ["--model", "tiny", "--precision", "int8", "--output", str(output), "--json", "--quiet"]
+    arguments = ["--model", "tiny", "--precision", "int8", "--output", str(output), "--json", "--quiet", "--no-cache"]
     assert main([*arguments, "--calibration-data", str(folder_of_pictures)]) == 0
     text, errors = capsys.readouterr()
     data = json.loads(text)
