@@ -126,7 +126,7 @@ def _read(path: Path) -> dict[str, Array]:
 def _ranges(arrays: Mapping[str, Array]) -> Ranges:
     reach = {name.partition("/")[2]: float(value) for name, value in arrays.items() if name.startswith("reach/")}
     shifts = {name.partition("/")[2]: value for name, value in arrays.items() if name.startswith("shift/")}
-    if not reach or not all(np.isfinite(value) and value > 0 for value in reach.values()):
+    if not all(np.isfinite(value) and value > 0 for value in reach.values()):
         raise ValueError("a range is not a positive number")
     return Ranges(reach, shifts)
 

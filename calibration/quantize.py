@@ -83,11 +83,13 @@ def measure_ranges(prepared: Prepared, feeds: Iterable[Mapping[str, Array]], rec
         ExportError: There are no feeds, or a tensor's values are not finite.
         MissingDependencyError: ONNX Runtime is not installed.
     """
+    names = {layer.name for layer in prepared.layers}
+    if not names:
+        return Ranges({}, {})
     remaining: Iterator[Mapping[str, Array]] = iter(feeds)
     first = next(remaining, None)
     if first is None:
         raise ExportError("calibration: there is no image to measure ranges on")
-    names = {layer.name for layer in prepared.layers}
     kept: list[Mapping[str, Array]] = []
     histograms = measure_histograms(
         prepared.model, _activations(prepared.model, names), _keeping(itertools.chain([first], remaining), kept)

@@ -8,18 +8,19 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import Any, get_args
 
 from calibration.cache import default_folder
 from calibration.ranges import Method
 from export.candidates import DEFAULT_MAX_DROP, candidates_table, search_text, summary_text
+from export.reporter import Reporter
 from runtime.bundle import SUFFIX, Bundle
 from runtime.errors import EdgevisError
 from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord, Manifest
 from runtime.parity import DISTANCE_HEADERS, decisions_text, distance_cells
 from runtime.spec import Precision
-from runtime.text import size_text, text_table
+from runtime.text import text_table
 
 _DESCRIPTION = """\
 Export a model to ONNX, compile it for a target, prove every engine against PyTorch on real images, write a bundle.
@@ -27,7 +28,6 @@ Export a model to ONNX, compile it for a target, prove every engine against PyTo
 Each stage prints one line with its time and what it made. Nothing is written unless every stage succeeds; a bundle
 that is already there is then replaced, and otherwise left as it is.
 """
-_BAR = 24
 _AUTO = "auto"
 
 
@@ -151,7 +151,7 @@ def _option(text: str) -> tuple[str, str | int]:
 def _build(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     # With --json, standard output holds nothing but the object.
-    reporter = _Reporter(sys.stderr if arguments.json else sys.stdout, quiet=arguments.quiet)
+    reporter = Reporter(sys.stderr if arguments.json else sys.stdout, quiet=arguments.quiet)
     reporter.begin("start")
     from edgevis import models  # torch takes a second or two: --help need not wait for it
     from export.pipeline import UNTRAINED, Request, build_bundle
@@ -228,48 +228,6 @@ def _list(arguments: argparse.Namespace) -> int:
     summaries = [(name, targets.load(name).summary) for name in targets.names()]
     sys.stdout.write(text_table(("target", "for"), summaries) + "\n")
     return 0
-
-
-class _Reporter:
-    """One line per stage: what, how long, how large; a bar while it lasts, where the output is a terminal."""
-
-    def __init__(self, stream: IO[str], *, quiet: bool) -> None:
-        self._stream = stream
-        self._quiet = quiet
-        self._bar = stream.isatty() and not quiet
-        self._stage = ""
-        self._began = 0.0
-
-    def begin(self, stage: str) -> None:
-        self._stage, self._began = stage, time.perf_counter()
-        if self._bar:
-            self._stream.write(f"\r\033[K{stage:<10} …")
-            self._stream.flush()
-
-    def advance(self, done: int, total: int) -> None:
-        if self._bar:
-            filled = _BAR * done // max(total, 1)
-            bar = "█" * filled + "░" * (_BAR - filled)
-            self._stream.write(f"\r\033[K{self._stage:<10} {bar} {done}/{total}")
-            self._stream.flush()
-
-    def end(self, detail: str, *, size_bytes: int | None = None) -> None:
-        self.line(self._stage, detail, time.perf_counter() - self._began, size_bytes)
-
-    def warn(self, message: str) -> None:
-        sys.stderr.write(f"{self._clear()}warning: {message}\n")
-
-    def line(self, stage: str, detail: str, seconds: float, size_bytes: int | None = None) -> None:
-        size = "" if size_bytes is None else size_text(size_bytes)
-        self.write(f"{self._clear()}{stage:<10} {seconds:6.1f} s {size:>8}  {detail}\n")
-
-    def write(self, text: str) -> None:
-        if not self._quiet:
-            self._stream.write(text)
-            self._stream.flush()
-
-    def _clear(self) -> str:
-        return "\r\033[K" if self._bar else ""
 
 
 def _table(engines: Sequence[EngineRecord]) -> str:

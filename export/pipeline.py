@@ -20,9 +20,10 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from calibration.quantize import calibration_digest
+from calibration.quantize import Recipe, calibration_digest
 from calibration.ranges import Method
 from calibration.samples import SampleSet, samples_from, samples_from_photographs, split
+from calibration.sensitivity import LayerSensitivity
 from edgevis import __version__, models
 from edgevis.models.entry import ModelEntry
 from export import compilers, int8, targets
@@ -114,6 +115,25 @@ def build_bundle(request: Request, progress: Progress) -> Bundle:
     return write_bundle(request.output, fill)
 
 
+def measure_layers(request: Request, progress: Progress) -> tuple[LayerSensitivity, ...]:
+    """What each layer of a model alone does in INT8, without building a bundle; ``request.output`` does not matter.
+
+    Raises:
+        EdgevisError: It cannot be measured; the message says why.
+    """
+    target = targets.load(request.target)
+    module, weights = _load(request)
+    deployment = models.deployment_of(request.entry, module)
+    to_calibrate, to_verify = _samples(request, module, deployment)
+    floats = {graph.name: onnx_from_module(module, graph) for graph in deployment.graphs}
+    progress.begin("reference")
+    reference = reference_of(module, deployment, to_verify, progress.advance)
+    progress.end(f"PyTorch in float32 on {len(to_verify)} images")
+    return _calibrate(
+        request, _recipe(request, target), floats, module, deployment, weights.sha256, to_calibrate, reference, progress
+    )[1]
+
+
 def encoder_identity(name: str, deployment: Deployment, weights_sha256: str) -> str:
     """Whose embeddings these are: the same for every precision, backend, exporter version and machine."""
     parts = {
@@ -164,11 +184,8 @@ def _build(
         progress.warn(UNTRAINED)
 
     progress.begin("samples")
-    samples = _samples(request, deployment)
-    to_calibrate, to_verify = (affordable(part, module, deployment) for part in split(samples))
-    if needs_masks(deployment):
-        to_calibrate, to_verify = to_calibrate.with_masks(), to_verify.with_masks()
-    progress.end(f"{len(samples)} images: {samples.source}")
+    to_calibrate, to_verify = _samples(request, module, deployment)
+    progress.end(f"{len(to_calibrate)} to calibrate, {len(to_verify)} to verify: {to_verify.source}")
 
     floats = _export(module, deployment, folder, progress)
 
@@ -246,10 +263,20 @@ def _load(request: Request) -> tuple[nn.Module, Weights]:
     return module, Weights(trained=trained, source=source, sha256=weights_digest(module))
 
 
-def _samples(request: Request, deployment: Deployment) -> SampleSet:
+def _samples(request: Request, module: nn.Module, deployment: Deployment) -> tuple[SampleSet, SampleSet]:
+    """The images to calibrate on, and those to verify on."""
     if request.calibration_data is not None:
-        return samples_from(request.calibration_data)
-    return samples_from_photographs(height=deployment.preprocess.height, width=deployment.preprocess.width)
+        samples = samples_from(request.calibration_data)
+    else:
+        samples = samples_from_photographs(height=deployment.preprocess.height, width=deployment.preprocess.width)
+    to_calibrate, to_verify = (affordable(part, module, deployment) for part in split(samples))
+    if needs_masks(deployment):
+        return to_calibrate.with_masks(), to_verify.with_masks()
+    return to_calibrate, to_verify
+
+
+def _recipe(request: Request, target: Target) -> Recipe:
+    return replace(target.recipe, method=request.calibration or target.recipe.method)
 
 
 def _export(module: nn.Module, deployment: Deployment, folder: Path, progress: Progress) -> dict[str, ModelProto]:
@@ -267,9 +294,9 @@ def _export(module: nn.Module, deployment: Deployment, folder: Path, progress: P
     return made
 
 
-def _quantize(
+def _calibrate(
     request: Request,
-    target: Target,
+    recipe: Recipe,
     floats: Mapping[str, ModelProto],
     module: nn.Module,
     deployment: Deployment,
@@ -277,9 +304,8 @@ def _quantize(
     samples: SampleSet,
     reference: Mapping[str, Array],
     progress: Progress,
-) -> tuple[dict[str, dict[str, ModelProto]], Calibration]:
-    """For each backend its INT8 graphs, and how they were made."""
-    recipe = replace(target.recipe, method=request.calibration or target.recipe.method)
+) -> tuple[int8.Calibrated, tuple[LayerSensitivity, ...]]:
+    """The ranges of every graph, and what each layer alone does in INT8."""
     progress.begin("calibrate")
     total = len(samples) * len(floats)
     done = 0
@@ -303,7 +329,25 @@ def _quantize(
     sensitivity = int8.sensitivities(calibrated, deployment, reference, recipe, progress.advance)
     by_rule = sum(len(prepared.by_rule) for prepared in calibrated.prepared.values())
     progress.end(f"{len(sensitivity)} layers, each alone in INT8; {by_rule} more are float by rule")
+    return calibrated, sensitivity
 
+
+def _quantize(
+    request: Request,
+    target: Target,
+    floats: Mapping[str, ModelProto],
+    module: nn.Module,
+    deployment: Deployment,
+    weights_sha256: str,
+    samples: SampleSet,
+    reference: Mapping[str, Array],
+    progress: Progress,
+) -> tuple[dict[str, dict[str, ModelProto]], Calibration]:
+    """For each backend its INT8 graphs, and how they were made."""
+    recipe = _recipe(request, target)
+    calibrated, sensitivity = _calibrate(
+        request, recipe, floats, module, deployment, weights_sha256, samples, reference, progress
+    )
     progress.begin("search")
     graphs, searches = int8.int8_graphs(
         calibrated,
@@ -327,7 +371,7 @@ def _quantize(
         images=len(samples),
         source=samples.source,
         recipe=str(recipe),
-        by_rule=by_rule,
+        by_rule=sum(len(prepared.by_rule) for prepared in calibrated.prepared.values()),
         searches=searches,
     )
     return graphs, calibration

@@ -23,6 +23,7 @@ from runtime.errors import ExportError, InputError, MissingDependencyError, Pari
 from runtime.spec import Deployment, Graph, TensorSpec
 from runtime.verification import verify_bundle
 
+from built import Recorder
 from bundles import needs_openvino
 from tiny_models import (
     DEPLOYMENT,
@@ -39,31 +40,6 @@ from tiny_models import (
 pytestmark = [pytest.mark.torch, needs_openvino]
 
 ENGINES = ["onnxruntime-fp32", "openvino-fp32", "onnxruntime-int8", "openvino-int8"]
-
-
-class Recorder:
-    """A progress that remembers, and stops the build at a stage if it is told to."""
-
-    def __init__(self, *, interrupt_at: str = "") -> None:
-        self.stages: list[str] = []
-        self.details: dict[str, str] = {}
-        self.warnings: list[str] = []
-        self._interrupt_at = interrupt_at
-
-    def begin(self, stage: str) -> None:
-        if stage == self._interrupt_at:
-            raise KeyboardInterrupt
-        self.stages.append(stage)
-
-    def advance(self, done: int, total: int) -> None:
-        assert 0 < done <= total
-
-    def end(self, detail: str, *, size_bytes: int | None = None) -> None:
-        self.details[self.stages[-1]] = detail
-        assert size_bytes is None or size_bytes > 0
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
 
 
 class Drifting(TinyNet):
