@@ -21,8 +21,9 @@ demo: $(INSTALLED) bundles/osnet-x0-25.edgevis/manifest.json bundles/epri-net.ed
 bundles/%.edgevis/manifest.json: $(SOURCES) | $(INSTALLED)
 	$(RUN) -m export.build --model $* --target cpu --precision fp32,int8 --output bundles/$*.edgevis
 
+# One thread of PyTorch for each worker: two that wait for each other's are many times slower on a busy machine.
 test: $(INSTALLED) lint
-	$(RUN) -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check

@@ -19,6 +19,7 @@ def test_every_engine_is_started_afresh(tiny_bundle: Path, capsys: pytest.Captur
     parts = [found[key] for key in ("import_s", "open_s", "first_result_s")]
     assert min(parts) > 0
     assert found["total_s"] == pytest.approx(sum(parts))
+    assert 20e6 < found["peak_memory_bytes"] < 2e9
 
 
 def test_an_engine_that_does_not_start_is_named(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

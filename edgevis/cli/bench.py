@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     bundle = Bundle(arguments.bundle)
-    timings = time_engines(bundle, _batch_sizes(arguments.batch), seconds=arguments.seconds, threads=arguments.threads)
+    timings = time_engines(bundle, batch_sizes(arguments.batch), seconds=arguments.seconds, threads=arguments.threads)
     if arguments.json:
         print_json({"bundle": str(bundle.path), "measured": MEASURED, "results": to_json(timings)})
     else:
@@ -56,28 +56,27 @@ class Timing:
         return (self.engine, str(self.batch), *(f"{ms:.2f}" for ms in times), f"{self.images_per_second:.0f}")
 
 
-def time_engines(bundle: Bundle, batch_sizes: list[int], *, seconds: float, threads: int | None = None) -> list[Timing]:
+def time_engines(bundle: Bundle, batches: list[int], *, seconds: float, threads: int | None = None) -> list[Timing]:
     """Time all engines that open here, in turn.
 
     Args:
         bundle: The bundle.
-        batch_sizes: How many images one call gets.
+        batches: How many images one call gets.
         seconds: How long to measure each batch size, all engines together.
         threads: CPU threads for each engine.
 
     Raises:
         BackendError: No engine opens.
     """
-    # As a detector would cut it from a 1080p frame. Its content does not change how long an engine takes.
-    image = np.random.default_rng(0).integers(0, 256, (480, 240, 3), np.uint8)
+    image = example_image()
     timings = []
     with ExitStack() as stack:
         predictors = {name: stack.enter_context(opened) for name, opened in each_engine(bundle, threads=threads)}
         if not predictors:
             raise BackendError(f"{bundle.path}: no engine can be opened here")
         for predictor in predictors.values():
-            _enroll(predictor, image)
-        for size in batch_sizes:
+            enroll_example(predictor)
+        for size in batches:
             calls = {
                 name: functools.partial(predictor.predict, [image] * size) for name, predictor in predictors.items()
             }
@@ -86,11 +85,16 @@ def time_engines(bundle: Bundle, batch_sizes: list[int], *, seconds: float, thre
     return timings
 
 
-def _enroll(predictor: Predictor, image: Image) -> None:
-    """One example, of which a prediction takes as long as of any other."""
+def example_image() -> Image:
+    """As a detector would cut it from a 1080p frame. Its content does not change how long an engine takes."""
+    return np.random.default_rng(0).integers(0, 256, (480, 240, 3), np.uint8)
+
+
+def enroll_example(predictor: Predictor) -> None:
+    """One example, of which a prediction takes as long as of any other, where the task takes any."""
     if predictor.info.task == "segment":  # its classes are fixed
         return
-    mask = None
+    image, mask = example_image(), None
     if predictor.info.task == "few_shot_segment":
         mask = np.zeros(image.shape[:2], bool)
         mask[: image.shape[0] // 2] = True
@@ -114,7 +118,8 @@ def each_engine(bundle: Bundle, *, threads: int | None = None) -> Iterator[tuple
             yield record.name, opened
 
 
-def _batch_sizes(text: str) -> list[int]:
+def batch_sizes(text: str) -> list[int]:
+    """What ``--batch`` says; InputError when it is not sizes separated by commas."""
     try:
         sizes = [int(part) for part in text.split(",")]
     except ValueError:
