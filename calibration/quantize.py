@@ -5,25 +5,26 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
-from onnx import ModelProto, inliner, shape_inference
+from onnx import ModelProto
 
+from calibration.bias import mean_shifts
+from calibration.layers import Prepared, prepare
 from calibration.lint import lint_quantized
+from calibration.qdq import Placement, with_qdq
 from calibration.ranges import Method, measure_histograms
 from calibration.samples import SampleSet
 from runtime.arrays import Array
-from runtime.errors import ExportError, MissingDependencyError
+from runtime.errors import ExportError
 from runtime.jsondata import to_json
 from runtime.spec import Preprocess
 
-_INT8_MAX = 127
+# The means of channels settle with few images; they are kept in memory.
+_MEAN_FEEDS = 16
+_MEAN_BYTES = 128 << 20
 # What cuts values off and leaves the others as they are.
 _CUTTING = ("Relu", "Clip")
 
@@ -41,23 +42,85 @@ class Recipe:
         operators: The operators whose inputs and weights become int8. Additions are not among them: where both terms
             come from convolutions they are int8 already, and where not, rounding them cost OSNet x0.25 two points of
             mAP and made no engine faster.
+        placement: What is rounded around them, see :func:`calibration.qdq.with_qdq`.
     """
 
     method: Method = "mse"
     percentile: float = 99.999
     operators: tuple[str, ...] = ("Conv", "Gemm", "MatMul")
+    placement: Placement = "outputs"
 
     def __str__(self) -> str:
         ranges = f"percentile {self.percentile:g}" if self.method == "percentile" else self.method
-        return f"Q/DQ, symmetric int8, weights per channel, activation ranges by {ranges}, {'/'.join(self.operators)}"
+        return (
+            f"Q/DQ, symmetric int8, weights per channel, activation ranges by {ranges}, means corrected, "
+            f"{'/'.join(self.operators)}"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranges:
+    """What calibration measured of one graph.
+
+    Attributes:
+        reach: The magnitude that 127 stands for, for each activation around a layer.
+        shifts: What rounding takes from the mean of each channel of a layer, see :mod:`calibration.bias`.
+    """
+
+    reach: Mapping[str, float]
+    shifts: Mapping[str, Array]
+
+
+def measure_ranges(prepared: Prepared, feeds: Iterable[Mapping[str, Array]], recipe: Recipe) -> Ranges:
+    """Run real inputs through the float graph.
+
+    Args:
+        prepared: The graph.
+        feeds: Batches of real inputs; read once, one at a time. The first few are kept for the means of the channels.
+        recipe: How ranges follow from values.
+
+    Raises:
+        ExportError: There are no feeds, or a tensor's values are not finite.
+        MissingDependencyError: ONNX Runtime is not installed.
+    """
+    names = {layer.name for layer in prepared.layers}
+    if not names:
+        return Ranges({}, {})
+    remaining: Iterator[Mapping[str, Array]] = iter(feeds)
+    first = next(remaining, None)
+    if first is None:
+        raise ExportError("calibration: there is no image to measure ranges on")
+    kept: list[Mapping[str, Array]] = []
+    histograms = measure_histograms(
+        prepared.model, _activations(prepared.model, names), _keeping(itertools.chain([first], remaining), kept)
+    )
+    reach = {name: histogram.reach(recipe.method, recipe.percentile) for name, histogram in histograms.items()}
+    return Ranges(reach, mean_shifts(prepared.model, reach, names, kept))
+
+
+def int8_graph(
+    prepared: Prepared, ranges: Ranges, recipe: Recipe, *, floats: Collection[str] = frozenset()
+) -> ModelProto:
+    """The graph with Q/DQ around all layers but ``floats``; it has passed :func:`lint_quantized`.
+
+    Raises:
+        ExportError: It has not; the message names the node.
+    """
+    reach = dict(ranges.reach)
+    if recipe.placement == "outputs":
+        reach.update(_reach_after_cutting(prepared.model, reach))
+    layers = {layer.name for layer in prepared.layers} - set(floats)
+    made = with_qdq(prepared.model, reach, layers, placement=recipe.placement, shifts=ranges.shifts)
+    lint_quantized(made)
+    return made
 
 
 def quantize(model: ModelProto, feeds: Iterable[Mapping[str, Array]], *, recipe: Recipe | None = None) -> ModelProto:
-    """The graph with Q/DQ around what :class:`Recipe` names; it has passed :func:`lint_quantized`.
+    """Prepare, measure and convert at once: the graph with Q/DQ around all that :class:`Recipe` names.
 
     Args:
-        model: A float graph; it is not changed. Model-local functions are inlined: inside them nothing is quantised.
-        feeds: Batches of real inputs; read once, one at a time.
+        model: A float graph; it is not changed. Model-local functions are inlined.
+        feeds: As for :func:`measure_ranges`.
         recipe: None for the default one.
 
     Raises:
@@ -65,18 +128,8 @@ def quantize(model: ModelProto, feeds: Iterable[Mapping[str, Array]], *, recipe:
         MissingDependencyError: ONNX Runtime is not installed.
     """
     recipe = recipe or Recipe()
-    prepared = shape_inference.infer_shapes(inliner.inline_local_functions(model))
-    remaining: Iterator[Mapping[str, Array]] = iter(feeds)
-    first = next(remaining, None)
-    if first is None:
-        raise ExportError("calibration: there is no image to measure ranges on")
-    activations = _activations(prepared, recipe.operators)
-    histograms = measure_histograms(prepared, activations, itertools.chain([first], remaining))
-    reach = {name: histogram.reach(recipe.method, recipe.percentile) for name, histogram in histograms.items()}
-    reach.update(_reach_after_cutting(prepared, reach))
-    quantized = _with_qdq(prepared, reach, first, recipe)
-    lint_quantized(quantized)
-    return quantized
+    prepared = prepare(model, recipe.operators)
+    return int8_graph(prepared, measure_ranges(prepared, feeds, recipe), recipe)
 
 
 def calibration_digest(samples: SampleSet, *, preprocess: Preprocess, weights_sha256: str, recipe: Recipe) -> str:
@@ -85,13 +138,13 @@ def calibration_digest(samples: SampleSet, *, preprocess: Preprocess, weights_sh
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _activations(model: ModelProto, operators: tuple[str, ...]) -> list[str]:
-    """The float inputs and outputs of the operators, each once, in order."""
+def _activations(model: ModelProto, layers: Collection[str]) -> list[str]:
+    """The float inputs and outputs of the layers, each once, in order."""
     constants = {tensor.name for tensor in model.graph.initializer}
     constants |= {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
     floats = {value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
-    used = (name for node in model.graph.node if node.op_type in operators for name in (*node.input, *node.output))
+    used = (name for node in model.graph.node if node.name in layers for name in (*node.input, *node.output))
     return [name for name in dict.fromkeys(used) if name in floats and name not in constants]
 
 
@@ -113,51 +166,11 @@ def _reach_after_cutting(model: ModelProto, reach: Mapping[str, float]) -> dict[
     return shared
 
 
-def _with_qdq(model: ModelProto, reach: Mapping[str, float], feed: Mapping[str, Array], recipe: Recipe) -> ModelProto:
-    try:
-        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime is not installed: pip install onnxruntime") from error
-    # ONNX Runtime 1.31 advises its own preprocessing in a log line unless the model says that it has been done.
-    onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    scales: dict[str, list[dict[str, Any]]] = {
-        name: [{"scale": np.array(value / _INT8_MAX, np.float32), "zero_point": np.array(0, np.int8)}]
-        for name, value in reach.items()
-    }
-    with tempfile.TemporaryDirectory(prefix="edgevis-quantize-") as folder:
-        # From file to file: ONNX Runtime 1.31 moves the weights of a ModelProto to a file that it then deletes.
-        source, result = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        onnx.save(model, source)
-        quantize_static(
-            source,
-            result,
-            _OneFeed({name: array[:1] for name, array in feed.items()}),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(recipe.operators),
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={
-                "ActivationSymmetric": True,
-                "WeightSymmetric": True,
-                "QuantizeBias": False,  # TensorRT's parser fails on an INT32 bias behind DequantizeLinear
-                # A matrix product may return float in every engine; rounding an embedding costs accuracy for nothing.
-                "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
-                "TensorQuantOverrides": scales,
-            },
-        )
-        quantized = onnx.load(result)
-    del quantized.metadata_props[:]
-    del quantized.graph.value_info[:]
-    return quantized
-
-
-class _OneFeed:
-    """One image for ONNX Runtime's calibration, which must run although all ranges are given to it."""
-
-    def __init__(self, feed: dict[str, Array]) -> None:
-        self._feeds = iter([feed])
-
-    def get_next(self) -> dict[str, Array] | None:
-        return next(self._feeds, None)
+def _keeping(feeds: Iterable[Mapping[str, Array]], kept: list[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
+    """The same feeds; the first ones, as many as memory allows, end up in ``kept``."""
+    size = 0
+    for feed in feeds:
+        size += sum(array.nbytes for array in feed.values())
+        if not kept or (len(kept) < _MEAN_FEEDS and size <= _MEAN_BYTES):
+            kept.append(feed)
+        yield feed

@@ -8,15 +8,19 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import Any, get_args
 
+from calibration.cache import default_folder
+from calibration.ranges import Method
+from export.candidates import DEFAULT_MAX_DROP, candidates_table, search_text, summary_text
+from export.reporter import Reporter
 from runtime.bundle import SUFFIX, Bundle
 from runtime.errors import EdgevisError
 from runtime.jsondata import to_json
-from runtime.manifest import EngineRecord
+from runtime.manifest import EngineRecord, Manifest
 from runtime.parity import DISTANCE_HEADERS, NOT_YET_PROVED, decisions_text, distance_cells
 from runtime.spec import Precision
-from runtime.text import size_text, text_table
+from runtime.text import text_table
 
 _DESCRIPTION = """\
 Export a model to ONNX, compile it for a target, prove every engine against PyTorch on real images, write a bundle.
@@ -24,7 +28,7 @@ Export a model to ONNX, compile it for a target, prove every engine against PyTo
 Each stage prints one line with its time and what it made. Nothing is written unless every stage succeeds; a bundle
 that is already there is then replaced, and otherwise left as it is.
 """
-_BAR = 24
+_AUTO = "auto"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_precisions,
         help=f"{', '.join(get_args(Precision))}; several with commas or by repeating (default for cpu: fp32,int8; for "
         "few-shot segmentation fp32; bf16 needs a processor that has it). INT8 without fp32 is possible; fp32 is what "
-        "other precisions fall back to",
+        "other precisions fall back to. auto: all that the target has are built and measured here; the fastest that "
+        "loses no more than --max-drop is kept, and the fastest fp32 engine to fall back to",
     )
     parser.add_argument(
         "--checkpoint",
@@ -76,6 +81,30 @@ def _parser() -> argparse.ArgumentParser:
         "engines and give the open-set threshold its first guess. Eight of them go into the bundle as golden.npz "
         "(default: crops of photographs in the wheels of scikit-image and Matplotlib)",
     )
+    parser.add_argument(
+        "--calibration",
+        metavar="METHOD",
+        choices=get_args(Method),
+        help=f"how INT8's ranges follow from the values that were seen: {', '.join(get_args(Method))} (default: the "
+        "target's, mse)",
+    )
+    parser.add_argument(
+        "--max-drop",
+        metavar="SHARE",
+        type=_share,
+        default=DEFAULT_MAX_DROP,
+        help="what INT8 may lose: the share of decisions that differ from the float model's, and 1 - mean cosine of "
+        "what the graphs make. The most harmful layers go back to float until it holds; 1 leaves all in INT8 "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        type=Path,
+        default=default_folder(),
+        help="where measured ranges are kept between builds (default: %(default)s)",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="measure ranges anew and keep nothing")
     parser.add_argument(
         "--option",
         metavar="NAME=VALUE",
@@ -109,11 +138,21 @@ def _parser() -> argparse.ArgumentParser:
 def _precisions(text: str) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(",") if part.strip())
     for name in names:
-        if name not in get_args(Precision):
-            raise argparse.ArgumentTypeError(f"no precision {name!r}; known: {', '.join(get_args(Precision))}")
+        if name not in (*get_args(Precision), _AUTO):
+            raise argparse.ArgumentTypeError(f"no precision {name!r}; known: {', '.join(get_args(Precision))}, {_AUTO}")
     if not names:
         raise argparse.ArgumentTypeError("no precision is named")
     return names
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share; allowed: 0 to 1")
+    return value
 
 
 def _option(text: str) -> tuple[str, str | int]:
@@ -126,7 +165,7 @@ def _option(text: str) -> tuple[str, str | int]:
 def _build(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     # With --json, standard output holds nothing but the object.
-    reporter = _Reporter(sys.stderr if arguments.json else sys.stdout, quiet=arguments.quiet)
+    reporter = Reporter(sys.stderr if arguments.json else sys.stdout, quiet=arguments.quiet)
     reporter.begin("start")
     from edgevis import models  # torch takes a second or two: --help need not wait for it
     from export.pipeline import UNTRAINED, Request, build_bundle
@@ -134,7 +173,9 @@ def _build(arguments: argparse.Namespace) -> int:
 
     entry = models.entry(arguments.model)
     output = arguments.output or Path("bundles", f"{arguments.model}{SUFFIX}")
-    precisions = tuple(name for names in arguments.precision or () for name in names) or None
+    named = tuple(name for names in arguments.precision or () for name in names)
+    # `auto` beside other names: these are the candidates.
+    precisions = tuple(name for name in named if name != _AUTO) or None
     reporter.end(f"{entry.name} for {arguments.target}")
     bundle = build_bundle(
         Request(
@@ -147,6 +188,10 @@ def _build(arguments: argparse.Namespace) -> int:
             options=dict(arguments.option),
             seed=arguments.seed,
             shapes=Wanted(_shapes(arguments.min_shapes), _shapes(arguments.opt_shapes), _shapes(arguments.max_shapes)),
+            calibration=arguments.calibration,
+            max_drop=arguments.max_drop,
+            cache=None if arguments.no_cache else arguments.cache,
+            choose=_AUTO in named,
         ),
         reporter,
     )
@@ -158,6 +203,7 @@ def _build(arguments: argparse.Namespace) -> int:
         reporter.write(_table(bundle.manifest.engines))
         if any(engine.proof is None for engine in bundle.manifest.engines):
             reporter.write(f"\n{NOT_YET_PROVED}\n")
+        reporter.write(_int8_table(bundle.manifest))
         if not bundle.manifest.weights.trained:
             reporter.write(f"\n{UNTRAINED}\n")
         reporter.write(f"\nnext: edgevis info {bundle.path}\n")
@@ -208,48 +254,6 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class _Reporter:
-    """One line per stage: what, how long, how large; a bar while it lasts, where the output is a terminal."""
-
-    def __init__(self, stream: IO[str], *, quiet: bool) -> None:
-        self._stream = stream
-        self._quiet = quiet
-        self._bar = stream.isatty() and not quiet
-        self._stage = ""
-        self._began = 0.0
-
-    def begin(self, stage: str) -> None:
-        self._stage, self._began = stage, time.perf_counter()
-        if self._bar:
-            self._stream.write(f"\r\033[K{stage:<10} …")
-            self._stream.flush()
-
-    def advance(self, done: int, total: int) -> None:
-        if self._bar:
-            filled = _BAR * done // max(total, 1)
-            bar = "█" * filled + "░" * (_BAR - filled)
-            self._stream.write(f"\r\033[K{self._stage:<10} {bar} {done}/{total}")
-            self._stream.flush()
-
-    def end(self, detail: str, *, size_bytes: int | None = None) -> None:
-        self.line(self._stage, detail, time.perf_counter() - self._began, size_bytes)
-
-    def warn(self, message: str) -> None:
-        sys.stderr.write(f"{self._clear()}warning: {message}\n")
-
-    def line(self, stage: str, detail: str, seconds: float, size_bytes: int | None = None) -> None:
-        size = "" if size_bytes is None else size_text(size_bytes)
-        self.write(f"{self._clear()}{stage:<10} {seconds:6.1f} s {size:>8}  {detail}\n")
-
-    def write(self, text: str) -> None:
-        if not self._quiet:
-            self._stream.write(text)
-            self._stream.flush()
-
-    def _clear(self) -> str:
-        return "\r\033[K" if self._bar else ""
-
-
 def _table(engines: Sequence[EngineRecord]) -> str:
     rows = []
     for engine in engines:
@@ -269,6 +273,16 @@ def _table(engines: Sequence[EngineRecord]) -> str:
     return f"\n{text_table(headers, rows)}\n"
 
 
+def _int8_table(manifest: Manifest) -> str:
+    """What was measured of the engines beside each other, where INT8 was among them."""
+    if manifest.calibration is None:
+        return ""
+    lines = [search_text(search) for search in manifest.calibration.searches]
+    if summary := summary_text(manifest.candidates):
+        lines.append(summary)
+    return "\n" + candidates_table(manifest.candidates) + "\n" + "".join(f"\n{line}" for line in lines) + "\n"
+
+
 def _summary(bundle: Bundle, seconds: float, size_bytes: int) -> dict[str, Any]:
     manifest = bundle.manifest
     return {
@@ -282,6 +296,7 @@ def _summary(bundle: Bundle, seconds: float, size_bytes: int) -> dict[str, Any]:
         "weights": to_json(manifest.weights),
         "calibration": to_json(manifest.calibration),
         "engines": to_json(manifest.engines),
+        "candidates": to_json(manifest.candidates),
         "impostor": to_json(manifest.deployment.postprocess.get("impostor")),
         "machine": manifest.machine,
         "tools": to_json(manifest.tools),

@@ -22,12 +22,15 @@ from onnx import ModelProto
 from torch import nn
 
 from calibration.lint import lint_quantized
-from calibration.quantize import Recipe, calibration_digest, quantize
+from calibration.quantize import Recipe, calibration_digest
+from calibration.ranges import Method
 from calibration.samples import SampleSet, samples_from, samples_from_photographs, split
+from calibration.sensitivity import LayerSensitivity
 from edgevis import __version__, models
 from edgevis.models.entry import ModelEntry
-from export import compilers, targets
+from export import compilers, int8, targets
 from export.autocast import half_from_float
+from export.candidates import DEFAULT_MAX_DROP, candidates_of, no_int8_text, search_text, unopenable
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
 from export.profiles import Profiles, Wanted, limited, profiles_of
@@ -41,7 +44,7 @@ from runtime.bundle import GOLDEN, Bundle, write_bundle
 from runtime.errors import ExportError
 from runtime.jsondata import to_json
 from runtime.manifest import Calibration, EngineRecord, Manifest, Weights
-from runtime.spec import Deployment, Graph, Precision
+from runtime.spec import Deployment, Precision
 from runtime.threshold import Impostors
 
 UNTRAINED = (
@@ -81,6 +84,11 @@ class Request:
         options: Of the model, such as ``{"backbone": "resnet101"}``.
         seed: Of random weights.
         shapes: What engines shall be built for, where a target's engines have a range of shapes.
+        calibration: How INT8's ranges follow from values; None for the target's way.
+        max_drop: What INT8 may lose, see :func:`calibration.drop.drop_of`; 1 puts no layer back to float.
+        cache: Where measured ranges are kept between builds; None for nowhere.
+        choose: Build ``precisions``, or all that the target has and this machine can run, and keep the fastest
+            engine that loses no more than ``max_drop`` and, to fall back to, the fastest FP32 engine.
     """
 
     entry: ModelEntry
@@ -92,6 +100,10 @@ class Request:
     options: Mapping[str, str | int] = field(default_factory=dict)
     seed: int = 0
     shapes: Wanted = Wanted()  # noqa: RUF009  # frozen
+    calibration: Method | None = None
+    max_drop: float = DEFAULT_MAX_DROP
+    cache: Path | None = None
+    choose: bool = False
 
 
 def build_bundle(request: Request, progress: Progress) -> Bundle:
@@ -115,6 +127,25 @@ def build_bundle(request: Request, progress: Progress) -> Bundle:
         return _build(request, target, precisions, folder, progress)
 
     return write_bundle(request.output, fill)
+
+
+def measure_layers(request: Request, progress: Progress) -> tuple[LayerSensitivity, ...]:
+    """What each layer of a model alone does in INT8, without building a bundle; ``request.output`` does not matter.
+
+    Raises:
+        EdgevisError: It cannot be measured; the message says why.
+    """
+    target = targets.load(request.target)
+    module, weights = _load(request)
+    deployment = models.deployment_of(request.entry, module)
+    to_calibrate, to_verify = _samples(request, module, deployment)
+    floats = {graph.name: onnx_from_module(module, graph) for graph in deployment.graphs}
+    progress.begin("reference")
+    reference = reference_of(module, deployment, to_verify, progress.advance)
+    progress.end(f"PyTorch in float32 on {len(to_verify)} images")
+    return _calibrate(
+        request, _recipe(request, target), floats, module, deployment, weights.sha256, to_calibrate, reference, progress
+    )[1]
 
 
 def encoder_identity(name: str, deployment: Deployment, weights_sha256: str) -> str:
@@ -145,7 +176,8 @@ def weights_digest(module: nn.Module) -> str:
 def _checked_precisions(request: Request, target: Target) -> tuple[Precision, ...]:
     # A model that leaves a precision out does so for what INT8 costs it; float16 costs nothing.
     own = {*(request.entry.precisions or target.default_precisions), "fp16"}
-    wanted = request.precisions or tuple(precision for precision in target.default_precisions if precision in own)
+    usual = tuple(precision for precision in target.default_precisions if precision in own)
+    wanted = request.precisions or (tuple(target.compilers) if request.choose else usual)
     for precision in wanted:
         if precision not in target.compilers:
             raise ExportError(
@@ -170,11 +202,8 @@ def _build(
         progress.warn(UNTRAINED)
 
     progress.begin("samples")
-    samples = _samples(request, deployment)
-    to_calibrate, to_verify = (affordable(part, module, deployment) for part in split(samples))
-    if needs_masks(deployment):
-        to_calibrate, to_verify = to_calibrate.with_masks(), to_verify.with_masks()
-    progress.end(f"{len(samples)} images: {samples.source}")
+    to_calibrate, to_verify = _samples(request, module, deployment)
+    progress.end(f"{len(to_calibrate)} to calibrate, {len(to_verify)} to verify: {to_verify.source}")
 
     floats = _export(module, deployment, folder, progress)
 
@@ -186,34 +215,34 @@ def _build(
         size_bytes=(folder / GOLDEN).stat().st_size,
     )
 
-    graphs: dict[Precision, Mapping[str, ModelProto]] = dict.fromkeys(precisions, floats)
+    eights: dict[str, dict[str, ModelProto]] = {}
     calibration = None
     if "int8" in precisions:
-        graphs["int8"] = _quantize(floats, module, deployment, to_calibrate, target.recipe, progress)
-        calibration = Calibration(
-            digest=calibration_digest(
-                to_calibrate,
-                preprocess=deployment.preprocess,
-                weights_sha256=weights.sha256,
-                recipe=target.recipe,
-            ),
-            images=len(to_calibrate),
-            source=to_calibrate.source,
-            recipe=str(target.recipe),
+        eights, calibration = _quantize(
+            request, target, floats, module, deployment, weights.sha256, to_calibrate, reference, progress
         )
 
+    # What each engine is made of; those that are made of the same share the very object.
+    graphs: dict[tuple[str, Precision], Mapping[str, ModelProto]] = {
+        (name, precision): eights[name] if precision == "int8" else floats
+        for precision in precisions
+        for name in target.compilers[precision]
+    }
     if set(precisions) & set(target.autocast):
         _autocast(graphs, target, module, deployment, to_calibrate, progress)
 
     records = _compile(graphs, target, profiles, folder, progress)
 
     progress.begin("parity")
+    here = [record for record in records if target.runs_here(record.backend)]
+    unopened = unopenable(here, deployment, folder) if request.choose else {}
     # What was not asked for by name may be left out; FP32 is what everything else falls back to.
-    optional = frozenset[Precision]() if request.precisions else frozenset(precisions) - {"fp32"}
+    named = bool(request.precisions) and not request.choose
+    optional = frozenset[Precision]() if named else frozenset(precisions) - {"fp32"}
     with tempfile.TemporaryDirectory(prefix="edgevis-graphs-") as work:
         stand_ins = _stand_ins(records, graphs, target, folder, Path(work))
         engines, refused = prove_engines(
-            records,
+            [record for record in records if record.name not in unopened],
             bundle=folder,
             deployment=deployment,
             reference=reference,
@@ -224,6 +253,9 @@ def _build(
     progress.end(_proved_text(engines, len(to_verify)))
     for complaint in refused:
         progress.warn(f"{complaint}. It is not in the bundle")
+    candidates = candidates_of(records, engines, unopened=unopened, max_drop=request.max_drop, choose=request.choose)
+    kept = {candidate.engine for candidate in candidates if candidate.kept}
+    engines = tuple(engine for engine in engines if engine.name in kept)
     _remove_files_of_none(records, engines, folder)
 
     if target.triton:
@@ -240,6 +272,7 @@ def _build(
         engines=engines,
         files={},
         calibration=calibration,
+        candidates=candidates,
         options=dict(request.options),
         tools=_tools(),
         machine=machine_name(),
@@ -264,10 +297,20 @@ def _load(request: Request) -> tuple[nn.Module, Weights]:
     return module, Weights(trained=trained, source=source, sha256=weights_digest(module))
 
 
-def _samples(request: Request, deployment: Deployment) -> SampleSet:
+def _samples(request: Request, module: nn.Module, deployment: Deployment) -> tuple[SampleSet, SampleSet]:
+    """The images to calibrate on, and those to verify on."""
     if request.calibration_data is not None:
-        return samples_from(request.calibration_data)
-    return samples_from_photographs(height=deployment.preprocess.height, width=deployment.preprocess.width)
+        samples = samples_from(request.calibration_data)
+    else:
+        samples = samples_from_photographs(height=deployment.preprocess.height, width=deployment.preprocess.width)
+    to_calibrate, to_verify = (affordable(part, module, deployment) for part in split(samples))
+    if needs_masks(deployment):
+        return to_calibrate.with_masks(), to_verify.with_masks()
+    return to_calibrate, to_verify
+
+
+def _recipe(request: Request, target: Target) -> Recipe:
+    return replace(target.recipe, method=request.calibration or target.recipe.method)
 
 
 def _export(module: nn.Module, deployment: Deployment, folder: Path, progress: Progress) -> dict[str, ModelProto]:
@@ -285,32 +328,91 @@ def _export(module: nn.Module, deployment: Deployment, folder: Path, progress: P
     return made
 
 
-def _quantize(
+def _calibrate(
+    request: Request,
+    recipe: Recipe,
     floats: Mapping[str, ModelProto],
     module: nn.Module,
     deployment: Deployment,
+    weights_sha256: str,
     samples: SampleSet,
-    recipe: Recipe,
+    reference: Mapping[str, Array],
     progress: Progress,
-) -> dict[str, ModelProto]:
+) -> tuple[int8.Calibrated, tuple[LayerSensitivity, ...]]:
+    """The ranges of every graph, and what each layer alone does in INT8."""
     progress.begin("calibrate")
     total = len(samples) * len(floats)
     done = 0
 
-    def feeds(graph: Graph) -> Iterator[dict[str, Array]]:
+    def feeds(name: str) -> Iterator[dict[str, Array]]:
         nonlocal done
+        graph = deployment.graph(name)
         for feed in calibration_feeds(module, deployment, graph, samples, batch=_CALIBRATION_BATCH):
             yield feed
             done += len(feed["image"])
             progress.advance(done, total)
 
-    made = {name: quantize(model, feeds(deployment.graph(name)), recipe=recipe) for name, model in floats.items()}
-    progress.end(f"{len(samples)} images: {recipe}")
-    return made
+    key = int8.cache_key(
+        request.entry.name, weights=weights_sha256, samples=samples, deployment=deployment, recipe=recipe
+    )
+    calibrated = int8.calibrate(floats, feeds, recipe=recipe, key=key, folder=request.cache)
+    notes = ", ".join(sorted(set(calibrated.notes.values())))
+    progress.end(f"{len(samples)} images ({notes}): {recipe}")
+
+    progress.begin("layers")
+    sensitivity = int8.sensitivities(calibrated, deployment, reference, recipe, progress.advance)
+    by_rule = sum(len(prepared.by_rule) for prepared in calibrated.prepared.values())
+    progress.end(f"{len(sensitivity)} layers, each alone in INT8; {by_rule} more are float by rule")
+    return calibrated, sensitivity
+
+
+def _quantize(
+    request: Request,
+    target: Target,
+    floats: Mapping[str, ModelProto],
+    module: nn.Module,
+    deployment: Deployment,
+    weights_sha256: str,
+    samples: SampleSet,
+    reference: Mapping[str, Array],
+    progress: Progress,
+) -> tuple[dict[str, dict[str, ModelProto]], Calibration]:
+    """For each backend its INT8 graphs, and how they were made."""
+    recipe = _recipe(request, target)
+    calibrated, sensitivity = _calibrate(
+        request, recipe, floats, module, deployment, weights_sha256, samples, reference, progress
+    )
+    progress.begin("search")
+    graphs, searches = int8.int8_graphs(
+        calibrated,
+        sensitivity,
+        names=target.compilers["int8"],
+        device=target.device,
+        deployment=deployment,
+        reference=reference,
+        recipe=recipe,
+        max_drop=request.max_drop,
+        advance=progress.advance,
+    )
+    progress.end("; ".join(search_text(search) for search in searches))
+    for search in searches:
+        if not search.holds:
+            progress.warn(no_int8_text(search))
+    calibration = Calibration(
+        digest=calibration_digest(
+            samples, preprocess=deployment.preprocess, weights_sha256=weights_sha256, recipe=recipe
+        ),
+        images=len(samples),
+        source=samples.source,
+        recipe=str(recipe),
+        by_rule=sum(len(prepared.by_rule) for prepared in calibrated.prepared.values()),
+        searches=searches,
+    )
+    return graphs, calibration
 
 
 def _autocast(
-    graphs: dict[Precision, Mapping[str, ModelProto]],
+    graphs: dict[tuple[str, Precision], Mapping[str, ModelProto]],
     target: Target,
     module: nn.Module,
     deployment: Deployment,
@@ -320,40 +422,43 @@ def _autocast(
     """Replace the graphs of those precisions that the target wants in float16 where they are not int8."""
     progress.begin("autocast")
     few = samples.subset(range(min(len(samples), _AUTOCAST_IMAGES)))
-    chosen = [precision for precision in graphs if precision in target.autocast]
-    total = len(chosen) * len(deployment.graphs)
-    for number, precision in enumerate(chosen):
+    chosen = [key for key in graphs if key[1] in target.autocast]
+    sources = {(id(graphs[key]), key[1]): graphs[key] for key in chosen}
+    halves: dict[tuple[int, Precision], Mapping[str, ModelProto]] = {}
+    for (identity, precision), source in sources.items():
         made = {}
         for graph in deployment.graphs:
             feeds = calibration_feeds(module, deployment, graph, few, batch=_CALIBRATION_BATCH)
-            made[graph.name] = half_from_float(graphs[precision][graph.name], feeds)
+            made[graph.name] = half_from_float(source[graph.name], feeds)
             if precision == "int8":
                 lint_quantized(made[graph.name])
-            progress.advance(number * len(deployment.graphs) + len(made), total)
-        graphs[precision] = made
-    progress.end(f"float16 where {len(few)} images show that it is safe: {', '.join(chosen)}")
+            progress.advance(len(halves) * len(deployment.graphs) + len(made), len(sources) * len(deployment.graphs))
+        halves[identity, precision] = made
+    for key in chosen:
+        graphs[key] = halves[id(graphs[key]), key[1]]
+    cast = ", ".join(dict.fromkeys(precision for _, precision in chosen))
+    progress.end(f"float16 where {len(few)} images show that it is safe: {cast}")
 
 
 def _compile(
-    graphs: Mapping[Precision, Mapping[str, ModelProto]],
+    graphs: Mapping[tuple[str, Precision], Mapping[str, ModelProto]],
     target: Target,
     profiles: Mapping[str, Profiles] | None,
     folder: Path,
     progress: Progress,
 ) -> list[EngineRecord]:
     progress.begin("compile")
-    wanted = [(name, precision) for precision in graphs for name in target.compilers[precision]]
     records = []
-    for number, (name, precision) in enumerate(wanted, start=1):
+    for number, (name, precision) in enumerate(graphs, start=1):
         files = {}
-        for graph, model in graphs[precision].items():
+        for graph, model in graphs[name, precision].items():
             spec = None if profiles is None else target.spec(profiles[graph], precision)
             path = compilers.load(name).engine_from_onnx(
                 model, graph=graph, precision=precision, bundle=folder, spec=spec
             )
             files[graph] = path.relative_to(folder).as_posix()
         records.append(EngineRecord(name, precision, target.device, files))
-        progress.advance(number, len(wanted))
+        progress.advance(number, len(graphs))
     size = sum(path.stat().st_size for path in (folder / compilers.ENGINES).rglob("*") if path.is_file())
     progress.end(", ".join(record.name for record in records), size_bytes=size)
     return records
@@ -361,7 +466,7 @@ def _compile(
 
 def _stand_ins(
     records: Sequence[EngineRecord],
-    graphs: Mapping[Precision, Mapping[str, ModelProto]],
+    graphs: Mapping[tuple[str, Precision], Mapping[str, ModelProto]],
     target: Target,
     folder: Path,
     work: Path,
@@ -372,10 +477,10 @@ def _stand_ins(
         if target.runs_here(record.backend):
             continue
         files = stand_ins[record.name] = {}
-        for graph, model in graphs[record.precision].items():
+        for graph, model in graphs[record.backend, record.precision].items():
             path = folder / record.files[graph]
             if path.suffix != ".onnx":
-                path = work / f"{record.precision}-{graph}.onnx"
+                path = work / f"{record.name}-{graph}.onnx"
                 onnx.save(model, path)
             files[graph] = path
     return stand_ins

@@ -150,6 +150,61 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
+class Int8Search:
+    """How much of one backend's INT8 engine is INT8, and what that was found by.
+
+    Attributes:
+        backend: The backend whose graphs these are.
+        placement: What is rounded: the ``inputs`` of layers, or the ``outputs`` of convolutions too.
+        measured_with: The engine that the losses were measured with: the backend itself where the build can run it.
+        max_drop: What the search was allowed to lose.
+        drop: What is lost against the float model: the share of changed decisions, or 1 - mean cosine if that is more.
+        naive_drop: What would be lost with no layer put back.
+        latency_ms: Median time of one image through the graph that predicts; None where it cannot be run.
+        naive_latency_ms: The same with no layer put back.
+        layers: How many layers may be INT8.
+        kept_float: Those of them that were put back to float, as ``GRAPH/NODE``, the most harmful ones first.
+        trials: How many graphs were measured.
+    """
+
+    backend: str
+    placement: str
+    measured_with: str
+    max_drop: float
+    drop: float
+    naive_drop: float
+    latency_ms: float | None
+    naive_latency_ms: float | None
+    layers: int
+    kept_float: tuple[str, ...]
+    trials: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether no more is lost than was allowed."""
+        return self.drop <= self.max_drop
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An engine that a build made and measured, whether or not it is in the bundle.
+
+    Attributes:
+        engine: Its name.
+        latency_ms: Median time of one image; None if it was not run.
+        drop: What it loses against the float model, as in :class:`Int8Search`; None if it was not run.
+        verdict: ``fastest``, ``passes``, or why it is out of the question.
+        kept: Whether it is in the bundle.
+    """
+
+    engine: str
+    latency_ms: float | None
+    drop: float | None
+    verdict: str
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """What the INT8 scales were measured on.
 
@@ -158,12 +213,16 @@ class Calibration:
         images: How many images.
         source: The folder or the set's name, without machine paths.
         recipe: The quantisation algorithm in words.
+        by_rule: How many layers are float because of what they do, see :mod:`calibration.layers`.
+        searches: What came out for each backend.
     """
 
     digest: str
     images: int
     source: str
     recipe: str
+    by_rule: int = 0
+    searches: tuple[Int8Search, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +241,7 @@ class Manifest:
         files: Every other file of the bundle by its path.
         labels: Class names of a model with fixed classes.
         calibration: What INT8 was calibrated on; None without an INT8 engine.
+        candidates: All engines that the build measured, the fastest first; some may not be in the bundle.
         options: The options that the model was built with, where they are not the default ones.
         tools: Versions of the packages that built it.
         machine: The processor it was built on.
@@ -199,6 +259,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     labels: tuple[str, ...] = ()
     calibration: Calibration | None = None
+    candidates: tuple[Candidate, ...] = ()
     options: Mapping[str, str | int] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     machine: str = ""

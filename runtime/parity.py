@@ -21,6 +21,10 @@ from runtime.spec import Graph, Precision, TensorSpec
 
 BATCH_SIZES = (1, 2, 5, 8)
 
+TIE = 0.005
+"""Cosines that differ by no more are a tie. Without it, of OSNet x0.25's nearest neighbours among 128 crops of the
+wheels' photographs 7 % change at a mean cosine of 0.9991, where PKU-Reid's rank-1 changes by 0.6 points."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
@@ -195,24 +199,25 @@ def measure_graph(
 
 
 def nearest_agreement(reference: Array, measured: Array) -> Decisions:
-    """Rank-1 agreement: for how many images both encoders name the same nearest neighbour.
+    """Rank-1 agreement: for how many images both encoders name the same nearest neighbour among all the others.
 
-    The first half of the rows is the gallery, the second half the queries; ``measured`` queries ``reference``'s
-    gallery, as an engine does that loads an enrolment of another.
+    ``measured`` queries ``reference``'s gallery, as an engine does that loads an enrolment of another. A neighbour
+    that by the reference's own scores is nearer than the nearest less :data:`TIE` counts as the same: between those
+    two the reference has no ground to decide, and any rounding turns it.
 
     Args:
-        reference: (N, D) embeddings of N images by the PyTorch model.
+        reference: (N, D) embeddings of N images by the PyTorch model, N >= 2.
         measured: (N, D) embeddings of the same images by the engine.
     """
     wanted, found = unit_rows(reference), unit_rows(measured)
-    middle = len(wanted) // 2
-    gallery = wanted[:middle]
-    by_reference = (wanted[middle:] @ gallery.T).argmax(axis=1)
-    by_engine = (found[middle:] @ gallery.T).argmax(axis=1)
+    scores, by_engine = wanted @ wanted.T, found @ wanted.T
+    for table in (scores, by_engine):
+        np.fill_diagonal(table, -np.inf)  # nobody is looked for among pictures that include the very same one
+    named = scores[np.arange(len(scores)), by_engine.argmax(axis=1)]
     return Decisions(
         metric="rank-1 agreement",
-        agreement=float((by_reference == by_engine).mean()),
-        count=len(by_engine),
+        agreement=float((named >= scores.max(axis=1) - TIE).mean()),
+        count=len(named),
         mean_cosine=float((wanted * found).sum(axis=1).mean()),
     )
 

@@ -31,7 +31,21 @@ def built_bundle(factory: pytest.TempPathFactory, model: str, *arguments: str, d
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             assert (
-                main(["--model", model, "--target", "cpu", "--quiet", "--output", str(path), *arguments, *given]) == 0
+                main(
+                    [
+                        "--model",
+                        model,
+                        "--target",
+                        "cpu",
+                        "--quiet",
+                        "--no-cache",
+                        "--output",
+                        str(path),
+                        *arguments,
+                        *given,
+                    ]
+                )
+                == 0
             )
     return path
 
@@ -57,3 +71,28 @@ def small_bundle(factory: pytest.TempPathFactory, model: str) -> Path:
         assert cv2.imwrite(str(path), image)
     options = [f"--option={key}={value}" for key, value in SMALL.get(model, {}).items()]
     return built_bundle(factory, model, "--precision=fp32", *options, data=data)
+
+
+class Recorder:
+    """A progress that remembers, and stops the build at a stage if it is told to."""
+
+    def __init__(self, *, interrupt_at: str = "") -> None:
+        self.stages: list[str] = []
+        self.details: dict[str, str] = {}
+        self.warnings: list[str] = []
+        self._interrupt_at = interrupt_at
+
+    def begin(self, stage: str) -> None:
+        if stage == self._interrupt_at:
+            raise KeyboardInterrupt
+        self.stages.append(stage)
+
+    def advance(self, done: int, total: int) -> None:
+        assert 0 < done <= total
+
+    def end(self, detail: str, *, size_bytes: int | None = None) -> None:
+        self.details[self.stages[-1]] = detail
+        assert size_bytes is None or size_bytes > 0
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)

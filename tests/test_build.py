@@ -23,6 +23,7 @@ from runtime.errors import ExportError, InputError, MissingDependencyError, Pari
 from runtime.spec import Deployment, Graph, TensorSpec
 from runtime.verification import verify_bundle
 
+from built import Recorder
 from bundles import needs_openvino
 from tiny_models import (
     DEPLOYMENT,
@@ -39,31 +40,6 @@ from tiny_models import (
 pytestmark = [pytest.mark.torch, needs_openvino]
 
 ENGINES = ["onnxruntime-fp32", "openvino-fp32", "onnxruntime-int8", "openvino-int8"]
-
-
-class Recorder:
-    """A progress that remembers, and stops the build at a stage if it is told to."""
-
-    def __init__(self, *, interrupt_at: str = "") -> None:
-        self.stages: list[str] = []
-        self.details: dict[str, str] = {}
-        self.warnings: list[str] = []
-        self._interrupt_at = interrupt_at
-
-    def begin(self, stage: str) -> None:
-        if stage == self._interrupt_at:
-            raise KeyboardInterrupt
-        self.stages.append(stage)
-
-    def advance(self, done: int, total: int) -> None:
-        assert 0 < done <= total
-
-    def end(self, detail: str, *, size_bytes: int | None = None) -> None:
-        self.details[self.stages[-1]] = detail
-        assert size_bytes is None or size_bytes > 0
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
 
 
 class Drifting(TinyNet):
@@ -98,7 +74,17 @@ def quick(tmp_path: Path, folder_of_pictures: Path) -> Request:
 
 def test_stages_come_in_order(built: tuple[Bundle, Recorder]) -> None:
     _, recorder = built
-    assert recorder.stages == ["weights", "samples", "onnx", "reference", "calibrate", "compile", "parity"]
+    assert recorder.stages == [
+        "weights",
+        "samples",
+        "onnx",
+        "reference",
+        "calibrate",
+        "layers",
+        "search",
+        "compile",
+        "parity",
+    ]
     assert list(recorder.details) == recorder.stages
     assert not recorder.warnings
 
@@ -309,7 +295,7 @@ def test_command_line(
     lines = output.splitlines()
     stages = [line.split()[0] for line in lines if " s " in line]
     assert stages == ["start", "weights", "samples", "onnx", "reference", "compile", "parity", "bundle"]
-    assert any(line.startswith("onnxruntime-fp32 ") and "rank-1 agreement 1.000 of 12" in line for line in lines)
+    assert any(line.startswith("onnxruntime-fp32 ") and "rank-1 agreement 1.000 of 24" in line for line in lines)
     assert lines[-1] == "next: edgevis info bundles/tiny.edgevis"
     assert "RANDOM WEIGHTS" in errors
     assert "RANDOM WEIGHTS" in output
@@ -319,7 +305,7 @@ def test_command_line(
 @pytest.mark.usefixtures("tiny_by_name")
 def test_command_line_json(tmp_path: Path, folder_of_pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "x.edgevis"
-    arguments = ["--model", "tiny", "--precision", "int8", "--output", str(output), "--json", "--quiet"]
+    arguments = ["--model", "tiny", "--precision", "int8", "--output", str(output), "--json", "--quiet", "--no-cache"]
     assert main([*arguments, "--calibration-data", str(folder_of_pictures)]) == 0
     text, errors = capsys.readouterr()
     data = json.loads(text)

@@ -107,13 +107,23 @@ def test_rank_1_agreement() -> None:
     queries = rows([9, 1, 0], [1, 9, 0], [0, 1, 9])
     reference = np.concatenate([gallery, queries])
     same = nearest_agreement(reference, 3 * reference)
-    assert (same.agreement, same.count) == (1.0, 3)
+    assert (same.agreement, same.count) == (1.0, 6)
     assert same.mean_cosine == pytest.approx(1.0)
     moved = reference.copy()
-    moved[3] = [1, 9, 0]  # one query of three now finds another neighbour
+    moved[3] = [1, 9, 0]  # one image of six now finds another neighbour
     found = nearest_agreement(reference, moved)
-    assert found.agreement == pytest.approx(2 / 3)
+    assert found.agreement == pytest.approx(5 / 6)
     assert found.mean_cosine == pytest.approx((5 + 18 / 82) / 6)
+
+
+def test_rank_1_agreement_lets_ties_be() -> None:
+    angles = np.deg2rad([0.0, 20.0, 20.1, 60.0])
+    reference = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    turned = reference.copy()
+    turned[0] = reference[1] + reference[2]  # of two equally near neighbours now the other one
+    assert nearest_agreement(reference, turned).agreement == 1.0
+    turned[0] = reference[3]
+    assert nearest_agreement(reference, turned).agreement == 0.75
 
 
 # A graph on an engine

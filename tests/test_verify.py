@@ -92,7 +92,7 @@ def test_engines_that_are_right(
         assert parity.batch_sizes == (1, 2, 5, 8)
         decisions = record.proof.decisions
         assert decisions is not None
-        assert decisions.count == 20
+        assert decisions.count == 40
         assert decisions.mean_cosine is not None
         if record.precision == "fp32":
             assert parity.max_relative_error <= 1e-4

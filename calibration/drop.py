@@ -1,0 +1,47 @@
+"""How much an INT8 graph loses against the float model: the number that ``--max-drop`` bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from runtime.arrays import Array
+from runtime.manifest import Decisions
+from runtime.parity import compare_rows, mask_agreement, nearest_agreement
+from runtime.spec import Graph
+
+
+def decisions_of(graph: Graph, reference: Mapping[str, Array], found: Mapping[str, Array]) -> Decisions | None:
+    """How often a graph's outputs lead to the reference's decision; None for a graph that decides nothing.
+
+    Args:
+        graph: With an output ``embedding`` it finds nearest neighbours, with ``logits`` of (N, ..., h, w) masks.
+        reference: ``GRAPH/TENSOR``: PyTorch's outputs in float32.
+        found: The engine's outputs for the same rows, by name.
+    """
+    if "embedding" in found:
+        return nearest_agreement(reference[f"{graph.name}/embedding"], found["embedding"])
+    if "logits" in found and found["logits"].ndim >= 4:
+        return mask_agreement(reference[f"{graph.name}/logits"], found["logits"])
+    return None
+
+
+def mean_cosine(graph: Graph, reference: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+    """The mean cosine between rows, of the output where it is the least; NaN counts as -1."""
+    means = [
+        float(np.nan_to_num(compare_rows(reference[f"{graph.name}/{name}"], array)[1], nan=-1.0).mean())
+        for name, array in found.items()
+    ]
+    return min(means)
+
+
+def drop_of(graph: Graph, reference: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+    """What is lost, 0..2: the share of changed decisions (1 - mask IoU), or 1 - mean cosine if that is more.
+
+    Decisions are what a user sees; the cosine does not depend on how many images there are to decide about, and is
+    all that a graph without decisions has.
+    """
+    decisions = decisions_of(graph, reference, found)
+    lost = 1.0 - mean_cosine(graph, reference, found)
+    return max(lost, 0.0 if decisions is None else 1.0 - decisions.agreement, 0.0)

@@ -1,0 +1,136 @@
+"""What a build measured of each engine, side by side, and which of them is worth keeping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from runtime.errors import MissingDependencyError, UnavailableError
+from runtime.manifest import Candidate, EngineRecord, Int8Search, Proof
+from runtime.opening import open_graphs
+from runtime.spec import Deployment
+from runtime.text import text_table
+
+DEFAULT_MAX_DROP = 0.01
+"""One decision of a hundred may change, and embeddings may turn by a mean cosine of 0.99. OSNet x0.25 within it lost
+no more than 0.6 points of rank-1 and 0.3 of mAP on PKU-Reid, persons that the build had not seen."""
+
+PASSES, FASTEST, FIRST = "passes", "fastest that passes", "first that passes; not timed here"
+
+
+def unopenable(records: Sequence[EngineRecord], deployment: Deployment, folder: Path) -> dict[str, str]:
+    """Of the engines that this machine cannot open the names, and why it cannot."""
+    reasons = {}
+    for record in records:
+        try:
+            sessions = open_graphs(record, deployment, lambda file: folder / file, threads=None)
+        except (MissingDependencyError, UnavailableError) as error:
+            reasons[record.name] = str(error)
+            continue
+        for session in sessions.values():
+            session.close()
+    return reasons
+
+
+def candidates_of(
+    made: Sequence[EngineRecord],
+    proved: Sequence[EngineRecord],
+    *,
+    unopened: Mapping[str, str],
+    max_drop: float,
+    choose: bool,
+) -> tuple[Candidate, ...]:
+    """Every engine with its latency, what it loses and what becomes of it; the fastest first.
+
+    Args:
+        made: All engines that were compiled.
+        proved: Those that hold the tolerance of their precision.
+        unopened: Names of those that cannot be opened here, with the reason.
+        max_drop: What an engine may lose; FP32 loses nothing by definition.
+        choose: Whether only the fastest that passes is kept, and the fastest FP32 engine to fall back to. Otherwise
+            all that hold their tolerance are.
+    """
+    measured = {record.name: record for record in proved}
+    found = []
+    for record in made:
+        if record.name in unopened:
+            found.append(Candidate(record.name, None, None, f"cannot run here: {unopened[record.name]}", False))
+        elif record.name not in measured:
+            found.append(Candidate(record.name, None, None, "beyond the tolerance of its precision", False))
+        else:
+            proof = measured[record.name].measured
+            drop = None if proof is None else round(drop_of_proof(proof), 6)
+            passes = record.precision == "fp32" or (drop is not None and drop <= max_drop)
+            verdict = PASSES if passes else f"loses more than {max_drop:g}"
+            found.append(Candidate(record.name, measured[record.name].latency_ms, drop, verdict, not choose))
+    found.sort(key=_latency)
+    fastest = next((item for item in found if item.verdict == PASSES), None)
+    precision = {record.name: record.precision for record in made}
+    fallback = next((item for item in found if item.verdict == PASSES and precision[item.engine] == "fp32"), None)
+    return tuple(
+        replace(
+            item,
+            verdict=item.verdict if item is not fastest else FIRST if item.latency_ms is None else FASTEST,
+            kept=item.kept or item is fastest or item is fallback,
+        )
+        for item in found
+    )
+
+
+def drop_of_proof(proof: Proof) -> float:
+    """What an engine loses, as :func:`calibration.drop.drop_of` counts it."""
+    lost = 1.0 - min(parity.mean_cosine for parity in proof.graphs)
+    return max(lost, 0.0 if proof.decisions is None else 1.0 - proof.decisions.agreement, 0.0)
+
+
+def candidates_table(candidates: Sequence[Candidate]) -> str:
+    """The candidates as text."""
+    rows = [
+        (
+            item.engine,
+            "–" if item.latency_ms is None else f"{item.latency_ms:.2f}",
+            "–" if item.drop is None else f"{item.drop:.4f}",
+            item.verdict,
+            "yes" if item.kept else "no",
+        )
+        for item in candidates
+    ]
+    return text_table(("candidate", "ms/image", "drop", "verdict", "in the bundle"), rows)
+
+
+def summary_text(candidates: Sequence[Candidate]) -> str:
+    """What became of INT8 where it does not win, in one sentence; empty where it does, or where there was none."""
+    eights = [item for item in candidates if item.engine.endswith("-int8")]
+    best = next((item for item in candidates if item.verdict in (FASTEST, FIRST)), None)
+    if not eights or best in eights:
+        return ""
+    instead = "" if best is None else f"; the fastest that passes is {best.engine}, {best.latency_ms:.2f} ms"
+    if not any(item.verdict == PASSES for item in eights):
+        return f"no INT8 engine passes{instead}"
+    return f"INT8 passes, and is not the fastest here{instead}"
+
+
+def search_text(search: Int8Search) -> str:
+    """What the search found for one backend, for a table or a line of progress."""
+    speed = ""
+    if search.latency_ms is not None and search.naive_latency_ms is not None:
+        speed = f", {search.naive_latency_ms:.2f} -> {search.latency_ms:.2f} ms"
+    return (
+        f"{search.backend}: {len(search.kept_float)} of {search.layers} layers back in float, "
+        f"drop {search.naive_drop:.4f} -> {search.drop:.4f}{speed} ({search.trials} trials)"
+    )
+
+
+def no_int8_text(search: Int8Search) -> str:
+    """That a search found nothing."""
+    return (
+        f"{search.backend}: no INT8 graph loses at most {search.max_drop:g}; with {len(search.kept_float)} of "
+        f"{search.layers} layers in float it loses {search.drop:.4f}. Calibrate on images like those it will see, or "
+        "allow more with --max-drop"
+    )
+
+
+def _latency(item: Candidate) -> float:
+    return math.inf if item.latency_ms is None else item.latency_ms

@@ -1,0 +1,304 @@
+"""INT8 graphs for the backends of a target: calibrated, the harmful layers put back to float, all measured.
+
+Each backend gets a graph of its own, because each rounds and fuses in its own way: OSNet x0.25's embeddings of one
+Q/DQ graph by ONNX Runtime and by OpenVINO 2026.4 differ by a cosine of 0.998, and OpenVINO, given a graph of
+EPRI-Net in which only the inputs of layers are rounded and a batch that is not fixed, computes another result (cosine
+0.757) than with a fixed batch or as ONNX Runtime does (0.999). So every graph is tried in the engine that it is for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from onnx import ModelProto
+
+from calibration import cache
+from calibration.drop import drop_of
+from calibration.layers import Prepared, prepare
+from calibration.qdq import Placement
+from calibration.quantize import Ranges, Recipe, int8_graph, measure_ranges
+from calibration.samples import SampleSet
+from calibration.search import search
+from calibration.sensitivity import LayerSensitivity, measure_sensitivity
+from export import compilers
+from runtime import backends
+from runtime.arrays import Array
+from runtime.errors import MissingDependencyError, UnavailableError, UnknownBackendError
+from runtime.jsondata import to_json
+from runtime.latency import interleaved
+from runtime.manifest import EngineRecord, Int8Search
+from runtime.opening import open_graphs
+from runtime.parity import BATCH_SIZES, golden_feeds
+from runtime.proving import one_image
+from runtime.session import Session
+from runtime.spec import Deployment
+
+# The engine that judges for those that do not run on this processor: it is always there, and the dozens of TensorRT
+# engines that a search would try take minutes each.
+_STAND_IN = "onnxruntime"
+_LATENCY_SECONDS = 0.3
+
+Advance = Callable[[int, int], None]
+Floats = frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibrated:
+    """The graphs of a model with what was measured of each.
+
+    Attributes:
+        prepared: Graph name to the float graph, ready for Q/DQ.
+        ranges: Graph name to its ranges.
+        notes: For each graph whether its ranges came from the cache, and if not, why.
+    """
+
+    prepared: Mapping[str, Prepared]
+    ranges: Mapping[str, Ranges]
+    notes: Mapping[str, str]
+
+
+def calibrate(
+    floats: Mapping[str, ModelProto],
+    feeds: Callable[[str], Iterator[Mapping[str, Array]]],
+    *,
+    recipe: Recipe,
+    key: Callable[[str, str], cache.Key],
+    folder: Path | None,
+) -> Calibrated:
+    """Measure the ranges of every graph, or take them from the cache.
+
+    Args:
+        floats: Graph name to float graph.
+        feeds: From a graph's name to batches of its real inputs; not called where the cache has the ranges.
+        recipe: How.
+        key: From a graph's name and the digest of its ONNX to what its ranges depend on.
+        folder: The cache; None for none.
+    """
+    prepared, ranges, notes = {}, {}, {}
+    for name, model in floats.items():
+        prepared[name] = prepare(model, recipe.operators)
+        if folder is None:
+            found, notes[name] = None, "no cache"
+        else:
+            entry = key(name, hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest())
+            found, notes[name] = cache.load(folder, entry)
+        if found is None:
+            found = measure_ranges(prepared[name], feeds(name), recipe)
+            if folder is not None:
+                cache.store(folder, entry, found)
+        ranges[name] = found
+    return Calibrated(prepared, ranges, notes)
+
+
+def cache_key(
+    model: str, *, weights: str, samples: SampleSet, deployment: Deployment, recipe: Recipe
+) -> Callable[[str, str], cache.Key]:
+    """What :func:`calibrate` asks for. Where Q/DQ go does not matter to the ranges."""
+
+    def digest(value: object) -> str:
+        return hashlib.sha256(repr(to_json(value)).encode()).hexdigest()
+
+    algorithm = digest(replace(recipe, placement="outputs"))
+    return lambda graph, onnx_digest: cache.Key(
+        model=f"{model}/{graph}",
+        weights=weights,
+        graph=onnx_digest,
+        data=samples.digest,
+        preprocessing=digest(deployment.preprocess),
+        algorithm=algorithm,
+    )
+
+
+def sensitivities(
+    calibrated: Calibrated, deployment: Deployment, reference: Mapping[str, Array], recipe: Recipe, advance: Advance
+) -> tuple[LayerSensitivity, ...]:
+    """Those of all graphs, measured on the images that verify."""
+    total = sum(len(prepared.layers) for prepared in calibrated.prepared.values())
+    found: list[LayerSensitivity] = []
+
+    def told(number: int, _: int) -> None:
+        advance(done + number, total)
+
+    for graph in deployment.graphs:
+        inputs, _ = golden_feeds(reference, graph)
+        done = len(found)
+        found += measure_sensitivity(
+            calibrated.prepared[graph.name],
+            calibrated.ranges[graph.name],
+            replace(recipe, placement="inputs"),
+            graph=graph.name,
+            inputs=inputs,
+            batched=[tensor.name for tensor in graph.inputs if tensor.batched],
+            advance=told,
+        )
+    return tuple(found)
+
+
+def int8_graphs(
+    calibrated: Calibrated,
+    sensitivity: Sequence[LayerSensitivity],
+    *,
+    names: Sequence[str],
+    device: str,
+    deployment: Deployment,
+    reference: Mapping[str, Array],
+    recipe: Recipe,
+    max_drop: float,
+    advance: Advance,
+) -> tuple[dict[str, dict[str, ModelProto]], tuple[Int8Search, ...]]:
+    """For each backend the graphs with as many layers in INT8 as ``max_drop`` lets be, and how they were found.
+
+    Of the two placements of Q/DQ the faster one is taken, where it can be timed; one that loses more than the other by
+    more than ``max_drop`` is not.
+
+    Args:
+        calibrated: What was measured.
+        sensitivity: Of all layers.
+        names: The backends.
+        device: The kind of device that the engines are for.
+        deployment: The model's graphs.
+        reference: Real inputs and what PyTorch makes of them.
+        recipe: How graphs are quantised.
+        max_drop: See :func:`calibration.drop.drop_of`.
+        advance: Called with the number of backends that are done, and of all.
+    """
+    order = [f"{item.graph}/{item.layer}" for item in sorted(sensitivity, key=lambda item: -item.price)]
+    graphs: dict[str, dict[str, ModelProto]] = {}
+    searches: list[Int8Search] = []
+    for number, name in enumerate(names, start=1):
+        own = device == "cpu" and _runs_here(name)
+        known = (
+            None if own else next((item for item in searches if item.measured_with == _STAND_IN != item.backend), None)
+        )
+        if known is not None:  # judged by the same stand-in, it would find the same
+            graphs[name] = graphs[known.backend]
+            searches.append(replace(known, backend=name))
+            advance(number, len(names))
+            continue
+        runner = _Runner(name if own else _STAND_IN, deployment, reference)
+        naive = {}
+        for placement in get_args(Placement):
+            trial = replace(recipe, placement=placement)
+            naive[placement] = runner.measure(_graphs(calibrated, trial, frozenset()))
+        least = min(drop for drop, _ in naive.values())
+        fitting = [placement for placement, (drop, _) in naive.items() if drop <= least + max_drop]
+        chosen = min(fitting, key=lambda placement: naive[placement][1 if own else 0])
+        trial = replace(recipe, placement=chosen)
+
+        def lost(floats: Floats, runner: _Runner = runner, trial: Recipe = trial) -> float:
+            return runner.drop(_graphs(calibrated, trial, floats))
+
+        found = search(order, lost, max_drop=max_drop)
+        kept = order[: found.floats]
+        graphs[name] = _graphs(calibrated, trial, frozenset(kept))
+        before, after = runner.latencies(_graphs(calibrated, trial, frozenset()), graphs[name])
+        searches.append(
+            Int8Search(
+                backend=name,
+                placement=chosen,
+                measured_with=runner.backend,
+                max_drop=max_drop,
+                drop=round(found.drop, 6),
+                naive_drop=round(naive[chosen][0], 6),
+                latency_ms=round(after, 3) if own else None,
+                naive_latency_ms=round(before, 3) if own else None,
+                layers=len(order),
+                kept_float=tuple(kept),
+                trials=found.trials,
+            )
+        )
+        advance(number, len(names))
+    return graphs, tuple(searches)
+
+
+class _Runner:
+    """Compiles INT8 graphs for one backend and runs them on the images that verify."""
+
+    def __init__(self, backend: str, deployment: Deployment, reference: Mapping[str, Array]) -> None:
+        self.backend = backend
+        self._deployment = deployment
+        self._reference = reference
+
+    def drop(self, graphs: Mapping[str, ModelProto]) -> float:
+        with self._open(graphs) as sessions:
+            return self._lost(sessions)
+
+    def measure(self, graphs: Mapping[str, ModelProto]) -> tuple[float, float]:
+        """What is lost, and the median time of one image in ms."""
+        with self._open(graphs) as sessions:
+            call = one_image(sessions, self._deployment, self._reference)
+            return self._lost(sessions), interleaved({"": call}, seconds=_LATENCY_SECONDS)[""].p50_ms
+
+    def latencies(self, first: Mapping[str, ModelProto], second: Mapping[str, ModelProto]) -> tuple[float, float]:
+        """The median times of one image in ms, taken in turns."""
+        with self._open(first) as one, self._open(second) as other:
+            calls = {
+                name: one_image(sessions, self._deployment, self._reference)
+                for name, sessions in (("first", one), ("second", other))
+            }
+            times = interleaved(calls, seconds=2 * _LATENCY_SECONDS)
+        return times["first"].p50_ms, times["second"].p50_ms
+
+    def _lost(self, sessions: Mapping[str, Session]) -> float:
+        worst = 0.0
+        for graph in self._deployment.graphs:
+            inputs, _ = golden_feeds(self._reference, graph)
+            batched = {tensor.name for tensor in graph.inputs if tensor.batched}
+            rows = min((len(inputs[name]) for name in batched), default=1)
+            parts = []
+            for start in range(0, rows, max(BATCH_SIZES)):
+                end = min(start + max(BATCH_SIZES), rows)
+                feeds = {name: array[start:end] if name in batched else array for name, array in inputs.items()}
+                parts.append(sessions[graph.name].run(feeds))
+            found = {
+                tensor.name: np.concatenate([part[tensor.name] for part in parts])
+                if tensor.batched
+                else parts[-1][tensor.name]
+                for tensor in graph.outputs
+            }
+            worst = max(worst, drop_of(graph, self._reference, found))
+        return worst
+
+    @contextmanager
+    def _open(self, graphs: Mapping[str, ModelProto]) -> Iterator[Mapping[str, Session]]:
+        with tempfile.TemporaryDirectory(prefix="edgevis-int8-") as name:
+            folder = Path(name)
+            compiler = compilers.load(self.backend)
+            files = {}
+            for graph, model in graphs.items():
+                made = compiler.engine_from_onnx(model, graph=graph, precision="int8", bundle=folder)
+                files[graph] = made.relative_to(folder).as_posix()
+            record = EngineRecord(self.backend, "int8", "cpu", files)
+            sessions = open_graphs(record, self._deployment, lambda file: folder / file, threads=None)
+            try:
+                yield sessions
+            finally:
+                for session in sessions.values():
+                    session.close()
+
+
+def _graphs(calibrated: Calibrated, recipe: Recipe, floats: Floats) -> dict[str, ModelProto]:
+    """The INT8 graphs of a model with these layers, named ``GRAPH/NODE``, in float."""
+    return {
+        name: int8_graph(
+            prepared,
+            calibrated.ranges[name],
+            recipe,
+            floats={layer.name for layer in prepared.layers if f"{name}/{layer.name}" in floats},
+        )
+        for name, prepared in calibrated.prepared.items()
+    }
+
+
+def _runs_here(backend: str) -> bool:
+    try:
+        return "cpu" in backends.load(backend).devices()
+    except (MissingDependencyError, UnavailableError, UnknownBackendError):
+        return False
