@@ -18,6 +18,7 @@ from runtime.errors import UnavailableError, UnknownBackendError
 from bundles import FP32_TOLERANCE, HEIGHT, WIDTH, Tiny, TinyEngine, expected_embeddings, float_onnx, write_engine
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+NAMES_NODES = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")  # since 1.24
 ON_PROCESSOR = [("CPUExecutionProvider", {})]
 
 
@@ -51,9 +52,8 @@ def test_what_tensorrt_is_told(
 
 def test_nodes_on_the_processor_are_named(file: Path) -> None:
     """The engine for the GPU, told to run on the processor: it says so, and computes the same."""
-    with pytest.warns(
-        RuntimeWarning, match=r"embed\.onnx: 5 nodes run on the processor, .*: 1 Conv, 1 Flatten, 1 Gemm"
-    ):
+    named = "5 nodes: 1 Conv, 1 Flatten, 1 Gemm" if NAMES_NODES else "some nodes, which onnxruntime .* does not name"
+    with pytest.warns(RuntimeWarning, match=rf"embed\.onnx: part of it runs on the processor, .*: {named}"):
         engine = backend._CudaEngine(onnxruntime, file, None, ON_PROCESSOR)
     images = np.random.default_rng(0).standard_normal((3, 3, HEIGHT, WIDTH)).astype(np.float32)
     expected = expected_embeddings(images, Tiny().weights)
@@ -64,6 +64,7 @@ def test_nodes_on_the_processor_are_named(file: Path) -> None:
     engine.close()
 
 
+@pytest.mark.skipif(not NAMES_NODES, reason="this onnxruntime does not say which node runs where")
 def test_arithmetic_with_shapes_is_not_counted() -> None:
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 4])
     shape = helper.make_tensor_value_info("shape", TensorProto.INT64, [2])
