@@ -350,7 +350,7 @@ def test_linter_names_an_int32_bias(quantized: ModelProto) -> None:
 def test_linter_names_a_scale_out_of_range(quantized: ModelProto, scale: float) -> None:
     node = first_of(quantized, "QuantizeLinear")
     bad = broken(quantized, lambda model: replace_constant(model, node.input[1], np.array(scale, np.float32)))
-    with pytest.raises(ExportError, match=rf"node '{node.name}' .* scales are float32, finite, > 0"):
+    with pytest.raises(ExportError, match=rf"node '{node.name}' .* scales are float32 or float16, finite, > 0"):
         lint_quantized(bad)
 
 
