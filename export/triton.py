@@ -151,8 +151,11 @@ def write_graphs(
 def write_repository(
     folder: Path, *, name: str, deployment: Deployment, record: EngineRecord, files: Mapping[str, Path], bundle: str
 ) -> tuple[Path, ...]:
-    """Write both kinds of model, as the target ``datacenter`` does inside a bundle, where ``bundle`` is ``"../.."``."""
-    predictor = write_predictor(folder, name=name, bundle=bundle, deployment=deployment, record=record)
+    """Write both kinds of model, as the target ``datacenter`` does inside a bundle, where ``bundle`` is ``"../.."``.
+
+    The engine is that of the graphs; which one runs behind images is for the server's machine to choose.
+    """
+    predictor = write_predictor(folder, name=name, bundle=bundle, deployment=deployment)
     return (predictor, *write_graphs(folder, name=name, deployment=deployment, record=record, files=files))
 
 

@@ -27,6 +27,7 @@ from runtime.arrays import write_arrays
 from runtime.bundle import GOLDEN, MANIFEST, sha256, write_bundle
 from runtime.manifest import Decisions, EngineRecord, GraphParity, Manifest, Proof, Weights
 from runtime.spec import Deployment, Graph, Precision, Preprocess, TensorSpec
+from runtime.tensorrt.spec import BuildSpec, spec_path
 
 Array = npt.NDArray[Any]
 
@@ -169,7 +170,19 @@ def write_model(source: Path, model: Any, backend: str) -> Path:
         ir = ir_from_onnx(source)
         source.unlink()
         return ir
+    if backend.startswith("tensorrt"):
+        spec_path(source).write_text(_build_spec(model).dumps())
+        return source
     pytest.skip(f"tests/bundles.py cannot write an engine for the backend {backend}")
+
+
+def _build_spec(model: Any) -> BuildSpec:
+    """Every open axis from 1 to 8."""
+
+    def sized(value: Any, size: int) -> tuple[int, ...]:
+        return tuple(axis.dim_value or size for axis in value.type.tensor_type.shape.dim)
+
+    return BuildSpec({value.name: (sized(value, 1), sized(value, 2), sized(value, 8)) for value in model.graph.input})
 
 
 def ir_from_onnx(source: Path) -> Path:

@@ -164,6 +164,14 @@ def test_nothing_changes_where_there_is_no_accelerator(mixed: Path, log: Path, m
     assert log.read_text() == ""
 
 
+def test_a_backend_of_a_newer_version_is_passed_over(mixed: Path) -> None:
+    with edited_manifest(mixed) as data:
+        data["engines"][1] |= {"backend": "next_years", "precision": "fp32"}
+        data["engines"][0] |= {"latency_ms": None, "proof": None}
+    found = info(mixed)
+    assert found.backend == "onnxruntime"
+
+
 @pytest.mark.parametrize("change", ["driver", "graph", "golden", "tolerance", "unreadable"])
 def test_a_proof_counts_for_what_it_was_measured_on(
     device_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str

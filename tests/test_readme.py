@@ -92,7 +92,7 @@ def test_every_link_leads_to_a_file() -> None:
 
 
 def test_every_verb_that_is_named_exists(capsys: pytest.CaptureFixture[str]) -> None:
-    named = set(re.findall(r"^edgevis ([a-z]+)", README, re.MULTILINE))
+    named = set(re.findall(r"^edgevis ([a-z-]+)", README, re.MULTILINE))
     named |= set(re.findall(r"\| ([a-z]+)(?= [|b])", "\n".join(re.findall(r"^edgevis .*$", README, re.MULTILINE))))
     assert {"enroll", "predict", "info", "verify", "bench"} <= named
     for verb in named:

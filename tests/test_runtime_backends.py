@@ -19,6 +19,7 @@ from runtime.errors import (
     UnknownBackendError,
 )
 from runtime.spec import Precision
+from runtime.tensorrt.engine import PlanEngine
 
 from bundles import (
     FP32_TOLERANCE,
@@ -42,16 +43,32 @@ from bundles import (
 TINY = Tiny()
 
 
-@pytest.fixture(scope="module", params=backends.names())
-def backend(request: pytest.FixtureRequest) -> str:
-    """Every backend there is: a new file in runtime/backends/ is tested unasked."""
-    name = str(request.param)
-    try:
-        if "cpu" not in backends.load(name).devices():
-            pytest.skip(f"{name} does not run on the CPU")
-    except (MissingDependencyError, UnavailableError) as error:
-        pytest.skip(str(error))
-    return name
+def places() -> list[Any]:
+    """Every backend on every device that it has here: a new file in runtime/backends/ is tested unasked."""
+    found = []
+    for name in backends.names():
+        try:
+            found += [pytest.param((name, device), id=f"{name}-{device}") for device in backends.load(name).devices()]
+        except (MissingDependencyError, UnavailableError) as error:
+            found.append(pytest.param((name, ""), id=name, marks=pytest.mark.skip(reason=str(error))))
+    return found
+
+
+@pytest.fixture(scope="module", params=places())
+def place(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A backend and one of its devices."""
+    name, device = request.param
+    return name, device
+
+
+@pytest.fixture(scope="module")
+def backend(place: tuple[str, str]) -> str:
+    return place[0]
+
+
+@pytest.fixture(scope="module")
+def device(place: tuple[str, str]) -> str:
+    return place[1]
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +76,15 @@ def file(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_engine(tmp_path_factory.mktemp(backend), TinyEngine(backend), TINY)
 
 
-def opened(backend: str, file: Path, *, precision: Precision = "fp32", threads: int | None = 1) -> Engine:
-    return backends.load(backend).open_engine(file, precision=precision, device="cpu", threads=threads)
+def opened(
+    backend: str, file: Path, *, device: str = "cpu", precision: Precision = "fp32", threads: int | None = 1
+) -> Engine:
+    return backends.load(backend).open_engine(file, precision=precision, device=device, threads=threads)
 
 
 @pytest.fixture
-def engine(backend: str, file: Path) -> Iterator[Engine]:
-    engine = opened(backend, file)
+def engine(backend: str, device: str, file: Path) -> Iterator[Engine]:
+    engine = opened(backend, file, device=device)
     yield engine
     engine.close()
 
@@ -93,7 +112,7 @@ def test_an_unknown_backend_lists_the_known_ones(name: Any) -> None:
 
 @pytest.mark.parametrize("name", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
 def test_what_is_installed_runs_on_the_cpu(name: str) -> None:
-    assert backends.load(name).devices() == ("cpu",)
+    assert backends.load(name).devices()[-1] == "cpu"
 
 
 def test_names_of_inputs_and_outputs(engine: Engine) -> None:
@@ -110,8 +129,8 @@ def test_every_backend_computes_the_model(engine: Engine, rows: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, None])
-def test_the_number_of_threads_changes_nothing(backend: str, file: Path, threads: int | None) -> None:
-    engine = opened(backend, file, threads=threads)
+def test_the_number_of_threads_changes_nothing(backend: str, device: str, file: Path, threads: int | None) -> None:
+    engine = opened(backend, file, device=device, threads=threads)
     assert relative_error(engine.run({"image": images(2)})["embedding"], images(2)) < FP32_TOLERANCE
     engine.close()
 
@@ -151,9 +170,9 @@ def test_openvino_takes_the_threads_that_it_is_given(tmp_path: Path, threads: in
     engine.close()
 
 
-def test_int8_is_near_and_is_not_float(backend: str, tmp_path: Path) -> None:
+def test_int8_is_near_and_is_not_float(backend: str, device: str, tmp_path: Path) -> None:
     file = write_engine(tmp_path, TinyEngine(backend, "int8"), TINY)
-    engine = opened(backend, file, precision="int8")
+    engine = opened(backend, file, device=device, precision="int8")
     error = relative_error(engine.run({"image": images(5)})["embedding"], images(5))
     engine.close()
     assert 1e-4 < error < 0.05  # 8 bits: half a step of 1/127 at each product, averaged over a picture
@@ -176,24 +195,26 @@ def test_openvino_runs_the_precision_that_is_said(tmp_path: Path) -> None:
     assert 1e-4 < relative_error(half.run({"image": images(5)})["embedding"], images(5)) < 0.05
 
 
-def test_a_precision_that_the_backend_does_not_have(backend: str, file: Path) -> None:
+def test_a_precision_that_the_backend_does_not_have(backend: str, device: str, file: Path) -> None:
+    if backend.startswith("tensorrt"):
+        pytest.skip("a plan's arithmetic is in its graph: any precision is one that it may have")
     refused = []
     for precision in get_args(Precision):
         try:
-            opened(backend, file, precision=precision).close()
+            opened(backend, file, device=device, precision=precision).close()
         except UnknownBackendError as error:
             refused.append(precision)
             message = str(error)
         except UnavailableError:
             continue  # a processor without BF16
-    assert "fp16" in refused
+    assert ("fp16" in refused) == (device == "cpu")
     assert f"{backend} runs fp32" in message
     assert refused[-1] in message
 
 
-def test_each_thread_gets_its_own_results_and_keeps_its_inputs(backend: str, file: Path) -> None:
+def test_each_thread_gets_its_own_results_and_keeps_its_inputs(backend: str, device: str, file: Path) -> None:
     """With other batch sizes in between, and the first calls at once, when a backend may still have to compile."""
-    engine = opened(backend, file, threads=2)
+    engine = opened(backend, file, device=device, threads=2)
     count, runs = 8, 25
     wrong: list[str] = []
     start = threading.Barrier(count)
@@ -233,8 +254,8 @@ def test_results_can_be_written_to(engine: Engine) -> None:
     assert (first == 7).all()
 
 
-def test_an_engine_of_several_inputs(backend: str, tmp_path: Path) -> None:
-    engine = opened(backend, write_model(tmp_path / "match.onnx", match_onnx(), backend))
+def test_an_engine_of_several_inputs(backend: str, device: str, tmp_path: Path) -> None:
+    engine = opened(backend, write_model(tmp_path / "match.onnx", match_onnx(), backend), device=device)
     assert set(engine.inputs) == {tensor.name for tensor in MATCH.inputs}
     assert set(engine.outputs) == {tensor.name for tensor in MATCH.outputs}
     for rows, support in [(1, 1), (1, 3), (3, 1), (2, 2)]:
@@ -249,8 +270,8 @@ def test_an_engine_of_several_inputs(backend: str, tmp_path: Path) -> None:
     engine.close()
 
 
-def test_a_closed_engine(backend: str, file: Path) -> None:
-    engine = opened(backend, file)
+def test_a_closed_engine(backend: str, device: str, file: Path) -> None:
+    engine = opened(backend, file, device=device)
     engine.run({"image": images(1)})
     engine.close()
     with pytest.raises(EngineError, match="this engine has been closed"):
@@ -261,17 +282,17 @@ def test_a_closed_engine(backend: str, file: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [lambda _: b"", lambda _: b"garbage", lambda data: data[: len(data) // 2], lambda data: data[100:]]
 )
-def test_a_damaged_engine_file(backend: str, tmp_path: Path, damage: Any) -> None:
+def test_a_damaged_engine_file(backend: str, device: str, tmp_path: Path, damage: Any) -> None:
     file = write_engine(tmp_path, TinyEngine(backend), TINY)
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(EngineError, match=f"cannot open {file.name}") as caught:
-        opened(backend, file)
+        opened(backend, file, device=device)
     assert caught.value.__cause__ is not None
 
 
-def test_a_missing_engine_file(backend: str, tmp_path: Path) -> None:
+def test_a_missing_engine_file(backend: str, device: str, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"cannot open nothing\.onnx") as caught:
-        opened(backend, tmp_path / "nothing.onnx")
+        opened(backend, tmp_path / "nothing.onnx", device=device)
     assert caught.value.__cause__ is not None
 
 
@@ -307,19 +328,20 @@ def test_what_the_vendor_refuses_is_an_engine_error(engine: Engine, shape: tuple
     """As where the manifest says another size than the engine was compiled for."""
     with pytest.raises(EngineError) as caught:
         engine.run({"image": np.zeros(shape, np.float32)})
-    assert caught.value.__cause__ is not None
+    # TensorRT returns false where others raise: there is nothing to chain.
+    assert caught.value.__cause__ is not None or isinstance(engine, PlanEngine)
     assert relative_error(engine.run({"image": images(2)})["embedding"], images(2)) < FP32_TOLERANCE
 
 
-def test_an_engine_of_fixed_batch_refuses_another(backend: str, tmp_path: Path) -> None:
+def test_an_engine_of_fixed_batch_refuses_another(backend: str, device: str, tmp_path: Path) -> None:
     model = float_onnx(TINY)
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_value = 1
-    engine = opened(backend, write_model(tmp_path / "one.onnx", model, backend))
+    engine = opened(backend, write_model(tmp_path / "one.onnx", model, backend), device=device)
     assert relative_error(engine.run({"image": images(1)})["embedding"], images(1)) < FP32_TOLERANCE
     with pytest.raises(EngineError) as caught:
         engine.run({"image": images(2)})
-    assert caught.value.__cause__ is not None
+    assert caught.value.__cause__ is not None or isinstance(engine, PlanEngine)
     engine.close()
 
 
@@ -338,7 +360,7 @@ from runtime.errors import MissingDependencyError
 backend = backends.load(sys.argv[1])
 for call in (
     backend.devices,
-    lambda: backend.open_engine(Path("any"), precision="fp32", device="cpu", threads=None),
+    lambda: backend.open_engine(Path("any"), precision="fp32", device=sys.argv[2], threads=None),
 ):
     try:
         call()
@@ -352,12 +374,17 @@ for call in (
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        (
+            "tensorrt",
+            "TensorRT is not installed: pip install 'edgevis[tensorrt]'; on a Jetson it comes with JetPack",
+        ),
         ("onnxruntime", "onnxruntime is not installed: pip install onnxruntime"),
         ("openvino", "openvino is not installed: pip install 'edgevis[openvino]'"),
     ],
 )
 def test_a_missing_package_names_the_command_that_installs_it(name: str, message: str) -> None:
-    assert succeeded(run_python(_WITHOUT, name)).splitlines() == [message] * 2
+    device = "cuda" if name == "tensorrt" else "cpu"
+    assert succeeded(run_python(_WITHOUT, name, device)).splitlines() == [message] * 2
 
 
 _PREDICT_WITHOUT = (

@@ -19,7 +19,8 @@ from bundles import run_python, succeeded
 
 ROOT = Path(str(runtime.__file__)).parent
 MODULES = ["runtime", *(module.name for module in pkgutil.walk_packages([str(ROOT)], "runtime."))]
-HEAVY = {"torch", "onnxruntime", "openvino", "onnx", "PIL", "matplotlib", "skimage", "safetensors", "tensorrt"}
+HEAVY = {"torch", "onnxruntime", "openvino", "onnx", "PIL", "matplotlib", "skimage", "safetensors"}
+HEAVY |= {"tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "cuda", "pycuda"}
 
 _IMPORTED = """
 import json, sys, time

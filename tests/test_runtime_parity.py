@@ -16,6 +16,7 @@ from runtime.arrays import write_arrays
 from runtime.bundle import GOLDEN, Bundle
 from runtime.errors import IntegrityError
 from runtime.manifest import Decisions, GraphParity
+from runtime.opening import open_sessions
 from runtime.parity import (
     TOLERANCES,
     Tolerance,
@@ -26,7 +27,6 @@ from runtime.parity import (
     nearest_agreement,
     settle_flips,
 )
-from runtime.selection import open_sessions
 from runtime.session import Session
 from runtime.spec import Graph, TensorSpec
 from runtime.verification import verify_bundle

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -294,6 +295,22 @@ def test_a_picture_that_cannot_be_decoded_fails_its_own_request_only(server: Ser
     assert "image 0 is not an image that OpenCV can decode" in answers.pop(5)
     rows = np.array(answers, np.float32)
     np.testing.assert_allclose(rows, embeddings(server, [picture(seed) for seed in range(12) if seed != 5]), atol=1e-5)
+
+
+def test_the_client_of_the_readme(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tritonclient", reason="tritonclient is not installed")
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    example = re.search(r"^```python\n([^`]*?tritonclient.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    assert example is not None
+    code = example[1].replace("localhost:8000", server.url.removeprefix("http://")).replace("osnet-x0-25", "tiny")
+    (tmp_path / "person.jpg").write_bytes(png(picture(1)))
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - the README's code is what is tested
+    printed = capsys.readouterr().out
+    assert json.loads(printed.partition("} (")[0] + "}")["label"] == "alice"
+    assert printed.endswith("(1, 8)\n")
 
 
 def test_readiness_and_metadata_by_the_protocol(server: Server) -> None:

@@ -15,7 +15,7 @@ from edgevis import BackendError, MissingDependencyError, UnavailableError
 from edgevis.cli._common import print_json
 from runtime.backends import Finished
 from runtime.bundle import Bundle
-from runtime.finishing import finish_engine, unfinished
+from runtime.finishing import can_finish, finish_engine, unfinished
 from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord
 from runtime.parity import DISTANCE_HEADERS, decisions_text, distance_cells
@@ -67,7 +67,8 @@ def _finish(bundle: Bundle, record: EngineRecord, say: Callable[[str], None]) ->
         why = f", again: {made.reason}" if made.reason else ""
         say(f"{record.name} {graph}: {how}, {size_text(made.size_bytes)}{why}")
 
-    say(f"{record.name}: building what is not in the cache; a graph can take minutes")
+    if can_finish(record):
+        say(f"{record.name}: building what is not in the cache; a graph can take minutes")
     try:
         done = finish_engine(bundle, record, report=report)
     except (MissingDependencyError, UnavailableError) as error:

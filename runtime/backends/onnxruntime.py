@@ -7,7 +7,9 @@ for each new shape when that is first run, which takes minutes and is kept in th
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -15,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from runtime.arrays import Array
@@ -51,7 +54,10 @@ def fingerprint(device: str) -> dict[str, str]:
     """See :meth:`runtime.backends.FinishedOnDevice.fingerprint`."""
     ort = _vendor()
     if device not in devices():
-        raise UnavailableError(f"onnxruntime {ort.__version__} has no device {device!r} here; it has {devices()}")
+        cure = "" if _CUDA in ort.get_available_providers() else ": pip install onnxruntime-gpu in place of onnxruntime"
+        raise UnavailableError(
+            f"onnxruntime {ort.__version__} has no device {device!r} here; it has {', '.join(devices())}{cure}"
+        )
     info = open_device().info
     return {
         "onnxruntime": ort.__version__,
@@ -76,7 +82,11 @@ def open_engine(path: Path, *, precision: Precision, device: str, threads: int |
     ort = _vendor()
     if device == "cpu":
         return _Engine(ort, path, threads, [(_CPU, {})])
-    return _CudaEngine(ort, path, threads, _gpu_providers(_accelerator(ort), precision))
+    providers = _gpu_providers(_accelerator(ort), precision)
+    if hasattr(ort, "preload_dlls"):  # since 1.21: CUDA and cuDNN from the wheels of onnxruntime-gpu[cuda,cudnn]
+        with contextlib.redirect_stdout(sys.stderr):  # where it prints what it misses
+            ort.preload_dlls()
+    return _CudaEngine(ort, path, threads, providers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +98,8 @@ class _AsItIs:
 
 
 class _Engine:
+    _config: Mapping[str, str] = MappingProxyType({})
+
     def __init__(self, ort: Any, path: Path, threads: int | None, providers: list[tuple[str, dict[str, str]]]) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only: they come back as exceptions
@@ -96,7 +108,8 @@ class _Engine:
         # Its threads may spin for the next operator of a run, but not after the run: they would take the cores from
         # whatever comes next, such as decoding the next frame or another engine in the process.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._configure(ort, options)
+        for key, value in self._config.items():
+            options.add_session_config_entry(key, value)
         try:
             session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # its exception classes share no base but Exception
@@ -118,9 +131,6 @@ class _Engine:
     def close(self) -> None:
         self._session = None
 
-    def _configure(self, ort: Any, options: Any) -> None:
-        """Nothing more for the CPU."""
-
     def _values(self, session: Any, feeds: Mapping[str, Array], resident: Mapping[str, Array]) -> list[Array]:
         return list(session.run(self.outputs, {**feeds, **resident}))  # reads NumPy's memory in place
 
@@ -129,7 +139,7 @@ class _CudaEngine(_Engine):
     """On the GPU: resident inputs stay there, and a node that does not run there is named."""
 
     def __init__(self, ort: Any, path: Path, threads: int | None, providers: list[tuple[str, dict[str, str]]]) -> None:
-        super().__init__(ort, path, threads, providers)
+        on_processor = self._open(ort, path, threads, providers)
         wanted = providers[0][0]
         if wanted not in self._session.get_providers():
             # It prints why and goes on with the CPU, which nobody asked for.
@@ -138,7 +148,12 @@ class _CudaEngine(_Engine):
                 "CUDA's or TensorRT's, is missing or of another version"
             )
         self._session.disable_fallback()
-        _warn_of_processor_nodes(self._session, path)
+        if on_processor:
+            warnings.warn(
+                f"{path.name}: part of it runs on the processor, and its data cross the bus: {on_processor}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
         self._lock = threading.Lock()
         self._resident: dict[int, tuple[weakref.ref[Array], Any]] = {}
 
@@ -147,11 +162,25 @@ class _CudaEngine(_Engine):
         with self._lock:
             self._resident = {}
 
-    def _configure(self, ort: Any, options: Any) -> None:
+    def _open(self, ort: Any, path: Path, threads: int | None, providers: list[tuple[str, dict[str, str]]]) -> str:
+        """Open the session; what of the graph runs on the processor, or nothing."""
         if hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
-            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        else:  # an older version cannot say which nodes fell back: then none may
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            self._config = {"session.record_ep_graph_assignment_info": "1"}
+            super().__init__(ort, path, threads, providers)
+            counts = processor_nodes(self._session)
+            named = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+            return f"{sum(counts.values())} nodes: {named}" if counts else ""
+        # Older versions, such as 1.23, cannot say which nodes those are, but be forbidden to have any.
+        try:
+            self._config = {"session.disable_cpu_ep_fallback": "1"}
+            super().__init__(ort, path, threads, [item for item in providers if item[0] != _CPU])
+        except EngineError as error:
+            if "fallback to CPU EP" not in str(error):
+                raise
+            self._config = {}
+            super().__init__(ort, path, threads, providers)
+            return f"some nodes, which onnxruntime {ort.__version__} does not name"
+        return ""
 
     def _values(self, session: Any, feeds: Mapping[str, Array], resident: Mapping[str, Array]) -> list[Array]:
         here = {name: self._ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
@@ -169,25 +198,14 @@ class _CudaEngine(_Engine):
             return self._resident[id(array)][1]
 
 
-def _warn_of_processor_nodes(session: Any, path: Path) -> None:
-    counts = processor_nodes(session)
-    if counts:
-        named = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-        warnings.warn(
-            f"{path.name}: {sum(counts.values())} nodes run on the processor, and their data cross the bus: {named}",
-            RuntimeWarning,
-            stacklevel=5,
-        )
-
-
 def processor_nodes(session: Any) -> Counter[str]:
-    """How many nodes of each operator ONNX Runtime gave to the processor, arithmetic with shapes left out."""
-    described = getattr(session, "get_provider_graph_assignment_info", None)
-    if described is None:
-        return Counter()
+    """How many nodes of each operator ONNX Runtime gave to the processor, arithmetic with shapes left out.
+
+    The session must have been told to record it.
+    """
     return Counter(
         node.op_type
-        for part in described()
+        for part in session.get_provider_graph_assignment_info()
         if part.ep_name == _CPU
         for node in part.get_nodes()
         if node.op_type not in _OF_SHAPES

@@ -145,6 +145,7 @@ class OpenPlan:
         self._logger = logger
         self._runtime = runtime
         self._engine = engine
+        self._lock = threading.Lock()
 
     def bindings(self, name: str) -> tuple[Binding, ...]:
         """Inputs and outputs in the plan's order.
@@ -167,8 +168,9 @@ class OpenPlan:
 
     def context(self) -> Any:
         """A new execution context; EngineError when the GPU has not enough memory for it."""
-        self._logger.errors.clear()
-        context = self._create_context()
+        with self._lock:  # the vendor does not say that threads may do this at once
+            self._logger.errors.clear()
+            context = self._create_context()
         if context is None:
             raise EngineError(f"TensorRT cannot make an execution context: {self.errors()}")
         return context
