@@ -16,8 +16,14 @@ import torch
 from onnx import ModelProto, inliner, shape_inference
 from torch import nn
 
+from calibration.lint import lint_quantized
+from calibration.quantize import quantize
 from calibration.samples import SampleSet, samples_from_photographs
 from edgevis import EnrolmentError, InputError, Predictor, Segmentation, models
+from export import targets
+from export.autocast import half_from_float
+from export.profiles import Wanted, profiles_of
+from export.stand_in import StandIn
 from runtime import backends
 from runtime.arrays import Array
 from runtime.bundle import Bundle
@@ -25,7 +31,6 @@ from runtime.parity import TOLERANCES, compare_rows, settle_flips
 from runtime.session import Session
 from runtime.spec import Deployment, Graph
 from runtime.tensorrt.compiler import build_engine
-from runtime.tensorrt.spec import BuildSpec
 
 from built import SMALL, small_bundle
 from bundles import needs_openvino
@@ -36,6 +41,7 @@ NODES = {"afl-net": ("CrossAttention", 4), "hsnet-hm": ("HybridMask", 3)}
 # Batch and shots: one image, any number, the largest batch, several shots.
 SIZES = ((1, 1), (2, 1), (3, 2), (8, 1))
 MAX_RANK = 5
+FLOAT16_MIN_COSINE = 0.999
 
 # All tests of one model run in one worker, which builds its bundle once.
 each_model = pytest.mark.parametrize(
@@ -189,20 +195,37 @@ def test_engines_compute_what_pytorch_computes(name: str, bundle: Bundle) -> Non
 
 
 @each_model
-def test_tensorrt_parses_and_builds_it(name: str, bundle: Bundle) -> None:
-    """With TensorRT-RTX, which needs no GPU for that; one engine for batches 1 to 8."""
+def test_tensorrt_builds_it_in_every_precision(name: str, bundle: Bundle, tmp_path: Path) -> None:
+    """With TensorRT-RTX, which needs no GPU for that, as the GPU targets cast and quantise the graphs.
+
+    The very graphs are run by ONNX Runtime: in float16 they compute what the float32 ones do.
+    """
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX has wheels for x86-64 only")
+    target = targets.load("rtx")
+    deployment = bundle.manifest.deployment
+    profiles = profiles_of(deployment, Wanted(), usual_batch=target.usual_batch)
     for graph, model in graphs_of(bundle):
-        profile = {
-            tensor.name: (
-                shape_of(tensor.shape, 1, 1),
-                shape_of(tensor.shape, 1, 1),
-                shape_of(tensor.shape, 8, 4),
-            )
-            for tensor in graph.inputs
-        }
-        spec = BuildSpec(profile, compute_capabilities=("SM86",))
-        assert len(build_engine(model.SerializeToString(), spec, flavour="tensorrt_rtx").plan) > 1000
+        feeds = [inputs_of(graph, 1, 1)]
+        half = half_from_float(model, feeds)
+        quantized = half_from_float(quantize(model, feeds), feeds)
+        lint_quantized(quantized)
+        wanted, found = run(model, feeds[0], tmp_path), run(half, feeds[0], tmp_path)
+        for key, array in found.items():
+            assert compare_rows(wanted[key], array)[1].mean() > FLOAT16_MIN_COSINE, (graph.name, key)
+        assert any((wanted[key] != array).any() for key, array in found.items()), "float16 rounds"
+        run(quantized, feeds[0], tmp_path)
+        for precision, made in (("fp16", half), ("int8", quantized)):
+            spec = target.spec(profiles[graph.name], precision)
+            assert spec.compute_capabilities == ("SM80", "SM86", "SM89", "SM120")
+            assert len(build_engine(made.SerializeToString(), spec, flavour="tensorrt_rtx").plan) > 1000
+
+
+def run(model: ModelProto, feed: Mapping[str, Array], folder: Path) -> dict[str, Array]:
+    """What ONNX Runtime makes of it; no value may be infinite or NaN."""
+    onnx.save(model, folder / "model.onnx")
+    made = StandIn(folder / "model.onnx").run(feed)
+    assert all(np.isfinite(array).all() for array in made.values())
+    return made
 
 
 @each_model
