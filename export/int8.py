@@ -92,7 +92,10 @@ def calibrate(
         if found is None:
             found = measure_ranges(prepared[name], feeds(name), recipe)
             if folder is not None:
-                cache.store(folder, entry, found)
+                try:
+                    cache.store(folder, entry, found)
+                except OSError as error:  # a full disk, say: the build goes on without
+                    notes[name] += f", and not kept: {error}"
         ranges[name] = found
     return Calibrated(prepared, ranges, notes)
 
