@@ -1,9 +1,27 @@
 """INT8 graphs for the backends of a target: calibrated, the harmful layers put back to float, all measured.
 
 Each backend gets a graph of its own, because each rounds and fuses in its own way: OSNet x0.25's embeddings of one
-Q/DQ graph by ONNX Runtime and by OpenVINO 2026.4 differ by a cosine of 0.998, and OpenVINO, given a graph of
-EPRI-Net in which only the inputs of layers are rounded and a batch that is not fixed, computes another result (cosine
-0.757) than with a fixed batch or as ONNX Runtime does (0.999). So every graph is tried in the engine that it is for.
+Q/DQ graph by ONNX Runtime and by OpenVINO 2026.4 differ by a cosine of 0.998. So every graph is tried in the engine
+that it is for, at the batch sizes that it is for.
+
+EfficientNet-b0 (EPRI-Net, random weights, 384x192) is what this was hard for. Rounding is not what ruins it: in ONNX
+Runtime the embedding keeps a mean cosine of 0.998 to 0.999 however it is quantised. What does is OpenVINO 2026.4, which
+given a graph with only the inputs of layers rounded and a batch that is not fixed computes something else: 0.757; with
+a fixed batch, or with the outputs of convolutions rounded too, 0.999. The cure is to try both placements of Q/DQ in the
+engine. Squeeze-and-excitation stays float by rule (32 convolutions, hardly any work). Drop 0.001, no layer back in
+float; 17.5 ms where BF16 takes 20.6 ms and FP32 38.1 ms.
+
+NNCF 3.4 (post-training quantisation to OpenVINO IR, asymmetric activations, fast bias correction) was measured beside
+this as the engine's native way, on one thread, batch not fixed, all layers in INT8; it won nowhere and is not used:
+
+=============================  ==================  ==================  ===================
+one image, ms / mean cosine    OSNet x0.25         MobileNetV2         EPRI-Net
+=============================  ==================  ==================  ===================
+FP32                           2.72                7.11                64.0
+Q/DQ, inputs rounded           2.35 / 0.989        3.55 / 0.9921       28.3 / see above
+NNCF, preset performance       2.94 / 0.966        3.66 / 0.9925       40.6 / below 0.1
+NNCF, preset mixed             2.76 / 0.960        3.70 / 0.9858       40.1 / below 0.1
+=============================  ==================  ==================  ===================
 """
 
 from __future__ import annotations
@@ -158,8 +176,10 @@ def int8_graphs(
 ) -> tuple[dict[str, dict[str, ModelProto]], tuple[Int8Search, ...]]:
     """For each backend the graphs with as many layers in INT8 as ``max_drop`` lets be, and how they were found.
 
-    Of the two placements of Q/DQ the faster one is taken, where it can be timed; one that loses more than the other by
-    more than ``max_drop`` is not.
+    Of the two placements of Q/DQ the one that loses less is taken, with no layer put back; where they lose about the
+    same, within a quarter of ``max_drop``, the faster one, if it can be timed. (When a difference of one decision in 128
+    was let pass here, OSNet x0.25 with the weights that ship lost 0.013 and 0.008 of mAP on PKU-Reid in ONNX Runtime and
+    OpenVINO; now it loses 0.000 and 0.002.)
 
     Args:
         calibrated: What was measured.
@@ -191,7 +211,7 @@ def int8_graphs(
             trial = replace(recipe, placement=placement)
             naive[placement] = runner.measure(_graphs(calibrated, trial, frozenset()))
         least = min(drop for drop, _ in naive.values())
-        fitting = [placement for placement, (drop, _) in naive.items() if drop <= least + max_drop]
+        fitting = [placement for placement, (drop, _) in naive.items() if drop <= least + max_drop / 4]
         chosen = min(fitting, key=lambda placement: naive[placement][1 if own else 0])
         trial = replace(recipe, placement=chosen)
 

@@ -31,9 +31,10 @@ def test_osnet_finds_persons_as_well_as_it_is_known_to(osnet: Path) -> None:
     for engine in ("onnxruntime-fp32", "openvino-fp32"):
         assert found[engine].rank_1 == pytest.approx(OSNET_RANK_1, abs=0.005)
         assert found[engine].mean_ap == pytest.approx(OSNET_MEAN_AP, abs=0.005)
-    # What INT8 costs is the build's to say; here only that the engine still does what it is for.
+    # Within a point; of 160 queries one more, because a search on another processor may end with other layers.
     for engine in ("onnxruntime-int8", "openvino-int8"):
-        assert found[engine].mean_ap > OSNET_MEAN_AP - 0.1
+        assert found[engine].rank_1 > OSNET_RANK_1 - 0.01 - 1 / 160
+        assert found[engine].mean_ap > OSNET_MEAN_AP - 0.01
 
 
 def test_mobilenetv2_learns_groceries_from_few_shots(tmp_path_factory: pytest.TempPathFactory) -> None:
