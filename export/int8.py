@@ -177,9 +177,9 @@ def int8_graphs(
     """For each backend the graphs with as many layers in INT8 as ``max_drop`` lets be, and how they were found.
 
     Of the two placements of Q/DQ the one that loses less is taken, with no layer put back; where they lose about the
-    same, within a quarter of ``max_drop``, the faster one, if it can be timed. (When a difference of one decision in 128
-    was let pass here, OSNet x0.25 with the weights that ship lost 0.013 and 0.008 of mAP on PKU-Reid in ONNX Runtime and
-    OpenVINO; now it loses 0.000 and 0.002.)
+    same, within a quarter of ``max_drop``, the faster one, if it can be timed. (When a difference of one decision in
+    128 was let pass here, OSNet x0.25 with the weights that ship lost 0.013 and 0.008 of mAP on PKU-Reid in ONNX
+    Runtime and OpenVINO; now it loses 0.000 and 0.002.)
 
     Args:
         calibrated: What was measured.
