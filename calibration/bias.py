@@ -19,8 +19,8 @@ from calibration.sessions import open_session
 from runtime.arrays import Array
 
 _SUFFIX = "_int8_branch"
-# Of the operators with a bias: the axes over which the mean of one channel is taken.
-_AXES = {"Conv": (0, 2, 3), "Gemm": (0,)}
+# The operators with a bias; the channels of their results are axis 1.
+_OPERATORS = ("Conv", "Gemm")
 
 
 def mean_shifts(
@@ -55,19 +55,20 @@ def _with_branches(model: ModelProto, layers: Collection[str]) -> tuple[ModelPro
     """The model with a second copy of each layer beside it, and the tensor that holds its mean difference."""
     made = ModelProto()
     made.CopyFrom(model)
-    constants = {tensor.name for tensor in made.graph.initializer}
+    ranks = {tensor.name: len(tensor.dims) for tensor in made.graph.initializer}
     nodes: list[NodeProto] = []
     means: dict[str, str] = {}
     for node in made.graph.node:
         nodes.append(node)
-        if node.name not in layers or node.op_type not in _AXES or node.input[1] not in constants:
+        if node.name not in layers or node.op_type not in _OPERATORS or node.input[1] not in ranks:
             continue
+        rank = ranks[node.input[1]]  # of the weight, and as that of the result
         copy = NodeProto.FromString(node.SerializeToString())
         copy.name += _SUFFIX
         result, difference = f"{node.output[0]}{_SUFFIX}", f"{node.output[0]}{_SUFFIX}_difference"
         copy.output[0] = result
         means[node.name] = f"{node.output[0]}{_SUFFIX}_mean"
-        axes = f"{_SUFFIX}_axes_{node.op_type}"
+        axes = f"{_SUFFIX}_axes_{rank}"
         nodes += [
             copy,
             helper.make_node("Sub", [node.output[0], result], [difference]),
@@ -76,6 +77,7 @@ def _with_branches(model: ModelProto, layers: Collection[str]) -> tuple[ModelPro
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del made.graph.node[:]
     made.graph.node.extend(copies)
-    for operator, axes_of in _AXES.items():
-        made.graph.initializer.append(numpy_helper.from_array(np.array(axes_of), f"{_SUFFIX}_axes_{operator}"))
+    for rank in set(ranks.values()):  # those that no node reads do no harm
+        axes_of = np.array([axis for axis in range(rank) if axis != 1], np.int64)
+        made.graph.initializer.append(numpy_helper.from_array(axes_of, f"{_SUFFIX}_axes_{rank}"))
     return made, means

@@ -161,7 +161,7 @@ def test_datacenter_has_a_triton_repository(built: Mapping[str, tuple[Bundle, Re
 def test_stages(built: Mapping[str, tuple[Bundle, Recorder]]) -> None:
     recorder = built["jetson"][1]
     assert recorder.stages == [
-        "weights", "samples", "onnx", "reference", "calibrate", "autocast", "compile", "parity",
+        "weights", "samples", "onnx", "reference", "calibrate", "layers", "search", "autocast", "compile", "parity",
     ]  # fmt: skip
     if not runs_here("jetson", "tensorrt"):
         assert recorder.details["parity"] == (
