@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +42,22 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEVIS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def _seed_torch(name: str) -> None:
+    """The same random weights and inputs in every run, whatever ran before; the runtime's tests run without PyTorch."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(zlib.crc32(name.encode()))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> None:
+    _seed_torch(fixturedef.argname)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    _seed_torch(item.name)
 
 
 @pytest.fixture(scope="session")
