@@ -127,6 +127,31 @@ def _parser() -> argparse.ArgumentParser:
                 "max": " (default: the model's largest batch, which it sets, too)",
             }[flag],
         )
+    parser.add_argument(
+        "--workspace",
+        metavar="MIB",
+        type=_mebibytes,
+        help="the most device memory that a layer of a TensorRT plan may take for scratch (default: jetson 2048, "
+        "datacenter all)",
+    )
+    parser.add_argument(
+        "--optimization-level",
+        metavar="N",
+        type=int,
+        choices=range(6),
+        help="0 to 5: how long TensorRT searches for fast kernels (default: TensorRT's own)",
+    )
+    parser.add_argument(
+        "--version-compatible",
+        action="store_true",
+        help="later releases of TensorRT may load the plan of an earlier one; it may be slower",
+    )
+    parser.add_argument(
+        "--hardware-compatible",
+        action="store_true",
+        help="one plan for all GPUs from Ampere on, for a cache that a mixed fleet shares; it may be slower. "
+        "datacenter only",
+    )
     parser.add_argument("--output", metavar="PATH", type=Path, help="the bundle (default: bundles/NAME.edgevis)")
     parser.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
@@ -155,6 +180,12 @@ def _share(text: str) -> float:
     return value
 
 
+def _mebibytes(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 1 << 20):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of MiB; allowed: 1 to {1 << 20}")
+    return int(text) << 20
+
+
 def _option(text: str) -> tuple[str, str | int]:
     name, equals, value = text.partition("=")
     if not (name and equals and value):
@@ -170,6 +201,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from edgevis import models  # torch takes a second or two: --help need not wait for it
     from export.pipeline import UNTRAINED, Request, build_bundle
     from export.profiles import Wanted
+    from export.targets import PlanSettings
 
     entry = models.entry(arguments.model)
     output = arguments.output or Path("bundles", f"{arguments.model}{SUFFIX}")
@@ -192,6 +224,12 @@ def _build(arguments: argparse.Namespace) -> int:
             max_drop=arguments.max_drop,
             cache=None if arguments.no_cache else arguments.cache,
             choose=_AUTO in named,
+            settings=PlanSettings(
+                workspace_bytes=arguments.workspace,
+                optimization_level=arguments.optimization_level,
+                version_compatible=arguments.version_compatible,
+                hardware_compatible=arguments.hardware_compatible,
+            ),
         ),
         reporter,
     )

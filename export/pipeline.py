@@ -35,7 +35,7 @@ from export.compilers import graph_path
 from export.onnx import onnx_from_module
 from export.profiles import Profiles, Wanted, limited, profiles_of
 from export.reference import affordable, calibration_feeds, golden_of, golden_rows, needs_masks, reference_of
-from export.targets import Target
+from export.targets import NOTHING_ASKED, PlanSettings, Target
 from export.triton import FOLDER as TRITON
 from export.triton import write_repository
 from export.verify import embedding_output, machine_name, prove_engines
@@ -45,6 +45,7 @@ from runtime.errors import ExportError
 from runtime.jsondata import to_json
 from runtime.manifest import Calibration, EngineRecord, Manifest, Weights
 from runtime.spec import Deployment, Precision
+from runtime.tensorrt.spec import BuildSpec
 from runtime.threshold import Impostors
 
 UNTRAINED = (
@@ -89,6 +90,7 @@ class Request:
         cache: Where measured ranges are kept between builds; None for nowhere.
         choose: Build ``precisions``, or all that the target has and this machine can run, and keep the fastest
             engine that loses no more than ``max_drop`` and, to fall back to, the fastest FP32 engine.
+        settings: Of plans, where the target has them.
     """
 
     entry: ModelEntry
@@ -104,6 +106,7 @@ class Request:
     max_drop: float = DEFAULT_MAX_DROP
     cache: Path | None = None
     choose: bool = False
+    settings: PlanSettings = NOTHING_ASKED
 
 
 def build_bundle(request: Request, progress: Progress) -> Bundle:
@@ -119,6 +122,7 @@ def build_bundle(request: Request, progress: Progress) -> Bundle:
             f"the target {request.target!r} has engines for any shape; leave --min-shapes, --opt-shapes and "
             "--max-shapes out"
         )
+    target.check(request.settings)
     for precision in precisions:
         for name in target.compilers[precision]:
             compilers.load(name).check()  # a missing package is better found now than after minutes of work
@@ -192,7 +196,7 @@ def _build(
     progress.begin("weights")
     module, weights = _load(request)
     deployment = models.deployment_of(request.entry, module)
-    profiles = None
+    profiles: Mapping[str, Profiles] = {}
     if target.profiled:
         profiles = profiles_of(deployment, request.shapes, usual_batch=target.usual_batch)
         deployment = limited(deployment, profiles)
@@ -231,7 +235,11 @@ def _build(
     if set(precisions) & set(target.autocast):
         _autocast(graphs, target, module, deployment, to_calibrate, progress)
 
-    records = _compile(graphs, target, profiles, folder, progress)
+    specs = {
+        precision: {graph: target.spec(shapes, precision, request.settings) for graph, shapes in profiles.items()}
+        for precision in (precisions if profiles else ())
+    }
+    records = _compile(graphs, target, specs, folder, progress)
 
     progress.begin("parity")
     here = [record for record in records if target.runs_here(record.backend)]
@@ -443,7 +451,7 @@ def _autocast(
 def _compile(
     graphs: Mapping[tuple[str, Precision], Mapping[str, ModelProto]],
     target: Target,
-    profiles: Mapping[str, Profiles] | None,
+    specs: Mapping[Precision, Mapping[str, BuildSpec]],
     folder: Path,
     progress: Progress,
 ) -> list[EngineRecord]:
@@ -452,9 +460,12 @@ def _compile(
     for number, (name, precision) in enumerate(graphs, start=1):
         files = {}
         for graph, model in graphs[name, precision].items():
-            spec = None if profiles is None else target.spec(profiles[graph], precision)
             path = compilers.load(name).engine_from_onnx(
-                model, graph=graph, precision=precision, bundle=folder, spec=spec
+                model,
+                graph=graph,
+                precision=precision,
+                bundle=folder,
+                spec=specs[precision][graph] if specs else None,
             )
             files[graph] = path.relative_to(folder).as_posix()
         records.append(EngineRecord(name, precision, target.device, files))

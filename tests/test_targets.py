@@ -22,6 +22,7 @@ from export import targets
 from export.build import main
 from export.pipeline import Request, build_bundle
 from export.profiles import Wanted, limited, parsed_shapes, profiles_of
+from export.targets import PlanSettings
 from export.verify import prove_engines
 from runtime.bundle import Bundle
 from runtime.errors import (
@@ -29,6 +30,7 @@ from runtime.errors import (
     InputError,
     MissingDependencyError,
     ParityError,
+    SchemaError,
     UnavailableError,
 )
 from runtime.manifest import EngineRecord
@@ -68,6 +70,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, folder_of_pictures: Path) ->
             target=name,
             calibration_data=folder_of_pictures,
             shapes=Wanted(largest={"image": (4, 3, HEIGHT, WIDTH)}),
+            settings=PlanSettings(optimization_level=2 if name == "jetson" else None),
         )
         try:
             made[name] = build_bundle(request, recorder), recorder
@@ -133,6 +136,7 @@ def test_graphs_are_typed_and_have_their_build_spec(built: Mapping[str, tuple[Bu
         usual = {"jetson": 1, "datacenter": 4}[target]  # of the 8 that are usual there only 4 are allowed
         assert spec.profiles == {"image": ((1, *image), (usual, *image), (4, *image))}
         assert spec.tf32 == (record.precision != "fp32")
+        assert spec.optimization_level == (2 if target == "jetson" else None)
         assert not spec.compute_capabilities
         assert spec_path(path).relative_to(bundle.path).as_posix() in bundle.manifest.files
 
@@ -332,9 +336,40 @@ def test_shapes_for_a_target_without_profiles(tmp_path: Path) -> None:
         build_bundle(Request(tiny_entry(), tmp_path / "x.edgevis", shapes=wanted), Recorder())
 
 
+SHAPES = {"x": ((1, 4), (2, 4), (8, 4))}
+ASKED = PlanSettings(1 << 20, optimization_level=1, version_compatible=True, hardware_compatible=True)
+
+
+def test_plan_settings_take_the_place_of_the_targets_own() -> None:
+    target = targets.load("datacenter")
+    target.check(ASKED)
+    spec = target.spec(SHAPES, "fp16", ASKED)
+    assert spec == BuildSpec(SHAPES, 1 << 20, (), True, True, True, 1)
+    jetson = targets.load("jetson")
+    assert jetson.spec(SHAPES, "fp32", PlanSettings(optimization_level=0)).workspace_bytes == jetson.workspace_bytes
+    with pytest.raises(SchemaError, match=r"optimization_level is 6, allowed 0\.\.5"):
+        target.spec(SHAPES, "fp16", PlanSettings(optimization_level=6))
+
+
+@pytest.mark.parametrize(
+    ("target", "asked", "message"),
+    [
+        ("jetson", ASKED, "hardware compatible cannot be set for this target; it has workspace bytes, optimization"),
+        ("rtx", PlanSettings(version_compatible=True), "version compatible cannot be set for this target; it has no"),
+        ("cpu", PlanSettings(workspace_bytes=1), "workspace bytes cannot be set for this target; it has no such"),
+    ],
+)
+def test_plan_settings_without_effect_are_refused(
+    target: str, asked: PlanSettings, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        build_bundle(Request(tiny_entry(), tmp_path / "x.edgevis", target=target, settings=asked), Recorder())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--hardware-compatible"], "hardware compatible cannot be set for this target"),
         (["--max-shapes", "image:4x3x256"], "'image' has the shape 4x3x256; graph 'embed' takes Nx3x256x128"),
         (["--opt-shapes", "picture:1x3"], "--opt-shapes: the model has no input 'picture'"),
         (["--min-shapes", "image"], "'image' is not a shape; write NAME:1x3x256x128"),

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from runtime.cachefolder import cache_folder
+from runtime.cuda import DeviceInfo
 from runtime.errors import CompileError, EngineError
+from runtime.tensorrt.backend import plan_key
 from runtime.tensorrt.cache import PlanCache, PlanKey
 from runtime.tensorrt.compiler import Built, build_engine
 from runtime.tensorrt.spec import BuildSpec
@@ -293,6 +295,26 @@ def test_a_real_plan_survives_the_cache(cache: PlanCache) -> None:
     again = cache.get(key, build=must_not_build, open_plan=same)
     assert again.opened == built.opened
     assert again.size_bytes > 10_000
+
+
+@pytest.mark.skipif(not installed("tensorrt_rtx_bindings"), reason="TensorRT-RTX has wheels for x86-64 only")
+def test_compatible_plans_are_shared() -> None:
+    """By the GPUs and the versions that can open them, and by no others."""
+    a100, l4, t4 = (
+        DeviceInfo(name, capability, "CUDA 13.0", integrated=False)
+        for name, capability in (("A100", (8, 0)), ("L4", (8, 9)), ("T4", (7, 5)))
+    )
+
+    def key(gpu: DeviceInfo, **flags: bool) -> PlanKey:
+        shapes = ((1, 4), (1, 4), (8, 4))
+        return plan_key(b"onnx", BuildSpec({"x": shapes}, **flags), "tensorrt_rtx", gpu)  # type: ignore[arg-type]
+
+    assert key(a100) != key(l4)
+    assert key(a100, hardware_compatible=True) == key(l4, hardware_compatible=True) != key(a100)
+    assert key(t4, hardware_compatible=True) != key(l4, hardware_compatible=True), "Turing is before Ampere"
+    assert key(t4, hardware_compatible=True).device == "T4"
+    assert key(a100).version.startswith("1.7")
+    assert key(a100, version_compatible=True).version == "1"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from calibration.quantize import Recipe
@@ -14,6 +14,28 @@ from runtime.discovery import load_from, names_in
 from runtime.errors import ExportError, MissingDependencyError, UnavailableError, UnknownBackendError
 from runtime.spec import Precision
 from runtime.tensorrt.spec import BuildSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSettings:
+    """What is asked of plans besides shapes; the fields are :class:`runtime.tensorrt.spec.BuildSpec`'s.
+
+    None and False are what the target or TensorRT does unasked.
+    """
+
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+
+    @property
+    def asked(self) -> dict[str, int | bool]:
+        """Those that were set."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in values.items() if value is not None and value is not False}
+
+
+NOTHING_ASKED = PlanSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +54,7 @@ class Target:
         profiled: Whether its engines are built for a range of shapes.
         usual_batch: The batch that engines are tuned for unless the build is told.
         workspace_bytes: The most device memory that an engine's layer may take for scratch; None is all there is.
+        settings: The fields of :class:`PlanSettings` that have an effect on its plans.
         triton: Whether the bundle also holds a model repository for Triton Inference Server.
         compute_capabilities: The GPUs that engines are built for ahead of time; empty where they are built on them.
     """
@@ -46,17 +69,32 @@ class Target:
     profiled: bool = False
     usual_batch: int = 1
     workspace_bytes: int | None = None
+    settings: tuple[str, ...] = ()
     triton: bool = False
     compute_capabilities: tuple[str, ...] = ()
 
-    def spec(self, profiles: Profiles, precision: Precision) -> BuildSpec:
-        """How the engine of one graph shall be built."""
-        return BuildSpec(
+    def spec(self, profiles: Profiles, precision: Precision, settings: PlanSettings = NOTHING_ASKED) -> BuildSpec:
+        """How the engine of one graph shall be built.
+
+        Raises:
+            SchemaError: A setting is out of range.
+        """
+        own = BuildSpec(
             profiles,
             workspace_bytes=self.workspace_bytes,
             compute_capabilities=self.compute_capabilities,
             tf32=precision != "fp32",  # with TF32 an FP32 engine would miss its tolerance
         )
+        return replace(own, **settings.asked)  # type: ignore[arg-type]  # the names are the same, and so the types
+
+    def check(self, settings: PlanSettings) -> None:
+        """Refuse a setting that would change nothing; ExportError names those that the target has."""
+        for name in settings.asked:
+            if name not in self.settings:
+                raise ExportError(
+                    f"{name.replace('_', ' ')} cannot be set for this target; it has "
+                    + (", ".join(self.settings).replace("_", " ") or "no such settings")
+                )
 
     def runs_here(self, backend: str) -> bool:
         """Whether engines of that backend can be run, and so proved, on this machine."""

@@ -18,5 +18,6 @@ TARGET = Target(
     autocast=("int8", "fp16"),
     profiled=True,
     usual_batch=8,
+    settings=("workspace_bytes", "optimization_level", "version_compatible", "hardware_compatible"),
     triton=True,
 )

@@ -17,5 +17,6 @@ TARGET = Target(
     autocast=("int8", "fp16"),
     profiled=True,
     usual_batch=1,
+    settings=("workspace_bytes", "optimization_level", "version_compatible"),  # JetPack has no hardware compatibility
     workspace_bytes=2 << 30,  # the smallest Orin has 8 GB for the processor and the GPU together
 )

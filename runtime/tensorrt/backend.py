@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from runtime.cuda import Device, open_device
+from runtime.cuda import Device, DeviceInfo, open_device
 from runtime.errors import CompileError, EngineError, SchemaError, UnknownBackendError
 from runtime.tensorrt import vendor
 from runtime.tensorrt.cache import Found, PlanCache, PlanKey
@@ -13,6 +15,8 @@ from runtime.tensorrt.compiler import build_engine
 from runtime.tensorrt.engine import OpenPlan, PlanEngine, open_plan
 from runtime.tensorrt.spec import MAX_SPEC_BYTES, BuildSpec, spec_path
 from runtime.tensorrt.vendor import Flavour
+
+T = TypeVar("T")
 
 PLAN = ".plan"
 """The suffix of a plan that was built ahead of time; any other file is a graph, and a plan is built from it here."""
@@ -61,29 +65,26 @@ def plan_bytes(path: Path, flavour: Flavour) -> bytes:
     try:
         onnx, spec = path.read_bytes(), _read_spec(path)
         with device.current():
-            return (
-                PlanCache()
-                .get(
-                    plan_key(onnx, spec, flavour, device),
-                    build=lambda times: build_engine(onnx, spec, flavour=flavour, timing_cache=times),
-                    open_plan=bytes,
-                )
-                .opened
-            )
+            return _cached(onnx, spec, flavour, device, bytes).opened
     except (OSError, CompileError, SchemaError) as error:
         raise EngineError(f"{flavour} cannot open {path.name}: {error}") from error
 
 
-def plan_key(onnx: bytes, spec: BuildSpec, flavour: Flavour, device: Device) -> PlanKey:
+def plan_key(onnx: bytes, spec: BuildSpec, flavour: Flavour, gpu: DeviceInfo) -> PlanKey:
     """What a plan for this machine depends on."""
+    version, sm, name = vendor.version(flavour), gpu.sm, gpu.name
+    if spec.version_compatible:
+        version = version.partition(".")[0]  # an earlier release cannot open it: then it is built again by that one
+    if spec.hardware_compatible and gpu.compute_capability >= (8, 0):
+        sm, name = "SM80", "any from Ampere on"
     return PlanKey(
         onnx_sha256=hashlib.sha256(onnx).hexdigest(),
         spec=spec.dumps(),
         flavour=flavour,
-        version=vendor.version(flavour),
-        sm=device.info.sm,
-        device=device.info.name,
-        driver=device.info.driver,
+        version=version,
+        sm=sm,
+        device=name,
+        driver=gpu.driver,
     )
 
 
@@ -95,16 +96,19 @@ def _open(path: Path, flavour: Flavour, device: Device) -> Found[OpenPlan]:
     try:
         if path.suffix == PLAN:
             return Found(open_plan(data, flavour), False, 0.0, "", len(data))
-        return _from_graph(data, _read_spec(path), flavour, device)
+        spec = _read_spec(path)
+        return _cached(
+            data, spec, flavour, device, lambda plan: open_plan(plan, flavour, host_code=spec.version_compatible)
+        )
     except (EngineError, CompileError, SchemaError) as error:
         raise EngineError(f"{flavour} cannot open {path.name}: {error}") from error
 
 
-def _from_graph(onnx: bytes, spec: BuildSpec, flavour: Flavour, device: Device) -> Found[OpenPlan]:
+def _cached(onnx: bytes, spec: BuildSpec, flavour: Flavour, device: Device, opened: Callable[[bytes], T]) -> Found[T]:
     return PlanCache().get(
-        plan_key(onnx, spec, flavour, device),
+        plan_key(onnx, spec, flavour, device.info),
         build=lambda timing_cache: build_engine(onnx, spec, flavour=flavour, timing_cache=timing_cache),
-        open_plan=lambda plan: open_plan(plan, flavour, host_code=spec.version_compatible),
+        open_plan=opened,
     )
 
 
