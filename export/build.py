@@ -12,12 +12,13 @@ from typing import Any, get_args
 
 from calibration.cache import default_folder
 from calibration.ranges import Method
-from export.candidates import DEFAULT_MAX_DROP, candidates_table, search_text, summary_text
+from export.candidates import DEFAULT_MAX_DROP, summary_text
 from export.reporter import Reporter
 from runtime.bundle import SUFFIX, Bundle
+from runtime.candidates import measured_text
 from runtime.errors import EdgevisError
 from runtime.jsondata import to_json
-from runtime.manifest import EngineRecord, Manifest
+from runtime.manifest import EngineRecord
 from runtime.parity import DISTANCE_HEADERS, NOT_YET_PROVED, decisions_text, distance_cells
 from runtime.spec import Precision
 from runtime.text import text_table
@@ -241,7 +242,10 @@ def _build(arguments: argparse.Namespace) -> int:
         reporter.write(_table(bundle.manifest.engines))
         if any(engine.proof is None for engine in bundle.manifest.engines):
             reporter.write(f"\n{NOT_YET_PROVED}\n")
-        reporter.write(_int8_table(bundle.manifest))
+        if text := measured_text(bundle.manifest):
+            reporter.write(f"\n{text}\n")
+        if summary := summary_text(bundle.manifest.candidates):
+            reporter.write(f"{summary}\n")
         if not bundle.manifest.weights.trained:
             reporter.write(f"\n{UNTRAINED}\n")
         reporter.write(f"\nnext: edgevis info {bundle.path}\n")
@@ -309,16 +313,6 @@ def _table(engines: Sequence[EngineRecord]) -> str:
         )
     headers = ("engine", *DISTANCE_HEADERS, "decisions", "ms/image", "shares enrolments")
     return f"\n{text_table(headers, rows)}\n"
-
-
-def _int8_table(manifest: Manifest) -> str:
-    """What was measured of the engines beside each other, where INT8 was among them."""
-    if manifest.calibration is None:
-        return ""
-    lines = [search_text(search) for search in manifest.calibration.searches]
-    if summary := summary_text(manifest.candidates):
-        lines.append(summary)
-    return "\n" + candidates_table(manifest.candidates) + "\n" + "".join(f"\n{line}" for line in lines) + "\n"
 
 
 def _summary(bundle: Bundle, seconds: float, size_bytes: int) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from runtime.errors import MissingDependencyError, UnavailableError
 from runtime.manifest import Candidate, EngineRecord, Int8Search, Proof
 from runtime.opening import open_graphs
 from runtime.spec import Deployment
-from runtime.text import text_table
 
 DEFAULT_MAX_DROP = 0.01
 """One decision of a hundred may change, and embeddings may turn by a mean cosine of 0.99. OSNet x0.25 within it lost
@@ -85,21 +84,6 @@ def drop_of_proof(proof: Proof) -> float:
     return max(lost, 0.0 if proof.decisions is None else 1.0 - proof.decisions.agreement, 0.0)
 
 
-def candidates_table(candidates: Sequence[Candidate]) -> str:
-    """The candidates as text."""
-    rows = [
-        (
-            item.engine,
-            "–" if item.latency_ms is None else f"{item.latency_ms:.2f}",
-            "–" if item.drop is None else f"{item.drop:.4f}",
-            item.verdict,
-            "yes" if item.kept else "no",
-        )
-        for item in candidates
-    ]
-    return text_table(("candidate", "ms/image", "drop", "verdict", "in the bundle"), rows)
-
-
 def summary_text(candidates: Sequence[Candidate]) -> str:
     """What became of INT8 where it does not win, in one sentence; empty where it does, or where there was none."""
     eights = [item for item in candidates if item.engine.endswith("-int8")]
@@ -110,17 +94,6 @@ def summary_text(candidates: Sequence[Candidate]) -> str:
     if not any(item.verdict == PASSES for item in eights):
         return f"no INT8 engine passes{instead}"
     return f"INT8 passes, and is not the fastest here{instead}"
-
-
-def search_text(search: Int8Search) -> str:
-    """What the search found for one backend, for a table or a line of progress."""
-    speed = ""
-    if search.latency_ms is not None and search.naive_latency_ms is not None:
-        speed = f", {search.naive_latency_ms:.2f} -> {search.latency_ms:.2f} ms"
-    return (
-        f"{search.backend}: {len(search.kept_float)} of {search.layers} layers back in float, "
-        f"drop {search.naive_drop:.4f} -> {search.drop:.4f}{speed} ({search.trials} trials)"
-    )
 
 
 def no_int8_text(search: Int8Search) -> str:

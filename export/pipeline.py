@@ -30,7 +30,7 @@ from edgevis import __version__, models
 from edgevis.models.entry import ModelEntry
 from export import compilers, int8, targets
 from export.autocast import half_from_float
-from export.candidates import DEFAULT_MAX_DROP, candidates_of, no_int8_text, search_text, unopenable
+from export.candidates import DEFAULT_MAX_DROP, candidates_of, no_int8_text, unopenable
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
 from export.profiles import Profiles, Wanted, limited, profiles_of
@@ -41,6 +41,7 @@ from export.triton import write_repository
 from export.verify import embedding_output, machine_name, prove_engines
 from runtime.arrays import Array, unit_rows, write_arrays
 from runtime.bundle import GOLDEN, Bundle, write_bundle
+from runtime.candidates import search_text
 from runtime.errors import ExportError
 from runtime.jsondata import to_json
 from runtime.manifest import Calibration, EngineRecord, Manifest, Weights

@@ -21,9 +21,10 @@ from calibration.sensitivity import LayerSensitivity, measure_sensitivity
 from edgevis import models
 from export import sensitivity as report
 from export.build import main
-from export.candidates import FASTEST, PASSES, candidates_of, candidates_table, drop_of_proof, summary_text
+from export.candidates import FASTEST, PASSES, candidates_of, drop_of_proof, summary_text
 from export.onnx import onnx_from_module
 from export.pipeline import Request, build_bundle
+from runtime.candidates import candidates_table
 from runtime.errors import ExportError
 from runtime.manifest import Decisions, EngineRecord, GraphParity, Manifest, Proof
 

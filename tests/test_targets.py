@@ -192,6 +192,9 @@ def test_info_and_verify_say_not_yet_proved(
     text = capsys.readouterr().out
     assert "tensorrt-fp16 (not yet proved)" in text
     assert "edgevis build-engine BUNDLE" in text
+    measured = text[text.index("When it was built:") :]
+    assert "candidate" in measured
+    assert "layers back in float" in measured
     assert edgevis(["info", bundle, "--json"]) == 0
     engine = json.loads(capsys.readouterr().out)["manifest"]["engines"][1]
     assert engine["proof"] is None

@@ -8,6 +8,7 @@ from dataclasses import replace
 from edgevis import BackendError
 from edgevis.cli._common import add_engine_arguments, open_predictor, print_json
 from runtime.bundle import Bundle
+from runtime.candidates import measured_text
 from runtime.finishing import with_local_proof
 from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord, Manifest
@@ -49,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(engine_table(manifest))
     if any(record.proof is None and record.graph_proof for record in manifest.engines):
         print(f"\n{NOT_YET_PROVED}")
+    if text := measured_text(manifest):
+        print(f"\nWhen it was built:\n{text}")
     return 0
 
 
