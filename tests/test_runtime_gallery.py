@@ -156,9 +156,7 @@ def test_impostor_scores_are_those_of_other_labels() -> None:
 def test_impostor_scores_of_a_large_gallery_are_sampled_over_all_labels() -> None:
     gallery = EmbeddedGallery(32, "nearest")
     gallery.replace({f"label {index}": unit(index, 2, 32) for index in range(2000)})
-    start = time.perf_counter()
     found = gallery.impostors
-    assert time.perf_counter() - start < 2.0
     assert found is not None
     assert found.pairs == 512 * 1999
     # The better one of two random unit vectors in 32 dimensions: mean 0.564 deviations of 1/sqrt(32).

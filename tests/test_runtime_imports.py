@@ -1,4 +1,4 @@
-"""What importing edgevis costs and brings, and that every public error is public."""
+"""What importing edgevis brings, and that every public error is public."""
 
 from __future__ import annotations
 
@@ -23,11 +23,9 @@ HEAVY = {"torch", "onnxruntime", "openvino", "onnx", "PIL", "matplotlib", "skima
 HEAVY |= {"tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "cuda", "pycuda"}
 
 _IMPORTED = """
-import json, sys, time
-start = time.perf_counter()
-import {module}
-seconds = time.perf_counter() - start
-print(json.dumps({{"seconds": seconds, "modules": sorted({{name.partition(".")[0] for name in sys.modules}})}}))
+import json, sys
+import edgevis
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
 """
 
 _WITHOUT = """
@@ -45,11 +43,10 @@ print("imported", len(sys.argv) - 1)
 """
 
 
-def test_importing_edgevis_imports_no_engine_and_no_torch_and_is_quick() -> None:
-    found = [json.loads(succeeded(run_python(_IMPORTED.format(module="edgevis")))) for _ in range(3)]
-    assert not HEAVY & set(found[0]["modules"])
-    assert {"numpy", "cv2", "runtime"} <= set(found[0]["modules"])
-    assert min(item["seconds"] for item in found) < 1.0
+def test_importing_edgevis_imports_no_engine_and_no_torch() -> None:
+    found = set(json.loads(succeeded(run_python(_IMPORTED))))
+    assert not HEAVY & found
+    assert {"numpy", "cv2", "runtime"} <= found
 
 
 def test_every_module_of_the_runtime_imports_where_there_is_no_torch() -> None:
