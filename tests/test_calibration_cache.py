@@ -110,13 +110,13 @@ def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 
 @pytest.mark.torch
-@needs_openvino
 def test_a_build_uses_it_and_says_so(tmp_path: Path) -> None:
     first = write_pictures(tmp_path / "people", pictures(32))
     other = write_pictures(tmp_path / "others", pictures(32, seed=5))
     request = Request(
         tiny_entry(),
         tmp_path / "tiny.edgevis",
+        target="jetson",  # on "cpu", of two graphs that lose the same the one is taken that was faster just then
         precisions=("int8",),
         calibration_data=first,
         cache=tmp_path / "cache",
@@ -126,7 +126,7 @@ def test_a_build_uses_it_and_says_so(tmp_path: Path) -> None:
         recorder = Recorder()
         bundle = build_bundle(replace(request, calibration_data=data, calibration=method), recorder)
         notes.append(recorder.details["calibrate"].partition("(")[2].partition(")")[0])
-        engines.append((bundle.path / "engines" / "onnxruntime-int8" / "embed.onnx").read_bytes())
+        engines.append((bundle.path / "engines" / "tensorrt-int8" / "embed.onnx").read_bytes())
     assert notes == [
         "never measured before",
         "from the cache",
