@@ -15,7 +15,6 @@ from calibration.quantize import Ranges
 from export.pipeline import Request, build_bundle
 
 from built import Recorder
-from bundles import needs_openvino
 from tiny_models import pictures, tiny_entry, write_pictures
 
 KEY = Key("tiny/embed", "00", "11", "22", "33", "44")
