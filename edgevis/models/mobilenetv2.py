@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgevis.layers.mbconv import DepthwiseSeparable, InvertedResidual, convolution, initialise
 from edgevis.models.entry import ModelEntry
+from edgevis.models.recipe import EpisodeRecipe
 from runtime.errors import ModelError
 from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
 
@@ -110,6 +111,20 @@ def mobilenetv2(*, num_classes: int = 1000) -> MobileNetV2:
     return MobileNetV2(num_classes=num_classes)
 
 
+# Fine-tuning of the published weights; the paper of the network has no few-shot training.
+_SMALL = EpisodeRecipe(
+    objective="local",
+    epochs=10,
+    steps_per_epoch=40,
+    optimizer="adamw",
+    learning_rate=1e-4,
+    weight_decay=1e-4,
+    schedule="cosine",
+    warm_up_epochs=1,
+    query=5,
+    episodes_per_step=2,
+)
+
 ENTRIES = (
     ModelEntry(
         name="mobilenetv2",
@@ -119,5 +134,6 @@ ENTRIES = (
         licence="Apache-2.0",
         parameters=3_504_872,
         classifier=("classifier.",),
+        recipes={"small": _SMALL},
     ),
 )
