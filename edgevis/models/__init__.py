@@ -143,12 +143,8 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
         WeightsError: The file cannot be read, or its tensors are not the model's; the message names them.
     """
     path = Path(path)
-    load_exactly(
-        model,
-        read_weights(path),
-        source=str(path),
-        hint="Create the model with the options that the checkpoint was made with",
-    )
+    hint = "Create the model with the options that the checkpoint was made with"
+    load_exactly(model, read_weights(path), source=str(path), hint=hint)
 
 
 @functools.cache

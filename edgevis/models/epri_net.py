@@ -251,7 +251,7 @@ def epri_net_pam(*, num_identities: int = 751) -> EPRINet:
 
 
 # Section IV.B, for weights that begin with ImageNet's. Its learning rates, 3.5e-6 to 3.5e-5, are a tenth of those of
-# FPB, from which it comes; --set learning_rate=3.5e-4 are those. Random patch is left out: the paper says no more of it.
+# FPB, from which it comes; --set learning_rate=3.5e-4 are those. Random patch is left out: the paper only names it.
 PAPER = IdentityRecipe(
     epochs=120,
     optimizer="adam",

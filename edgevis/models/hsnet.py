@@ -15,6 +15,7 @@ runtime computes them exactly and all switch at the same places.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -27,6 +28,7 @@ from edgevis.layers.masking import Masking, check_masking, masked_pyramid
 from edgevis.layers.resize import resize
 from edgevis.models._support_query import PRECISIONS, Backbone, SupportQueryModel, deployment, map_side
 from edgevis.models.entry import ModelEntry
+from edgevis.models.recipe import SupportQueryRecipe
 from edgevis.state_dict import load_exactly
 from runtime.errors import InputError, ModelError
 from runtime.spec import Deployment
@@ -382,13 +384,30 @@ def _support_shapes(side: int, depths: Sequence[int], channels: Sequence[int]) -
 
 DEPLOYMENT = _deployment(SIDE, _support_shapes(SIDE, (3, 4, 6, 3), (256, 512, 1024, 2048)))
 
+# HM, section 4 (implementation details): HSNet's Adam and constant rate, batch 20; an epoch is one pass over the
+# training images, and the best of up to 2000 is kept. Its PASCAL runs also change light and colour (photometric=0.4).
+PAPER = SupportQueryRecipe(epochs=2000, optimizer="adam", learning_rate=1e-3, batch=20)
+SMALL = replace(
+    PAPER, epochs=20, steps_per_epoch=40, batch=8, schedule="cosine", photometric=0.2, flip=True, test_episodes=200
+)
+
 _HSNET = "Min, Kang, Cho: Hypercorrelation Squeeze for Few-Shot Segmentation, ICCV 2021"
 _HM = "Moon, Sohn, Zhou, Yoon, Pavlovic, Khan, Kapadia: HM: Hybrid Masking for Few-Shot Segmentation, ECCV 2022"
 _PARAMETERS = 23_508_032 + 2_573_794
 
 
 def _entry(name: str, build: Callable[..., HSNet], paper: str = f"{_HSNET}; {_HM}") -> ModelEntry:
-    return ModelEntry(name, build, DEPLOYMENT, paper, "Apache-2.0", _PARAMETERS, deploy=_deploy, precisions=PRECISIONS)
+    return ModelEntry(
+        name,
+        build,
+        DEPLOYMENT,
+        paper,
+        "Apache-2.0",
+        _PARAMETERS,
+        deploy=_deploy,
+        precisions=PRECISIONS,
+        recipes={"paper": PAPER, "small": SMALL},
+    )
 
 
 ENTRIES = (

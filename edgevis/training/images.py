@@ -41,6 +41,5 @@ def shrunk(image: Image, short_side: int) -> Image:
     share = short_side / min(height, width)
     if share >= 1:
         return image
-    return cv2.resize(
-        image, (max(1, round(width * share)), max(1, round(height * share))), interpolation=cv2.INTER_AREA
-    )
+    size = (max(1, round(width * share)), max(1, round(height * share)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -71,8 +71,10 @@ def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
     recipe = _recipe(entry, request)
     fabric = _fabric(request)
     fabric.launch()
-    objective = tasks.load(entry.deployment.task).objective(
-        request.data, recipe, entry.deployment, options=request.options, seed=request.seed
+    with torch.device("meta"):  # what the options make of the deployment, without the weights
+        deployment = models.deployment_of(entry, models.module_from(entry, request.options))
+    objective = tasks.load(deployment.task).objective(
+        request.data, recipe, deployment, options=request.options, seed=request.seed
     )
     options = {**objective.model_options, **request.options}
     torch.manual_seed(request.seed)

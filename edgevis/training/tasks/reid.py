@@ -30,6 +30,9 @@ from runtime.images import Image
 from runtime.preprocess import Preprocessor
 from runtime.spec import Deployment
 
+Side = tuple[Array, Array, Array]
+"""Unit embeddings (N, d), identities (N,) and cameras (N,)."""
+
 _EMBED_BATCH = 32
 _NEIGHBOURS = 8
 _QUERIES_SHOWN = 6
@@ -141,9 +144,8 @@ class IdentityObjective:
         sides = []
         for part, images in zip(self._test, self._tests, strict=True):
             pictures = [images[index] for index in range(len(part))]
-            sides.append(
-                (_embeddings(model, self._preprocess, pictures), np.asarray(part.ids), np.asarray(part.cameras))
-            )
+            found = _embeddings(model, self._preprocess, pictures)
+            sides.append((found, np.asarray(part.ids), np.asarray(part.cameras)))
         figures, order = _ranked(sides[0], sides[1])
         return Evaluation("query against gallery", figures, {"neighbours": self._picture(order)})
 
@@ -195,9 +197,7 @@ def _embeddings(model: nn.Module, preprocess: Preprocessor, images: Sequence[Ima
     return unit_rows(np.concatenate(parts))
 
 
-def _ranked(
-    query: tuple[Array, Array, Array], gallery: tuple[Array, Array, Array]
-) -> tuple[dict[str, Measured], Array]:
+def _ranked(query: Side, gallery: Side) -> tuple[dict[str, Measured], Array]:
     """The figures, and for each query the gallery's positions, the nearest first."""
     distances = 1 - query[0] @ gallery[0].T
     curve, mean_ap = reid_ranking(distances, query[1], gallery[1], query[2], gallery[2])
