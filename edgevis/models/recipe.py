@@ -164,7 +164,7 @@ class SupportQueryRecipe(Recipe):
 
     Attributes:
         batch: Pairs of a support and a query image.
-        fold: Which quarter of the classes is kept for the test; -1 where the data say it themselves.
+        fold: 0 to 3: which quarter of the classes is kept for the test; None draws a fifth of them from the seed.
         photometric: Strength of the change of light and colour, 0..1.
         flip: Whether pairs are mirrored half the time.
         test_episodes: Of the evaluation.
@@ -172,7 +172,7 @@ class SupportQueryRecipe(Recipe):
     """
 
     batch: int = 20
-    fold: int = -1
+    fold: int | None = None
     photometric: float = 0.0
     flip: bool = False
     test_episodes: int = 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import cv2
+import numpy as np
 
 from runtime.images import Image
 
@@ -35,11 +36,17 @@ class ImageStore:
         return image
 
 
+def resized(image: Image, height: int, width: int) -> Image:
+    """The image at another size: areas averaged where it shrinks, linear where it grows."""
+    shrinks = image.shape[0] > height or image.shape[1] > width
+    made = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return made.astype(np.uint8, copy=False)
+
+
 def shrunk(image: Image, short_side: int) -> Image:
     """The image with its short side of at most so many pixels."""
     height, width = image.shape[:2]
     share = short_side / min(height, width)
     if share >= 1:
         return image
-    size = (max(1, round(width * share)), max(1, round(height * share)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return resized(image, max(1, round(height * share)), max(1, round(width * share)))

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import torch
@@ -25,6 +25,8 @@ from runtime.errors import InputError
 from runtime.jsondata import to_json
 
 REPORT = "report.json"
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Request:
     seed: int = 0
     devices: int = 1
     accelerator: str = "auto"
-    precision: str = "32-true"
+    precision: Precision = "32-true"
     workers: int = 0
 
 

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from edgevis.data.draw import below
+from edgevis.training.images import resized
 from runtime.images import Image
 
 _ATTEMPTS = 10
@@ -31,11 +32,11 @@ def resized_crop(image: Image, draw: random.Random, *, height: int, width: int, 
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= columns and 0 < h <= rows:
             top, left = below(draw, rows - h + 1), below(draw, columns - w + 1)
-            return _resized(image[top : top + h, left : left + w], height, width)
+            return resized(image[top : top + h, left : left + w], height, width)
     scale = min(rows / height, columns / width)
     h, w = max(1, round(height * scale)), max(1, round(width * scale))
     top, left = (rows - h) // 2, (columns - w) // 2
-    return _resized(image[top : top + h, left : left + w], height, width)
+    return resized(image[top : top + h, left : left + w], height, width)
 
 
 def shifted(image: Image, draw: random.Random, *, pad: int) -> Image:
@@ -43,7 +44,8 @@ def shifted(image: Image, draw: random.Random, *, pad: int) -> Image:
     if not pad:
         return image
     height, width = image.shape[:2]
-    padded = cv2.copyMakeBorder(image, pad, pad, pad, pad, cv2.BORDER_CONSTANT)
+    padded = np.zeros((height + 2 * pad, width + 2 * pad, 3), np.uint8)
+    padded[pad : pad + height, pad : pad + width] = image
     top, left = below(draw, 2 * pad + 1), below(draw, 2 * pad + 1)
     return padded[top : top + height, left : left + width]
 
@@ -77,8 +79,3 @@ def erased(image: Image, draw: random.Random, *, chance: float) -> Image:
             image[top : top + h, left : left + w] = noise
             break
     return image
-
-
-def _resized(image: Image, height: int, width: int) -> Image:
-    smaller = image.shape[0] > height
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)

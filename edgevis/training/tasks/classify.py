@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from edgevis.metrics import episode_accuracy
 from edgevis.models.recipe import EpisodeRecipe, Recipe, recipe_of
 from edgevis.training.images import ImageStore
 from edgevis.training.objective import Batch, Evaluation, Measured
+from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from edgevis.training.views import mirrored, relit, resized_crop
 from runtime.arrays import Array, unit_rows
 from runtime.errors import InputError
@@ -239,11 +239,9 @@ class EpisodeObjective:
         """A row for each class: what it was learned from, then what was asked for, framed by right or wrong."""
         rows = []
         for number, (learned, asked) in enumerate(zip(shots.tolist(), queries.tolist(), strict=True)):
-            tiles = [_tile(self._images[position], (160, 160, 160)) for position in learned]
-            tiles.append(np.full((tiles[0].shape[0], 12, 3), 255, np.uint8))
-            for position, answer in zip(asked, found[number].tolist(), strict=True):
-                tiles.append(_tile(self._images[position], (60, 170, 60) if answer == number else (60, 60, 220)))
-            rows.append(np.hstack(tiles))
+            given = [_tile(self._images[position], GIVEN) for position in learned]
+            answered = zip(asked, found[number].tolist(), strict=True)
+            rows.append(beside(given, [_tile(self._images[p], RIGHT if a == number else WRONG) for p, a in answered]))
         return np.vstack(rows)
 
 
@@ -262,12 +260,11 @@ def answers(learned: Array, asked: Array) -> Array:
     return found
 
 
-def _tile(image: Image, colour: tuple[int, int, int], side: int = 84, frame: int = 4) -> Image:
+def _tile(image: Image, colour: Colour, side: int = 84) -> Image:
     height, width = image.shape[:2]
     edge = min(height, width)
     top, left = (height - edge) // 2, (width - edge) // 2
-    inner = cv2.resize(image[top : top + edge, left : left + edge], (side, side), interpolation=cv2.INTER_AREA)
-    return cv2.copyMakeBorder(inner, frame, frame, frame, frame, cv2.BORDER_CONSTANT, value=colour)
+    return tile(image[top : top + edge, left : left + edge], colour, height=side, width=side)
 
 
 def _split(data: Path, recipe: EpisodeRecipe, seed: int) -> tuple[LabelledImages, Split]:

@@ -33,7 +33,9 @@ from edgevis.data.masks import read_class_ids
 from edgevis.losses import segmentation_loss
 from edgevis.metrics import SegmentationScore
 from edgevis.models.recipe import Recipe, SupportQueryRecipe, recipe_of
+from edgevis.training.images import resized
 from edgevis.training.objective import Batch, Evaluation, Measured
+from edgevis.training.pictures import RIGHT, Colour, beside, painted
 from edgevis.training.views import relit
 from runtime.arrays import Array
 from runtime.errors import InputError
@@ -45,6 +47,8 @@ from runtime.tasks.few_shot_segment import aggregate_votes
 _NOVEL, _VALIDATION = 0.2, 0.1
 _VALIDATION_EPISODES = 60
 _SHOWN = 5
+_EXAMPLE: Colour = (60, 160, 240)
+_TRUTH: Colour = (240, 160, 60)
 # An image shows a class from this share of its pixels on; smaller masks vanish at the network's size.
 _MIN_SHARE = 0.01
 _CLASS_DRAW, _VIEW_DRAW, _VALIDATION_DRAW, _TEST_DRAW = range(4)
@@ -169,7 +173,7 @@ class PairObjective:
             query = torch.from_numpy(self._preprocess([episode.query.image])).to(device)
             logits = model.query(query, *model.support(images, masks))  # type: ignore[operator]
             votes = logits.float().cpu().numpy().transpose(1, 0, 2, 3, 4)
-            found = aggregate_votes(votes, episode.query.mask.shape)[0]  # type: ignore[arg-type]
+            found = aggregate_votes(votes, episode.query.mask.shape)[0]
             score.add(found, episode.query.mask, episode.class_id, episode.query.ignore)
             if len(shown) < _SHOWN:
                 shown.append(_drawn(episode.supports, episode.query, found))
@@ -181,7 +185,7 @@ def _parts(data: Path, recipe: SupportQueryRecipe, seed: int) -> tuple[ClassMask
     names = open_files(data).names
     if any(name.startswith(("JPEGImages/", "annotations/")) for name in names):
         read = read_pascal5i if any(name.startswith("JPEGImages/") for name in names) else read_coco20i
-        if recipe.fold < 0:
+        if recipe.fold is None:
             raise InputError(f"{data} is divided into folds: --set fold=0 to {FOLDS - 1}")
         # As in the papers, the checkpoint is chosen by the fold's own classes: there is no third part.
         test = read(data, fold=recipe.fold, split="val")
@@ -209,12 +213,12 @@ def _parts(data: Path, recipe: SupportQueryRecipe, seed: int) -> tuple[ClassMask
     return trained_part, held_part, novel_part
 
 
-def _divided(classes: Sequence[int], fold: int, seed: int) -> tuple[list[int], list[int], list[int]]:
+def _divided(classes: Sequence[int], fold: int | None, seed: int) -> tuple[list[int], list[int], list[int]]:
     """Classes to train on, to validate and to evaluate."""
-    if fold >= FOLDS:
-        raise InputError(f"fold is {fold}; allowed: 0 to {FOLDS - 1}, or -1 for classes drawn from the seed")
+    if fold is not None and fold >= FOLDS:
+        raise InputError(f"fold is {fold}; allowed: 0 to {FOLDS - 1}, or null for classes drawn from the seed")
     order = sample(draw_at(seed, _CLASS_DRAW), list(classes), len(classes))
-    novel = order[: max(1, round(_NOVEL * len(order)))] if fold < 0 else list(classes[fold::FOLDS])
+    novel = order[: max(1, round(_NOVEL * len(order)))] if fold is None else list(classes[fold::FOLDS])
     rest = [value for value in order if value not in novel]
     held = rest[: round(_VALIDATION * len(classes))]
     trained = [value for value in rest if value not in held]
@@ -224,7 +228,7 @@ def _divided(classes: Sequence[int], fold: int, seed: int) -> tuple[list[int], l
 
 
 def _min_pixels(files: Files, name: str) -> int:
-    return max(1, round(_MIN_SHARE * read_class_ids(files, name).size))  # type: ignore[arg-type]
+    return max(1, round(_MIN_SHARE * read_class_ids(files, name).size))
 
 
 def _shown(files: Files, masks: Sequence[str]) -> Counter[int]:
@@ -237,15 +241,10 @@ def _shown(files: Files, masks: Sequence[str]) -> Counter[int]:
 
 
 def _drawn(supports: Sequence[ClassMask], query: ClassMask, found: Array, side: int = 160) -> Image:
-    """The examples with their masks, the query with its true mask, and with what was found."""
-    tiles = [_tile(support.image, support.mask, (60, 160, 240), side) for support in supports]
-    tiles.append(np.full((side, 12, 3), 255, np.uint8))
-    tiles.append(_tile(query.image, query.mask, (240, 160, 60), side))
-    tiles.append(_tile(query.image, found, (80, 190, 80), side))
-    return np.hstack(tiles)
+    """The examples with their masks; the query with its true mask, and with what was found."""
 
+    def seen(image: Image, mask: Array, colour: Colour) -> Image:
+        return resized(painted(image, mask, colour), side, side)
 
-def _tile(image: Image, mask: Array, colour: tuple[int, int, int], side: int) -> Image:
-    picture = image.copy()
-    picture[mask] = (0.4 * picture[mask] + 0.6 * np.array(colour)).astype(np.uint8)
-    return cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+    given = [seen(support.image, support.mask, _EXAMPLE) for support in supports]
+    return beside(given, [seen(query.image, query.mask, _TRUTH), seen(query.image, found, RIGHT)])

@@ -10,7 +10,6 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from edgevis.metrics import reid_ranking
 from edgevis.models.recipe import IdentityRecipe, Recipe, recipe_of
 from edgevis.training.images import ImageStore
 from edgevis.training.objective import Batch, Evaluation, Measured
+from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from edgevis.training.views import erased, mirrored, relit, shifted
 from runtime.arrays import Array, unit_rows
 from runtime.errors import InputError
@@ -44,10 +44,12 @@ def objective(
 ) -> IdentityObjective:
     """See :class:`edgevis.training.objective.Task`."""
     own = recipe_of(IdentityRecipe, recipe)
-    market = "labels.csv" not in open_files(data).names
+    names = open_files(data).names
+    market = "labels.csv" not in names
+    if market and not any(name.startswith("bounding_box_train/") for name in names):
+        raise InputError(f"{data} has neither labels.csv nor bounding_box_train/; allowed: one of these layouts")
     train, query, gallery = (
-        read_market1501(data, part) if market else read_pku_reid(data, part)  # type: ignore[arg-type]
-        for part in ("train", "query", "gallery")
+        read_market1501(data, part) if market else read_pku_reid(data, part) for part in ("train", "query", "gallery")
     )
     return IdentityObjective(train, (query, gallery), own, deployment, data=data.name, seed=seed)
 
@@ -179,12 +181,11 @@ class IdentityObjective:
         query, gallery = self._test
         rows = []
         for number in np.linspace(0, len(query) - 1, min(_QUERIES_SHOWN, len(query))).round().astype(int):
-            tiles = [_tile(self._tests[0][int(number)], (160, 160, 160))]
-            tiles.append(np.full((tiles[0].shape[0], 12, 3), 255, np.uint8))
-            for place in order[number, :_NEIGHBOURS].tolist():
-                right = gallery.ids[place] == query.ids[number]
-                tiles.append(_tile(self._tests[1][place], (60, 170, 60) if right else (60, 60, 220)))
-            rows.append(np.hstack(tiles))
+            nearest = [
+                _tile(self._tests[1][place], RIGHT if gallery.ids[place] == query.ids[number] else WRONG)
+                for place in order[number, :_NEIGHBOURS].tolist()
+            ]
+            rows.append(beside([_tile(self._tests[0][int(number)], GIVEN)], nearest))
         return np.vstack(rows)
 
 
@@ -205,7 +206,5 @@ def _ranked(query: Side, gallery: Side) -> tuple[dict[str, Measured], Array]:
     return figures, distances.argsort(1, kind="stable")
 
 
-def _tile(image: Image, colour: tuple[int, int, int], width: int = 64, frame: int = 4) -> Image:
-    height = round(width * image.shape[0] / image.shape[1])
-    inner = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    return cv2.copyMakeBorder(inner, frame, frame, frame, frame, cv2.BORDER_CONSTANT, value=colour)
+def _tile(image: Image, colour: Colour, width: int = 64) -> Image:
+    return tile(image, colour, height=round(width * image.shape[0] / image.shape[1]), width=width)

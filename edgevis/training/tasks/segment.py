@@ -25,7 +25,9 @@ from edgevis.data.files import open_files
 from edgevis.losses import BoxTightnessLoss, MILBaselineLoss
 from edgevis.metrics import dice_per_volume, episode_accuracy
 from edgevis.models.recipe import MaskRecipe, Recipe, recipe_of
+from edgevis.training.images import resized
 from edgevis.training.objective import Batch, Evaluation, Measured
+from edgevis.training.pictures import RIGHT, painted
 from runtime.arrays import Array
 from runtime.errors import InputError
 from runtime.images import Image
@@ -76,7 +78,7 @@ def objective(
     files = open_files(data)
     if "index.csv" in files.names:
         train, test = _examples(data, "train"), _examples(data, "val")
-        places, others = range(len(train.volumes)), tuple(range(len(test.volumes)))
+        places, others = list(range(len(train.volumes))), tuple(range(len(test.volumes)))
     else:
         train = test = _examples(data, None)
         chosen = set(sample(draw_at(seed, _TEST_DRAW), range(len(train.volumes)), round(_TEST * len(train.volumes))))
@@ -191,12 +193,14 @@ class MaskObjective:
         """A training example at the network's size."""
         if place not in self._kept:
             spec = self._preprocess.spec
-            self._kept[place] = resized(self._examples.read(place), spec.height, spec.width)
+            self._kept[place] = fitted(self._examples.read(place), spec.height, spec.width)
         return self._kept[place]
 
     def _dice(self, model: nn.Module, examples: Examples, places: Sequence[int]) -> tuple[dict[str, Measured], Image]:
         device = next(model.parameters()).device
-        found, wanted, shown = [], [], []
+        found: list[Array] = []
+        wanted: list[Array] = []
+        shown: list[Image] = []
         for start in range(0, len(places), _PREDICT_BATCH):
             chosen = [examples.read(place) for place in places[start : start + _PREDICT_BATCH]]
             batch = torch.from_numpy(self._preprocess([example.image for example in chosen])).to(device)
@@ -235,11 +239,10 @@ def box_fit(found: Array, box: Sequence[int]) -> float:
     return float(shared / union)
 
 
-def resized(example: Example, height: int, width: int) -> Example:
+def fitted(example: Example, height: int, width: int) -> Example:
     """The example stretched to that size; a box keeps at least one pixel."""
     rows, columns = example.mask.shape
-    smaller = rows > height or columns > width
-    image = cv2.resize(example.image, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+    image = resized(example.image, height, width)
     mask = cv2.resize(example.mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
     scale = np.array([width / columns, height / rows] * 2)
     # Ends are pixels: the box reaches from the left edge of the first to the right edge of the last.
@@ -282,13 +285,11 @@ def _examples(data: Path, split: str | None) -> Examples:
 
 
 def _drawn(example: Example, found: Array, side: int = 192) -> Image:
-    """What was found in green, what is true as a white line, its boxes in orange."""
-    picture = example.image.copy()
-    picture[found] = (0.5 * picture[found] + 0.5 * np.array([80, 190, 80])).astype(np.uint8)
+    """What was found in green, the outline of what is true in white."""
+    picture = painted(example.image, found, RIGHT, strength=0.5)
     contours, _ = cv2.findContours(example.mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     scale = side / max(picture.shape[:2])
-    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    picture = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
+    picture = resized(picture, *(max(1, round(size * scale)) for size in picture.shape[:2]))
     cv2.drawContours(picture, [np.round(contour * scale).astype(np.int32) for contour in contours], -1, (255,) * 3, 1)
     canvas = np.full((side, side, 3), 255, np.uint8)
     canvas[: picture.shape[0], : picture.shape[1]] = picture
