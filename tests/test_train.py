@@ -19,14 +19,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from edgevis import models
+from edgevis import Predictor, models
 from edgevis.data.draw import draw_at
 from edgevis.models.recipe import EpisodeRecipe, MaskRecipe
+from edgevis.origin import read_origin
 from edgevis.train import main
-from edgevis.training.checkpoint import Progress, read_origin, read_progress, read_state, write_state
+from edgevis.training.checkpoint import Progress, read_progress, read_state, write_state
 from edgevis.training.tasks.classify import answers
 from edgevis.training.tasks.segment import Example, box_fit, fitted, flipped
 from edgevis.training.views import erased, mirrored, relit, resized_crop, shifted
+from export.build import main as build
 from runtime.errors import InputError, WeightsError
 
 from bundles import python_environment
@@ -99,6 +101,21 @@ def test_every_task_trains_evaluates_and_draws(
     assert origin is not None
     assert (origin.model, origin.epoch in (1, 2)) == (model, True)
     models.load_weights(models.create(model, **origin.options), output / "best.safetensors")
+
+
+def test_a_build_takes_the_options_that_the_weights_were_trained_with(
+    masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(*SMALL_ENET, "--data", masks, "--output", tmp_path / "run", "--set", "epochs=1")
+    weights = str(tmp_path / "run" / "best.safetensors")
+    bundle = tmp_path / "enet.edgevis"
+    command = ["--target", "cpu", "--precision", "fp32", "--quiet", "--output", str(bundle), "--checkpoint", weights]
+    assert build(["--model", "enet", *command]) == 0
+    with Predictor(bundle) as predictor:
+        assert predictor.predict(np.zeros((40, 50, 3), np.uint8)).mask.shape == (40, 50)
+    assert json.loads((bundle / "manifest.json").read_text())["deployment"]["preprocess"]["height"] == 32
+    assert build(["--model", "residual-unet", *command]) == 1
+    assert "holds weights of 'enet', not of 'residual-unet': --model enet" in capsys.readouterr().err
 
 
 def test_a_model_learns(masks: Path, tmp_path: Path) -> None:

@@ -9,38 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn, optim
 
+from edgevis.origin import KEY, Origin, metadata
 from runtime.arrays import atomic_write
 from runtime.errors import InputError, SchemaError, WeightsError
 from runtime.jsondata import from_json, parse_json, to_json
-
-KEY = "edgevis"
-"""The name of our entry in a file's metadata: JSON text."""
-
-_MAX_BYTES = 8 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where weights come from; it travels in the metadata of every weights file that a training writes.
-
-    Attributes:
-        model: Its name in :mod:`edgevis.models`.
-        options: What it was created with.
-        recipe: All values of the recipe.
-        data: What it was trained on.
-        seed: Of weights and batches.
-        epoch: How many epochs it has seen.
-    """
-
-    model: str
-    options: Mapping[str, int | str]
-    recipe: Mapping[str, Any]
-    data: Mapping[str, Any]
-    seed: int
-    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +40,6 @@ class Progress:
 def write_weights(path: Path, model: nn.Module, origin: Origin) -> None:
     """The model's state dict with its origin."""
     _write(path, dict(model.state_dict()), to_json(origin))
-
-
-def read_origin(path: Path) -> Origin | None:
-    """Where weights come from; None if the file says nothing of it.
-
-    Raises:
-        WeightsError: The file cannot be read.
-        SchemaError: What it says is not in our form.
-    """
-    text = _metadata(path).get(KEY)
-    return None if text is None else from_json(Origin, parse_json(text), f"{path.name}: origin")
 
 
 def write_state(path: Path, modules: Mapping[str, nn.Module], optimizer: optim.Optimizer, progress: Progress) -> None:
@@ -129,23 +93,13 @@ def read_state(path: Path, modules: Mapping[str, nn.Module], optimizer: optim.Op
 
 
 def _state_text(path: Path) -> dict[str, Any]:
-    text = _metadata(path).get(KEY)
+    text = metadata(path).get(KEY)
     if text is None:
         raise InputError(f"{path} is no checkpoint of a training")
     data = parse_json(text)
     if not isinstance(data, dict) or set(data) != {"progress", "optimizer"}:
         raise SchemaError(f"{path} is no checkpoint of a training, or of another version of edgevis")
     return data
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise WeightsError(f"{path} has {path.stat().st_size} bytes; allowed: at most {_MAX_BYTES}")
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"cannot read {path}: {error}") from error
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], text: object) -> None:

@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from edgevis.models import load_weights
 from edgevis.models.recipe import Recipe
-from edgevis.training.checkpoint import Origin, Progress, read_progress, read_state, write_state, write_weights
+from edgevis.origin import Origin
+from edgevis.training.checkpoint import Progress, read_progress, read_state, write_state, write_weights
 from edgevis.training.objective import Batch, Evaluation, Objective
 from runtime.arrays import atomic_write
 from runtime.errors import EdgevisError, InputError

@@ -15,8 +15,8 @@ import torch
 
 from edgevis import __version__, models
 from edgevis.models.recipe import Recipe
+from edgevis.origin import Origin
 from edgevis.training import tasks
-from edgevis.training.checkpoint import Origin
 from edgevis.training.loop import Run, Watcher, evaluated, fit
 from edgevis.training.objective import Evaluation
 from edgevis.training.warm_start import load_what_fits
