@@ -314,7 +314,8 @@ def _trained_options(request: Request) -> Mapping[str, str | int]:
         return {}
     if origin.model != request.entry.name:
         raise WeightsError(
-            f"{request.checkpoint} holds weights of {origin.model!r}, not of {request.entry.name!r}: --model {origin.model}"
+            f"{request.checkpoint} holds weights of {origin.model!r}, not of {request.entry.name!r}: "
+            f"--model {origin.model}"
         )
     return origin.options
 
