@@ -56,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights", metavar="FILE", type=Path, help="begin with these weights; heads of another size begin anew"
     )
+    parser.add_argument(
+        "--backbone", metavar="FILE", type=Path, help="begin with these published weights of the model's backbone"
+    )
     parser.add_argument("--output", metavar="DIR", type=Path, help="(default: runs/MODEL)")
     parser.add_argument("--resume", action="store_true", help="go on from OUTPUT's checkpoint if there is one")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and splits (default: 0)")
@@ -97,6 +100,7 @@ def _train(arguments: argparse.Namespace) -> int:
             values={**_config(arguments.config), **dict(arguments.set)},
             options=dict(arguments.option),
             weights=arguments.weights,
+            backbone=arguments.backbone,
             resume=arguments.resume,
             seed=arguments.seed,
             devices=arguments.devices,

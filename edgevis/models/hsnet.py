@@ -25,8 +25,16 @@ from edgevis.layers.conv4d import CenterPivotConv4d, Grid
 from edgevis.layers.correlation import pair_correlation, row_correlation, unit_channels
 from edgevis.layers.grid_norm import GridGroupNorm
 from edgevis.layers.masking import Masking, check_masking, masked_pyramid
+from edgevis.layers.mobilenetv2 import MobileNetV2Backbone
 from edgevis.layers.resize import resize
-from edgevis.models._support_query import PRECISIONS, Backbone, SupportQueryModel, deployment, map_side
+from edgevis.models._support_query import (
+    PRECISIONS,
+    Backbone,
+    SmallBackbone,
+    SupportQueryModel,
+    deployment,
+    map_side,
+)
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import SupportQueryRecipe
 from edgevis.state_dict import load_exactly
@@ -194,18 +202,19 @@ class HSNet(SupportQueryModel):
     a matter of :meth:`support` alone: the graph ``query`` is the same for all five.
 
     Args:
-        backbone: ``resnet50`` or ``resnet101``.
+        backbone: ``resnet50`` or ``resnet101``; or ``mobilenetv2``, which is none of the papers' and an eighth of the
+            work: its published ImageNet weights are 14 MB.
         masking: How the support mask enters, see :mod:`edgevis.layers.masking`.
         side: Side of the square images, 32 k + 1.
-        width: Channels after the backbone's stem: 64, or fewer in tests.
+        width: Channels after the ResNet's stem: 64, or fewer in tests.
 
     Raises:
         ModelError: A value is not one of those.
     """
 
-    def __init__(self, *, backbone: Backbone, masking: Masking, side: int, width: int) -> None:
+    def __init__(self, *, backbone: Backbone | SmallBackbone, masking: Masking, side: int, width: int) -> None:
         check_masking(masking)
-        super().__init__(backbone, side=side, width=width)
+        super().__init__(backbone, side=side, width=width, small=True)
         self.masking: Masking = masking
         _, two, three, four = self.backbone.depths
         self.learner = HSNetLearner((two, three, four))
@@ -351,13 +360,15 @@ def _unit(maps: Sequence[Tensor]) -> Tensor:
     return unit_channels(torch.stack(list(maps), dim=1).flatten(3), dim=2)
 
 
-def hsnet(*, masking: Masking = "hm", backbone: Backbone = "resnet50", side: int = SIDE, width: int = 64) -> HSNet:
+def hsnet(
+    *, masking: Masking = "hm", backbone: Backbone | SmallBackbone = "resnet50", side: int = SIDE, width: int = 64
+) -> HSNet:
     """HSNet with hybrid masking, or with another one; see :class:`HSNet` for the options."""
     return HSNet(backbone=backbone, masking=masking, side=side, width=width)
 
 
 def _builder(masking: Masking) -> Callable[..., HSNet]:
-    def build(*, backbone: Backbone = "resnet50", side: int = SIDE, width: int = 64) -> HSNet:
+    def build(*, backbone: Backbone | SmallBackbone = "resnet50", side: int = SIDE, width: int = 64) -> HSNet:
         return HSNet(backbone=backbone, masking=masking, side=side, width=width)
 
     build.__doc__ = f"HSNet with masking {masking!r}; see :class:`HSNet` for the options."
@@ -368,11 +379,13 @@ def _deploy(module: nn.Module) -> Deployment:
     """The deployment of an HSNet that was built with any options."""
     if not isinstance(module, HSNet):
         raise ModelError(f"a {type(module).__name__} is no HSNet")
-    return _deployment(module.side, module.support_shapes())
+    small = isinstance(module.backbone, MobileNetV2Backbone)
+    return _deployment(module.side, module.support_shapes(), small=small)
 
 
-def _deployment(side: int, support: Sequence[tuple[str, tuple[int, ...]]]) -> Deployment:
-    return deployment(side=side, support=support, logits_side=2 * map_side(side, 2), max_batch=_MAX_BATCH)
+def _deployment(side: int, support: Sequence[tuple[str, tuple[int, ...]]], *, small: bool = False) -> Deployment:
+    logits_side = 2 * map_side(side, 2)
+    return deployment(side=side, support=support, logits_side=logits_side, max_batch=_MAX_BATCH, small=small)
 
 
 def _support_shapes(side: int, depths: Sequence[int], channels: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:

@@ -19,7 +19,7 @@ from edgevis.origin import Origin
 from edgevis.training import tasks
 from edgevis.training.loop import Run, Watcher, evaluated, fit
 from edgevis.training.objective import Evaluation
-from edgevis.training.warm_start import load_what_fits
+from edgevis.training.warm_start import load_backbone, load_what_fits
 from runtime.arrays import atomic_write
 from runtime.errors import InputError
 from runtime.jsondata import to_json
@@ -41,6 +41,7 @@ class Request:
         values: Values of the recipe that are other ones.
         options: Of the model; those that the data decide need not be given.
         weights: To begin with.
+        backbone: Published weights of the model's backbone to begin with.
         resume: Whether to go on from the folder's checkpoint.
         seed: Of weights, batches and splits.
         devices, accelerator, precision: Lightning Fabric's.
@@ -54,6 +55,7 @@ class Request:
     values: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, int | str] = field(default_factory=dict)
     weights: Path | None = None
+    backbone: Path | None = None
     resume: bool = False
     seed: int = 0
     devices: int = 1
@@ -85,6 +87,8 @@ def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
         note = load_what_fits(model, request.weights, heads=entry.classifier)
         if note and fabric.is_global_zero:
             watcher.note(note)
+    if request.backbone is not None:
+        load_backbone(model, request.backbone)
     origin = Origin(entry.name, options, to_json(recipe), dict(objective.data), request.seed, 0)
     if fabric.is_global_zero:
         watcher.note(f"{entry.name}, {models.parameters(model):,} parameters; {_sentence(objective.data)}")
@@ -129,6 +133,7 @@ def _report(
         "recipe": {"name": request.recipe, **origin.recipe},
         "data": dict(origin.data),
         "weights": None if request.weights is None else request.weights.name,
+        "backbone": None if request.backbone is None else request.backbone.name,
         "seed": origin.seed,
         "epochs": len(history),
         "seconds": seconds,

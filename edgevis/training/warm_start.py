@@ -1,4 +1,4 @@
-"""Beginning with weights of another training: the same network, perhaps with heads over other classes."""
+"""Beginning with weights of another training: the same network, perhaps with heads over other classes, or a published backbone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ from torch import nn
 
 from edgevis.models import read_weights
 from edgevis.state_dict import load_exactly
+from runtime.errors import InputError
+
+
+def load_backbone(model: nn.Module, path: Path) -> None:
+    """Copy published ImageNet weights into ``model.backbone``; what the backbone has not, such as a classifier, stays out.
+
+    Raises:
+        InputError: The model has no backbone.
+        WeightsError: The file cannot be read, or lacks tensors of the backbone.
+    """
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise InputError(f"a {type(model).__name__} has no backbone; --weights takes weights of the whole model")
+    own = backbone.state_dict()
+    found = {name: tensor for name, tensor in read_weights(path).items() if name in own}
+    load_exactly(backbone, found, source=str(path))
 
 
 def load_what_fits(model: nn.Module, path: Path, *, heads: tuple[str, ...]) -> str:
