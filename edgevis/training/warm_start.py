@@ -1,4 +1,4 @@
-"""Beginning with weights of another training: the same network, perhaps with heads over other classes, or a published backbone."""
+"""Beginning with weights that are there: of another training, perhaps with heads over other classes, or a backbone's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.errors import InputError
 
 
 def load_backbone(model: nn.Module, path: Path) -> None:
-    """Copy published ImageNet weights into ``model.backbone``; what the backbone has not, such as a classifier, stays out.
+    """Copy published weights into ``model.backbone``; what the backbone has not, such as a classifier, stays out.
 
     Raises:
         InputError: The model has no backbone.
