@@ -65,6 +65,10 @@ class Preprocessor:
             return self._resize(image, spec.width, spec.height)
         ratios = (spec.width / columns, spec.height / rows)
         ratio = max(ratios) if spec.fit == "center-crop" else min(ratios)
+        if spec.fit == "center-crop" and ratio < 1:
+            # What is cut off need not be shrunk first: of a wide frame that is half of the work.
+            seen = image[_centre(rows, spec.height / ratio), _centre(columns, spec.width / ratio)]
+            return self._resize(seen, spec.width, spec.height)
         width, height = max(1, round(columns * ratio)), max(1, round(rows * ratio))
         if spec.fit == "center-crop":
             middle = image[_middle(rows, spec.height, ratio), _middle(columns, spec.width, ratio)]
@@ -82,6 +86,13 @@ class Preprocessor:
     def _resize(self, image: Image, width: int, height: int) -> Image:
         resized = cv2.resize(image, (width, height), interpolation=_INTERPOLATION[self.spec.interpolation])
         return resized.astype(np.uint8, copy=False)
+
+
+def _centre(length: int, seen: float) -> slice:
+    """The ``seen`` middle pixels of a side, to the nearest whole one."""
+    kept = min(length, max(1, round(seen)))
+    first = (length - kept) // 2
+    return slice(first, first + kept)
 
 
 def _middle(length: int, seen: int, ratio: float) -> slice:

@@ -110,7 +110,9 @@ class Preprocess:
         scale: Factor applied to the 0..255 pixel, usually 1/255.
         mean, std: Per channel, after scaling: three numbers, or one for ``GRAY``. Left out, they are 0 and 1.
         fit: ``stretch`` resizes both sides freely; ``letterbox`` keeps the aspect ratio and pads to the right size
-            with ``pad_value``, image centred; ``center-crop`` resizes the image to cover the input and cuts the centre.
+            with ``pad_value``, image centred; ``center-crop`` shows the largest centred part that has the input's
+            proportions: of an image that shrinks it is cut on whole pixels and resized, one that grows is resized to
+            cover the input and then cut.
         interpolation: How pixels are resampled, by OpenCV's definition of the name.
         pad_value: Grey level, 0..255, around a letterboxed image.
     """

@@ -47,6 +47,10 @@ def reference_fit(image: Array, spec: Preprocess, *, uncut: bool = False) -> Arr
         output[top : top + height, left : left + width] = resized(image, height, width, spec.interpolation)
         return output
     ratio = max(spec.width / columns, spec.height / rows)
+    if ratio < 1:  # the middle on whole pixels, then its size
+        height, width = (min(side, max(1, round(limit / ratio))) for side, limit in _sides(image, spec))
+        top, left = (rows - height) // 2, (columns - width) // 2
+        return resized(image[top : top + height, left : left + width], spec.height, spec.width, spec.interpolation)
     if not uncut:  # of what would become more than 64 times what is seen, the middle is resized
         top, left = (max(0, side - math.ceil(64 * limit / ratio)) // 2 for side, limit in _sides(image, spec))
         if top or left:
