@@ -139,10 +139,10 @@ def test_a_resumed_training_is_an_unbroken_one(masks: Path, tmp_path: Path) -> N
     trained(*arguments, "--output", tmp_path / "whole")
     command = [sys.executable, "-m", "edgevis.train", *arguments, "--output", str(tmp_path / "broken"), "--resume"]
     for epochs in (1, 3):
-        process = started(command)
-        wait_for_epoch(process, tmp_path / "broken", epochs)
-        process.kill()
-        process.wait(timeout=30)
+        with started(command) as process:
+            wait_for_epoch(process, tmp_path / "broken", epochs)
+            process.kill()
+            process.communicate(timeout=30)
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "goes on after epoch" in done.stdout
@@ -174,10 +174,10 @@ def wait_for_epoch(process: subprocess.Popen[str], output: Path, epochs: int) ->
 def test_ctrl_c_keeps_the_last_epoch(masks: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edgevis.train", *SMALL_ENET, "--data", str(masks), "--set", "epochs=1000"]
     command += ["--output", str(tmp_path / "run")]
-    process = started(command)
-    wait_for_epoch(process, tmp_path / "run", 1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    with started(command) as process:
+        wait_for_epoch(process, tmp_path / "run", 1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted: the same command with --resume goes on after the last whole epoch"
     assert read_progress(tmp_path / "run" / "last.safetensors").epochs >= 1

@@ -8,6 +8,7 @@ Licence: this file, as the rest of edgevis.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -69,7 +70,7 @@ class MobileNetV2Backbone(nn.Module):
         found: list[list[Tensor]] = []
         for place, stage in enumerate(self.blocks):
             maps: list[Tensor] = []
-            for block in stage:
+            for block in cast(nn.Sequential, stage):
                 x = block(x)
                 maps.append(x)
             if place in _OF_BACKBONE and _OF_BACKBONE.index(place) + 1 in stages:

@@ -242,7 +242,8 @@ class VAT(SupportQueryModel):
     def __init__(self, *, backbone: Backbone, variant: Variant, side: int, width: int, grid: int) -> None:
         super().__init__(backbone, side=side, width=width)
         _, two, three, four = self.backbone.depths
-        self.learner = VATLearner((two, three, four), self.backbone.channels[:3], variant=variant, grid=grid)
+        first, second, third, _ = self.backbone.channels
+        self.learner = VATLearner((two, three, four), (first, second, third), variant=variant, grid=grid)
 
     def support(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What a query needs of support images.
