@@ -1,4 +1,4 @@
-"""Beginning with weights that are there: of another training, perhaps with heads over other classes, or a backbone's."""
+"""Beginning with weights that are there: of another training, perhaps with other heads, or published backbones."""
 
 from __future__ import annotations
 
