@@ -28,6 +28,7 @@ from calibration.samples import SampleSet, samples_from, samples_from_photograph
 from calibration.sensitivity import LayerSensitivity
 from edgevis import __version__, models
 from edgevis.models.entry import ModelEntry
+from edgevis.origin import read_origin
 from export import compilers, int8, targets
 from export.autocast import half_from_float
 from export.candidates import DEFAULT_MAX_DROP, candidates_of, no_int8_text, unopenable
@@ -42,7 +43,7 @@ from export.verify import embedding_output, machine_name, prove_engines
 from runtime.arrays import Array, unit_rows, write_arrays
 from runtime.bundle import GOLDEN, Bundle, write_bundle
 from runtime.candidates import search_text
-from runtime.errors import ExportError
+from runtime.errors import ExportError, WeightsError
 from runtime.jsondata import to_json
 from runtime.manifest import Calibration, EngineRecord, Manifest, Weights
 from runtime.spec import Deployment, Precision
@@ -292,7 +293,7 @@ def _build(
 def _load(request: Request) -> tuple[nn.Module, Weights]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
-        module = models.module_from(request.entry, request.options)
+        module = models.module_from(request.entry, {**_trained_options(request), **request.options})
     shipped = models.shipped_weights(request.entry.name) if request.entry.weights else None
     if request.checkpoint is not None:
         models.load_weights(module, request.checkpoint)
@@ -304,6 +305,19 @@ def _load(request: Request) -> tuple[nn.Module, Weights]:
         source = f"random, seed {request.seed}"
     trained = request.checkpoint is not None or shipped is not None
     return module, Weights(trained=trained, source=source, sha256=weights_digest(module))
+
+
+def _trained_options(request: Request) -> Mapping[str, str | int]:
+    """The options that the checkpoint was trained with, where it says so: nobody need repeat them."""
+    origin = None if request.checkpoint is None else read_origin(request.checkpoint)
+    if origin is None:
+        return {}
+    if origin.model != request.entry.name:
+        raise WeightsError(
+            f"{request.checkpoint} holds weights of {origin.model!r}, not of {request.entry.name!r}: "
+            f"--model {origin.model}"
+        )
+    return origin.options
 
 
 def _samples(request: Request, module: nn.Module, deployment: Deployment) -> tuple[SampleSet, SampleSet]:

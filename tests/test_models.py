@@ -40,13 +40,13 @@ def test_unknown_model_lists_the_known() -> None:
 
 
 def test_options() -> None:
-    with pytest.raises(ModelError, match="no option 'classes'; its options: num_classes"):
+    with pytest.raises(ModelError, match="no option 'classes'; its options: num_identities"):
         models.create("osnet-x0-25", classes=3)
-    with pytest.raises(ModelError, match="num_classes is -1"):
-        models.create("osnet-x0-25", num_classes=-1)
+    with pytest.raises(ModelError, match="num_identities is -1"):
+        models.create("osnet-x0-25", num_identities=-1)
     with pytest.raises(ModelError, match="cannot be built with"):
-        models.create("osnet-x0-25", num_classes="many")
-    model = models.create("osnet-x0-25", num_classes=7)
+        models.create("osnet-x0-25", num_identities="many")
+    model = models.create("osnet-x0-25", num_identities=7)
     assert models.parameters(model) == models.entry("osnet-x0-25").parameters + 513 * 7
 
 

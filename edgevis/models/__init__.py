@@ -41,6 +41,7 @@ __all__ = [
     "names",
     "parameter_counts",
     "parameters",
+    "read_weights",
     "shipped_weights",
 ]
 
@@ -142,9 +143,8 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
         WeightsError: The file cannot be read, or its tensors are not the model's; the message names them.
     """
     path = Path(path)
-    load_exactly(
-        model, _read(path), source=str(path), hint="Create the model with the options that the checkpoint was made with"
-    )
+    hint = "Create the model with the options that the checkpoint was made with"
+    load_exactly(model, read_weights(path), source=str(path), hint=hint)
 
 
 @functools.cache
@@ -159,8 +159,8 @@ def _entries() -> Mapping[str, ModelEntry]:
     return found
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, on the CPU."""
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, on the CPU; kinds of files and errors as for :func:`load_weights`."""
     try:
         size_bytes = path.stat().st_size
     except OSError as error:

@@ -13,11 +13,13 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from edgevis.layers.mobilenetv2 import MobileNetV2Backbone
 from edgevis.layers.resnet import ResNet, resnet50, resnet101
 from runtime.errors import InputError, ModelError
 from runtime.spec import HYBRID_MASK_FLIPS, Deployment, Graph, Precision, Preprocess, TensorSpec
 
 Backbone = Literal["resnet50", "resnet101"]
+SmallBackbone = Literal["mobilenetv2"]
 
 # INT8 of a pre-ReLU pyramid whose signs decide what is masked needs layers left in float; a build does not try unasked.
 PRECISIONS: tuple[Precision, ...] = ("fp32",)
@@ -31,16 +33,18 @@ class SupportQueryModel(nn.Module):
     Args:
         backbone: ``resnet50`` or ``resnet101``.
         side: Side of the square images.
-        width: Channels after the backbone's stem: 64, or fewer in tests.
+        width: Channels after the ResNet's stem: 64, or fewer in tests.
+        small: Whether the model can do with a small backbone, too.
 
     Raises:
         ModelError: There is no such backbone, or the side is not of the form 32 k + 1.
     """
 
-    def __init__(self, backbone: Backbone, *, side: int, width: int) -> None:
+    def __init__(self, backbone: Backbone | SmallBackbone, *, side: int, width: int, small: bool = False) -> None:
         super().__init__()
-        if backbone not in get_args(Backbone):
-            raise ModelError(f"backbone is {backbone!r}; allowed: {', '.join(get_args(Backbone))}")
+        allowed = (*get_args(Backbone), *(get_args(SmallBackbone) if small else ()))
+        if backbone not in allowed:
+            raise ModelError(f"backbone is {backbone!r}; allowed: {', '.join(allowed)}")
         if side < 33 or side % 32 != 1:
             raise ModelError(
                 f"side is {side}; allowed: 32 k + 1 from 33 on, such as 417. Only then do the mask's sampling "
@@ -48,7 +52,11 @@ class SupportQueryModel(nn.Module):
                 "masked features and features of the masked image"
             )
         self.side = side
-        self.backbone: ResNet = (resnet50 if backbone == "resnet50" else resnet101)(width=width)
+        self.backbone: ResNet | MobileNetV2Backbone = (
+            MobileNetV2Backbone()
+            if backbone == "mobilenetv2"
+            else (resnet50 if backbone == "resnet50" else resnet101)(width=width)
+        )
         self.backbone.requires_grad_(False)
         self.backbone.eval()
 
@@ -101,7 +109,12 @@ def to_pairs(x: Tensor, *, shots: int | None = None, queries: int | None = None)
 
 
 def deployment(
-    *, side: int, support: Sequence[tuple[str, tuple[int, ...]]], logits_side: int, max_batch: int
+    *,
+    side: int,
+    support: Sequence[tuple[str, tuple[int, ...]]],
+    logits_side: int,
+    max_batch: int,
+    small: bool = False,
 ) -> Deployment:
     """The two graphs of a few-shot segmentation model.
 
@@ -110,6 +123,7 @@ def deployment(
         support: Names and shapes, without the first axis, of what ``support`` gives and ``query`` takes.
         logits_side: Side of the logits.
         max_batch: The largest batch of images that an engine is given at once.
+        small: Whether the backbone is MobileNetV2, whose published weights see -1..1.
     """
     image = TensorSpec("image", "float32", ("N", 3, side, side))
     mask = TensorSpec("mask", "float32", ("N", side, side))
@@ -133,8 +147,8 @@ def deployment(
             width=side,
             color="RGB",
             scale=1 / 255,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
+            mean=(0.5, 0.5, 0.5) if small else (0.485, 0.456, 0.406),
+            std=(0.5, 0.5, 0.5) if small else (0.229, 0.224, 0.225),
             fit="stretch",
             interpolation="linear",
         ),

@@ -10,6 +10,7 @@ Licence: this file, as the rest of edgevis. No weights ship: they must be traine
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from edgevis.layers.cross_attention import CrossAttention
 from edgevis.layers.resnet12 import CHANNELS, ResNet12Block
 from edgevis.models.entry import ModelEntry
-from edgevis.models.resnet12 import PREPROCESS
+from edgevis.models.resnet12 import PAPER, PREPROCESS, SMALL
 from runtime.errors import ModelError
 from runtime.spec import Deployment, Graph, TensorSpec
 
@@ -145,8 +146,19 @@ def afl_net_no_attention(*, num_classes: int = 64) -> AFLNet:
 
 _PAPER = "Tang et al.: Task-Specific Few-Shot Image Classification, section 3 and table 1"
 
+RECIPES = {"paper": replace(PAPER, objective="fusion"), "small": replace(SMALL, objective="fusion")}
+
 ENTRIES = (
-    ModelEntry("afl-net", afl_net, DEPLOYMENT, _PAPER, "Apache-2.0", 18_729_792, classifier=("classifier.",)),
+    ModelEntry(
+        "afl-net",
+        afl_net,
+        DEPLOYMENT,
+        _PAPER,
+        "Apache-2.0",
+        18_729_792,
+        classifier=("classifier.",),
+        recipes=RECIPES,
+    ),
     ModelEntry(
         "afl-net-no-attention",
         afl_net_no_attention,
@@ -155,5 +167,6 @@ ENTRIES = (
         "Apache-2.0",
         18_647_872,
         classifier=("classifier.",),
+        recipes=RECIPES,
     ),
 )

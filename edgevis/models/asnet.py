@@ -13,6 +13,7 @@ all runtimes agree on the places where hybrid masking switches (the paper uses 4
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from edgevis.models._support_query import (
     to_pairs,
 )
 from edgevis.models.entry import ModelEntry
+from edgevis.models.recipe import SupportQueryRecipe
 from edgevis.state_dict import load_exactly
 from runtime.errors import InputError, ModelError
 from runtime.spec import Deployment
@@ -374,6 +376,12 @@ DEPLOYMENT = deployment(
     max_batch=_MAX_BATCH,
 )
 
+# HM trains it as HSNet. (ASNet's own recipe also learns classification, which few-shot segmentation does without.)
+_PAPER = SupportQueryRecipe(epochs=2000, optimizer="adam", learning_rate=1e-3, batch=20)
+_SMALL = replace(
+    _PAPER, epochs=20, steps_per_epoch=40, batch=8, schedule="cosine", photometric=0.2, flip=True, test_episodes=200
+)
+
 ENTRIES = (
     ModelEntry(
         "asnet-hm",
@@ -385,5 +393,6 @@ ENTRIES = (
         24_828_642,
         deploy=_deploy,
         precisions=PRECISIONS,
+        recipes={"paper": _PAPER, "small": _SMALL},
     ),
 )

@@ -12,6 +12,8 @@ Licence: this file, as the rest of edgevis. No weights ship: they must be traine
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,6 +21,7 @@ from torch.nn import functional
 from edgevis.layers.max_unpooling import Places, max_pool_with_places, max_unpool
 from edgevis.models._segmentation import SIDE, SegmentationModel, deployment, deployment_of
 from edgevis.models.entry import ModelEntry
+from edgevis.models.residual_unet import PAPER, SMALL
 from runtime.spec import Deployment
 
 _WIDTH = 16
@@ -222,6 +225,9 @@ def _deploy(module: nn.Module) -> Deployment:
 
 DEPLOYMENT = deployment(max_flipped=_FLIPS)
 
+# Section 3.2, ATLAS; the number of epochs is not stated.
+_PAPER = replace(PAPER, learning_rate=5e-4, batch=80, flip=False)
+
 ENTRIES = (
     ModelEntry(
         "enet",
@@ -232,5 +238,6 @@ ENTRIES = (
         "Apache-2.0",
         458_230,
         deploy=_deploy,
+        recipes={"paper": _PAPER, "small": SMALL},
     ),
 )

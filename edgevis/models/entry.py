@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import nn
 
+from edgevis.models.recipe import Recipe
 from runtime.spec import Deployment, Precision
 
 
@@ -47,6 +48,7 @@ class ModelEntry:
             classes, which no exported graph runs.
         printed: The parameters that the paper prints; None where it prints none.
         precisions: What a build makes unless it is told; None for what the target makes.
+        recipes: How it is trained, by name; ``paper`` and ``small`` where there are any.
     """
 
     name: str
@@ -60,3 +62,4 @@ class ModelEntry:
     classifier: tuple[str, ...] = ()
     printed: PaperCount | None = None
     precisions: tuple[Precision, ...] | None = None
+    recipes: Mapping[str, Recipe] = field(default_factory=dict)

@@ -15,6 +15,7 @@ runtime computes them exactly and all switch at the same places.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -24,9 +25,18 @@ from edgevis.layers.conv4d import CenterPivotConv4d, Grid
 from edgevis.layers.correlation import pair_correlation, row_correlation, unit_channels
 from edgevis.layers.grid_norm import GridGroupNorm
 from edgevis.layers.masking import Masking, check_masking, masked_pyramid
+from edgevis.layers.mobilenetv2 import MobileNetV2Backbone
 from edgevis.layers.resize import resize
-from edgevis.models._support_query import PRECISIONS, Backbone, SupportQueryModel, deployment, map_side
+from edgevis.models._support_query import (
+    PRECISIONS,
+    Backbone,
+    SmallBackbone,
+    SupportQueryModel,
+    deployment,
+    map_side,
+)
 from edgevis.models.entry import ModelEntry
+from edgevis.models.recipe import SupportQueryRecipe
 from edgevis.state_dict import load_exactly
 from runtime.errors import InputError, ModelError
 from runtime.spec import Deployment
@@ -192,18 +202,19 @@ class HSNet(SupportQueryModel):
     a matter of :meth:`support` alone: the graph ``query`` is the same for all five.
 
     Args:
-        backbone: ``resnet50`` or ``resnet101``.
+        backbone: ``resnet50`` or ``resnet101``; or ``mobilenetv2``, which is none of the papers' and an eighth of the
+            work: its published ImageNet weights are 14 MB.
         masking: How the support mask enters, see :mod:`edgevis.layers.masking`.
         side: Side of the square images, 32 k + 1.
-        width: Channels after the backbone's stem: 64, or fewer in tests.
+        width: Channels after the ResNet's stem: 64, or fewer in tests.
 
     Raises:
         ModelError: A value is not one of those.
     """
 
-    def __init__(self, *, backbone: Backbone, masking: Masking, side: int, width: int) -> None:
+    def __init__(self, *, backbone: Backbone | SmallBackbone, masking: Masking, side: int, width: int) -> None:
         check_masking(masking)
-        super().__init__(backbone, side=side, width=width)
+        super().__init__(backbone, side=side, width=width, small=True)
         self.masking: Masking = masking
         _, two, three, four = self.backbone.depths
         self.learner = HSNetLearner((two, three, four))
@@ -349,13 +360,15 @@ def _unit(maps: Sequence[Tensor]) -> Tensor:
     return unit_channels(torch.stack(list(maps), dim=1).flatten(3), dim=2)
 
 
-def hsnet(*, masking: Masking = "hm", backbone: Backbone = "resnet50", side: int = SIDE, width: int = 64) -> HSNet:
+def hsnet(
+    *, masking: Masking = "hm", backbone: Backbone | SmallBackbone = "resnet50", side: int = SIDE, width: int = 64
+) -> HSNet:
     """HSNet with hybrid masking, or with another one; see :class:`HSNet` for the options."""
     return HSNet(backbone=backbone, masking=masking, side=side, width=width)
 
 
 def _builder(masking: Masking) -> Callable[..., HSNet]:
-    def build(*, backbone: Backbone = "resnet50", side: int = SIDE, width: int = 64) -> HSNet:
+    def build(*, backbone: Backbone | SmallBackbone = "resnet50", side: int = SIDE, width: int = 64) -> HSNet:
         return HSNet(backbone=backbone, masking=masking, side=side, width=width)
 
     build.__doc__ = f"HSNet with masking {masking!r}; see :class:`HSNet` for the options."
@@ -366,11 +379,13 @@ def _deploy(module: nn.Module) -> Deployment:
     """The deployment of an HSNet that was built with any options."""
     if not isinstance(module, HSNet):
         raise ModelError(f"a {type(module).__name__} is no HSNet")
-    return _deployment(module.side, module.support_shapes())
+    small = isinstance(module.backbone, MobileNetV2Backbone)
+    return _deployment(module.side, module.support_shapes(), small=small)
 
 
-def _deployment(side: int, support: Sequence[tuple[str, tuple[int, ...]]]) -> Deployment:
-    return deployment(side=side, support=support, logits_side=2 * map_side(side, 2), max_batch=_MAX_BATCH)
+def _deployment(side: int, support: Sequence[tuple[str, tuple[int, ...]]], *, small: bool = False) -> Deployment:
+    logits_side = 2 * map_side(side, 2)
+    return deployment(side=side, support=support, logits_side=logits_side, max_batch=_MAX_BATCH, small=small)
 
 
 def _support_shapes(side: int, depths: Sequence[int], channels: Sequence[int]) -> list[tuple[str, tuple[int, ...]]]:
@@ -382,13 +397,30 @@ def _support_shapes(side: int, depths: Sequence[int], channels: Sequence[int]) -
 
 DEPLOYMENT = _deployment(SIDE, _support_shapes(SIDE, (3, 4, 6, 3), (256, 512, 1024, 2048)))
 
+# HM, section 4 (implementation details): HSNet's Adam and constant rate, batch 20; an epoch is one pass over the
+# training images, and the best of up to 2000 is kept. Its PASCAL runs also change light and colour (photometric=0.4).
+PAPER = SupportQueryRecipe(epochs=2000, optimizer="adam", learning_rate=1e-3, batch=20)
+SMALL = replace(
+    PAPER, epochs=20, steps_per_epoch=40, batch=8, schedule="cosine", photometric=0.2, flip=True, test_episodes=200
+)
+
 _HSNET = "Min, Kang, Cho: Hypercorrelation Squeeze for Few-Shot Segmentation, ICCV 2021"
 _HM = "Moon, Sohn, Zhou, Yoon, Pavlovic, Khan, Kapadia: HM: Hybrid Masking for Few-Shot Segmentation, ECCV 2022"
 _PARAMETERS = 23_508_032 + 2_573_794
 
 
 def _entry(name: str, build: Callable[..., HSNet], paper: str = f"{_HSNET}; {_HM}") -> ModelEntry:
-    return ModelEntry(name, build, DEPLOYMENT, paper, "Apache-2.0", _PARAMETERS, deploy=_deploy, precisions=PRECISIONS)
+    return ModelEntry(
+        name,
+        build,
+        DEPLOYMENT,
+        paper,
+        "Apache-2.0",
+        _PARAMETERS,
+        deploy=_deploy,
+        precisions=PRECISIONS,
+        recipes={"paper": PAPER, "small": SMALL},
+    )
 
 
 ENTRIES = (

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from edgevis.layers.mbconv import DepthwiseSeparable, InvertedResidual, convolution, initialise
+from edgevis.layers.mbconv import initialise
+from edgevis.layers.mobilenetv2 import CHANNELS, stages, stem
 from edgevis.models.entry import ModelEntry
+from edgevis.models.recipe import EpisodeRecipe
 from runtime.errors import ModelError
 from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
 
@@ -39,9 +41,6 @@ DEPLOYMENT = Deployment(
     ),
 )
 
-# Per stage after the first: channels, blocks, stride of the first block.
-_STAGES = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
-
 
 class MobileNetV2(nn.Module):
     """MobileNetV2 with width 1.
@@ -53,17 +52,9 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, *, num_classes: int = 1000) -> None:
         super().__init__()
-        self.conv_stem = convolution(3, 32, 3, stride=2, same=True)
-        self.bn1 = nn.BatchNorm2d(32)
-        self.act1 = nn.ReLU6()
-        first = DepthwiseSeparable(32, 16, kernel=3, stride=1, activation=nn.ReLU6, excite=False, same=True)
-        stages = [nn.Sequential(first)]
-        inputs = 16
-        for outputs, blocks, stride in _STAGES:
-            stages.append(_stage(inputs, outputs, blocks=blocks, stride=stride))
-            inputs = outputs
-        self.blocks = nn.Sequential(*stages)
-        self.conv_head = nn.Conv2d(inputs, EMBEDDING, 1, bias=False)
+        self.conv_stem, self.bn1, self.act1 = stem(same=True)
+        self.blocks = stages(same=True)
+        self.conv_head = nn.Conv2d(CHANNELS, EMBEDDING, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(EMBEDDING)
         self.act2 = nn.ReLU6()
         self.classifier = nn.Linear(EMBEDDING, num_classes)
@@ -85,30 +76,26 @@ class MobileNetV2(nn.Module):
         return result
 
 
-def _stage(inputs: int, outputs: int, *, blocks: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        *(
-            InvertedResidual(
-                inputs if index == 0 else outputs,
-                outputs,
-                expansion=6,
-                kernel=3,
-                stride=stride if index == 0 else 1,
-                activation=nn.ReLU6,
-                excite=False,
-                same=True,
-            )
-            for index in range(blocks)
-        )
-    )
-
-
 def mobilenetv2(*, num_classes: int = 1000) -> MobileNetV2:
     """MobileNetV2 1.0 with a classifier of ``num_classes`` outputs, which only ``forward`` uses."""
     if num_classes < 1:
         raise ModelError(f"num_classes is {num_classes}; allowed: 1 or more")
     return MobileNetV2(num_classes=num_classes)
 
+
+# Fine-tuning of the published weights; the paper of the network has no few-shot training.
+_SMALL = EpisodeRecipe(
+    objective="local",
+    epochs=10,
+    steps_per_epoch=40,
+    optimizer="adamw",
+    learning_rate=1e-4,
+    weight_decay=1e-4,
+    schedule="cosine",
+    warm_up_epochs=1,
+    query=5,
+    episodes_per_step=2,
+)
 
 ENTRIES = (
     ModelEntry(
@@ -119,5 +106,6 @@ ENTRIES = (
         licence="Apache-2.0",
         parameters=3_504_872,
         classifier=("classifier.",),
+        recipes={"small": _SMALL},
     ),
 )

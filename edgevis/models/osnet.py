@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.models.entry import ModelEntry
+from edgevis.models.recipe import IdentityRecipe
 from runtime.errors import ModelError
 from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
 
@@ -110,7 +111,7 @@ class OSNet(nn.Module):
     that size. Output: embedding (N, 512) float32, >= 0, rows not normalised: the runtime L2-normalises them.
     """
 
-    def __init__(self, channels: tuple[int, int, int, int], *, num_classes: int = 0) -> None:
+    def __init__(self, channels: tuple[int, int, int, int], *, num_identities: int = 0) -> None:
         super().__init__()
         stem, second, third, fourth = channels
         self.conv1 = ConvBN(3, stem, kernel=7, stride=2)
@@ -120,8 +121,8 @@ class OSNet(nn.Module):
         self.conv4 = nn.Sequential(OmniScaleBlock(third, fourth), OmniScaleBlock(fourth, fourth))
         self.conv5 = ConvBN(fourth, fourth)
         self.fc = nn.Sequential(nn.Linear(fourth, EMBEDDING), nn.BatchNorm1d(EMBEDDING), nn.ReLU())
-        # Only training classifies identities: `model.classifier(model.embed(image))`. No graph contains it.
-        self.classifier = nn.Linear(EMBEDDING, num_classes) if num_classes else None
+        # Only training classifies identities; no graph contains it.
+        self.classifier = nn.Linear(EMBEDDING, num_identities) if num_identities else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -138,6 +139,20 @@ class OSNet(nn.Module):
         embedding: Tensor = self.fc(x.mean((2, 3)))
         return embedding
 
+    def branches(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The embedding alone: :class:`edgevis.losses.ReIDLoss` takes a tuple of such."""
+        return (self.embed(image),)
+
+    def logits(self, branches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What :meth:`branches` gives -> (N, num_identities).
+
+        Raises:
+            ModelError: The model was built without a classifier.
+        """
+        if self.classifier is None:
+            raise ModelError("this OSNet has no classifier; create it with num_identities=…")
+        return (self.classifier(branches[0]),)
+
     def forward(self, image: Tensor) -> Tensor:
         """The same as :meth:`embed`."""
         return self.embed(image)
@@ -149,12 +164,26 @@ def _stage(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(OmniScaleBlock(inputs, outputs), OmniScaleBlock(outputs, outputs), transition)
 
 
-def osnet_x0_25(*, num_classes: int = 0) -> OSNet:
-    """OSNet with a quarter of the channels; ``num_classes`` > 0 adds a ``classifier`` for training."""
-    if num_classes < 0:
-        raise ModelError(f"num_classes is {num_classes}; allowed: 0 (no classifier) or the number of identities")
-    return OSNet((16, 64, 96, 128), num_classes=num_classes)
+def osnet_x0_25(*, num_identities: int = 0) -> OSNet:
+    """OSNet with a quarter of the channels; ``num_identities`` > 0 adds a ``classifier`` for training."""
+    if num_identities < 0:
+        raise ModelError(f"num_identities is {num_identities}; allowed: 0 (no classifier) or the number of identities")
+    return OSNet((16, 64, 96, 128), num_identities=num_identities)
 
+
+# The paper trains 250 epochs from nothing on larger data; this is for fine-tuning the published or shipped weights.
+_SMALL = IdentityRecipe(
+    epochs=30,
+    optimizer="adamw",
+    learning_rate=1e-3,
+    weight_decay=1e-4,
+    schedule="cosine",
+    warm_up_epochs=2,
+    identities=8,
+    triplet_weight=1.0,
+    triplet_epochs=0,
+    jitter=0.2,
+)
 
 ENTRIES = (
     ModelEntry(
@@ -165,5 +194,7 @@ ENTRIES = (
         licence="Apache-2.0",
         parameters=201_864,
         weights="osnet-x0-25.safetensors",
+        classifier=("classifier.",),
+        recipes={"small": _SMALL},
     ),
 )

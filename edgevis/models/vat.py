@@ -14,6 +14,7 @@ all runtimes agree on the places where hybrid masking switches (the papers use 4
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -34,6 +35,7 @@ from edgevis.models._support_query import (
     to_pairs,
 )
 from edgevis.models.entry import ModelEntry
+from edgevis.models.recipe import SupportQueryRecipe
 from edgevis.state_dict import load_exactly
 from runtime.errors import InputError, ModelError
 from runtime.spec import Deployment
@@ -240,7 +242,8 @@ class VAT(SupportQueryModel):
     def __init__(self, *, backbone: Backbone, variant: Variant, side: int, width: int, grid: int) -> None:
         super().__init__(backbone, side=side, width=width)
         _, two, three, four = self.backbone.depths
-        self.learner = VATLearner((two, three, four), self.backbone.channels[:3], variant=variant, grid=grid)
+        first, second, third, _ = self.backbone.channels
+        self.learner = VATLearner((two, three, four), (first, second, third), variant=variant, grid=grid)
 
     def support(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What a query needs of support images.
@@ -405,6 +408,12 @@ DEPLOYMENT = deployment(
     max_batch=_MAX_BATCH,
 )
 
+# HM, section 4: VAT's AdamW and constant rate; batch 4 for PASCAL-5i and FSS-1000, 8 for COCO-20i.
+_PAPER = SupportQueryRecipe(epochs=300, optimizer="adamw", learning_rate=5e-4, batch=4)
+_SMALL = replace(
+    _PAPER, epochs=20, steps_per_epoch=40, schedule="cosine", photometric=0.2, flip=True, test_episodes=200
+)
+
 ENTRIES = (
     ModelEntry(
         "vat-hm",
@@ -417,5 +426,6 @@ ENTRIES = (
         26_688_986,
         deploy=_deploy,
         precisions=PRECISIONS,
+        recipes={"paper": _PAPER, "small": _SMALL},
     ),
 )

@@ -1,0 +1,96 @@
+"""The trunk of MobileNetV2: of the classifier whole, and as a backbone that gives maps of three scales.
+
+Paper: Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018.
+Provenance: our own code; parameters bear timm's names.
+Licence: this file, as the rest of edgevis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from edgevis.layers.mbconv import DepthwiseSeparable, InvertedResidual, convolution, initialise
+from runtime.errors import InputError
+
+CHANNELS = 320
+"""What the last stage puts out."""
+
+_STEM = 32
+# Per stage after the first: channels, blocks, stride of the first block.
+_STAGES = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (CHANNELS, 1, 1))
+# Which of them are a backbone's stages 1 to 4, at a 4th, an 8th, a 16th and a 32nd of the image's sides: of each scale
+# the last one that has several blocks of one width.
+_OF_BACKBONE = (1, 2, 4, 5)
+
+
+def stem(*, same: bool) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Convolution, batch norm and activation before the first stage."""
+    return convolution(3, _STEM, 3, stride=2, same=same), nn.BatchNorm2d(_STEM), nn.ReLU6()
+
+
+def stages(*, same: bool, count: int = len(_STAGES) + 1) -> nn.Sequential:
+    """The first ``count`` stages; ``same`` pads as TensorFlow does for even sides."""
+    first = DepthwiseSeparable(_STEM, 16, kernel=3, stride=1, activation=nn.ReLU6, excite=False, same=same)
+    made: list[nn.Module] = [nn.Sequential(first)]
+    inputs = 16
+    for outputs, blocks, stride in _STAGES[: count - 1]:
+        made.append(_stage(inputs, outputs, blocks=blocks, stride=stride, same=same))
+        inputs = outputs
+    return nn.Sequential(*made)
+
+
+class MobileNetV2Backbone(nn.Module):
+    """Maps of three scales for few-shot segmentation. Input: (N, 3, H, W) float32 RGB, -1..1, odd sides.
+
+    Its blocks end without an activation, so what they give has the signs that hybrid masking asks for. At odd sides
+    TensorFlow's padding is the symmetric one that is used here, so weights made by TensorFlow mean what they meant.
+
+    Attributes:
+        depths: Blocks of stages 1 to 4.
+        channels: Channels that each stage puts out.
+    """
+
+    depths = tuple(_STAGES[place - 1][1] for place in _OF_BACKBONE)
+    channels = tuple(_STAGES[place - 1][0] for place in _OF_BACKBONE)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_stem, self.bn1, self.act1 = stem(same=False)
+        self.blocks = stages(same=False, count=_OF_BACKBONE[-1] + 1)
+        initialise(self)
+
+    def features(self, image: Tensor, stages: Sequence[int] = (2, 3, 4)) -> list[list[Tensor]]:
+        """What each block of the stages gives; as :meth:`edgevis.layers.resnet.ResNet.features`."""
+        if image.dim() != 4 or image.shape[1] != 3:
+            raise InputError(f"image is {tuple(image.shape)}; allowed: (N, 3, H, W)")
+        x = self.act1(self.bn1(self.conv_stem(image)))
+        found: list[list[Tensor]] = []
+        for place, stage in enumerate(self.blocks):
+            maps: list[Tensor] = []
+            for block in cast(nn.Sequential, stage):
+                x = block(x)
+                maps.append(x)
+            if place in _OF_BACKBONE and _OF_BACKBONE.index(place) + 1 in stages:
+                found.append(maps)
+        return found
+
+
+def _stage(inputs: int, outputs: int, *, blocks: int, stride: int, same: bool) -> nn.Sequential:
+    return nn.Sequential(
+        *(
+            InvertedResidual(
+                inputs if index == 0 else outputs,
+                outputs,
+                expansion=6,
+                kernel=3,
+                stride=stride if index == 0 else 1,
+                activation=nn.ReLU6,
+                excite=False,
+                same=same,
+            )
+            for index in range(blocks)
+        )
+    )

@@ -1,0 +1,218 @@
+"""How a model is trained, as data: what all recipes have in common, and what each task adds.
+
+A model file gives its recipes by name: ``paper`` is what its paper states, with what it leaves open filled in and said
+so; ``small`` suits a CPU and some hundred images. Every value can be set from the command line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
+
+from runtime.errors import InputError, SchemaError
+from runtime.jsondata import from_json, to_json
+
+Optimizer = Literal["sgd", "adam", "adamw"]
+Schedule = Literal["constant", "step", "cosine"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What all trainings have in common.
+
+    Attributes:
+        epochs: How many.
+        steps_per_epoch: Optimiser steps in each; 0 is one pass over the training data, where the task has such a thing.
+        optimizer: ``sgd`` with momentum, ``adam`` or ``adamw``.
+        learning_rate: Its peak.
+        momentum: Of SGD; Adam's first moment.
+        second_moment: Adam's.
+        weight_decay: For all parameters, as the papers' code has it.
+        schedule: ``constant``; ``step`` multiplies by ``decay`` at each of ``milestones``; ``cosine`` is half a cosine
+            down to zero. It counts epochs from 0, warm-up included.
+        milestones: Epochs.
+        decay: Factor at each milestone.
+        warm_up_epochs: In these the learning rate rises linearly from ``warm_up_from`` times its peak.
+        warm_up_from: 0..1.
+        clip_norm: The largest norm of the gradient; 0 is any.
+        validate_every: Epochs between two validations, by which the best checkpoint is chosen; 0 keeps the last.
+    """
+
+    epochs: int
+    steps_per_epoch: int = 0
+    optimizer: Optimizer = "sgd"
+    learning_rate: float
+    momentum: float = 0.9
+    second_moment: float = 0.999
+    weight_decay: float = 0.0
+    schedule: Schedule = "constant"
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+    warm_up_epochs: int = 0
+    warm_up_from: float = 0.1
+    clip_norm: float = 0.0
+    validate_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "learning_rate"):
+            _require(self, name, getattr(self, name) > 0, "above 0")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                _require(self, item.name, math.isfinite(value) and value >= 0, "a finite number, 0 or more")
+        _require(self, "momentum", self.momentum < 1, "0 to below 1")
+        _require(self, "second_moment", self.second_moment < 1, "0 to below 1")
+        _require(self, "warm_up_from", self.warm_up_from <= 1, "0 to 1")
+        rising = all(first < second for first, second in zip(self.milestones, self.milestones[1:], strict=False))
+        _require(self, "milestones", rising, "rising epochs")
+
+    def with_values(self, values: Mapping[str, Any]) -> Recipe:
+        """The recipe with other values for some fields.
+
+        Raises:
+            InputError: There is no such field, or it takes no such value.
+        """
+        try:
+            return from_json(type(self), {**to_json(self), **values}, "recipe")
+        except SchemaError as error:
+            raise InputError(str(error)) from error
+
+    def rate(self, progress: float) -> float:
+        """The learning rate when so many epochs have passed; within an epoch it is a fraction."""
+        if progress < self.warm_up_epochs:
+            share = progress / self.warm_up_epochs
+            return self.learning_rate * (self.warm_up_from + (1 - self.warm_up_from) * share)
+        if self.schedule == "step":
+            return self.learning_rate * self.decay ** sum(progress >= epoch for epoch in self.milestones)
+        if self.schedule == "cosine":
+            left = (progress - self.warm_up_epochs) / max(self.epochs - self.warm_up_epochs, 1e-9)
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(left, 1.0)))
+        return self.learning_rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeRecipe(Recipe):
+    """Few-shot classification.
+
+    Attributes:
+        objective: ``fusion`` is AFL-Net's three terms, ``global`` a linear classifier over all training classes,
+            ``local`` episodes by cosine to prototypes.
+        way, shot, query: Of the episodes that it trains on.
+        episodes_per_step: Episodes in a batch; ``global`` draws as many images.
+        scale: Where the learnable scale of the cosines starts.
+        held_out: The share of the training classes that only validates.
+        mixed: Train on half of the images of each class, and evaluate also on tasks that mix these classes with novel
+            ones (:func:`edgevis.data.mixed_split`).
+        test_way, test_shots, test_query, test_episodes: Of the evaluation.
+        jitter: Strength of colour jitter, 0..1.
+        flip: Whether images are mirrored half the time.
+        crop: The smallest share of the area that a random crop keeps; 1 crops nothing.
+    """
+
+    objective: Literal["fusion", "global", "local"]
+    way: int = 5
+    shot: int = 1
+    query: int = 15
+    episodes_per_step: int = 4
+    scale: float = 10.0
+    held_out: float = 0.15
+    mixed: bool = False
+    test_way: int = 5
+    test_shots: tuple[int, ...] = (1, 5)
+    test_query: int = 10
+    test_episodes: int = 1000
+    jitter: float = 0.4
+    flip: bool = True
+    crop: float = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityRecipe(Recipe):
+    """Person Re-ID.
+
+    Attributes:
+        identities, images: P identities with K images each in a batch.
+        alpha, beta, triplet_weight, smoothing, margin, triplet_epochs: Of :class:`edgevis.losses.ReIDLoss`; the last
+            is the number of first epochs in which only triplets count.
+        held_out: The share of the training identities that only validates.
+        flip: Whether images are mirrored half the time.
+        pad: Pixels by which an image is padded before it is cropped at random to its size again.
+        jitter: Strength of the change of brightness, contrast and saturation, 0..1.
+        erase: How likely a random rectangle is erased.
+    """
+
+    identities: int = 16
+    images: int = 4
+    alpha: float = 1.0
+    beta: float = 1.0
+    triplet_weight: float = 6.375
+    smoothing: float = 0.1
+    margin: float = 0.3
+    triplet_epochs: int = 10
+    held_out: float = 0.15
+    flip: bool = True
+    pad: int = 10
+    jitter: float = 0.0
+    erase: float = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupportQueryRecipe(Recipe):
+    """Few-shot segmentation.
+
+    Attributes:
+        batch: Pairs of a support and a query image.
+        fold: 0 to 3: which quarter of the classes is kept for the test; None draws a fifth of them from the seed.
+        photometric: Strength of the change of light and colour, 0..1.
+        flip: Whether pairs are mirrored half the time.
+        test_episodes: Of the evaluation.
+        test_shots: Of the evaluation.
+    """
+
+    batch: int = 20
+    fold: int | None = None
+    photometric: float = 0.0
+    flip: bool = False
+    test_episodes: int = 1000
+    test_shots: tuple[int, ...] = (1, 5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskRecipe(Recipe):
+    """Segmentation, from boxes or from masks.
+
+    Attributes:
+        supervision: ``boxes`` is the box-tightness loss, ``mil`` its multiple-instance baseline, ``masks`` full
+            supervision.
+        batch: Images.
+        angles: Degrees of the lines, ``smooth_max`` and ``alpha`` their maximum, ``pairwise_weight`` of the smoothness;
+            see :class:`edgevis.losses.BoxTightnessLoss`.
+        flip: Whether images are mirrored half the time, in both directions.
+        held_out: The share of the training images that only validates.
+    """
+
+    supervision: Literal["boxes", "mil", "masks"]
+    batch: int = 16
+    angles: tuple[int, ...] = (-40, -20, 0, 20, 40)
+    smooth_max: Literal["softmax", "quasimax", "max"] = "softmax"
+    alpha: float = 6.0
+    pairwise_weight: float = 10.0
+    flip: bool = True
+    held_out: float = 0.15
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+def recipe_of(kind: type[R], recipe: Recipe) -> R:
+    """The recipe as the kind that a task needs; InputError if it is another task's."""
+    if not isinstance(recipe, kind):
+        raise InputError(f"a {type(recipe).__name__} is no recipe for this task; allowed: {kind.__name__}")
+    return recipe
+
+
+def _require(recipe: Recipe, name: str, holds: bool, allowed: str) -> None:
+    if not holds:
+        raise InputError(f"recipe: {name} is {getattr(recipe, name)!r}; allowed: {allowed}")

@@ -1,0 +1,65 @@
+"""What a weights file says of itself: the model, its options, and how it was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from runtime.errors import WeightsError
+from runtime.jsondata import from_json, parse_json
+
+KEY = "edgevis"
+"""The name of our entry in a safetensors file's metadata: JSON text."""
+
+_MAX_BYTES = 8 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where weights come from; it travels in the metadata of every weights file that a training writes.
+
+    Attributes:
+        model: Its name in :mod:`edgevis.models`.
+        options: What it was created with.
+        recipe: All values of the recipe.
+        data: What it was trained on.
+        seed: Of weights and batches.
+        epoch: How many epochs it has seen.
+    """
+
+    model: str
+    options: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    data: Mapping[str, Any]
+    seed: int
+    epoch: int
+
+
+def read_origin(path: Path) -> Origin | None:
+    """Where weights come from; None if the file says nothing of it.
+
+    Raises:
+        WeightsError: The file cannot be read.
+        SchemaError: What it says is not in our form.
+    """
+    text = metadata(path).get(KEY) if path.suffix == ".safetensors" else None
+    return None if text is None else from_json(Origin, parse_json(text), f"{path.name}: origin")
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file.
+
+    Raises:
+        WeightsError: It cannot be read, or is too large.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise WeightsError(f"{path} has {path.stat().st_size} bytes; allowed: at most {_MAX_BYTES}")
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"cannot read {path}: {error}") from error

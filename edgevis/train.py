@@ -1,0 +1,180 @@
+"""``python -m edgevis.train``: a model learns from images. Arguments and output; the work is in ``training/``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import EdgevisError, InputError
+from runtime.jsondata import parse_json
+
+_DESCRIPTION = """\
+Train a model on images, evaluate it by its task's measure, and write weights that export.build takes.
+
+The folder OUTPUT holds last.safetensors (to go on from with --resume), best.safetensors (the weights), log.csv, files
+for TensorBoard, report.json and pictures. An interrupted training loses at most the epoch that it was in.
+"""
+_BAR = 24
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train; returns the process's exit status."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.list:
+            return _list(arguments)
+        if not arguments.model or arguments.data is None:
+            parser.error("MODEL and --data are needed; --list shows the models and their recipes")
+        return _train(arguments)
+    except (EdgevisError, OSError) as error:  # OSError: the disk is full, the folder is read-only
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: the same command with --resume goes on after the last whole epoch\n")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m edgevis.train", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="a model of edgevis.models; see --list")
+    parser.add_argument("--data", metavar="PATH", type=Path, help="a folder or zip of images, see docs/training.md")
+    parser.add_argument("--recipe", metavar="NAME", default="paper", help="paper or small (default: paper)")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="JSON: values of the recipe that are other ones")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", type=_setting, default=[], help="likewise, one by one"
+    )
+    parser.add_argument(
+        "--option", metavar="NAME=VALUE", action="append", type=_setting, default=[], help="an option of the model"
+    )
+    parser.add_argument(
+        "--weights", metavar="FILE", type=Path, help="begin with these weights; heads of another size begin anew"
+    )
+    parser.add_argument(
+        "--backbone", metavar="FILE", type=Path, help="begin with these published weights of the model's backbone"
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, help="(default: runs/MODEL)")
+    parser.add_argument("--resume", action="store_true", help="go on from OUTPUT's checkpoint if there is one")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and splits (default: 0)")
+    parser.add_argument("--devices", type=int, default=1, help="how many GPUs, or processes on a CPU (default: 1)")
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--precision",
+        choices=("32-true", "bf16-mixed", "16-mixed"),
+        default="32-true",
+        help="of the arithmetic; weights stay in float32 (default: 32-true)",
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches ahead (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON on standard output")
+    parser.add_argument("--quiet", action="store_true", help="no progress; warnings and errors remain")
+    parser.add_argument("--list", action="store_true", help="list the models that can be trained, and stop")
+    return parser
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from edgevis.training.run import Request, train  # torch takes a second or two: --help need not wait for it
+
+    watcher = Watcher(sys.stderr if arguments.json else sys.stdout, quiet=arguments.quiet)
+    report = train(
+        Request(
+            model=arguments.model,
+            data=arguments.data,
+            output=arguments.output or Path("runs", arguments.model),
+            recipe=arguments.recipe,
+            values={**_config(arguments.config), **dict(arguments.set)},
+            options=dict(arguments.option),
+            weights=arguments.weights,
+            backbone=arguments.backbone,
+            resume=arguments.resume,
+            seed=arguments.seed,
+            devices=arguments.devices,
+            accelerator=arguments.accelerator,
+            precision=arguments.precision,
+            workers=arguments.workers,
+        ),
+        watcher,
+    )
+    if report is None:  # not the first of several processes
+        return 0
+    if arguments.json:
+        sys.stdout.write(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    return 0
+
+
+def _config(path: Path | None) -> Mapping[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = parse_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a JSON object of the recipe's values")
+    return values
+
+
+class Watcher:
+    """A line for each epoch, and where the output is a terminal a bar between them."""
+
+    def __init__(self, stream: Any, *, quiet: bool) -> None:
+        self._stream, self._quiet = stream, quiet
+        self._bar = stream.isatty() and not quiet
+
+    def step(self, epoch: int, done: int, total: int, loss: float) -> None:
+        if self._bar:
+            filled = _BAR * done // total
+            bar = "█" * filled + "░" * (_BAR - filled)
+            self._stream.write(f"\r\033[Kepoch {epoch + 1} {bar} {done}/{total}  loss {loss:.4f}")
+            self._stream.flush()
+
+    def epoch(self, row: Mapping[str, float], epochs: int, seconds: float) -> None:
+        done = int(row["epoch"])
+        left = seconds / done * (epochs - done)
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
+        self.note(f"epoch {done}/{epochs}  {_clock(seconds)}, {_clock(left)} left  {figures}")
+
+    def note(self, message: str) -> None:
+        if not self._quiet:
+            self._stream.write(("\r\033[K" if self._bar else "") + message + "\n")
+            self._stream.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from edgevis import models
+    from runtime.jsondata import to_json
+    from runtime.text import text_table
+
+    entries = [entry for entry in map(models.entry, models.names()) if entry.recipes]
+    if arguments.json:
+        listed = {entry.name: {name: to_json(recipe) for name, recipe in entry.recipes.items()} for entry in entries}
+        sys.stdout.write(json.dumps(listed, indent=2) + "\n")
+        return 0
+    rows = [(entry.name, entry.deployment.task, ", ".join(entry.recipes)) for entry in entries]
+    sys.stdout.write(text_table(("model", "task", "recipes"), rows) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

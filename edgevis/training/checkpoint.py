@@ -1,0 +1,109 @@
+"""The state of a training in one safetensors file: whole or not there, and read without running any code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn, optim
+
+from edgevis.origin import KEY, Origin, metadata
+from runtime.arrays import atomic_write
+from runtime.errors import InputError, SchemaError, WeightsError
+from runtime.jsondata import from_json, parse_json, to_json
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a training needs besides tensors to go on.
+
+    Attributes:
+        identity: What must be the same for it to be the same training.
+        epochs: How many are done.
+        seconds: Spent on them.
+        best: The best validation figure so far; None before there is one.
+        history: One row of figures for each epoch.
+    """
+
+    identity: Mapping[str, Any]
+    epochs: int
+    seconds: float
+    best: float | None
+    history: tuple[Mapping[str, float], ...]
+
+
+def write_weights(path: Path, model: nn.Module, origin: Origin) -> None:
+    """The model's state dict with its origin."""
+    _write(path, dict(model.state_dict()), to_json(origin))
+
+
+def write_state(path: Path, modules: Mapping[str, nn.Module], optimizer: optim.Optimizer, progress: Progress) -> None:
+    """Everything that a training needs to go on."""
+    tensors = {
+        f"{name}/{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()
+    }
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{key}"] = value
+            else:
+                numbers.setdefault(str(index), {})[key] = value
+    _write(path, tensors, {"progress": to_json(progress), "optimizer": numbers})
+
+
+def read_progress(path: Path) -> Progress:
+    """What :func:`write_state` wrote besides tensors."""
+    return from_json(Progress, _state_text(path)["progress"], f"{path.name}: progress")
+
+
+def read_state(path: Path, modules: Mapping[str, nn.Module], optimizer: optim.Optimizer) -> None:
+    """Put modules and optimiser into the state that :func:`write_state` wrote of such ones.
+
+    Raises:
+        WeightsError: The file cannot be read or is of other modules.
+    """
+    numbers = _state_text(path)["optimizer"]
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"cannot read {path}: {error}") from error
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in numbers.items()}
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in modules}
+    for name, tensor in tensors.items():
+        part, _, key = name.partition("/")
+        if part == "optimizer":
+            index, _, key = key.partition("/")
+            state.setdefault(int(index), {})[key] = tensor
+        elif part in parts:
+            parts[part][key] = tensor
+        else:
+            raise WeightsError(f"{path} holds {name!r}, which is no part of this training")
+    try:
+        for name, module in modules.items():
+            module.load_state_dict(parts[name])
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path} is of another model: {error}") from error
+
+
+def _state_text(path: Path) -> dict[str, Any]:
+    text = metadata(path).get(KEY)
+    if text is None:
+        raise InputError(f"{path} is no checkpoint of a training")
+    data = parse_json(text)
+    if not isinstance(data, dict) or set(data) != {"progress", "optimizer"}:
+        raise SchemaError(f"{path} is no checkpoint of a training, or of another version of edgevis")
+    return data
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], text: object) -> None:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = safetensors.torch.save(plain, {KEY: json.dumps(text, allow_nan=False)})
+    with atomic_write(path) as file:
+        file.write(data)

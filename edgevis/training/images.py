@@ -1,0 +1,52 @@
+"""Decoded images kept in memory: an epoch sees the same files again, and decoding costs more than augmenting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from runtime.images import Image
+
+MAX_BYTES = 2 << 30
+
+
+class ImageStore:
+    """Images by their number, decoded when first asked for and made no larger than needed.
+
+    Args:
+        read: From a number to an image, (H, W, 3) uint8 BGR.
+        short_side: Larger images are shrunk so that their short side has this many pixels.
+        max_bytes: What is kept together; what does not fit is decoded each time.
+    """
+
+    def __init__(self, read: Callable[[int], Image], *, short_side: int, max_bytes: int = MAX_BYTES) -> None:
+        self._read, self._short_side, self._left = read, short_side, max_bytes
+        self._kept: dict[int, Image] = {}
+
+    def __getitem__(self, number: int) -> Image:
+        """The image; SourceError when it cannot be decoded. It must not be written to."""
+        if number in self._kept:
+            return self._kept[number]
+        image = shrunk(self._read(number), self._short_side)
+        if image.nbytes <= self._left:
+            self._kept[number] = image
+            self._left -= image.nbytes
+        return image
+
+
+def resized(image: Image, height: int, width: int) -> Image:
+    """The image at another size: areas averaged where it shrinks, linear where it grows."""
+    shrinks = image.shape[0] > height or image.shape[1] > width
+    made = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return made.astype(np.uint8, copy=False)
+
+
+def shrunk(image: Image, short_side: int) -> Image:
+    """The image with its short side of at most so many pixels."""
+    height, width = image.shape[:2]
+    share = short_side / min(height, width)
+    if share >= 1:
+        return image
+    return resized(image, max(1, round(height * share)), max(1, round(width * share)))

@@ -1,0 +1,281 @@
+"""Epochs: batches, steps, validation, checkpoints. Precision, devices and processes are Lightning Fabric's.
+
+A training's folder::
+
+    OUTPUT/
+      last.safetensors      everything that it needs to go on, after each epoch
+      best.safetensors      the weights that validated best, in float32, with their origin
+      log.csv               a row for each epoch
+      events.out.*          the same for TensorBoard
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn, optim
+from torch.utils.data import DataLoader, Dataset
+
+from edgevis.models import load_weights
+from edgevis.models.recipe import Recipe
+from edgevis.origin import Origin
+from edgevis.training.checkpoint import Progress, read_progress, read_state, write_state, write_weights
+from edgevis.training.objective import Batch, Evaluation, Objective
+from runtime.arrays import atomic_write
+from runtime.errors import EdgevisError, InputError
+
+LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
+
+
+class TrainingError(EdgevisError):
+    """A training cannot go on."""
+
+
+class Watcher(Protocol):
+    """Told how a training goes; only in the first of several processes."""
+
+    def step(self, epoch: int, done: int, total: int, loss: float) -> None: ...
+
+    def epoch(self, row: Mapping[str, float], epochs: int, seconds: float) -> None: ...
+
+    def note(self, message: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """One training.
+
+    Attributes:
+        model: In any state of :meth:`~torch.nn.Module.train`; its frozen parameters stay frozen.
+        objective: What it learns.
+        recipe: How.
+        origin: What the weights will say of themselves; the epoch does not matter.
+        output: The folder.
+        workers: Processes that make batches ahead; 0 makes them between the steps.
+    """
+
+    model: nn.Module
+    objective: Objective
+    recipe: Recipe
+    origin: Origin
+    output: Path
+    workers: int = 0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be of this training."""
+        return {
+            "model": self.origin.model,
+            "options": dict(self.origin.options),
+            "recipe": dict(self.origin.recipe),
+            "data": dict(self.origin.data),
+            "seed": self.origin.seed,
+        }
+
+
+def fit(run: Run, fabric: Any, watcher: Watcher, *, resume: bool) -> Progress:
+    """Train until the recipe's last epoch; afterwards the model has the weights that validated best.
+
+    Args:
+        run: What.
+        fabric: A launched ``lightning_fabric.Fabric``.
+        watcher: Told of each step and epoch.
+        resume: Whether to go on from the folder's checkpoint where there is one. Otherwise a folder with a checkpoint
+            is refused: nobody loses a training by a command given twice.
+
+    Raises:
+        InputError: The folder's checkpoint is of another training, or there is one and ``resume`` is false.
+        TrainingError: The loss is not finite.
+        OSError: The disk is full; the last checkpoint stays whole.
+    """
+    recipe, objective = run.recipe, run.objective
+    step = _Step(run.model, objective)
+    optimizer = _optimizer(step, recipe)
+    parts = {"model": run.model, "criterion": step.criterion}
+    progress = _begin(run, parts, optimizer, resume=resume)
+    if progress.epochs and fabric.is_global_zero:
+        watcher.note(f"goes on after epoch {progress.epochs} of {recipe.epochs}")
+    wrapped, prepared = fabric.setup(step, optimizer)
+    started = time.monotonic() - progress.seconds
+    with _TensorBoard(run.output, progress, enabled=fabric.is_global_zero) as board:
+        for epoch in range(progress.epochs, recipe.epochs):
+            # A model's own randomness, such as dropout, follows from seed and epoch, so that it need not be stored.
+            torch.manual_seed(zlib.crc32(f"{run.origin.seed} {epoch} {fabric.global_rank}".encode()))
+            row = {"epoch": float(epoch + 1), **_epoch(run, epoch, wrapped, prepared, fabric, watcher)}
+            progress = replace(progress, epochs=epoch + 1, history=(*progress.history, row))
+            progress = _validated(run, progress, fabric)
+            progress = replace(progress, seconds=round(time.monotonic() - started, 3))
+            if fabric.is_global_zero:
+                write_state(run.output / LAST, parts, optimizer, progress)
+                _write_log(run.output / LOG, progress.history)
+                board.write(progress.history[-1])
+                watcher.epoch(progress.history[-1], recipe.epochs, progress.seconds)
+            fabric.barrier()
+    if fabric.is_global_zero and progress.best is None:  # nothing was validated: the last is the best
+        write_weights(run.output / BEST, run.model, replace(run.origin, epoch=progress.epochs))
+    fabric.barrier()
+    load_weights(run.model, run.output / BEST)
+    return progress
+
+
+class _TensorBoard:
+    """Writes each epoch's figures for TensorBoard; rows after the checkpoint that a crash left are hidden."""
+
+    def __init__(self, folder: Path, progress: Progress, *, enabled: bool) -> None:
+        self._writer: Any = None
+        if enabled:
+            import tensorboardX  # half a second that --help need not wait for
+
+            self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=progress.epochs + 1)
+
+    def __enter__(self) -> _TensorBoard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, row: Mapping[str, float]) -> None:
+        if self._writer is not None:
+            for name, value in row.items():
+                if name != "epoch":
+                    self._writer.add_scalar(name.replace(" ", "/", 1), value, int(row["epoch"]))
+            self._writer.flush()
+
+
+class _Step(nn.Module):
+    """From a batch to the loss: one module with all that is trained, so that gradients of processes are averaged."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = objective.criterion()
+        self._objective = objective
+
+    def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        return self._objective.loss(self.model, self.criterion, batch, epoch)
+
+
+class _Batches(Dataset[Batch]):
+    """The batches of one epoch by the number of their step."""
+
+    def __init__(self, objective: Objective, epoch: int, rank: int) -> None:
+        self._objective, self._epoch, self._rank = objective, epoch, rank
+
+    def __len__(self) -> int:
+        return self._objective.steps_per_epoch
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._objective.batch(self._epoch, step, self._rank)
+
+
+def _begin(run: Run, parts: Mapping[str, nn.Module], optimizer: optim.Optimizer, *, resume: bool) -> Progress:
+    path = run.output / LAST
+    run.output.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return Progress(run.identity, 0, 0.0, None, ())
+    if not resume:
+        raise InputError(f"{path} is of a training that was begun: go on with --resume, or name another --output")
+    progress = read_progress(path)
+    for name, value in run.identity.items():
+        if progress.identity.get(name) != value:
+            raise InputError(
+                f"{path} is of another training: its {name} is {progress.identity.get(name)!r}, this one's {value!r}"
+            )
+    read_state(path, parts, optimizer)
+    return progress
+
+
+def _optimizer(step: nn.Module, recipe: Recipe) -> optim.Optimizer:
+    trained = [parameter for parameter in step.parameters() if parameter.requires_grad]
+    betas = (recipe.momentum, recipe.second_moment)
+    if recipe.optimizer == "sgd":
+        return optim.SGD(trained, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    kind = optim.Adam if recipe.optimizer == "adam" else optim.AdamW
+    return kind(trained, recipe.learning_rate, betas=betas, weight_decay=recipe.weight_decay)
+
+
+def _epoch(run: Run, epoch: int, wrapped: Any, optimizer: Any, fabric: Any, watcher: Watcher) -> dict[str, float]:
+    """One epoch; the means of the loss's terms."""
+    recipe, steps = run.recipe, run.objective.steps_per_epoch
+    wrapped.train()
+    sums: dict[str, float] = {}
+    for number, batch in enumerate(_loaded(run, epoch, fabric.global_rank)):
+        rate = recipe.rate(epoch + number / steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        terms = wrapped(fabric.to_device(dict(batch)), epoch)
+        loss = torch.stack(list(terms.values())).sum()
+        if not bool(torch.isfinite(loss)):
+            shown = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
+            raise TrainingError(
+                f"the loss is not finite in epoch {epoch + 1}, step {number + 1}: {shown}; the checkpoint of epoch "
+                f"{epoch} is whole. A smaller learning_rate or clip_norm may help"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        fabric.backward(loss)
+        if recipe.clip_norm:
+            fabric.clip_gradients(wrapped, optimizer, max_norm=recipe.clip_norm)
+        optimizer.step()
+        for name, term in {"loss": loss, **(terms if len(terms) > 1 else {})}.items():
+            sums[name] = sums.get(name, 0.0) + term.item()
+        if fabric.is_global_zero:
+            watcher.step(epoch, number + 1, steps, loss.item())
+    means = {name: total / steps for name, total in sums.items()}
+    if fabric.world_size > 1:
+        means = {name: float(value) for name, value in fabric.all_reduce(means, reduce_op="mean").items()}
+    return {**means, "learning_rate": recipe.rate(float(epoch))}
+
+
+def _loaded(run: Run, epoch: int, rank: int) -> Iterator[Batch]:
+    batches = _Batches(run.objective, epoch, rank)
+    # batch_size=None: an item is a batch already. Workers are forked anew each epoch, so they hold no state.
+    return iter(DataLoader(batches, batch_size=None, num_workers=run.workers))
+
+
+def _validated(run: Run, progress: Progress, fabric: Any) -> Progress:
+    """With the validation's figures in the last row, and the weights kept if they are the best."""
+    every, epochs = run.recipe.validate_every, progress.epochs
+    if not every or not (epochs % every == 0 or epochs == run.recipe.epochs):
+        return progress
+    if fabric.is_global_zero:
+        found = evaluated(run.model, run.objective.validate)
+        if found is not None:
+            figures = {f"validation {name}": figure.value for name, figure in found.figures.items()}
+            value = next(iter(found.figures.values())).value
+            if progress.best is None or value > progress.best:
+                write_weights(run.output / BEST, run.model, replace(run.origin, epoch=epochs))
+                progress = replace(progress, best=value)
+            progress = replace(progress, history=(*progress.history[:-1], {**progress.history[-1], **figures}))
+    return progress
+
+
+def evaluated(model: nn.Module, evaluate: Any) -> Evaluation | None:
+    """What ``evaluate`` finds of the model in evaluation mode, without gradients."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            found: Evaluation | None = evaluate(model)
+    finally:
+        model.train(was_training)
+    return found
+
+
+def _write_log(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """All rows anew: after a crash none is there twice, and none of an epoch that is not in the checkpoint."""
+    names = list(dict.fromkeys(name for row in history for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{value:.9g}" for name, value in row.items()} for row in history)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())

@@ -1,0 +1,104 @@
+"""What a task brings to training: its data, its loss, its measure. Each file in ``edgevis/training/tasks/`` is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from edgevis.models.recipe import Recipe
+from runtime.images import Image
+from runtime.spec import Deployment
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One figure of an evaluation.
+
+    Attributes:
+        value: The figure.
+        half_width95: Of its 95 % interval; None where there is none.
+    """
+
+    value: float
+    half_width95: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f}" + ("" if self.half_width95 is None else f" ± {self.half_width95:.4f}")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a trained model does on data that it was not trained on.
+
+    Attributes:
+        split: Which data, in a few words.
+        figures: By name, such as ``"rank-1"``; the first is the one that counts.
+        pictures: By name, BGR, to look at.
+    """
+
+    split: str
+    figures: Mapping[str, Measured]
+    pictures: Mapping[str, Image] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """Data, loss and measure of one training.
+
+    A batch depends on its epoch, its step and the process's rank only, and on the seed: so a run that goes on after a
+    crash sees what an unbroken one sees, and every process of several draws its own.
+    """
+
+    @property
+    def model_options(self) -> Mapping[str, int | str]:
+        """What the model must be created with to fit the data, such as the number of classes."""
+        ...
+
+    @property
+    def data(self) -> Mapping[str, object]:
+        """What is trained and evaluated on, in numbers and names, for the report."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of one pass over the training data, or what the recipe says."""
+        ...
+
+    def criterion(self) -> nn.Module:
+        """What of the loss has parameters; they are trained with the model's."""
+        ...
+
+    def batch(self, epoch: int, step: int, rank: int) -> Batch:
+        """The tensors of one step, on the CPU."""
+        ...
+
+    def loss(self, model: nn.Module, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """The terms by name; their sum is minimised."""
+        ...
+
+    def validate(self, model: nn.Module) -> Evaluation | None:
+        """On data set aside from the training data; None where there are none. The first figure chooses the best."""
+        ...
+
+    def test(self, model: nn.Module) -> Evaluation | None:
+        """On the data set's own evaluation split, with pictures; None where it has none."""
+        ...
+
+
+class Task(Protocol):
+    """A module in ``edgevis/training/tasks/``, named as :attr:`runtime.spec.Deployment.task`."""
+
+    def objective(
+        self, data: Path, recipe: Recipe, deployment: Deployment, *, options: Mapping[str, int | str], seed: int
+    ) -> Objective:
+        """Opens the data.
+
+        Raises:
+            SourceError, InputError: They cannot be read, or do not suffice.
+        """
+        ...

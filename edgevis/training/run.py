@@ -1,0 +1,167 @@
+"""One training from its arguments to its report: model, data, epochs, evaluation."""
+
+from __future__ import annotations
+
+import json
+import platform
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import torch
+
+from edgevis import __version__, models
+from edgevis.models.recipe import Recipe
+from edgevis.origin import Origin
+from edgevis.training import tasks
+from edgevis.training.loop import Run, Watcher, evaluated, fit
+from edgevis.training.objective import Evaluation
+from edgevis.training.warm_start import load_backbone, load_what_fits
+from runtime.arrays import atomic_write
+from runtime.errors import InputError
+from runtime.jsondata import to_json
+
+REPORT = "report.json"
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to train.
+
+    Attributes:
+        model: A name in :mod:`edgevis.models`.
+        data: A folder or zip.
+        output: The training's folder.
+        recipe: One of the model's recipes by name.
+        values: Values of the recipe that are other ones.
+        options: Of the model; those that the data decide need not be given.
+        weights: To begin with.
+        backbone: Published weights of the model's backbone to begin with.
+        resume: Whether to go on from the folder's checkpoint.
+        seed: Of weights, batches and splits.
+        devices, accelerator, precision: Lightning Fabric's.
+        workers: Processes that make batches ahead.
+    """
+
+    model: str
+    data: Path
+    output: Path
+    recipe: str = "paper"
+    values: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, int | str] = field(default_factory=dict)
+    weights: Path | None = None
+    backbone: Path | None = None
+    resume: bool = False
+    seed: int = 0
+    devices: int = 1
+    accelerator: str = "auto"
+    precision: Precision = "32-true"
+    workers: int = 0
+
+
+def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
+    """Train, evaluate and write the report, which is returned by the first process and None by the others.
+
+    Raises:
+        EdgevisError: The message says what is wrong.
+        OSError: The disk is full; the last checkpoint stays whole.
+    """
+    entry = models.entry(request.model)
+    recipe = _recipe(entry, request)
+    fabric = _fabric(request)
+    fabric.launch()
+    with torch.device("meta"):  # what the options make of the deployment, without the weights
+        deployment = models.deployment_of(entry, models.module_from(entry, request.options))
+    objective = tasks.load(deployment.task).objective(
+        request.data, recipe, deployment, options=request.options, seed=request.seed
+    )
+    options = {**objective.model_options, **request.options}
+    torch.manual_seed(request.seed)
+    model = models.module_from(entry, options)
+    if request.weights is not None:
+        note = load_what_fits(model, request.weights, heads=entry.classifier)
+        if note and fabric.is_global_zero:
+            watcher.note(note)
+    if request.backbone is not None:
+        load_backbone(model, request.backbone)
+    origin = Origin(entry.name, options, to_json(recipe), dict(objective.data), request.seed, 0)
+    if fabric.is_global_zero:
+        watcher.note(f"{entry.name}, {models.parameters(model):,} parameters; {_sentence(objective.data)}")
+    progress = fit(
+        Run(model, objective, recipe, origin, request.output, request.workers), fabric, watcher, resume=request.resume
+    )
+    if not fabric.is_global_zero:
+        return None
+    found = evaluated(model, objective.test)
+    if found is not None:
+        watcher.note(f"{found.split}: " + ", ".join(f"{name} {figure}" for name, figure in found.figures.items()))
+    report = _report(request, origin, progress.seconds, progress.history, found)
+    _write(request.output, report, found)
+    watcher.note(f"written: {request.output}")
+    return report
+
+
+def _recipe(entry: models.ModelEntry, request: Request) -> Recipe:
+    if not entry.recipes:
+        raise InputError(f"{entry.name!r} has no recipe; python -m edgevis.train --list shows the models that have")
+    if request.recipe not in entry.recipes:
+        raise InputError(f"{entry.name!r} has no recipe {request.recipe!r}; allowed: {', '.join(entry.recipes)}")
+    return entry.recipes[request.recipe].with_values(request.values)
+
+
+def _fabric(request: Request) -> Any:
+    from lightning_fabric import Fabric  # seconds that an error in the arguments need not wait for
+
+    if request.devices < 1:
+        raise InputError(f"{request.devices} devices; allowed: 1 or more")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what it would rather have installed
+        return Fabric(accelerator=request.accelerator, devices=request.devices, precision=request.precision)
+
+
+def _report(
+    request: Request, origin: Origin, seconds: float, history: tuple[Mapping[str, float], ...], found: Evaluation | None
+) -> dict[str, Any]:
+    return {
+        "model": origin.model,
+        "options": dict(origin.options),
+        "recipe": {"name": request.recipe, **origin.recipe},
+        "data": dict(origin.data),
+        "weights": None if request.weights is None else request.weights.name,
+        "backbone": None if request.backbone is None else request.backbone.name,
+        "seed": origin.seed,
+        "epochs": len(history),
+        "seconds": seconds,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
+        if not torch.cuda.is_available()
+        else torch.cuda.get_device_name(),
+        "versions": {"edgevis": __version__, "torch": torch.__version__},
+        "evaluation": None
+        if found is None
+        else {
+            "split": found.split,
+            "figures": {
+                name: {"value": figure.value, "half_width95": figure.half_width95}
+                for name, figure in found.figures.items()
+            },
+        },
+    }
+
+
+def _write(folder: Path, report: Mapping[str, Any], found: Evaluation | None) -> None:
+    for name, picture in ({} if found is None else found.pictures).items():
+        encoded, data = cv2.imencode(".png", picture)
+        if encoded:
+            with atomic_write(folder / f"{name}.png") as file:
+                file.write(data.tobytes())
+    with atomic_write(folder / REPORT) as file:
+        file.write((json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _sentence(data: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in data.items())

@@ -1,0 +1,14 @@
+"""What is trained for each task: one file each, named as :attr:`runtime.spec.Deployment.task`."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from edgevis.training.objective import Task
+from runtime.discovery import load_from
+from runtime.errors import InputError
+
+
+def load(name: str) -> Task:
+    """The task of that name; InputError lists the known ones."""
+    return cast(Task, load_from(__name__, name, what="task that can be trained", error=InputError))

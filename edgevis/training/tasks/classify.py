@@ -1,0 +1,299 @@
+"""Few-shot classification: fusion of both branches, a linear classifier over all classes, or episodes.
+
+Data: a folder or zip with one folder for each class, or with ``labels.csv`` (``path``, ``class_name`` and ``split``).
+Classes of the split ``base`` or ``train`` are trained on; the others are novel and only evaluate. Without splits a
+fifth of the classes, drawn from the seed, is novel. Of the training classes a part only validates.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgevis.data import EpisodeSampler, LabelledImages, mixed_split, read_class_folders, read_class_table
+from edgevis.data.draw import below, draw_at, sample
+from edgevis.data.files import open_files
+from edgevis.losses import AttentionFusionLoss, CosineEpisodeLoss
+from edgevis.metrics import episode_accuracy
+from edgevis.models.recipe import EpisodeRecipe, Recipe, recipe_of
+from edgevis.training.images import ImageStore
+from edgevis.training.objective import Batch, Evaluation, Measured
+from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, tile
+from edgevis.training.views import mirrored, relit, resized_crop
+from runtime.arrays import Array, unit_rows
+from runtime.errors import InputError
+from runtime.images import Image
+from runtime.preprocess import Preprocessor
+from runtime.spec import Deployment
+
+_TRAIN_SPLITS = ("base", "train")
+_NOVEL = 0.2
+# Larger than the input: a crop of half the area is then still about as large as it.
+_MARGIN = 1.3
+_EMBED_BATCH = 64
+# What each use of the seed draws: no two draw the same numbers.
+_NOVEL_DRAW, _HELD_DRAW, _TRAIN_DRAW, _VIEW_DRAW, _VALIDATION_DRAW, _TEST_DRAW = range(6)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Positions of images, and which of them may be drawn for what."""
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    novel: tuple[int, ...]
+    mixed: tuple[int, ...]
+
+
+def objective(
+    data: Path, recipe: Recipe, deployment: Deployment, *, options: Mapping[str, int | str], seed: int
+) -> EpisodeObjective:
+    """See :class:`edgevis.training.objective.Task`."""
+    own = recipe_of(EpisodeRecipe, recipe)
+    images, split = _split(data, own, seed)
+    return EpisodeObjective(images, split, own, deployment, data=data.name, seed=seed)
+
+
+class EpisodeObjective:
+    """See :class:`edgevis.training.objective.Objective`."""
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        split: Split,
+        recipe: EpisodeRecipe,
+        deployment: Deployment,
+        *,
+        data: str,
+        seed: int,
+    ) -> None:
+        self._recipe, self._seed, self._split = recipe, seed, split
+        self._labels = np.asarray(images.labels)
+        # Training targets count the training classes alone.
+        classes = sorted({images.labels[position] for position in split.train})
+        target = {label: index for index, label in enumerate(classes)}
+        self._targets = [target.get(label, -1) for label in images.labels]
+        self._classes = len(classes)
+        self._preprocess = Preprocessor(deployment.preprocess)
+        spec = deployment.preprocess
+        self._size = (spec.height, spec.width)
+        self._images = ImageStore(lambda index: images[index][0], short_side=math.ceil(_MARGIN * max(self._size)))
+        self._name = data
+        if recipe.objective != "global":
+            self._sampler(0)  # too few images are better found now
+
+    @property
+    def model_options(self) -> Mapping[str, int | str]:
+        return {} if self._recipe.objective == "local" else {"num_classes": self._classes}
+
+    @property
+    def data(self) -> Mapping[str, object]:
+        def classes(positions: Sequence[int]) -> int:
+            return len(set(self._labels[list(positions)])) if positions else 0
+
+        split = self._split
+        return {
+            "source": self._name,
+            "training images": len(split.train),
+            "training classes": classes(split.train),
+            "validation classes": classes(split.validation),
+            "novel classes": classes(split.novel),
+            "mixed classes": classes(split.mixed),
+        }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        recipe = self._recipe
+        if recipe.steps_per_epoch:
+            return recipe.steps_per_epoch
+        return max(1, len(self._split.train) // self._rows)
+
+    def criterion(self) -> nn.Module:
+        recipe = self._recipe
+        if recipe.objective == "fusion":
+            return AttentionFusionLoss(scale=recipe.scale)
+        return CosineEpisodeLoss(scale=recipe.scale) if recipe.objective == "local" else nn.CrossEntropyLoss()
+
+    def batch(self, epoch: int, step: int, rank: int) -> Batch:
+        positions = self._drawn(epoch, step, rank)
+        draw = draw_at(self._seed, _VIEW_DRAW, epoch, step, rank)
+        views = [self._view(position, draw) for position in positions]
+        return {
+            "image": torch.from_numpy(self._preprocess(views)),
+            "target": torch.tensor([self._targets[position] for position in positions]),
+        }
+
+    def loss(self, model: nn.Module, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        recipe, image, target = self._recipe, batch["image"], batch["target"]
+        sizes = {"way": recipe.way, "shot": recipe.shot, "query": recipe.query}
+        if recipe.objective == "global":
+            return {"global": criterion(model(image), target)}
+        if recipe.objective == "local":
+            return {"local": criterion(model.encode(image), **sizes)}  # type: ignore[operator]
+        found = model(image)
+        terms = criterion(found.global_logits, found.local_embedding, found.embedding, target, **sizes)
+        return {"fusion": terms}
+
+    def validate(self, model: nn.Module) -> Evaluation | None:
+        if not self._split.validation:
+            return None
+        shot = max(self._recipe.test_shots)
+        figures, _ = self._episodes(model, self._split.validation, (shot,), _VALIDATION_DRAW, picture=False)
+        return Evaluation("training classes set aside", figures)
+
+    def test(self, model: nn.Module) -> Evaluation | None:
+        if not self._split.novel:
+            return None
+        figures, picture = self._episodes(model, self._split.novel, self._recipe.test_shots, _TEST_DRAW, picture=True)
+        if self._split.mixed:
+            mixed, _ = self._episodes(model, self._split.mixed, self._recipe.test_shots, _TEST_DRAW, picture=False)
+            figures |= {f"mixed {name}": figure for name, figure in mixed.items()}
+        return Evaluation("novel classes", figures, {"episode": picture})
+
+    @property
+    def _rows(self) -> int:
+        recipe = self._recipe
+        return recipe.episodes_per_step * recipe.way * (recipe.shot + recipe.query)
+
+    def _sampler(self, epoch: int) -> EpisodeSampler:
+        recipe = self._recipe
+        return EpisodeSampler(
+            self._labels,
+            way=recipe.way,
+            shot=recipe.shot,
+            query=recipe.query,
+            episodes=1 << 30,
+            among=self._split.train,
+            seed=self._seed,
+            epoch=epoch,
+        )
+
+    def _drawn(self, epoch: int, step: int, rank: int) -> list[int]:
+        """Positions of the batch's images, class-major in each episode."""
+        if self._recipe.objective == "global":
+            draw, train = draw_at(self._seed, _TRAIN_DRAW, epoch, step, rank), self._split.train
+            return [train[below(draw, len(train))] for _ in range(self._rows)]
+        sampler, count = self._sampler(epoch), self._recipe.episodes_per_step
+        first = (rank * self.steps_per_epoch + step) * count
+        positions: list[int] = []
+        for number in range(first, first + count):
+            episode = sampler.episode(number)
+            positions += np.concatenate((episode.shots, episode.queries), axis=1).ravel().tolist()
+        return positions
+
+    def _view(self, position: int, draw: random.Random) -> Image:
+        recipe, (height, width) = self._recipe, self._size
+        image = resized_crop(self._images[position], draw, height=height, width=width, least=recipe.crop)
+        image = mirrored(image, draw) if recipe.flip else image
+        return relit(image, draw, strength=recipe.jitter)
+
+    def _episodes(
+        self, model: nn.Module, among: Sequence[int], shots: Sequence[int], salt: int, *, picture: bool
+    ) -> tuple[dict[str, Measured], Image]:
+        recipe = self._recipe
+        place = {position: index for index, position in enumerate(among)}
+        embeddings = self._embeddings(model, among)
+        figures: dict[str, Measured] = {}
+        shown = np.zeros((1, 1, 3), np.uint8)
+        for shot in shots:
+            sampler = EpisodeSampler(
+                self._labels,
+                way=min(recipe.test_way, len(set(self._labels[list(among)]))),
+                shot=shot,
+                query=recipe.test_query,
+                episodes=recipe.test_episodes,
+                among=among,
+                skip_small=True,
+                seed=self._seed + salt,
+            )
+            accuracies = []
+            for number in range(recipe.test_episodes):
+                episode = sampler.episode(number)
+                learned = embeddings[[[place[p] for p in row] for row in episode.shots.tolist()]]
+                asked = embeddings[[[place[p] for p in row] for row in episode.queries.tolist()]]
+                found = answers(learned, asked)
+                accuracies.append(float((found == np.arange(len(found))[:, None]).mean()))
+                if picture and number == 0 and shot == shots[0]:
+                    shown = self._picture(episode.shots, episode.queries, found)
+            accuracy = episode_accuracy(accuracies)
+            figures[f"{sampler.way}-way {shot}-shot"] = Measured(accuracy.mean, accuracy.half_width95)
+        return figures, shown
+
+    def _embeddings(self, model: nn.Module, positions: Sequence[int]) -> Array:
+        device = next(model.parameters()).device
+        parts = []
+        for start in range(0, len(positions), _EMBED_BATCH):
+            images = [self._images[position] for position in positions[start : start + _EMBED_BATCH]]
+            batch = torch.from_numpy(self._preprocess(images)).to(device)
+            parts.append(model.encode(batch).float().cpu().numpy())  # type: ignore[operator]
+        return unit_rows(np.concatenate(parts))
+
+    def _picture(self, shots: Array, queries: Array, found: Array) -> Image:
+        """A row for each class: what it was learned from, then what was asked for, framed by right or wrong."""
+        rows = []
+        for number, (learned, asked) in enumerate(zip(shots.tolist(), queries.tolist(), strict=True)):
+            given = [_tile(self._images[position], GIVEN) for position in learned]
+            answered = zip(asked, found[number].tolist(), strict=True)
+            rows.append(beside(given, [_tile(self._images[p], RIGHT if a == number else WRONG) for p, a in answered]))
+        return np.vstack(rows)
+
+
+def answers(learned: Array, asked: Array) -> Array:
+    """The nearest prototype of each query by cosine.
+
+    Args:
+        learned: (way, shot, d) unit rows.
+        asked: (way, query, d) unit rows.
+
+    Returns:
+        (way, query) int64.
+    """
+    prototypes = unit_rows(learned.mean(1))
+    found: Array = (asked @ prototypes.T).argmax(-1)
+    return found
+
+
+def _tile(image: Image, colour: Colour, side: int = 84) -> Image:
+    height, width = image.shape[:2]
+    edge = min(height, width)
+    top, left = (height - edge) // 2, (width - edge) // 2
+    return tile(image[top : top + edge, left : left + edge], colour, height=side, width=side)
+
+
+def _split(data: Path, recipe: EpisodeRecipe, seed: int) -> tuple[LabelledImages, Split]:
+    files = open_files(data)
+    table = "labels.csv"
+    if table in files.names:
+        images = read_class_table(data)
+        rows = files.table(table, ("path", "class_name"))
+        splits = [row.get("split", "") for row in rows]
+    else:
+        images, splits = read_class_folders(data), []
+    classes = list(images.classes)
+    if any(split in _TRAIN_SPLITS for split in splits):
+        base = {label for label, split in zip(images.labels, splits, strict=True) if split in _TRAIN_SPLITS}
+        novel = [label for label in classes if label not in base]
+    else:
+        novel = sample(draw_at(seed, _NOVEL_DRAW), classes, round(_NOVEL * len(classes)))
+    trained = [label for label in classes if label not in set(novel)]
+    held = sample(draw_at(seed, _HELD_DRAW), trained, round(recipe.held_out * len(trained)))
+    trained = [label for label in trained if label not in set(held)]
+    if len(trained) < 2:
+        raise InputError(f"{data} has {len(trained)} classes to train on; allowed: 2 or more")
+
+    def of(labels: Sequence[str]) -> tuple[int, ...]:
+        wanted = set(labels)
+        return tuple(index for index, label in enumerate(images.labels) if label in wanted)
+
+    validation = of(held) if len(held) > 1 else ()
+    if not recipe.mixed:
+        return images, Split(of(trained), validation, of(novel), ())
+    parts = mixed_split(images.labels, base=trained, validation=(), test=novel, seed=seed)
+    return images, Split(parts.train, validation, of(novel), parts.test)

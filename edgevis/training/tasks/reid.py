@@ -1,0 +1,210 @@
+"""Person Re-ID: triplets and identities, in batches of P persons with K pictures each.
+
+Data: a folder or zip in Market-1501's layout; or with ``labels.csv`` (``path``, ``pid``, ``camid`` and ``split`` of
+``train``, ``query`` and ``gallery``). Of the training persons a part only validates.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgevis.data import IdentitySampler, PersonImages, read_market1501, read_pku_reid
+from edgevis.data.draw import draw_at, sample
+from edgevis.data.files import open_files
+from edgevis.losses import ReIDLoss
+from edgevis.metrics import reid_ranking
+from edgevis.models.recipe import IdentityRecipe, Recipe, recipe_of
+from edgevis.training.images import ImageStore
+from edgevis.training.objective import Batch, Evaluation, Measured
+from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, tile
+from edgevis.training.views import erased, mirrored, relit, shifted
+from runtime.arrays import Array, unit_rows
+from runtime.errors import InputError
+from runtime.images import Image
+from runtime.preprocess import Preprocessor
+from runtime.spec import Deployment
+
+Side = tuple[Array, Array, Array]
+"""Unit embeddings (N, d), identities (N,) and cameras (N,)."""
+
+_EMBED_BATCH = 32
+_NEIGHBOURS = 8
+_QUERIES_SHOWN = 6
+_HELD_DRAW, _VIEW_DRAW = 0, 1
+
+
+def objective(
+    data: Path, recipe: Recipe, deployment: Deployment, *, options: Mapping[str, int | str], seed: int
+) -> IdentityObjective:
+    """See :class:`edgevis.training.objective.Task`."""
+    own = recipe_of(IdentityRecipe, recipe)
+    names = open_files(data).names
+    market = "labels.csv" not in names
+    if market and not any(name.startswith("bounding_box_train/") for name in names):
+        raise InputError(f"{data} has neither labels.csv nor bounding_box_train/; allowed: one of these layouts")
+    train, query, gallery = (
+        read_market1501(data, part) if market else read_pku_reid(data, part) for part in ("train", "query", "gallery")
+    )
+    return IdentityObjective(train, (query, gallery), own, deployment, data=data.name, seed=seed)
+
+
+class IdentityObjective:
+    """See :class:`edgevis.training.objective.Objective`."""
+
+    def __init__(
+        self,
+        train: PersonImages,
+        test: tuple[PersonImages, PersonImages],
+        recipe: IdentityRecipe,
+        deployment: Deployment,
+        *,
+        data: str,
+        seed: int,
+    ) -> None:
+        self._recipe, self._seed, self._data, self._test = recipe, seed, train, test
+        persons = sorted(set(train.ids))
+        held = set(sample(draw_at(seed, _HELD_DRAW), persons, round(recipe.held_out * len(persons))))
+        self._persons = [person for person in persons if person not in held]
+        self._target = {person: index for index, person in enumerate(self._persons)}
+        self._trained = [index for index, person in enumerate(train.ids) if person not in held]
+        self._held = [index for index, person in enumerate(train.ids) if person in held]
+        if len(self._persons) < 2:
+            raise InputError(f"{data} has {len(self._persons)} persons to train on; allowed: 2 or more")
+        spec = deployment.preprocess
+        self._preprocess = Preprocessor(spec)
+        self._images = self._store(train)
+        self._tests = tuple(self._store(part) for part in test)
+        self._name = data
+        self._steps = recipe.steps_per_epoch or max(1, len(self._trained) // (recipe.identities * recipe.images))
+        self._order: dict[tuple[int, int], list[list[int]]] = {}
+
+    @property
+    def model_options(self) -> Mapping[str, int | str]:
+        return {"num_identities": len(self._persons)}
+
+    @property
+    def data(self) -> Mapping[str, object]:
+        return {
+            "source": self._name,
+            "training images": len(self._trained),
+            "training persons": len(self._persons),
+            "validation persons": len(set(self._data.ids)) - len(self._persons),
+            "test persons": len(set(self._test[0].ids)),
+            "queries": len(self._test[0]),
+            "gallery": len(self._test[1]),
+        }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._steps
+
+    def criterion(self) -> nn.Module:
+        recipe = self._recipe
+        return ReIDLoss(
+            alpha=recipe.alpha,
+            beta=recipe.beta,
+            triplet_weight=recipe.triplet_weight,
+            smoothing=recipe.smoothing,
+            margin=recipe.margin,
+            warmup_epochs=recipe.triplet_epochs,
+        )
+
+    def batch(self, epoch: int, step: int, rank: int) -> Batch:
+        positions = self._drawn(epoch, rank)[step]
+        draw = draw_at(self._seed, _VIEW_DRAW, epoch, step, rank)
+        views = [self._view(position, draw) for position in positions]
+        return {
+            "image": torch.from_numpy(self._preprocess(views)),
+            "target": torch.tensor([self._target[self._data.ids[position]] for position in positions]),
+        }
+
+    def loss(self, model: nn.Module, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        branches = model.branches(batch["image"])  # type: ignore[operator]
+        logits = model.logits(branches)  # type: ignore[operator]
+        return {"reid": criterion(branches, logits, batch["target"], epoch=epoch)}
+
+    def validate(self, model: nn.Module) -> Evaluation | None:
+        if not self._held:
+            return None
+        embeddings = _embeddings(model, self._preprocess, [self._images[index] for index in self._held])
+        ids, cameras = (np.asarray(column)[self._held] for column in (self._data.ids, self._data.cameras))
+        if len(set(cameras.tolist())) < 2:
+            return None
+        first = cameras == cameras.min()
+        figures, _ = _ranked(
+            (embeddings[first], ids[first], cameras[first]), (embeddings[~first], ids[~first], cameras[~first])
+        )
+        return Evaluation("training persons set aside, one camera against the others", figures)
+
+    def test(self, model: nn.Module) -> Evaluation | None:
+        sides = []
+        for part, images in zip(self._test, self._tests, strict=True):
+            pictures = [images[index] for index in range(len(part))]
+            found = _embeddings(model, self._preprocess, pictures)
+            sides.append((found, np.asarray(part.ids), np.asarray(part.cameras)))
+        figures, order = _ranked(sides[0], sides[1])
+        return Evaluation("query against gallery", figures, {"neighbours": self._picture(order)})
+
+    def _store(self, part: PersonImages) -> ImageStore:
+        spec = self._preprocess.spec
+        # At the input's size: every view starts there.
+        return ImageStore(lambda index: self._preprocess.fit(part[index][0]), short_side=min(spec.height, spec.width))
+
+    def _drawn(self, epoch: int, rank: int) -> list[list[int]]:
+        """Positions of all batches of an epoch for one process."""
+        if (epoch, rank) not in self._order:
+            sampler = IdentitySampler(
+                [self._data.ids[index] for index in self._trained],
+                identities=min(self._recipe.identities, len(self._persons)),
+                images=self._recipe.images,
+                batches=self._steps,
+                seed=self._seed,
+                epoch=(epoch << 16) + rank,
+            )
+            self._order = {(epoch, rank): [[self._trained[place] for place in batch] for batch in sampler]}
+        return self._order[epoch, rank]
+
+    def _view(self, position: int, draw: random.Random) -> Image:
+        recipe = self._recipe
+        image = shifted(self._images[position], draw, pad=recipe.pad)
+        image = mirrored(image, draw) if recipe.flip else image
+        return erased(relit(image, draw, strength=recipe.jitter), draw, chance=recipe.erase)
+
+    def _picture(self, order: Array) -> Image:
+        """Some queries, each with its nearest gallery images, framed by right or wrong."""
+        query, gallery = self._test
+        rows = []
+        for number in np.linspace(0, len(query) - 1, min(_QUERIES_SHOWN, len(query))).round().astype(int):
+            nearest = [
+                _tile(self._tests[1][place], RIGHT if gallery.ids[place] == query.ids[number] else WRONG)
+                for place in order[number, :_NEIGHBOURS].tolist()
+            ]
+            rows.append(beside([_tile(self._tests[0][int(number)], GIVEN)], nearest))
+        return np.vstack(rows)
+
+
+def _embeddings(model: nn.Module, preprocess: Preprocessor, images: Sequence[Image]) -> Array:
+    device = next(model.parameters()).device
+    parts = []
+    for start in range(0, len(images), _EMBED_BATCH):
+        batch = torch.from_numpy(preprocess(images[start : start + _EMBED_BATCH])).to(device)
+        parts.append(model.embed(batch).float().cpu().numpy())  # type: ignore[operator]
+    return unit_rows(np.concatenate(parts))
+
+
+def _ranked(query: Side, gallery: Side) -> tuple[dict[str, Measured], Array]:
+    """The figures, and for each query the gallery's positions, the nearest first."""
+    distances = 1 - query[0] @ gallery[0].T
+    curve, mean_ap = reid_ranking(distances, query[1], gallery[1], query[2], gallery[2])
+    figures = {"mAP": Measured(float(mean_ap)), "rank-1": Measured(float(curve[0]))}
+    return figures, distances.argsort(1, kind="stable")
+
+
+def _tile(image: Image, colour: Colour, width: int = 64) -> Image:
+    return tile(image, colour, height=round(width * image.shape[0] / image.shape[1]), width=width)

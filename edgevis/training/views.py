@@ -1,0 +1,81 @@
+"""Random views of training images: (H, W, 3) uint8 BGR in, the same out. What a draw decides, it decides everywhere."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import cv2
+import numpy as np
+
+from edgevis.data.draw import below
+from edgevis.training.images import resized
+from runtime.images import Image
+
+_ATTEMPTS = 10
+
+
+def mirrored(image: Image, draw: random.Random) -> Image:
+    """Left and right exchanged in half of the cases."""
+    return np.ascontiguousarray(image[:, ::-1]) if draw.random() < 0.5 else image
+
+
+def resized_crop(image: Image, draw: random.Random, *, height: int, width: int, least: float) -> Image:
+    """A random part of between ``least`` of the area and all of it, of sides 3:4 to 4:3, resized (Szegedy et al. 2015).
+
+    With ``least`` 1 it is the largest middle part of the wanted proportions.
+    """
+    rows, columns = image.shape[:2]
+    for _ in range(_ATTEMPTS if least < 1 else 0):
+        area = rows * columns * (least + (1 - least) * draw.random())
+        aspect = math.exp(math.log(4 / 3) * (2 * draw.random() - 1)) * width / height
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= columns and 0 < h <= rows:
+            top, left = below(draw, rows - h + 1), below(draw, columns - w + 1)
+            return resized(image[top : top + h, left : left + w], height, width)
+    scale = min(rows / height, columns / width)
+    h, w = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (rows - h) // 2, (columns - w) // 2
+    return resized(image[top : top + h, left : left + w], height, width)
+
+
+def shifted(image: Image, draw: random.Random, *, pad: int) -> Image:
+    """The image moved by up to ``pad`` pixels in both directions, black where nothing was."""
+    if not pad:
+        return image
+    height, width = image.shape[:2]
+    padded = np.zeros((height + 2 * pad, width + 2 * pad, 3), np.uint8)
+    padded[pad : pad + height, pad : pad + width] = image
+    top, left = below(draw, 2 * pad + 1), below(draw, 2 * pad + 1)
+    return padded[top : top + height, left : left + width]
+
+
+def relit(image: Image, draw: random.Random, *, strength: float) -> Image:
+    """Brightness, contrast and saturation each changed by a factor of 1 - strength to 1 + strength."""
+    if not strength:
+        return image
+    factors = [1 + strength * (2 * draw.random() - 1) for _ in range(3)]
+    values = image.astype(np.float32) * factors[0]
+    grey = cv2.cvtColor(values, cv2.COLOR_BGR2GRAY)
+    mean = float(grey.mean())
+    values = mean + (values - mean) * factors[1]
+    grey = (mean + (grey - mean) * factors[1])[..., np.newaxis]
+    return np.clip(np.rint(grey + (values - grey) * factors[2]), 0, 255).astype(np.uint8)
+
+
+def erased(image: Image, draw: random.Random, *, chance: float) -> Image:
+    """With that chance a rectangle of 2 to 40 % of the area filled with noise (Zhong et al., AAAI 2020)."""
+    if draw.random() >= chance:
+        return image
+    rows, columns = image.shape[:2]
+    for _ in range(_ATTEMPTS):
+        area = rows * columns * (0.02 + 0.38 * draw.random())
+        aspect = math.exp(math.log(1 / 0.3) * (2 * draw.random() - 1))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < h < rows and 0 < w < columns:
+            top, left = below(draw, rows - h + 1), below(draw, columns - w + 1)
+            noise = np.random.default_rng(below(draw, 1 << 32)).integers(0, 256, (h, w, 3), np.uint8)
+            image = image.copy()
+            image[top : top + h, left : left + w] = noise
+            break
+    return image

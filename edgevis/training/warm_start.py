@@ -1,0 +1,51 @@
+"""Beginning with weights that are there: of another training, perhaps with other heads, or published backbones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from edgevis.models import read_weights
+from edgevis.state_dict import load_exactly
+from runtime.errors import InputError
+
+
+def load_backbone(model: nn.Module, path: Path) -> None:
+    """Copy published weights into ``model.backbone``; what the backbone has not, such as a classifier, stays out.
+
+    Raises:
+        InputError: The model has no backbone.
+        WeightsError: The file cannot be read, or lacks tensors of the backbone.
+    """
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise InputError(f"a {type(model).__name__} has no backbone; --weights takes weights of the whole model")
+    own = backbone.state_dict()
+    found = {name: tensor for name, tensor in read_weights(path).items() if name in own}
+    load_exactly(backbone, found, source=str(path))
+
+
+def load_what_fits(model: nn.Module, path: Path, *, heads: tuple[str, ...]) -> str:
+    """Copy a checkpoint into the model; heads that it lacks, or has for other classes, stay as they are.
+
+    Args:
+        model: Takes the weights.
+        path: As for :func:`edgevis.models.load_weights`.
+        heads: Prefixes of the names of the heads over training classes.
+
+    Returns:
+        A sentence about the heads that began anew; empty where there are none.
+
+    Raises:
+        WeightsError: The file cannot be read, or tensors other than heads do not fit.
+    """
+    tensors, own = read_weights(path), model.state_dict()
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not (name.startswith(heads) if heads else False) or (name in own and own[name].shape == tensor.shape)
+    }
+    anew = {name: own[name] for name in own if name not in kept and heads and name.startswith(heads)}
+    load_exactly(model, {**kept, **anew}, source=str(path))
+    return f"begun anew: {', '.join(sorted(anew))}" if anew else ""

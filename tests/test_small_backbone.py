@@ -1,0 +1,92 @@
+"""HSNet on MobileNetV2: maps of three scales, the published weights, the same numbers in both engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+import torch
+from onnx import inliner
+from torch.nn import functional
+
+from edgevis import models
+from edgevis.layers.mobilenetv2 import MobileNetV2Backbone
+from edgevis.models.mobilenetv2 import MobileNetV2
+from edgevis.training.warm_start import load_backbone
+from export.onnx import onnx_from_module
+from runtime.errors import InputError, ModelError, WeightsError
+
+from shared_data import shared_data
+
+pytestmark = pytest.mark.torch
+
+SIDE = 97
+
+
+def test_maps_of_three_scales() -> None:
+    backbone = MobileNetV2Backbone().eval()
+    with torch.no_grad():
+        two, three, four = backbone.features(torch.rand(2, 3, SIDE, SIDE))
+    assert [tuple(maps[-1].shape) for maps in (two, three, four)] == [
+        (2, 32, 13, 13),
+        (2, 96, 7, 7),
+        (2, 160, 4, 4),
+    ]
+    assert (len(two), len(three), len(four)) == backbone.depths[1:]
+    with pytest.raises(InputError, match="allowed: "):
+        backbone.features(torch.rand(3, SIDE, SIDE))
+
+
+def test_its_padding_is_the_classifiers() -> None:
+    """TensorFlow pads an odd side by one pixel at both ends, an even one, as the classifier's, only at the last."""
+    whole = models.create("mobilenetv2")
+    assert isinstance(whole, MobileNetV2)
+    backbone = MobileNetV2Backbone().eval()
+    own = backbone.state_dict()
+    backbone.load_state_dict({name: tensor for name, tensor in whole.state_dict().items() if name in own})
+    image = torch.rand(1, 3, 33, 33)
+    with torch.no_grad():
+        found = backbone.act1(backbone.bn1(backbone.conv_stem(image)))
+        even = functional.pad(image, (1, 0, 1, 0))
+        torch.testing.assert_close(found, whole.act1(whole.bn1(whole.conv_stem(even))))
+
+
+def test_engines_compute_what_pytorch_does() -> None:
+    model = models.create("hsnet-hm", backbone="mobilenetv2", side=SIDE)
+    deployment = models.deployment_of(models.entry("hsnet-hm"), model)
+    assert deployment.preprocess.mean == (0.5, 0.5, 0.5)
+    image, mask = torch.rand(2, 3, SIDE, SIDE) * 2 - 1, (torch.rand(2, SIDE, SIDE) > 0.5).float()
+    with torch.no_grad():
+        supports = model.support(image, mask)  # type: ignore[operator]
+        expected = model.query(image, *supports)  # type: ignore[operator]
+    graphs = {graph.name: onnx_from_module(model, graph) for graph in deployment.graphs}
+    onnx = inliner.inline_local_functions(graphs["query"]).SerializeToString()
+    feeds = {"image": image.numpy(), "support_l4": supports[0], "support_l3": supports[1], "support_l2": supports[2]}
+    query = {name: np.asarray(value) for name, value in feeds.items()}
+    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(onnx), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for found in (session.run(None, query)[0], compiled(query)[0]):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-4 * float(expected.abs().max()))
+    assert "HybridMask" in {node.op_type for node in graphs["support"].graph.node}
+
+
+def test_what_cannot_have_it() -> None:
+    with pytest.raises(ModelError, match="backbone is 'mobilenetv2'; allowed: resnet50, resnet101"):
+        models.create("vat-hm", backbone="mobilenetv2")
+    with pytest.raises(InputError, match="has no backbone"):
+        load_backbone(models.create("enet"), Path("any.safetensors"))
+
+
+def test_published_weights_begin_a_training(tmp_path: Path) -> None:
+    path = shared_data("weights", "mobilenetv2_100.tf2_ptq_in1k.safetensors")
+    model = models.create("hsnet-hm", backbone="mobilenetv2", side=SIDE)
+    load_backbone(model, path)
+    published = models.create("mobilenetv2")
+    models.load_weights(published, path)
+    assert torch.equal(model.backbone.conv_stem.weight, published.conv_stem.weight)  # type: ignore[union-attr]
+    with pytest.raises(WeightsError, match="missing"):
+        load_backbone(models.create("hsnet-hm", side=SIDE), path)

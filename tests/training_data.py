@@ -1,0 +1,70 @@
+"""Folders of small pictures, drawn in code, that each task can be trained on."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+
+def write_classes(folder: Path, *, classes: int = 8, images: int = 12, side: int = 40) -> Path:
+    """A folder for each class; pictures of one class share a colour."""
+    random = np.random.default_rng(0)
+    for number in range(classes):
+        base = random.integers(40, 216, 3)
+        for index in range(images):
+            image = np.clip(base + random.normal(0, 25, (side, side, 3)), 0, 255).astype(np.uint8)
+            _write(folder / f"class-{number:02}" / f"{index:02}.png", image)
+    return folder
+
+
+def write_persons(folder: Path, *, persons: int = 12, images: int = 4) -> Path:
+    """Pictures of coloured figures by two cameras, with the table of a PKU-style data set."""
+    random = np.random.default_rng(1)
+    rows = []
+    for person in range(persons):
+        colours = random.integers(0, 256, (2, 3))
+        split = "train" if person < persons - 4 else ""
+        for camera in (1, 2):
+            for index in range(images // 2):
+                image = np.full((128, 64, 3), 120, np.uint8) + random.integers(0, 30, (128, 64, 3), np.uint8)
+                image[10:60, 15:50], image[60:120, 20:45] = colours
+                name = f"images/{person:03}/{camera:02}_{index}.png"
+                _write(folder / name, image)
+                part = split or ("query" if camera == 1 else "gallery")
+                rows.append({"path": name, "pid": person, "camid": camera, "split": part})
+    _table(folder / "labels.csv", rows)
+    return folder
+
+
+def write_masks(folder: Path, *, images: int = 12, classes: int = 1, side: int = 48) -> Path:
+    """Bright rectangles on dark noise with their masks; class c has its own colour and is on every c-th picture."""
+    random = np.random.default_rng(2)
+    colours = random.integers(120, 256, (classes, 3))
+    rows = []
+    for index in range(images):
+        image = random.integers(0, 60, (side, side, 3), np.uint8)
+        mask = np.zeros((side, side), np.uint8)
+        value = index % classes
+        top, left = random.integers(4, side // 2, 2)
+        image[top : top + side // 3, left : left + side // 3] = colours[value]
+        mask[top : top + side // 3, left : left + side // 3] = value + 1
+        _write(folder / "images" / f"{index:03}.png", image)
+        _write(folder / "masks" / f"{index:03}.png", mask)
+        rows.append({"stem": f"{index:03}", "split": "val" if index >= 2 * images // 3 else "train"})
+    _table(folder / "index.csv", rows)
+    return folder
+
+
+def _write(path: Path, image: np.ndarray) -> None:  # type: ignore[type-arg]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), image)
+
+
+def _table(path: Path, rows: list[dict[str, object]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
