@@ -12,8 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from calibration.quantize import Ranges
-from runtime.arrays import Array
+from runtime.arrays import Array, read_arrays, write_arrays
+from runtime.cachefolder import cache_folder
 from runtime.errors import SchemaError
 from runtime.jsondata import parse_json, to_json
 
@@ -34,8 +33,8 @@ MAX_ENTRY_BYTES = 64 << 20
 
 
 def default_folder() -> Path:
-    """``$XDG_CACHE_HOME/edgevis/calibration``, or ``~/.cache/edgevis/calibration``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgevis" / "calibration"
+    """``calibration/`` in :func:`runtime.cachefolder.cache_folder`."""
+    return cache_folder() / "calibration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def load(folder: Path, key: Key) -> tuple[Ranges | None, str]:
         if digest != _digest(arrays):
             return None, "the entry in the cache is damaged"
         ranges = _ranges(arrays)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, SchemaError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, SchemaError) as error:
         return None, f"the entry in the cache cannot be read: {error}"
     with contextlib.suppress(OSError):
         os.utime(path)
@@ -93,14 +92,7 @@ def store(folder: Path, key: Key, ranges: Ranges) -> None:
     digest = np.frombuffer(bytes.fromhex(_digest(arrays)), np.uint8)
     words = np.frombuffer(json.dumps(_words(key)).encode(), np.uint8)
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=folder, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, allow_pickle=False, **{**arrays, "key": words, "sha256": digest})
-        Path(name).replace(_path(folder, key))
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_arrays(_path(folder, key), {**arrays, "key": words, "sha256": digest})
     _bound(folder)
 
 
@@ -114,13 +106,8 @@ def _words(key: Key) -> dict[str, object]:
 
 def _read(path: Path) -> dict[str, Array]:
     if path.stat().st_size > MAX_ENTRY_BYTES:
-        raise ValueError(f"it has more than {MAX_ENTRY_BYTES} bytes")
-    with zipfile.ZipFile(path) as archive:
-        size = sum(item.file_size for item in archive.infolist())
-    if size > MAX_ENTRY_BYTES:
-        raise ValueError(f"it holds more than {MAX_ENTRY_BYTES} bytes")
-    with np.load(path, allow_pickle=False) as data:
-        return {name: data[name] for name in data.files}
+        raise SchemaError(f"it has more than {MAX_ENTRY_BYTES} bytes")
+    return read_arrays(path, error=SchemaError, max_bytes=MAX_ENTRY_BYTES)
 
 
 def _ranges(arrays: Mapping[str, Array]) -> Ranges:
@@ -145,7 +132,7 @@ def _changed(folder: Path, key: Key) -> str:
     for path in _entries(folder):
         try:
             stored = parse_json(_read(path)["key"].tobytes())
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, SchemaError, NotImplementedError):
+        except (OSError, KeyError, SchemaError):
             continue
         if isinstance(stored, Mapping) and stored.get("model") == key.model:
             parts = [name for name, value in words.items() if stored.get(name) != value]
