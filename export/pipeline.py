@@ -117,6 +117,7 @@ def build_bundle(request: Request, progress: Progress) -> Bundle:
     Raises:
         EdgevisError: The build failed; the message says at what and how to mend it.
     """
+    request = _with_trained_options(request)
     target = targets.load(request.target)
     precisions = _checked_precisions(request, target)
     if request.shapes and not target.profiled:
@@ -141,6 +142,7 @@ def measure_layers(request: Request, progress: Progress) -> tuple[LayerSensitivi
     Raises:
         EdgevisError: It cannot be measured; the message says why.
     """
+    request = _with_trained_options(request)
     target = targets.load(request.target)
     module, weights = _load(request)
     deployment = models.deployment_of(request.entry, module)
@@ -293,7 +295,7 @@ def _build(
 def _load(request: Request) -> tuple[nn.Module, Weights]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
-        module = models.module_from(request.entry, {**_trained_options(request), **request.options})
+        module = models.module_from(request.entry, request.options)
     shipped = models.shipped_weights(request.entry.name) if request.entry.weights else None
     if request.checkpoint is not None:
         models.load_weights(module, request.checkpoint)
@@ -307,17 +309,17 @@ def _load(request: Request) -> tuple[nn.Module, Weights]:
     return module, Weights(trained=trained, source=source, sha256=weights_digest(module))
 
 
-def _trained_options(request: Request) -> Mapping[str, str | int]:
-    """The options that the checkpoint was trained with, where it says so: nobody need repeat them."""
+def _with_trained_options(request: Request) -> Request:
+    """With the options that the checkpoint was trained with, where it says so: nobody need repeat them."""
     origin = None if request.checkpoint is None else read_origin(request.checkpoint)
     if origin is None:
-        return {}
+        return request
     if origin.model != request.entry.name:
         raise WeightsError(
             f"{request.checkpoint} holds weights of {origin.model!r}, not of {request.entry.name!r}: "
             f"--model {origin.model}"
         )
-    return origin.options
+    return replace(request, options={**origin.options, **request.options})
 
 
 def _samples(request: Request, module: nn.Module, deployment: Deployment) -> tuple[SampleSet, SampleSet]:

@@ -114,6 +114,7 @@ def test_a_build_takes_the_options_that_the_weights_were_trained_with(
     with Predictor(bundle) as predictor:
         assert predictor.predict(np.zeros((40, 50, 3), np.uint8)).mask.shape == (40, 50)
     assert json.loads((bundle / "manifest.json").read_text())["deployment"]["preprocess"]["height"] == 32
+    assert json.loads((bundle / "manifest.json").read_text())["options"]["side"] == 32
     assert build(["--model", "residual-unet", *command]) == 1
     assert "holds weights of 'enet', not of 'residual-unet': --model enet" in capsys.readouterr().err
 
