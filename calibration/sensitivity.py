@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -109,9 +110,9 @@ def measure_sensitivity(
     return tuple(measured)
 
 
-def _run(session: object, names: Sequence[str], feeds: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
+def _run(session: Any, names: Sequence[str], feeds: Sequence[Mapping[str, Array]]) -> list[list[Array]]:
     """The outputs, each as its batches."""
-    made = [session.run(list(names), dict(feed)) for feed in feeds]  # type: ignore[attr-defined]
+    made = [session.run(list(names), dict(feed)) for feed in feeds]
     return [list(batches) for batches in zip(*made, strict=True)]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from runtime.errors import EdgevisError, InputError
 from runtime.jsondata import parse_json
+from runtime.text import progress_bar
 
 _DESCRIPTION = """\
 Train a model on images, evaluate it by its task's measure, and write weights that export.build takes.
@@ -18,7 +19,6 @@ Train a model on images, evaluate it by its task's measure, and write weights th
 The folder OUTPUT holds last.safetensors (to go on from with --resume), best.safetensors (the weights), log.csv, files
 for TensorBoard, report.json and pictures. An interrupted training loses at most the epoch that it was in.
 """
-_BAR = 24
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,9 +138,7 @@ class Watcher:
 
     def step(self, epoch: int, done: int, total: int, loss: float) -> None:
         if self._bar:
-            filled = _BAR * done // total
-            bar = "█" * filled + "░" * (_BAR - filled)
-            self._stream.write(f"\r\033[Kepoch {epoch + 1} {bar} {done}/{total}  loss {loss:.4f}")
+            self._stream.write(f"\r\033[Kepoch {epoch + 1} {progress_bar(done, total)}  loss {loss:.4f}")
             self._stream.flush()
 
     def epoch(self, row: Mapping[str, float], epochs: int, seconds: float) -> None:

@@ -6,9 +6,7 @@ import sys
 import time
 from typing import IO
 
-from runtime.text import size_text
-
-_BAR = 24
+from runtime.text import progress_bar, size_text
 
 
 class Reporter:
@@ -29,9 +27,7 @@ class Reporter:
 
     def advance(self, done: int, total: int) -> None:
         if self._bar:
-            filled = _BAR * done // max(total, 1)
-            bar = "█" * filled + "░" * (_BAR - filled)
-            self._stream.write(f"\r\033[K{self._stage:<10} {bar} {done}/{total}")
+            self._stream.write(f"\r\033[K{self._stage:<10} {progress_bar(done, total)}")
             self._stream.flush()
 
     def end(self, detail: str, *, size_bytes: int | None = None) -> None:

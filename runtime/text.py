@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_BAR = 24
 _LEFT = frozenset("abcdefghijklmnopqrstuvwxyz")
 
 
@@ -31,6 +32,12 @@ def size_text(size_bytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} GB"
+
+
+def progress_bar(done: int, total: int) -> str:
+    """``████░░░░ 12/24``."""
+    filled = _BAR * done // max(total, 1)
+    return f"{'█' * filled}{'░' * (_BAR - filled)} {done}/{total}"
 
 
 def _aligned(headers: Sequence[str], rows: Sequence[Sequence[str]], *, gap: str, rule: str) -> list[str]:

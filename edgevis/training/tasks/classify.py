@@ -12,6 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from edgevis.data.files import open_files
 from edgevis.losses import AttentionFusionLoss, CosineEpisodeLoss
 from edgevis.metrics import episode_accuracy
 from edgevis.models.recipe import EpisodeRecipe, Recipe, recipe_of
+from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore
 from edgevis.training.objective import Batch, Evaluation, Measured
 from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, tile
@@ -37,7 +39,6 @@ _TRAIN_SPLITS = ("base", "train")
 _NOVEL = 0.2
 # Larger than the input: a crop of half the area is then still about as large as it.
 _MARGIN = 1.3
-_EMBED_BATCH = 64
 # What each use of the seed draws: no two draw the same numbers.
 _NOVEL_DRAW, _HELD_DRAW, _TRAIN_DRAW, _VIEW_DRAW, _VALIDATION_DRAW, _TEST_DRAW = range(6)
 
@@ -62,7 +63,7 @@ def objective(
 
 
 class EpisodeObjective:
-    """See :class:`edgevis.training.objective.Objective`."""
+    """See :class:`edgevis.training.objective.Objective`; of a model it calls the graph ``encode``."""
 
     def __init__(
         self,
@@ -130,25 +131,25 @@ class EpisodeObjective:
             "target": torch.tensor([self._targets[position] for position in positions]),
         }
 
-    def loss(self, model: nn.Module, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         recipe, image, target = self._recipe, batch["image"], batch["target"]
         sizes = {"way": recipe.way, "shot": recipe.shot, "query": recipe.query}
         if recipe.objective == "global":
             return {"global": criterion(model(image), target)}
         if recipe.objective == "local":
-            return {"local": criterion(model.encode(image), **sizes)}  # type: ignore[operator]
+            return {"local": criterion(model.encode(image), **sizes)}
         found = model(image)
         terms = criterion(found.global_logits, found.local_embedding, found.embedding, target, **sizes)
         return {"fusion": terms}
 
-    def validate(self, model: nn.Module) -> Evaluation | None:
+    def validate(self, model: Any) -> Evaluation | None:
         if not self._split.validation:
             return None
         shot = max(self._recipe.test_shots)
         figures, _ = self._episodes(model, self._split.validation, (shot,), _VALIDATION_DRAW, picture=False)
         return Evaluation("training classes set aside", figures)
 
-    def test(self, model: nn.Module) -> Evaluation | None:
+    def test(self, model: Any) -> Evaluation | None:
         if not self._split.novel:
             return None
         figures, picture = self._episodes(model, self._split.novel, self._recipe.test_shots, _TEST_DRAW, picture=True)
@@ -195,11 +196,13 @@ class EpisodeObjective:
         return relit(image, draw, strength=recipe.jitter)
 
     def _episodes(
-        self, model: nn.Module, among: Sequence[int], shots: Sequence[int], salt: int, *, picture: bool
+        self, model: Any, among: Sequence[int], shots: Sequence[int], salt: int, *, picture: bool
     ) -> tuple[dict[str, Measured], Image]:
         recipe = self._recipe
         place = {position: index for index, position in enumerate(among)}
-        embeddings = self._embeddings(model, among)
+        device = next(model.parameters()).device
+        images = [self._images[position] for position in among]
+        rows = embeddings(model.encode, images, self._preprocess, device)
         figures: dict[str, Measured] = {}
         shown = np.zeros((1, 1, 3), np.uint8)
         for shot in shots:
@@ -216,8 +219,8 @@ class EpisodeObjective:
             accuracies = []
             for number in range(recipe.test_episodes):
                 episode = sampler.episode(number)
-                learned = embeddings[[[place[p] for p in row] for row in episode.shots.tolist()]]
-                asked = embeddings[[[place[p] for p in row] for row in episode.queries.tolist()]]
+                learned = rows[[[place[p] for p in row] for row in episode.shots.tolist()]]
+                asked = rows[[[place[p] for p in row] for row in episode.queries.tolist()]]
                 found = answers(learned, asked)
                 accuracies.append(float((found == np.arange(len(found))[:, None]).mean()))
                 if picture and number == 0 and shot == shots[0]:
@@ -225,15 +228,6 @@ class EpisodeObjective:
             accuracy = episode_accuracy(accuracies)
             figures[f"{sampler.way}-way {shot}-shot"] = Measured(accuracy.mean, accuracy.half_width95)
         return figures, shown
-
-    def _embeddings(self, model: nn.Module, positions: Sequence[int]) -> Array:
-        device = next(model.parameters()).device
-        parts = []
-        for start in range(0, len(positions), _EMBED_BATCH):
-            images = [self._images[position] for position in positions[start : start + _EMBED_BATCH]]
-            batch = torch.from_numpy(self._preprocess(images)).to(device)
-            parts.append(model.encode(batch).float().cpu().numpy())  # type: ignore[operator]
-        return unit_rows(np.concatenate(parts))
 
     def _picture(self, shots: Array, queries: Array, found: Array) -> Image:
         """A row for each class: what it was learned from, then what was asked for, framed by right or wrong."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -63,7 +64,7 @@ def objective(
 
 
 class PairObjective:
-    """See :class:`edgevis.training.objective.Objective`."""
+    """See :class:`edgevis.training.objective.Objective`; of a model it calls ``support`` and ``query``."""
 
     def __init__(
         self,
@@ -128,17 +129,17 @@ class PairObjective:
             "query_mask": marked[0::2],
         }
 
-    def loss(self, model: nn.Module, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
+    def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         logits = model(batch["query"], batch["support"], batch["support_mask"])
         return {"cross-entropy": segmentation_loss(logits.float(), batch["query_mask"])}
 
-    def validate(self, model: nn.Module) -> Evaluation | None:
+    def validate(self, model: Any) -> Evaluation | None:
         if self._validation is None:
             return None
         figures, _ = self._scored(model, self._validation, 1, _VALIDATION_EPISODES, _VALIDATION_DRAW)
         return Evaluation("classes set aside", {"mIoU": figures["1-shot mIoU"]})
 
-    def test(self, model: nn.Module) -> Evaluation | None:
+    def test(self, model: Any) -> Evaluation | None:
         figures: dict[str, Measured] = {}
         pictures: dict[str, Image] = {}
         for shot in self._recipe.test_shots:
@@ -159,7 +160,7 @@ class PairObjective:
         return self._preprocess.fit(example.image), mask
 
     def _scored(
-        self, model: nn.Module, data: ClassMasks, shot: int, count: int, salt: int
+        self, model: Any, data: ClassMasks, shot: int, count: int, salt: int
     ) -> tuple[dict[str, Measured], Image]:
         device = next(model.parameters()).device
         episodes = SegmentationEpisodes(data, shot=shot, episodes=count, seed=self._seed + salt)
@@ -171,7 +172,7 @@ class PairObjective:
             images = torch.from_numpy(self._preprocess([image for image, _ in fitted])).to(device)
             masks = torch.from_numpy(np.stack([mask for _, mask in fitted])).to(device)
             query = torch.from_numpy(self._preprocess([episode.query.image])).to(device)
-            logits = model.query(query, *model.support(images, masks))  # type: ignore[operator]
+            logits = model.query(query, *model.support(images, masks))
             votes = logits.float().cpu().numpy().transpose(1, 0, 2, 3, 4)
             found = aggregate_votes(votes, episode.query.mask.shape)[0]
             score.add(found, episode.query.mask, episode.class_id, episode.query.ignore)

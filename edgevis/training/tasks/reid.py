@@ -7,8 +7,9 @@ Data: a folder or zip in Market-1501's layout; or with ``labels.csv`` (``path``,
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,12 @@ from edgevis.data.files import open_files
 from edgevis.losses import ReIDLoss
 from edgevis.metrics import reid_ranking
 from edgevis.models.recipe import IdentityRecipe, Recipe, recipe_of
+from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore
 from edgevis.training.objective import Batch, Evaluation, Measured
 from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from edgevis.training.views import erased, mirrored, relit, shifted
-from runtime.arrays import Array, unit_rows
+from runtime.arrays import Array
 from runtime.errors import InputError
 from runtime.images import Image
 from runtime.preprocess import Preprocessor
@@ -33,7 +35,6 @@ from runtime.spec import Deployment
 Side = tuple[Array, Array, Array]
 """Unit embeddings (N, d), identities (N,) and cameras (N,)."""
 
-_EMBED_BATCH = 32
 _NEIGHBOURS = 8
 _QUERIES_SHOWN = 6
 _HELD_DRAW, _VIEW_DRAW = 0, 1
@@ -55,7 +56,7 @@ def objective(
 
 
 class IdentityObjective:
-    """See :class:`edgevis.training.objective.Objective`."""
+    """See :class:`edgevis.training.objective.Objective`; of a model it calls ``embed``, ``branches`` and ``logits``."""
 
     def __init__(
         self,
@@ -124,29 +125,29 @@ class IdentityObjective:
             "target": torch.tensor([self._target[self._data.ids[position]] for position in positions]),
         }
 
-    def loss(self, model: nn.Module, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        branches = model.branches(batch["image"])  # type: ignore[operator]
-        logits = model.logits(branches)  # type: ignore[operator]
+    def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        branches = model.branches(batch["image"])
+        logits = model.logits(branches)
         return {"reid": criterion(branches, logits, batch["target"], epoch=epoch)}
 
-    def validate(self, model: nn.Module) -> Evaluation | None:
+    def validate(self, model: Any) -> Evaluation | None:
         if not self._held:
             return None
-        embeddings = _embeddings(model, self._preprocess, [self._images[index] for index in self._held])
+        device = next(model.parameters()).device
+        rows = embeddings(model.embed, [self._images[index] for index in self._held], self._preprocess, device)
         ids, cameras = (np.asarray(column)[self._held] for column in (self._data.ids, self._data.cameras))
         if len(set(cameras.tolist())) < 2:
             return None
         first = cameras == cameras.min()
-        figures, _ = _ranked(
-            (embeddings[first], ids[first], cameras[first]), (embeddings[~first], ids[~first], cameras[~first])
-        )
+        figures, _ = _ranked((rows[first], ids[first], cameras[first]), (rows[~first], ids[~first], cameras[~first]))
         return Evaluation("training persons set aside, one camera against the others", figures)
 
-    def test(self, model: nn.Module) -> Evaluation | None:
+    def test(self, model: Any) -> Evaluation | None:
+        device = next(model.parameters()).device
         sides = []
         for part, images in zip(self._test, self._tests, strict=True):
             pictures = [images[index] for index in range(len(part))]
-            found = _embeddings(model, self._preprocess, pictures)
+            found = embeddings(model.embed, pictures, self._preprocess, device)
             sides.append((found, np.asarray(part.ids), np.asarray(part.cameras)))
         figures, order = _ranked(sides[0], sides[1])
         return Evaluation("query against gallery", figures, {"neighbours": self._picture(order)})
@@ -187,15 +188,6 @@ class IdentityObjective:
             ]
             rows.append(beside([_tile(self._tests[0][int(number)], GIVEN)], nearest))
         return np.vstack(rows)
-
-
-def _embeddings(model: nn.Module, preprocess: Preprocessor, images: Sequence[Image]) -> Array:
-    device = next(model.parameters()).device
-    parts = []
-    for start in range(0, len(images), _EMBED_BATCH):
-        batch = torch.from_numpy(preprocess(images[start : start + _EMBED_BATCH])).to(device)
-        parts.append(model.embed(batch).float().cpu().numpy())  # type: ignore[operator]
-    return unit_rows(np.concatenate(parts))
 
 
 def _ranked(query: Side, gallery: Side) -> tuple[dict[str, Measured], Array]:

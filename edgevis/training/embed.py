@@ -1,0 +1,33 @@
+"""Embeddings of many images, as an evaluation compares them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.arrays import Array, unit_rows
+from runtime.images import Image
+from runtime.preprocess import Preprocessor
+
+_BATCH = 32
+
+
+def embeddings(
+    embed: Callable[[Tensor], Tensor], images: Sequence[Image], preprocess: Preprocessor, device: torch.device
+) -> Array:
+    """(N, d) float32 unit rows.
+
+    Args:
+        embed: A model's graph: image (N, 3, h, w) to (N, d).
+        images: N images, each (H, W, 3) uint8 BGR.
+        preprocess: The model's.
+        device: The model's.
+    """
+    parts = []
+    for start in range(0, len(images), _BATCH):
+        batch = torch.from_numpy(preprocess(images[start : start + _BATCH])).to(device)
+        parts.append(embed(batch).float().cpu().numpy())
+    return unit_rows(np.concatenate(parts))
