@@ -18,6 +18,7 @@ from edgevis.models.recipe import Recipe
 from edgevis.origin import Origin
 from edgevis.training import tasks
 from edgevis.training.loop import Run, Watcher, evaluated, fit
+from edgevis.training.memory import keep_freed_memory
 from edgevis.training.objective import Evaluation
 from edgevis.training.warm_start import load_backbone, load_what_fits
 from runtime.arrays import atomic_write
@@ -75,6 +76,8 @@ def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
     recipe = _recipe(entry, request)
     fabric = _fabric(request)
     fabric.launch()
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     with torch.device("meta"):  # what the options make of the deployment, without the weights
         deployment = models.deployment_of(entry, models.module_from(entry, request.options))
     objective = tasks.load(deployment.task).objective(
