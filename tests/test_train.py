@@ -249,7 +249,7 @@ def test_two_processes_train_one_model(masks: Path, tmp_path: Path) -> None:
         (["nonesuch"], "no model 'nonesuch'"),
         (["hsnet-hm", "--recipe", "large"], "'hsnet-hm' has no recipe 'large'; allowed: paper, small"),
         (["enet", "--set", "epoch=3"], "recipe: unknown field 'epoch'; allowed: alpha, angles, batch"),
-        (["enet", "--set", "epochs=0"], "epochs is 0; allowed: above 0"),
+        (["enet", "--set", "epochs=-1"], "epochs is -1; allowed: a finite number, 0 or more"),
         (["enet", "--set", "epochs=many"], "recipe.epochs: int is needed"),
         (["enet", "--set", "momentum=1"], "momentum is 1"),
         (["enet", "--option", "classes=2"], "classes is 2; training knows one kind of object"),

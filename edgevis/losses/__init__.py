@@ -6,7 +6,7 @@ from edgevis.losses.box_tightness_baseline import MILBaselineLoss, mil_baseline_
 from edgevis.losses.box_tightness_pairwise import pairwise_loss
 from edgevis.losses.cosine import cosine_logits, prototypes, squared_distance_logits
 from edgevis.losses.reid import ReIDLoss, hard_triplet_loss, smoothed_cross_entropy
-from edgevis.losses.segmentation import segmentation_loss
+from edgevis.losses.segmentation import dice_loss, segmentation_loss
 
 __all__ = [
     "AttentionFusionLoss",
@@ -16,6 +16,7 @@ __all__ = [
     "ReIDLoss",
     "box_tightness_loss",
     "cosine_logits",
+    "dice_loss",
     "hard_triplet_loss",
     "mil_baseline_loss",
     "pairwise_loss",

@@ -2,14 +2,20 @@
 
 from edgevis.metrics.dice import dice_per_volume
 from edgevis.metrics.interval import EpisodeAccuracy, episode_accuracy
-from edgevis.metrics.retrieval import reid_ranking
+from edgevis.metrics.jackknife import difference, grouped_mean, mean_of_ratios
+from edgevis.metrics.retrieval import QueryRanks, reid_queries, reid_ranking
 from edgevis.metrics.segmentation import SegmentationScore, intersection_and_union
 
 __all__ = [
     "EpisodeAccuracy",
+    "QueryRanks",
     "SegmentationScore",
     "dice_per_volume",
+    "difference",
     "episode_accuracy",
+    "grouped_mean",
     "intersection_and_union",
+    "mean_of_ratios",
+    "reid_queries",
     "reid_ranking",
 ]

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from runtime.errors import InputError
 
-__all__ = ["EpisodeAccuracy", "episode_accuracy"]
+__all__ = ["EpisodeAccuracy", "episode_accuracy", "half_width"]
 
 _LEVEL = 0.95
 
@@ -49,8 +49,12 @@ def episode_accuracy(accuracies: ArrayLike) -> EpisodeAccuracy:
     wide = values.astype(np.float64)
     if not ((wide >= 0) & (wide <= 1)).all():  # of NaN, both are false
         raise InputError("accuracies hold NaN, or a number outside of 0 to 1; percent are to be divided by 100")
-    standard_error = float(wide.std(ddof=1)) / math.sqrt(len(wide))
-    return EpisodeAccuracy(float(wide.mean()), _student_t(len(wide) - 1) * standard_error, len(wide))
+    return EpisodeAccuracy(float(wide.mean()), half_width(wide), len(wide))
+
+
+def half_width(values: NDArray[np.float64]) -> float:
+    """Of the 95 % interval of the mean of n >= 2 numbers, (n,): Student's t times the standard error."""
+    return _student_t(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def _student_t(freedom: int) -> float:

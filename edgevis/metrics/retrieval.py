@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from runtime.errors import InputError
 
-__all__ = ["reid_ranking"]
+__all__ = ["QueryRanks", "reid_queries", "reid_ranking"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryRanks:
+    """Of each query that has a match.
+
+    Attributes:
+        query: (V,) int64: its number.
+        first: (V,) int64: the place of its first match, from 0.
+        precision: (V,) float64: its average precision, 0 to 1.
+    """
+
+    query: NDArray[np.int64]
+    first: NDArray[np.int64]
+    precision: NDArray[np.float64]
 
 
 def reid_ranking(
@@ -36,6 +53,22 @@ def reid_ranking(
     Raises:
         InputError: Shapes do not fit together, a distance is not a number, or no query has a match.
     """
+    if max_rank < 1:
+        raise InputError(f"max_rank is {max_rank}; allowed: 1 or more")
+    found = reid_queries(distances, query_ids, gallery_ids, query_cameras, gallery_cameras)
+    ranks = min(max_rank, np.shape(distances)[1])
+    curve = np.bincount(found.first[found.first < ranks], minlength=ranks).cumsum() / len(found.first)
+    return curve, float(found.precision.mean())
+
+
+def reid_queries(
+    distances: ArrayLike,
+    query_ids: ArrayLike,
+    gallery_ids: ArrayLike,
+    query_cameras: ArrayLike,
+    gallery_cameras: ArrayLike,
+) -> QueryRanks:
+    """What :func:`reid_ranking` averages, query by query; arguments and errors as there."""
     table = np.asarray(distances, np.float64)
     ids = np.asarray(query_ids), np.asarray(gallery_ids)
     cameras = np.asarray(query_cameras), np.asarray(gallery_cameras)
@@ -49,21 +82,20 @@ def reid_ranking(
         )
     if np.isnan(table).any():
         raise InputError("distances hold NaN")
-    if max_rank < 1:
-        raise InputError(f"max_rank is {max_rank}; allowed: 1 or more")
 
-    ranks = min(max_rank, table.shape[1])
-    hits_by_rank = np.zeros(ranks)
+    first: list[int] = []
     precisions: list[float] = []
-    for row, identity, camera in zip(table, ids[0], cameras[0], strict=True):
+    counted: list[int] = []
+    for number, (row, identity, camera) in enumerate(zip(table, ids[0], cameras[0], strict=True)):
         order = np.argsort(row, kind="stable")
         kept = (ids[1][order] != identity) | (cameras[1][order] != camera)
         matches = ids[1][order][kept] == identity
         places = np.flatnonzero(matches)
         if len(places) == 0:
             continue
-        hits_by_rank[places[0] :] += 1
+        counted.append(number)
+        first.append(int(places[0]))
         precisions.append(float(np.mean(np.arange(1, len(places) + 1) / (places + 1))))
-    if not precisions:
+    if not counted:
         raise InputError("no query has a gallery image of its identity from another camera")
-    return hits_by_rank / len(precisions), float(np.mean(precisions))
+    return QueryRanks(np.array(counted), np.array(first), np.array(precisions))

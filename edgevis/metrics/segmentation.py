@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgevis.metrics.jackknife import mean_of_ratios
 from runtime.errors import InputError
 
 __all__ = ["SegmentationScore", "intersection_and_union"]
@@ -57,8 +58,8 @@ class SegmentationScore:
         """
         if not len(class_ids) or len(set(class_ids)) != len(class_ids):
             raise InputError(f"class_ids are {list(class_ids)}; allowed: one or more, each once")
-        self._intersection = {int(class_id): np.zeros(2, np.int64) for class_id in class_ids}
-        self._union = {int(class_id): np.zeros(2, np.int64) for class_id in class_ids}
+        self._class_ids = tuple(int(class_id) for class_id in class_ids)
+        self._added: list[tuple[int, NDArray[np.int64], NDArray[np.int64]]] = []
 
     def add(self, prediction: ArrayLike, target: ArrayLike, class_id: int, ignore: ArrayLike | None = None) -> None:
         """Count one mask of one class; arguments as of :func:`intersection_and_union`.
@@ -66,19 +67,18 @@ class SegmentationScore:
         Raises:
             InputError: The class is not of this fold, or a mask is wrong; nothing is counted then.
         """
-        if class_id not in self._union:
-            raise InputError(f"there is no class {class_id} in this score; allowed: {', '.join(map(str, self._union))}")
-        intersection, union = intersection_and_union(prediction, target, ignore)
-        self._intersection[class_id] += intersection
-        self._union[class_id] += union
+        if class_id not in self._class_ids:
+            raise InputError(
+                f"there is no class {class_id} in this score; allowed: {', '.join(map(str, self._class_ids))}"
+            )
+        self._added.append((self._class_ids.index(class_id), *intersection_and_union(prediction, target, ignore)))
 
     @property
     def class_iou(self) -> dict[int, float]:
         """Foreground IoU of each class, from 0 to 1: summed intersections / summed unions; 0 without any pixel."""
-        return {
-            class_id: float(self._intersection[class_id][1] / max(union[1], 1))
-            for class_id, union in self._union.items()
-        }
+        intersection, union = (counts.sum(0) for counts in self._by_class())
+        found = intersection / np.maximum(union, 1)
+        return dict(zip(self._class_ids, found.tolist(), strict=True))
 
     @property
     def mean_iou(self) -> float:
@@ -88,8 +88,26 @@ class SegmentationScore:
     @property
     def fb_iou(self) -> float:
         """FB-IoU from 0 to 1: the mean of background and foreground IoU over all that was added, whatever its class."""
-        intersection, union = sum(self._intersection.values()), sum(self._union.values())
-        return float(np.mean(intersection / np.maximum(union, 1)))
+        return mean_of_ratios(*self._by_side())[0] if self._added else 0.0
+
+    def samples(self) -> dict[str, NDArray[np.float64]]:
+        """The pseudo-values (see ``edgevis.metrics.jackknife``) of ``mIoU`` and ``FB-IoU``, (E,), of what was added.
+
+        Raises:
+            InputError: Nothing was added.
+        """
+        return {"mIoU": mean_of_ratios(*self._by_class())[1], "FB-IoU": mean_of_ratios(*self._by_side())[1]}
+
+    def _by_class(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Foreground intersections and unions, (E, classes) each, 0 but for an episode's own class."""
+        tables = np.zeros((2, len(self._added), len(self._class_ids)), np.int64)
+        for row, (place, *counts) in enumerate(self._added):
+            tables[:, row, place] = [count[1] for count in counts]
+        return tables[0], tables[1]
+
+    def _by_side(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Intersections and unions of background and foreground, (E, 2) each."""
+        return np.stack([one for _, one, _ in self._added]), np.stack([other for _, _, other in self._added])
 
 
 def _binary(name: str, mask: ArrayLike) -> NDArray[np.bool_]:

@@ -379,7 +379,15 @@ DEPLOYMENT = deployment(
 # HM trains it as HSNet. (ASNet's own recipe also learns classification, which few-shot segmentation does without.)
 _PAPER = SupportQueryRecipe(epochs=2000, optimizer="adam", learning_rate=1e-3, batch=20)
 _SMALL = replace(
-    _PAPER, epochs=20, steps_per_epoch=40, batch=8, schedule="cosine", photometric=0.2, flip=True, test_episodes=200
+    _PAPER,
+    epochs=20,
+    steps_per_epoch=40,
+    batch=8,
+    schedule="cosine",
+    photometric=0.2,
+    flip=True,
+    dice_weight=1.0,
+    test_episodes=200,
 )
 
 ENTRIES = (

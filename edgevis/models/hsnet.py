@@ -401,7 +401,15 @@ DEPLOYMENT = _deployment(SIDE, _support_shapes(SIDE, (3, 4, 6, 3), (256, 512, 10
 # training images, and the best of up to 2000 is kept. Its PASCAL runs also change light and colour (photometric=0.4).
 PAPER = SupportQueryRecipe(epochs=2000, optimizer="adam", learning_rate=1e-3, batch=20)
 SMALL = replace(
-    PAPER, epochs=20, steps_per_epoch=40, batch=8, schedule="cosine", photometric=0.2, flip=True, test_episodes=200
+    PAPER,
+    epochs=20,
+    steps_per_epoch=40,
+    batch=8,
+    schedule="cosine",
+    photometric=0.2,
+    flip=True,
+    dice_weight=1.0,
+    test_episodes=200,
 )
 
 _HSNET = "Min, Kang, Cho: Hypercorrelation Squeeze for Few-Shot Segmentation, ICCV 2021"

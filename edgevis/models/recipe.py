@@ -23,7 +23,7 @@ class Recipe:
     """What all trainings have in common.
 
     Attributes:
-        epochs: How many.
+        epochs: How many; 0 trains nothing and evaluates what it begins with.
         steps_per_epoch: Optimiser steps in each; 0 is one pass over the training data, where the task has such a thing.
         optimizer: ``sgd`` with momentum, ``adam`` or ``adamw``.
         learning_rate: Its peak.
@@ -56,8 +56,7 @@ class Recipe:
     validate_every: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "learning_rate"):
-            _require(self, name, getattr(self, name) > 0, "above 0")
+        _require(self, "learning_rate", self.learning_rate > 0, "above 0")
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -167,6 +166,7 @@ class SupportQueryRecipe(Recipe):
         fold: 0 to 3: which quarter of the classes is kept for the test; None draws a fifth of them from the seed.
         photometric: Strength of the change of light and colour, 0..1.
         flip: Whether pairs are mirrored half the time.
+        dice_weight: Of :func:`edgevis.losses.dice_loss` beside the papers' cross-entropy.
         test_episodes: Of the evaluation.
         test_shots: Of the evaluation.
     """
@@ -175,6 +175,7 @@ class SupportQueryRecipe(Recipe):
     fold: int | None = None
     photometric: float = 0.0
     flip: bool = False
+    dice_weight: float = 0.0
     test_episodes: int = 1000
     test_shots: tuple[int, ...] = (1, 5)
 

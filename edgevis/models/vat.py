@@ -411,7 +411,14 @@ DEPLOYMENT = deployment(
 # HM, section 4: VAT's AdamW and constant rate; batch 4 for PASCAL-5i and FSS-1000, 8 for COCO-20i.
 _PAPER = SupportQueryRecipe(epochs=300, optimizer="adamw", learning_rate=5e-4, batch=4)
 _SMALL = replace(
-    _PAPER, epochs=20, steps_per_epoch=40, schedule="cosine", photometric=0.2, flip=True, test_episodes=200
+    _PAPER,
+    epochs=20,
+    steps_per_epoch=40,
+    schedule="cosine",
+    photometric=0.2,
+    flip=True,
+    dice_weight=1.0,
+    test_episodes=200,
 )
 
 ENTRIES = (

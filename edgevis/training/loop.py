@@ -97,7 +97,8 @@ def fit(run: Run, fabric: Any, watcher: Watcher, *, resume: bool) -> Progress:
         OSError: The disk is full; the last checkpoint stays whole.
     """
     recipe, objective = run.recipe, run.objective
-    step = _Step(run.model, objective).to(memory_format=torch.channels_last)
+    step = _Step(run.model, objective)
+    step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     optimizer = _optimizer(step, recipe)
     parts = {"model": run.model, "criterion": step.criterion}
     progress = _begin(run, parts, optimizer, resume=resume)

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor, nn
 
+from edgevis.metrics.interval import half_width
 from edgevis.models.recipe import Recipe
 from runtime.images import Image
 from runtime.spec import Deployment
@@ -22,11 +24,18 @@ class Measured:
 
     Attributes:
         value: The figure.
-        half_width95: Of its 95 % interval; None where there is none.
+        samples: A (pseudo-)value for each unit that was measured - an episode, a person, a volume - in an order that
+            every model's evaluation on the same data shares; their mean is the figure. See
+            :mod:`edgevis.metrics.jackknife`. Empty where nobody asks how sure the figure is.
     """
 
     value: float
-    half_width95: float | None = None
+    samples: tuple[float, ...] = ()
+
+    @property
+    def half_width95(self) -> float | None:
+        """Of the 95 % interval; None with fewer than two samples."""
+        return half_width(np.asarray(self.samples)) if len(self.samples) > 1 else None
 
     def __str__(self) -> str:
         return f"{self.value:.4f}" + ("" if self.half_width95 is None else f" ± {self.half_width95:.4f}")

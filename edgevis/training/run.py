@@ -25,7 +25,7 @@ from runtime.arrays import atomic_write
 from runtime.errors import InputError
 from runtime.jsondata import to_json
 
-REPORT = "report.json"
+REPORT, SAMPLES = "report.json", "samples.json"
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -162,8 +162,15 @@ def _write(folder: Path, report: Mapping[str, Any], found: Evaluation | None) ->
         if encoded:
             with atomic_write(folder / f"{name}.png") as file:
                 file.write(data.tobytes())
-    with atomic_write(folder / REPORT) as file:
-        file.write((json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+    if found is not None:
+        samples = {name: figure.samples for name, figure in found.figures.items() if figure.samples}
+        _write_json(folder / SAMPLES, samples)
+    _write_json(folder / REPORT, report)
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write((json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
 
 
 def _sentence(data: Mapping[str, object]) -> str:

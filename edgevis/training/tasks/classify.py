@@ -22,7 +22,6 @@ from edgevis.data import EpisodeSampler, LabelledImages, mixed_split, read_class
 from edgevis.data.draw import below, draw_at, sample
 from edgevis.data.files import open_files
 from edgevis.losses import AttentionFusionLoss, CosineEpisodeLoss
-from edgevis.metrics import episode_accuracy
 from edgevis.models.recipe import EpisodeRecipe, Recipe, recipe_of
 from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore
@@ -225,8 +224,7 @@ class EpisodeObjective:
                 accuracies.append(float((found == np.arange(len(found))[:, None]).mean()))
                 if picture and number == 0 and shot == shots[0]:
                     shown = self._picture(episode.shots, episode.queries, found)
-            accuracy = episode_accuracy(accuracies)
-            figures[f"{sampler.way}-way {shot}-shot"] = Measured(accuracy.mean, accuracy.half_width95)
+            figures[f"{sampler.way}-way {shot}-shot"] = Measured(float(np.mean(accuracies)), tuple(accuracies))
         return figures, shown
 
     def _picture(self, shots: Array, queries: Array, found: Array) -> Image:

@@ -31,7 +31,7 @@ from edgevis.data.draw import draw_at, sample
 from edgevis.data.few_shot_masks import FOLDS, ClassMask
 from edgevis.data.files import Files, open_files
 from edgevis.data.masks import read_class_ids
-from edgevis.losses import segmentation_loss
+from edgevis.losses import dice_loss, segmentation_loss
 from edgevis.metrics import SegmentationScore
 from edgevis.models.recipe import Recipe, SupportQueryRecipe, recipe_of
 from edgevis.training.images import resized
@@ -130,8 +130,11 @@ class PairObjective:
         }
 
     def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        logits = model(batch["query"], batch["support"], batch["support_mask"])
-        return {"cross-entropy": segmentation_loss(logits.float(), batch["query_mask"])}
+        logits = model(batch["query"], batch["support"], batch["support_mask"]).float()
+        terms = {"cross-entropy": segmentation_loss(logits, batch["query_mask"])}
+        if self._recipe.dice_weight:
+            terms["dice"] = self._recipe.dice_weight * dice_loss(logits, batch["query_mask"])
+        return terms
 
     def validate(self, model: Any) -> Evaluation | None:
         if self._validation is None:
@@ -178,7 +181,9 @@ class PairObjective:
             score.add(found, episode.query.mask, episode.class_id, episode.query.ignore)
             if len(shown) < _SHOWN:
                 shown.append(_drawn(episode.supports, episode.query, found))
-        figures = {f"{shot}-shot mIoU": Measured(score.mean_iou), f"{shot}-shot FB-IoU": Measured(score.fb_iou)}
+        samples = {name: tuple(values.tolist()) for name, values in score.samples().items()}
+        values_by_name = {"mIoU": score.mean_iou, "FB-IoU": score.fb_iou}
+        figures = {f"{shot}-shot {name}": Measured(value, samples[name]) for name, value in values_by_name.items()}
         return figures, np.vstack(shown)
 
 

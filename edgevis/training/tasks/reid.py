@@ -19,7 +19,7 @@ from edgevis.data import IdentitySampler, PersonImages, read_market1501, read_pk
 from edgevis.data.draw import draw_at, sample
 from edgevis.data.files import open_files
 from edgevis.losses import ReIDLoss
-from edgevis.metrics import reid_ranking
+from edgevis.metrics import grouped_mean, reid_queries
 from edgevis.models.recipe import IdentityRecipe, Recipe, recipe_of
 from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore
@@ -193,8 +193,12 @@ class IdentityObjective:
 def _ranked(query: Side, gallery: Side) -> tuple[dict[str, Measured], Array]:
     """The figures, and for each query the gallery's positions, the nearest first."""
     distances = 1 - query[0] @ gallery[0].T
-    curve, mean_ap = reid_ranking(distances, query[1], gallery[1], query[2], gallery[2])
-    figures = {"mAP": Measured(float(mean_ap)), "rank-1": Measured(float(curve[0]))}
+    found = reid_queries(distances, query[1], gallery[1], query[2], gallery[2])
+    # A person's queries are alike: persons are what the interval counts.
+    persons = query[1][found.query].tolist()
+    columns = {"mAP": found.precision, "rank-1": (found.first == 0).astype(np.float64)}
+    means = {name: grouped_mean(values, persons) for name, values in columns.items()}
+    figures = {name: Measured(value, tuple(samples.tolist())) for name, (value, samples) in means.items()}
     return figures, distances.argsort(1, kind="stable")
 
 

@@ -23,7 +23,7 @@ from edgevis.data import boxes_from_class_ids, read_instances, read_masked_image
 from edgevis.data.draw import below, draw_at, sample
 from edgevis.data.files import open_files
 from edgevis.losses import BoxTightnessLoss, MILBaselineLoss
-from edgevis.metrics import dice_per_volume, episode_accuracy
+from edgevis.metrics import dice_per_volume
 from edgevis.models.recipe import MaskRecipe, Recipe, recipe_of
 from edgevis.training.images import resized
 from edgevis.training.objective import Batch, Evaluation, Measured
@@ -212,11 +212,8 @@ class MaskObjective:
                 if len(shown) < _SHOWN:
                     shown.append(_drawn(example, found[-1]))
         volumes = [examples.volumes[place] for place in places]
-        values = list(dice_per_volume(found, wanted, volumes).values())
-        if len(values) < 2:
-            return {"Dice": Measured(values[0])}, np.hstack(shown)
-        mean = episode_accuracy(values)
-        return {"Dice": Measured(mean.mean, mean.half_width95)}, np.hstack(shown)
+        values = tuple(dice_per_volume(found, wanted, volumes).values())
+        return {"Dice": Measured(float(np.mean(values)), values)}, np.hstack(shown)
 
 
 def box_fit(found: Array, box: Sequence[int]) -> float:

@@ -1,0 +1,250 @@
+"""Accuracy after training: a paper's model beside its baselines and beside what a user would do instead.
+
+    python -m benchmarks.accuracy few-shot --data grocery_dev.zip --backbone mobilenetv2_100.safetensors
+    python -m benchmarks.accuracy reid --data pku_reid_dev.zip --backbone osnet_x0_25_msmt17.safetensors
+    python -m benchmarks.accuracy few-shot-segmentation --data ccp_dev.zip --backbone mobilenetv2_100.safetensors
+    python -m benchmarks.accuracy boxes --data hippocampus_dev.zip
+
+Each arm of a comparison is one training (``edgevis.train``) with the same data, seed, budget and evaluation, in its own
+folder below ``--output``. An arm that is finished is not trained again, one that was interrupted goes on; ``--only ARM``
+trains one arm, so that several processes or machines can share the work. The table gives each figure with its 95 %
+interval, and the difference to the first arm with the interval of the difference: both saw the same episodes, persons
+or volumes (see ``edgevis.metrics.jackknife``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import report
+from edgevis import EdgevisError, InputError, models
+from edgevis.metrics import difference
+from edgevis.train import Watcher
+from edgevis.training.run import REPORT, SAMPLES, Request, train
+from runtime.jsondata import parse_json
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One training of a comparison.
+
+    Attributes:
+        name: Short; also its folder.
+        model: A name in :mod:`edgevis.models`.
+        options: The model's.
+        values: Of its recipe ``small``, besides the comparison's.
+        whole: The published file is the whole model's, not its backbone's.
+        taught: The published file is the teacher's.
+    """
+
+    name: str
+    model: str
+    options: Mapping[str, int | str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    whole: bool = False
+    backbone: bool = False
+    taught: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Arms that are trained and measured alike.
+
+    Attributes:
+        arms: The first is what the others are compared with.
+        values: Of every arm's recipe.
+    """
+
+    arms: tuple[Arm, ...]
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure of one arm.
+
+    Attributes:
+        half_width95: Of the figure's 95 % interval.
+        difference: To the same figure of the first arm; None for the first.
+        difference_half_width95: Of its 95 % interval, on the same units.
+        seconds: The training's.
+    """
+
+    arm: str
+    parameters: int
+    figure: str
+    value: float
+    half_width95: float
+    difference: float | None
+    difference_half_width95: float | None
+    epochs: int
+    seconds: float
+
+
+_STEM = ("conv_stem.", "bn1.", "blocks.0.", "blocks.1.", "blocks.2.", "blocks.3.")
+
+COMPARISONS: Mapping[str, Comparison] = {
+    "few-shot": Comparison(
+        (
+            Arm("fusion", "afl-net", {"backbone": "mobilenetv2"}, backbone=True),
+            Arm("fusion-no-attention", "afl-net-no-attention", {"backbone": "mobilenetv2"}, backbone=True),
+            Arm("global", "mobilenetv2", values={"objective": "global"}, whole=True),
+            Arm("local", "mobilenetv2", values={"objective": "local"}, whole=True),
+            Arm("published", "mobilenetv2", values={"epochs": 0}, whole=True),
+        ),
+        {
+            "mixed": True,
+            "epochs": 10,
+            "steps_per_epoch": 40,
+            "optimizer": "adamw",
+            "learning_rate": 1e-4,
+            "weight_decay": 1e-4,
+            "query": 5,
+            "episodes_per_step": 2,
+        },
+    ),
+    "reid": Comparison(
+        (
+            Arm("epri-net", "epri-net", {"height": 192}),
+            Arm("epri-net-baseline", "epri-net-baseline", {"height": 192}),
+            Arm("osnet", "osnet-x0-25"),
+            Arm("epri-net-taught", "epri-net", {"height": 192}, taught="osnet-x0-25"),
+            Arm("epri-net-baseline-taught", "epri-net-baseline", {"height": 192}, taught="osnet-x0-25"),
+            Arm("osnet-fine-tuned", "osnet-x0-25", whole=True),
+            Arm("osnet-published", "osnet-x0-25", values={"epochs": 0}, whole=True),
+        ),
+        {"epochs": 30},
+    ),
+    "few-shot-segmentation": Comparison(
+        tuple(
+            Arm(masking, f"hsnet-{masking}", {"backbone": "mobilenetv2", "side": 225}, backbone=True)
+            for masking in ("hm", "fm", "im")
+        ),
+        {"epochs": 12, "test_episodes": 1000},
+    ),
+    "boxes": Comparison(
+        tuple(
+            Arm(name, "enet", {"side": 64}, values)
+            for name, values in (
+                ("boxes", {"supervision": "boxes"}),
+                ("boxes-max", {"supervision": "boxes", "smooth_max": "max"}),
+                ("mil", {"supervision": "mil"}),
+                ("masks", {"supervision": "masks"}),
+            )
+        ),
+        {"epochs": 20},
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what is not trained yet, and print the comparison; returns the process's exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("comparison", choices=tuple(COMPARISONS))
+    parser.add_argument("--data", metavar="PATH", type=Path, required=True, help="as of edgevis.train")
+    parser.add_argument(
+        "--backbone", metavar="FILE", type=Path, help="published weights: a backbone's, a whole model's or a teacher's"
+    )
+    parser.add_argument("--output", metavar="DIR", type=Path, help="(default: runs/COMPARISON)")
+    parser.add_argument("--only", metavar="ARM", help="train this arm alone and print no table")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    arguments = parser.parse_args(argv)
+    output = arguments.output or Path("runs", arguments.comparison)
+    try:
+        comparison = COMPARISONS[arguments.comparison]
+        for arm in _chosen(comparison, arguments.only):
+            _train(arm, comparison, arguments, output / arm.name)
+        if arguments.only is not None:
+            return 0
+    except (EdgevisError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return report(
+        lambda: _rows(comparison, output),
+        headers=("arm", "parameters", "figure", "value", "to the first", "epochs", "minutes"),
+        cells=_cells,
+        as_json=arguments.json,
+    )
+
+
+def _chosen(comparison: Comparison, only: str | None) -> tuple[Arm, ...]:
+    names = [arm.name for arm in comparison.arms]
+    if only is not None and only not in names:
+        raise InputError(f"there is no arm {only!r}; allowed: {', '.join(names)}")
+    return tuple(arm for arm in comparison.arms if only in (None, arm.name))
+
+
+def _train(arm: Arm, comparison: Comparison, arguments: argparse.Namespace, output: Path) -> None:
+    if (output / REPORT).exists():
+        return
+    needs_file = arm.whole or arm.backbone or arm.taught
+    if needs_file and arguments.backbone is None:
+        raise InputError(f"the arm {arm.name!r} begins with published weights: name them with --backbone FILE")
+    print(f"-- {arm.name}", file=sys.stderr)
+    request = Request(
+        model=arm.model,
+        data=arguments.data,
+        output=output,
+        recipe="small",
+        values={**comparison.values, **arm.values},
+        options=arm.options,
+        weights=arguments.backbone if arm.whole else None,
+        backbone=arguments.backbone if arm.backbone else None,
+        resume=True,
+        seed=arguments.seed,
+        accelerator="auto",
+        precision=arguments.precision,
+    )
+    train(request, Watcher(sys.stderr, quiet=False))
+
+
+def _rows(comparison: Comparison, output: Path) -> list[Row]:
+    first = _read(output / comparison.arms[0].name / SAMPLES)
+    rows = []
+    for number, arm in enumerate(comparison.arms):
+        found, samples = _read(output / arm.name / REPORT), _read(output / arm.name / SAMPLES)
+        for name, figure in found["evaluation"]["figures"].items():
+            by, width = difference(samples[name], first[name]) if number else (None, None)
+            rows.append(
+                Row(
+                    arm.name,
+                    models.parameters(models.module_from(models.entry(arm.model), found["options"])),
+                    name,
+                    figure["value"],
+                    figure["half_width95"],
+                    by,
+                    width,
+                    found["epochs"],
+                    found["seconds"],
+                )
+            )
+    return rows
+
+
+def _read(path: Path) -> Any:
+    return parse_json(path.read_bytes())
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.arm,
+        f"{row.parameters:,}",
+        row.figure,
+        f"{row.value:.3f} ± {row.half_width95:.3f}",
+        "" if row.difference is None else f"{row.difference:+.3f} ± {row.difference_half_width95:.3f}",
+        str(row.epochs),
+        f"{row.seconds / 60:.1f}",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
