@@ -5,17 +5,16 @@
     python -m benchmarks.accuracy few-shot-segmentation --data ccp_dev.zip --backbone mobilenetv2_100.safetensors
     python -m benchmarks.accuracy boxes --data hippocampus_dev.zip
 
-Each arm of a comparison is one training (``edgevis.train``) with the same data, seed, budget and evaluation, in its own
-folder below ``--output``. An arm that is finished is not trained again, one that was interrupted goes on; ``--only ARM``
-trains one arm, so that several processes or machines can share the work. The table gives each figure with its 95 %
-interval, and the difference to the first arm with the interval of the difference: both saw the same episodes, persons
-or volumes (see ``edgevis.metrics.jackknife``).
+Each arm of a comparison is one training (``edgevis.train``) with the same data, seed, budget and evaluation, in its
+own folder below ``--output``. An arm that is finished is not trained again, one that was interrupted goes on; ``--only
+ARM`` trains one arm, so that several processes or machines can share the work. The table gives each figure with its
+95 % interval, and the difference to the first arm with the interval of the difference: both saw the same episodes,
+persons or volumes (see ``edgevis.metrics.jackknife``).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
