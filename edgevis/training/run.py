@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from edgevis.training.memory import keep_freed_memory
 from edgevis.training.objective import Evaluation
 from edgevis.training.warm_start import load_backbone, load_what_fits
 from runtime.arrays import atomic_write
+from runtime.bundle import sha256
 from runtime.errors import InputError
 from runtime.jsondata import to_json
 
@@ -109,6 +111,20 @@ def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
     return report
 
 
+def command_of(request: Request) -> str:
+    """The command that asks for this training, with the names of files alone and without its output folder."""
+    parts = [request.model, "--data", request.data.name, "--recipe", request.recipe]
+    for flag, pairs in (("--option", request.options), ("--set", request.values)):
+        for name, value in pairs.items():
+            text = value if isinstance(value, str) else json.dumps(to_json(value))
+            parts += [flag, f"{name}={text}"]
+    for flag, path in (("--weights", request.weights), ("--backbone", request.backbone)):
+        parts += [] if path is None else [flag, path.name]
+    for flag, value in (("--seed", request.seed), ("--devices", request.devices), ("--precision", request.precision)):
+        parts += [flag, str(value)]
+    return shlex.join(("python", "-m", "edgevis.train", *parts))
+
+
 def _recipe(entry: models.ModelEntry, request: Request) -> Recipe:
     if not entry.recipes:
         raise InputError(f"{entry.name!r} has no recipe; python -m edgevis.train --list shows the models that have")
@@ -135,8 +151,12 @@ def _report(
         "options": dict(origin.options),
         "recipe": {"name": request.recipe, **origin.recipe},
         "data": dict(origin.data),
-        "weights": None if request.weights is None else request.weights.name,
-        "backbone": None if request.backbone is None else request.backbone.name,
+        "command": command_of(request),
+        "files": {
+            name: {"name": path.name, "sha256": sha256(path) if path.is_file() else None}
+            for name, path in (("data", request.data), ("weights", request.weights), ("backbone", request.backbone))
+            if path is not None
+        },
         "seed": origin.seed,
         "epochs": len(history),
         "seconds": seconds,
