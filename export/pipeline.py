@@ -296,7 +296,7 @@ def _load(request: Request) -> tuple[nn.Module, Weights]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
         module = models.module_from(request.entry, request.options)
-    shipped = models.shipped_weights(request.entry.name) if request.entry.weights else None
+    shipped = models.shipped_weights(request.entry.name, request.options)
     if request.checkpoint is not None:
         models.load_weights(module, request.checkpoint)
         source = request.checkpoint.name
@@ -310,14 +310,14 @@ def _load(request: Request) -> tuple[nn.Module, Weights]:
 
 
 def _with_trained_options(request: Request) -> Request:
-    """With the options that the checkpoint was trained with, where it says so: nobody need repeat them."""
-    origin = None if request.checkpoint is None else read_origin(request.checkpoint)
+    """With the options that the weights were trained with, where they say so: nobody need repeat them."""
+    path = request.checkpoint or models.shipped_weights(request.entry.name, request.options)
+    origin = None if path is None else read_origin(path)
     if origin is None:
         return request
     if origin.model != request.entry.name:
         raise WeightsError(
-            f"{request.checkpoint} holds weights of {origin.model!r}, not of {request.entry.name!r}: "
-            f"--model {origin.model}"
+            f"{path} holds weights of {origin.model!r}, not of {request.entry.name!r}: --model {origin.model}"
         )
     return replace(request, options={**origin.options, **request.options})
 

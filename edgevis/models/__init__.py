@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgevis.models.entry import ModelEntry
+from edgevis.origin import read_origin
 from edgevis.state_dict import load_exactly
 from runtime.discovery import names_in
 from runtime.errors import ModelError, UnknownModelError, WeightsError
@@ -124,10 +125,19 @@ def parameter_counts(declared: ModelEntry, module: nn.Module) -> ParameterCounts
     return ParameterCounts(sum(sizes.values()), trainable, sum(sizes.values()) - heads)
 
 
-def shipped_weights(name: str) -> Path | None:
-    """The weights of that model that come with the package, or None if it has none."""
+def shipped_weights(name: str, options: Mapping[str, object] = MappingProxyType({})) -> Path | None:
+    """The weights of that model that come with the package, or None if it has none, or none for these options.
+
+    Args:
+        name: One of :func:`names`.
+        options: Those that are asked for; the weights' own may say more (see :func:`edgevis.origin.read_origin`).
+    """
     weights = entry(name).weights
-    return None if weights is None else _WEIGHTS / weights
+    if weights is None:
+        return None
+    origin = read_origin(_WEIGHTS / weights)
+    known = {} if origin is None else origin.options
+    return _WEIGHTS / weights if all(known.get(key, value) == value for key, value in options.items()) else None
 
 
 def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
