@@ -5,46 +5,56 @@ Generalization" (the Attention-based Fusion Learning Model), section 3, figure 3
 Provenance: our own code. The paper prints no parameter count and leaves the widths of the fusion open. This is the
 reading that follows its sentence "the weighted features are concatenated as the input of the next block": after block
 3 both gated maps are joined to 512 channels, and each branch's block 4 takes all of them.
+With ``backbone="mobilenetv2"``, which is none of the paper's, training begins with published ImageNet weights: that is
+for some hundred images, where 84 x 84 from scratch is weak.
 Licence: this file, as the rest of edgevis. No weights ship: they must be trained.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from edgevis.layers.cross_attention import CrossAttention
+from edgevis.layers.mbconv import initialise
+from edgevis.layers.mobilenetv2 import CHANNELS as MOBILE_CHANNELS
+from edgevis.layers.mobilenetv2 import stages, stem
 from edgevis.layers.resnet12 import CHANNELS, ResNet12Block
+from edgevis.models import mobilenetv2
 from edgevis.models.entry import ModelEntry
 from edgevis.models.resnet12 import PAPER, PREPROCESS, SMALL
 from runtime.errors import ModelError
-from runtime.spec import Deployment, Graph, TensorSpec
+from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
 
 EMBEDDING = 2 * CHANNELS[3]
 
-DEPLOYMENT = Deployment(
-    task="classify",
-    graphs=(
-        Graph(
-            "encode",
-            inputs=(TensorSpec("image", "float32", ("N", 3, 84, 84)),),
-            outputs=(TensorSpec("embedding", "float32", ("N", EMBEDDING)),),
-        ),
-    ),
-    preprocess=PREPROCESS,
-)
+Backbone = Literal["resnet12", "mobilenetv2"]
+
+# Of MobileNetV2's stages: the 64-channel one is the stem's last, the 96-channel one the branches' first.
+_STEM_STAGES = 4
+_JOINED = 96
+
+
+def _deployment(preprocess: Preprocess, embedding: int) -> Deployment:
+    image = TensorSpec("image", "float32", ("N", 3, preprocess.height, preprocess.width))
+    output = TensorSpec("embedding", "float32", ("N", embedding))
+    return Deployment("classify", graphs=(Graph("encode", inputs=(image,), outputs=(output,)),), preprocess=preprocess)
+
+
+DEPLOYMENT = _deployment(PREPROCESS, EMBEDDING)
+MOBILE_DEPLOYMENT = _deployment(mobilenetv2.DEPLOYMENT.preprocess, 2 * mobilenetv2.EMBEDDING)
 
 
 class AFLFeatures(NamedTuple):
     """What training takes from one pass; a plain tuple to whatever walks over a model's outputs.
 
     Attributes:
-        global_embedding: X_global, (N, 512) float32.
-        local_embedding: X_local, (N, 512) float32.
-        embedding: X_cat = concat(X_global, X_local), (N, 1024) float32; what :meth:`AFLNet.encode` returns.
+        global_embedding: X_global, (N, d) float32: d is 512, with MobileNetV2 1280.
+        local_embedding: X_local, (N, d) float32.
+        embedding: X_cat = concat(X_global, X_local), (N, 2 d) float32; what :meth:`TwoBranches.encode` returns.
         global_logits: (N, num_classes) float32, the linear classifier on X_global.
     """
 
@@ -55,22 +65,27 @@ class AFLFeatures(NamedTuple):
 
 
 class MutualGates(nn.Module):
-    """Two cross-attentions, one each way: maps G and L (N, C, h, w) -> z(L) * G and z'(G) * L."""
+    """Two cross-attentions, one each way: maps G and L (N, C, h, w) -> z(L) * G and z'(G) * L.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: C.
+        open_alike: Whether all gates begin at one half, whatever the maps are.
+    """
+
+    def __init__(self, channels: int, *, open_alike: bool = False) -> None:
         super().__init__()
         self.to_global = CrossAttention(channels)
         self.to_local = CrossAttention(channels)
+        if open_alike:
+            nn.init.zeros_(self.to_global.expand.weight)
+            nn.init.zeros_(self.to_local.expand.weight)
 
     def forward(self, global_map: Tensor, local_map: Tensor) -> tuple[Tensor, Tensor]:
         return self.to_global(global_map, local_map), self.to_local(local_map, global_map)
 
 
-class AFLNet(nn.Module):
-    """The Attention-based Fusion Learning Model.
-
-    Input: image (N, 3, 84, 84) float32, RGB, ImageNet mean and standard deviation. Output of :meth:`encode`: embedding
-    (N, 1024) float32, rows not normalised: the runtime L2-normalises them.
+class TwoBranches(nn.Module):
+    """A Global and a Local branch, and the linear classifier on the Global one's embedding.
 
     Both branches see the same whole image. *Global* and *Local* name what trains them, not what they look at: the
     Global branch learns a linear classifier over all training classes, the Local one few-shot episodes among some of
@@ -78,6 +93,34 @@ class AFLNet(nn.Module):
 
     Each cross-attention multiplies its *source* flow by the gate of its *target* flow, as the text of section 3.1 says;
     the printed equation 3 would make it squeeze-and-excitation of one flow (:class:`edgevis.layers.CrossAttention`).
+    """
+
+    classifier: nn.Linear
+
+    def branches(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """X_global and X_local, (N, d) float32 each, of image (N, 3, side, side) float32."""
+        raise NotImplementedError
+
+    def encode(self, image: Tensor) -> Tensor:
+        """From image (N, 3, side, side) float32 to embedding (N, 2 d) float32, rows not normalised."""
+        return torch.cat(self.branches(image), dim=1)
+
+    def forward(self, image: Tensor) -> AFLFeatures:
+        """From the same image to all that :class:`edgevis.losses.AttentionFusionLoss` needs."""
+        global_embedding, local_embedding = self.branches(image)
+        return AFLFeatures(
+            global_embedding,
+            local_embedding,
+            torch.cat((global_embedding, local_embedding), dim=1),
+            self.classifier(global_embedding),
+        )
+
+
+class AFLNet(TwoBranches):
+    """The Attention-based Fusion Learning Model.
+
+    Input: image (N, 3, 84, 84) float32, RGB, ImageNet mean and standard deviation. Output of :meth:`encode`: embedding
+    (N, 1024) float32, rows not normalised: the runtime L2-normalises them.
 
     Args:
         num_classes: Outputs of the Global branch's classifier, which only training uses.
@@ -106,19 +149,105 @@ class AFLNet(nn.Module):
             global_map, local_map = self.gates4(global_map, local_map)
         return global_map.mean((2, 3)), local_map.mean((2, 3))
 
-    def encode(self, image: Tensor) -> Tensor:
-        """From image (N, 3, 84, 84) float32 to embedding (N, 1024) float32."""
-        return torch.cat(self.branches(image), dim=1)
 
-    def forward(self, image: Tensor) -> AFLFeatures:
-        """From image (N, 3, 84, 84) float32 to all that :class:`edgevis.losses.AttentionFusionLoss` needs."""
-        global_embedding, local_embedding = self.branches(image)
-        return AFLFeatures(
-            global_embedding,
-            local_embedding,
-            torch.cat((global_embedding, local_embedding), dim=1),
-            self.classifier(global_embedding),
-        )
+class MobileStem(nn.Module):
+    """MobileNetV2 up to its 64-channel stage: image (N, 3, 224, 224) -> (N, 64, 14, 14). timm's names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_stem, self.bn1, self.act1 = stem(same=True)
+        self.blocks = stages(same=True, count=_STEM_STAGES)
+        initialise(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        result: Tensor = self.blocks(self.act1(self.bn1(self.conv_stem(image))))
+        return result
+
+
+class MobileBranch(nn.Module):
+    """The rest of MobileNetV2 in two parts, between which the branches meet. timm's names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rest = list(enumerate(stages(same=True)))[_STEM_STAGES:]
+        self.blocks = nn.ModuleDict({str(place): stage for place, stage in rest})
+        self.conv_head = nn.Conv2d(MOBILE_CHANNELS, mobilenetv2.EMBEDDING, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(mobilenetv2.EMBEDDING)
+        self.act2 = nn.ReLU6()
+        initialise(self)
+
+    def first(self, x: Tensor) -> Tensor:
+        """(N, 64, 14, 14) -> (N, 96, 14, 14)."""
+        result: Tensor = self.blocks["4"](x)
+        return result
+
+    def rest(self, x: Tensor) -> Tensor:
+        """(N, 96, 14, 14) -> (N, 1280, 7, 7), 0..6."""
+        x = self.blocks["6"](self.blocks["5"](x))
+        result: Tensor = self.act2(self.bn2(self.conv_head(x)))
+        return result
+
+
+class MobileAFLNet(TwoBranches):
+    """AFL-Net on MobileNetV2: one stem, then two branches that meet where the paper's do.
+
+    Input: image (N, 3, 224, 224) float32, RGB, -1..1. Output of :meth:`encode`: embedding (N, 2560) float32, >= 0, rows
+    not normalised: the runtime L2-normalises them.
+
+    Both branches begin with the same published weights, and the stages up to the 64-channel one are half of
+    MobileNetV2's arithmetic (152 of 299 million multiplications at 224 x 224). So there is one stem for both: 454
+    million in all, where two would have 606.
+
+    The gated maps of the 96-channel stage are joined to 192 channels, and each branch takes all of them through a 1x1
+    convolution (``global_join``, ``local_join``), which keeps the shape that the published 160-channel stage takes. It
+    begins as the identity on the branch's own half, and 0 on the other. The gates begin at one half exactly, as their
+    last weights begin at 0, so the identity is doubled. Those after the head begin likewise and halve the embedding,
+    whose direction stays. So with published weights both halves of the embedding begin as MobileNetV2's own, and
+    training moves away from there. (Gates with PyTorch's usual weights begin at 0.37 to 0.65: on photographs the
+    halves' cosines to MobileNetV2's were then 0.95 to 0.99.)
+
+    Args:
+        num_classes: As for :class:`AFLNet`.
+        attention: As for :class:`AFLNet`; without gates the identity is not doubled.
+    """
+
+    def __init__(self, *, num_classes: int, attention: bool) -> None:
+        super().__init__()
+        self.stem = MobileStem()
+        self.global_branch = MobileBranch()
+        self.local_branch = MobileBranch()
+        self.gates3 = MutualGates(_JOINED, open_alike=True) if attention else None
+        self.global_join = _join(0, 2.0 if attention else 1.0)
+        self.local_join = _join(_JOINED, 2.0 if attention else 1.0)
+        self.gates4 = MutualGates(mobilenetv2.EMBEDDING, open_alike=True) if attention else None
+        self.classifier = nn.Linear(mobilenetv2.EMBEDDING, num_classes)
+
+    @property
+    def backbones(self) -> tuple[nn.Module, ...]:
+        """What published weights of MobileNetV2 are copied into, see :mod:`edgevis.training.warm_start`."""
+        return self.stem, self.global_branch, self.local_branch
+
+    def branches(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """X_global and X_local, (N, 1280) float32 each, of image (N, 3, 224, 224) float32."""
+        x = self.stem(image)
+        global_map, local_map = self.global_branch.first(x), self.local_branch.first(x)
+        if self.gates3 is not None:
+            global_map, local_map = self.gates3(global_map, local_map)
+        joined = torch.cat((global_map, local_map), dim=1)
+        global_map = self.global_branch.rest(self.global_join(joined))
+        local_map = self.local_branch.rest(self.local_join(joined))
+        if self.gates4 is not None:
+            global_map, local_map = self.gates4(global_map, local_map)
+        return global_map.mean((2, 3)), local_map.mean((2, 3))
+
+
+def _join(own: int, factor: float) -> nn.Conv2d:
+    """192 joined channels -> 96; begins as ``factor`` times the half that starts at ``own``."""
+    join = nn.Conv2d(2 * _JOINED, _JOINED, 1, bias=False)
+    nn.init.zeros_(join.weight)
+    with torch.no_grad():
+        join.weight[:, own : own + _JOINED, 0, 0] = factor * torch.eye(_JOINED)
+    return join
 
 
 def _stem(channels: tuple[int, int, int, int]) -> nn.Sequential:
@@ -128,20 +257,27 @@ def _stem(channels: tuple[int, int, int, int]) -> nn.Sequential:
     )
 
 
-def _build(attention: bool, num_classes: int) -> AFLNet:
+def _build(attention: bool, num_classes: int, backbone: Backbone) -> TwoBranches:
     if num_classes < 1:
         raise ModelError(f"num_classes is {num_classes}; allowed: 1 or more")
-    return AFLNet(num_classes=num_classes, attention=attention)
+    if backbone not in get_args(Backbone):
+        raise ModelError(f"backbone is {backbone!r}; allowed: {', '.join(get_args(Backbone))}")
+    kind = AFLNet if backbone == "resnet12" else MobileAFLNet
+    return kind(num_classes=num_classes, attention=attention)
 
 
-def afl_net(*, num_classes: int = 64) -> AFLNet:
-    """The whole network; miniImageNet has 64 training classes."""
-    return _build(True, num_classes)
+def afl_net(*, num_classes: int = 64, backbone: Backbone = "resnet12") -> TwoBranches:
+    """The whole network; miniImageNet has 64 training classes, ``resnet12`` is the paper's backbone."""
+    return _build(True, num_classes, backbone)
 
 
-def afl_net_no_attention(*, num_classes: int = 64) -> AFLNet:
+def afl_net_no_attention(*, num_classes: int = 64, backbone: Backbone = "resnet12") -> TwoBranches:
     """Table 1's "w/o attention": the same branches and joins without the gates."""
-    return _build(False, num_classes)
+    return _build(False, num_classes, backbone)
+
+
+def _deploy(module: nn.Module) -> Deployment:
+    return MOBILE_DEPLOYMENT if isinstance(module, MobileAFLNet) else DEPLOYMENT
 
 
 _PAPER = "Tang et al.: Task-Specific Few-Shot Image Classification, section 3 and table 1"
@@ -156,6 +292,7 @@ ENTRIES = (
         _PAPER,
         "Apache-2.0",
         18_729_792,
+        deploy=_deploy,
         classifier=("classifier.",),
         recipes=RECIPES,
     ),
@@ -166,6 +303,7 @@ ENTRIES = (
         _PAPER,
         "Apache-2.0",
         18_647_872,
+        deploy=_deploy,
         classifier=("classifier.",),
         recipes=RECIPES,
     ),

@@ -108,6 +108,8 @@ class EpisodeRecipe(Recipe):
         jitter: Strength of colour jitter, 0..1.
         flip: Whether images are mirrored half the time.
         crop: The smallest share of the area that a random crop keeps; 1 crops nothing.
+        frozen: Prefixes of the names of parameters that stay as they are, such as ``stem`` or ``blocks.0``; their batch
+            norms keep their statistics.
     """
 
     objective: Literal["fusion", "global", "local"]
@@ -125,6 +127,7 @@ class EpisodeRecipe(Recipe):
     jitter: float = 0.4
     flip: bool = True
     crop: float = 0.5
+    frozen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

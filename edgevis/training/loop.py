@@ -28,6 +28,7 @@ from edgevis.models import load_weights
 from edgevis.models.recipe import Recipe
 from edgevis.origin import Origin
 from edgevis.training.checkpoint import Progress, read_progress, read_state, write_state, write_weights
+from edgevis.training.freeze import train_but_frozen
 from edgevis.training.objective import Batch, Evaluation, Objective
 from runtime.arrays import atomic_write
 from runtime.errors import EdgevisError, InputError
@@ -207,7 +208,7 @@ def _optimizer(step: nn.Module, recipe: Recipe) -> optim.Optimizer:
 def _epoch(run: Run, epoch: int, wrapped: Any, optimizer: Any, fabric: Any, watcher: Watcher) -> dict[str, float]:
     """One epoch; the means of the loss's terms."""
     recipe, steps = run.recipe, run.objective.steps_per_epoch
-    wrapped.train()
+    train_but_frozen(wrapped)
     sums: dict[str, float] = {}
     for number, batch in enumerate(_loaded(run, epoch, fabric.global_rank)):
         rate = recipe.rate(epoch + number / steps)

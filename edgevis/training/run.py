@@ -15,9 +15,10 @@ import cv2
 import torch
 
 from edgevis import __version__, models
-from edgevis.models.recipe import Recipe
+from edgevis.models.recipe import EpisodeRecipe, Recipe
 from edgevis.origin import Origin
 from edgevis.training import tasks
+from edgevis.training.freeze import freeze
 from edgevis.training.loop import Run, Watcher, evaluated, fit
 from edgevis.training.memory import keep_freed_memory
 from edgevis.training.objective import Evaluation
@@ -94,9 +95,11 @@ def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
             watcher.note(note)
     if request.backbone is not None:
         load_backbone(model, request.backbone)
+    frozen = freeze(model, recipe.frozen) if isinstance(recipe, EpisodeRecipe) else 0
     origin = Origin(entry.name, options, to_json(recipe), dict(objective.data), request.seed, 0)
     if fabric.is_global_zero:
-        watcher.note(f"{entry.name}, {models.parameters(model):,} parameters; {_sentence(objective.data)}")
+        size = f"{models.parameters(model):,} parameters" + (f", {frozen:,} frozen" if frozen else "")
+        watcher.note(f"{entry.name}, {size}; {_sentence(objective.data)}")
     progress = fit(
         Run(model, objective, recipe, origin, request.output, request.workers), fabric, watcher, resume=request.resume
     )

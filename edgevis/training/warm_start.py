@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from edgevis.models import read_weights
 from edgevis.state_dict import load_exactly
@@ -12,18 +12,23 @@ from runtime.errors import InputError
 
 
 def load_backbone(model: nn.Module, path: Path) -> None:
-    """Copy published weights into ``model.backbone``; what the backbone has not, such as a classifier, stays out.
+    """Copy published weights into the model's backbone; what that has not, such as a classifier, stays out.
+
+    The backbone is ``model.backbone``. Where several modules begin with parts of the same weights, ``model.backbones``
+    are these modules, each with the published names.
 
     Raises:
         InputError: The model has no backbone.
         WeightsError: The file cannot be read, or lacks tensors of the backbone.
     """
-    backbone = getattr(model, "backbone", None)
-    if not isinstance(backbone, nn.Module):
-        raise InputError(f"a {type(model).__name__} has no backbone; --weights takes weights of the whole model")
-    own = backbone.state_dict()
-    found = {name: tensor for name, tensor in read_weights(path).items() if name in own}
-    load_exactly(backbone, found, source=str(path))
+    backbones = getattr(model, "backbones", (getattr(model, "backbone", None),))
+    tensors: dict[str, Tensor] | None = None
+    for backbone in backbones:
+        if not isinstance(backbone, nn.Module):
+            raise InputError(f"a {type(model).__name__} has no backbone; --weights takes weights of the whole model")
+        tensors = read_weights(path) if tensors is None else tensors
+        own = backbone.state_dict()
+        load_exactly(backbone, {name: tensors[name] for name in own if name in tensors}, source=str(path))
 
 
 def load_what_fits(model: nn.Module, path: Path, *, heads: tuple[str, ...]) -> str:

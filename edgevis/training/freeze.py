@@ -1,0 +1,52 @@
+"""Parts of a model that a training leaves as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from runtime.errors import InputError
+
+
+def freeze(model: nn.Module, prefixes: Sequence[str]) -> int:
+    """Let no gradient reach the parameters behind the prefixes; autograd then keeps nothing of these parts.
+
+    Args:
+        model: Whose parameters.
+        prefixes: Of their names, whole parts between dots: ``blocks.1`` is not ``blocks.10``.
+
+    Returns:
+        How many parameters are behind them.
+
+    Raises:
+        InputError: A prefix is no parameter's, or no parameter is left to train.
+    """
+    named = dict(model.named_parameters())
+    frozen: set[str] = set()
+    for prefix in prefixes:
+        found = {name for name in named if f"{name}.".startswith(f"{prefix}.")}
+        if not found:
+            # The module of each parameter, two levels deep.
+            modules = dict.fromkeys(".".join(name.split(".")[:-1][:2]) for name in named)
+            raise InputError(
+                f"recipe: frozen has {prefix!r}, which no parameter of a {type(model).__name__} has before it; "
+                f"its prefixes: {', '.join(modules)}"
+            )
+        frozen |= found
+    if prefixes and not any(parameter.requires_grad for name, parameter in named.items() if name not in frozen):
+        raise InputError(f"recipe: frozen is {', '.join(prefixes)}, which leaves nothing to train")
+    for name in frozen:
+        named[name].requires_grad_(False)
+    return sum(named[name].numel() for name in frozen)
+
+
+def train_but_frozen(module: nn.Module) -> None:
+    """``module.train()``, but batch norms without a trained parameter stay in evaluation mode: statistics and all."""
+    module.train()
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            own = list(part.parameters())
+            if own and not any(parameter.requires_grad for parameter in own):
+                part.eval()
