@@ -86,15 +86,22 @@ class Row:
     seconds: float
 
 
-_STEM = ("conv_stem.", "bn1.", "blocks.0.", "blocks.1.", "blocks.2.", "blocks.3.")
+# MobileNetV2 up to where AFL-Net's branches part: no arm moves it.
+_STEM = ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2", "blocks.3")
 
 COMPARISONS: Mapping[str, Comparison] = {
     "few-shot": Comparison(
         (
-            Arm("fusion", "afl-net", {"backbone": "mobilenetv2"}, backbone=True),
-            Arm("fusion-no-attention", "afl-net-no-attention", {"backbone": "mobilenetv2"}, backbone=True),
-            Arm("global", "mobilenetv2", values={"objective": "global"}, whole=True),
-            Arm("local", "mobilenetv2", values={"objective": "local"}, whole=True),
+            Arm("fusion", "afl-net", {"backbone": "mobilenetv2"}, {"frozen": ["stem"]}, backbone=True),
+            Arm(
+                "fusion-no-attention",
+                "afl-net-no-attention",
+                {"backbone": "mobilenetv2"},
+                {"frozen": ["stem"]},
+                backbone=True,
+            ),
+            Arm("global", "mobilenetv2", values={"objective": "global", "frozen": _STEM}, whole=True),
+            Arm("local", "mobilenetv2", values={"objective": "local", "frozen": _STEM}, whole=True),
             Arm("published", "mobilenetv2", values={"epochs": 0}, whole=True),
         ),
         {
@@ -185,7 +192,7 @@ def _chosen(comparison: Comparison, only: str | None) -> tuple[Arm, ...]:
 def _train(arm: Arm, comparison: Comparison, arguments: argparse.Namespace, output: Path) -> None:
     if (output / REPORT).exists():
         return
-    needs_file = arm.whole or arm.backbone or arm.taught
+    needs_file = arm.whole or arm.backbone or bool(arm.taught)
     if needs_file and arguments.backbone is None:
         raise InputError(f"the arm {arm.name!r} begins with published weights: name them with --backbone FILE")
     print(f"-- {arm.name}", file=sys.stderr)
