@@ -134,12 +134,13 @@ class EpisodeObjective:
         recipe, image, target = self._recipe, batch["image"], batch["target"]
         sizes = {"way": recipe.way, "shot": recipe.shot, "query": recipe.query}
         if recipe.objective == "global":
-            return {"global": criterion(model(image), target)}
+            return {"global": criterion(model(image).float(), target)}
         if recipe.objective == "local":
-            return {"local": criterion(model.encode(image), **sizes)}
+            return {"local": criterion(model.encode(image).float(), **sizes)}
         found = model(image)
-        terms = criterion(found.global_logits, found.local_embedding, found.embedding, target, **sizes)
-        return {"fusion": terms}
+        # Mixed precision leaves sums in float32 and products in 16 bits; losses are of float32.
+        rows = (part.float() for part in (found.global_logits, found.local_embedding, found.embedding))
+        return {"fusion": criterion(*rows, target, **sizes)}
 
     def validate(self, model: Any) -> Evaluation | None:
         if not self._split.validation:

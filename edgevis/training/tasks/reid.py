@@ -127,7 +127,8 @@ class IdentityObjective:
 
     def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         branches = model.branches(batch["image"])
-        logits = model.logits(branches)
+        logits = tuple(part.float() for part in model.logits(branches))
+        branches = tuple(part.float() for part in branches)
         return {"reid": criterion(branches, logits, batch["target"], epoch=epoch)}
 
     def validate(self, model: Any) -> Evaluation | None:
