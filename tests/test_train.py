@@ -103,6 +103,28 @@ def test_every_task_trains_evaluates_and_draws(
     models.load_weights(models.create(model, **origin.options), output / "best.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("model", "write", "settings"),
+    [
+        ("afl-net", write_classes, ["way=2", "query=2", "episodes_per_step=1", "test_episodes=2", "test_query=2"]),
+        ("osnet-x0-25", write_persons, ["identities=2", "images=2"]),
+        ("enet", write_masks, ["batch=2"]),
+        ("hsnet-hm", write_six_classes, ["batch=2", "test_shots=[1]", "test_episodes=2"]),
+    ],
+)
+def test_losses_are_of_float32_in_mixed_precision(model: str, write: Any, settings: list[str], tmp_path: Path) -> None:
+    options = {"enet": ["side=32"], "hsnet-hm": ["side=65", "width=4"]}.get(model, [])
+    trained(
+        model, "--recipe", "small", "--data", write(tmp_path / "data"), "--output", tmp_path / "run",
+        "--precision", "bf16-mixed",
+        *(part for value in ("epochs=1", "steps_per_epoch=2", *settings) for part in ("--set", value)),
+        *(part for value in options for part in ("--option", value)),
+    )  # fmt: skip
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert "--precision bf16-mixed" in report["command"]
+    assert np.isfinite(float(rows(tmp_path / "run")[-1]["loss"]))
+
+
 def test_a_build_takes_the_options_that_the_weights_were_trained_with(
     masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ Generalization", section 3.1, equations 1 to 3. Our own code.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from edgevis.ops import cross_attention
@@ -37,4 +38,7 @@ class CrossAttention(nn.Module):
         self.negative_slope = negative_slope
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        return cross_attention(source, target, self.reduce.weight, self.expand.weight, self.negative_slope)
+        reduce, expand = self.reduce.weight, self.expand.weight
+        if torch.is_autocast_enabled(source.device.type):  # mixed precision casts weights, as for a linear layer
+            target, reduce, expand = (tensor.to(source.dtype) for tensor in (target, reduce, expand))
+        return cross_attention(source, target, reduce, expand, self.negative_slope)

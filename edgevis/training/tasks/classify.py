@@ -27,6 +27,7 @@ from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore
 from edgevis.training.objective import Batch, Evaluation, Measured
 from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, tile
+from edgevis.training.precision import in_float32
 from edgevis.training.views import mirrored, relit, resized_crop
 from runtime.arrays import Array, unit_rows
 from runtime.errors import InputError
@@ -134,13 +135,12 @@ class EpisodeObjective:
         recipe, image, target = self._recipe, batch["image"], batch["target"]
         sizes = {"way": recipe.way, "shot": recipe.shot, "query": recipe.query}
         if recipe.objective == "global":
-            return {"global": criterion(model(image).float(), target)}
+            return {"global": in_float32(criterion, model(image), target)}
         if recipe.objective == "local":
-            return {"local": criterion(model.encode(image).float(), **sizes)}
+            return {"local": in_float32(criterion, model.encode(image), **sizes)}
         found = model(image)
-        # Mixed precision leaves sums in float32 and products in 16 bits; losses are of float32.
-        rows = (part.float() for part in (found.global_logits, found.local_embedding, found.embedding))
-        return {"fusion": criterion(*rows, target, **sizes)}
+        rows = (found.global_logits, found.local_embedding, found.embedding)
+        return {"fusion": in_float32(criterion, *rows, target, **sizes)}
 
     def validate(self, model: Any) -> Evaluation | None:
         if not self._split.validation:

@@ -37,6 +37,7 @@ from edgevis.models.recipe import Recipe, SupportQueryRecipe, recipe_of
 from edgevis.training.images import resized
 from edgevis.training.objective import Batch, Evaluation, Measured
 from edgevis.training.pictures import RIGHT, Colour, beside, painted
+from edgevis.training.precision import in_float32
 from edgevis.training.views import relit
 from runtime.arrays import Array
 from runtime.errors import InputError
@@ -130,10 +131,10 @@ class PairObjective:
         }
 
     def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        logits = model(batch["query"], batch["support"], batch["support_mask"]).float()
-        terms = {"cross-entropy": segmentation_loss(logits, batch["query_mask"])}
+        logits = model(batch["query"], batch["support"], batch["support_mask"])
+        terms = {"cross-entropy": in_float32(segmentation_loss, logits, batch["query_mask"])}
         if self._recipe.dice_weight:
-            terms["dice"] = self._recipe.dice_weight * dice_loss(logits, batch["query_mask"])
+            terms["dice"] = self._recipe.dice_weight * in_float32(dice_loss, logits, batch["query_mask"])
         return terms
 
     def validate(self, model: Any) -> Evaluation | None:

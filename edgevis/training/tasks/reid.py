@@ -25,6 +25,7 @@ from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore
 from edgevis.training.objective import Batch, Evaluation, Measured
 from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, tile
+from edgevis.training.precision import in_float32
 from edgevis.training.views import erased, mirrored, relit, shifted
 from runtime.arrays import Array
 from runtime.errors import InputError
@@ -127,9 +128,8 @@ class IdentityObjective:
 
     def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         branches = model.branches(batch["image"])
-        logits = tuple(part.float() for part in model.logits(branches))
-        branches = tuple(part.float() for part in branches)
-        return {"reid": criterion(branches, logits, batch["target"], epoch=epoch)}
+        logits = model.logits(branches)
+        return {"reid": in_float32(criterion, branches, logits, batch["target"], epoch=epoch)}
 
     def validate(self, model: Any) -> Evaluation | None:
         if not self._held:

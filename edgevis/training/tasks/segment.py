@@ -28,6 +28,7 @@ from edgevis.models.recipe import MaskRecipe, Recipe, recipe_of
 from edgevis.training.images import resized
 from edgevis.training.objective import Batch, Evaluation, Measured
 from edgevis.training.pictures import RIGHT, painted
+from edgevis.training.precision import in_float32
 from runtime.arrays import Array
 from runtime.errors import InputError
 from runtime.images import Image
@@ -163,8 +164,8 @@ class MaskObjective:
     def loss(self, model: nn.Module, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         logits: Tensor = model(batch["image"]).float()
         if self._recipe.supervision == "masks":
-            return {"masks": criterion(logits, batch["mask"])}
-        return {self._recipe.supervision: criterion(logits.sigmoid(), batch["boxes"])}
+            return {"masks": in_float32(criterion, logits, batch["mask"])}
+        return {self._recipe.supervision: in_float32(criterion, logits.sigmoid(), batch["boxes"])}
 
     def validate(self, model: nn.Module) -> Evaluation | None:
         if not self._validation:
