@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.report import report
 from edgevis import EdgevisError, InputError, models
 from edgevis.metrics import difference
-from edgevis.train import Watcher
+from edgevis.train import Watcher, setting
 from edgevis.training.run import REPORT, SAMPLES, Request, train
 from runtime.jsondata import parse_json
 
@@ -160,6 +160,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="(default: runs/COMPARISON)")
     parser.add_argument("--only", metavar="ARM", help="train this arm alone and print no table")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", type=setting, default=[], help="another value for every arm"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -201,7 +204,7 @@ def _train(arm: Arm, comparison: Comparison, arguments: argparse.Namespace, outp
         data=arguments.data,
         output=output,
         recipe="small",
-        values={**comparison.values, **arm.values},
+        values={**comparison.values, **dict(arguments.set), **arm.values},
         options=arm.options,
         weights=arguments.backbone if arm.whole else None,
         backbone=arguments.backbone if arm.backbone else None,

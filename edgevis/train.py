@@ -48,10 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", metavar="NAME", default="paper", help="paper or small (default: paper)")
     parser.add_argument("--config", metavar="FILE", type=Path, help="JSON: values of the recipe that are other ones")
     parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", type=_setting, default=[], help="likewise, one by one"
+        "--set", metavar="KEY=VALUE", action="append", type=setting, default=[], help="likewise, one by one"
     )
     parser.add_argument(
-        "--option", metavar="NAME=VALUE", action="append", type=_setting, default=[], help="an option of the model"
+        "--option", metavar="NAME=VALUE", action="append", type=setting, default=[], help="an option of the model"
     )
     parser.add_argument(
         "--weights", metavar="FILE", type=Path, help="begin with these weights; heads of another size begin anew"
@@ -77,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
+    """A KEY=VALUE of the command line; the value is JSON, or text where it is none."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from edgevis.models.recipe import EpisodeRecipe, MaskRecipe
 from edgevis.origin import read_origin
 from edgevis.train import main
 from edgevis.training.checkpoint import Progress, read_progress, read_state, write_state
+from edgevis.training.publish import main as publish
 from edgevis.training.tasks.classify import answers
 from edgevis.training.tasks.segment import Example, box_fit, fitted, flipped
 from edgevis.training.views import erased, mirrored, relit, resized_crop, shifted
@@ -421,3 +424,45 @@ def test_answers_are_the_nearest_prototypes() -> None:
     learned = np.eye(3, dtype=np.float32)[:, None]
     asked = np.eye(3, dtype=np.float32)[[[0, 1], [1, 1], [2, 0]]]
     assert answers(learned, asked).tolist() == [[0, 1], [1, 1], [2, 0]]
+
+
+# --- publishing
+
+
+def test_published_weights_are_half_as_large_and_say_where_they_come_from(
+    masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Zipped, for a folder has no hash: a file that the sources do not name is refused, and nothing is written."""
+    data = Path(shutil.make_archive(str(tmp_path / "masks"), "zip", masks))
+    trained(
+        *SMALL_ENET, "--data", data, "--output", tmp_path / "run", "--set", "epochs=2", "--set", "supervision=masks"
+    )
+    sources, output = tmp_path / "sources.json", tmp_path / "out" / "enet.safetensors"
+    arguments = [str(tmp_path / "run"), "--data", str(data), "--sources", str(sources), "--output", str(output)]
+    sources.write_text('[{"name": "another", "sha256": "00"}]')
+    assert publish([*arguments]) == 1
+    assert "the sources do not name the training's data, masks.zip" in capsys.readouterr().err
+    assert not output.exists()
+    digest = hashlib.sha256(data.read_bytes()).hexdigest()
+    sources.write_text(json.dumps([{"name": "drawn masks", "licence": "CC0-1.0", "sha256": digest}]))
+    assert publish(arguments) == 0
+    said = json.loads(output.with_suffix(".json").read_text())
+    assert said["command"].startswith("python -m edgevis.train enet --data masks.zip --recipe small")
+    assert said["file"]["sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()
+    assert output.stat().st_size < 0.6 * (tmp_path / "run" / "best.safetensors").stat().st_size
+    before = json.loads((tmp_path / "run" / "report.json").read_text())["evaluation"]["figures"]["Dice"]["value"]
+    assert said["evaluation"]["figures"]["Dice"]["value"] == pytest.approx(before, abs=0.02)
+    origin = read_origin(output)
+    assert origin is not None
+    models.load_weights(models.create("enet", **origin.options), output)
+
+
+def test_no_epochs_evaluate_what_a_training_begins_with(masks: Path, tmp_path: Path) -> None:
+    trained(*SMALL_ENET, "--data", masks, "--output", tmp_path / "run", "--set", "epochs=1")
+    best = tmp_path / "run" / "best.safetensors"
+    trained(*SMALL_ENET, "--data", masks, "--output", tmp_path / "same", "--set", "epochs=0", "--weights", best)
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("run", "same")]
+    assert reports[0]["evaluation"] == reports[1]["evaluation"]
+    assert [report["epochs"] for report in reports] == [1, 0]
+    samples = json.loads((tmp_path / "same" / "samples.json").read_text())
+    assert np.mean(samples["Dice"]) == pytest.approx(reports[1]["evaluation"]["figures"]["Dice"]["value"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn, optim
 
@@ -16,6 +17,9 @@ from edgevis.origin import KEY, Origin, metadata
 from runtime.arrays import atomic_write
 from runtime.errors import InputError, SchemaError, WeightsError
 from runtime.jsondata import from_json, parse_json, to_json
+
+HALVED = "matrices float16, vectors (batch norm, biases) float32; no num_batches_tracked"
+"""What :func:`write_halved` writes, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,19 @@ class Progress:
 def write_weights(path: Path, model: nn.Module, origin: Origin) -> None:
     """The model's state dict with its origin."""
     _write(path, dict(model.state_dict()), to_json(origin))
+
+
+def write_halved(path: Path, tensors: Mapping[str, Tensor], origin: Origin | None) -> None:
+    """Weights to ship, see :data:`HALVED`.
+
+    Batch norm's variances leave the range of float16; its counters are dropped, for nothing reads them.
+    """
+    halved = {
+        name: tensor.to(torch.float16 if tensor.ndim > 1 else torch.float32)
+        for name, tensor in tensors.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    _write(path, halved, None if origin is None else to_json(origin))
 
 
 def write_state(path: Path, modules: Mapping[str, nn.Module], optimizer: optim.Optimizer, progress: Progress) -> None:
@@ -104,6 +121,7 @@ def _state_text(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, tensors: Mapping[str, Tensor], text: object) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = safetensors.torch.save(plain, {KEY: json.dumps(text, allow_nan=False)})
+    said = None if text is None else {KEY: json.dumps(text, allow_nan=False)}
+    data = safetensors.torch.save(plain, said)
     with atomic_write(path) as file:
         file.write(data)

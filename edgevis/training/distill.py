@@ -28,7 +28,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -38,6 +37,7 @@ from edgevis import models
 from edgevis.data.augment import camera_view
 from edgevis.data.persons import Person, persons_from_ccp, persons_from_video
 from edgevis.models.osnet import DEPLOYMENT, OSNet, osnet_x0_25
+from edgevis.training.checkpoint import write_halved
 from runtime.arrays import atomic_write
 from runtime.errors import EdgevisError, InputError
 from runtime.spec import Preprocess
@@ -228,24 +228,9 @@ def distill(args: argparse.Namespace) -> dict[str, float]:
             f"(teacher {result['rank1_teacher']:.3f})"
         )
     result = result or agreement(student, wanted_views, views)
-    save_weights(student, args.output)
+    write_halved(args.output, student.state_dict(), None)
     _say(f"wrote {args.output}, {args.output.stat().st_size} bytes")
     return result
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a model's weights as safetensors: matrices in float16, vectors (batch norm, biases) in float32.
-
-    Batch norm's variances leave the range of float16; its counters are dropped, for nothing reads them.
-    """
-    tensors = {
-        name: tensor.to(torch.float16 if tensor.ndim > 1 else torch.float32).contiguous()
-        for name, tensor in model.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(safetensors.torch.save(tensors))
 
 
 def _osnet() -> OSNet:

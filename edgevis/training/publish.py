@@ -1,0 +1,127 @@
+"""Makes a training's weights small enough to ship, and says where they come from.
+
+    python -m edgevis.training.publish runs/NAME --data DATA --sources sources.json --output NAME.safetensors
+
+Writes the weights with their origin, matrices in float16, and beside them NAME.json: what was trained on what by which
+command, the licences of what it learned from, and the task's measure of the file itself, after rounding.
+
+``sources.json`` lists what the training used, ``[{"name": ..., "authors": ..., "licence": ..., "source": ...,
+"sha256": ...}, ...]``; each file of the training's report must be among them, by its hash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from edgevis.models import read_weights
+from edgevis.origin import read_origin
+from edgevis.train import Watcher
+from edgevis.training.checkpoint import HALVED, write_halved
+from edgevis.training.loop import BEST
+from edgevis.training.run import REPORT, Request, train
+from runtime.arrays import atomic_write
+from runtime.bundle import sha256
+from runtime.errors import EdgevisError, InputError
+from runtime.jsondata import parse_json
+
+
+def publish(
+    run: Path, *, data: Path, sources: Sequence[Mapping[str, Any]], licence: str, output: Path
+) -> dict[str, Any]:
+    """Write the weights and what is known of them; returns the latter.
+
+    Raises:
+        InputError: The folder holds no finished training, or a file that it used is not among the sources.
+        OSError: The disk is full; nothing half-written is left.
+    """
+    report = _read(run / REPORT)
+    origin = read_origin(run / BEST)
+    if origin is None or not isinstance(report, dict):
+        raise InputError(f"{run} holds no finished training: {REPORT} and {BEST} with its origin")
+    known = {source.get("sha256") for source in sources}
+    for use, file in report["files"].items():
+        if file["sha256"] not in known:
+            raise InputError(f"the sources do not name the training's {use}, {file['name']} ({file['sha256']})")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_halved(output, read_weights(run / BEST), origin)
+    evaluation = _evaluated(output, origin.model, data, report)
+    found = {
+        "model": origin.model,
+        "options": dict(origin.options),
+        "file": {
+            "name": output.name,
+            "bytes": output.stat().st_size,
+            "sha256": sha256(output),
+            "content": HALVED,
+        },
+        "licence": licence,
+        "made_on": datetime.now(timezone.utc).date().isoformat(),
+        "command": report["command"],
+        "sources": list(sources),
+        "training": {
+            name: report[name] for name in ("data", "recipe", "seed", "epochs", "seconds", "machine", "versions")
+        },
+        "evaluation": evaluation,
+    }
+    with atomic_write(output.with_suffix(".json")) as file:
+        file.write((json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    return found
+
+
+def _evaluated(weights: Path, model: str, data: Path, report: Mapping[str, Any]) -> Any:
+    """The task's measure of the file as it is."""
+    recipe = {name: value for name, value in report["recipe"].items() if name != "name"}
+    with tempfile.TemporaryDirectory() as folder:
+        request = Request(
+            model,
+            data,
+            Path(folder),
+            recipe=report["recipe"]["name"],
+            values={**recipe, "epochs": 0},
+            options=report["options"],
+            weights=weights,
+            seed=report["seed"],
+        )
+        found = train(request, Watcher(sys.stderr, quiet=True))
+    return None if found is None else found["evaluation"]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return parse_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Publish; an error of ours becomes one line and exit status 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m edgevis.training.publish", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="a finished training's folder")
+    parser.add_argument("--data", type=Path, required=True, help="what it was trained on; evaluates the file")
+    parser.add_argument("--sources", type=Path, required=True, help="JSON: what it learned from, with licences")
+    parser.add_argument("--licence", default="Apache-2.0", help="of the weights (default: Apache-2.0)")
+    parser.add_argument("--output", type=Path, required=True, help="the weights to write, .safetensors")
+    arguments = parser.parse_args(argv)
+    try:
+        sources = _read(arguments.sources)
+        found = publish(
+            arguments.run, data=arguments.data, sources=sources, licence=arguments.licence, output=arguments.output
+        )
+    except (EdgevisError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

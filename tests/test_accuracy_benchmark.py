@@ -1,0 +1,60 @@
+"""``python -m benchmarks.accuracy``: arms trained alike, measured on the same images, and compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.accuracy import COMPARISONS, main
+from edgevis import models
+
+from training_data import write_masks
+
+pytestmark = pytest.mark.torch
+
+
+def test_arms_are_trained_once_and_compared_on_the_same_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, output = write_masks(tmp_path / "data"), tmp_path / "arms"
+    arguments = ["boxes", "--data", str(data), "--output", str(output), "--json"]
+    arguments += ["--set", "epochs=1", "--set", "steps_per_epoch=1", "--set", "batch=2"]
+    assert main([*arguments, "--only", "mil"]) == 0
+    assert [folder.name for folder in output.iterdir()] == ["mil"]
+    written = (output / "mil" / "report.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert (output / "mil" / "report.json").stat().st_mtime_ns == written
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["arm"] for row in rows] == [arm.name for arm in COMPARISONS["boxes"].arms]
+    assert rows[0]["difference"] is None
+    samples = [json.loads((output / row["arm"] / "samples.json").read_text())["Dice"] for row in rows]
+    for row, own in zip(rows[1:], samples[1:], strict=True):
+        assert row["difference"] == pytest.approx(np.mean(own) - np.mean(samples[0]), abs=1e-9)
+        assert row["parameters"] == models.parameters(models.create("enet"))
+        assert row["value"] == pytest.approx(np.mean(own))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["boxes", "--only", "best"], "there is no arm 'best'; allowed: boxes, boxes-max, mil, masks"),
+        (["few-shot", "--only", "global"], "the arm 'global' begins with published weights: name them with --backbone"),
+    ],
+)
+def test_what_is_missing_is_said(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--data", str(tmp_path), "--output", str(tmp_path / "arms")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_every_arm_can_be_made() -> None:
+    for comparison in COMPARISONS.values():
+        for arm in comparison.arms:
+            entry = models.entry(arm.model)
+            entry.recipes["small"].with_values({**comparison.values, **arm.values})
+            models.module_from(entry, arm.options)
