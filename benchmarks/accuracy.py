@@ -106,11 +106,12 @@ COMPARISONS: Mapping[str, Comparison] = {
         ),
         {
             "mixed": True,
-            "epochs": 10,
-            "steps_per_epoch": 40,
+            "epochs": 8,
+            "steps_per_epoch": 30,
             "optimizer": "adamw",
-            "learning_rate": 1e-4,
+            "learning_rate": 2e-4,
             "weight_decay": 1e-4,
+            "clip_norm": 0,
             "query": 5,
             "episodes_per_step": 2,
         },
@@ -129,10 +130,10 @@ COMPARISONS: Mapping[str, Comparison] = {
     ),
     "few-shot-segmentation": Comparison(
         tuple(
-            Arm(masking, f"hsnet-{masking}", {"backbone": "mobilenetv2", "side": 225}, backbone=True)
+            Arm(masking, f"hsnet-{masking}", {"backbone": "mobilenetv2", "side": 129}, backbone=True)
             for masking in ("hm", "fm", "im")
         ),
-        {"epochs": 12, "test_episodes": 1000},
+        {"epochs": 12, "steps_per_epoch": 80, "test_episodes": 1000},
     ),
     "boxes": Comparison(
         tuple(
