@@ -22,8 +22,9 @@ from runtime.arrays import atomic_write
 from runtime.jsondata import to_json
 from runtime.text import markdown_table, text_table
 
-# What a model's options offer besides its default build: the papers' other backbones and data sets.
+# What a model's options offer besides its default build: other backbones and data sets.
 VARIANTS: Mapping[str, Sequence[Mapping[str, str]]] = {
+    "afl-net": ({"backbone": "mobilenetv2"},),
     "hsnet-hm": ({"backbone": "resnet101"},),
     "vat-hm": (
         {"backbone": "resnet101"},

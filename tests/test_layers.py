@@ -15,7 +15,10 @@ from edgevis import models
 from edgevis.layers import ChannelAttention, EfficientNetB0, PositionAttention
 from edgevis.layers.mbconv import SameConv2d
 from edgevis.models.epri_net import EPRINet
+from runtime.bundle import Bundle
 from runtime.errors import ModelError
+
+from built import built_bundle
 
 GOLDEN = Path(__file__).parent / "golden"
 ATTENTION: dict[str, Callable[[int], nn.Module]] = {
@@ -160,6 +163,34 @@ def test_epri_net_fpb_shapes() -> None:
     model = models.create("epri-net-fpb")
     shapes = [list(p.shape) for name, p in model.named_parameters() if not name.startswith("backbone.")]
     assert sorted(shapes) == sorted(golden["fpb_row_shapes"].values())
+
+
+@pytest.mark.parametrize("height", [128, 160, 768])
+@pytest.mark.parametrize("name", ["epri-net", "epri-net-fpb"])
+def test_epri_net_of_other_heights(name: str, height: int) -> None:
+    entry = models.entry(name)
+    model = models.create(name, height=height)
+    deployment = models.deployment_of(entry, model)
+    assert models.parameters(model) == entry.parameters
+    assert deployment.graphs[0].inputs[0].shape == ("N", 3, height, height // 2)
+    assert (deployment.preprocess.height, deployment.preprocess.width) == (height, height // 2)
+    with torch.inference_mode():
+        embedding = model.embed(torch.rand(1, 3, height, height // 2))  # type: ignore[operator]
+    assert ("N", *embedding.shape[1:]) == deployment.graphs[0].outputs[0].shape
+
+
+@pytest.mark.parametrize("height", [96, 144, 800, "high"])
+def test_epri_net_refuses_other_heights(height: int | str) -> None:
+    with pytest.raises(ModelError, match=f"height is {height}; allowed: multiples of 32 from 128 to 768"):
+        models.create("epri-net-pam", height=height)
+
+
+def test_a_low_epri_net_is_built(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Ten rows in three stripes of 4, 4 and 2; the build's gate holds both engines to PyTorch."""
+    path = built_bundle(tmp_path_factory, "epri-net-fpb", "--option", "height=160", "--precision", "fp32")
+    manifest = Bundle(path).manifest
+    assert manifest.deployment.preprocess.input.shape == ("N", 3, 160, 80)
+    assert all(engine.proved for engine in manifest.engines)
 
 
 def test_epri_net_trains_through_every_parameter() -> None:

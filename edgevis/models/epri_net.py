@@ -24,30 +24,34 @@ from edgevis.models.recipe import IdentityRecipe
 from runtime.errors import ModelError
 from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
 
+HEIGHT = 384
+"""Of the paper's images; the width is half of it."""
+
 PYRAMID_CHANNELS = 320
 EMBEDDING = HEAD_CHANNELS + PYRAMID_CHANNELS
 
 # Position of the backbone's stages in EfficientNetB0.blocks.
 _STAGE_80, _STAGE_192, _STAGE_320 = 3, 5, 6
+_HEIGHTS = range(128, 768 + 1, 32)
 _STRIPES = 3
 _STRIPE_WIDTH = 128
 
 Pyramid = Literal["none", "stripes", "pixels"]
 
 
-def _deployment(embedding: int) -> Deployment:
+def _deployment(embedding: int, height: int) -> Deployment:
     return Deployment(
         task="reid",
         graphs=(
             Graph(
                 "embed",
-                inputs=(TensorSpec("image", "float32", ("N", 3, 384, 192)),),
+                inputs=(TensorSpec("image", "float32", ("N", 3, height, height // 2)),),
                 outputs=(TensorSpec("embedding", "float32", ("N", embedding)),),
             ),
         ),
         preprocess=Preprocess(
-            height=384,
-            width=192,
+            height=height,
+            width=height // 2,
             color="RGB",
             mean=(0.485, 0.456, 0.406),
             std=(0.229, 0.224, 0.225),
@@ -57,7 +61,7 @@ def _deployment(embedding: int) -> Deployment:
     )
 
 
-DEPLOYMENT = _deployment(EMBEDDING)
+DEPLOYMENT = _deployment(EMBEDDING, HEIGHT)
 
 
 class ConvBNSwish(nn.Sequential):
@@ -124,8 +128,8 @@ class StripePyramid(nn.Module):
 class EPRINet(nn.Module):
     """EPRI-Net and the rows of its ablation.
 
-    Input: image (N, 3, 384, 192) float32, RGB, ImageNet mean and standard deviation, the person's box stretched to that
-    size. Output of :meth:`embed`: embedding (N, 1600) float32, concat(f_b, f_p); rows not normalised: the runtime
+    Input: image (N, 3, height, height / 2) float32, RGB, ImageNet mean and standard deviation, the person's box
+    stretched to that size. Output of :meth:`embed`: embedding (N, 1600) float32, concat(f_b, f_p); rows not normalised: the runtime
     L2-normalises them.
 
     f_b (1280) is the mean of the backbone's last map times the expanded pyramid, f_p (320) the mean of the pyramid.
@@ -136,12 +140,21 @@ class EPRINet(nn.Module):
 
     Args:
         num_identities: Outputs of the classifiers, which only training uses (see :meth:`logits`).
-        pyramid: ``pixels`` (the paper's), ``stripes`` (FPB's, by which it is compared) or ``none``.
+        pyramid: ``pixels`` (the paper's), ``stripes`` (FPB's, by which it is compared; where the map's rows are no
+            multiple of three, the lowest stripe is the narrowest) or ``none``.
         attention: Position attention after the 80-channel stage.
+        height: Of the images, a multiple of 32 from 128 to 768. The paper's is 384; surveillance crops are often no
+            higher than 128, and a smaller image costs less. Weights fit all heights, but are best at their own.
+
+    Raises:
+        ModelError: The height is none of those.
     """
 
-    def __init__(self, *, num_identities: int, pyramid: Pyramid, attention: bool) -> None:
+    def __init__(self, *, num_identities: int, pyramid: Pyramid, attention: bool, height: int = HEIGHT) -> None:
         super().__init__()
+        if height not in _HEIGHTS:
+            raise ModelError(f"height is {height}; allowed: multiples of 32 from {_HEIGHTS[0]} to {_HEIGHTS[-1]}")
+        self.height = int(height)
         self.backbone = EfficientNetB0(num_classes=0, last_stride=1)
         self.attention = PositionAttention(80) if attention else None
         self.neck = _neck(HEAD_CHANNELS)
@@ -186,7 +199,7 @@ class EPRINet(nn.Module):
         return (top.mean((2, 3)),)
 
     def embed(self, image: Tensor) -> Tensor:
-        """From image (N, 3, 384, 192) float32 to embedding (N, 1600) float32; in the other rows of table II
+        """From image (N, 3, height, height / 2) float32 to embedding (N, 1600) float32; in the other rows of table II
         to all branches joined.
         """
         return torch.cat(self.branches(image), dim=1)
@@ -219,35 +232,35 @@ def _classifier(channels: int, num_identities: int) -> nn.Linear:
     return classifier
 
 
-def _build(pyramid: Pyramid, attention: bool, num_identities: int) -> EPRINet:
+def _build(pyramid: Pyramid, attention: bool, num_identities: int, height: int) -> EPRINet:
     if num_identities < 1:
         raise ModelError(f"num_identities is {num_identities}; allowed: 1 or more")
-    return EPRINet(num_identities=num_identities, pyramid=pyramid, attention=attention)
+    return EPRINet(num_identities=num_identities, pyramid=pyramid, attention=attention, height=height)
 
 
-def epri_net(*, num_identities: int = 751) -> EPRINet:
+def epri_net(*, num_identities: int = 751, height: int = HEIGHT) -> EPRINet:
     """The whole network: pixel-level pyramid and position attention."""
-    return _build("pixels", True, num_identities)
+    return _build("pixels", True, num_identities, height)
 
 
-def epri_net_baseline(*, num_identities: int = 751) -> EPRINet:
+def epri_net_baseline(*, num_identities: int = 751, height: int = HEIGHT) -> EPRINet:
     """Table II's baseline: the backbone, a BNNeck and a classifier."""
-    return _build("none", False, num_identities)
+    return _build("none", False, num_identities, height)
 
 
-def epri_net_fpb(*, num_identities: int = 751) -> EPRINet:
+def epri_net_fpb(*, num_identities: int = 751, height: int = HEIGHT) -> EPRINet:
     """Table II's FPB row: the baseline with the two-level pyramid of FPB."""
-    return _build("stripes", False, num_identities)
+    return _build("stripes", False, num_identities, height)
 
 
-def epri_net_pfpb(*, num_identities: int = 751) -> EPRINet:
+def epri_net_pfpb(*, num_identities: int = 751, height: int = HEIGHT) -> EPRINet:
     """Table II's PFPB row: the baseline with the pixel-level pyramid."""
-    return _build("pixels", False, num_identities)
+    return _build("pixels", False, num_identities, height)
 
 
-def epri_net_pam(*, num_identities: int = 751) -> EPRINet:
+def epri_net_pam(*, num_identities: int = 751, height: int = HEIGHT) -> EPRINet:
     """Table II's PAM row: the baseline with position attention."""
-    return _build("none", True, num_identities)
+    return _build("none", True, num_identities, height)
 
 
 # Section IV.B, for weights that begin with ImageNet's. Its learning rates, 3.5e-6 to 3.5e-5, are a tenth of those of
@@ -287,13 +300,19 @@ _CLASSIFIERS = ("classifier", "neck")
 
 
 def _entry(name: str, build: Callable[..., EPRINet], embedding: int, parameters: int, printed: str) -> ModelEntry:
+    def deploy(module: nn.Module) -> Deployment:
+        if not isinstance(module, EPRINet):
+            raise ModelError(f"a {type(module).__name__} is no EPRI-Net")
+        return _deployment(embedding, module.height)
+
     return ModelEntry(
         name,
         build,
-        _deployment(embedding),
+        _deployment(embedding, HEIGHT),
         _PAPER,
         "Apache-2.0",
         parameters,
+        deploy=deploy,
         classifier=_CLASSIFIERS,
         recipes={"paper": PAPER, "small": SMALL},
         printed=PaperCount(f"{printed} M", round(float(printed) * 1_000_000), "total", "table II"),
