@@ -140,7 +140,6 @@ COMPARISONS: Mapping[str, Comparison] = {
             Arm(name, "enet", {"side": 64}, values)
             for name, values in (
                 ("boxes", {"supervision": "boxes"}),
-                ("boxes-max", {"supervision": "boxes", "smooth_max": "max"}),
                 ("mil", {"supervision": "mil"}),
                 ("masks", {"supervision": "masks"}),
             )
