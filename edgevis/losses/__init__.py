@@ -5,6 +5,7 @@ from edgevis.losses.box_tightness import BoxTightnessLoss, box_tightness_loss
 from edgevis.losses.box_tightness_baseline import MILBaselineLoss, mil_baseline_loss
 from edgevis.losses.box_tightness_pairwise import pairwise_loss
 from edgevis.losses.cosine import cosine_logits, prototypes, squared_distance_logits
+from edgevis.losses.distillation import DistillationLoss, embedding_distillation_loss, logit_distillation_loss
 from edgevis.losses.reid import ReIDLoss, hard_triplet_loss, smoothed_cross_entropy
 from edgevis.losses.segmentation import dice_loss, segmentation_loss
 
@@ -12,12 +13,15 @@ __all__ = [
     "AttentionFusionLoss",
     "BoxTightnessLoss",
     "CosineEpisodeLoss",
+    "DistillationLoss",
     "MILBaselineLoss",
     "ReIDLoss",
     "box_tightness_loss",
     "cosine_logits",
     "dice_loss",
+    "embedding_distillation_loss",
     "hard_triplet_loss",
+    "logit_distillation_loss",
     "mil_baseline_loss",
     "pairwise_loss",
     "prototypes",
