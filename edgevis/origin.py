@@ -29,6 +29,7 @@ class Origin:
         data: What it was trained on.
         seed: Of weights and batches.
         epoch: How many epochs it has seen.
+        teacher: What it learned from besides: model, options and SHA-256 of the weights; None if from none.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Origin:
     data: Mapping[str, Any]
     seed: int
     epoch: int
+    teacher: Mapping[str, Any] | None = None
 
 
 def read_origin(path: Path) -> Origin | None:

@@ -59,6 +59,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--backbone", metavar="FILE", type=Path, help="begin with these published weights of the model's backbone"
     )
+    parser.add_argument(
+        "--teacher", metavar="FILE", type=Path, help="learn also from the model of these weights, see docs/training.md"
+    )
+    parser.add_argument(
+        "--teacher-model",
+        metavar="NAME",
+        help="the teacher's model where its weights do not say it; without --teacher, the weights that ship with it",
+    )
     parser.add_argument("--output", metavar="DIR", type=Path, help="(default: runs/MODEL)")
     parser.add_argument("--resume", action="store_true", help="go on from OUTPUT's checkpoint if there is one")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and splits (default: 0)")
@@ -102,6 +110,8 @@ def _train(arguments: argparse.Namespace) -> int:
             options=dict(arguments.option),
             weights=arguments.weights,
             backbone=arguments.backbone,
+            teacher=arguments.teacher,
+            teacher_model=arguments.teacher_model,
             resume=arguments.resume,
             seed=arguments.seed,
             devices=arguments.devices,

@@ -92,7 +92,26 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeRecipe(Recipe):
+class TaughtRecipe(Recipe):
+    """What trainings have in common that can also learn from a teacher; without one these values are not used.
+
+    Attributes:
+        distill_embedding: Weight of 1 - cosine between the student's embedding and the teacher's.
+        distill_logits: Weight of the divergence from the teacher's logits, which must be of the same classes.
+        temperature: Of these logits; see :class:`edgevis.losses.DistillationLoss`.
+    """
+
+    distill_embedding: float = 1.0
+    distill_logits: float = 0.0
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        Recipe.__post_init__(self)  # super() does not know a class that slots=True has made anew: Python 3.10 to 3.13
+        _require(self, "temperature", self.temperature > 0, "above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeRecipe(TaughtRecipe):
     """Few-shot classification.
 
     Attributes:
@@ -131,7 +150,7 @@ class EpisodeRecipe(Recipe):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IdentityRecipe(Recipe):
+class IdentityRecipe(TaughtRecipe):
     """Person Re-ID.
 
     Attributes:

@@ -79,6 +79,7 @@ class Run:
             "recipe": dict(self.origin.recipe),
             "data": dict(self.origin.data),
             "seed": self.origin.seed,
+            "teacher": self.origin.teacher,
         }
 
 

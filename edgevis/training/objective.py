@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from edgevis.metrics.interval import half_width
 from edgevis.models.recipe import Recipe
 from runtime.images import Image
 from runtime.spec import Deployment
+
+if TYPE_CHECKING:
+    from edgevis.training.teacher import Teacher
 
 Batch = Mapping[str, Tensor]
 
@@ -103,9 +106,16 @@ class Task(Protocol):
     """A module in ``edgevis/training/tasks/``, named as :attr:`runtime.spec.Deployment.task`."""
 
     def objective(
-        self, data: Path, recipe: Recipe, deployment: Deployment, *, options: Mapping[str, int | str], seed: int
+        self,
+        data: Path,
+        recipe: Recipe,
+        deployment: Deployment,
+        *,
+        options: Mapping[str, int | str],
+        seed: int,
+        teacher: Teacher | None,
     ) -> Objective:
-        """Opens the data.
+        """Opens the data. Only with a :class:`edgevis.models.recipe.TaughtRecipe` there may be a teacher.
 
         Raises:
             SourceError, InputError: They cannot be read, or do not suffice.

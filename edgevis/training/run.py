@@ -22,6 +22,7 @@ from edgevis.training.freeze import freeze
 from edgevis.training.loop import Run, Watcher, evaluated, fit
 from edgevis.training.memory import keep_freed_memory
 from edgevis.training.objective import Evaluation
+from edgevis.training.teacher import open_teacher, teacher_file
 from edgevis.training.warm_start import load_backbone, load_what_fits
 from runtime.arrays import atomic_write
 from runtime.bundle import sha256
@@ -46,6 +47,8 @@ class Request:
         options: Of the model; those that the data decide need not be given.
         weights: To begin with.
         backbone: Published weights of the model's backbone to begin with.
+        teacher: Weights of a trained model to learn from; None for those that ship with ``teacher_model``.
+        teacher_model: Its name in :mod:`edgevis.models`; None where ``teacher`` says it, or there is no teacher.
         resume: Whether to go on from the folder's checkpoint.
         seed: Of weights, batches and splits.
         devices, accelerator, precision: Lightning Fabric's.
@@ -60,6 +63,8 @@ class Request:
     options: Mapping[str, int | str] = field(default_factory=dict)
     weights: Path | None = None
     backbone: Path | None = None
+    teacher: Path | None = None
+    teacher_model: str | None = None
     resume: bool = False
     seed: int = 0
     devices: int = 1
@@ -83,9 +88,15 @@ def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
         keep_freed_memory()
     with torch.device("meta"):  # what the options make of the deployment, without the weights
         deployment = models.deployment_of(entry, models.module_from(entry, request.options))
+    teacher = None
+    if _taught(request):
+        teacher = open_teacher(request.teacher, request.teacher_model, student=deployment, recipe=recipe)
+        teacher.model.to(fabric.device)
     objective = tasks.load(deployment.task).objective(
-        request.data, recipe, deployment, options=request.options, seed=request.seed
+        request.data, recipe, deployment, options=request.options, seed=request.seed, teacher=teacher
     )
+    if teacher is not None:
+        teacher.require_classes(objective, request.seed)
     options = {**objective.model_options, **request.options}
     torch.manual_seed(request.seed)
     model = models.module_from(entry, options)
@@ -96,10 +107,13 @@ def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
     if request.backbone is not None:
         load_backbone(model, request.backbone)
     frozen = freeze(model, recipe.frozen) if isinstance(recipe, EpisodeRecipe) else 0
-    origin = Origin(entry.name, options, to_json(recipe), dict(objective.data), request.seed, 0)
+    taught = None if teacher is None else teacher.identity
+    origin = Origin(entry.name, options, to_json(recipe), dict(objective.data), request.seed, 0, taught)
     if fabric.is_global_zero:
         size = f"{models.parameters(model):,} parameters" + (f", {frozen:,} frozen" if frozen else "")
         watcher.note(f"{entry.name}, {size}; {_sentence(objective.data)}")
+        if teacher is not None:
+            watcher.note(f"teacher: {teacher.identity['model']}, {models.parameters(teacher.model):,} parameters")
     progress = fit(
         Run(model, objective, recipe, origin, request.output, request.workers), fabric, watcher, resume=request.resume
     )
@@ -121,11 +135,27 @@ def command_of(request: Request) -> str:
         for name, value in pairs.items():
             text = value if isinstance(value, str) else json.dumps(to_json(value))
             parts += [flag, f"{name}={text}"]
-    for flag, path in (("--weights", request.weights), ("--backbone", request.backbone)):
+    files = (("--weights", request.weights), ("--backbone", request.backbone), ("--teacher", request.teacher))
+    for flag, path in files:
         parts += [] if path is None else [flag, path.name]
+    parts += [] if request.teacher_model is None else ["--teacher-model", request.teacher_model]
     for flag, value in (("--seed", request.seed), ("--devices", request.devices), ("--precision", request.precision)):
         parts += [flag, str(value)]
     return shlex.join(("python", "-m", "edgevis.train", *parts))
+
+
+def _taught(request: Request) -> bool:
+    return request.teacher is not None or request.teacher_model is not None
+
+
+def _files(request: Request) -> dict[str, Path | None]:
+    """What a training is made from, by what for."""
+    return {
+        "data": request.data,
+        "weights": request.weights,
+        "backbone": request.backbone,
+        "teacher": teacher_file(request.teacher, request.teacher_model) if _taught(request) else None,
+    }
 
 
 def _recipe(entry: models.ModelEntry, request: Request) -> Recipe:
@@ -155,9 +185,10 @@ def _report(
         "recipe": {"name": request.recipe, **origin.recipe},
         "data": dict(origin.data),
         "command": command_of(request),
+        "teacher": None if origin.teacher is None else dict(origin.teacher),
         "files": {
             name: {"name": path.name, "sha256": sha256(path) if path.is_file() else None}
-            for name, path in (("data", request.data), ("weights", request.weights), ("backbone", request.backbone))
+            for name, path in _files(request).items()
             if path is not None
         },
         "seed": origin.seed,

@@ -28,6 +28,7 @@ from edgevis.training.images import ImageStore
 from edgevis.training.objective import Batch, Evaluation, Measured
 from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from edgevis.training.precision import in_float32
+from edgevis.training.teacher import Teacher
 from edgevis.training.views import mirrored, relit, resized_crop
 from runtime.arrays import Array, unit_rows
 from runtime.errors import InputError
@@ -54,12 +55,18 @@ class Split:
 
 
 def objective(
-    data: Path, recipe: Recipe, deployment: Deployment, *, options: Mapping[str, int | str], seed: int
+    data: Path,
+    recipe: Recipe,
+    deployment: Deployment,
+    *,
+    options: Mapping[str, int | str],
+    seed: int,
+    teacher: Teacher | None = None,
 ) -> EpisodeObjective:
     """See :class:`edgevis.training.objective.Task`."""
     own = recipe_of(EpisodeRecipe, recipe)
     images, split = _split(data, own, seed)
-    return EpisodeObjective(images, split, own, deployment, data=data.name, seed=seed)
+    return EpisodeObjective(images, split, own, deployment, data=data.name, seed=seed, teacher=teacher)
 
 
 class EpisodeObjective:
@@ -74,8 +81,14 @@ class EpisodeObjective:
         *,
         data: str,
         seed: int,
+        teacher: Teacher | None = None,
     ) -> None:
-        self._recipe, self._seed, self._split = recipe, seed, split
+        if teacher is not None and recipe.objective == "local" and recipe.distill_logits:
+            raise InputError(
+                f"recipe: distill_logits is {recipe.distill_logits:g} with the objective 'local', which has no logits; "
+                "allowed: the objectives fusion and global, or distill_logits=0"
+            )
+        self._recipe, self._seed, self._split, self._teacher = recipe, seed, split, teacher
         self._labels = np.asarray(images.labels)
         # Training targets count the training classes alone.
         classes = sorted({images.labels[position] for position in split.train})
@@ -118,9 +131,12 @@ class EpisodeObjective:
 
     def criterion(self) -> nn.Module:
         recipe = self._recipe
+        criterion: nn.Module = nn.CrossEntropyLoss()
         if recipe.objective == "fusion":
-            return AttentionFusionLoss(scale=recipe.scale)
-        return CosineEpisodeLoss(scale=recipe.scale) if recipe.objective == "local" else nn.CrossEntropyLoss()
+            criterion = AttentionFusionLoss(scale=recipe.scale)
+        elif recipe.objective == "local":
+            criterion = CosineEpisodeLoss(scale=recipe.scale)
+        return criterion if self._teacher is None else self._teacher.added_to(criterion)
 
     def batch(self, epoch: int, step: int, rank: int) -> Batch:
         positions = self._drawn(epoch, step, rank)
@@ -129,18 +145,27 @@ class EpisodeObjective:
         return {
             "image": torch.from_numpy(self._preprocess(views)),
             "target": torch.tensor([self._targets[position] for position in positions]),
+            **({} if self._teacher is None else self._teacher.batch(views)),
         }
 
     def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         recipe, image, target = self._recipe, batch["image"], batch["target"]
         sizes = {"way": recipe.way, "shot": recipe.shot, "query": recipe.query}
-        if recipe.objective == "global":
-            return {"global": in_float32(criterion, model(image), target)}
-        if recipe.objective == "local":
-            return {"local": in_float32(criterion, model.encode(image), **sizes)}
-        found = model(image)
-        rows = (found.global_logits, found.local_embedding, found.embedding)
-        return {"fusion": in_float32(criterion, *rows, target, **sizes)}
+        terms: dict[str, Tensor]
+        if recipe.objective == "fusion":
+            found = model(image)
+            embedding, logits = found.embedding, [found.global_logits]
+            rows = (found.global_logits, found.local_embedding, embedding)
+            terms = {"fusion": in_float32(criterion, *rows, target, **sizes)}
+        elif recipe.objective == "global":
+            embedding, logits = _answers(model, image)
+            terms = {"global": in_float32(criterion, logits[0], target)}
+        else:
+            embedding, logits = model.encode(image), []
+            terms = {"local": in_float32(criterion, embedding, **sizes)}
+        if self._teacher is not None:
+            terms |= self._teacher.terms(criterion, batch, embedding, logits, _answers)
+        return terms
 
     def validate(self, model: Any) -> Evaluation | None:
         if not self._split.validation:
@@ -236,6 +261,15 @@ class EpisodeObjective:
             answered = zip(asked, found[number].tolist(), strict=True)
             rows.append(beside(given, [_tile(self._images[p], RIGHT if a == number else WRONG) for p, a in answered]))
         return np.vstack(rows)
+
+
+def _answers(model: Any, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The embedding, and the logits over all training classes."""
+    if hasattr(model, "branches"):  # AFL-Net: the classifier is of one of them
+        found = model(image)
+        return found.embedding, [found.global_logits]
+    embedding = model.encode(image)
+    return embedding, [model.classifier(embedding)]
 
 
 def answers(learned: Array, asked: Array) -> Array:

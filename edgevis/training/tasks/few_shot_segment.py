@@ -38,6 +38,7 @@ from edgevis.training.images import resized
 from edgevis.training.objective import Batch, Evaluation, Measured
 from edgevis.training.pictures import RIGHT, Colour, beside, painted
 from edgevis.training.precision import in_float32
+from edgevis.training.teacher import Teacher
 from edgevis.training.views import relit
 from runtime.arrays import Array
 from runtime.errors import InputError
@@ -57,7 +58,13 @@ _CLASS_DRAW, _VIEW_DRAW, _VALIDATION_DRAW, _TEST_DRAW = range(4)
 
 
 def objective(
-    data: Path, recipe: Recipe, deployment: Deployment, *, options: Mapping[str, int | str], seed: int
+    data: Path,
+    recipe: Recipe,
+    deployment: Deployment,
+    *,
+    options: Mapping[str, int | str],
+    seed: int,
+    teacher: Teacher | None = None,
 ) -> PairObjective:
     """See :class:`edgevis.training.objective.Task`."""
     own = recipe_of(SupportQueryRecipe, recipe)

@@ -7,7 +7,7 @@ Data: a folder or zip in Market-1501's layout; or with ``labels.csv`` (``path``,
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from edgevis.training.images import ImageStore
 from edgevis.training.objective import Batch, Evaluation, Measured
 from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from edgevis.training.precision import in_float32
+from edgevis.training.teacher import Teacher
 from edgevis.training.views import erased, mirrored, relit, shifted
 from runtime.arrays import Array
 from runtime.errors import InputError
@@ -42,7 +43,13 @@ _HELD_DRAW, _VIEW_DRAW = 0, 1
 
 
 def objective(
-    data: Path, recipe: Recipe, deployment: Deployment, *, options: Mapping[str, int | str], seed: int
+    data: Path,
+    recipe: Recipe,
+    deployment: Deployment,
+    *,
+    options: Mapping[str, int | str],
+    seed: int,
+    teacher: Teacher | None = None,
 ) -> IdentityObjective:
     """See :class:`edgevis.training.objective.Task`."""
     own = recipe_of(IdentityRecipe, recipe)
@@ -53,7 +60,7 @@ def objective(
     train, query, gallery = (
         read_market1501(data, part) if market else read_pku_reid(data, part) for part in ("train", "query", "gallery")
     )
-    return IdentityObjective(train, (query, gallery), own, deployment, data=data.name, seed=seed)
+    return IdentityObjective(train, (query, gallery), own, deployment, data=data.name, seed=seed, teacher=teacher)
 
 
 class IdentityObjective:
@@ -68,8 +75,10 @@ class IdentityObjective:
         *,
         data: str,
         seed: int,
+        teacher: Teacher | None = None,
     ) -> None:
         self._recipe, self._seed, self._data, self._test = recipe, seed, train, test
+        self._teacher = teacher
         persons = sorted(set(train.ids))
         held = set(sample(draw_at(seed, _HELD_DRAW), persons, round(recipe.held_out * len(persons))))
         self._persons = [person for person in persons if person not in held]
@@ -108,7 +117,7 @@ class IdentityObjective:
 
     def criterion(self) -> nn.Module:
         recipe = self._recipe
-        return ReIDLoss(
+        criterion = ReIDLoss(
             alpha=recipe.alpha,
             beta=recipe.beta,
             triplet_weight=recipe.triplet_weight,
@@ -116,6 +125,7 @@ class IdentityObjective:
             margin=recipe.margin,
             warmup_epochs=recipe.triplet_epochs,
         )
+        return criterion if self._teacher is None else self._teacher.added_to(criterion)
 
     def batch(self, epoch: int, step: int, rank: int) -> Batch:
         positions = self._drawn(epoch, rank)[step]
@@ -124,12 +134,16 @@ class IdentityObjective:
         return {
             "image": torch.from_numpy(self._preprocess(views)),
             "target": torch.tensor([self._target[self._data.ids[position]] for position in positions]),
+            **({} if self._teacher is None else self._teacher.batch(views)),
         }
 
     def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         branches = model.branches(batch["image"])
         logits = model.logits(branches)
-        return {"reid": in_float32(criterion, branches, logits, batch["target"], epoch=epoch)}
+        terms = {"reid": in_float32(criterion, branches, logits, batch["target"], epoch=epoch)}
+        if self._teacher is not None:
+            terms |= self._teacher.terms(criterion, batch, torch.cat(branches, 1), logits, _answers)
+        return terms
 
     def validate(self, model: Any) -> Evaluation | None:
         if not self._held:
@@ -189,6 +203,12 @@ class IdentityObjective:
             ]
             rows.append(beside([_tile(self._tests[0][int(number)], GIVEN)], nearest))
         return np.vstack(rows)
+
+
+def _answers(model: Any, image: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    """The embedding, and the logits of each branch."""
+    branches = model.branches(image)
+    return torch.cat(branches, 1), model.logits(branches)
 
 
 def _ranked(query: Side, gallery: Side) -> tuple[dict[str, Measured], Array]:

@@ -29,6 +29,7 @@ from edgevis.training.images import resized
 from edgevis.training.objective import Batch, Evaluation, Measured
 from edgevis.training.pictures import RIGHT, painted
 from edgevis.training.precision import in_float32
+from edgevis.training.teacher import Teacher
 from runtime.arrays import Array
 from runtime.errors import InputError
 from runtime.images import Image
@@ -70,7 +71,13 @@ class Examples:
 
 
 def objective(
-    data: Path, recipe: Recipe, deployment: Deployment, *, options: Mapping[str, int | str], seed: int
+    data: Path,
+    recipe: Recipe,
+    deployment: Deployment,
+    *,
+    options: Mapping[str, int | str],
+    seed: int,
+    teacher: Teacher | None = None,
 ) -> MaskObjective:
     """See :class:`edgevis.training.objective.Task`."""
     own = recipe_of(MaskRecipe, recipe)
