@@ -39,7 +39,8 @@ class Arm:
         options: The model's.
         values: Of its recipe ``small``, besides the comparison's.
         whole: The published file is the whole model's, not its backbone's.
-        taught: The published file is the teacher's.
+        backbone: The published file is its backbone's.
+        taught: The published file is the teacher's, a model of this name.
     """
 
     name: str
@@ -126,7 +127,7 @@ COMPARISONS: Mapping[str, Comparison] = {
             Arm("osnet-fine-tuned", "osnet-x0-25", whole=True),
             Arm("osnet-published", "osnet-x0-25", values={"epochs": 0}, whole=True),
         ),
-        {"epochs": 30},
+        {"epochs": 20},
     ),
     "few-shot-segmentation": Comparison(
         tuple(
@@ -208,6 +209,8 @@ def _train(arm: Arm, comparison: Comparison, arguments: argparse.Namespace, outp
         options=arm.options,
         weights=arguments.backbone if arm.whole else None,
         backbone=arguments.backbone if arm.backbone else None,
+        teacher=arguments.backbone if arm.taught else None,
+        teacher_model=arm.taught or None,
         resume=True,
         seed=arguments.seed,
         accelerator="auto",
