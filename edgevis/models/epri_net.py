@@ -129,8 +129,8 @@ class EPRINet(nn.Module):
     """EPRI-Net and the rows of its ablation.
 
     Input: image (N, 3, height, height / 2) float32, RGB, ImageNet mean and standard deviation, the person's box
-    stretched to that size. Output of :meth:`embed`: embedding (N, 1600) float32, concat(f_b, f_p); rows not normalised: the runtime
-    L2-normalises them.
+    stretched to that size. Output of :meth:`embed`: embedding (N, 1600) float32, concat(f_b, f_p); rows not
+    normalised: the runtime L2-normalises them.
 
     f_b (1280) is the mean of the backbone's last map times the expanded pyramid, f_p (320) the mean of the pyramid.
     Both are taken **before** the BNNecks, at training (triplet loss) and at test: the paper concatenates the features
