@@ -154,7 +154,7 @@ class PhotoPan:
         height = 540
         pictures, self._persons, x = [], [], 0
         for package, file, person, place in _PHOTOS:
-            photo = _photograph(package, file)
+            photo = photograph(package, file)
             picture = cv2.resize(photo, (round(photo.shape[1] * height / photo.shape[0]), height))
             if person is not None and place is not None:
                 width = picture.shape[1]
@@ -212,7 +212,8 @@ class PhotoPan:
         return inside
 
 
-def _photograph(package: str, file: str) -> Image:
+def photograph(package: str, file: str) -> Image:
+    """A photograph that an installed package carries; SourceError when it is not there."""
     path = wheel_file(package, file)
     if path is None:
         raise SourceError(f"the photograph {package}/{file} is not installed: pip install 'edgevis[export]'")

@@ -1,0 +1,171 @@
+"""What the weights that ship do besides persons: ``python -m benchmarks.things`` (``make demo`` builds what it needs).
+
+On photographs that wheels carry, with three bundles:
+
+- few-shot classification learns eight things from one picture each, and is asked about other views of them;
+- few-shot segmentation is shown one thing in one photograph, by a polygon, and finds it in another photograph;
+- segmentation finds what it was trained on, from boxes alone: cell nuclei. Stained tissue is new to it.
+
+Writes ``things.jpg`` into the output folder. The photographs are nobody's training data, and none of this is a
+measurement: see docs/accuracy.md for those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import cv2
+import numpy as np
+
+from benchmarks.scenes import photograph
+from edgevis import Classification, EdgevisError, Predictor, Segmentation, SourceError
+from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, painted, tile
+from runtime.arrays import Array
+from runtime.images import Image
+
+_THINGS = {
+    "cat": ("skimage", "data/chelsea.png"),
+    "coffee": ("skimage", "data/coffee.png"),
+    "rocket": ("skimage", "data/rocket.jpg"),
+    "motorcycle": ("skimage", "data/motorcycle_left.png"),
+    "coins": ("skimage", "data/coins.png"),
+    "galaxies": ("skimage", "data/hubble_deep_field.jpg"),
+    "eye": ("skimage", "data/retina.jpg"),
+    "page": ("skimage", "data/page.png"),
+}
+_VIEWS = 4
+_ASTRONAUT = ("skimage", "data/astronaut.png")
+_ADMIRAL = ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg")
+# The suit of the astronaut, of 512 x 512 pixels, x and y.
+_SUIT = (
+    (25, 505), (20, 395), (45, 290), (75, 245), (108, 215), (150, 272), (240, 292), (303, 240), (345, 262), (362, 350),
+    (300, 385), (280, 440), (276, 511), (170, 511), (150, 470), (125, 511),
+)  # fmt: skip
+_HAIR = (
+    (155, 85), (165, 45), (205, 20), (250, 15), (290, 45), (300, 90), (280, 125), (268, 95), (250, 75), (195, 75),
+    (180, 95), (178, 120), (160, 105),
+)  # fmt: skip
+_TISSUE = ("skimage", "data/ihc.png")
+_SIDE = 150
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw; an error of ours becomes one line and exit status 1."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.things", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--classify", metavar="BUNDLE", required=True, help="few-shot classification")
+    parser.add_argument("--find", metavar="BUNDLE", required=True, help="few-shot segmentation")
+    parser.add_argument("--segment", metavar="BUNDLE", required=True, help="segmentation")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the picture (default: demo)")
+    arguments = parser.parse_args(argv)
+    try:
+        rows = [classified(arguments.classify), found(arguments.find), segmented(arguments.segment)]
+        path = arguments.output / "things.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not cv2.imwrite(str(path), stacked(rows), [cv2.IMWRITE_JPEG_QUALITY, 90]):
+            raise SourceError(f"{path} cannot be written")
+    except EdgevisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"Written: {path}")
+    return 0
+
+
+def classified(bundle: str) -> Image:
+    """Each thing's enrolled picture, then other views of it, framed by whether they were recognised."""
+    photographs = {label: photograph(*place) for label, place in _THINGS.items()}
+    right, columns = 0, []
+    with Predictor(bundle) as predictor:
+        for label, picture in photographs.items():
+            predictor.enroll(label, [_middle(picture)])
+        for number, (label, picture) in enumerate(photographs.items()):
+            views = [_view(picture, np.random.default_rng((number, view))) for view in range(_VIEWS)]
+            results = cast(list[Classification], predictor.predict(views))
+            correct = [result.labels[0] == label for result in results]
+            right += sum(correct)
+            shown = [_tile(view, RIGHT if good else WRONG) for view, good in zip(views, correct, strict=True)]
+            columns.append(np.vstack([_tile(_middle(picture), GIVEN), np.full((8, _SIDE, 3), 255, np.uint8), *shown]))
+    print(f"Few-shot classification: {right} of {_VIEWS * len(columns)} views recognised, one picture of each enrolled")
+    return np.hstack(columns)
+
+
+def found(bundle: str) -> Image:
+    """The example with its mask, then what was found in other photographs."""
+    example, other = photograph(*_ASTRONAUT), photograph(*_ADMIRAL)
+    tiles: list[Image] = []
+    with Predictor(bundle) as predictor:
+        for label, polygon in (("suit", _SUIT), ("hair", _HAIR)):
+            mask = _filled(polygon, example.shape[:2])
+            predictor.enroll(label, [example], masks=[mask])
+            given = _tile(painted(example, mask, (60, 160, 240)), GIVEN, 2 * _SIDE)
+            asked = [_view(example, np.random.default_rng(7)), other]
+            results = [cast(Segmentation, predictor.predict(image)) for image in asked]
+            seen = [
+                _tile(painted(image, result.mask_of(label), RIGHT), RIGHT, 2 * _SIDE)
+                for image, result in zip(asked, results, strict=True)
+            ]
+            shares = ", ".join(f"{result.mask_of(label).mean():.0%}" for result in results)
+            print(f"Few-shot segmentation: {label}, shown once, covers {shares} of two other pictures")
+            tiles.append(beside([given], seen))
+            predictor.forget(label)
+    return np.hstack(tiles)
+
+
+def segmented(bundle: str) -> Image:
+    """Parts of the tissue, plain and with what was found."""
+    picture = photograph(*_TISSUE)
+    tiles = []
+    with Predictor(bundle) as predictor:
+        for left, top in ((256, 256), (120, 240), (330, 150)):
+            part = np.ascontiguousarray(picture[top : top + 160, left : left + 160])
+            result = cast(Segmentation, predictor.predict(part))
+            tiles += [_tile(part, GIVEN, _SIDE), _tile(result.plot(part), RIGHT, _SIDE)]
+            print(f"Segmentation: {result.mask.mean():.0%} of a part of the tissue")
+    return np.hstack(tiles)
+
+
+def stacked(rows: Sequence[Image]) -> Image:
+    """Rows of any width below one another on white."""
+    width = max(row.shape[1] for row in rows)
+    padded = [
+        cv2.copyMakeBorder(row, 8, 8, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=(255,) * 3) for row in rows
+    ]
+    return np.vstack(padded).astype(np.uint8)
+
+
+def _view(image: Image, rng: np.random.Generator) -> Image:
+    """Another view of the middle: turned, nearer or further, moved, in another light, noisy."""
+    rows, columns = image.shape[:2]
+    side = min(rows, columns)
+    middle = (columns / 2 + side * rng.uniform(-0.08, 0.08), rows / 2 + side * rng.uniform(-0.08, 0.08))
+    turn = cv2.getRotationMatrix2D(middle, rng.uniform(-25, 25), rng.uniform(0.9, 1.5))
+    turn[:, 2] += np.array((side / 2, side / 2)) - middle
+    seen = cv2.warpAffine(image, turn, (side, side), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT)
+    light = seen * rng.uniform(0.6, 1.3, (1, 1, 3)) + rng.normal(0, 8, seen.shape)
+    return np.asarray(np.clip(light, 0, 255), np.uint8)
+
+
+def _middle(image: Image) -> Image:
+    rows, columns = image.shape[:2]
+    side = min(rows, columns)
+    top, left = (rows - side) // 2, (columns - side) // 2
+    return np.ascontiguousarray(image[top : top + side, left : left + side])
+
+
+def _filled(polygon: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> Array:
+    mask = np.zeros(shape[:2], np.uint8)
+    cv2.fillPoly(mask, [np.array(polygon, np.int32)], (1,))
+    return mask > 0
+
+
+def _tile(image: Image, colour: Colour, side: int = _SIDE) -> Image:
+    height = side - 8
+    return tile(image, colour, height=height, width=round(height * image.shape[1] / image.shape[0]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
