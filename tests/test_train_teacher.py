@@ -87,7 +87,10 @@ def test_a_student_comes_to_point_where_its_teacher_does(persons: Path, tmp_path
     found = column(output, "distill embedding")
     assert found[-1] < 0.85 * found[0]
     assert "distill logits" not in (output / "log.csv").read_text()
-    teacher = json.loads((output / "report.json").read_text())["teacher"]
+    report = json.loads((output / "report.json").read_text())
+    assert report["files"]["teacher"]["name"] == "osnet-x0-25.safetensors"
+    assert "--teacher-model osnet-x0-25" in report["command"]
+    teacher = report["teacher"]
     assert teacher == {
         "model": "osnet-x0-25",
         "options": {},
