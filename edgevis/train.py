@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a model of edgevis.models; see --list")
     parser.add_argument("--data", metavar="PATH", type=Path, help="a folder or zip of images, see docs/training.md")
-    parser.add_argument("--recipe", metavar="NAME", default="paper", help="paper or small (default: paper)")
+    parser.add_argument("--recipe", metavar="NAME", default="paper", help="see --list (default: paper)")
     parser.add_argument("--config", metavar="FILE", type=Path, help="JSON: values of the recipe that are other ones")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", type=setting, default=[], help="likewise, one by one"
