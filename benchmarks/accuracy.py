@@ -127,7 +127,7 @@ COMPARISONS: Mapping[str, Comparison] = {
             Arm("osnet-fine-tuned", "osnet-x0-25", whole=True),
             Arm("osnet-published", "osnet-x0-25", values={"epochs": 0}, whole=True),
         ),
-        {"epochs": 20},
+        {"epochs": 12},
     ),
     "few-shot-segmentation": Comparison(
         tuple(

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from torch import nn
 from edgevis import Predictor, models
 from edgevis.data.draw import draw_at
 from edgevis.models.recipe import EpisodeRecipe, MaskRecipe
+from edgevis.models.resnet12 import SMALL as SMALL_EPISODES
 from edgevis.origin import read_origin
 from edgevis.train import main
 from edgevis.training.checkpoint import Progress, read_progress, read_state, write_state
 from edgevis.training.publish import main as publish
+from edgevis.training.tasks import classify
 from edgevis.training.tasks.classify import answers
 from edgevis.training.tasks.segment import Example, box_fit, fitted, flipped
 from edgevis.training.views import erased, mirrored, relit, resized_crop, shifted
@@ -126,6 +129,24 @@ def test_losses_are_of_float32_in_mixed_precision(model: str, write: Any, settin
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert "--precision bf16-mixed" in report["command"]
     assert np.isfinite(float(rows(tmp_path / "run")[-1]["loss"]))
+
+
+def test_mixed_tasks_draw_base_classes_too(tmp_path: Path) -> None:
+    """Half of a base class's images trained: fewer are left to ask about, and the class must not drop out for that."""
+    entry = models.entry("resnet12")
+    recipe = replace(
+        SMALL_EPISODES, mixed=True, held_out=0.0, way=2, query=2, test_way=2, test_query=7, test_episodes=20
+    )
+    data = write_classes(tmp_path / "data")  # 12 images of each class: 7 queries beside 5 shots, of a half 1
+    task = classify.objective(data, recipe, entry.deployment, options={}, seed=0)
+    assert (task.data["novel classes"], task.data["mixed classes"]) == (2, 4)
+    found = task.test(models.create("resnet12", num_classes=6))
+    assert found is not None
+    assert list(found.figures) == [f"{kind}2-way {shot}-shot" for kind in ("", "mixed ") for shot in (1, 5)]
+    with pytest.raises(InputError, match="0 classes have 51 images or more"):  # before training, not after it
+        classify.objective(data, replace(recipe, test_query=50), entry.deployment, options={}, seed=0)
+    queries = {shot: task._test_sampler(task._split.mixed, shot, 0, whole=True).query for shot in (1, 5)}
+    assert queries == {1: 5, 5: 1}
 
 
 def test_a_build_takes_the_options_that_the_weights_were_trained_with(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +101,12 @@ class EpisodeObjective:
         self._size = (spec.height, spec.width)
         self._images = ImageStore(lambda index: images[index][0], short_side=math.ceil(_MARGIN * max(self._size)))
         self._name = data
+        # Too few images are better found now than after the last epoch.
         if recipe.objective != "global":
-            self._sampler(0)  # too few images are better found now
+            self._sampler(0)
+        for among, whole in ((split.validation, False), (split.novel, False), (split.mixed, True)):
+            for shot in recipe.test_shots if among else ():
+                self._test_sampler(among, shot, 0, whole=whole)
 
     @property
     def model_options(self) -> Mapping[str, int | str]:
@@ -179,7 +184,8 @@ class EpisodeObjective:
             return None
         figures, picture = self._episodes(model, self._split.novel, self._recipe.test_shots, _TEST_DRAW, picture=True)
         if self._split.mixed:
-            mixed, _ = self._episodes(model, self._split.mixed, self._recipe.test_shots, _TEST_DRAW, picture=False)
+            shots = self._recipe.test_shots
+            mixed, _ = self._episodes(model, self._split.mixed, shots, _TEST_DRAW, picture=False, whole=True)
             figures |= {f"mixed {name}": figure for name, figure in mixed.items()}
         return Evaluation("novel classes", figures, {"episode": picture})
 
@@ -220,9 +226,36 @@ class EpisodeObjective:
         image = mirrored(image, draw) if recipe.flip else image
         return relit(image, draw, strength=recipe.jitter)
 
+    def _test_sampler(self, among: Sequence[int], shot: int, salt: int, *, whole: bool) -> EpisodeSampler:
+        """Episodes to evaluate with; ``whole`` as of :meth:`_episodes`."""
+        recipe = self._recipe
+        sizes = Counter(self._labels[list(among)].tolist())
+        query = max(1, min(recipe.test_query, min(sizes.values()) - shot)) if whole else recipe.test_query
+        return EpisodeSampler(
+            self._labels,
+            way=min(recipe.test_way, len(sizes)),
+            shot=shot,
+            query=query,
+            episodes=recipe.test_episodes,
+            among=among,
+            skip_small=True,
+            seed=self._seed + salt,
+        )
+
     def _episodes(
-        self, model: Any, among: Sequence[int], shots: Sequence[int], salt: int, *, picture: bool
+        self, model: Any, among: Sequence[int], shots: Sequence[int], salt: int, *, picture: bool, whole: bool = False
     ) -> tuple[dict[str, Measured], Image]:
+        """Figures by the number of shots, and the picture of the first episode.
+
+        Args:
+            model: In evaluation mode.
+            among: Images to draw from.
+            shots: How many examples of each class; a figure for each.
+            salt: Two evaluations draw other episodes.
+            picture: Whether to draw it.
+            whole: Every class takes part, with fewer queries if one has too few images, as those have half of whose
+                images trained. Otherwise it is left out.
+        """
         recipe = self._recipe
         place = {position: index for index, position in enumerate(among)}
         device = next(model.parameters()).device
@@ -231,16 +264,7 @@ class EpisodeObjective:
         figures: dict[str, Measured] = {}
         shown = np.zeros((1, 1, 3), np.uint8)
         for shot in shots:
-            sampler = EpisodeSampler(
-                self._labels,
-                way=min(recipe.test_way, len(set(self._labels[list(among)]))),
-                shot=shot,
-                query=recipe.test_query,
-                episodes=recipe.test_episodes,
-                among=among,
-                skip_small=True,
-                seed=self._seed + salt,
-            )
+            sampler = self._test_sampler(among, shot, salt, whole=whole)
             accuracies = []
             for number in range(recipe.test_episodes):
                 episode = sampler.episode(number)
