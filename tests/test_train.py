@@ -29,6 +29,7 @@ from edgevis.models.resnet12 import SMALL as SMALL_EPISODES
 from edgevis.origin import read_origin
 from edgevis.train import main
 from edgevis.training.checkpoint import Progress, read_progress, read_state, write_state
+from edgevis.training.loop import evaluated
 from edgevis.training.publish import main as publish
 from edgevis.training.tasks import classify
 from edgevis.training.tasks.classify import answers
@@ -140,7 +141,7 @@ def test_mixed_tasks_draw_base_classes_too(tmp_path: Path) -> None:
     data = write_classes(tmp_path / "data")  # 12 images of each class: 7 queries beside 5 shots, of a half 1
     task = classify.objective(data, recipe, entry.deployment, options={}, seed=0)
     assert (task.data["novel classes"], task.data["mixed classes"]) == (2, 4)
-    found = task.test(models.create("resnet12", num_classes=6))
+    found = evaluated(models.create("resnet12", num_classes=6), task.test)
     assert found is not None
     assert list(found.figures) == [f"{kind}2-way {shot}-shot" for kind in ("", "mixed ") for shot in (1, 5)]
     with pytest.raises(InputError, match="0 classes have 51 images or more"):  # before training, not after it
