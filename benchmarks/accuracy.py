@@ -141,6 +141,7 @@ COMPARISONS: Mapping[str, Comparison] = {
             Arm(name, "enet", {"side": 64}, values)
             for name, values in (
                 ("boxes", {"supervision": "boxes"}),
+                ("boxes-quasimax", {"supervision": "boxes", "smooth_max": "quasimax"}),
                 ("mil", {"supervision": "mil"}),
                 ("masks", {"supervision": "masks"}),
             )

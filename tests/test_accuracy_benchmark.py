@@ -41,7 +41,7 @@ def test_arms_are_trained_once_and_compared_on_the_same_images(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["boxes", "--only", "best"], "there is no arm 'best'; allowed: boxes, mil, masks"),
+        (["boxes", "--only", "best"], "there is no arm 'best'; allowed: boxes, boxes-quasimax, mil, masks"),
         (["few-shot", "--only", "global"], "the arm 'global' begins with published weights: name them with --backbone"),
     ],
 )
