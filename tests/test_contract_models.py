@@ -20,6 +20,7 @@ from calibration.lint import lint_quantized
 from calibration.quantize import quantize
 from calibration.samples import SampleSet, samples_from_photographs
 from edgevis import EnrolmentError, InputError, Predictor, Segmentation, models
+from edgevis.origin import read_origin
 from export import targets
 from export.autocast import half_from_float
 from export.profiles import Wanted, profiles_of
@@ -51,10 +52,12 @@ each_model = pytest.mark.parametrize(
 
 def small(name: str) -> tuple[nn.Module, Deployment]:
     """The module that the bundle was built from."""
+    options = SMALL.get(name, {})
+    shipped = models.shipped_weights(name, options)
+    origin = None if shipped is None else read_origin(shipped)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = models.create(name, **SMALL.get(name, {}))
-    shipped = models.shipped_weights(name)
+        module = models.create(name, **{**({} if origin is None else origin.options), **options})
     if shipped is not None:
         models.load_weights(module, shipped)
     return module, models.deployment_of(models.entry(name), module)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -126,18 +126,28 @@ def parameter_counts(declared: ModelEntry, module: nn.Module) -> ParameterCounts
 
 
 def shipped_weights(name: str, options: Mapping[str, object] = MappingProxyType({})) -> Path | None:
-    """The weights of that model that come with the package, or None if it has none, or none for these options.
+    """The weights of that model that come with the package, or None if it has none, or none that fit these options.
 
     Args:
         name: One of :func:`names`.
-        options: Those that are asked for; the weights' own may say more (see :func:`edgevis.origin.read_origin`).
+        options: Those that are asked for, besides the weights' own (see :func:`edgevis.origin.read_origin`). An option
+            that changes no parameter, such as the side of the images, fits.
     """
-    weights = entry(name).weights
-    if weights is None:
+    declared = entry(name)
+    if declared.weights is None:
         return None
-    origin = read_origin(_WEIGHTS / weights)
-    known = {} if origin is None else origin.options
-    return _WEIGHTS / weights if all(known.get(key, value) == value for key, value in options.items()) else None
+    path = _WEIGHTS / declared.weights
+    origin = read_origin(path)
+    try:
+        with torch.device("meta"):
+            module = module_from(declared, {**({} if origin is None else origin.options), **options})
+    except ModelError:
+        return None
+    with safe_open(path, "pt") as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
+    wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    counters = {key for key in wanted if key.endswith("num_batches_tracked")}
+    return path if shapes == {key: wanted[key] for key in wanted.keys() - counters} else None
 
 
 def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:

@@ -5,7 +5,8 @@ Pavlovic, Khan, Kapadia, "HM: Hybrid Masking for Few-Shot Segmentation", ECCV 20
 ablations (masking by features, by the image, hybrid, simple addition, reverse).
 Provenance: our own code from the papers. Sizes that they leave open, and the names that :func:`load_official_learner`
 reads, are facts found in the published code (juhongm999/hsnet and moonsh/HM-Hybrid-Masking, without a licence).
-Licence: this file, as the rest of edgevis. No weights ship: they must be trained.
+Licence: this file, as the rest of edgevis. Weights ship for ``hsnet-hm`` on MobileNetV2;
+``edgevis/weights/hsnet-hm.json`` says from which pictures its learner learned, and whose backbone it holds.
 
 The default side is 417 = 32 * 13 + 1 (the papers use 400). Hybrid masking switches where the resized mask becomes 0;
 with sides of the form 32 k + 1 all sampling coordinates are whole pixels on every level (steps 8, 16 and 32), every
@@ -417,7 +418,9 @@ _HM = "Moon, Sohn, Zhou, Yoon, Pavlovic, Khan, Kapadia: HM: Hybrid Masking for F
 _PARAMETERS = 23_508_032 + 2_573_794
 
 
-def _entry(name: str, build: Callable[..., HSNet], paper: str = f"{_HSNET}; {_HM}") -> ModelEntry:
+def _entry(
+    name: str, build: Callable[..., HSNet], paper: str = f"{_HSNET}; {_HM}", *, weights: str | None = None
+) -> ModelEntry:
     return ModelEntry(
         name,
         build,
@@ -425,6 +428,7 @@ def _entry(name: str, build: Callable[..., HSNet], paper: str = f"{_HSNET}; {_HM
         paper,
         "Apache-2.0",
         _PARAMETERS,
+        weights=weights,
         deploy=_deploy,
         precisions=PRECISIONS,
         recipes={"paper": PAPER, "small": SMALL},
@@ -433,7 +437,7 @@ def _entry(name: str, build: Callable[..., HSNet], paper: str = f"{_HSNET}; {_HM
 
 ENTRIES = (
     _entry("hsnet", hsnet),
-    _entry("hsnet-hm", _builder("hm")),
+    _entry("hsnet-hm", _builder("hm"), weights="hsnet-hm.safetensors"),
     _entry("hsnet-fm", _builder("fm"), _HSNET),
     _entry("hsnet-im", _builder("im")),
     _entry("hsnet-add", _builder("add")),
