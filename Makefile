@@ -15,11 +15,15 @@ SOURCES := $(shell find edgevis runtime export calibration -name '*.py' -o -name
 .PHONY: demo test lint clean
 .DELETE_ON_ERROR:
 
-demo: $(INSTALLED) bundles/osnet-x0-25.edgevis/manifest.json bundles/epri-net.edgevis/manifest.json
-	$(RUN) -m benchmarks.demo --bundle bundles/osnet-x0-25.edgevis --timed bundles/epri-net.edgevis --output demo $(if $(VIDEO),--video "$(VIDEO)")
+demo: $(INSTALLED) $(addsuffix .edgevis/manifest.json,$(addprefix bundles/,osnet-x0-25 afl-net hsnet-hm enet))
+	$(RUN) -m benchmarks.demo --bundle bundles/osnet-x0-25.edgevis --timed bundles/afl-net.edgevis bundles/enet.edgevis --output demo $(if $(VIDEO),--video "$(VIDEO)")
+	$(RUN) -m benchmarks.things --classify bundles/afl-net.edgevis --find bundles/hsnet-hm.edgevis --segment bundles/enet.edgevis --output demo
 
 bundles/%.edgevis/manifest.json: $(SOURCES) | $(INSTALLED)
-	$(RUN) -m export.build --model $* --target cpu --precision fp32,int8 --output bundles/$*.edgevis
+	$(RUN) -m export.build --model $* --target cpu --precision $(PRECISION) --output bundles/$*.edgevis
+
+PRECISION := fp32
+bundles/osnet-x0-25.edgevis/manifest.json: PRECISION := fp32,int8
 
 # One thread of PyTorch for each worker: two that wait for each other's are many times slower on a busy machine.
 test: $(INSTALLED) lint

@@ -24,7 +24,7 @@ SmallBackbone = Literal["mobilenetv2"]
 # INT8 of a pre-ReLU pyramid whose signs decide what is masked needs layers left in float; a build does not try unasked.
 PRECISIONS: tuple[Precision, ...] = ("fp32",)
 
-# MobileNetV2's bottlenecks end without ReLU, so the sign of a feature hangs on rounding more often than behind one: with
+# MobileNetV2's bottlenecks end without ReLU: the sign of a feature hangs on rounding more often than behind one. With
 # published weights ONNX Runtime decided 1.1e-5 of the elements otherwise, on 128 photographs.
 _LINEAR_FLIPS = 1e-4
 
