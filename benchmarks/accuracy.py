@@ -119,11 +119,9 @@ COMPARISONS: Mapping[str, Comparison] = {
     ),
     "reid": Comparison(
         (
-            Arm("epri-net", "epri-net", {"height": 192}),
-            Arm("epri-net-baseline", "epri-net-baseline", {"height": 192}),
-            Arm("osnet", "osnet-x0-25"),
             Arm("epri-net-taught", "epri-net", {"height": 192}, taught="osnet-x0-25"),
             Arm("epri-net-baseline-taught", "epri-net-baseline", {"height": 192}, taught="osnet-x0-25"),
+            Arm("epri-net", "epri-net", {"height": 192}),
             Arm("osnet-fine-tuned", "osnet-x0-25", whole=True),
             Arm("osnet-published", "osnet-x0-25", values={"epochs": 0}, whole=True),
         ),
