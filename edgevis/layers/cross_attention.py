@@ -39,7 +39,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         reduce, expand = self.reduce.weight, self.expand.weight
-        if source.dtype != reduce.dtype and torch.is_autocast_enabled(source.device.type):
+        if not source.dtype == target.dtype == reduce.dtype and torch.is_autocast_enabled(source.device.type):
             # Mixed precision: weights are cast, as for a linear layer.
             target, reduce, expand = (tensor.to(source.dtype) for tensor in (target, reduce, expand))
         return cross_attention(source, target, reduce, expand, self.negative_slope)
