@@ -31,11 +31,11 @@ _THINGS = {
     "cat": ("skimage", "data/chelsea.png"),
     "coffee": ("skimage", "data/coffee.png"),
     "rocket": ("skimage", "data/rocket.jpg"),
-    "motorcycle": ("skimage", "data/motorcycle_left.png"),
     "coins": ("skimage", "data/coins.png"),
     "galaxies": ("skimage", "data/hubble_deep_field.jpg"),
     "eye": ("skimage", "data/retina.jpg"),
-    "page": ("skimage", "data/page.png"),
+    "bricks": ("skimage", "data/brick.png"),
+    "gravel": ("skimage", "data/gravel.png"),
 }
 _VIEWS = 4
 _ASTRONAUT = ("skimage", "data/astronaut.png")
