@@ -1,8 +1,8 @@
 """Accuracy after training: a paper's model beside its baselines and beside what a user would do instead.
 
-    python -m benchmarks.accuracy few-shot --data grocery_dev.zip --backbone mobilenetv2_100.safetensors
-    python -m benchmarks.accuracy reid --data pku_reid_dev.zip --backbone osnet_x0_25_msmt17.safetensors
-    python -m benchmarks.accuracy few-shot-segmentation --data ccp_dev.zip --backbone mobilenetv2_100.safetensors
+    python -m benchmarks.accuracy few-shot --data grocery_dev.zip --published mobilenetv2_100.safetensors
+    python -m benchmarks.accuracy reid --data pku_reid_dev.zip --published osnet_x0_25_msmt17.safetensors
+    python -m benchmarks.accuracy few-shot-segmentation --data ccp_dev.zip --published mobilenetv2_100.safetensors
     python -m benchmarks.accuracy boxes --data hippocampus_dev.zip
 
 Each arm of a comparison is one training (``edgevis.train``) with the same data, seed, budget and evaluation, in its
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.report import report
 from edgevis import EdgevisError, InputError, models
@@ -38,18 +38,15 @@ class Arm:
         model: A name in :mod:`edgevis.models`.
         options: The model's.
         values: Of its recipe ``small``, besides the comparison's.
-        whole: The published file is the whole model's, not its backbone's.
-        backbone: The published file is its backbone's.
-        taught: The published file is the teacher's, a model of this name.
+        published: What the published file (``--published``) is to it: its own weights to begin with, its backbone's, or
+            its teacher's, an OSNet; None where it begins at random.
     """
 
     name: str
     model: str
     options: Mapping[str, int | str] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
-    whole: bool = False
-    backbone: bool = False
-    taught: str = ""
+    published: Literal["weights", "backbone", "teacher"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,23 +84,24 @@ class Row:
     seconds: float
 
 
+_TEACHER = "osnet-x0-25"
 # MobileNetV2 up to where AFL-Net's branches part: no arm moves it.
 _STEM = ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2", "blocks.3")
 
 COMPARISONS: Mapping[str, Comparison] = {
     "few-shot": Comparison(
         (
-            Arm("fusion", "afl-net", {"backbone": "mobilenetv2"}, {"frozen": ["stem"]}, backbone=True),
+            Arm("fusion", "afl-net", {"backbone": "mobilenetv2"}, {"frozen": ["stem"]}, published="backbone"),
             Arm(
                 "fusion-no-attention",
                 "afl-net-no-attention",
                 {"backbone": "mobilenetv2"},
                 {"frozen": ["stem"]},
-                backbone=True,
+                published="backbone",
             ),
-            Arm("global", "mobilenetv2", values={"objective": "global", "frozen": _STEM}, whole=True),
-            Arm("local", "mobilenetv2", values={"objective": "local", "frozen": _STEM}, whole=True),
-            Arm("published", "mobilenetv2", values={"epochs": 0}, whole=True),
+            Arm("global", "mobilenetv2", values={"objective": "global", "frozen": _STEM}, published="weights"),
+            Arm("local", "mobilenetv2", values={"objective": "local", "frozen": _STEM}, published="weights"),
+            Arm("published", "mobilenetv2", values={"epochs": 0}, published="weights"),
         ),
         {
             "mixed": True,
@@ -119,17 +117,17 @@ COMPARISONS: Mapping[str, Comparison] = {
     ),
     "reid": Comparison(
         (
-            Arm("epri-net", "epri-net", {"height": 192}, taught="osnet-x0-25"),
-            Arm("epri-net-baseline", "epri-net-baseline", {"height": 192}, taught="osnet-x0-25"),
-            Arm("osnet-fine-tuned", "osnet-x0-25", whole=True),
-            Arm("osnet-published", "osnet-x0-25", values={"epochs": 0}, whole=True),
+            Arm("epri-net", "epri-net", {"height": 192}, published="teacher"),
+            Arm("epri-net-baseline", "epri-net-baseline", {"height": 192}, published="teacher"),
+            Arm("osnet-fine-tuned", "osnet-x0-25", published="weights"),
+            Arm("osnet-published", "osnet-x0-25", values={"epochs": 0}, published="weights"),
         ),
         # EfficientNet-b0 begins at random here: what it learns, it learns from the teacher.
         {"epochs": 36, "distill_embedding": 20.0},
     ),
     "few-shot-segmentation": Comparison(
         tuple(
-            Arm(masking, f"hsnet-{masking}", {"backbone": "mobilenetv2", "side": 129}, backbone=True)
+            Arm(masking, f"hsnet-{masking}", {"backbone": "mobilenetv2", "side": 129}, published="backbone")
             for masking in ("hm", "fm", "im")
         ),
         {"epochs": 12, "steps_per_epoch": 80, "test_episodes": 1000},
@@ -156,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("comparison", choices=tuple(COMPARISONS))
     parser.add_argument("--data", metavar="PATH", type=Path, required=True, help="as of edgevis.train")
     parser.add_argument(
-        "--backbone", metavar="FILE", type=Path, help="published weights: a backbone's, a whole model's or a teacher's"
+        "--published", metavar="FILE", type=Path, help="published weights: a backbone's, a whole model's or a teacher's"
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="(default: runs/COMPARISON)")
     parser.add_argument("--only", metavar="ARM", help="train this arm alone and print no table")
@@ -195,9 +193,8 @@ def _chosen(comparison: Comparison, only: str | None) -> tuple[Arm, ...]:
 def _train(arm: Arm, comparison: Comparison, arguments: argparse.Namespace, output: Path) -> None:
     if (output / REPORT).exists():
         return
-    needs_file = arm.whole or arm.backbone or bool(arm.taught)
-    if needs_file and arguments.backbone is None:
-        raise InputError(f"the arm {arm.name!r} begins with published weights: name them with --backbone FILE")
+    if arm.published is not None and arguments.published is None:
+        raise InputError(f"the arm {arm.name!r} begins with published weights: name them with --published FILE")
     print(f"-- {arm.name}", file=sys.stderr)
     request = Request(
         model=arm.model,
@@ -206,10 +203,10 @@ def _train(arm: Arm, comparison: Comparison, arguments: argparse.Namespace, outp
         recipe="small",
         values={**comparison.values, **dict(arguments.set), **arm.values},
         options=arm.options,
-        weights=arguments.backbone if arm.whole else None,
-        backbone=arguments.backbone if arm.backbone else None,
-        teacher=arguments.backbone if arm.taught else None,
-        teacher_model=arm.taught or None,
+        weights=arguments.published if arm.published == "weights" else None,
+        backbone=arguments.published if arm.published == "backbone" else None,
+        teacher=arguments.published if arm.published == "teacher" else None,
+        teacher_model=_TEACHER if arm.published == "teacher" else None,
         resume=True,
         seed=arguments.seed,
         accelerator="auto",

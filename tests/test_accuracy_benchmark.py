@@ -42,7 +42,10 @@ def test_arms_are_trained_once_and_compared_on_the_same_images(
     ("arguments", "message"),
     [
         (["boxes", "--only", "best"], "there is no arm 'best'; allowed: boxes, boxes-quasimax, mil, masks"),
-        (["few-shot", "--only", "global"], "the arm 'global' begins with published weights: name them with --backbone"),
+        (
+            ["few-shot", "--only", "global"],
+            "the arm 'global' begins with published weights: name them with --published",
+        ),
     ],
 )
 def test_what_is_missing_is_said(
