@@ -296,7 +296,7 @@ def _load(request: Request) -> tuple[nn.Module, Weights]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
         module = models.module_from(request.entry, request.options)
-    shipped = models.shipped_weights(request.entry.name, request.options)
+    shipped = models.shipped_weights(request.entry, request.options)
     if request.checkpoint is not None:
         models.load_weights(module, request.checkpoint)
         source = request.checkpoint.name
@@ -311,7 +311,7 @@ def _load(request: Request) -> tuple[nn.Module, Weights]:
 
 def _with_trained_options(request: Request) -> Request:
     """With the options that the weights were trained with, where they say so: nobody need repeat them."""
-    path = request.checkpoint or models.shipped_weights(request.entry.name, request.options)
+    path = request.checkpoint or models.shipped_weights(request.entry, request.options)
     origin = None if path is None else read_origin(path)
     if origin is None:
         return request

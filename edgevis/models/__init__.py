@@ -125,15 +125,15 @@ def parameter_counts(declared: ModelEntry, module: nn.Module) -> ParameterCounts
     return ParameterCounts(sum(sizes.values()), trainable, sum(sizes.values()) - heads)
 
 
-def shipped_weights(name: str, options: Mapping[str, object] = MappingProxyType({})) -> Path | None:
+def shipped_weights(model: str | ModelEntry, options: Mapping[str, object] = MappingProxyType({})) -> Path | None:
     """The weights of that model that come with the package, or None if it has none, or none that fit these options.
 
     Args:
-        name: One of :func:`names`.
+        model: One of :func:`names`, or a declaration.
         options: Those that are asked for, besides the weights' own (see :func:`edgevis.origin.read_origin`). An option
             that changes no parameter, such as the side of the images, fits.
     """
-    declared = entry(name)
+    declared = entry(model) if isinstance(model, str) else model
     if declared.weights is None:
         return None
     path = _WEIGHTS / declared.weights
