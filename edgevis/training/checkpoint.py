@@ -47,7 +47,7 @@ def write_weights(path: Path, model: nn.Module, origin: Origin) -> None:
 
 
 def write_halved(path: Path, tensors: Mapping[str, Tensor], origin: Origin | None) -> None:
-    """Weights to ship, see :data:`HALVED`.
+    """Weights to ship, see :data:`HALVED`; the folder is made.
 
     Batch norm's variances leave the range of float16; its counters are dropped, for nothing reads them.
     """
@@ -56,6 +56,7 @@ def write_halved(path: Path, tensors: Mapping[str, Tensor], origin: Origin | Non
         for name, tensor in tensors.items()
         if not name.endswith("num_batches_tracked")
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, halved, None if origin is None else to_json(origin))
 
 

@@ -49,7 +49,6 @@ def publish(
     for use, file in report["files"].items():
         if file["sha256"] not in known:
             raise InputError(f"the sources do not name the training's {use}, {file['name']} ({file['sha256']})")
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_halved(output, read_weights(run / BEST), origin)
     evaluation = _evaluated(output, origin.model, data, report)
     found = {
