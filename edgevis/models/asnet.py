@@ -13,7 +13,6 @@ all runtimes agree on the places where hybrid masking switches (the paper uses 4
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ from edgevis.models._support_query import (
     to_pairs,
 )
 from edgevis.models.entry import ModelEntry
-from edgevis.models.recipe import SupportQueryRecipe
+from edgevis.models.hsnet import PAPER, SMALL
 from edgevis.state_dict import load_exactly
 from runtime.errors import InputError, ModelError
 from runtime.spec import Deployment
@@ -376,20 +375,8 @@ DEPLOYMENT = deployment(
     max_batch=_MAX_BATCH,
 )
 
-# HM trains it as HSNet. (ASNet's own recipe also learns classification, which few-shot segmentation does without.)
-_PAPER = SupportQueryRecipe(epochs=2000, optimizer="adam", learning_rate=1e-3, batch=20)
-_SMALL = replace(
-    _PAPER,
-    epochs=20,
-    steps_per_epoch=40,
-    batch=8,
-    schedule="cosine",
-    photometric=0.2,
-    flip=True,
-    dice_weight=1.0,
-    test_episodes=200,
-)
-
+# HM trains it as HSNet, by whose recipes. (ASNet's own also learns classification, which few-shot segmentation does
+# without.)
 ENTRIES = (
     ModelEntry(
         "asnet-hm",
@@ -401,6 +388,6 @@ ENTRIES = (
         24_828_642,
         deploy=_deploy,
         precisions=PRECISIONS,
-        recipes={"paper": _PAPER, "small": _SMALL},
+        recipes={"paper": PAPER, "small": SMALL},
     ),
 )
