@@ -209,7 +209,6 @@ def _train(arm: Arm, comparison: Comparison, arguments: argparse.Namespace, outp
         teacher_model=_TEACHER if arm.published == "teacher" else None,
         resume=True,
         seed=arguments.seed,
-        accelerator="auto",
         precision=arguments.precision,
     )
     train(request, Watcher(sys.stderr, quiet=False))
@@ -220,12 +219,13 @@ def _rows(comparison: Comparison, output: Path) -> list[Row]:
     rows = []
     for number, arm in enumerate(comparison.arms):
         found, samples = _read(output / arm.name / REPORT), _read(output / arm.name / SAMPLES)
+        parameters = models.parameters(models.module_from(models.entry(arm.model), found["options"]))
         for name, figure in found["evaluation"]["figures"].items():
             by, width = difference(samples[name], first[name]) if number else (None, None)
             rows.append(
                 Row(
                     arm.name,
-                    models.parameters(models.module_from(models.entry(arm.model), found["options"])),
+                    parameters,
                     name,
                     figure["value"],
                     figure["half_width95"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -87,6 +89,6 @@ def test_queries_come_to_the_ranking() -> None:
         (lambda: difference([1.0, 2.0], [1.0]), r"\(2,\) and \(1,\) pseudo-values"),
     ],
 )
-def test_what_does_not_fit_is_refused(call, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_does_not_fit_is_refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
