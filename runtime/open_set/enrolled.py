@@ -1,0 +1,94 @@
+"""What an enrolment says of itself: each of its images is taken for a stranger, and for a query of its own label."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.arrays import Array, unit_rows
+
+FEATURES = ("log_labels", "stranger_mean", "stranger_high", "genuine_median", "genuine_low")
+
+SAMPLE_ROWS = 512
+"""Of a larger enrolment this many rows stand for all; a statistic needs no more, and its cost stays bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Of an enrolment; scores are those that a query would get, offsets taken off.
+
+    Attributes:
+        labels: How many there are.
+        images: Images per label, the mean.
+        stranger_mean, stranger_high: Mean and 90 % quantile of the best scores that images reach against the labels
+            but their own; None with one label.
+        genuine_median, genuine_low: Median and 20 % quantile of the scores of images against their own label without
+            them; None where no label has two images.
+        recognised: The highest threshold at which each label still recognises the best of its own images.
+    """
+
+    labels: int
+    images: float
+    stranger_mean: float | None
+    stranger_high: float | None
+    genuine_median: float | None
+    genuine_low: float | None
+    recognised: float
+
+    def value(self, name: str) -> float | None:
+        """One of :data:`FEATURES`; None where the enrolment is too small for it."""
+        if name == "log_labels":
+            return math.log(self.labels)
+        found: float | None = getattr(self, name)
+        return found
+
+
+def features_of(
+    rows: Array, counts: Array, offsets: Array, others: Array, *, labels: int, images: float, scoring: str
+) -> Features:
+    """The features of an enrolment, of all its labels or of a sample of them.
+
+    Args:
+        rows: (M, D) float32 rows, those of one label next to each other.
+        counts: (L,) how many each label has.
+        offsets: (M,) what is taken off each row's scores as a query.
+        others: (M,) each row's best cosine to a label that is not its own; -inf where there is none.
+        labels, images: Of the whole enrolment.
+        scoring: ``nearest``, ``prototype`` or ``blend``.
+    """
+    genuine, recognised = [], []
+    start = 0
+    for count in counts.tolist():
+        own = rows[start : start + count]
+        cosines = own @ own.T
+        taken = offsets[start : start + count]
+        prototype = unit_rows(own.mean(axis=0, keepdims=True))[0]
+        recognised.append(float((_combined(np.ones(count, np.float32), own @ prototype, scoring) - taken).max()))
+        if count > 1:
+            rest = cosines - np.diag(np.full(count, np.inf, np.float32))
+            # The sum of the others times the row, over the length of that sum.
+            total = cosines.sum()
+            sums = cosines.sum(axis=1) - 1.0
+            lengths = np.sqrt(np.maximum(total - 2.0 * cosines.sum(axis=1) + 1.0, 1e-12))
+            genuine.append(_combined(rest.max(axis=1), sums / lengths, scoring) - taken)
+        start += count
+    strangers = (others - offsets)[np.isfinite(others)]
+    flat = np.concatenate(genuine) if genuine else np.empty(0)
+    return Features(
+        labels,
+        images,
+        float(strangers.mean()) if len(strangers) else None,
+        float(np.quantile(strangers, 0.9)) if len(strangers) else None,
+        float(np.median(flat)) if len(flat) else None,
+        float(np.quantile(flat, 0.2)) if len(flat) else None,
+        min(recognised),
+    )
+
+
+def _combined(nearest: Array, prototype: Array, scoring: str) -> Array:
+    """A label's score from the cosine to its closest row and that to its prototype."""
+    if scoring == "nearest":
+        return nearest
+    return prototype if scoring == "prototype" else np.asarray(0.5 * (nearest + prototype))

@@ -1,0 +1,121 @@
+"""The space in which embeddings are scored against labels, and the normalisation of the scores.
+
+A raw cosine means different things for different images: an image of a common kind is near to everything. So a model's
+weights bring what was measured of them on images that nobody enrols (the *background*):
+
+1. *Whitening*: embeddings are centred on the background's mean and, where views of one object under different cameras
+   were at hand, multiplied by the inverse square root of the within-class covariance (WCCN; Hatch, Kajarekar, Stolcke,
+   Interspeech 2006), so that directions in which cameras differ weigh less than those in which persons differ.
+2. *Cohort normalisation*: from each score the mean of the query's highest cosines to the background's centroids is
+   taken off, the mean part of an adaptive T-norm (Sturim, Reynolds, ICASSP 2005). The part is the same for all labels:
+   it moves no label before another one, only strangers away from the enrolled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.arrays import Array, unit_rows
+from runtime.errors import SchemaError
+
+FILE = "open_set.npz"
+"""The file of a bundle that holds a space's arrays."""
+
+MAX_BYTES = 256 << 20
+_MAX_COHORT = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreSpace:
+    """Where embeddings of one model are scored.
+
+    Attributes:
+        mean: (D,) float32, of the background's unit rows.
+        whitening: (D, D) float32, symmetric; None where embeddings are only centred.
+        cohort: (K, D) float32 unit rows of the space: the background's centroids.
+        neighbours: How many of the nearest centroids make a query's offset.
+        strength: What share of their mean cosine is taken off, 0..1.
+        level: Their mean cosine over the background, given back, so that scores stay where cosines are.
+    """
+
+    mean: Array
+    whitening: Array | None
+    cohort: Array
+    neighbours: int
+    strength: float
+    level: float
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return int(self.mean.shape[0])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what decides where an embedding lies; rows of equal digests may be compared."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.mean).tobytes())
+        if self.whitening is not None:
+            digest.update(np.ascontiguousarray(self.whitening).tobytes())
+        return digest.hexdigest()
+
+    def project(self, embeddings: Array) -> npt.NDArray[np.float32]:
+        """(N, D) float32 unit rows of the space, from (N, D) float32 unit rows of the model."""
+        centred = embeddings - self.mean
+        return unit_rows(centred if self.whitening is None else centred @ self.whitening)
+
+    def offsets(self, rows: Array) -> npt.NDArray[np.float32]:
+        """(N,) float32: what is taken off every score of each of (N, D) rows of the space."""
+        cosines = rows @ self.cohort.T
+        nearest = np.partition(cosines, -self.neighbours, axis=1)[:, -self.neighbours :]
+        return np.asarray(self.strength * (nearest.mean(axis=1) - self.level), np.float32)
+
+    def arrays(self) -> dict[str, Array]:
+        """What :func:`space_from` reads, in float16 where that is enough."""
+        found = {
+            "mean": np.asarray(self.mean, np.float32),
+            "cohort": np.asarray(self.cohort, np.float16),
+            "normalisation": np.array([self.neighbours, self.strength, self.level], np.float64),
+        }
+        if self.whitening is not None:
+            found["whitening"] = np.asarray(self.whitening, np.float16)
+        return found
+
+
+def space_from(arrays: Mapping[str, Array], dimension: int, where: str) -> ScoreSpace:
+    """The space of a model whose embeddings have ``dimension`` numbers.
+
+    Args:
+        arrays: As :meth:`ScoreSpace.arrays` writes them.
+        dimension: D.
+        where: The file's name, for messages.
+
+    Raises:
+        SchemaError: An array is missing, unknown, of another shape, or not finite.
+    """
+    allowed = {"mean", "cohort", "normalisation", "whitening"}
+    if not allowed - {"whitening"} <= set(arrays) <= allowed:
+        raise SchemaError(f"{where} holds {sorted(arrays)}; needed: cohort, mean, normalisation; allowed: whitening")
+    for name, array in arrays.items():
+        if array.dtype not in (np.float16, np.float32, np.float64) or not np.isfinite(array).all():
+            raise SchemaError(f"{where}: {name} must hold finite floating-point numbers")
+    mean, cohort = (np.asarray(arrays[name], np.float32) for name in ("mean", "cohort"))
+    whitening = np.asarray(arrays["whitening"], np.float32) if "whitening" in arrays else None
+    if mean.shape != (dimension,) or cohort.ndim != 2 or cohort.shape[1:] != (dimension,):
+        raise SchemaError(f"{where}: mean {mean.shape} and cohort {cohort.shape} do not fit embeddings of {dimension}")
+    if whitening is not None and whitening.shape != (dimension, dimension):
+        raise SchemaError(f"{where}: whitening has shape {whitening.shape}; needed: ({dimension}, {dimension})")
+    if arrays["normalisation"].shape != (3,) or not 1 <= len(cohort) <= _MAX_COHORT:
+        raise SchemaError(f"{where}: normalisation must be three numbers, the cohort 1 to {_MAX_COHORT} rows")
+    neighbours, strength, level = (float(value) for value in arrays["normalisation"])
+    if not (1 <= neighbours <= len(cohort) and 0 <= strength <= 1 and -1 <= level <= 1):
+        raise SchemaError(
+            f"{where}: neighbours {neighbours}, strength {strength}, level {level}; allowed: 1 to the cohort's "
+            f"{len(cohort)}, 0..1, -1..1"
+        )
+    return ScoreSpace(mean, whitening, unit_rows(cohort), int(neighbours), strength, level)

@@ -1,0 +1,89 @@
+"""A threshold measured on strangers: the scores of images in which nobody is enrolled.
+
+What is kept of the strangers are their rows, not only their scores: when labels are added or forgotten, each stranger's
+best score is known for the labels of now, so nothing has to be assumed of how the best of n labels grows with n.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.arrays import Array
+
+MAX_STRANGERS = 2000
+"""At most so many rows are kept; of more, every n-th."""
+
+_TAIL_SHARE = 0.15
+_TAIL_ROWS = 8
+_EXACT = 4.0
+"""From so many strangers above the threshold their order decides; below, the tail that is fitted to them does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A share with its 95 % interval, each 0..1."""
+
+    value: float
+    low: float
+    high: float
+
+
+def threshold_at(scores: Array, rate: float) -> float:
+    """The score that a stranger reaches with probability ``rate``.
+
+    Where the order of the scores says it (at least four of them lie above), it is taken from there. Further out an
+    exponential tail is fitted to the highest 15 % (the tail of scores that are bounded falls off no slower; Pickands
+    1975), so that a hundred strangers suffice for 1 %.
+
+    Args:
+        scores: (N,) each stranger's best score, N >= 1.
+        rate: 0..1, exclusive.
+    """
+    ordered = np.sort(np.asarray(scores, np.float64))[::-1]
+    count = len(ordered)
+    above = rate * (count + 1)
+    if above >= _EXACT or count <= _TAIL_ROWS:
+        position = min(max(above - 0.5, 0.0), count - 1.0)  # between the last that is above and the first below
+        lower = math.floor(position)
+        upper = min(lower + 1, count - 1)
+        return float(ordered[lower] + (position - lower) * (ordered[upper] - ordered[lower]))
+    tail = max(_TAIL_ROWS, math.ceil(_TAIL_SHARE * count))
+    tail = min(tail, count - 1)
+    start = ordered[tail]
+    mean_excess = float((ordered[:tail] - start).mean())
+    return float(start + mean_excess * math.log(tail / (count + 1) / rate))
+
+
+def effective_count(rows: Array, same: float) -> tuple[float, int]:
+    """How many independent images (N, D) unit rows are worth, and how many different strangers they show.
+
+    Images that follow each other in a video show the same stranger. Rows whose cosine is at least ``same`` are taken
+    for one; the count is Kish's, ``N**2 / sum(n_i**2)``.
+    """
+    count = len(rows)
+    if count == 0:
+        return 0.0, 0
+    owner = np.full(count, -1, np.int64)
+    groups = 0
+    for index in range(count):
+        if owner[index] >= 0:
+            continue
+        near = (rows @ rows[index] >= same) & (owner < 0)
+        near[index] = True
+        owner[near] = groups
+        groups += 1
+    sizes = np.bincount(owner).astype(np.float64)
+    return float(count**2 / (sizes**2).sum()), groups
+
+
+def rate_interval(rate: float, count: float) -> Rate:
+    """A share that was measured on ``count`` independent images, with Wilson's 95 % interval."""
+    if count <= 0:
+        return Rate(rate, 0.0, 1.0)
+    z = 1.959964
+    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
+    return Rate(rate, max(0.0, centre - half), min(1.0, centre + half))
