@@ -13,9 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from runtime.arrays import Array
-from runtime.gallery.queries import Queries
+from runtime.gallery.queries import Queries, Query
 
 NO_ROW = -1
+_SINGLE_THREAD_PRODUCTS = 1 << 18  # OpenBLAS 0.3 shares what is more
 MAX_LENGTH = 1.001
 """Of a row, which is a unit row within 1e-3 of its squared length."""
 
@@ -24,10 +25,6 @@ class Vectors(Protocol):
     """(N, D) unit rows at rest, immutable."""
 
     dimension: int
-    error: float
-    """How far a score of :meth:`scores` may be from the true one, for a query of length one."""
-    refined_error: float
-    """The same of :meth:`refined`."""
 
     def __len__(self) -> int: ...
 
@@ -48,11 +45,19 @@ class Vectors(Protocol):
         ...
 
     def scores(self, queries: Queries, out: Array) -> None:
-        """Write the cosine of each query with each row, within :attr:`error`, to ``out`` (B, N) float32."""
+        """Write the product of each query with each row, within :meth:`bound`, to ``out`` (B, N) float32."""
         ...
 
-    def refined(self, query: Queries, offsets: Array) -> Array:
-        """(R,) float32: the cosine of one query with these rows, within :attr:`refined_error`."""
+    def bound(self, queries: Queries) -> Array:
+        """(B,) float64: how far a score of :meth:`scores` may be from the true one."""
+        ...
+
+    def refined(self, query: Query, offsets: Array) -> Array:
+        """(R,) float32: the product of one query with these rows, within :meth:`refined_bound`."""
+        ...
+
+    def refined_bound(self, query: Query) -> float:
+        """How far a score of :meth:`refined` may be from the true one."""
         ...
 
 
@@ -65,7 +70,7 @@ class PlainVectors:
         # Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1: a sum of D products, added in whatever
         # order, is within D u / (1 - D u) of the sum of their magnitudes, which is at most the product of the lengths.
         rounding = self.dimension * 2.0**-24
-        self.error = self.refined_error = MAX_LENGTH * rounding / (1 - rounding) + 2e-7
+        self._error = MAX_LENGTH * rounding / (1 - rounding) + 2e-7
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,8 +90,27 @@ class PlainVectors:
     def scores(self, queries: Queries, out: Array) -> None:
         np.matmul(queries.rows, self.rows.T, out=out)
 
-    def refined(self, query: Queries, offsets: Array) -> Array:
-        return np.asarray(self.rows[offsets] @ query.rows[0])
+    def bound(self, queries: Queries) -> Array:
+        return np.asarray(queries.norms * self._error)
+
+    def refined(self, query: Query, offsets: Array) -> Array:
+        return np.asarray(self.rows[offsets] @ query.row)
+
+    def refined_bound(self, query: Query) -> float:
+        return query.norm * self._error
+
+
+def multiply(queries: Array, rows: Array, out: Array) -> None:
+    """Write the products of (B, D) queries and (N, D) rows to ``out`` (B, N), all float32, on this thread alone.
+
+    NumPy's BLAS would share so small a product among all cores, and on a busy machine wait milliseconds for one.
+    """
+    if len(queries) <= 4:
+        np.einsum("bd,nd->bn", queries, rows, out=out)
+        return
+    step = max(1, _SINGLE_THREAD_PRODUCTS // queries.size)
+    for begin in range(0, len(rows), step):
+        np.matmul(queries, rows[begin : begin + step].T, out=out[:, begin : begin + step])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,11 +165,14 @@ class Block:
     def joined(self, second: Block) -> Block:
         """The rows of both, without what was removed."""
         first, second = self.compacted(), second.compacted()
-        columns = (
-            np.concatenate([getattr(first, name), getattr(second, name)])
-            for name in ("numbers", "slots", "before", "norms")
+        return Block(
+            first.vectors.joined(second.vectors),
+            np.concatenate([first.numbers, second.numbers]),
+            np.concatenate([first.slots, second.slots]),
+            np.concatenate([first.before, second.before]),
+            np.concatenate([first.norms, second.norms]),
+            np.empty(0, np.int32),
         )
-        return Block(first.vectors.joined(second.vectors), *columns, removed=np.empty(0, np.int32))
 
 
 class Tail:

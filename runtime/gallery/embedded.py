@@ -18,7 +18,7 @@ from runtime.gallery.tracking import BestScores
 from runtime.results import Match
 from runtime.threshold import Impostors
 
-_BULK_ROWS = 8192  # that are taken into the store at once
+_BULK_ROWS = 16384  # that are taken into the store at once
 _SHOWN_LABELS = 20  # of those that an error lists
 
 

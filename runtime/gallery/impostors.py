@@ -23,9 +23,9 @@ def impostors_among(state: State) -> Impostors | None:
     wanted = np.zeros(state.slot_count + 1, bool)
     wanted[slots] = True
     rows = np.flatnonzero(wanted[state.slots])
-    rows = rows[np.argsort(state.slots[rows], kind="stable")]
-    starts = np.searchsorted(state.slots[rows], slots)
-    vectors = state.rows_at(rows)
+    order = np.argsort(state.slots[rows], kind="stable")
+    starts = np.searchsorted(state.slots[rows[order]], slots)
+    vectors = state.rows_at(rows)[order]
     queries = state.rows_at(picked)
     if state.scoring == "prototype":
         scores = queries @ unit_rows(np.add.reduceat(vectors, starts, axis=0, dtype=np.float64)).T

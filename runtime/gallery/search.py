@@ -7,19 +7,24 @@ other queries of a batch, on where a row lies or on how many threads searched.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
 
 from runtime.arrays import Array
-from runtime.gallery.queries import Queries
+from runtime.gallery.blocks import PlainVectors, multiply
+from runtime.gallery.candidates import Candidates
+from runtime.gallery.packed import PackedVectors
+from runtime.gallery.queries import Queries, Query
 from runtime.gallery.state import State
+from runtime.gallery.threads import cores, run_all
 from runtime.results import Match
 
 _SCORES = 8 << 20  # scores that stand in memory at once
 _LANES = 32  # positions of which the first pass looks at the best alone
-_FEW = 64  # rows for which a second pass does not pay
-_SLICE = 4096  # rows that are rebuilt at once
+_FEW = 8  # candidates, beyond those asked for, for which a second pass does not pay
+_THREAD_BYTES = 4 << 20  # of a first pass that are worth a thread: a thread takes 0.1 ms to start
 
 
 def search(state: State, queries: Queries, top_k: int) -> list[tuple[Match, ...]]:
@@ -36,41 +41,53 @@ def search(state: State, queries: Queries, top_k: int) -> list[tuple[Match, ...]
 
 def best(state: State, queries: Queries, top_k: int) -> Iterator[tuple[Array, Array]]:
     """Slots and float32 scores of the best labels of each query, best first; the state has at least one label."""
-    rows = max(1, _SCORES // int(state.starts[-1]))
     if top_k >= state.label_count:
-        everything = np.flatnonzero(state.slots >= 0)
+        everything = Candidates.at(state, np.flatnonzero(state.slots >= 0))
         for index in range(len(queries)):
-            yield _ranked(state, queries[index : index + 1], everything, top_k)
+            yield _ranked(state, Query(queries, index), everything, top_k)
         return
+    rows = max(1, _SCORES // int(state.starts[-1]))
     for begin in range(0, len(queries), rows):
-        part = queries[begin : begin + rows]
+        part = queries if rows >= len(queries) else Queries(queries.rows[begin : begin + rows])
         scores = first_pass(state, part)
-        for index, row in enumerate(scores):
-            yield _best(state, part[index : index + 1], row, top_k)
+        errors = np.max([block.vectors.bound(part) for block in state.blocks], axis=0)
+        for index, (row, error) in enumerate(zip(scores, errors.tolist(), strict=True)):
+            yield _best(state, Query(part, index), row, error, top_k)
 
 
 def first_pass(state: State, queries: Queries) -> Array:
-    """(B, positions) float32: the cosines within the error of the state's blocks; -inf where a row was removed."""
+    """(B, positions) float32: the products within the bound of each block; -inf where a row was removed."""
     scores = np.empty((len(queries), int(state.starts[-1])), np.float32)
-    for block, start in zip(state.blocks, state.starts.tolist(), strict=False):
-        block.vectors.scores(queries, scores[:, start : start + len(block)])
+    ends = state.starts.tolist()
+    parts = [
+        (block.vectors, scores[:, start:end]) for block, start, end in zip(state.blocks, ends, ends[1:], strict=False)
+    ]
+    size = sum(vectors.coarse.size for vectors, _ in parts if isinstance(vectors, PackedVectors))
+    if size:
+        jobs = [
+            functools.partial(multiply, queries.rows, vectors.rows, out)
+            if isinstance(vectors, PlainVectors)
+            else functools.partial(vectors.scores, queries, out)
+            for vectors, out in reversed(parts)
+        ]
+        run_all(jobs, threads=min(cores(), size // _THREAD_BYTES))
+    else:
+        for vectors, out in parts:
+            vectors.scores(queries, out)
     if len(state.removed):
         scores[:, state.removed] = -np.inf
     return scores
 
 
-def _best(state: State, query: Queries, scores: Array, top_k: int) -> tuple[Array, Array]:
-    norm = float(query.norms[0])
-    if not np.isfinite(norm):  # such scores are NaN, and every label is as good as another
+def _best(state: State, query: Query, scores: Array, error: float, top_k: int) -> tuple[Array, Array]:
+    if not np.isfinite(query.norm):  # such scores are NaN, and every label is as good as another
         slots = state.live_slots[:top_k]
         return slots, np.full(len(slots), np.nan, np.float32)
-    error = max(block.vectors.error for block in state.blocks) * norm
-    candidates = _near if state.scoring == "nearest" else _near_prototypes
-    positions = candidates(state, scores, error, top_k)
-    if len(positions) > _FEW:
-        error = max(block.vectors.refined_error for block in state.blocks) * norm
-        positions = positions[_narrowed(state, query, positions, error, top_k)]
-    return _ranked(state, query, positions, top_k)
+    near = _near if state.scoring == "nearest" else _near_prototypes
+    found = Candidates.at(state, near(state, scores, error, top_k))
+    if len(found.slots) > top_k + _FEW:
+        found = found.only(_narrowed(state, query, found, top_k))
+    return _ranked(state, query, found, top_k)
 
 
 def _near(state: State, scores: Array, error: float, top_k: int) -> Array:
@@ -117,42 +134,36 @@ def _possible(state: State, slots: Array, sums: Array, norms: Array, error: floa
     return np.asarray(slots[scores + errors >= reached])
 
 
-def _narrowed(state: State, query: Queries, positions: Array, error: float, top_k: int) -> Array:
-    """Which of these positions may still decide, by a second pass over them alone: a mask."""
-    scores = np.empty(len(positions), np.float32)
-    owners = np.searchsorted(state.starts, positions, side="right") - 1
-    for index in np.unique(owners).tolist():
-        here = np.flatnonzero(owners == index)
-        scores[here] = state.blocks[index].vectors.refined(query, positions[here] - state.starts[index])
-    slots, inverse = np.unique(state.slots_at(positions), return_inverse=True)
+def _narrowed(state: State, query: Query, found: Candidates, top_k: int) -> Array:
+    """Which candidates may still decide, by a second pass over them alone: a mask."""
+    scores, error = found.refined(query)
+    slots, inverse = np.unique(found.slots, return_inverse=True)
     if len(slots) <= top_k:
-        return np.ones(len(positions), bool)
+        return np.ones(len(found.slots), bool)
     if state.scoring == "prototype":
         sums = np.zeros(state.slot_count)
         sums[slots] = np.bincount(inverse, weights=scores)
-        return np.isin(slots[inverse], _possible(state, slots, sums, state.norms, error, top_k))
+        return np.isin(found.slots, _possible(state, slots, sums, state.norms, error, top_k))
     label_scores = np.full(len(slots), -np.inf, np.float32)
     np.maximum.at(label_scores, inverse, scores)
     reached = np.partition(label_scores, len(slots) - top_k)[len(slots) - top_k]
     return np.asarray(scores >= reached - 2 * error)
 
 
-def _ranked(state: State, query: Queries, positions: Array, top_k: int) -> tuple[Array, Array]:
-    """The labels that have rows at these positions, by their exact scores."""
-    wide = query.wide[0]
-    slots, inverse = np.unique(state.slots_at(positions), return_inverse=True)
+def _ranked(state: State, query: Query, found: Candidates, top_k: int) -> tuple[Array, Array]:
+    """The labels of the candidates, by their exact scores."""
+    wide = query.row.astype(np.float64)
+    slots, inverse = np.unique(found.slots, return_inverse=True)
     prototypes = state.scoring == "prototype"
     scores = np.full(len(slots), 0.0 if prototypes else -np.inf)
     sums = np.zeros((len(slots), len(wide))) if prototypes else None
-    for begin in range(0, len(positions), _SLICE):
-        part = slice(begin, begin + _SLICE)
-        rows = state.rows_at(positions[part]).astype(np.float64)
+    for part, rows in found.rows():
         # Not a matrix product: equal rows get equal scores only if each is added up in the same order.
-        found = np.einsum("nd,d->n", rows, wide)
+        products = np.einsum("nd,d->n", rows, wide)
         if sums is None:
-            np.maximum.at(scores, inverse[part], found)
+            np.maximum.at(scores, inverse[part], products)
         else:
-            np.add.at(scores, inverse[part], found)
+            np.add.at(scores, inverse[part], products)
             np.add.at(sums, inverse[part], rows)
     if sums is not None:
         counts = np.bincount(inverse, minlength=len(slots))

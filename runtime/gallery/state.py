@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -101,19 +101,27 @@ class State:
         names = self.epoch.names
         return tuple(names[slot] for slot in self.live_slots.tolist())
 
+    def parts(self, positions: Array) -> Iterator[tuple[slice, Block, Array]]:
+        """Of ascending positions, those of each block: where they stand among all, the block, offsets in it."""
+        bounds = np.searchsorted(positions, self.starts).tolist()
+        for block, start, begin, end in zip(self.blocks, self.starts.tolist(), bounds, bounds[1:], strict=False):
+            if begin < end:
+                part = slice(begin, end)
+                yield part, block, positions[part] - start
+
     def slots_at(self, positions: Array) -> Array:
-        """The slots at these positions, without a pass over all of them."""
-        return self._gathered(
-            positions, lambda block, offsets: block.slots[offsets], np.empty(len(positions), np.int32)
-        )
+        """The slots at these ascending positions, without a pass over all of them."""
+        made = np.empty(len(positions), np.int32)
+        for part, block, offsets in self.parts(positions):
+            made[part] = block.slots[offsets]
+        return made
 
     def rows_at(self, positions: Array) -> Array:
-        """(R, D) float32: the rows at these positions, bit for bit as they were added."""
-        if not self.blocks:
-            raise ValueError("there are no rows")
-        dimension = self.blocks[0].vectors.dimension
-        made = np.empty((len(positions), dimension), np.float32)
-        return self._gathered(positions, lambda block, offsets: block.vectors.take(offsets), made)
+        """(R, D) float32: the rows at these ascending positions, bit for bit as they were added."""
+        made = np.empty((len(positions), self.blocks[0].vectors.dimension if self.blocks else 0), np.float32)
+        for part, block, offsets in self.parts(positions):
+            made[part] = block.vectors.take(offsets)
+        return made
 
     def grouped(self) -> Iterator[tuple[str, Array]]:
         """Each label with its (N, D) float32 rows, in the order of enrolment; a few thousand rows at a time."""
@@ -125,7 +133,10 @@ class State:
         size = 0
         for slot in (*self.live_slots.tolist(), None):
             if pending and (slot is None or size + counts[slot] > _SLICE):
-                rows = self.rows_at(order[begin : begin + size])
+                ahead = order[begin : begin + size]
+                sorting = np.argsort(ahead, kind="stable")
+                rows = np.empty((size, self.blocks[0].vectors.dimension), np.float32)
+                rows[sorting] = self.rows_at(ahead[sorting])
                 ends = np.cumsum(counts[pending]).tolist()
                 for known, end in zip(pending, ends, strict=True):
                     yield names[known], rows[end - counts[known] : end]
@@ -133,11 +144,3 @@ class State:
             if slot is not None:
                 pending.append(slot)
                 size += int(counts[slot])
-
-    def _gathered(self, positions: Array, from_block: Callable[[Block, Array], Array], out: Array) -> Array:
-        starts = self.starts
-        owners = np.searchsorted(starts, positions, side="right") - 1
-        for index in np.unique(owners).tolist():
-            here = np.flatnonzero(owners == index)
-            out[here] = from_block(self.blocks[index], positions[here] - starts[index])
-        return out

@@ -10,13 +10,15 @@ from dataclasses import replace
 import numpy as np
 
 from runtime.arrays import Array
-from runtime.gallery.blocks import NO_ROW, Block, Tail
+from runtime.gallery.blocks import NO_ROW, Block, PlainVectors, Tail
+from runtime.gallery.kernels import best_kernel
 from runtime.gallery.labels import Labels
+from runtime.gallery.packed import packed, packs
 from runtime.gallery.state import Epoch, Scoring, State
 
-TAIL_ROWS = 2048
-"""Rows that the growing block takes before a new one begins. Splitting them into planes takes some 10 ms."""
-_BLOCK_ROWS = 8192  # to which neighbours are joined: fewer calls a search, still some 10 ms a copy
+TAIL_ROWS = 1024
+"""Rows that the growing block takes before a new one begins. Splitting them into planes takes some 4 ms."""
+_BLOCK_ROWS = 16384  # to which neighbours are joined: fewer calls a search, still less than 10 ms a copy
 _GAPS = 1024  # slots of forgotten labels, beyond as many as there are labels, that are borne
 _SUMS = 64  # labels of which the sum of rows is kept at hand
 _NONE = np.empty(0, np.int32)
@@ -54,12 +56,19 @@ class Store:
         numbers = np.arange(first, first + len(rows))
         begin = 0
         while begin < len(rows):
-            end = min(begin + self._tail.room, len(rows))
-            part = slice(begin, end)
-            self._tail.append(rows[part], numbers[part], owners[part], before[part], norms[part])
-            begin = end
-            if not self._tail.room:
-                self._seal()
+            rest = len(rows) - begin
+            # Many rows at once need not go through the tail, nor the last of them be a small block.
+            whole = not len(self._tail) and rest >= TAIL_ROWS
+            end = begin + (rest if whole and rest < 2 * _BLOCK_ROWS else _BLOCK_ROWS if whole else self._tail.room)
+            part = slice(begin, min(end, len(rows)))
+            columns = rows[part], numbers[part], owners[part], before[part], norms[part]
+            if whole:
+                self._full.append(_sealed(Block(PlainVectors(columns[0]), *columns[1:], removed=_NONE)))
+            else:
+                self._tail.append(*columns)
+                if not self._tail.room:
+                    self._seal()
+            begin = part.stop
         self._publish(rows=len(rows), next_number=first + len(rows))
 
     def remove(self, label: str) -> bool:
@@ -139,7 +148,7 @@ class Store:
 
     def _seal(self) -> None:
         """The tail is full: it becomes a block that does not grow, joined with neighbours of its size."""
-        self._full.append(self._tail.block(self._tail_removed).compacted())
+        self._full.append(_sealed(self._tail.block(self._tail_removed).compacted()))
         self._tail, self._tail_removed = Tail(self._dimension, TAIL_ROWS), _NONE
         while len(self._full) > 1 and len(self._full[-2]) <= 2 * len(self._full[-1]) <= _BLOCK_ROWS:
             second, first = self._full.pop(), self._full.pop()
@@ -186,3 +195,11 @@ class Store:
             next_number=next_number,
             version=state.version + 1,
         )
+
+
+def _sealed(block: Block) -> Block:
+    """The block in the form in which it is searched from now on."""
+    kernel = best_kernel()
+    if kernel is None or not packs(block.vectors.dimension):
+        return replace(block, vectors=PlainVectors(block.vectors.all().copy()))
+    return replace(block, vectors=packed(block.vectors.all(), kernel))
