@@ -11,6 +11,7 @@ from runtime.arrays import Array
 from runtime.errors import InputError, UnknownLabelError
 from runtime.gallery.impostors import impostors_among
 from runtime.gallery.queries import Queries
+from runtime.gallery.rows import RowsByLabel, rows_by_label
 from runtime.gallery.search import search
 from runtime.gallery.state import Epoch, Scoring, State
 from runtime.gallery.store import Store
@@ -70,7 +71,8 @@ class EmbeddedGallery:
         Raises:
             InputError: They are not (N, D) with N >= 1, or not of length one; nothing was enrolled.
         """
-        rows = self._checked(embeddings)
+        self._check_shape(embeddings)
+        rows = np.asarray(embeddings, np.float32)
         counts = np.array([len(rows)])
         _check_lengths([label], counts, rows)
         with self._writing:
@@ -103,25 +105,26 @@ class EmbeddedGallery:
         """Each label of one state with its (N, D) float32 rows, in order, without a copy of the whole."""
         return self.state.grouped()
 
-    def contents(self) -> dict[str, Array]:
-        """Label to (N, D) float32 unit rows, in order; the arrays must not be written to."""
-        return dict(self.state.grouped())
+    def contents(self) -> RowsByLabel:
+        """Label to (N, D) float32 unit rows, in order: a copy of one state, in one array."""
+        state = self.state
+        matrix = np.empty((state.row_count, self.dimension), np.float32)
+        end = 0
+        for _, rows in state.grouped():
+            matrix[end : end + len(rows)] = rows
+            end += len(rows)
+        return RowsByLabel(state.labels, state.counts[state.live_slots], matrix)
 
     def replace(self, rows: Mapping[str, Array]) -> None:
         """Forget all and take ``rows`` in one step; InputError, and nothing changes, when they do not fit."""
-        fresh = Store(self.dimension, self.scoring)
-        labels: list[str] = []
-        parts: list[Array] = []
-        size = 0
-        for label, embeddings in rows.items():
-            labels.append(label)
-            parts.append(self._checked(embeddings))
-            size += len(embeddings)
-            if size >= _BULK_ROWS:
-                self._add_checked(fresh, labels, parts)
-                labels, parts, size = [], [], 0
-        if parts:
-            self._add_checked(fresh, labels, parts)
+        fresh = Store(self.dimension, self.scoring, labels=len(rows))
+        if rows:
+            for embeddings in (rows.matrix,) if isinstance(rows, RowsByLabel) else rows.values():
+                self._check_shape(embeddings)
+            for labels, counts, part in rows_by_label(rows).slices(_BULK_ROWS):
+                embeddings = np.asarray(part, np.float32)
+                _check_lengths(labels, counts, embeddings)
+                fresh.add(labels, counts, embeddings)
         with self._writing:
             fresh.follow(self._store)
             self._store = fresh
@@ -142,18 +145,11 @@ class EmbeddedGallery:
         """Follows the best score of each of (N, D) float32 rows; see :class:`runtime.gallery.tracking.BestScores`."""
         return BestScores(self, probes, own)
 
-    def _checked(self, embeddings: Array) -> Array:
+    def _check_shape(self, embeddings: Array) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension or not len(embeddings):
             raise InputError(
                 f"embeddings of shape {embeddings.shape}; this gallery takes (N, {self.dimension}), N >= 1"
             )
-        return np.asarray(embeddings, np.float32)
-
-    def _add_checked(self, store: Store, labels: list[str], parts: list[Array]) -> None:
-        counts = np.array([len(part) for part in parts], np.int64)
-        rows = np.concatenate(parts)
-        _check_lengths(labels, counts, rows)
-        store.add(labels, counts, rows)
 
 
 def _check_lengths(labels: Sequence[str], counts: Array, rows: Array) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
 
 _EMPTY, _DELETED = -1, -2
 
@@ -13,17 +12,17 @@ class Labels:
 
     A dict of 100,000 labels takes 8 MB, 4 % of their vectors; this table of 32-bit slots takes 1 MB.
     Only the gallery's writer calls the methods; readers read ``names`` below the count that they know.
+
+    Args:
+        room: For how many labels to make room.
     """
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
+    def __init__(self, *, room: int = 0) -> None:
         self.names: list[str] = []
-        self._table = array("i", [_EMPTY]) * 16
+        self._table = array("i")
         self._used = 0  # cells that are not empty: live slots and deleted ones
         self._alive = 0
-        names = list(names)
-        self._rebuild(len(names))
-        for name in names:
-            self.add(name)
+        self._rebuild(room)
 
     def __len__(self) -> int:
         """How many labels there are."""
@@ -31,43 +30,38 @@ class Labels:
 
     def find(self, name: str) -> int | None:
         """The label's slot; None when there is none."""
-        table, names = self._table, self.names
-        mask = len(table) - 1
-        cell = hash(name) & mask
-        while (slot := table[cell]) != _EMPTY:
-            if slot != _DELETED and names[slot] == name:
-                return slot
-            cell = (cell + 1) & mask
-        return None
+        slot = self._table[self._cell(name)]
+        return None if slot == _EMPTY else slot
 
-    def add(self, name: str) -> int:
-        """A new slot for a label that has none."""
+    def find_or_add(self, name: str) -> int:
+        """The label's slot, a new one if there is none."""
+        cell = self._cell(name)
+        if self._table[cell] != _EMPTY:
+            return self._table[cell]
         if (self._used + 1) * 3 > len(self._table) * 2:
             self._rebuild(self._alive + 1)
-        slot = len(self.names)
+            cell = self._cell(name)
+        slot = self._table[cell] = len(self.names)
         self.names.append(name)
-        self._put(name, slot)
+        self._used += 1
         self._alive += 1
         return slot
 
     def discard(self, name: str) -> None:
         """Take the label's slot away from it; its name stays for those who read an earlier state."""
-        mask = len(self._table) - 1
-        cell = hash(name) & mask
-        while (slot := self._table[cell]) != _EMPTY:
-            if slot != _DELETED and self.names[slot] == name:
-                self._table[cell] = _DELETED
-                self._alive -= 1
-                return
-            cell = (cell + 1) & mask
+        cell = self._cell(name)
+        if self._table[cell] != _EMPTY:
+            self._table[cell] = _DELETED
+            self._alive -= 1
 
-    def _put(self, name: str, slot: int) -> None:
-        mask = len(self._table) - 1
+    def _cell(self, name: str) -> int:
+        """Where the table has the label's slot, or the empty cell where the search for it ended."""
+        table, names = self._table, self.names
+        mask = len(table) - 1
         cell = hash(name) & mask
-        while self._table[cell] != _EMPTY:
+        while (slot := table[cell]) != _EMPTY and (slot == _DELETED or names[slot] != name):
             cell = (cell + 1) & mask
-        self._table[cell] = slot
-        self._used += 1
+        return cell
 
     def _rebuild(self, room: int) -> None:
         live = [slot for slot in self._table if slot >= 0]
@@ -75,6 +69,6 @@ class Labels:
         while size < room * 2:
             size *= 2
         self._table = array("i", [_EMPTY]) * size
-        self._used = 0
+        self._used = len(live)
         for slot in live:
-            self._put(self.names[slot], slot)
+            self._table[self._cell(self.names[slot])] = slot

@@ -30,12 +30,13 @@ class Store:
     Args:
         dimension: D, the length of a row.
         scoring: How a query scores against a label.
+        labels: For how many labels to make room.
     """
 
-    def __init__(self, dimension: int, scoring: Scoring) -> None:
+    def __init__(self, dimension: int, scoring: Scoring, *, labels: int = 0) -> None:
         self._dimension = dimension
-        self._labels = Labels()
-        self._last = np.full(16, NO_ROW, np.int64)  # by slot: the number of the label's last row
+        self._labels = Labels(room=labels)
+        self._last = np.full(max(labels, 16), NO_ROW, np.int64)  # by slot: the number of the label's last row
         self._full: list[Block] = []
         self._tail = Tail(dimension, TAIL_ROWS)
         self._tail_removed = _NONE
@@ -45,7 +46,8 @@ class Store:
 
     def add(self, labels: Sequence[str], counts: Array, rows: Array) -> None:
         """Add (N, D) float32 unit rows, ``counts`` of them to each of ``labels``, which are all different."""
-        slots = np.array([self._slot(label) for label in labels], np.int32)
+        slots = np.array(list(map(self._labels.find_or_add, labels)), np.int32)
+        self._make_room(len(self._labels.names))
         ends = np.cumsum(counts)
         first = self.state.next_number
         before = np.arange(first - 1, first - 1 + len(rows))
@@ -104,13 +106,10 @@ class Store:
         """Which of the slots of the current epoch are those of labels that are there."""
         return np.asarray(self._last[slots] != NO_ROW)
 
-    def _slot(self, label: str) -> int:
-        slot = self._labels.find(label)
-        if slot is None:
-            slot = self._labels.add(label)
-            if slot == len(self._last):
-                self._last = np.concatenate([self._last, np.full(len(self._last), NO_ROW, np.int64)])
-        return slot
+    def _make_room(self, slots: int) -> None:
+        if slots > len(self._last):
+            more = max(slots - len(self._last), len(self._last) // 2)
+            self._last = np.concatenate([self._last, np.full(more, NO_ROW, np.int64)])
 
     def _rows_of(self, slot: int) -> Iterator[tuple[int, Array]]:
         """The label's rows, last to first: a block's index – the tail comes after the full ones – and offsets."""
@@ -172,7 +171,9 @@ class Store:
         live = state.live_slots
         slots = np.full(state.slot_count, -1, np.int32)
         slots[live] = np.arange(len(live), dtype=np.int32)
-        self._labels = Labels(state.labels)
+        self._labels = Labels()
+        for label in state.labels:
+            self._labels.find_or_add(label)
         self._last = np.concatenate([self._last[live], np.full(16, NO_ROW, np.int64)])
         self._sums.clear()
         self._full = [replace(block, slots=slots[block.slots]) for block in self._full]
