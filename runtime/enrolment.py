@@ -17,6 +17,7 @@ import numpy as np
 
 from runtime.arrays import Array, read_arrays, write_arrays
 from runtime.errors import EnrolmentError, EnrolmentMismatchError, SchemaError
+from runtime.gallery.rows import RowsByLabel, rows_by_label
 from runtime.jsondata import from_json, parse_json, shown, to_json
 
 SCHEMA = 1
@@ -69,12 +70,12 @@ def save_enrolment(path: str | os.PathLike[str], enrolment: Enrolment) -> None:
         EnrolmentError: The file cannot be written.
     """
     header = json.dumps(to_json(_Header(enrolment.encoder, enrolment.threshold)))
-    rows = list(enrolment.rows.values())
+    rows = rows_by_label(enrolment.rows) if enrolment.rows else None
     arrays = {
         "header": _bytes_of(header),
         "labels": _bytes_of(json.dumps(list(enrolment.rows))),
-        "counts": np.array([len(item) for item in rows], np.int64),
-        "embeddings": np.concatenate(rows) if rows else np.empty((0, 0), np.float32),
+        "counts": rows.counts if rows else np.empty(0, np.int64),
+        "embeddings": rows.matrix if rows else np.empty((0, 0), np.float32),
     }
     try:
         write_arrays(Path(path), arrays)
@@ -118,9 +119,7 @@ def load_enrolment(path: str | os.PathLike[str]) -> Enrolment:
         raise EnrolmentError(f"{path} is damaged: its labels, counts and embeddings do not fit together")
     if header.threshold is not None and not -1.0 <= header.threshold <= 1.0:
         raise EnrolmentError(f"{path} is damaged: its threshold is {header.threshold}; a cosine is -1..1")
-    ends = np.cumsum(counts)
-    rows = {label: embeddings[end - count : end] for label, count, end in zip(labels, counts, ends, strict=True)}
-    return Enrolment(header.encoder, rows, header.threshold)
+    return Enrolment(header.encoder, RowsByLabel(labels, counts, embeddings), header.threshold)
 
 
 def check_encoder(made_by: Encoder, running: Encoder, path: str | os.PathLike[str]) -> None:

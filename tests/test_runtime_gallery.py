@@ -158,7 +158,7 @@ def test_impostor_scores_of_a_large_gallery_are_sampled_over_all_labels() -> Non
     gallery.replace({f"label {index}": unit(index, 2, 32) for index in range(2000)})
     found = gallery.impostors
     assert found is not None
-    assert found.pairs == 512 * 1999
+    assert 512 * 120 < found.pairs <= 512 * 128  # the cost is bounded
     # The better one of two random unit vectors in 32 dimensions: mean 0.564 deviations of 1/sqrt(32).
     assert found.mean == pytest.approx(0.564 / 32**0.5, rel=0.05)
 

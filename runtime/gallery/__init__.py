@@ -29,7 +29,7 @@ class Enrolled(Protocol):
         """Forget a label; UnknownLabelError when there is none."""
         ...
 
-    def contents(self) -> dict[str, Array]:
+    def contents(self) -> Mapping[str, Array]:
         """Label to (N, D) float32 rows, in order; the arrays must not be written to."""
         ...
 

@@ -1,75 +1,33 @@
-"""The gallery in process: exact cosine search by one matrix product."""
+"""The gallery in process: exact cosine search over rows that are added and removed at a constant cost."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from runtime.arrays import Array, unit_rows
+from runtime.arrays import Array
 from runtime.errors import InputError, UnknownLabelError
+from runtime.gallery.impostors import impostors_among
+from runtime.gallery.queries import Queries
+from runtime.gallery.rows import RowsByLabel, rows_by_label
+from runtime.gallery.search import search
+from runtime.gallery.state import Epoch, Scoring, State
+from runtime.gallery.store import Store
+from runtime.gallery.tracking import BestScores
 from runtime.results import Match
 from runtime.threshold import Impostors
 
-Scoring = Literal["nearest", "prototype"]
-
-# Rows that stand for the gallery when impostor scores are measured: enough for a mean and a deviation, and the cost
-# of a first prediction after an enrolment stays bounded.
-_IMPOSTOR_ROWS = 512
-
-
-@dataclass(frozen=True)
-class _State:
-    """One immutable state of the gallery: a writer puts a new one in place, readers keep the one they took."""
-
-    rows: Mapping[str, Array]
-    scoring: Scoring
-
-    @cached_property
-    def labels(self) -> tuple[str, ...]:
-        return tuple(self.rows)
-
-    @cached_property
-    def matrix(self) -> Array:
-        """All embeddings, (M, D), those of one label next to each other."""
-        return np.concatenate(list(self.rows.values()))
-
-    @cached_property
-    def starts(self) -> Array:
-        """The first row of each label in :attr:`matrix`."""
-        counts = [len(rows) for rows in self.rows.values()]
-        return np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.intp)
-
-    @cached_property
-    def prototypes(self) -> Array:
-        """The mean of each label's embeddings, normalised again, (L, D)."""
-        return unit_rows(np.stack([rows.mean(axis=0, dtype=np.float64) for rows in self.rows.values()]))
-
-    @cached_property
-    def impostors(self) -> Impostors | None:
-        if len(self.labels) < 2:
-            return None
-        total = len(self.matrix)
-        picked = np.unique(np.linspace(0, total - 1, min(total, _IMPOSTOR_ROWS)).astype(np.intp))
-        owner = np.searchsorted(self.starts, picked, side="right") - 1
-        others = np.ones((len(picked), len(self.labels)), bool)
-        others[np.arange(len(picked)), owner] = False
-        scores = self.scores(self.matrix[picked])[others].astype(np.float64)
-        return Impostors(float(scores.mean()), float(scores.std()), int(scores.size), "the enrolled labels")
-
-    def scores(self, queries: Array) -> Array:
-        """(N, L) cosine of each query with each label."""
-        if self.scoring == "prototype":
-            return np.asarray(queries @ self.prototypes.T)
-        return np.asarray(np.maximum.reduceat(queries @ self.matrix.T, self.starts, axis=1))
+_BULK_ROWS = 16384  # that are taken into the store at once
+_SHOWN_LABELS = 20  # of those that an error lists
 
 
 class EmbeddedGallery:
-    """Embeddings by label, in memory.
+    """Embeddings by label, in memory. Threads may search while another one adds.
+
+    Adding and removing cost the same however much is enrolled. A reader sees one state from its first line to its
+    last: each change puts a new state in place, which shares its blocks of rows with the one before.
 
     Args:
         dimension: D, the length of an embedding.
@@ -80,66 +38,126 @@ class EmbeddedGallery:
     def __init__(self, dimension: int, scoring: Scoring) -> None:
         self.dimension = dimension
         self.scoring = scoring
-        self._state = _State({}, scoring)
         self._writing = threading.Lock()
+        self._store = Store(dimension, scoring)
+        self._impostors: tuple[int, Impostors | None] | None = None
+
+    @property
+    def state(self) -> State:
+        """What is enrolled now; it does not change."""
+        return self._store.state
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return self._state.labels
+        return self.state.labels
+
+    @property
+    def label_count(self) -> int:
+        """How many labels there are, at no cost."""
+        return self.state.label_count
+
+    @property
+    def version(self) -> int:
+        """Grows with every change of what is enrolled; equal versions of one gallery are equal contents."""
+        return self.state.version
 
     def __len__(self) -> int:
         """The number of embeddings."""
-        return sum(len(rows) for rows in self._state.rows.values())
+        return self.state.row_count
 
     def add(self, label: str, embeddings: Array) -> None:
+        """Add (N, D) float32 unit rows to a label, making it if it is new.
+
+        Raises:
+            InputError: They are not (N, D) with N >= 1, or not of length one; nothing was enrolled.
+        """
+        self._check_shape(embeddings)
+        rows = np.asarray(embeddings, np.float32)
+        counts = np.array([len(rows)])
+        _check_lengths([label], counts, rows)
+        with self._writing:
+            self._store.add([label], counts, rows)
+
+    def remove(self, label: str) -> None:
+        """Forget a label and all its embeddings; UnknownLabelError when there is none."""
+        with self._writing:
+            if not self._store.remove(label):
+                labels = self.labels
+                shown = ", ".join(labels[:_SHOWN_LABELS]) or "nobody"
+                more = f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else ""
+                raise UnknownLabelError(f"{label!r} is not enrolled; enrolled: {shown}{more}")
+
+    def alive(self, epoch: Epoch, slots: Array) -> tuple[State, Array]:
+        """The state of now, and which of (N,) ``slots`` of an epoch are still those of labels: False for all of an
+        epoch that has ended.
+        """
+        with self._writing:
+            state = self._store.state
+            if state.epoch is not epoch:
+                return state, np.zeros(len(slots), bool)
+            return state, self._store.alive(slots)
+
+    def search(self, queries: Array, top_k: int) -> list[tuple[Match, ...]]:
+        """The best labels for each of (N, D) float32 rows, best first; equal scores in the order of enrolment."""
+        return search(self.state, Queries(queries), top_k)
+
+    def items(self) -> Iterator[tuple[str, Array]]:
+        """Each label of one state with its (N, D) float32 rows, in order, without a copy of the whole."""
+        return self.state.grouped()
+
+    def contents(self) -> RowsByLabel:
+        """Label to (N, D) float32 unit rows, in order: a copy of one state, in one array."""
+        state = self.state
+        matrix = np.empty((state.row_count, self.dimension), np.float32)
+        end = 0
+        for _, rows in state.grouped():
+            matrix[end : end + len(rows)] = rows
+            end += len(rows)
+        return RowsByLabel(state.labels, state.counts[state.live_slots], matrix)
+
+    def replace(self, rows: Mapping[str, Array]) -> None:
+        """Forget all and take ``rows`` in one step; InputError, and nothing changes, when they do not fit."""
+        fresh = Store(self.dimension, self.scoring, labels=len(rows))
+        if rows:
+            for embeddings in (rows.matrix,) if isinstance(rows, RowsByLabel) else rows.values():
+                self._check_shape(embeddings)
+            for labels, counts, part in rows_by_label(rows).slices(_BULK_ROWS):
+                embeddings = np.asarray(part, np.float32)
+                _check_lengths(labels, counts, embeddings)
+                fresh.add(labels, counts, embeddings)
+        with self._writing:
+            fresh.follow(self._store)
+            self._store = fresh
+
+    @property
+    def impostors(self) -> Impostors | None:
+        """How enrolled embeddings score against every label but their own; None with fewer than two labels.
+
+        Of many embeddings and labels a sample spread over all of them is taken, so that the cost is bounded.
+        """
+        state = self.state
+        known = self._impostors
+        if known is None or known[0] != state.version:
+            known = self._impostors = state.version, impostors_among(state)
+        return known[1]
+
+    def best_scores(self, probes: Array, own: Sequence[str | None] | None = None) -> BestScores:
+        """Follows the best score of each of (N, D) float32 rows; see :class:`runtime.gallery.tracking.BestScores`."""
+        return BestScores(self, probes, own)
+
+    def _check_shape(self, embeddings: Array) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension or not len(embeddings):
             raise InputError(
                 f"embeddings of shape {embeddings.shape}; this gallery takes (N, {self.dimension}), N >= 1"
             )
-        # Also false for zeros, which have no direction, and for NaN, which compares false with everything.
-        if not np.allclose(np.einsum("nd,nd->n", embeddings, embeddings), 1.0, atol=1e-3):
-            raise InputError(
-                f"an embedding for {label!r} is not a row of length one (all zero or not finite?): the model cannot "
-                "use such an image; nothing was enrolled"
-            )
-        with self._writing:
-            rows = dict(self._state.rows)
-            known = rows.get(label)
-            rows[label] = np.array(embeddings if known is None else np.concatenate([known, embeddings]), np.float32)
-            self._state = _State(rows, self.scoring)
 
-    def remove(self, label: str) -> None:
-        with self._writing:
-            rows = dict(self._state.rows)
-            if label not in rows:
-                raise UnknownLabelError(f"{label!r} is not enrolled; enrolled: {', '.join(rows) or 'nobody'}")
-            del rows[label]
-            self._state = _State(rows, self.scoring)
 
-    def search(self, queries: Array, top_k: int) -> list[tuple[Match, ...]]:
-        state = self._state
-        if not state.labels:
-            return [()] * len(queries)
-        scores = state.scores(queries)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-        return [
-            tuple(Match(state.labels[column], float(row[column])) for column in columns)
-            for row, columns in zip(scores, best, strict=True)
-        ]
-
-    @property
-    def impostors(self) -> Impostors | None:
-        """How enrolled embeddings score against every label but their own; None with fewer than two labels."""
-        return self._state.impostors
-
-    def contents(self) -> dict[str, Array]:
-        """Label to (N, D) float32 unit rows, in order; the arrays must not be written to."""
-        return dict(self._state.rows)
-
-    def replace(self, rows: Mapping[str, Array]) -> None:
-        """Forget all and take ``rows`` in one step."""
-        fresh = EmbeddedGallery(self.dimension, self.scoring)
-        for label, embeddings in rows.items():
-            fresh.add(label, embeddings)
-        with self._writing:
-            self._state = fresh._state
+def _check_lengths(labels: Sequence[str], counts: Array, rows: Array) -> None:
+    # Also false for zeros, which have no direction, and for NaN, which compares false with everything.
+    sound = np.abs(np.einsum("nd,nd->n", rows, rows) - 1.0) <= 1e-3
+    if not sound.all():
+        label = labels[int(np.searchsorted(np.cumsum(counts), np.argmin(sound), side="right"))]
+        raise InputError(
+            f"an embedding for {label!r} is not a row of length one (all zero or not finite?): the model cannot "
+            "use such an image; nothing was enrolled"
+        )

@@ -1,0 +1,146 @@
+"""One state of a gallery, as a reader sees it: blocks of rows that do not change, and what their labels are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from runtime.arrays import Array
+from runtime.gallery.blocks import Block
+
+Scoring = Literal["nearest", "prototype"]
+
+_SLICE = 4096  # rows that are rebuilt at once
+
+
+@dataclass(eq=False)
+class Epoch:
+    """How long slots keep their meaning: until so many labels were forgotten that the rest are numbered anew.
+
+    Attributes:
+        names: The label of each slot.
+        renumbered: Old slot to new slot, -1 for labels that were forgotten; None while the epoch lasts.
+        following: The epoch after this one.
+    """
+
+    names: list[str]
+    renumbered: Array | None = None
+    following: Epoch | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    """Immutable: a writer puts a new one in place, readers keep the one they took.
+
+    Attributes:
+        blocks: Rows in the order of their numbers; none of them is empty.
+        scoring: How a query scores against a label.
+        epoch: What the slots mean.
+        slot_count: How many slots there are, with those of labels that were forgotten.
+        label_count, row_count: What is enrolled.
+        next_number: The number that the next row gets.
+        version: Counts the changes.
+    """
+
+    blocks: tuple[Block, ...]
+    scoring: Scoring
+    epoch: Epoch
+    slot_count: int
+    label_count: int
+    row_count: int
+    next_number: int
+    version: int
+
+    @cached_property
+    def starts(self) -> Array:
+        """(len(blocks) + 1,) int64: the position of each block's first row, and of the end. Removed rows count."""
+        return np.cumsum([0, *(len(block) for block in self.blocks)], dtype=np.int64)
+
+    @cached_property
+    def slots(self) -> Array:
+        """(positions,) int32: the slot of the label of each position, -1 where the row was removed."""
+        if not self.blocks:
+            return np.empty(0, np.int32)
+        slots = np.concatenate([block.slots for block in self.blocks])
+        slots[self.removed] = -1
+        return slots
+
+    @cached_property
+    def removed(self) -> Array:
+        """Positions of rows that are no longer there, ascending."""
+        parts = [block.removed + start for block, start in zip(self.blocks, self.starts, strict=False)]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    @cached_property
+    def live_slots(self) -> Array:
+        """(L,) int32: the slots of the labels, in the order of enrolment."""
+        seen = np.zeros(self.slot_count + 1, bool)
+        seen[self.slots] = True  # -1 is the one behind the last
+        return np.flatnonzero(seen[:-1]).astype(np.int32)
+
+    @cached_property
+    def norms(self) -> Array:
+        """(slots,) float64: the length of the sum of each label's rows; only where labels are scored as prototypes."""
+        norms = np.zeros(self.slot_count + 1)
+        # Of several rows of a label the last one counts, as NumPy assigns in order.
+        norms[self.slots] = np.concatenate([block.norms for block in self.blocks])
+        return norms[:-1]
+
+    @cached_property
+    def counts(self) -> Array:
+        """(slots,) int64: how many rows each label has."""
+        return np.bincount(self.slots + 1, minlength=self.slot_count + 1)[1:]
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """All labels, in the order of enrolment."""
+        names = self.epoch.names
+        return tuple(names[slot] for slot in self.live_slots.tolist())
+
+    def parts(self, positions: Array) -> Iterator[tuple[slice, Block, Array]]:
+        """Of ascending positions, those of each block: where they stand among all, the block, offsets in it."""
+        bounds = np.searchsorted(positions, self.starts).tolist()
+        for block, start, begin, end in zip(self.blocks, self.starts.tolist(), bounds, bounds[1:], strict=False):
+            if begin < end:
+                part = slice(begin, end)
+                yield part, block, positions[part] - start
+
+    def slots_at(self, positions: Array) -> Array:
+        """The slots at these ascending positions, without a pass over all of them."""
+        made = np.empty(len(positions), np.int32)
+        for part, block, offsets in self.parts(positions):
+            made[part] = block.slots[offsets]
+        return made
+
+    def rows_at(self, positions: Array) -> Array:
+        """(R, D) float32: the rows at these ascending positions, bit for bit as they were added."""
+        made = np.empty((len(positions), self.blocks[0].vectors.dimension if self.blocks else 0), np.float32)
+        for part, block, offsets in self.parts(positions):
+            made[part] = block.vectors.take(offsets)
+        return made
+
+    def grouped(self) -> Iterator[tuple[str, Array]]:
+        """Each label with its (N, D) float32 rows, in the order of enrolment; a few thousand rows at a time."""
+        positions = np.flatnonzero(self.slots >= 0)
+        order = positions[np.argsort(self.slots[positions], kind="stable")]
+        counts, names = self.counts, self.epoch.names
+        begin = 0
+        pending: list[int] = []
+        size = 0
+        for slot in (*self.live_slots.tolist(), None):
+            if pending and (slot is None or size + counts[slot] > _SLICE):
+                ahead = order[begin : begin + size]
+                sorting = np.argsort(ahead, kind="stable")
+                rows = np.empty((size, self.blocks[0].vectors.dimension), np.float32)
+                rows[sorting] = self.rows_at(ahead[sorting])
+                ends = np.cumsum(counts[pending]).tolist()
+                for known, end in zip(pending, ends, strict=True):
+                    yield names[known], rows[end - counts[known] : end]
+                begin, pending, size = begin + size, [], 0
+            if slot is not None:
+                pending.append(slot)
+                size += int(counts[slot])
