@@ -9,7 +9,6 @@ from typing import Protocol
 
 from runtime.arrays import Array
 from runtime.results import Match
-from runtime.threshold import Impostors
 
 
 class Enrolled(Protocol):
@@ -18,11 +17,6 @@ class Enrolled(Protocol):
     @property
     def labels(self) -> tuple[str, ...]:
         """All labels, in the order in which they were first added."""
-        ...
-
-    @property
-    def impostors(self) -> Impostors | None:
-        """How what is enrolled scores against other labels; None where that is not known or means nothing."""
         ...
 
     def remove(self, label: str) -> None:

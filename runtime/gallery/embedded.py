@@ -9,7 +9,6 @@ import numpy as np
 
 from runtime.arrays import Array
 from runtime.errors import InputError, UnknownLabelError
-from runtime.gallery.impostors import impostors_among
 from runtime.gallery.queries import Queries
 from runtime.gallery.rows import RowsByLabel, rows_by_label
 from runtime.gallery.search import search
@@ -17,7 +16,6 @@ from runtime.gallery.state import Epoch, Scoring, State
 from runtime.gallery.store import Store
 from runtime.gallery.tracking import BestScores
 from runtime.results import Match
-from runtime.threshold import Impostors
 
 _BULK_ROWS = 16384  # that are taken into the store at once
 _SHOWN_LABELS = 20  # of those that an error lists
@@ -32,7 +30,8 @@ class EmbeddedGallery:
     Args:
         dimension: D, the length of an embedding.
         scoring: How a query scores against a label: ``nearest`` takes the label's closest embedding (a person looks
-            different from each side), ``prototype`` the mean of its embeddings (few-shot classification).
+            different from each side), ``prototype`` the mean of its embeddings (few-shot classification), ``blend``
+            the mean of both scores.
     """
 
     def __init__(self, dimension: int, scoring: Scoring) -> None:
@@ -40,7 +39,6 @@ class EmbeddedGallery:
         self.scoring = scoring
         self._writing = threading.Lock()
         self._store = Store(dimension, scoring)
-        self._impostors: tuple[int, Impostors | None] | None = None
 
     @property
     def state(self) -> State:
@@ -128,18 +126,6 @@ class EmbeddedGallery:
         with self._writing:
             fresh.follow(self._store)
             self._store = fresh
-
-    @property
-    def impostors(self) -> Impostors | None:
-        """How enrolled embeddings score against every label but their own; None with fewer than two labels.
-
-        Of many embeddings and labels a sample spread over all of them is taken, so that the cost is bounded.
-        """
-        state = self.state
-        known = self._impostors
-        if known is None or known[0] != state.version:
-            known = self._impostors = state.version, impostors_among(state)
-        return known[1]
 
     def best_scores(self, probes: Array, own: Sequence[str | None] | None = None) -> BestScores:
         """Follows the best score of each of (N, D) float32 rows; see :class:`runtime.gallery.tracking.BestScores`."""

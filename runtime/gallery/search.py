@@ -83,7 +83,7 @@ def _best(state: State, query: Query, scores: Array, error: float, top_k: int) -
     if not np.isfinite(query.norm):  # such scores are NaN, and every label is as good as another
         slots = state.live_slots[:top_k]
         return slots, np.full(len(slots), np.nan, np.float32)
-    near = _near if state.scoring == "nearest" else _near_prototypes
+    near = _near if state.scoring == "nearest" else _near_labels
     found = Candidates.at(state, near(state, scores, error, top_k))
     if len(found.slots) > top_k + _FEW:
         found = found.only(_narrowed(state, query, found, top_k))
@@ -113,21 +113,33 @@ def _near(state: State, scores: Array, error: float, top_k: int) -> Array:
         wanted *= 4
 
 
-def _near_prototypes(state: State, scores: Array, error: float, top_k: int) -> Array:
+def _near_labels(state: State, scores: Array, error: float, top_k: int) -> Array:
+    """Positions of all rows of the labels that may be among the best ``top_k``, where all rows of a label count."""
     slots = state.slots
     known = np.where(slots >= 0, scores, 0) if len(state.removed) else scores
     sums = np.bincount(slots + 1, weights=known, minlength=state.slot_count + 1)[1:]
-    near = _possible(state, state.live_slots, sums, state.norms, error, top_k)
+    near = _possible(state, state.live_slots, sums, _highest(state, slots, scores), error, top_k)
     wanted = np.zeros(state.slot_count + 1, bool)
     wanted[near] = True
     return np.flatnonzero(wanted[slots])
 
 
-def _possible(state: State, slots: Array, sums: Array, norms: Array, error: float, top_k: int) -> Array:
-    """Which of ``slots`` may be among the best ``top_k`` by the cosine of their prototypes."""
+def _highest(state: State, slots: Array, scores: Array) -> Array | None:
+    """(slots,) float32: the highest score of each label's rows; None where it does not count."""
+    if state.scoring != "blend":
+        return None
+    highest = np.full(state.slot_count + 1, -np.inf, np.float32)
+    np.maximum.at(highest, slots, scores)  # -1, of removed rows, is the one behind the last
+    return highest[:-1]
+
+
+def _possible(state: State, slots: Array, sums: Array, highest: Array | None, error: float, top_k: int) -> Array:
+    """Which of ``slots`` may be among the best ``top_k``, from the sums and the highest of their rows' scores."""
     counts = state.counts[slots]
-    lengths = np.maximum(norms[slots], counts * 1e-12)
+    lengths = np.maximum(state.norms[slots], counts * 1e-12)
     scores, errors = sums[slots] / lengths, counts * (error + 1e-6) / lengths
+    if highest is not None:
+        scores, errors = 0.5 * (scores + highest[slots]), 0.5 * (errors + error + 1e-6)
     if len(slots) <= top_k:
         return slots
     reached = np.partition(scores - errors, len(slots) - top_k)[len(slots) - top_k]
@@ -140,10 +152,12 @@ def _narrowed(state: State, query: Query, found: Candidates, top_k: int) -> Arra
     slots, inverse = np.unique(found.slots, return_inverse=True)
     if len(slots) <= top_k:
         return np.ones(len(found.slots), bool)
-    if state.scoring == "prototype":
+    if state.scoring != "nearest":
         sums = np.zeros(state.slot_count)
         sums[slots] = np.bincount(inverse, weights=scores)
-        return np.isin(found.slots, _possible(state, slots, sums, state.norms, error, top_k))
+        return np.isin(
+            found.slots, _possible(state, slots, sums, _highest(state, found.slots, scores), error, top_k)
+        )
     label_scores = np.full(len(slots), -np.inf, np.float32)
     np.maximum.at(label_scores, inverse, scores)
     reached = np.partition(label_scores, len(slots) - top_k)[len(slots) - top_k]
@@ -154,20 +168,22 @@ def _ranked(state: State, query: Query, found: Candidates, top_k: int) -> tuple[
     """The labels of the candidates, by their exact scores."""
     wide = query.row.astype(np.float64)
     slots, inverse = np.unique(found.slots, return_inverse=True)
-    prototypes = state.scoring == "prototype"
-    scores = np.full(len(slots), 0.0 if prototypes else -np.inf)
-    sums = np.zeros((len(slots), len(wide))) if prototypes else None
+    highest = np.full(len(slots), -np.inf)
+    total = np.zeros(len(slots))
+    sums = None if state.scoring == "nearest" else np.zeros((len(slots), len(wide)))
     for part, rows in found.rows():
         # Not a matrix product: equal rows get equal scores only if each is added up in the same order.
         products = np.einsum("nd,d->n", rows, wide)
-        if sums is None:
-            np.maximum.at(scores, inverse[part], products)
-        else:
-            np.add.at(scores, inverse[part], products)
+        np.maximum.at(highest, inverse[part], products)
+        if sums is not None:
+            np.add.at(total, inverse[part], products)
             np.add.at(sums, inverse[part], rows)
+    scores = highest
     if sums is not None:
         counts = np.bincount(inverse, minlength=len(slots))
-        scores /= np.maximum(np.sqrt(np.einsum("ld,ld->l", sums, sums)), counts * 1e-12)
+        scores = total / np.maximum(np.sqrt(np.einsum("ld,ld->l", sums, sums)), counts * 1e-12)
+        if state.scoring == "blend":
+            scores = 0.5 * (scores + highest)
     rounded = scores.astype(np.float32)
     order = np.lexsort((slots, -rounded))[:top_k]
     return slots[order], rounded[order]

@@ -12,7 +12,7 @@ import numpy as np
 from runtime.arrays import Array
 from runtime.gallery.blocks import Block
 
-Scoring = Literal["nearest", "prototype"]
+Scoring = Literal["nearest", "prototype", "blend"]
 
 _SLICE = 4096  # rows that are rebuilt at once
 
@@ -84,7 +84,7 @@ class State:
 
     @cached_property
     def norms(self) -> Array:
-        """(slots,) float64: the length of the sum of each label's rows; only where labels are scored as prototypes."""
+        """(slots,) float64: the length of the sum of each label's rows; only where prototypes are scored."""
         norms = np.zeros(self.slot_count + 1)
         # Of several rows of a label the last one counts, as NumPy assigns in order.
         norms[self.slots] = np.concatenate([block.norms for block in self.blocks])

@@ -52,7 +52,7 @@ class Store:
         first = self.state.next_number
         before = np.arange(first - 1, first - 1 + len(rows))
         before[ends - counts] = self._last[slots]
-        norms = self._norms(slots, ends, rows) if self.state.scoring == "prototype" else np.empty(0)
+        norms = self._norms(slots, ends, rows) if self.state.scoring != "nearest" else np.empty(0)
         self._last[slots] = first + ends - 1
         owners = np.repeat(slots, counts)
         numbers = np.arange(first, first + len(rows))

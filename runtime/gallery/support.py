@@ -51,9 +51,6 @@ class SupportSets:
         tensors: The support graph's outputs, batch axis first.
     """
 
-    impostors = None
-    """There is no score between labels."""
-
     def __init__(self, tensors: Sequence[TensorSpec]) -> None:
         fixed = tuple((tensor.name, tuple(int(size) for size in tensor.shape[1:])) for tensor in tensors)
         self.dimension = sum(math.prod(shape) for _, shape in fixed)

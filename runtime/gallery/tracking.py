@@ -140,8 +140,7 @@ class BestScores:
         """
         if not state.blocks:
             return np.zeros(len(probes), bool)
-        slots, prototypes = changed_prototypes(state, self._next)
-        scores = self._probes @ prototypes.T
+        slots, scores = changed_scores(state, self._next, self._probes)
         column = np.full(state.slot_count + 1, -1, np.int64)
         column[slots] = np.arange(len(slots))
         changed = probes & (column[self._slots] >= 0)
@@ -177,18 +176,24 @@ class BestScores:
                 self._scores[probe], self._slots[probe] = scores[others[0]], slots[others[0]]
 
 
-def changed_prototypes(state: State, first: int) -> tuple[Array, Array]:
-    """The slots of labels that have rows from a number on, (C,) ascending, and their prototypes, (C, D) float32.
-
-    The state has rows.
+def changed_scores(state: State, first: int, probes: Array) -> tuple[Array, Array]:
+    """The slots of labels that have rows from a number on, (C,) ascending, and the scores of (P, D) probes against
+    them, (P, C) float32. Of labels whose prototypes count; the state has rows.
     """
     fresh = np.flatnonzero((state.slots >= 0) & (np.concatenate([b.numbers for b in state.blocks]) >= first))
     wanted = np.zeros(state.slot_count + 1, bool)
     wanted[state.slots[fresh]] = True
     positions = np.flatnonzero(wanted[state.slots])
     slots, inverse = np.unique(state.slots[positions], return_inverse=True)
-    sums = np.zeros((len(slots), state.blocks[0].vectors.dimension))
+    sums = np.zeros((len(slots), probes.shape[1]))
+    highest = np.full((len(slots), len(probes)), -np.inf, np.float32)
     for begin in range(0, len(positions), _SLICE):
         part = slice(begin, begin + _SLICE)
-        np.add.at(sums, inverse[part], state.rows_at(positions[part]).astype(np.float64))
-    return slots.astype(np.int32), unit_rows(sums)
+        rows = state.rows_at(positions[part])
+        np.add.at(sums, inverse[part], rows.astype(np.float64))
+        if state.scoring == "blend":
+            np.maximum.at(highest, inverse[part], rows @ probes.T)
+    scores = probes @ unit_rows(sums).T
+    if state.scoring == "blend":
+        scores = 0.5 * (scores + highest.T)
+    return slots.astype(np.int32), scores

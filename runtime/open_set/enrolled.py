@@ -27,6 +27,7 @@ class Features:
         genuine_median, genuine_low: Median and 20 % quantile of the scores of images against their own label without
             them; None where no label has two images.
         recognised: The highest threshold at which each label still recognises the best of its own images.
+        closest: The highest cosine, nothing taken off, of an image to a label that is not its own; None with one label.
     """
 
     labels: int
@@ -36,6 +37,7 @@ class Features:
     genuine_median: float | None
     genuine_low: float | None
     recognised: float
+    closest: float | None
 
     def value(self, name: str) -> float | None:
         """One of :data:`FEATURES`; None where the enrolment is too small for it."""
@@ -84,6 +86,7 @@ def features_of(
         float(np.median(flat)) if len(flat) else None,
         float(np.quantile(flat, 0.2)) if len(flat) else None,
         min(recognised),
+        float(others.max()) if np.isfinite(others).any() else None,
     )
 
 

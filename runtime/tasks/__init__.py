@@ -16,6 +16,7 @@ from runtime.errors import SchemaError
 from runtime.gallery import Enrolled
 from runtime.images import Image
 from runtime.masks import Mask
+from runtime.open_set.decision import OpenSet
 from runtime.preprocess import Preprocessor
 from runtime.results import Classification, Identification, Segmentation
 from runtime.session import Session
@@ -26,11 +27,19 @@ Result: TypeAlias = Classification | Identification | Segmentation
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a task works with."""
+    """What a task works with.
+
+    Attributes:
+        deployment: What the model declares.
+        sessions: An open session for each graph.
+        preprocess: From images to the input of a graph.
+        open_set: The arrays of the bundle's score space, see :mod:`runtime.open_set.space`; None where there is none.
+    """
 
     deployment: Deployment
     sessions: Mapping[str, Session]
     preprocess: Preprocessor
+    open_set: Mapping[str, Array] | None = None
 
 
 class Task(Protocol):
@@ -41,6 +50,11 @@ class Task(Protocol):
         """What is enrolled."""
         ...
 
+    @property
+    def open_set(self) -> OpenSet | None:
+        """From which score a match counts; None for a task without scores between labels."""
+        ...
+
     def enroll(self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None) -> None:
         """Add examples of a label; InputError, and nothing is enrolled, when the task needs masks or takes none."""
         ...
@@ -49,7 +63,7 @@ class Task(Protocol):
         """(N, D) float32 unit rows; InputError for a task without embeddings."""
         ...
 
-    def predict(self, images: Sequence[Image], *, top_k: int, threshold: float | None) -> list[Result]:
+    def predict(self, images: Sequence[Image], *, top_k: int) -> list[Result]:
         """One result for each image."""
         ...
 

@@ -91,8 +91,6 @@ class SegmentationTask:
 class _Classes:
     """The labels of a model that was trained for them, where other tasks keep what was enrolled."""
 
-    impostors = None
-
     def __init__(self, labels: tuple[str, ...]) -> None:
         self.labels = labels
 

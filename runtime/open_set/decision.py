@@ -1,0 +1,303 @@
+"""The open-set decision of one predictor: the threshold of now, where it comes from, and what is known of its rates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from runtime.arrays import Array, unit_rows
+from runtime.errors import InputError
+from runtime.gallery.embedded import EmbeddedGallery
+from runtime.gallery.state import State
+from runtime.gallery.tracking import BestScores
+from runtime.open_set.enrolled import SAMPLE_ROWS, Features, features_of
+from runtime.open_set.generic import GENERIC
+from runtime.open_set.space import ScoreSpace
+from runtime.open_set.statistics import OpenSetStatistics
+from runtime.open_set.strangers import MAX_STRANGERS, Rate, effective_count, rate_interval, threshold_at
+
+DEFAULT_RATE = 0.05
+"""FPIR of the default operating point."""
+
+MIN_RATE, MAX_RATE = 1e-4, 0.5
+MIN_STRANGERS = 20
+
+Method = Literal["by hand", "calibrated", "estimated", "generic", "none"]
+
+_LARGE_SAMPLE = 128  # rows that stand for an enrolment that is not looked at as a whole
+_PER_LABEL = 8  # of the rows of each of its labels
+_GROWTH = 1.25  # of a large enrolment before its statistics are taken again
+_BELOW = 1e-4  # the threshold stays so far below what is enrolled, whose own score has rounding errors
+_ALIKE = 0.98  # labels whose images reach such scores against each other cannot be told apart
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSetInfo:
+    """The open-set operating point: what was asked, what is to be expected, and how that is known.
+
+    Attributes:
+        threshold: The score from which a match counts, -1..1; None when nothing is enrolled or known.
+        method: ``calibrated`` on strangers of this scene; ``estimated`` from what is enrolled and what was measured of
+            these weights on other scenes; ``generic`` likewise, but nothing was measured of these weights;
+            ``by hand``; ``none``: every match counts.
+        calibrated: Whether strangers of this scene were seen.
+        false_accept_rate: The FPIR that is asked: the share of strangers for whom any label may come back.
+        expected_fpir: What to expect of it, with its 95 % interval; None where nothing is known.
+        expected_tpir: The share of the enrolled to be expected under their own label, likewise.
+        strangers: How many images of strangers were measured.
+        distinct_strangers: How many different ones they seem to show.
+        note: How far that can be trusted, and what to do for more, in a sentence.
+    """
+
+    threshold: float | None
+    method: Method
+    calibrated: bool
+    false_accept_rate: float
+    expected_fpir: Rate | None
+    expected_tpir: Rate | None
+    strangers: int
+    distinct_strangers: int
+    note: str
+
+
+class OpenSet:
+    """Decides from which score a match of a gallery counts. Threads may ask while another one enrols.
+
+    Args:
+        gallery: What is enrolled, as rows of ``space``.
+        space: Where rows are scored; None where raw cosines are.
+        statistics: What was measured of the model's weights; None where nothing was.
+        rate: The FPIR to keep to unless another one is set.
+    """
+
+    def __init__(
+        self,
+        gallery: EmbeddedGallery,
+        space: ScoreSpace | None,
+        statistics: OpenSetStatistics | None,
+        *,
+        rate: float = DEFAULT_RATE,
+    ) -> None:
+        self._gallery = gallery
+        self._space = space
+        self._statistics = statistics
+        self._default_rate = rate
+        self._rate: float | None = None
+        self._by_hand: float | None = None
+        self._strangers: _Strangers | None = None
+        self._features: tuple[int, int, Features] | None = None  # version, rows, what they say
+        self._fitted: tuple[tuple[object, ...], float | None] | None = None
+
+    @property
+    def rate(self) -> float:
+        """The FPIR that is asked for, per query, whatever the number of labels."""
+        return self._default_rate if self._rate is None else self._rate
+
+    def set_rate(self, rate: float | None) -> None:
+        """Ask for another FPIR; None for the model's own."""
+        self._rate = None if rate is None else checked_rate(rate)
+
+    @property
+    def own_rate(self) -> float | None:
+        """The FPIR that was set; None for the model's own."""
+        return self._rate
+
+    @property
+    def by_hand(self) -> float | None:
+        """The threshold that was set by hand; None where it is fitted."""
+        return self._by_hand
+
+    def set_by_hand(self, value: float | None) -> None:
+        """Set the threshold, -1..1; None to have it fitted again."""
+        self._by_hand = value
+
+    @property
+    def strangers(self) -> Array | None:
+        """(S, D) float32 rows of the space that the calibration keeps; None without one."""
+        return None if self._strangers is None else self._strangers.rows
+
+    def calibrate(self, rows: Array | None) -> None:
+        """Measure the threshold on strangers.
+
+        Args:
+            rows: (S, D) float32 unit rows of the space, at least :data:`MIN_STRANGERS`; None forgets the calibration.
+
+        Raises:
+            InputError: They are too few, or not unit rows.
+        """
+        if rows is None:
+            self._strangers = None
+            return
+        if len(rows) < MIN_STRANGERS:
+            raise InputError(
+                f"{len(rows)} images of strangers; at least {MIN_STRANGERS} are needed, 100 for a rate of 1 %: "
+                "a minute of the camera's own video with nobody enrolled in it will do"
+            )
+        if len(rows) > MAX_STRANGERS:
+            rows = rows[np.linspace(0, len(rows) - 1, MAX_STRANGERS).round().astype(np.intp)]
+        if not np.allclose(np.einsum("nd,nd->n", rows, rows), 1.0, atol=1e-3):
+            raise InputError("an image of the strangers has no embedding (all zero or not finite): leave it out")
+        same = self._statistics.same if self._statistics else GENERIC.same
+        self._strangers = _Strangers(self._gallery, np.array(rows, np.float32), self._offsets(rows), same)
+
+    @property
+    def threshold(self) -> float | None:
+        """The score from which a match counts, -1..1; None where every match does."""
+        if self._by_hand is not None:
+            return self._by_hand
+        strangers, version = self._strangers, self._gallery.version
+        key = (version, self.rate, id(strangers))
+        known = self._fitted
+        if known is None or known[0] != key:
+            known = self._fitted = (key, self._fit(strangers))
+        return known[1]
+
+    @property
+    def info(self) -> OpenSetInfo:
+        """The operating point and what is known of it."""
+        threshold, strangers, rate = self.threshold, self._strangers, self.rate
+        count = len(strangers.rows) if strangers else 0
+        distinct = strangers.distinct if strangers else 0
+        features = self.features()
+        method: Method
+        fpir = tpir = None
+        if self._by_hand is not None:
+            method, note = "by hand", "a threshold set by hand promises no rate; set it to None to have it fitted"
+            if strangers and features:
+                reached = float((strangers.scores() >= self._by_hand).mean())
+                fpir = rate_interval(reached, strangers.effective)
+        elif threshold is None or features is None:
+            method, note = "none", "nothing is enrolled, or nothing is known of strangers yet: every match counts"
+        elif strangers:
+            method = "calibrated"
+            fpir = rate_interval(rate, strangers.effective)
+            note = f"measured on {count} images of strangers of this scene, worth {strangers.effective:.0f} different ones"
+        else:
+            method = "estimated" if self._statistics else "generic"
+            found = (self._statistics or GENERIC).expected(features.labels, features.images, rate)
+            fpir, tpir = found if found is not None else (None, None)
+            note = (
+                "the rate is an estimate: no stranger of this scene was seen. Measure it: "
+                "predictor.calibrate(images_of_strangers), or edgevis calibrate"
+            )
+            if not self._statistics:
+                note = "nothing was measured of these weights, so " + note
+        if features and features.closest is not None and features.closest >= _ALIKE:
+            note += (
+                f"; images of different labels reach a score of {features.closest:.3f} against each other: those "
+                "labels cannot be told apart, remove one of them or enrol other images"
+            )
+        if tpir is None and threshold is not None and features is not None:
+            found = (self._statistics or GENERIC).expected(features.labels, features.images, rate)
+            tpir = found[1] if found is not None else None
+        return OpenSetInfo(
+            threshold, method, strangers is not None, rate, fpir, tpir, count, distinct, note
+        )
+
+    def features(self) -> Features | None:
+        """What the enrolment says of itself; None when nothing is enrolled."""
+        state = self._gallery.state
+        if not state.label_count:
+            return None
+        known = self._features
+        if known is not None:
+            version, rows, found = known
+            large = state.row_count > SAMPLE_ROWS
+            if version == state.version or (large and rows / _GROWTH <= state.row_count <= rows * _GROWTH):
+                return found
+        found = self._features_of(state)
+        self._features = (state.version, state.row_count, found)
+        return found
+
+    def _fit(self, strangers: _Strangers | None) -> float | None:
+        features = self.features()
+        if features is None:
+            return None
+        if strangers is not None:
+            return float(np.clip(threshold_at(strangers.scores(), self.rate), -1.0, 1.0))
+        estimated = (self._statistics or GENERIC).threshold(features, self.rate)
+        if estimated is None:
+            return None
+        # Labels that look alike draw the estimate towards their own scores; each must still be recognised.
+        return float(np.clip(min(estimated, features.recognised - _BELOW), -1.0, 1.0))
+
+    def _offsets(self, rows: Array) -> Array:
+        return np.zeros(len(rows), np.float32) if self._space is None else self._space.offsets(rows)
+
+    def _features_of(self, state: State) -> Features:
+        whole = state.row_count <= SAMPLE_ROWS
+        if whole:
+            slots = state.live_slots
+        else:
+            picked = np.linspace(0, state.label_count - 1, min(state.label_count, _LARGE_SAMPLE)).round()
+            slots = state.live_slots[np.unique(picked.astype(np.intp))]
+        wanted = np.zeros(state.slot_count + 1, bool)
+        wanted[slots] = True
+        positions = np.flatnonzero(wanted[state.slots])
+        order = np.argsort(state.slots[positions], kind="stable")
+        rows = state.rows_at(positions)[order]
+        counts = np.bincount(np.searchsorted(slots, state.slots[positions]), minlength=len(slots))
+        if whole:
+            others = _others(rows, counts, state.scoring)
+        else:
+            # Of a label with many rows the first ones stand for all; its neighbours are looked for in everything.
+            keep = np.concatenate([np.arange(count) < _PER_LABEL for count in counts.tolist()])
+            rows, counts = rows[keep], np.minimum(counts, _PER_LABEL)
+            others = self._others_searched(state, rows, np.repeat(slots, counts))
+        return features_of(
+            rows,
+            counts,
+            self._offsets(rows),
+            others,
+            labels=state.label_count,
+            images=state.row_count / state.label_count,
+            scoring=state.scoring,
+        )
+
+    def _others_searched(self, state: State, rows: Array, owners: Array) -> Array:
+        picked = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _LARGE_SAMPLE)).round().astype(np.intp))
+        others = np.full(len(rows), -np.inf, np.float32)
+        names = state.epoch.names
+        for index, matches in zip(picked.tolist(), self._gallery.search(rows[picked], 2), strict=True):
+            own = names[owners[index]]
+            others[index] = next((match.score for match in matches if match.label != own), -math.inf)
+        return others
+
+
+class _Strangers:
+    """The strangers of a calibration, and their best scores against the labels of now."""
+
+    def __init__(self, gallery: EmbeddedGallery, rows: Array, offsets: Array, same: float) -> None:
+        self.rows = rows
+        self._offsets = offsets
+        self._best: BestScores = gallery.best_scores(rows)
+        self.effective, self.distinct = effective_count(rows, same)
+
+    def scores(self) -> Array:
+        """(S,) each stranger's best score."""
+        return np.clip(self._best.update().scores - self._offsets, -1.0, 1.0)
+
+
+def checked_rate(rate: object) -> float:
+    """A false-accept rate; InputError when it is none."""
+    if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or not MIN_RATE <= rate <= MAX_RATE:
+        raise InputError(f"false_accept_rate is {rate!r}; allowed: {MIN_RATE} to {MAX_RATE}, such as 0.01 for 1 %")
+    return float(rate)
+
+
+def _others(rows: Array, counts: Array, scoring: str) -> Array:
+    """(M,) the best cosine of each row to a label that is not its own; -inf with one label."""
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    scores = np.zeros((len(rows), len(counts)), np.float32)
+    if scoring != "prototype":
+        scores += np.maximum.reduceat(rows @ rows.T, starts, axis=1)
+    if scoring != "nearest":
+        prototypes = unit_rows(np.add.reduceat(rows, starts, axis=0, dtype=np.float64))
+        scores += rows @ prototypes.T
+    if scoring == "blend":
+        scores *= 0.5
+    scores[np.arange(len(rows)), np.repeat(np.arange(len(counts)), counts)] = -np.inf
+    return np.asarray(scores.max(axis=1))
