@@ -20,7 +20,23 @@ Image: TypeAlias = npt.NDArray[np.uint8]
 ImageLike: TypeAlias = Any
 """An :data:`Image`, the path of an image file, or a ``PIL.Image.Image``."""
 
-SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# fmt: off
+_ALWAYS = (
+    ".bmp", ".dib", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
+    ".webp",
+)
+# Which of these OpenCV reads depends on its release and build: GIF since 4.11, AVIF in some wheels, JPEG XL in none.
+_BY_BUILD = (".avif", ".gif", ".jp2", ".jxl")
+_NEVER = (
+    ".arw", ".avifs", ".cr2", ".cr3", ".dng", ".exr", ".hdr", ".heic", ".heif", ".hif", ".ico", ".j2k", ".jpx", ".nef",
+    ".orf", ".pfm", ".psd", ".raf", ".rw2", ".svg", ".tga",
+)
+# fmt: on
+SUFFIXES = frozenset(_ALWAYS) | {suffix for suffix in _BY_BUILD if cv2.haveImageWriter(suffix)}
+"""The suffixes, in lower case, of the files in a folder that are read as images."""
+UNREAD_SUFFIXES = frozenset(_BY_BUILD + _NEVER) - SUFFIXES
+"""Those of pictures that OpenCV does not read here; a listing names such files in a warning."""
+
 MAX_FILE_BYTES = 256 << 20
 
 
