@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from runtime.errors import InputError, SourceError
@@ -44,24 +44,39 @@ def image_files(folder: str | os.PathLike[str], *, recursive: bool = True) -> li
     found: list[Path] = []
     left_out: list[str] = []
     for name, mode in files_below(folder, recursive=recursive):
-        path = PurePosixPath(name)
-        suffix = path.suffix.lower()
-        if suffix in UNREAD_SUFFIXES:
-            left_out.append(f"{name} (OpenCV does not read {suffix} here: convert it to JPEG or PNG)")
-        elif suffix not in SUFFIXES:
-            continue
-        elif mode is None:
-            left_out.append(f"{name} (a link that leads nowhere)")
-        elif not stat.S_ISREG(mode):
-            left_out.append(f"{name} (not a regular file)")
-        else:
+        reason = why_left_out(name, mode)
+        if reason is not None:
+            left_out.append(reason)
+        elif PurePosixPath(name).suffix.lower() in SUFFIXES:
             found.append(folder / name)
     if not found:
         problem = f"; left out: {_shown(left_out)}" if left_out else f" ({', '.join(sorted(SUFFIXES))})"
         raise SourceError(f"the folder {folder} holds no images{problem}")
-    if left_out:
-        warnings.warn(f"left out of {folder}: {_shown(left_out)}", RuntimeWarning, stacklevel=2)
+    warn_left_out(left_out, str(folder))
     return sorted(found)
+
+
+def why_left_out(name: str, mode: int | None = stat.S_IFREG) -> str | None:
+    """What a warning says of a file that its owner may take for a picture, and that is not read as one; else None.
+
+    Args:
+        name: The path below its folder.
+        mode: Its ``st_mode``; None for a link that leads nowhere.
+    """
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix in UNREAD_SUFFIXES:
+        return f"{name} (OpenCV does not read {suffix} here: convert it to JPEG or PNG)"
+    if suffix in SUFFIXES and mode is None:
+        return f"{name} (a link that leads nowhere)"
+    if suffix in SUFFIXES and not stat.S_ISREG(mode or 0):
+        return f"{name} (not a regular file)"
+    return None
+
+
+def warn_left_out(reasons: Sequence[str], where: str) -> None:
+    """Warn of what :func:`why_left_out` says, where it says anything."""
+    if reasons:
+        warnings.warn(f"left out of {where}: {_shown(reasons)}", RuntimeWarning, stacklevel=3)
 
 
 def is_hidden(name: str) -> bool:
@@ -118,6 +133,6 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
         return None
 
 
-def _shown(names: list[str]) -> str:
+def _shown(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(name if name.isprintable() else ascii(name) for name in names[:_SHOWN]) + more
