@@ -67,7 +67,8 @@ def read_header(data: bytes, name: str) -> Header:
             try:
                 header = read(data)
             except (ValueError, LookupError, struct.error, zlib.error) as error:
-                raise SourceError(f"{name} is damaged or cut short: {error}") from error
+                reason = error if isinstance(error, ValueError) else "its header is not complete"
+                raise SourceError(f"{name} is damaged or cut short: {reason}") from error
             if header.unread:
                 raise SourceError(f"{name} is not read: {header.unread}")
             if header.width < 1 or header.height < 1:
@@ -94,7 +95,9 @@ def _jpeg(data: bytes) -> Header:
     size, exif, xmp = None, None, None
     position = 2
     while True:
-        position = data.index(b"\xff", position) + 1  # libjpeg skips what is no marker, too
+        position = data.find(b"\xff", position) + 1  # libjpeg skips what is no marker, too
+        if position == 0 or position == len(data):
+            raise ValueError("the JPEG ends before its pixels begin")
         marker = data[position]
         if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:
             continue

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY = 0
 # Colours under alpha with more different greys than this are a photograph's.
 _MAX_IDS = 64
+# More values than this are hardly instances.
+_MANY = 16
 _SHOWN = 6
 _LOSSY = ("JPEG", "MPO", "AVIF", "JPEG2000")
 # Of PIL; others have no whole numbers, or other ones than what is stored.
@@ -80,9 +83,12 @@ def as_masks(
 
     Raises:
         InputError: Another number of masks than of images, a mask of another size than its image, with more than one
-            value besides 0, one that marks nothing or everything, or one that may be turned otherwise than its image;
-            the message names its position.
+            value besides 0, one that marks nothing, or one that may be turned otherwise than its image; the message
+            names its position.
         SourceError: A path that cannot be read, or an image file that holds no mask.
+
+    Warns:
+        RuntimeWarning: A mask marks every pixel.
     """
     values, several = _items(value, images)
     if len(values) != len(images):
@@ -191,8 +197,11 @@ def _as_mask(value: MaskLike, image: Image, orientation: int, name: str) -> Mask
         raise InputError(f"{name} has the values {_shown(found)}; {_cure(found, marks)}")
     mask: Mask = numbers == marks[0]
     if mask.all():
-        raise InputError(
-            f"{name} marks every pixel: all of it is {marks[0]}; set what is not the object to 0, or leave a margin"
+        warnings.warn(
+            f"{name} marks every pixel: all of it is {marks[0]}, which leaves nothing to tell the object from; set "
+            "what is not the object to 0",
+            RuntimeWarning,
+            stacklevel=4,
         )
     return mask
 
@@ -202,7 +211,7 @@ def _shown(found: npt.NDArray[Any]) -> str:
 
 
 def _cure(found: npt.NDArray[Any], marks: npt.NDArray[Any]) -> str:
-    if len(found) > _MAX_IDS:
+    if len(found) > _MANY:
         return "it is smoothed, was a JPEG, or is a photograph: threshold it, as by mask > 127, and save a PNG"
     void = " (255 is taken for a void border only beside one id in a PNG with a palette)" if marks[-1] == VOID else ""
     return f"say which is the object, as by mask == {marks[0]}{void}"

@@ -313,7 +313,6 @@ def test_enrolments_of_another_shape_are_refused(few_shot: Path, tmp_path: Path)
         ("nowhere.png", "no image file nowhere.png"),
         (7, "is a int"),
         (np.stack([square(8, 8), square(8, 9), square(8, 8)], axis=-1), "holds colours"),
-        (np.ones((64, 96), bool), "marks every pixel"),
     ],
 )
 def test_bad_masks_are_refused_and_nothing_is_enrolled(few_shot: Path, masks: Any, message: str) -> None:
