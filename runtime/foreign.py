@@ -14,6 +14,7 @@ Pil: TypeAlias = Any
 """A ``PIL.Image.Image``."""
 
 _ORIENTATION = 0x0112
+_PHOTOMETRIC = 262
 # What convert() is given for each mode; alpha is kept where there may be any, to be laid on our background.
 _CONVERSIONS = {
     "1": "L",
@@ -79,6 +80,8 @@ def pil_pixels(value: Pil, name: str) -> tuple[npt.NDArray[Any], int | None]:
     try:
         if mode.startswith("I;16") or (mode == "I" and value.format in _SIXTEEN_BITS):
             wide = np.asarray(value)
+            if getattr(value, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
+                raise InputError(f"{name} is a TIFF of 16 bits in which 0 is white, and PIL reads black: convert it")
             return _keyed(wide.astype(np.uint16), value), None
         if mode == "P" or (mode in ("1", "L", "RGB") and "transparency" in value.info):
             target = "RGBA" if "transparency" in value.info else "RGB"

@@ -181,7 +181,7 @@ def _tiff(data: bytes) -> Header:
     width, height, bits, samples = tag(256, 0), tag(257, 0), max(tags.get(258, (1,))), tag(277, 1)
     photometric, orientation = tag(262, 1), tag(ORIENTATION, 1)
     colors = 1 if photometric in (0, 1, 3) else 4 if photometric == 5 else 3
-    extra = tag(338, 0)
+    extra = tag(338, -1)  # 0 is anything, 1 premultiplied alpha, 2 straight alpha
     unread = None
     if tag(254, 0) & 1:
         unread = "its first picture is a thumbnail, as in a camera's raw file; convert it to JPEG or PNG"
@@ -196,9 +196,11 @@ def _tiff(data: bytes) -> Header:
     elif bits == 16 and photometric not in (1, 2):
         unread = "a TIFF of 16 bits that is neither grey nor RGB; save it with 8 bits a channel"
     alpha: Alpha = "straight"
+    declared: Alpha
     if samples == 4 and colors == 3:
-        # libtiff multiplies 8 bits by their alpha, and leaves 16 as they are.
-        alpha = "none" if extra == 0 else "premultiplied" if extra == 1 or bits <= 8 else "straight"
+        # libtiff multiplies 8 bits by an alpha that the file declares straight, and leaves 16 as they are.
+        declared = "premultiplied" if extra == 1 or (extra == 2 and bits <= 8) else "straight"
+        alpha = "none" if extra == 0 else declared
     tile = max(1, tag(322, 1)) * max(1, tag(323, 1))
     if tile > width * height:
         width, height = max(width, tag(322, 1)), max(height, tag(323, 1))
