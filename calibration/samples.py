@@ -11,6 +11,7 @@ import importlib.util
 import os
 import random
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,7 +21,9 @@ import numpy as np
 
 from calibration.masks import central_object
 from runtime.errors import InputError, MissingDependencyError, SourceError
-from runtime.images import MAX_FILE_BYTES, SUFFIXES, Image, decode_image, read_image
+from runtime.folders import MAX_ENTRIES, image_files, is_hidden, warn_left_out, why_left_out
+from runtime.images import SUFFIXES, Image, decode_image, read_image
+from runtime.limits import max_file_bytes
 from runtime.masks import Mask
 
 # Half calibrate, half verify; of the latter half are queries, so that one changed decision is less than two per cent.
@@ -30,8 +33,6 @@ MAX_VERIFICATION = 128
 
 # Larger images are shrunk as they are read: 256 photographs of a telephone would not fit into memory.
 MAX_SIDE = 1024
-# A zip or folder is listed before it is sampled; more entries than this is a mistake in the path.
-MAX_ENTRIES = 2_000_000
 
 # Package, folder inside it, files. Colour and grey, persons, animals, objects, microscope and telescope.
 _PHOTOGRAPHS = (
@@ -109,10 +110,11 @@ def samples_from(path: str | os.PathLike[str], *, count: int = DEFAULT_COUNT) ->
     """Up to ``count`` images of a folder (searched recursively) or a zip (read without unpacking it).
 
     The label of an image is the name of the folder it lies in. Of more than ``count`` images, every n-th in the order
-    of their paths is taken, so that all labels are met. Files that are not images are passed over.
+    of their paths is taken, so that all labels are met. What is passed over, :mod:`runtime.folders` says.
 
     Raises:
-        SourceError: There is no such folder or zip, or an image in it cannot be read; the message names it.
+        SourceError: There is no such folder or zip, it holds no images, or one in it cannot be read; the message names
+            it.
         InputError: It holds fewer than :data:`MIN_COUNT` images.
     """
     path = Path(path)
@@ -166,43 +168,43 @@ def split(samples: SampleSet) -> tuple[SampleSet, SampleSet]:
 
 
 def _from_folder(folder: Path, count: int) -> SampleSet:
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    names = _chosen(found, folder.name, count)
+    names = _chosen([path.relative_to(folder).as_posix() for path in image_files(folder)], folder.name, count)
     return sample_set([_limited(read_image(folder / name)) for name in names], _labels(names), folder.name)
 
 
 def _from_zip(path: Path, count: int) -> SampleSet:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = _chosen((item.filename for item in archive.infolist() if not item.is_dir()), path.name, count)
+            names = _chosen(_images_in_zip(archive, path), path.name, count)
             images = [_limited(_read_entry(archive, name, path)) for name in names]
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
     return sample_set(images, _labels(names), path.name)
 
 
 def _read_entry(archive: zipfile.ZipFile, name: str, path: Path) -> Image:
     size = archive.getinfo(name).file_size
-    if size > MAX_FILE_BYTES:
-        raise SourceError(f"{name} in {path} has {size} bytes; image files of at most {MAX_FILE_BYTES} are read")
+    most = max_file_bytes()
+    if size > most:
+        raise SourceError(f"{name} in {path} has {size} bytes; image files of at most {most} are read")
     try:
         data = archive.read(name)
     # zipfile says RuntimeError for a password and NotImplementedError for an unknown compression.
-    except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, RuntimeError, EOFError, zlib.error) as error:
         raise SourceError(f"{name} in {path} cannot be read: {error}") from error
     return decode_image(data, f"{name} in {path}")
 
 
+def _images_in_zip(archive: zipfile.ZipFile, path: Path) -> list[str]:
+    names = [item.filename for item in archive.infolist() if not item.is_dir() and not is_hidden(item.filename)]
+    if len(names) > MAX_ENTRIES:
+        raise InputError(f"{path} holds more than {MAX_ENTRIES} files; give a zip that holds only images")
+    warn_left_out([reason for name in names if (reason := why_left_out(name))], str(path))
+    return [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+
+
 def _chosen(found: Iterable[str], source: str, count: int) -> list[str]:
-    names = []
-    for number, name in enumerate(found):
-        if number >= MAX_ENTRIES:
-            raise InputError(f"{source} holds more than {MAX_ENTRIES} files; name a folder that holds only images")
-        path = PurePosixPath(name)
-        hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-        if path.suffix.lower() in SUFFIXES and not hidden:
-            names.append(name)
-    names.sort()
+    names = sorted(found)
     _check_count(len(names), f"{source} holds", f"images ({', '.join(sorted(SUFFIXES))})")
     if len(names) <= count:
         return names

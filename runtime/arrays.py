@@ -20,6 +20,9 @@ Array = npt.NDArray[Any]
 
 MAX_ARRAYS_BYTES = 4 << 30
 _MAX_COMPRESSED_BYTES = 16 << 20
+# Above what write_arrays compresses, its files unpack to their own size. More is allowed for those of other writers.
+_MAX_RATIO = 20
+_ALWAYS_BYTES = 64 << 20
 
 
 @contextmanager
@@ -61,13 +64,16 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
         (np.savez_compressed if small else np.savez)(file, **arrays)  # type: ignore[arg-type]
 
 
-def read_arrays(path: Path, *, error: type[EdgevisError], max_bytes: int = MAX_ARRAYS_BYTES) -> dict[str, Array]:
-    """The arrays of ``path``.
+def read_arrays(
+    path: Path, *, error: type[EdgevisError], max_bytes: int = MAX_ARRAYS_BYTES, variable: str | None = None
+) -> dict[str, Array]:
+    """The arrays of ``path``, one after another: memory holds them once, and a buffer.
 
     Args:
         path: An ``.npz`` file.
         error: What to raise when the file cannot be used.
-        max_bytes: Refuse a file that would unpack to more.
+        max_bytes: Refuse a file that would unpack to more; of one above 64 MiB also to more than 20 times its size.
+        variable: The environment variable that raises ``max_bytes``, for the message.
 
     Raises:
         error: The file is missing, truncated, not an ``.npz``, too large, or holds objects instead of numbers.
@@ -76,7 +82,14 @@ def read_arrays(path: Path, *, error: type[EdgevisError], max_bytes: int = MAX_A
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(item.file_size for item in archive.infolist())
             if unpacked > max_bytes:
-                raise error(f"{path} would unpack to {unpacked} bytes; at most {max_bytes} are read")
+                cure = f": raise {variable}" if variable else ""
+                raise error(f"{path} would unpack to {unpacked} bytes; at most {max_bytes} are read{cure}")
+            size = path.stat().st_size
+            if unpacked > max(_ALWAYS_BYTES, _MAX_RATIO * size):
+                raise error(
+                    f"{path} has {size} bytes and would unpack to {unpacked}, more than {_MAX_RATIO} times as many: "
+                    "it is damaged, or made to fill memory"
+                )
             for member in archive.infolist():
                 _check_member(archive, member)
         with np.load(path, allow_pickle=False) as file:

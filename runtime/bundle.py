@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from runtime import limits
 from runtime.arrays import Array, atomic_write, read_arrays
 from runtime.errors import BundleNotFoundError, IntegrityError, SchemaError
 from runtime.manifest import MAX_MANIFEST_BYTES, FileRecord, Manifest
@@ -96,7 +97,12 @@ class Bundle:
 
     def golden(self) -> dict[str, Array]:
         """The arrays of ``golden.npz``: real inputs ``GRAPH/INPUT`` and the PyTorch outputs ``GRAPH/OUTPUT``."""
-        return read_arrays(self.file(GOLDEN), error=IntegrityError)
+        return read_arrays(
+            self.file(GOLDEN),
+            error=IntegrityError,
+            max_bytes=limits.max_golden_bytes(),
+            variable="EDGEVIS_MAX_GOLDEN_BYTES",
+        )
 
     def _read_manifest(self, manifest: Path) -> bytes:
         if not self.path.exists():

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime import limits
 from runtime.arrays import Array, read_arrays, write_arrays
 from runtime.errors import EnrolmentError, EnrolmentMismatchError, SchemaError
 from runtime.gallery.rows import RowsByLabel, rows_by_label
@@ -89,7 +90,12 @@ def load_enrolment(path: str | os.PathLike[str]) -> Enrolment:
     Raises:
         EnrolmentError: It is missing, damaged, of another schema, or its parts do not fit together.
     """
-    arrays = read_arrays(Path(path), error=EnrolmentError)
+    arrays = read_arrays(
+        Path(path),
+        error=EnrolmentError,
+        max_bytes=limits.max_enrolment_bytes(),
+        variable="EDGEVIS_MAX_ENROLMENT_BYTES",
+    )
     missing = [name for name in ("header", "labels", "counts", "embeddings") if name not in arrays]
     if missing:
         raise EnrolmentError(f"{path} is not an enrolment: it has no array {missing[0]!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, overload
@@ -23,7 +23,7 @@ from runtime.enrolment import (
     save_enrolment,
 )
 from runtime.errors import EdgevisError, EnrolmentError, InputError
-from runtime.images import Image, ImageLike, as_images
+from runtime.images import Image, ImageLike, as_images, orientation_of, several
 from runtime.jsondata import to_json
 from runtime.manifest import Proof
 from runtime.masks import MaskLike, as_masks
@@ -149,14 +149,15 @@ class Predictor:
         """What the images show.
 
         Args:
-            images: One image – (H, W, 3) uint8 BGR, a path or a PIL image – or a list of them.
+            images: One image – (H, W, 3) uint8 BGR, the path or the bytes of an image file, or a PIL image; see
+                :mod:`runtime.images` – or a list of them.
             top_k: How many labels a result ranks at most.
 
         Returns:
-            One result for one image, a list of results for a list.
+            One result for one image, a list of results for a list; of an empty list an empty list.
 
         Raises:
-            InputError: An image is of the wrong type, dtype or shape, or the list is empty.
+            InputError: An image is of the wrong type, dtype or shape.
             SourceError: A path cannot be read.
             EnrolmentError: The task needs an enrolment and there is none.
             EngineError: The engine failed.
@@ -165,6 +166,8 @@ class Predictor:
             raise InputError(f"top_k is {top_k!r}; allowed: an int >= 1")
         self._check_open()
         batch, single = as_images(images)
+        if not batch:
+            return []
         results = self._task.predict(batch, top_k=int(top_k), threshold=self.threshold)
         return results[0] if single else results
 
@@ -192,7 +195,8 @@ class Predictor:
             label: Their name.
             images: One image or several, as for :meth:`predict`.
             masks: For few-shot segmentation, where the object is in each image: (H, W) bool, or integers of which one
-                value besides 0 marks the object, of the image's size; a path or a PIL image of such.
+                value besides 0 marks the object, of the image's size; a path or a PIL image of such; see
+                :mod:`runtime.masks`.
 
         Raises:
             InputError: The label, an image or a mask is not allowed; nothing has been enrolled.
@@ -202,8 +206,11 @@ class Predictor:
         self._check_open()
         if not is_label(label):
             raise InputError(f"label {label!r} is not allowed: printable text of 1 to {MAX_LABEL_LENGTH} characters")
+        turned = [] if masks is None else [orientation_of(image) for image in several(images) or [images]]
         batch, _ = as_images(images)
-        self._task.enroll(label, batch, None if masks is None else as_masks(masks, batch))
+        if not batch:
+            raise InputError("the list of images is empty; give at least one image")
+        self._task.enroll(label, batch, None if masks is None else as_masks(masks, batch, turned))
 
     def forget(self, label: str) -> None:
         """Remove a label and all its examples; UnknownLabelError when it is not enrolled."""
@@ -254,15 +261,19 @@ class Predictor:
             raise EnrolmentError(f"{path} does not fit this model: {error}") from error
         self._threshold = enrolment.threshold
 
-    def stream(self, source: Source, *, top_k: int = 5) -> Iterator[tuple[Image, Result]]:
+    def stream(
+        self, source: Source, *, top_k: int = 5, on_error: Callable[[EdgevisError], object] | None = None
+    ) -> Iterator[tuple[Image, Result]]:
         """Each frame of a source with its result.
 
         Args:
             source: A camera's index, the path of a video or of a folder of images, a network address such as
                 ``rtsp://…``, or any iterable of images.
             top_k: As in :meth:`predict`.
+            on_error: Called with the error of a picture of a folder or an iterable that cannot be read; the stream
+                goes on with the next. None raises the error, which ends the stream.
         """
-        for frame in frames(source):
+        for frame in frames(source, on_error=on_error):
             yield frame, self.predict(frame, top_k=top_k)
 
     def warmup(self, *, batch_sizes: Sequence[int] = (1,)) -> None:

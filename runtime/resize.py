@@ -26,13 +26,39 @@ def resize_aligned(maps: Array, size: tuple[int, int]) -> npt.NDArray[np.float32
     Returns:
         (..., H, W) float32.
     """
-    rows, columns = maps.shape[-2:]
-    down = _weights(rows, size[0])
-    across = _weights(columns, size[1])
-    return np.asarray(down @ (np.asarray(maps, np.float32) @ across.T), np.float32)
+    return rows_aligned(widened(maps, size[1]), size[0], slice(None))
 
 
-@functools.lru_cache(maxsize=64)
+def widened(maps: Array, width: int) -> npt.NDArray[np.float32]:
+    """The first half of :func:`resize_aligned`: (..., h, w) to (..., h, W)."""
+    return np.asarray(np.asarray(maps, np.float32) @ _weights(maps.shape[-1], width).T, np.float32)
+
+
+def rows_aligned(wide: npt.NDArray[np.float32], height: int, rows: slice) -> npt.NDArray[np.float32]:
+    """The second half, of some rows: (..., h, W) to those of (..., H, W), so that all need not be in memory."""
+    return np.asarray(_weights(wide.shape[-2], height)[rows] @ wide, np.float32)
+
+
+def rows_linear(wide: npt.NDArray[np.float32], height: int, rows: slice) -> npt.NDArray[np.float32]:
+    """Some rows of (h, W) resized to (H, W) as ``cv2.resize`` with ``INTER_LINEAR`` does: pixels' centres align.
+
+    Args:
+        wide: (h, W).
+        height: H.
+        rows: Which rows of H.
+    """
+    old = wide.shape[0]
+    position = (np.arange(height)[rows] + 0.5) * (old / height) - 0.5
+    first = np.clip(np.floor(position), 0, old - 1).astype(np.intp)
+    part = np.clip(position - first, 0.0, 1.0).astype(np.float32)[:, None]
+    above, step = wide[first], wide[np.minimum(first + 1, old - 1)]
+    step -= above
+    step *= part
+    above += step
+    return above
+
+
+@functools.lru_cache(maxsize=8)
 def _weights(old: int, new: int) -> npt.NDArray[np.float32]:
     """(new, old): the weight of each old sample in each new one; positions in float64, weights rounded once."""
     position = np.linspace(0.0, old - 1, new) if new > 1 else np.zeros(1)

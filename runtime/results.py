@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from runtime.errors import InputError, UnknownLabelError
 from runtime.images import Image
 from runtime.jsondata import to_json
 
+_STRIP_PIXELS = 1 << 20
 _KEPT = 0.55  # how much of the picture shows through a tinted label
 
 
@@ -105,21 +106,18 @@ class Segmentation:
     @property
     def shares(self) -> tuple[float, ...]:
         """For each label, the share of the image's pixels that it was found at, 0..1."""
-        counts = np.bincount(self.label_map[self.mask].astype(np.intp), minlength=len(self.labels))
+        counts = np.zeros(len(self.labels), np.int64)
+        for rows in _strips(self.mask.shape):
+            counts += np.bincount(self.label_map[rows][self.mask[rows]], minlength=len(self.labels))
         return tuple(float(count) / max(self.mask.size, 1) for count in counts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: of each label found its share, its mean probability and its box; no pixels."""
-        found = [
-            {
-                "label": label,
-                "share": share,
-                "probability": float(self.probability[self.label_map == index].mean()),
-                "box_xyxy": _box(self.label_map == index),
-            }
-            for index, (label, share) in enumerate(zip(self.labels, self.shares, strict=True))
-            if share > 0
-        ]
+        found = []
+        for index, (label, share) in enumerate(zip(self.labels, self.shares, strict=True)):
+            if share > 0:
+                probability, box = self._summary(index)
+                found.append({"label": label, "share": share, "probability": probability, "box_xyxy": box})
         height, width = self.mask.shape
         return {
             "labels": list(self.labels),
@@ -128,6 +126,23 @@ class Segmentation:
             "found": found,
             "speed_ms": dict(self.speed_ms),
         }
+
+    def _summary(self, index: int) -> tuple[float, list[int]]:
+        """The mean probability of a label that was found, and x0, y0, x1, y1 around it, the last two exclusive."""
+        total, count, first_row, last_row = 0.0, 0, -1, -1
+        columns = np.zeros(self.mask.shape[1], np.bool_)
+        for rows in _strips(self.mask.shape):
+            area = self.label_map[rows] == index
+            within = np.flatnonzero(area.any(axis=1))
+            if len(within) == 0:
+                continue
+            values = self.probability[rows][area]
+            total, count = total + float(values.sum(dtype=np.float64)), count + len(values)
+            columns |= area.any(axis=0)
+            first_row = rows.start + int(within[0]) if first_row < 0 else first_row
+            last_row = rows.start + int(within[-1])
+        across = np.flatnonzero(columns)
+        return total / count, [int(across[0]), first_row, int(across[-1]) + 1, last_row + 1]
 
     def plot(self, image: Image) -> Image:
         """A copy of ``image`` with each label's pixels tinted and outlined in its colour, and the labels written.
@@ -144,15 +159,19 @@ class Segmentation:
         for index, (label, share) in enumerate(zip(self.labels, self.shares, strict=True)):
             color = color_of(label)
             if share > 0:
-                area = self.label_map == index
-                picture[area] = (picture[area] * _KEPT + np.array(color) * (1 - _KEPT)).astype(np.uint8)
-                outline, _ = cv2.findContours(area.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+                area = np.empty(self.mask.shape, np.uint8)
+                for rows in _strips(self.mask.shape):
+                    np.equal(self.label_map[rows], index, out=area[rows], casting="unsafe")
+                    seen = area[rows].view(np.bool_)
+                    picture[rows][seen] = picture[rows][seen] * _KEPT + np.array(color) * (1 - _KEPT)
+                # Only corners: of straight runs the points between would take more memory than the picture.
+                outline, _ = cv2.findContours(area, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
                 cv2.drawContours(picture, outline, -1, color, thickness)
             y += draw_tag(picture, f"{label} {share:.0%}", (thickness, y), color, scale)
         return picture
 
 
-def _box(area: npt.NDArray[np.bool_]) -> list[int]:
-    """x0, y0, x1, y1 around what is True, the last two exclusive."""
-    rows, columns = np.flatnonzero(area.any(axis=1)), np.flatnonzero(area.any(axis=0))
-    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows, so few that what is made of them is small beside the picture's own arrays."""
+    rows = max(1, _STRIP_PIXELS // max(shape[1], 1))
+    return (slice(start, start + rows) for start in range(0, shape[0], rows))

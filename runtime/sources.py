@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import cv2
 import numpy as np
 
-from runtime.errors import InputError, SourceError
-from runtime.images import SUFFIXES, Image, ImageLike, as_image, read_image
+from runtime.errors import EdgevisError, InputError, SourceError
+from runtime.folders import image_files
+from runtime.foreign import is_pil
+from runtime.images import SUFFIXES, UNREAD_SUFFIXES, Image, ImageLike, as_image, read_image
+
+T = TypeVar("T")
 
 Source: TypeAlias = int | str | os.PathLike[str] | Iterable[ImageLike]
 
 
-def frames(source: Source) -> Iterator[Image]:
+def frames(source: Source, *, on_error: Callable[[EdgevisError], object] | None = None) -> Iterator[Image]:
     """The frames of a source, one after another, as (H, W, 3) uint8 BGR arrays.
 
     Args:
-        source: A camera's index, the path of a video, an image or a folder of images (in order of their names), an
-            address such as ``rtsp://…``, or an iterable of images.
+        source: A camera's index, the path of a video, an image or a folder of images (those in its folders, too, in
+            order of their paths; see :mod:`runtime.folders`), an address such as ``rtsp://…``, or an iterable of
+            images.
+        on_error: Called with the error of an image of a folder or an iterable that cannot be read; the next one
+            follows. None raises it.
 
     Raises:
         InputError: Nothing that frames can come from.
@@ -34,27 +41,38 @@ def frames(source: Source) -> Iterator[Image]:
     if isinstance(source, str) and "://" in source:
         return _captured(source, source)
     if isinstance(source, (str, os.PathLike)):
-        return _from_path(Path(source))
-    if isinstance(source, np.ndarray) and source.ndim == 3:
+        return _from_path(Path(source), on_error)
+    if is_pil(source) or (isinstance(source, np.ndarray) and source.ndim == 3):
         raise InputError("source is one image; give it to predict(), or put it into a list")
     if isinstance(source, Iterable):
-        return (as_image(item, f"frame {index}") for index, item in enumerate(source))
+        return _each(enumerate(source), lambda item: as_image(item[1], f"frame {item[0]}"), on_error)
     raise InputError(f"source is a {type(source).__name__}; allowed: a camera index, a path, an address or an iterable")
 
 
-def _from_path(path: Path) -> Iterator[Image]:
+def _each(
+    items: Iterable[T], read: Callable[[T], Image], on_error: Callable[[EdgevisError], object] | None
+) -> Iterator[Image]:
+    for item in items:
+        try:
+            image = read(item)
+        except (InputError, SourceError) as error:
+            if on_error is None:
+                raise
+            on_error(error)
+            continue
+        yield image
+
+
+def _from_path(path: Path, on_error: Callable[[EdgevisError], object] | None) -> Iterator[Image]:
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
-        files = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES) if is_folder else []
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
     if is_folder:
-        if not files:
-            raise SourceError(f"the folder {path} holds no images ({', '.join(sorted(SUFFIXES))})")
-        return (read_image(item) for item in files)
+        return _each(image_files(path), read_image, on_error)
     if not is_file:
         raise SourceError(f"there is no file {path}")
-    if path.suffix.lower() in SUFFIXES:
+    if path.suffix.lower() in SUFFIXES | UNREAD_SUFFIXES:
         return iter([read_image(path)])
     return _captured(str(path), str(path))
 

@@ -18,6 +18,7 @@ import pytest
 from edgevis.data import files as files_module
 from edgevis.data.files import open_files
 from edgevis.data.masks import read_class_ids, read_mask
+from runtime import folders as folders_module
 from runtime.errors import InputError, SourceError
 
 CONTENT = {"a/1.txt": b"one", "a/b/2.txt": b"two" * 1000, "index.csv": b"stem,split\nx,train\n\ny,val\n", "empty": b""}
@@ -171,7 +172,7 @@ def test_no_data_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(SourceError, match="neither a folder nor a zip"):
         open_files(tmp_path / "a.txt")
     (tmp_path / "b.txt").write_text("")
-    monkeypatch.setattr(files_module, "MAX_FILES", 1)
+    monkeypatch.setattr(folders_module, "MAX_ENTRIES", 1)
     with pytest.raises(InputError, match="more than 1 files"):
         open_files(tmp_path)
 
@@ -184,14 +185,19 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (data / "a" / "dangling").symlink_to(tmp_path / "gone")
     assert set(open_files(data).names) >= {"a/1.txt", "a/linked/x.txt"}
     assert not [name for name in open_files(data).names if "/up/" in name]
-    with pytest.raises(SourceError, match="not a file"):
+    with pytest.raises(SourceError, match="has no file a/dangling"):
         open_files(data).read("a/dangling")
 
 
 def test_a_pipe_is_not_read(tmp_path: Path) -> None:
+    _folder(tmp_path, {"1.txt": b"one", "pipe.jpg": b""})
+    files = open_files(tmp_path)
+    (tmp_path / "pipe.jpg").unlink()
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(SourceError, match="not a file"):
-        open_files(tmp_path).read("pipe.jpg")
+        files.read("pipe.jpg")
+    with pytest.warns(RuntimeWarning, match=r"left out of .*: pipe\.jpg \(not a regular file\)"):
+        assert list(open_files(tmp_path).names) == ["1.txt"]
 
 
 MASK = np.random.default_rng(0).integers(0, 21, (37, 41)).astype(np.uint8)
@@ -214,9 +220,9 @@ def _masks(tmp_path: Path, **content: bytes) -> files_module.Files:
 def test_masks_keep_their_numbers(tmp_path: Path) -> None:
     instances = np.array([[0, 300], [65535, 1]], np.uint16)
     files = _masks(tmp_path, grey=_png(MASK), equal=_png(cv2.merge([MASK] * 3)), instances=_png(instances))
-    np.testing.assert_array_equal(read_mask(files, "grey.png"), MASK)
-    np.testing.assert_array_equal(read_mask(files, "equal.png"), MASK)
-    np.testing.assert_array_equal(read_mask(files, "instances.png"), instances)
+    np.testing.assert_array_equal(read_mask(files, "grey.png").numbers, MASK)
+    np.testing.assert_array_equal(read_mask(files, "equal.png").numbers, MASK)
+    np.testing.assert_array_equal(read_mask(files, "instances.png").numbers, instances)
     with pytest.raises(SourceError, match="16 bits a pixel"):
         read_class_ids(files, "instances.png")
 
@@ -235,7 +241,7 @@ def test_a_palettes_indices_and_few_bits_are_kept(tmp_path: Path) -> None:
     content["g1"] = _pil_png(pil.fromarray(MASK % 2 * 255).convert("1"))
     files = _masks(tmp_path, **content)
     for name, mask in expected.items():
-        np.testing.assert_array_equal(read_mask(files, f"{name}.png"), mask, err_msg=name)
+        np.testing.assert_array_equal(read_mask(files, f"{name}.png").numbers, mask, err_msg=name)
 
 
 def test_what_is_no_mask(tmp_path: Path) -> None:
@@ -244,9 +250,9 @@ def test_what_is_no_mask(tmp_path: Path) -> None:
     files = _masks(tmp_path, colour=_png(colour), jpeg=jpeg, cut=_png(MASK)[:40], nothing=b"")
     for name, message in (
         ("colour", "holds colours"),
-        ("jpeg", "not a PNG"),
+        ("jpeg", "is a JPEG, which does not keep a mask's values"),
         ("cut", "damaged"),
-        ("nothing", "not a PNG"),
+        ("nothing", "is empty"),
     ):
         with pytest.raises(SourceError, match=rf"{name}\.png in .* {message}"):
             read_mask(files, f"{name}.png")

@@ -16,7 +16,7 @@ import PIL.Image
 import pytest
 
 from runtime.errors import InputError, SourceError
-from runtime.images import MAX_FILE_BYTES, as_image, as_images, decode_image, read_image
+from runtime.images import as_image, as_images, decode_image, read_image
 from runtime.sources import frames
 
 from bundles import picture, run_python, succeeded
@@ -41,9 +41,9 @@ def test_a_path(tmp_path: Path, kind: type) -> None:
     np.testing.assert_array_equal(as_image(kind(path)), IMAGE)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK", "I;16", "F", "LA"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK", "LA", "YCbCr", "HSV"])
 def test_a_pil_image_of_any_mode(mode: str) -> None:
-    pil = PIL.Image.fromarray(IMAGE[..., ::-1]).convert("L" if mode in ("I;16", "F") else "RGB").convert(mode)
+    pil = PIL.Image.fromarray(IMAGE[..., ::-1]).convert(mode)
     found = as_image(pil)
     assert found.shape == IMAGE.shape
     assert found.dtype == np.uint8
@@ -58,7 +58,7 @@ def test_pil_red_is_red() -> None:
 
 
 def test_an_empty_pil_crop() -> None:
-    with pytest.raises(InputError, match=r"has shape \(4, 0, 3\) and dtype uint8: it has no pixels"):
+    with pytest.raises(InputError, match="image is 0 x 4: it has no pixels; check the crop's corners"):
         as_image(PIL.Image.new("RGB", (8, 8)).crop((5, 2, 5, 6)))
 
 
@@ -74,22 +74,32 @@ BAD: list[tuple[Any, str]] = [
     (None, r"image is None: the camera or file gave no frame; check what read\(\) or imread\(\) returned"),
     (IMAGE[..., 0], r"\(24, 20\) and dtype uint8; allowed: \(H, W, 3\) uint8 BGR; a grey image .*COLOR_GRAY2BGR"),
     (IMAGE[..., :1], r"\(24, 20, 1\) .*COLOR_GRAY2BGR"),
-    (np.dstack([IMAGE, IMAGE[..., :1]]), r"\(24, 20, 4\) .*; drop the alpha channel by .*COLOR_BGRA2BGR"),
-    (IMAGE / 255, r"dtype float64; .*a float image in 0\.\.1 becomes one by \(image \* 255\)\.astype\('uint8'\)"),
+    (np.dstack([IMAGE, IMAGE[..., :1]]), r"\(24, 20, 4\) .*; drop an alpha channel by .*COLOR_BGRA2BGR"),
+    (
+        IMAGE / 255,
+        r"dtype float64; .*a float image in 0\.\.1 becomes one by \(image \* 255\)\.round\(\)\.astype",
+    ),
     (IMAGE.astype(np.float32), "dtype float32"),
     (IMAGE.astype(np.uint16), "dtype uint16"),
     (IMAGE > 3, "dtype bool"),
     (IMAGE.astype(object), "dtype object"),
     (np.zeros((24, 20, 17), np.uint8), r"has shape \(24, 20, 17\) and dtype uint8; allowed: \(H, W, 3\) uint8 BGR$"),
     (np.zeros((24, 20, 2), np.uint8), r"\(24, 20, 2\)"),
-    (IMAGE.transpose(2, 0, 1), r"\(3, 24, 20\)"),
+    (IMAGE.transpose(2, 0, 1), r"\(3, 24, 20\) .*; channels are first: image\.transpose\(1, 2, 0\)"),
+    (IMAGE.astype(np.float32), r"a float image in 0\.\.255 becomes one by image\.round\(\)\.astype\('uint8'\), with"),
+    (IMAGE.astype(np.float32) * 300, "its values are .*: scale them to 0..255"),
+    (IMAGE.astype(np.uint16) * 257, r"full-range 16 bits become one by \(image / 257\)"),
+    (IMAGE.astype(np.uint16) * 16, r"if they have 12 bits, \(image / 4095 \* 255\)"),
+    (IMAGE.astype(np.int64), r"whole numbers in 0\.\.255 become one by image\.astype\('uint8'\)"),
+    (np.where(IMAGE > 9, np.nan, IMAGE), "it holds NaN or infinity"),
+    (IMAGE.transpose(2, 0, 1) / 255, r"a float image in 0\.\.1 .*; channels are first"),
+    (IMAGE.tolist(), "image is a list"),
     (IMAGE[3:3], r"\(0, 20, 3\) .*: it has no pixels; check the crop's corners"),
     (IMAGE[:, 5:2], r"\(24, 0, 3\) .*: it has no pixels"),
     (np.zeros((), np.uint8), r"has shape \(\)"),
-    (np.zeros(3, np.uint8), r"has shape \(3,\)"),
+    (np.zeros(3, np.float32), r"has shape \(3,\)"),
     (np.zeros((1, 1, 24, 20, 3), np.uint8), r"has shape \(1, 1, 24, 20, 3\)"),
-    (3, r"image is a int; allowed: an \(H, W, 3\) uint8 BGR array, a path, or a PIL image"),
-    (b"\x89PNG", "image is a bytes"),
+    (3, r"image is a int; allowed: an \(H, W, 3\) uint8 BGR array, a path, the bytes of an image file, or a PIL"),
     ({"image": IMAGE}, "image is a dict"),
     (iter([IMAGE]), "image is a list_iterator"),
     (object(), "image is a object"),
@@ -119,8 +129,7 @@ def test_one_or_several() -> None:
 
 @pytest.mark.parametrize("empty", [[], (), np.empty((0, 24, 20, 3), np.uint8)])
 def test_no_image_at_all(empty: Any) -> None:
-    with pytest.raises(InputError, match="the list of images is empty; give at least one image"):
-        as_images(empty)
+    assert as_images(empty) == ([], False)
 
 
 def test_mixed_kinds_in_a_list(tmp_path: Path) -> None:
@@ -133,8 +142,8 @@ def test_mixed_kinds_in_a_list(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "stored",
-    [IMAGE, IMAGE[..., 0], np.dstack([IMAGE, IMAGE[..., :1]]), IMAGE.astype(np.uint16) * 257],
-    ids=["BGR", "grey", "BGRA", "16 bits"],
+    [IMAGE, IMAGE[..., 0], IMAGE.astype(np.uint16) * 257],
+    ids=["BGR", "grey", "16 bits"],
 )
 def test_every_kind_of_file_becomes_bgr(tmp_path: Path, stored: npt.NDArray[Any]) -> None:
     found = read_image(write(tmp_path / "a.png", stored))
@@ -164,7 +173,7 @@ def _bomb() -> bytes:
 def test_files_that_are_no_pictures(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(
-        SourceError, match=r"a\.png (is not an image that OpenCV can decode|cannot be decoded)"
+        SourceError, match=r"a\.png (is (not an image that OpenCV can decode|empty|damaged)|has 100000 x 100000 pixels)"
     ) as caught:
         read_image(tmp_path / "a.png")
     assert isinstance(caught.value, OSError)
@@ -195,8 +204,8 @@ def test_a_file_too_large_to_be_a_picture(tmp_path: Path) -> None:
     path = tmp_path / "huge.png"
     path.touch()
     with path.open("r+b") as file:
-        file.truncate(MAX_FILE_BYTES + 1)
-    with pytest.raises(SourceError, match=rf"has {MAX_FILE_BYTES + 1} bytes; image files of at most"):
+        file.truncate((256 << 20) + 1)
+    with pytest.raises(SourceError, match=r"has 268435457 bytes; image files of at most 268435456 are read"):
         read_image(path)
 
 
@@ -298,7 +307,7 @@ def test_sources_that_cannot_be_opened(tmp_path: Path) -> None:
         (tmp_path / "missing.mp4", "there is no file"),
         ("missing.mp4", "there is no file"),
         (tmp_path / ("x" * 300), "cannot be read: .*File name too long"),
-        (empty, r"holds no images \(\.bmp, \.jpeg"),
+        (empty, r"holds no images \(.*\.bmp, "),
         (broken, r"broken\.mp4 cannot be opened"),
     ]:
         with pytest.raises(SourceError, match=message):

@@ -208,8 +208,6 @@ BAD_IMAGES: dict[str, tuple[Callable[[], Any], type[EdgevisError], str]] = {
     "float": (lambda: PICTURES[0] / 255, InputError, r"dtype float64; .*\(image \* 255\)"),
     "17 channels": (lambda: np.zeros((8, 8, 17), np.uint8), InputError, r"\(8, 8, 17\)"),
     "empty crop": (lambda: PICTURES[0][3:3], InputError, "it has no pixels; check the crop's corners"),
-    "empty list": (list, InputError, "the list of images is empty"),
-    "no rows": (lambda: np.zeros((0, 8, 8, 3), np.uint8), InputError, "the list of images is empty"),
     "a number": (lambda: 3, InputError, "image is a int"),
     "a generator": (lambda: (image for image in PICTURES), InputError, "image is a generator"),
     "one of several": (lambda: [PICTURES[0], None], InputError, "image 1 of 2 is None"),
@@ -371,6 +369,28 @@ def test_a_stream_is_lazy(gallery: Predictor) -> None:
     assert next(stream)[1].label == "anna"
     with pytest.raises(InputError, match="frame 1 is None"):
         next(stream)
+
+
+@pytest.mark.parametrize("nothing", [[], (), np.zeros((0, 8, 8, 3), np.uint8)])
+def test_of_no_images_there_are_no_results(gallery: Predictor, nothing: Any) -> None:
+    assert gallery.predict(nothing) == []
+    embeddings = gallery.embed(nothing)
+    assert embeddings.shape == (0, gallery.embed(PICTURES[0]).shape[1])
+    assert embeddings.dtype == np.float32
+    with pytest.raises(InputError, match="the list of images is empty; give at least one image"):
+        gallery.enroll("new", nothing)
+    assert "new" not in gallery.labels
+
+
+def test_a_stream_may_go_on_after_a_bad_picture(gallery: Predictor, tmp_path: Path) -> None:
+    for name in ("a.png", "c.png"):
+        assert cv2.imwrite(str(tmp_path / name), PICTURES[0])
+    (tmp_path / "b.png").write_bytes(b"")
+    errors: list[EdgevisError] = []
+    assert len(list(gallery.stream(tmp_path, on_error=errors.append))) == 2
+    assert [str(error) for error in errors] == [f"{tmp_path / 'b.png'} is empty: it has no bytes, and is not an image"]
+    assert len(list(gallery.stream([PICTURES[0], None, PICTURES[1]], on_error=errors.append))) == 2
+    assert "frame 1 is None" in str(errors[1])
 
 
 def test_a_stream_from_nowhere(gallery: Predictor) -> None:

@@ -312,7 +312,7 @@ def test_enrolments_of_another_shape_are_refused(few_shot: Path, tmp_path: Path)
         ([], "0 masks for 1 images"),
         ("nowhere.png", "no image file nowhere.png"),
         (7, "is a int"),
-        (np.stack([square(8, 8)] * 3, axis=-1), "64 masks for 1 images"),
+        (np.stack([square(8, 8), square(8, 9), square(8, 8)], axis=-1), "holds colours"),
     ],
 )
 def test_bad_masks_are_refused_and_nothing_is_enrolled(few_shot: Path, masks: Any, message: str) -> None:
@@ -358,7 +358,7 @@ def test_masks_may_be_files_and_pil_images(few_shot: Path, tmp_path: Path) -> No
 def test_a_mask_with_colours_or_of_a_lossy_format_is_refused(few_shot: Path, tmp_path: Path) -> None:
     for name, content, message in (
         ("colour.png", scene((RED, 8, 8)), "holds colours"),
-        ("mask.jpg", square(8, 8).astype(np.uint8) * 255, "is not a PNG"),
+        ("mask.jpg", square(8, 8).astype(np.uint8) * 255, "is a JPEG, which does not keep"),
     ):
         assert cv2.imwrite(str(tmp_path / name), content)
         with Predictor(few_shot) as predictor, pytest.raises(SourceError, match=message):

@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import pytest
 
-from calibration import samples as module
 from calibration.samples import (
     MAX_SIDE,
     MIN_COUNT,
@@ -127,7 +126,7 @@ def test_too_few_images(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="one picture holds 1 different images"):
         split(same)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty holds 0 images"):
+    with pytest.raises(SourceError, match="empty holds no images"):
         samples_from(tmp_path / "empty")
 
 
@@ -159,6 +158,6 @@ def test_damaged_zip(tmp_path: Path) -> None:
 
 def test_entry_that_claims_an_absurd_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = pack(write_pictures(tmp_path / "data", pictures(20)), tmp_path / "data.zip")
-    monkeypatch.setattr(module, "MAX_FILE_BYTES", 20)
+    monkeypatch.setenv("EDGEVIS_MAX_FILE_BYTES", "20")
     with pytest.raises(SourceError, match="bytes; image files of at most 20 are read"):
         samples_from(path)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgevis.data.checks import at_least, integer
 from edgevis.data.files import Files, open_files
-from edgevis.data.masks import IGNORE, check_same_size, read_class_ids, read_mask
+from edgevis.data.masks import IGNORE, as_class_ids, read_class_ids, read_pair
 from edgevis.data.segmentation import MaskedImages
 from runtime.errors import InputError, SourceError
 from runtime.images import Image
@@ -80,14 +80,11 @@ class ClassMasks:
         if class_id not in self.members:
             raise InputError(f"there is no class {class_id}; allowed: {', '.join(map(str, self.members))}")
         names = self.images[position], self.masks[position]
-        image = self.files.image(names[0])
+        image, stored, as_stored = read_pair(self.files, *names)
         if self.values is None:
-            stored = read_mask(self.files, names[1])
-            mask = stored >= _FSS_THRESHOLD
+            mask = stored > 0 if as_stored.from_alpha else stored >= _FSS_THRESHOLD
         else:
-            stored = read_class_ids(self.files, names[1])
-            mask = stored == self.values[class_id]
-        check_same_size(image, mask, self.files, names)
+            mask = as_class_ids(stored, self.files.where(names[1])) == self.values[class_id]
         ignored = np.zeros_like(mask) if self.ignore is None else stored == self.ignore
         return ClassMask(image, mask, ignored)
 

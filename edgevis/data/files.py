@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import stat
 import struct
 import zipfile
 import zlib
@@ -15,10 +16,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from runtime.errors import InputError, SchemaError, SourceError
-from runtime.images import MAX_FILE_BYTES, SUFFIXES, Image, decode_image
+from runtime.folders import MAX_ENTRIES, files_below, is_hidden, warn_left_out, why_left_out
+from runtime.images import SUFFIXES, Image, decode_image
 from runtime.jsondata import parse_json
+from runtime.limits import max_file_bytes
 
-MAX_FILES = 2_000_000
 MAX_TABLE_BYTES = 64 << 20
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -80,12 +82,14 @@ class Files:
             raise SourceError(f"{self.path} has no file {self.inside}{name}, {purpose}")
         return name
 
-    def read(self, name: str, *, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """The bytes of one file.
 
         Raises:
-            SourceError: There is no such file, it is larger than ``max_bytes``, or it is damaged.
+            SourceError: There is no such file, it is larger than ``max_bytes`` (None: than an image file may be), or
+                it is damaged.
         """
+        max_bytes = max_file_bytes() if max_bytes is None else max_bytes
         self.require(name, "which is to be read")
         packed = self._found[name]
         try:
@@ -162,7 +166,7 @@ class Files:
 
     def _read_file(self, name: str, max_bytes: int) -> bytes:
         path = self.path / self.inside / name
-        if not path.is_file():  # gone since it was listed; or a pipe, which would never end
+        if not path.is_file():  # gone since it was listed; or now a pipe, which would never end
             raise SourceError(f"{path} is not a file")
         with path.open("rb") as file:
             _check_size(os.fstat(file.fileno()).st_size, max_bytes, str(path))
@@ -195,12 +199,16 @@ def open_files(path: str | os.PathLike[str], *, inside: str = "") -> Files:
     Raises:
         SourceError: There is no such folder or zip, it cannot be listed, holds no file there, or a zip holds a name
             that leads out of it, a name twice, an encrypted file, or one that is neither stored nor deflated.
-        InputError: It holds more than :data:`MAX_FILES` files.
+        InputError: It holds more than :data:`runtime.folders.MAX_ENTRIES` files.
+
+    Warns:
+        RuntimeWarning: Pictures that are left out, as :mod:`runtime.folders` says.
     """
     path = Path(path)
+    left_out: list[str] = []
     try:
         if path.is_dir():
-            listed: Iterator[tuple[str, _Packed | None]] = _in_folder(path)
+            listed: Iterator[tuple[str, _Packed | None]] = _in_folder(path, left_out)
         elif path.is_file() and zipfile.is_zipfile(path):
             listed = _in_zip(path)
         else:
@@ -209,9 +217,9 @@ def open_files(path: str | os.PathLike[str], *, inside: str = "") -> Files:
         prefix = f"{inside.strip('/')}/" if inside.strip("/") else ""
         found: dict[str, _Packed | None] = {}
         for number, (name, packed) in enumerate(listed):
-            if number >= MAX_FILES:
-                raise InputError(f"{path} holds more than {MAX_FILES} files; name the folder of one data set")
-            if name.startswith(prefix) and not _hidden(name):
+            if number >= MAX_ENTRIES:
+                raise InputError(f"{path} holds more than {MAX_ENTRIES} files; name the folder of one data set")
+            if name.startswith(prefix) and not is_hidden(name):
                 found[name[len(prefix) :]] = packed
     except SourceError:
         raise
@@ -219,6 +227,8 @@ def open_files(path: str | os.PathLike[str], *, inside: str = "") -> Files:
         raise SourceError(f"{path} cannot be listed: {error}") from error
     if not found:
         raise SourceError(f"{path} holds no files" + (f" in {prefix}" if prefix else ""))
+    left_out += filter(None, (why_left_out(name) for name in found))
+    warn_left_out(left_out, str(path))
     return Files(path, prefix, dict(sorted(found.items())))
 
 
@@ -244,24 +254,12 @@ def by_stem(files: Files, folder: str) -> dict[str, str]:
     return found
 
 
-def _in_folder(folder: Path) -> Iterator[tuple[str, None]]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    # Large data sets are often put together by links to folders.
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        folders[:] = [name for name in folders if not _leads_up(os.path.join(parent, name))]
-        base = PurePosixPath(Path(parent).relative_to(folder).as_posix())
-        for name in names:
-            yield str(base / name), None
-
-
-def _leads_up(folder: str) -> bool:
-    """Whether it is a link to a folder that it lies in, which would never end."""
-    if not os.path.islink(folder):
-        return False
-    target = os.path.realpath(folder)
-    return os.path.commonpath([target, os.path.realpath(os.path.dirname(folder))]) == target
+def _in_folder(folder: Path, left_out: list[str]) -> Iterator[tuple[str, None]]:
+    for name, mode in files_below(folder):
+        if mode is not None and stat.S_ISREG(mode):
+            yield name, None
+        elif (reason := why_left_out(name, mode)) is not None:
+            left_out.append(reason)
 
 
 def _in_zip(path: Path) -> Iterator[tuple[str, _Packed]]:
@@ -284,10 +282,6 @@ def _in_zip(path: Path) -> Iterator[tuple[str, _Packed]]:
                 raise SourceError(f"{path} is cut short: {name} would end behind it")
             deflated = item.compress_type == zipfile.ZIP_DEFLATED
             yield name, _Packed(item.header_offset, item.compress_size, item.file_size, deflated, item.CRC)
-
-
-def _hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
 def _check_size(size: int, most: int, where: str) -> None:

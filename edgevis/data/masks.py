@@ -1,4 +1,4 @@
-"""Masks: PNG files whose pixels are whole numbers – class ids or instance ids – and not colours."""
+"""Masks: images whose pixels are whole numbers – class ids or instance ids – and not colours."""
 
 from __future__ import annotations
 
@@ -8,40 +8,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevis.data.files import Files
-from runtime.errors import SourceError
-from runtime.images import Image
-from runtime.masks import decode_mask
+from runtime.errors import InputError, SourceError
+from runtime.images import Image, decode_picture
+from runtime.masks import StoredMask, decode_mask, laid_beside
 
 IGNORE = 255
 """The value of pixels that count neither as a class nor as background (PASCAL VOC's convention)."""
 
 
-def read_mask(files: Files, name: str) -> NDArray[np.uint8 | np.uint16]:
-    """The numbers of a PNG, (H, W) uint8 or uint16, as :func:`runtime.masks.decode_mask` takes them.
+def read_mask(files: Files, name: str) -> StoredMask:
+    """The numbers of a mask as :mod:`runtime.masks` takes them; of an alpha channel 0 and 1.
 
     Raises:
-        SourceError: It cannot be read, is no PNG, or holds colours.
+        SourceError: It cannot be read, or holds colours.
     """
     return decode_mask(files.read(name), files.where(name))
 
 
 def read_class_ids(files: Files, name: str) -> NDArray[np.uint8]:
-    """A mask of class ids, (H, W) uint8.
+    """A mask of class ids as it is stored, (H, W) uint8; an alpha channel marks class 1.
 
     Raises:
         SourceError: As :func:`read_mask`, or it has 16 bits.
     """
-    mask = read_mask(files, name)
-    if mask.dtype != np.uint8:
-        raise SourceError(f"{files.where(name)} has 16 bits a pixel, as instance ids have; class ids have 8")
-    return mask.astype(np.uint8, copy=False)
+    return as_class_ids(read_mask(files, name).numbers, files.where(name))
 
 
-def check_same_size(image: Image, mask: NDArray[Any], files: Files, names: tuple[str, str]) -> None:
-    """Raise SourceError when an image and its mask are not equally large."""
-    if image.shape[:2] != mask.shape:
-        (height, width), (mask_height, mask_width) = image.shape[:2], mask.shape
-        raise SourceError(
-            f"{files.path}: {names[0]} is {width}x{height}, its mask {names[1]} {mask_width}x{mask_height}; "
-            "they must be equally large"
-        )
+def as_class_ids(numbers: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """The same as uint8; SourceError when they have 16 bits."""
+    if numbers.dtype != np.uint8:
+        raise SourceError(f"{name} has 16 bits a pixel, as instance ids have; class ids have 8")
+    return numbers.astype(np.uint8, copy=False)
+
+
+def read_pair(files: Files, image_name: str, mask_name: str) -> tuple[Image, NDArray[Any], StoredMask]:
+    """An image, (H, W, 3) uint8 BGR, and the numbers of its mask, (H, W), both upright; and the mask as stored.
+
+    Raises:
+        SourceError: One of them cannot be decoded, they are not equally large, or they may be turned apart.
+    """
+    image, orientation = decode_picture(files.read(image_name), files.where(image_name))
+    mask = read_mask(files, mask_name)
+    try:
+        return image, laid_beside(mask, image, orientation, mask_name), mask
+    except InputError as error:
+        raise SourceError(f"{files.path}: {image_name} and its mask do not fit together: {error}") from error

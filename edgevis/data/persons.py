@@ -19,7 +19,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import SourceError
+from runtime.errors import InputError, SourceError
+from runtime.images import decode_picture
+from runtime.masks import decode_mask, laid_beside
 
 BACKGROUND = 0
 BODY = 1
@@ -101,17 +103,19 @@ def _ccp_names(content: bytes) -> list[str]:
 
 
 def _person_from_ccp(archive: zipfile.ZipFile, stem: str, names: list[str]) -> Person | None:
-    image = cv2.imdecode(np.frombuffer(archive.read(f"images/{stem}.jpg"), np.uint8), cv2.IMREAD_COLOR)
-    mask = cv2.imdecode(np.frombuffer(archive.read(f"masks/{stem}.png"), np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None or mask is None or mask.shape != image.shape[:2]:
-        raise SourceError(f"photo {stem} and its mask do not fit together")
+    image, orientation = decode_picture(archive.read(f"images/{stem}.jpg"), f"photo {stem}")
+    stored = decode_mask(archive.read(f"masks/{stem}.png"), f"the mask of photo {stem}")
+    try:
+        mask = laid_beside(stored, image, orientation, "the mask")
+    except InputError as error:
+        raise SourceError(f"photo {stem} and its mask do not fit together: {error}") from error
     # 255 hides a few garments of the source; for us it is one more garment.
     table = np.array([i + 1 if i < 254 else i for i in range(256)], np.uint8)
     table[0] = BACKGROUND
     for i, name in enumerate(names):
         if name in _CCP_BODY_NAMES:
             table[i] = BODY
-    return _person(np.asarray(image, np.uint8), table[mask])
+    return _person(image, table[mask])
 
 
 def _person_from_frame(

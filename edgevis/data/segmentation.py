@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgevis.data.classes import rows_of_split
 from edgevis.data.files import Files, by_stem, open_files
-from edgevis.data.masks import check_same_size, read_class_ids, read_mask
+from edgevis.data.masks import as_class_ids, read_pair
 from runtime.errors import SourceError
 from runtime.images import Image
 
@@ -43,9 +43,8 @@ class MaskedImages:
             SourceError: One of them cannot be decoded, or they are not equally large.
         """
         names = self.images[index], self.masks[index]
-        image, mask = self.files.image(names[0]), read_class_ids(self.files, names[1])
-        check_same_size(image, mask, self.files, names)
-        return image, mask
+        image, mask, _ = read_pair(self.files, *names)
+        return image, as_class_ids(mask, self.files.where(names[1]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,8 +72,7 @@ class InstanceImages:
             SourceError: An image or mask cannot be decoded, they are not equally large, or a box leaves them.
         """
         names = self.images[index], self.instances[index]
-        image, mask = self.files.image(names[0]), read_mask(self.files, names[1])
-        check_same_size(image, mask, self.files, names)
+        image, mask, _ = read_pair(self.files, *names)
         boxes = self.boxes[index]
         if (boxes[:, 2:] >= (mask.shape[1], mask.shape[0])).any():
             raise SourceError(

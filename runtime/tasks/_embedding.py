@@ -42,6 +42,7 @@ class EmbeddingTask:
                 f"graph {graph!r} of this task maps {image} to 'embedding', float32 (N, D); the bundle has {spec}"
             )
         self.gallery = EmbeddedGallery(dimension, scoring)
+        self._dimension = dimension
         self._session = context.sessions[graph]
         self._preprocess = context.preprocess
         self._chunk = context.deployment.max_batch
@@ -72,7 +73,7 @@ class EmbeddingTask:
 
         In chunks, so that a thousand crops never stand in memory as a thousand input tensors.
         """
-        rows, preprocess_s, inference_s = [], 0.0, 0.0
+        rows, preprocess_s, inference_s = [np.empty((0, self._dimension), np.float32)], 0.0, 0.0
         for start in range(0, len(images), self._chunk):
             begun = time.perf_counter()
             tensor = self._preprocess(images[start : start + self._chunk])

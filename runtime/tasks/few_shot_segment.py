@@ -11,7 +11,7 @@ section 4.4).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import cv2
@@ -23,12 +23,12 @@ from runtime.errors import EnrolmentError, InputError, SchemaError
 from runtime.gallery.support import Supports, SupportSets
 from runtime.images import Image
 from runtime.masks import Mask
-from runtime.resize import resize_aligned
+from runtime.resize import resize_aligned, rows_aligned, widened
 from runtime.results import Segmentation
 from runtime.session import Resident
 from runtime.spec import TensorSpec
 from runtime.tasks import Context, Result, Task
-from runtime.tasks._maps import probability_of, segmentation_of, stretched
+from runtime.tasks._maps import probability_of, segmentation_of, size_of, stretched, strips
 
 
 def open_task(context: Context) -> Task:
@@ -109,7 +109,7 @@ class FewShotSegmentation:
         ready = time.perf_counter()
         logits = np.concatenate([self._query.run({"image": tensor}, part)["logits"] for part in residents], axis=1)
         done = time.perf_counter()
-        found = [self._segment(shots, image.shape[:2], supports) for shots, image in zip(logits, images, strict=True)]
+        found = [self._segment(shots, size_of(image), supports) for shots, image in zip(logits, images, strict=True)]
         seconds = {
             "preprocess": ready - begun,
             "inference": done - ready,
@@ -118,17 +118,32 @@ class FewShotSegmentation:
         speed_ms = {stage: value * 1e3 / len(images) for stage, value in seconds.items()}
         return [replace(result, speed_ms=speed_ms) for result in found]
 
-    def _segment(self, shots: Array, size: tuple[int, ...], supports: Supports) -> Segmentation:
+    def _segment(self, shots: Array, size: tuple[int, int], supports: Supports) -> Segmentation:
         """From the logits of one image's shots, (K, 2, h, w)."""
-        masks, probabilities, start = [], [], 0
-        height, width = size
-        for count in supports.shots:
-            own = shots[start : start + count]
-            margins = resize_aligned(own[:, 1] - own[:, 0], (height, width))
-            masks.append(_vote(margins[:, None] > 0)[0])
-            probabilities.append(np.stack([probability_of(margin) for margin in margins]).mean(axis=0))
-            start += count
-        return segmentation_of(masks, probabilities, tuple(supports.rows))
+        wide = widened(shots[:, 1] - shots[:, 0], size[1])
+        ends = np.cumsum(supports.shots)[:-1]
+        parts = strips(size, len(shots))
+
+        def margins(rows: slice) -> list[npt.NDArray[np.float32]]:
+            """Of each label its shots' (K, rows, W)."""
+            return np.split(rows_aligned(wide, size[0], rows), ends)
+
+        once = margins(parts[0]) if len(parts) == 1 else None
+        most = [1] * len(supports.shots)
+        if max(supports.shots) > 1:  # only what is seen of all of the image says how many votes are many
+            for rows in parts:
+                for label, own in enumerate(once or margins(rows)):
+                    most[label] = max(most[label], int((own > 0).sum(axis=0).max()))
+
+        def segmented() -> Iterator[tuple[slice, list[npt.NDArray[np.bool_]], list[npt.NDArray[np.float32]]]]:
+            for rows in parts:
+                masks, probabilities = [], []
+                for label, own in enumerate(once or margins(rows)):
+                    masks.append(2 * (own > 0).sum(axis=0) >= most[label])
+                    probabilities.append(_mean_probability(own))
+                yield rows, masks, probabilities
+
+        return segmentation_of(size, tuple(supports.rows), segmented())
 
     def _residents(self, supports: Supports) -> list[Resident]:
         """The shots as resident inputs, checked once; more of them than may run at once are several."""
@@ -142,6 +157,14 @@ class FewShotSegmentation:
         ]
         self._prepared = (supports, made)
         return made
+
+
+def _mean_probability(margins: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(K, H, W) -> (H, W)."""
+    total = probability_of(margins[0])
+    for margin in margins[1:]:
+        total += probability_of(margin)
+    return np.asarray(total / np.float32(len(margins)), np.float32)
 
 
 def aggregate_votes(logits: Array, size: tuple[int, int] | None = None) -> npt.NDArray[np.bool_]:

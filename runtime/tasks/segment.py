@@ -7,7 +7,7 @@ a pixel counts (default 0.5). Classes are independent of each other: a pixel may
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,10 +19,11 @@ from runtime.arrays import Array
 from runtime.errors import EnrolmentError, InputError, SchemaError, UnknownLabelError
 from runtime.images import Image
 from runtime.masks import Mask
+from runtime.resize import rows_linear
 from runtime.results import Segmentation
 from runtime.spec import TensorSpec
 from runtime.tasks import Context, Result, Task
-from runtime.tasks._maps import probability_of, segmentation_of, stretched
+from runtime.tasks._maps import probability_of, segmentation_of, size_of, stretched, strips
 
 _FIXED = "this model finds the classes that it was trained for; nothing can be enrolled or forgotten"
 
@@ -69,7 +70,7 @@ class SegmentationTask:
         ready = time.perf_counter()
         logits = self._session.run({"image": tensor})["logits"]
         done = time.perf_counter()
-        found = [self._segment(maps, image.shape[:2]) for maps, image in zip(logits, images, strict=True)]
+        found = [self._segment(maps, size_of(image)) for maps, image in zip(logits, images, strict=True)]
         seconds = {
             "preprocess": ready - begun,
             "inference": done - ready,
@@ -78,14 +79,24 @@ class SegmentationTask:
         speed_ms = {stage: value * 1e3 / len(images) for stage, value in seconds.items()}
         return [replace(result, speed_ms=speed_ms) for result in found]
 
-    def _segment(self, maps: Array, size: tuple[int, ...]) -> Segmentation:
+    def _segment(self, maps: Array, size: tuple[int, int]) -> Segmentation:
         """From the logits of one image, (classes, h, w).
 
         The image was resized with OpenCV's bilinear filter, so that its map goes back through the same.
         """
-        probabilities = [_fitted(probability_of(plane), size) for plane in maps]
-        masks = [plane >= np.float32(self._threshold) for plane in probabilities]
-        return segmentation_of(masks, probabilities, self.gallery.labels)
+        height, width = size
+        small = [probability_of(plane) for plane in maps]
+        parts = strips(size, len(maps))
+
+        def segmented() -> Iterator[tuple[slice, list[npt.NDArray[np.bool_]], list[npt.NDArray[np.float32]]]]:
+            wide = [] if len(parts) == 1 else [_fitted(plane, (plane.shape[0], width)) for plane in small]
+            for rows in parts:
+                probabilities = [rows_linear(plane, height, rows) for plane in wide] or [
+                    _fitted(plane, size) for plane in small
+                ]
+                yield rows, [plane >= np.float32(self._threshold) for plane in probabilities], probabilities
+
+        return segmentation_of(size, self.gallery.labels, segmented())
 
 
 class _Classes:
@@ -106,7 +117,7 @@ class _Classes:
         raise EnrolmentError(_FIXED)
 
 
-def _fitted(plane: npt.NDArray[np.float32], size: tuple[int, ...]) -> npt.NDArray[np.float32]:
+def _fitted(plane: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
     height, width = size
     if plane.shape == (height, width):
         return plane
