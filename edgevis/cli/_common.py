@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
+import os
+import sys
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgevis import InputError, Predictor
-from runtime.images import SUFFIXES
+from edgevis import Predictor
+from runtime.drawings import is_drawing
+from runtime.folders import image_files
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,24 +40,55 @@ def open_predictor(arguments: argparse.Namespace) -> Predictor:
     )
 
 
-def image_paths(arguments: list[str]) -> list[Path]:
-    """The image files that are named, and those in the folders that are named, in order.
+def image_paths(arguments: list[str], *, drawings: bool = False) -> list[Path]:
+    """The files that are named, and the image files in the folders that are named, in order.
+
+    Args:
+        arguments: Files and folders.
+        drawings: Take what edgevis drew, too. Otherwise it is left out: of a folder without a word, and with a warning
+            where it is named, as by ``*.jpg``. Where nothing else is named it is taken.
 
     Raises:
-        InputError: A folder holds none.
+        SourceError: A folder holds none, or cannot be listed.
     """
     paths: list[Path] = []
+    drawn: list[Path] = []
     for argument in map(Path, arguments):
-        if not argument.is_dir():
-            paths.append(argument)
-            continue
-        found = sorted(path for path in argument.rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not found:
-            raise InputError(f"the folder {argument} holds no images ({', '.join(sorted(SUFFIXES))})")
-        paths += found
-    return paths
+        if os.path.isdir(argument):
+            paths += image_files(argument, drawings=drawings)
+        else:
+            (drawn if not drawings and is_drawing(argument) else paths).append(argument)
+    if drawn and paths:
+        more = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""
+        warnings.warn(f"{shown(drawn[0])}{more} left out: edgevis drew it", RuntimeWarning, stacklevel=2)
+    return paths or drawn
 
 
-def print_json(data: dict[str, Any]) -> None:
+def print_json(data: Mapping[str, Any]) -> None:
     """One JSON object on standard output."""
-    print(json.dumps(data, indent=2, allow_nan=False))
+    print(json_text(data, indent=2))
+
+
+def json_text(data: Any, *, indent: int | None = None) -> str:
+    """JSON text; NaN and infinity, which JSON does not have, become null."""
+    return json.dumps(_without_nan(data), indent=indent, allow_nan=False)
+
+
+def report(error: Exception | str, *, kind: str = "error") -> None:
+    """One line on standard error; nothing where that cannot be written either."""
+    with contextlib.suppress(OSError):
+        print(f"{kind}: {error}", file=sys.stderr, flush=True)
+
+
+def shown(name: object) -> str:
+    """A file's name for a line of text: with escapes where it has line breaks, or bytes that are no text."""
+    text = str(name)
+    return text if text.isprintable() else ascii(text)
+
+
+def _without_nan(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: _without_nan(value) for key, value in data.items()}
+    return [_without_nan(value) for value in data] if isinstance(data, (list, tuple)) else data
