@@ -1,14 +1,15 @@
 """``NAME.enrolment``: what a predictor has learned of its labels, in one file that outlives the process.
 
 The file is an ``.npz`` of plain arrays: ``header`` and ``labels`` are JSON in UTF-8 bytes, ``counts`` (L,) int64 says
-how many embeddings each label has, ``embeddings`` (M, D) float32 holds them in that order.
+how many embeddings each label has, ``embeddings`` (M, D) float32 holds them in that order. ``strangers`` (S, D) float32
+is there where the open-set threshold was calibrated.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from runtime.errors import EnrolmentError, EnrolmentMismatchError, SchemaError
 from runtime.files import open_regular, write_lock, written_file
 from runtime.gallery.rows import RowsByLabel, rows_by_label
 from runtime.jsondata import from_json, parse_json, shown, to_json
+from runtime.open_set.strangers import MAX_RATE, MIN_RATE, MIN_STRANGERS
 
 SCHEMA = 1
 MAX_LABEL_LENGTH = 256
@@ -44,18 +46,21 @@ class Encoder:
         model: The model's name, for messages.
         engine: The engine's name, such as ``openvino-int8``.
         shares_enrolments: Whether the build measured that this engine's embeddings are exchangeable with FP32's.
+        space: The digest of the space that rows lie in (:mod:`runtime.open_set.space`); empty for raw embeddings.
     """
 
     identity: str
     model: str
     engine: str
     shares_enrolments: bool
+    space: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class _Header:
     encoder: Encoder
     threshold: float | None
+    false_accept_rate: float | None = None
     schema: int = SCHEMA
 
 
@@ -67,11 +72,15 @@ class Enrolment:
         encoder: Who made the embeddings.
         rows: Label to (N, D) float32, in order of enrolment: unit rows of embeddings, or flattened support tensors.
         threshold: An open-set threshold set by hand; None where it is fitted.
+        strangers: (S, D) float32 unit rows of the strangers that the threshold was measured on; None without.
+        false_accept_rate: The FPIR that was asked for; None for the model's own.
     """
 
     encoder: Encoder
     rows: Mapping[str, Array]
     threshold: float | None
+    strangers: Array | None = None
+    false_accept_rate: float | None = None
 
 
 def save_enrolment(path: str | os.PathLike[str], enrolment: Enrolment, *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
@@ -83,7 +92,7 @@ def save_enrolment(path: str | os.PathLike[str], enrolment: Enrolment, *, timeou
     Raises:
         EnrolmentError: The file cannot be written, or what is there is not an enrolment, such as a photograph.
     """
-    header = json.dumps(to_json(_Header(enrolment.encoder, enrolment.threshold)))
+    header = json.dumps(to_json(_Header(enrolment.encoder, enrolment.threshold, enrolment.false_accept_rate)))
     rows = rows_by_label(enrolment.rows) if enrolment.rows else None
     arrays = {
         "header": _bytes_of(header),
@@ -91,6 +100,8 @@ def save_enrolment(path: str | os.PathLike[str], enrolment: Enrolment, *, timeou
         "counts": rows.counts if rows else np.empty(0, np.int64),
         "embeddings": rows.matrix if rows else np.empty((0, 0), np.float32),
     }
+    if enrolment.strangers is not None:
+        arrays["strangers"] = enrolment.strangers
     with enrolment_lock(path, timeout_s=timeout_s):
         try:
             _check_replaceable(path)
@@ -154,7 +165,8 @@ def update_enrolment(
     *,
     known: Mapping[str, int],
     forgotten: Collection[str],
-    keep_threshold: bool = True,
+    keep_settings: bool = True,
+    adapt: Callable[[Enrolment], Enrolment] = lambda found: found,
     timeout_s: float = LOCK_TIMEOUT_S,
 ) -> Enrolment:
     """Bring into a file what was enrolled and forgotten here; what others have written to it meanwhile stays.
@@ -164,7 +176,9 @@ def update_enrolment(
         here: What is enrolled here.
         known: How many rows of each label this process has in common with the file: those that follow are new.
         forgotten: Labels whose rows in the file are to go; all rows that ``here`` has of them are new.
-        keep_threshold: Leave the file its threshold, where there is a file; otherwise it gets the one of ``here``.
+        keep_settings: Leave the file its threshold, strangers and rate, where there is a file; otherwise it gets those
+            of ``here``.
+        adapt: Brings what the file holds into the space of ``here``.
         timeout_s: How long to wait for another process that changes the file.
 
     Returns:
@@ -180,12 +194,13 @@ def update_enrolment(
             return here
         found = load_enrolment(path)
         check_encoder(found.encoder, here.encoder, path)
+        found = adapt(found)
         rows = {label: value for label, value in found.rows.items() if label not in forgotten}
         for label, value in here.rows.items():
             fresh = value if label in forgotten else value[known.get(label, 0) :]
             if len(fresh):
                 rows[label] = np.concatenate([rows[label], fresh]) if label in rows else fresh
-        changed = replace(found, rows=rows, threshold=found.threshold if keep_threshold else here.threshold)
+        changed = replace(found if keep_settings else here, rows=rows)
         save_enrolment(path, changed)
         return changed
 
@@ -231,7 +246,26 @@ def load_enrolment(path: str | os.PathLike[str]) -> Enrolment:
         raise EnrolmentError(f"{path} is damaged: its labels, counts and embeddings do not fit together")
     if header.threshold is not None and not -1.0 <= header.threshold <= 1.0:
         raise EnrolmentError(f"{path} is damaged: its threshold is {header.threshold}; a cosine is -1..1")
-    return Enrolment(header.encoder, RowsByLabel(labels, counts, embeddings), header.threshold)
+    strangers = arrays.get("strangers")
+    if strangers is not None and not (
+        strangers.dtype == np.float32
+        and strangers.ndim == 2
+        and len(strangers) >= MIN_STRANGERS
+        and np.allclose(np.einsum("nd,nd->n", strangers, strangers), 1.0, atol=1e-3)  # false for NaN, too
+        and (not labels or strangers.shape[1] == embeddings.shape[1])
+    ):
+        raise EnrolmentError(f"{path} is damaged: its strangers have shape {strangers.shape}, or are no unit rows")
+    if header.false_accept_rate is not None and not MIN_RATE <= header.false_accept_rate <= MAX_RATE:
+        raise EnrolmentError(
+            f"{path} is damaged: its false-accept rate is {header.false_accept_rate}; allowed: {MIN_RATE} to {MAX_RATE}"
+        )
+    return Enrolment(
+        header.encoder,
+        RowsByLabel(labels, counts, embeddings),
+        header.threshold,
+        strangers,
+        header.false_accept_rate,
+    )
 
 
 def check_encoder(made_by: Encoder, running: Encoder, path: str | os.PathLike[str]) -> None:
@@ -245,6 +279,12 @@ def check_encoder(made_by: Encoder, running: Encoder, path: str | os.PathLike[st
             f"{path} was made by another encoder ({made_by.model}, {made_by.identity[:12]}); this one is "
             f"{running.model}, {running.identity[:12]}: scores between them mean nothing. "
             "Enrol again from the images, or open the bundle that made it"
+        )
+    if made_by.space not in ("", running.space):
+        raise EnrolmentMismatchError(
+            f"{path} was made with other open-set statistics of {made_by.model} ({made_by.space[:12]}); this bundle has "
+            f"{running.space[:12] or 'none'}: its rows lie elsewhere. Enrol again from the images, or open the bundle "
+            "that made it"
         )
     exchangeable = made_by.shares_enrolments and running.shares_enrolments
     if made_by.engine != running.engine and not exchangeable:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, overload
 
 import numpy as np
 
 from runtime import tasks
-from runtime.arrays import Array
+from runtime.arrays import Array, read_arrays
 from runtime.bundle import Bundle
 from runtime.enrolment import (
     LOCK_TIMEOUT_S,
@@ -25,16 +25,21 @@ from runtime.enrolment import (
     save_enrolment,
     update_enrolment,
 )
-from runtime.errors import EdgevisError, EnrolmentError, InputError
+from runtime.errors import EdgevisError, EnrolmentError, InputError, IntegrityError
 from runtime.images import Image, ImageLike, as_images, orientation_of, several
 from runtime.jsondata import to_json
 from runtime.manifest import Proof
 from runtime.masks import MaskLike, as_masks
+from runtime.open_set.decision import OpenSet, OpenSetInfo
+from runtime.open_set.space import FILE as OPEN_SET
+from runtime.open_set.space import MAX_BYTES
+from runtime.open_set.strangers import MAX_STRANGERS
 from runtime.preprocess import Preprocessor
 from runtime.selection import open_best
 from runtime.sources import Source, frames
 from runtime.tasks import Result
-from runtime.threshold import false_accept_rate_of, fit_threshold, impostors_of
+
+_STRANGERS_BATCH = 32  # frames that a calibration holds at once
 
 MAX_THREADS = 1024
 """CPU threads that an engine may be asked for: engines make as many as they are told, and fail in many ways."""
@@ -57,6 +62,8 @@ class Info:
         parity: The engine's measured distance from the PyTorch model; None when it has not been measured.
         labels: What is enrolled.
         threshold: The open-set threshold; None when nothing is known of strangers yet.
+        open_set: The open-set operating point, its rates and how they are known; None for a task without scores
+            between labels.
     """
 
     bundle: str
@@ -74,6 +81,7 @@ class Info:
     parity: Proof | None
     labels: tuple[str, ...]
     threshold: float | None
+    open_set: OpenSetInfo | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -90,6 +98,9 @@ class Predictor:
         precision: ``"fp32"``, ``"fp16"``, ``"bf16"`` or ``"int8"``; None takes the fastest that was measured to decide
             as the PyTorch model does.
         threads: CPU threads for the engine; None leaves the choice to the backend.
+        false_accept_rate: The share of strangers, 0.0001..0.5, for whom any label may come back (FPIR), per query and
+            whatever the number of labels; None takes the one of the enrolment that is loaded, or the model's (0.05).
+            A promise after :meth:`calibrate`, before it an estimate; ``info.open_set`` says which.
 
     Raises:
         BundleError: The bundle is missing, malformed or altered.
@@ -104,6 +115,7 @@ class Predictor:
         device: str = "auto",
         precision: str | None = None,
         threads: int | None = None,
+        false_accept_rate: float | None = None,
     ) -> None:
         whole = isinstance(threads, int) and not isinstance(threads, bool)
         if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
@@ -112,22 +124,27 @@ class Predictor:
         manifest = self._bundle.manifest
         deployment = manifest.deployment
         task = tasks.load(deployment.task)
-        self._prior = impostors_of(deployment.postprocess)
-        self._false_accept_rate = false_accept_rate_of(deployment.postprocess)
-        self._threshold: float | None = None
         self._changing = threading.RLock()  # held by what changes what is enrolled
-        # Of the file of the last load, save or update: its rows by label, its threshold, and what was forgotten since.
+        # Of the file of the last load, save or update: its rows by label, and what was forgotten or set anew since.
         self._known: dict[str, int] = {}
-        self._known_threshold: float | None = None
         self._forgotten: set[str] = set()
+        self._reset = False
         self._threads = threads
         self._opened = open_best(self._bundle, backend=backend, device=device, precision=precision, threads=threads)
         self._closed = False
         record = self._opened.record
-        self._encoder = Encoder(manifest.encoder_identity, manifest.model, record.name, record.shares_enrolments)
         self._preprocess = Preprocessor(deployment.preprocess)
         try:
-            self._task = task.open_task(tasks.Context(deployment, self._opened.sessions, self._preprocess))
+            self._task = task.open_task(
+                tasks.Context(deployment, self._opened.sessions, self._preprocess, self._open_set_arrays())
+            )
+            self._rate_given = false_accept_rate is not None
+            if false_accept_rate is not None:
+                self._scored("false_accept_rate").set_rate(false_accept_rate)
+            space = "" if self._task.open_set is None else self._task.open_set.space_digest
+            self._encoder = Encoder(
+                manifest.encoder_identity, manifest.model, record.name, record.shares_enrolments, space
+            )
         except BaseException:
             self.close()
             raise
@@ -180,7 +197,7 @@ class Predictor:
         batch, single = as_images(images)
         if not batch:
             return []
-        results = self._task.predict(batch, top_k=int(top_k), threshold=self.threshold)
+        results = self._task.predict(batch, top_k=int(top_k))
         return results[0] if single else results
 
     __call__ = predict
@@ -239,24 +256,87 @@ class Predictor:
 
     @property
     def threshold(self) -> float | None:
-        """The cosine score below which a label is unknown; None when nothing is known of strangers yet.
+        """The score, -1..1, from which a label comes back; None when nothing is known of strangers yet.
 
-        It follows what is enrolled, at the false-accept rate of the model's deployment, until it is set by hand;
-        setting it to None makes it follow again.
+        It follows what is enrolled, at the false-accept rate that is asked, until it is set by hand; setting it to
+        None makes it follow again.
         """
-        if self._threshold is not None:
-            return self._threshold
-        gallery = self._task.gallery
-        return fit_threshold(
-            gallery.impostors, self._prior, labels=len(gallery.labels), false_accept_rate=self._false_accept_rate
-        )
+        open_set = self._task.open_set
+        return None if open_set is None else open_set.threshold
 
     @threshold.setter
     def threshold(self, value: float | None) -> None:
         number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
         if value is not None and not (number and -1.0 <= value <= 1.0):
             raise InputError(f"threshold is {value!r}; allowed: a cosine, -1..1, or None to have it fitted")
-        self._threshold = None if value is None else float(value)
+        self._scored("threshold").set_by_hand(None if value is None else float(value))
+        self._reset = True
+
+    @property
+    def false_accept_rate(self) -> float | None:
+        """The FPIR that is asked: see the argument of that name; None for a task without scores between labels."""
+        open_set = self._task.open_set
+        return None if open_set is None else open_set.rate
+
+    @false_accept_rate.setter
+    def false_accept_rate(self, value: float | None) -> None:
+        self._scored("false_accept_rate").set_rate(value)
+        self._rate_given = value is not None
+        self._reset = True
+
+    def calibrate(self, strangers: Source | None) -> OpenSetInfo:
+        """Measure the open-set threshold on strangers: images in which nobody and nothing is enrolled.
+
+        From then on ``false_accept_rate`` is the share of such strangers for whom any label comes back, also when
+        labels are added and forgotten. The strangers' embeddings, at most 2,000, are kept and saved with the enrolment:
+        they are biometric data, too. ``calibrate(None)`` forgets them.
+
+        Args:
+            strangers: A list of images, as for :meth:`predict`, a folder, a video – a minute of the camera's own, with
+                nobody enrolled in it – or whatever else :meth:`stream` takes. At least 20 images; 100 for 1 %.
+
+        Returns:
+            The operating point, as ``info.open_set``.
+
+        Raises:
+            InputError: They are too few, or the task has no scores between labels.
+            SourceError: An image or the video cannot be read; the calibration is as before.
+        """
+        self._check_open()
+        open_set = self._scored("calibration")
+        open_set.calibrate(None if strangers is None else self._strangers_of(strangers))
+        self._reset = True
+        return open_set.info
+
+    def _strangers_of(self, source: Source) -> Array:
+        """(S, D) float32 rows of the score space of evenly spaced frames of a source, at most twice as many as are
+        kept, and no more frames in memory than a batch.
+        """
+        rows: list[Array] = []
+        batch: list[Image] = []
+        stride = 1
+        for index, frame in enumerate(frames(source)):
+            if index % stride == 0:
+                batch.append(frame)
+            if len(batch) >= _STRANGERS_BATCH:
+                rows += list(self._task.scored_rows(batch))
+                batch = []
+            if len(rows) >= 2 * MAX_STRANGERS:
+                rows, stride = rows[::2], 2 * stride
+        if batch:
+            rows += list(self._task.scored_rows(batch))
+        return np.stack(rows) if rows else np.empty((0, 0), np.float32)
+
+    def _scored(self, what: str) -> OpenSet:
+        """The open-set decision; InputError for a task that has none."""
+        if self._task.open_set is None:
+            raise InputError(f"{what}: the task {self._bundle.manifest.deployment.task!r} has no scores between labels")
+        return self._task.open_set
+
+    def _open_set_arrays(self) -> dict[str, Array] | None:
+        if OPEN_SET not in self._bundle.manifest.files:
+            return None
+        return read_arrays(self._bundle.file(OPEN_SET), error=IntegrityError, max_bytes=MAX_BYTES)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what is enrolled to a file, in place of what it holds; it appears whole or not at all.
@@ -304,7 +384,8 @@ class Predictor:
                 here,
                 known=self._known,
                 forgotten=frozenset(self._forgotten),
-                keep_threshold=self._threshold == self._known_threshold,
+                keep_settings=not self._reset,
+                adapt=self._in_space,
                 timeout_s=timeout_s,
             )
             if changed is not here:
@@ -312,21 +393,42 @@ class Predictor:
             self._agree(changed)
 
     def _enrolment(self) -> Enrolment:
-        return Enrolment(self._encoder, self._task.gallery.contents(), self._threshold)
+        contents = self._task.gallery.contents()
+        open_set = self._task.open_set
+        if open_set is None:
+            return Enrolment(self._encoder, contents, None)
+        return Enrolment(self._encoder, contents, open_set.by_hand, open_set.strangers, open_set.own_rate)
+
+    def _in_space(self, enrolment: Enrolment) -> Enrolment:
+        """An enrolment of raw embeddings, as files had them before score spaces, in the space of this predictor."""
+        open_set = self._task.open_set
+        if open_set is None or enrolment.encoder.space == self._encoder.space:
+            return enrolment
+        rows = {label: open_set.project(rows) for label, rows in enrolment.rows.items()}
+        return replace(enrolment, encoder=self._encoder, rows=rows, strangers=None)
 
     def _take(self, enrolment: Enrolment, path: str | os.PathLike[str]) -> None:
+        enrolment = self._in_space(enrolment)
+        open_set = self._task.open_set
+        if open_set is None and (enrolment.threshold is not None or enrolment.strangers is not None):
+            raise EnrolmentError(f"{path} does not fit this model: it has a threshold, and this task has no scores")
         try:
             self._task.gallery.replace(enrolment.rows)
+            if open_set is not None:
+                open_set.set_by_hand(enrolment.threshold)
+                open_set.calibrate(enrolment.strangers)
+                if not self._rate_given:
+                    open_set.set_rate(enrolment.false_accept_rate)
+                open_set.features()  # of a large enrolment these take a while: now, not at the first frame
         except InputError as error:
             raise EnrolmentError(f"{path} does not fit this model: {error}") from error
-        self._threshold = enrolment.threshold
         self._agree(enrolment)
 
     def _agree(self, enrolment: Enrolment) -> None:
         """Remember that a file holds this."""
         self._known = {label: len(rows) for label, rows in enrolment.rows.items()}
-        self._known_threshold = enrolment.threshold
         self._forgotten = set()
+        self._reset = False
 
     def stream(
         self, source: Source, *, top_k: int = 5, on_error: Callable[[EdgevisError], object] | None = None
@@ -370,6 +472,7 @@ class Predictor:
             parity=record.proof,
             labels=self.labels,
             threshold=self.threshold,
+            open_set=None if self._task.open_set is None else self._task.open_set.info,
         )
 
     def _check_open(self) -> None:

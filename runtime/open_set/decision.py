@@ -17,13 +17,19 @@ from runtime.open_set.enrolled import SAMPLE_ROWS, Features, features_of
 from runtime.open_set.generic import GENERIC
 from runtime.open_set.space import ScoreSpace
 from runtime.open_set.statistics import OpenSetStatistics
-from runtime.open_set.strangers import MAX_STRANGERS, Rate, effective_count, rate_interval, threshold_at
+from runtime.open_set.strangers import (
+    MAX_RATE,
+    MAX_STRANGERS,
+    MIN_RATE,
+    MIN_STRANGERS,
+    Rate,
+    effective_count,
+    rate_interval,
+    threshold_at,
+)
 
 DEFAULT_RATE = 0.05
 """FPIR of the default operating point."""
-
-MIN_RATE, MAX_RATE = 1e-4, 0.5
-MIN_STRANGERS = 20
 
 Method = Literal["by hand", "calibrated", "estimated", "generic", "none"]
 
@@ -92,6 +98,19 @@ class OpenSet:
         self._fitted: tuple[tuple[object, ...], float | None] | None = None
 
     @property
+    def space_digest(self) -> str:
+        """Where rows lie; empty for raw embeddings."""
+        return "" if self._space is None else self._space.digest
+
+    def project(self, embeddings: Array) -> Array:
+        """(N, D) float32 unit rows as the gallery holds them, from the model's."""
+        return embeddings if self._space is None else self._space.project(embeddings)
+
+    def offsets(self, rows: Array) -> Array:
+        """(N,) float32: what is taken off every score of each of (N, D) rows of the space."""
+        return np.zeros(len(rows), np.float32) if self._space is None else self._space.offsets(rows)
+
+    @property
     def rate(self) -> float:
         """The FPIR that is asked for, per query, whatever the number of labels."""
         return self._default_rate if self._rate is None else self._rate
@@ -136,12 +155,14 @@ class OpenSet:
                 f"{len(rows)} images of strangers; at least {MIN_STRANGERS} are needed, 100 for a rate of 1 %: "
                 "a minute of the camera's own video with nobody enrolled in it will do"
             )
+        if rows.shape[1] != self._gallery.dimension:
+            raise InputError(f"strangers of shape {rows.shape}; this model's rows are (S, {self._gallery.dimension})")
         if len(rows) > MAX_STRANGERS:
             rows = rows[np.linspace(0, len(rows) - 1, MAX_STRANGERS).round().astype(np.intp)]
         if not np.allclose(np.einsum("nd,nd->n", rows, rows), 1.0, atol=1e-3):
             raise InputError("an image of the strangers has no embedding (all zero or not finite): leave it out")
         same = self._statistics.same if self._statistics else GENERIC.same
-        self._strangers = _Strangers(self._gallery, np.array(rows, np.float32), self._offsets(rows), same)
+        self._strangers = _Strangers(self._gallery, np.array(rows, np.float32), self.offsets(rows), same)
 
     @property
     def threshold(self) -> float | None:
@@ -224,9 +245,6 @@ class OpenSet:
         # Labels that look alike draw the estimate towards their own scores; each must still be recognised.
         return float(np.clip(min(estimated, features.recognised - _BELOW), -1.0, 1.0))
 
-    def _offsets(self, rows: Array) -> Array:
-        return np.zeros(len(rows), np.float32) if self._space is None else self._space.offsets(rows)
-
     def _features_of(self, state: State) -> Features:
         whole = state.row_count <= SAMPLE_ROWS
         if whole:
@@ -250,7 +268,7 @@ class OpenSet:
         return features_of(
             rows,
             counts,
-            self._offsets(rows),
+            self.offsets(rows),
             others,
             labels=state.label_count,
             images=state.row_count / state.label_count,

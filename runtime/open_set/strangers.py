@@ -13,6 +13,8 @@ import numpy as np
 
 from runtime.arrays import Array
 
+MIN_RATE, MAX_RATE = 1e-4, 0.5
+MIN_STRANGERS = 20
 MAX_STRANGERS = 2000
 """At most so many rows are kept; of more, every n-th."""
 

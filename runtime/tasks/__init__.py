@@ -63,6 +63,10 @@ class Task(Protocol):
         """(N, D) float32 unit rows; InputError for a task without embeddings."""
         ...
 
+    def scored_rows(self, images: Sequence[Image]) -> Array:
+        """(N, D) float32 unit rows as the gallery holds them; InputError for a task without embeddings."""
+        ...
+
     def predict(self, images: Sequence[Image], *, top_k: int) -> list[Result]:
         """One result for each image."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -13,7 +13,12 @@ from runtime.arrays import Array, unit_rows
 from runtime.errors import InputError, SchemaError
 from runtime.gallery.embedded import EmbeddedGallery, Scoring
 from runtime.images import Image
+from runtime.jsondata import from_json
 from runtime.masks import Mask
+from runtime.open_set.decision import DEFAULT_RATE, OpenSet, checked_rate
+from runtime.open_set.space import FILE as OPEN_SET
+from runtime.open_set.space import space_from
+from runtime.open_set.statistics import OpenSetStatistics
 from runtime.results import Match
 from runtime.spec import TensorSpec
 from runtime.tasks import Context, Result
@@ -41,7 +46,15 @@ class EmbeddingTask:
             raise SchemaError(
                 f"graph {graph!r} of this task maps {image} to 'embedding', float32 (N, D); the bundle has {spec}"
             )
-        self.gallery = EmbeddedGallery(dimension, scoring)
+        space = None if context.open_set is None else space_from(context.open_set, dimension, OPEN_SET)
+        statistics = _statistics(context.deployment.postprocess)
+        rate = context.deployment.postprocess.get("false_accept_rate", DEFAULT_RATE)
+        try:
+            rate = checked_rate(rate)
+        except InputError as error:
+            raise SchemaError(f"postprocess.{error}") from error
+        self.gallery = EmbeddedGallery(dimension, statistics.scoring if statistics else scoring)
+        self.open_set = OpenSet(self.gallery, space, statistics, rate=rate)
         self._dimension = dimension
         self._session = context.sessions[graph]
         self._preprocess = context.preprocess
@@ -51,15 +64,25 @@ class EmbeddingTask:
     def enroll(self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None) -> None:
         if masks is not None:
             raise InputError("this model looks at whole images and takes no masks; cut out the object instead")
-        self.gallery.add(label, self.embed(images))
+        self.gallery.add(label, self.scored_rows(images))
 
     def embed(self, images: Sequence[Image]) -> Array:
         return self._embed(images)[0]
 
-    def predict(self, images: Sequence[Image], *, top_k: int, threshold: float | None) -> list[Result]:
+    def scored_rows(self, images: Sequence[Image]) -> Array:
+        return self.open_set.project(self.embed(images))
+
+    def predict(self, images: Sequence[Image], *, top_k: int) -> list[Result]:
         embeddings, preprocess_s, inference_s = self._embed(images)
         start = time.perf_counter()
-        rankings = self.gallery.search(embeddings, top_k)
+        rows = self.open_set.project(embeddings)
+        threshold = self.open_set.threshold
+        rankings = [
+            _normalised(ranking, offset)
+            for ranking, offset in zip(
+                self.gallery.search(rows, top_k), self.open_set.offsets(rows).tolist(), strict=True
+            )
+        ]
         seconds = {
             "preprocess": preprocess_s,
             "inference": inference_s,
@@ -83,6 +106,19 @@ class EmbeddingTask:
             preprocess_s += ready - begun
             inference_s += done - ready
         return unit_rows(np.concatenate(rows)), preprocess_s, inference_s
+
+
+def _statistics(postprocess: Mapping[str, Any]) -> OpenSetStatistics | None:
+    """What was measured of the weights; SchemaError when it is malformed."""
+    data = postprocess.get("open_set")
+    return None if data is None else from_json(OpenSetStatistics, data, "postprocess.open_set")
+
+
+def _normalised(ranking: tuple[Match, ...], offset: float) -> tuple[Match, ...]:
+    """The ranking with the query's offset taken off its cosines, within -1..1."""
+    if offset == 0.0:
+        return ranking
+    return tuple(Match(label, min(max(score - offset, -1.0), 1.0)) for label, score in ranking)
 
 
 def _accepted(ranking: tuple[Match, ...], threshold: float | None) -> str | None:

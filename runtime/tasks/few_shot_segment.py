@@ -38,6 +38,9 @@ def open_task(context: Context) -> Task:
 class FewShotSegmentation:
     """Graphs ``support`` (image, mask -> support tensors) and ``query`` (image, support tensors -> logits)."""
 
+    open_set = None
+    """There is no score between labels."""
+
     def __init__(self, context: Context) -> None:
         deployment = context.deployment
         support, query = deployment.graph("support"), deployment.graph("query")
@@ -88,7 +91,9 @@ class FewShotSegmentation:
     def embed(self, images: Sequence[Image]) -> Array:
         raise InputError("few-shot segmentation compares maps, not embeddings; there is nothing to embed")
 
-    def predict(self, images: Sequence[Image], *, top_k: int, threshold: float | None) -> list[Result]:
+    scored_rows = embed
+
+    def predict(self, images: Sequence[Image], *, top_k: int) -> list[Result]:
         supports = self.gallery.state
         if not supports.rows:
             raise EnrolmentError(

@@ -35,6 +35,9 @@ def open_task(context: Context) -> Task:
 class SegmentationTask:
     """Graph ``segment``: ``image`` -> ``logits`` (N, classes, h, w)."""
 
+    open_set = None
+    """There is no score between labels."""
+
     def __init__(self, context: Context) -> None:
         spec = context.deployment.graph("segment")
         stretched(context.deployment.preprocess)
@@ -57,7 +60,9 @@ class SegmentationTask:
     def embed(self, images: Sequence[Image]) -> Array:
         raise InputError("segmentation makes maps, not embeddings; there is nothing to embed")
 
-    def predict(self, images: Sequence[Image], *, top_k: int, threshold: float | None) -> list[Result]:
+    scored_rows = embed
+
+    def predict(self, images: Sequence[Image], *, top_k: int) -> list[Result]:
         return [
             result
             for start in range(0, len(images), self._chunk)
