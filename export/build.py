@@ -78,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         "--calibration-data",
         metavar="PATH",
         type=Path,
-        help="a folder or zip of real images, one sub-folder per person or class: they set INT8 scales, prove the "
-        "engines and give the open-set threshold its first guess. Eight of them go into the bundle as golden.npz "
+        help="a folder or zip of real images, one sub-folder per person or class: they set INT8 scales and prove "
+        "the engines. Eight of them go into the bundle as golden.npz "
         "(default: crops of photographs in the wheels of scikit-image and Matplotlib)",
     )
     parser.add_argument(
@@ -329,7 +329,7 @@ def _summary(bundle: Bundle, seconds: float, size_bytes: int) -> dict[str, Any]:
         "calibration": to_json(manifest.calibration),
         "engines": to_json(manifest.engines),
         "candidates": to_json(manifest.candidates),
-        "impostor": to_json(manifest.deployment.postprocess.get("impostor")),
+        "open_set": to_json(manifest.deployment.postprocess.get("open_set")),
         "machine": manifest.machine,
         "tools": to_json(manifest.tools),
     }

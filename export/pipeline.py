@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 import cv2
-import numpy as np
 import onnx
 import torch
 from onnx import ModelProto
@@ -27,6 +26,7 @@ from calibration.samples import SampleSet, samples_from, samples_from_photograph
 from calibration.sensitivity import LayerSensitivity
 from edgevis import __version__, models
 from edgevis.models.entry import ModelEntry
+from edgevis.open_set.sidecar import sidecar_of, weights_digest
 from edgevis.origin import read_origin
 from export import compilers, int8, targets
 from export.autocast import half_from_float
@@ -39,16 +39,16 @@ from export.targets import NOTHING_ASKED, PlanSettings, Target
 from export.triton import FOLDER as TRITON
 from export.triton import write_repository
 from export.verify import embedding_output, machine_name, prove_engines
-from runtime.arrays import Array, unit_rows, write_arrays
+from runtime.arrays import Array, write_arrays
 from runtime.bundle import GOLDEN, Bundle, write_bundle
 from runtime.candidates import search_text
 from runtime.errors import ExportError, WeightsError
 from runtime.files import scratch_folder
 from runtime.jsondata import to_json
 from runtime.manifest import Calibration, EngineRecord, Manifest, Weights
+from runtime.open_set.space import FILE as OPEN_SET
 from runtime.spec import Deployment, Precision
 from runtime.tensorrt.spec import BuildSpec
-from runtime.threshold import Impostors
 
 UNTRAINED = (
     "RANDOM WEIGHTS: this model has not been trained. Its engines are proved to compute what the PyTorch model "
@@ -167,20 +167,6 @@ def encoder_identity(name: str, deployment: Deployment, weights_sha256: str) -> 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def weights_digest(module: nn.Module) -> str:
-    """SHA-256 of all parameters and buffers by name, dtype, shape and bytes.
-
-    Batch norm's ``num_batches_tracked`` does not count: no output depends on it, and not all checkpoints have it.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if name.endswith("num_batches_tracked"):
-            continue
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _checked_precisions(request: Request, target: Target) -> tuple[Precision, ...]:
     # A model that leaves a precision out does so for what INT8 costs it; float16 costs nothing.
     own = {*(request.entry.precisions or target.default_precisions), "fp16"}
@@ -277,7 +263,7 @@ def _build(
         name=request.output.stem,
         model=request.entry.name,
         target=request.target,
-        deployment=_with_impostors(deployment, reference, to_verify),
+        deployment=_with_open_set(deployment, weights, request.checkpoint, folder, progress),
         encoder_identity=encoder_identity(request.entry.name, deployment, weights.sha256),
         weights=weights,
         parameters=count,
@@ -545,18 +531,18 @@ def _write_triton(
     progress.end(f"models {', '.join(path.name for path in made)} on {record.name}", size_bytes=size)
 
 
-def _with_impostors(deployment: Deployment, reference: Mapping[str, Array], samples: SampleSet) -> Deployment:
-    """The deployment with the scores between images of different labels, where there are embeddings and labels."""
-    found = embedding_output(deployment)
-    labels = np.array(samples.labels)
-    if found is None or len(set(samples.labels)) < 2:
+def _with_open_set(
+    deployment: Deployment, weights: Weights, checkpoint: Path | None, folder: Path, progress: Progress
+) -> Deployment:
+    """The deployment with what was measured of the weights for open-set identification; its arrays go to ``folder``."""
+    found = None if embedding_output(deployment) is None else sidecar_of(weights.sha256, checkpoint)
+    if found is None:
         return deployment
-    rows = unit_rows(reference[f"{found[0].name}/{found[1]}"])
-    first, second = np.triu_indices(len(rows), k=1)
-    different = labels[first] != labels[second]
-    scores = (rows @ rows.T)[first, second][different]
-    impostors = Impostors(mean=float(scores.mean()), std=float(scores.std()), pairs=len(scores), source=samples.source)
-    return replace(deployment, postprocess={**deployment.postprocess, "impostor": to_json(impostors)})
+    progress.begin("open set")
+    write_arrays(folder / OPEN_SET, found.arrays)
+    statistics = found.header.statistics
+    progress.end(f"measured on {statistics.source}", size_bytes=(folder / OPEN_SET).stat().st_size)
+    return replace(deployment, postprocess={**deployment.postprocess, "open_set": to_json(statistics)})
 
 
 def _tools() -> dict[str, str]:

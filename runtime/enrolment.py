@@ -282,9 +282,9 @@ def check_encoder(made_by: Encoder, running: Encoder, path: str | os.PathLike[st
         )
     if made_by.space not in ("", running.space):
         raise EnrolmentMismatchError(
-            f"{path} was made with other open-set statistics of {made_by.model} ({made_by.space[:12]}); this bundle has "
-            f"{running.space[:12] or 'none'}: its rows lie elsewhere. Enrol again from the images, or open the bundle "
-            "that made it"
+            f"{path} was made with other open-set statistics of {made_by.model} ({made_by.space[:12]}); this bundle "
+            f"has {running.space[:12] or 'none'}: its rows lie elsewhere. Enrol again from the images, or open the "
+            "bundle that made it"
         )
     exchangeable = made_by.shares_enrolments and running.shares_enrolments
     if made_by.engine != running.engine and not exchangeable:

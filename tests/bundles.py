@@ -26,6 +26,7 @@ import runtime
 from runtime.arrays import write_arrays
 from runtime.bundle import GOLDEN, MANIFEST, sha256, write_bundle
 from runtime.manifest import Decisions, EngineRecord, GraphParity, Manifest, Proof, Weights
+from runtime.open_set.space import FILE as OPEN_SET
 from runtime.spec import Deployment, Graph, Precision, Preprocess, TensorSpec
 from runtime.tensorrt.spec import BuildSpec, spec_path
 
@@ -35,8 +36,6 @@ HEIGHT, WIDTH, CHANNELS, DIMENSION = 32, 16, 8, 8
 IDENTITY = "1d" * 32
 GRAPHS = {"reid": "embed", "classify": "encode"}
 TINY_PREPROCESS = Preprocess(HEIGHT, WIDTH, mean=(0.5, 0.45, 0.4), std=(0.25, 0.3, 0.35))
-# What strangers score against this model, as a build would have measured it.
-IMPOSTOR = {"mean": 0.2, "std": 0.1, "pairs": 20, "source": "drawn in code"}
 
 # FP32 engines differ from float64 only in rounding: sums of 27 and 8 terms of size one, far above 1e-5 relative.
 FP32_TOLERANCE = 1e-5
@@ -102,7 +101,8 @@ class Tiny:
     engines: Sequence[TinyEngine] = (ORT,)
     weights: TinyWeights = field(default_factory=tiny_weights)
     preprocess: Preprocess = TINY_PREPROCESS
-    postprocess: Mapping[str, Any] = field(default_factory=lambda: {"impostor": IMPOSTOR})
+    postprocess: Mapping[str, Any] = field(default_factory=dict)
+    open_set: Mapping[str, Array] | None = None  # the arrays of a score space
     max_batch: int = 4
     identity: str = IDENTITY
 
@@ -133,6 +133,8 @@ def write_tiny_bundle(path: Path, tiny: Tiny | None = None) -> Path:
             records.append(_record(engine, tiny.graph.name, main.relative_to(folder).as_posix()))
         image = np.random.default_rng(7).standard_normal((5, 3, HEIGHT, WIDTH)).astype(np.float32)
         expected = expected_embeddings(image, tiny.weights).astype(np.float32)
+        if tiny.open_set is not None:
+            write_arrays(folder / OPEN_SET, tiny.open_set)
         write_arrays(folder / GOLDEN, {f"{tiny.graph.name}/image": image, f"{tiny.graph.name}/embedding": expected})
         return Manifest(
             name=path.stem,

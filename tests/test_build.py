@@ -15,9 +15,10 @@ from torch import Tensor
 
 from edgevis import Predictor, models
 from edgevis.models import ModelEntry
+from edgevis.open_set.sidecar import weights_digest
 from export import targets
 from export.build import main
-from export.pipeline import UNTRAINED, Request, build_bundle, encoder_identity, weights_digest
+from export.pipeline import UNTRAINED, Request, build_bundle, encoder_identity
 from runtime.bundle import Bundle
 from runtime.errors import ExportError, InputError, MissingDependencyError, ParityError, UnknownModelError, WeightsError
 from runtime.spec import Deployment, Graph, TensorSpec

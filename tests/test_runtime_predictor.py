@@ -33,7 +33,6 @@ from runtime.results import Classification, Identification
 from runtime.spec import Preprocess
 
 from bundles import (
-    IMPOSTOR,
     ORT,
     Tiny,
     edited_manifest,
@@ -284,40 +283,7 @@ def test_a_model_of_another_size_than_the_manifest_says(tmp_path: Path) -> None:
         predictor.predict(PICTURES[0])
 
 
-# The threshold
-
-
-def test_the_threshold_follows_what_is_enrolled(tmp_path: Path) -> None:
-    with opened(tmp_path, Tiny(postprocess={})) as predictor:
-        assert predictor.threshold is None  # nothing is known of strangers
-        predictor.enroll("anna", PICTURES[0])
-        assert predictor.threshold is None
-        assert predictor.predict(PICTURES[4]).label == "anna"  # the only answer that there is
-        predictor.enroll("björn", PICTURES[1])
-        first = predictor.threshold
-        assert first is not None
-        predictor.enroll("chloé", PICTURES[2])
-        assert predictor.threshold not in (None, first)
-        predictor.forget("chloé")
-        assert predictor.threshold == pytest.approx(first)
-        predictor.forget("björn")
-        assert predictor.threshold is None
-
-
-def test_the_prior_alone_gives_a_threshold(predictor: Predictor) -> None:
-    expected = IMPOSTOR["mean"] + 2.3263478740408408 * IMPOSTOR["std"]  # type: ignore[operator]
-    assert predictor.threshold == pytest.approx(expected)
-    predictor.enroll("anna", PICTURES[0])
-    assert predictor.threshold == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("rate", [0.001, 0.1])
-def test_the_false_accept_rate_is_the_bundles(tmp_path: Path, rate: float) -> None:
-    default = opened(tmp_path).threshold
-    with opened(tmp_path, Tiny(postprocess={"impostor": IMPOSTOR, "false_accept_rate": rate})) as predictor:
-        assert predictor.threshold is not None
-        assert default is not None
-        assert (predictor.threshold > default) == (rate < 0.01)
+# The threshold; see also test_runtime_open_set.py
 
 
 def test_a_threshold_set_by_hand(gallery: Predictor) -> None:
@@ -342,7 +308,7 @@ def test_a_wrong_threshold(gallery: Predictor, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "postprocess", [{"impostor": 3}, {"impostor": {"mean": 2.0, "std": 1e200, "pairs": 3}}, {"false_accept_rate": "x"}]
+    "postprocess", [{"open_set": 3}, {"false_accept_rate": 2.0}, {"false_accept_rate": "x"}]
 )
 def test_settings_of_a_task_that_lie(tmp_path: Path, postprocess: dict[str, Any]) -> None:
     with pytest.raises(SchemaError, match=r"postprocess\."):

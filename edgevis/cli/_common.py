@@ -16,6 +16,8 @@ from typing import Any
 from edgevis import Predictor
 from runtime.drawings import is_drawing
 from runtime.folders import image_files
+from runtime.open_set.decision import OpenSetInfo
+from runtime.open_set.strangers import Rate
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +31,17 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads for the engine (default: the backend's choice)")
 
 
+def add_rate_argument(parser: argparse.ArgumentParser) -> None:
+    """``--false-accept-rate``."""
+    parser.add_argument(
+        "--false-accept-rate",
+        metavar="SHARE",
+        type=float,
+        help="the share of strangers for whom any label may come back, such as 0.01 (default: the enrolment's, or the "
+        "model's)",
+    )
+
+
 def open_predictor(arguments: argparse.Namespace) -> Predictor:
     """The predictor that :func:`add_engine_arguments` describes."""
     return Predictor(
@@ -37,6 +50,7 @@ def open_predictor(arguments: argparse.Namespace) -> Predictor:
         device=arguments.device,
         precision=arguments.precision,
         threads=arguments.threads,
+        false_accept_rate=getattr(arguments, "false_accept_rate", None),
     )
 
 
@@ -62,6 +76,22 @@ def image_paths(arguments: list[str], *, drawings: bool = False) -> list[Path]:
         more = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""
         warnings.warn(f"{shown(drawn[0])}{more} left out: edgevis drew it", RuntimeWarning, stacklevel=2)
     return paths or drawn
+
+
+def open_set_lines(found: OpenSetInfo) -> list[str]:
+    """The open-set operating point in a few lines of text."""
+
+    def rate(value: Rate | None) -> str:
+        return "unknown" if value is None else f"{value.value:.1%} (95 %: {value.low:.1%} to {value.high:.1%})"
+
+    threshold = "none" if found.threshold is None else f"{found.threshold:.3f}"
+    asked = f"{found.false_accept_rate:.2%} of strangers accepted"
+    return [
+        f"open set    threshold {threshold}, {found.method}; asked: {asked}",
+        f"            strangers accepted (FPIR), to be expected: {rate(found.expected_fpir)}",
+        f"            enrolled recognised (TPIR), to be expected: {rate(found.expected_tpir)}",
+        f"            {found.note}",
+    ]
 
 
 def print_json(data: Mapping[str, Any]) -> None:

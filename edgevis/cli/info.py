@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 
 from edgevis import BackendError
-from edgevis.cli._common import add_engine_arguments, open_predictor, print_json
+from edgevis.cli._common import add_engine_arguments, add_rate_argument, open_predictor, open_set_lines, print_json
 from runtime.bundle import Bundle
 from runtime.candidates import measured_text
 from runtime.finishing import with_local_proof
@@ -18,12 +18,16 @@ from runtime.text import size_text, text_table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
+    add_rate_argument(parser)
+    parser.add_argument("--enrolment", metavar="FILE", help="what `edgevis enroll` wrote: its open-set threshold, too")
 
 
 def run(arguments: argparse.Namespace) -> int:
     bundle = Bundle(arguments.bundle)
     try:
         with open_predictor(arguments) as predictor:
+            if arguments.enrolment:
+                predictor.load(arguments.enrolment)
             running, reason = predictor.info, ""
     except BackendError as error:
         running, reason = None, str(error)
@@ -46,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
         *(("passed over", reason) for reason in (running.skipped if running else ())),
     ]
     print("\n".join(f"{name:<12}{value}" for name, value in rows))
+    if running and running.labels and running.open_set:
+        print("\n".join([f"{'enrolled':<12}{len(running.labels)} labels", *open_set_lines(running.open_set)]))
     print()
     print(engine_table(manifest))
     if any(record.proof is None and record.graph_proof for record in manifest.engines):

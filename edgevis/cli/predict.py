@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from edgevis import EngineError, InputError, Predictor, Segmentation, SourceError
-from edgevis.cli._common import add_engine_arguments, image_paths, open_predictor, report, shown
+from edgevis.cli._common import (
+    add_engine_arguments,
+    add_rate_argument,
+    image_paths,
+    open_predictor,
+    report,
+    shown,
+)
 from edgevis.cli._outputs import Outputs, places
 from edgevis.cli._results import Results, results_for
 from runtime.images import Image, read_image
@@ -22,6 +29,7 @@ _OF_ONE_PICTURE = (SourceError, InputError, EngineError)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
+    add_rate_argument(parser)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
     parser.add_argument("--enrolment", metavar="FILE", help="what `edgevis enroll` wrote")
     parser.add_argument("--top-k", type=int, default=5, help="how many labels to rank (default: 5)")

@@ -155,9 +155,7 @@ def _narrowed(state: State, query: Query, found: Candidates, top_k: int) -> Arra
     if state.scoring != "nearest":
         sums = np.zeros(state.slot_count)
         sums[slots] = np.bincount(inverse, weights=scores)
-        return np.isin(
-            found.slots, _possible(state, slots, sums, _highest(state, found.slots, scores), error, top_k)
-        )
+        return np.isin(found.slots, _possible(state, slots, sums, _highest(state, found.slots, scores), error, top_k))
     label_scores = np.full(len(slots), -np.inf, np.float32)
     np.maximum.at(label_scores, inverse, scores)
     reached = np.partition(label_scores, len(slots) - top_k)[len(slots) - top_k]

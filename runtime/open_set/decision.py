@@ -8,13 +8,13 @@ from typing import Literal
 
 import numpy as np
 
-from runtime.arrays import Array, unit_rows
+from runtime.arrays import Array
 from runtime.errors import InputError
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.state import State
 from runtime.gallery.tracking import BestScores
-from runtime.open_set.enrolled import SAMPLE_ROWS, Features, features_of
-from runtime.open_set.generic import GENERIC
+from runtime.open_set.enrolled import SAMPLE_ROWS, Features, best_of_others, features_of
+from runtime.open_set.generic import generic
 from runtime.open_set.space import ScoreSpace
 from runtime.open_set.statistics import OpenSetStatistics
 from runtime.open_set.strangers import (
@@ -90,6 +90,7 @@ class OpenSet:
         self._gallery = gallery
         self._space = space
         self._statistics = statistics
+        self._known = statistics or generic(gallery.scoring)
         self._default_rate = rate
         self._rate: float | None = None
         self._by_hand: float | None = None
@@ -161,7 +162,7 @@ class OpenSet:
             rows = rows[np.linspace(0, len(rows) - 1, MAX_STRANGERS).round().astype(np.intp)]
         if not np.allclose(np.einsum("nd,nd->n", rows, rows), 1.0, atol=1e-3):
             raise InputError("an image of the strangers has no embedding (all zero or not finite): leave it out")
-        same = self._statistics.same if self._statistics else GENERIC.same
+        same = self._known.same
         self._strangers = _Strangers(self._gallery, np.array(rows, np.float32), self.offsets(rows), same)
 
     @property
@@ -195,10 +196,11 @@ class OpenSet:
         elif strangers:
             method = "calibrated"
             fpir = rate_interval(rate, strangers.effective)
-            note = f"measured on {count} images of strangers of this scene, worth {strangers.effective:.0f} different ones"
+            worth = f"{strangers.effective:.0f} independent ones"
+            note = f"measured on {count} images of strangers of this scene, worth {worth}"
         else:
             method = "estimated" if self._statistics else "generic"
-            found = (self._statistics or GENERIC).expected(features.labels, features.images, rate)
+            found = self._known.expected(features.labels, features.images, rate)
             fpir, tpir = found if found is not None else (None, None)
             note = (
                 "the rate is an estimate: no stranger of this scene was seen. Measure it: "
@@ -212,11 +214,9 @@ class OpenSet:
                 "labels cannot be told apart, remove one of them or enrol other images"
             )
         if tpir is None and threshold is not None and features is not None:
-            found = (self._statistics or GENERIC).expected(features.labels, features.images, rate)
+            found = self._known.expected(features.labels, features.images, rate)
             tpir = found[1] if found is not None else None
-        return OpenSetInfo(
-            threshold, method, strangers is not None, rate, fpir, tpir, count, distinct, note
-        )
+        return OpenSetInfo(threshold, method, strangers is not None, rate, fpir, tpir, count, distinct, note)
 
     def features(self) -> Features | None:
         """What the enrolment says of itself; None when nothing is enrolled."""
@@ -239,7 +239,7 @@ class OpenSet:
             return None
         if strangers is not None:
             return float(np.clip(threshold_at(strangers.scores(), self.rate), -1.0, 1.0))
-        estimated = (self._statistics or GENERIC).threshold(features, self.rate)
+        estimated = self._known.threshold(features, self.rate)
         if estimated is None:
             return None
         # Labels that look alike draw the estimate towards their own scores; each must still be recognised.
@@ -259,7 +259,7 @@ class OpenSet:
         rows = state.rows_at(positions)[order]
         counts = np.bincount(np.searchsorted(slots, state.slots[positions]), minlength=len(slots))
         if whole:
-            others = _others(rows, counts, state.scoring)
+            others = best_of_others(rows, counts, state.scoring)
         else:
             # Of a label with many rows the first ones stand for all; its neighbours are looked for in everything.
             keep = np.concatenate([np.arange(count) < _PER_LABEL for count in counts.tolist()])
@@ -304,18 +304,3 @@ def checked_rate(rate: object) -> float:
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or not MIN_RATE <= rate <= MAX_RATE:
         raise InputError(f"false_accept_rate is {rate!r}; allowed: {MIN_RATE} to {MAX_RATE}, such as 0.01 for 1 %")
     return float(rate)
-
-
-def _others(rows: Array, counts: Array, scoring: str) -> Array:
-    """(M,) the best cosine of each row to a label that is not its own; -inf with one label."""
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    scores = np.zeros((len(rows), len(counts)), np.float32)
-    if scoring != "prototype":
-        scores += np.maximum.reduceat(rows @ rows.T, starts, axis=1)
-    if scoring != "nearest":
-        prototypes = unit_rows(np.add.reduceat(rows, starts, axis=0, dtype=np.float64))
-        scores += rows @ prototypes.T
-    if scoring == "blend":
-        scores *= 0.5
-    scores[np.arange(len(rows)), np.repeat(np.arange(len(counts)), counts)] = -np.inf
-    return np.asarray(scores.max(axis=1))

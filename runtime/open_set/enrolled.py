@@ -47,6 +47,31 @@ class Features:
         return found
 
 
+def label_scores(queries: Array, rows: Array, counts: Array, scoring: str) -> Array:
+    """(N, L) float32 cosines of (N, D) queries with labels.
+
+    Args:
+        queries: Unit rows.
+        rows: (M, D) unit rows, those of one label next to each other.
+        counts: (L,) how many each label has.
+        scoring: ``nearest``, ``prototype`` or ``blend``.
+    """
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    nearest = prototype = np.zeros((len(queries), len(counts)), np.float32)
+    if scoring != "prototype":
+        nearest = np.maximum.reduceat(queries @ rows.T, starts, axis=1)
+    if scoring != "nearest":
+        prototype = queries @ unit_rows(np.add.reduceat(rows, starts, axis=0, dtype=np.float64)).T
+    return _combined(nearest, prototype, scoring)
+
+
+def best_of_others(rows: Array, counts: Array, scoring: str) -> Array:
+    """(M,) the best cosine of each row to a label that is not its own; -inf with one label."""
+    scores = np.array(label_scores(rows, rows, counts, scoring))
+    scores[np.arange(len(rows)), np.repeat(np.arange(len(counts)), counts)] = -np.inf
+    return np.asarray(scores.max(axis=1))
+
+
 def features_of(
     rows: Array, counts: Array, offsets: Array, others: Array, *, labels: int, images: float, scoring: str
 ) -> Features:

@@ -1,10 +1,21 @@
-"""What is taken for weights of which nothing was measured: the same fit over several models' raw cosines.
+"""What is taken for weights of which nothing was measured: the same fit over the raw cosines of several models.
 
-Written by ``python -m edgevis.open_set --generic``; the source says on what.
+``generic.json`` beside this file is written by ``python -m edgevis.open_set.generic``; it says on what.
 """
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
+from runtime.jsondata import from_json, parse_json
 from runtime.open_set.statistics import OpenSetStatistics
 
-GENERIC = OpenSetStatistics("nearest", (0.05,), (), (), 0.9, "")
+PATH = Path(__file__).with_name("generic.json")
+
+
+@functools.cache
+def generic(scoring: str) -> OpenSetStatistics:
+    """The statistics for raw cosines scored as ``nearest`` or ``prototype``."""
+    data = parse_json(PATH.read_bytes())
+    return from_json(OpenSetStatistics, data["prototype" if scoring == "prototype" else "nearest"], PATH.name)

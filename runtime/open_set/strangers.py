@@ -20,9 +20,6 @@ MAX_STRANGERS = 2000
 
 _TAIL_SHARE = 0.15
 _TAIL_ROWS = 8
-_EXACT = 4.0
-"""From so many strangers above the threshold their order decides; below, the tail that is fitted to them does."""
-
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -36,9 +33,10 @@ class Rate:
 def threshold_at(scores: Array, rate: float) -> float:
     """The score that a stranger reaches with probability ``rate``.
 
-    Where the order of the scores says it (at least four of them lie above), it is taken from there. Further out an
-    exponential tail is fitted to the highest 15 % (the tail of scores that are bounded falls off no slower; Pickands
-    1975), so that a hundred strangers suffice for 1 %.
+    Of n strangers and one more, each is as likely to be the k-th highest, so that one more reaches the k-th highest of
+    the n with probability k / (n + 1), however scores are distributed (Vovk et al., 2005). Between two of them it is
+    interpolated. Rates below 1 / (n + 1) lie beyond the highest: there an exponential tail, fitted to the highest 15 %,
+    goes on.
 
     Args:
         scores: (N,) each stranger's best score, N >= 1.
@@ -46,17 +44,13 @@ def threshold_at(scores: Array, rate: float) -> float:
     """
     ordered = np.sort(np.asarray(scores, np.float64))[::-1]
     count = len(ordered)
-    above = rate * (count + 1)
-    if above >= _EXACT or count <= _TAIL_ROWS:
-        position = min(max(above - 0.5, 0.0), count - 1.0)  # between the last that is above and the first below
-        lower = math.floor(position)
-        upper = min(lower + 1, count - 1)
-        return float(ordered[lower] + (position - lower) * (ordered[upper] - ordered[lower]))
-    tail = max(_TAIL_ROWS, math.ceil(_TAIL_SHARE * count))
-    tail = min(tail, count - 1)
+    position = rate * (count + 1) - 1.0
+    if position >= 0 or count == 1:
+        return float(np.interp(position, np.arange(count), ordered))
+    tail = min(max(_TAIL_ROWS, math.ceil(_TAIL_SHARE * count)), count - 1)
     start = ordered[tail]
     mean_excess = float((ordered[:tail] - start).mean())
-    return float(start + mean_excess * math.log(tail / (count + 1) / rate))
+    return float(max(ordered[0], start + mean_excess * math.log(tail / (count + 1) / rate)))
 
 
 def effective_count(rows: Array, same: float) -> tuple[float, int]:

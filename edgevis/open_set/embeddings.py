@@ -1,0 +1,135 @@
+"""Embeddings of the images that an open-set fit needs, by a PyTorch model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgevis import models
+from edgevis.data import read_class_table, read_pku_reid
+from edgevis.data.augment import camera_view
+from edgevis.data.persons import persons_from_ccp
+from edgevis.open_set.enrolments import Scene
+from runtime.arrays import Array, unit_rows
+from runtime.errors import InputError
+from runtime.images import Image
+from runtime.preprocess import Preprocessor
+
+_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some of a data set's images: ``FILE[:SPLIT[:even|odd]]``, the last every second label in their order.
+
+    Attributes:
+        path: A zip or folder with ``labels.csv``, or Clothing Co-Parsing's zip.
+        split: The value of the column ``split``; None for all.
+        parity: 0 or 1: every second label from there; None for all.
+    """
+
+    path: Path
+    split: str | None
+    parity: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """From the command line; InputError when it is not in that form."""
+        path, *rest = text.split(":")
+        if len(rest) > 2 or (len(rest) == 2 and rest[1] not in ("even", "odd")):
+            raise InputError(f"{text!r} is not FILE[:SPLIT[:even|odd]]")
+        parity = ("even", "odd").index(rest[1]) if rest[1:] else None
+        return cls(Path(path), rest[0] if rest and rest[0] else None, parity)
+
+    def __str__(self) -> str:
+        parts = [self.path.name, self.split or "", "" if self.parity is None else ("even", "odd")[self.parity]]
+        return ":".join(parts).rstrip(":")
+
+    def takes(self, labels: Sequence[object]) -> Array:
+        """(N,) bool: the images whose labels are taken."""
+        classes, owners = np.unique(np.array(labels), return_inverse=True)
+        return np.ones(len(owners), bool) if self.parity is None else np.arange(len(classes))[owners] % 2 == self.parity
+
+
+class Embedder:
+    """A model on one thread, so that the same images give the same rows on every machine.
+
+    Args:
+        declared: The model's declaration.
+        module: With its weights.
+    """
+
+    def __init__(self, declared: models.ModelEntry, module: nn.Module) -> None:
+        deployment = models.deployment_of(declared, module)
+        self.task = deployment.task
+        if self.task not in ("reid", "classify"):
+            raise InputError(f"{declared.name} makes no embeddings: its task is {self.task}")
+        self._run = getattr(module, deployment.graphs[0].name)
+        self._preprocess = Preprocessor(deployment.preprocess)
+
+    def __call__(self, images: Iterator[Image]) -> Array:
+        """(N, D) float32 unit rows."""
+        parts: list[Array] = []
+        batch: list[Image] = []
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with torch.inference_mode():
+                for image in images:
+                    batch.append(image)
+                    if len(batch) == _BATCH:
+                        parts.append(self._embed(batch))
+                        batch = []
+                if batch:
+                    parts.append(self._embed(batch))
+        finally:
+            torch.set_num_threads(threads)
+        return unit_rows(np.concatenate(parts))
+
+    def _embed(self, images: list[Image]) -> Array:
+        return np.asarray(self._run(torch.from_numpy(self._preprocess(images))).numpy())
+
+
+def scene_of(embed: Embedder, part: Part) -> Scene:
+    """A scene with known labels: persons under two or more cameras (Re-ID), or classes."""
+    if embed.task == "reid":
+        persons = read_pku_reid(part.path, part.split)
+        taken = np.flatnonzero(part.takes(persons.ids))
+        rows = embed(persons[int(index)][0] for index in taken)
+        return Scene(str(part), rows, np.array(persons.ids)[taken], np.array(persons.cameras)[taken])
+    classes = read_class_table(part.path, split=part.split)
+    taken = np.flatnonzero(part.takes(classes.labels))
+    return Scene(str(part), embed(classes[int(index)][0] for index in taken), np.array(classes.targets)[taken])
+
+
+def background_of(embed: Embedder, parts: Sequence[Part], *, views: int, seed: int) -> tuple[Array, Array]:
+    """The rows of images that nobody enrols, and (N,) whose they are.
+
+    Of persons on single photographs (Clothing Co-Parsing) ``views`` random views each are made, as two cameras might
+    show them (:func:`edgevis.data.augment.camera_view`).
+    """
+    rows, owners = [], []
+    first = 0
+    for part in parts:
+        if embed.task == "reid":
+            persons = persons_from_ccp(part.path, split=part.split or "train")
+            random = np.random.default_rng(seed)
+            made = (
+                camera_view(persons, index, random, same_clothes=True)
+                for index in range(len(persons))
+                for _ in range(views)
+            )
+            rows.append(embed(made))
+            own = np.repeat(np.arange(len(persons)), views)
+        else:
+            scene = scene_of(embed, part)
+            rows.append(scene.rows)
+            own = np.unique(scene.labels, return_inverse=True)[1]
+        owners.append(own + first)
+        first += int(own.max()) + 1
+    return np.concatenate(rows), np.concatenate(owners)

@@ -1,0 +1,150 @@
+"""Enrolments drawn from a scene whose labels are known: some labels are enrolled, the others are strangers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.arrays import Array
+from runtime.open_set.enrolled import Features, best_of_others, features_of, label_scores
+from runtime.open_set.space import ScoreSpace
+
+SIZES = (1, 2, 3, 5, 8, 10, 15, 20)
+IMAGES = (1, 2, 3, 5, 8)
+_MIN_STRANGERS = 4  # labels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """Images of one scene with their labels.
+
+    Attributes:
+        name: For reports.
+        rows: (N, D) float32 unit rows as the model makes them.
+        labels: (N,) int64.
+        cameras: (N,) int64; labels are enrolled from one camera and asked for by the others. None where there is one.
+    """
+
+    name: str
+    rows: Array
+    labels: Array
+    cameras: Array | None = None
+
+    def only(self, labels: Array) -> Scene:
+        """The images of these labels alone."""
+        kept = np.isin(self.labels, labels)
+        return Scene(
+            self.name, self.rows[kept], self.labels[kept], None if self.cameras is None else self.cameras[kept]
+        )
+
+    def projected(self, space: ScoreSpace | None) -> Scene:
+        """With rows of a score space."""
+        return self if space is None else Scene(self.name, space.project(self.rows), self.labels, self.cameras)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """One enrolment.
+
+    Attributes:
+        labels, images: How many labels, with how many images each.
+        features: What it says of itself.
+        known: (Q,) the best score of each query whose label is enrolled.
+        right: (Q,) bool: whether the best label was its own.
+        strangers: (S,) the best score of each image of a label that is not enrolled.
+    """
+
+    labels: int
+    images: int
+    features: Features
+    known: Array
+    right: Array
+    strangers: Array
+
+    def fpir(self, threshold: float) -> float:
+        """The share of strangers for whom a label comes back."""
+        return float((self.strangers >= threshold).mean())
+
+    def tpir(self, threshold: float) -> float:
+        """The share of the enrolled who come back under their own label."""
+        return float(((self.known >= threshold) & self.right).mean())
+
+    def threshold(self, rate: float) -> float:
+        """The lowest threshold at which no more than ``rate`` of the strangers are accepted."""
+        ordered = np.sort(self.strangers)[::-1]
+        allowed = int(np.floor(rate * len(ordered)))
+        return float(np.nextafter(ordered[allowed], np.inf)) if allowed < len(ordered) else -1.0
+
+
+def draws(
+    scene: Scene, space: ScoreSpace | None, scoring: str, *, labels: int, images: int, count: int, seed: int
+) -> Iterator[Drawn]:
+    """Random enrolments of a scene; none where it has too few labels.
+
+    Args:
+        scene: With raw rows.
+        space: Where they are scored; None for raw cosines.
+        scoring: ``nearest``, ``prototype`` or ``blend``.
+        labels, images: How many labels to enrol, with at most how many images each.
+        count: How many enrolments.
+        seed: Of the random choice.
+    """
+    known = np.unique(scene.labels)
+    if len(known) - labels < _MIN_STRANGERS:
+        return
+    random = np.random.default_rng(seed)
+    projected = scene.projected(space)
+    taken = np.zeros(len(projected.rows), np.float32) if space is None else space.offsets(projected.rows)
+    cameras = np.zeros(len(scene.labels), np.int64) if scene.cameras is None else scene.cameras
+    for number in range(count):
+        enrolled = random.permutation(known)[:labels]
+        camera = np.unique(cameras)[number % len(np.unique(cameras))]
+        chosen, counts = [], []
+        for label in enrolled:
+            own = random.permutation(np.flatnonzero((scene.labels == label) & (cameras == camera)))
+            # Where there is one camera, half of the images at least stay to be asked for.
+            most = len(own) if scene.cameras is not None else len(own) // 2
+            chosen.append(own[: min(images, most)])
+            counts.append(len(chosen[-1]))
+        if not all(counts):
+            continue
+        positions, sizes = np.concatenate(chosen), np.array(counts)
+        asked = np.ones(len(scene.labels), bool)
+        asked[positions] = False
+        if scene.cameras is not None:
+            asked &= cameras != camera
+        own_queries = np.flatnonzero(asked & np.isin(scene.labels, enrolled))
+        strangers = np.flatnonzero(asked & ~np.isin(scene.labels, enrolled))
+        rows = projected.rows[positions]
+        found = label_scores(projected.rows[own_queries], rows, sizes, scoring)
+        others = label_scores(projected.rows[strangers], rows, sizes, scoring)
+        features = features_of(
+            rows,
+            sizes,
+            taken[positions],
+            best_of_others(rows, sizes, scoring),
+            labels=labels,
+            images=float(sizes.mean()),
+            scoring=scoring,
+        )
+        yield Drawn(
+            labels,
+            images,
+            features,
+            found.max(axis=1) - taken[own_queries],
+            enrolled[found.argmax(axis=1)] == scene.labels[own_queries],
+            others.max(axis=1) - taken[strangers],
+        )
+
+
+def all_draws(scene: Scene, space: ScoreSpace | None, scoring: str, *, count: int, seed: int) -> list[Drawn]:
+    """Enrolments of every size that the scene has labels for."""
+    made: list[Drawn] = []
+    for labels in SIZES:
+        for images in IMAGES:
+            made += draws(
+                scene, space, scoring, labels=labels, images=images, count=count, seed=seed + 100 * labels + images
+            )
+    return made

@@ -1,0 +1,106 @@
+"""``NAME.open_set.npz``: what was measured of weights for open-set identification, found by the weights' digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from runtime.arrays import Array, read_arrays, write_arrays
+from runtime.errors import SchemaError, WeightsError
+from runtime.jsondata import from_json, parse_json, to_json
+from runtime.open_set.space import MAX_BYTES, ScoreSpace
+from runtime.open_set.statistics import OpenSetStatistics
+
+SUFFIX = ".open_set.npz"
+SHIPPED = Path(__file__).parents[1] / "weights" / "open_set"
+"""Of weights that ship and of published ones; a file's name says for which by the digest's first 16 digits."""
+
+_HEADER = "header"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the file says besides the arrays of a score space.
+
+    Attributes:
+        model: The model's name.
+        weights_sha256: :func:`weights_digest` of the weights it is for.
+        command: How it was made.
+        statistics: What was measured.
+    """
+
+    model: str
+    weights_sha256: str
+    command: str
+    statistics: OpenSetStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """A file's content: its header, and the arrays of :meth:`runtime.open_set.space.ScoreSpace.arrays`."""
+
+    header: Header
+    arrays: Mapping[str, Array]
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers by name, dtype, shape and bytes.
+
+    Batch norm's ``num_batches_tracked`` does not count: no output depends on it, and not all checkpoints have it.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if name.endswith("num_batches_tracked"):
+            continue
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_sidecar(path: Path, header: Header, space: ScoreSpace) -> None:
+    """Write the file; it appears whole or not at all."""
+    text = json.dumps(to_json(header), allow_nan=False).encode()
+    write_arrays(path, {_HEADER: np.frombuffer(text, np.uint8), **space.arrays()})
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Read the file; WeightsError when it is damaged or of another kind."""
+    arrays = read_arrays(path, error=WeightsError, max_bytes=MAX_BYTES)
+    text = arrays.pop(_HEADER, None)
+    if text is None or text.dtype != np.uint8:
+        raise WeightsError(f"{path} is no {SUFFIX} file: it has no header")
+    try:
+        header = from_json(Header, parse_json(text.tobytes()), path.name)
+    except SchemaError as error:
+        raise WeightsError(f"{path} is damaged: {error}") from error
+    return Sidecar(header, arrays)
+
+
+def sidecar_of(digest: str, checkpoint: Path | None) -> Sidecar | None:
+    """What is known of the weights of that digest: beside their file, or among those that ship; None when nothing is.
+
+    Raises:
+        WeightsError: The file beside the checkpoint is damaged, or for other weights.
+    """
+    if checkpoint is not None:
+        beside = checkpoint.with_name(checkpoint.stem + SUFFIX)
+        if beside.is_file():
+            found = read_sidecar(beside)
+            if found.header.weights_sha256 != digest:
+                raise WeightsError(
+                    f"{beside} was measured on other weights ({found.header.weights_sha256[:12]}) than "
+                    f"{checkpoint.name} ({digest[:12]}): measure these with python -m edgevis.open_set, or remove it"
+                )
+            return found
+    for path in sorted(SHIPPED.glob(f"*.{digest[:16]}{SUFFIX}")):
+        found = read_sidecar(path)
+        if found.header.weights_sha256 == digest:
+            return found
+    return None
