@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from runtime.errors import InputError
 from runtime.gallery import kernels, store
 from runtime.gallery.blocks import PlainVectors, multiply
 from runtime.gallery.embedded import EmbeddedGallery, Scoring
@@ -158,7 +159,7 @@ def test_large_galleries_against_brute_force(scoring: Scoring, make: object) -> 
 
 
 def test_large_galleries_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "best_kernel", lambda: None)
+    monkeypatch.setattr(store, "best_kernel", lambda _: None)
     rows = unit(1, 5000, 16)
     gallery = EmbeddedGallery(16, "nearest")
     for index in range(0, 5000, 10):
@@ -167,6 +168,19 @@ def test_large_galleries_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     for query, matches in zip(rows[::500], gallery.search(rows[::500], 1), strict=True):
         assert matches[0].score == pytest.approx(float(query @ query), abs=1e-6)
     assert [int(matches[0].label) for matches in gallery.search(rows[::500], 1)] == list(range(0, 5000, 500))
+
+
+def test_kernels_by_name() -> None:
+    with pytest.raises(InputError, match=r"kernel is 'mkl'; allowed: None or one that runs here: .*onnxruntime"):
+        EmbeddedGallery(8, "nearest", kernel="mkl")
+    rows = unit(1, 3000, 32)
+    found = []
+    for kernel in kernels.KERNELS:
+        if kernels.best_kernel(kernel):
+            gallery = EmbeddedGallery(32, "nearest", kernel=kernel)
+            gallery.replace({f"{index}": row[None] for index, row in enumerate(rows)})
+            found.append(gallery.search(unit(2, 20, 32), 5))
+    assert all(matches == found[0] for matches in found)
 
 
 def test_queries_that_are_not_finite_find_labels_without_a_score() -> None:
