@@ -99,9 +99,9 @@ def test_scores_are_within_their_bounds(kernel: Kernel, count: int, make: object
     expected = queries.astype(np.float64) @ rows.astype(np.float64).T
     both = Queries(queries)
     for vectors in (packed(rows, kernel), PlainVectors(rows)):
-        found = np.empty((count, 600), np.float32)
+        found = np.empty((600, count), np.float32)
         vectors.scores(both, found)
-        error = np.abs(found - expected).max(axis=1)
+        error = np.abs(found.T - expected).max(axis=1)
         assert (error <= vectors.bound(both)).all()
         assert vectors.bound(both).max() < 0.1
         for index in range(count):
@@ -110,17 +110,17 @@ def test_scores_are_within_their_bounds(kernel: Kernel, count: int, make: object
                 refined = vectors.refined(query, offsets)
                 assert np.abs(refined - expected[index][offsets]).max() <= vectors.refined_bound(query)
                 assert vectors.refined_bound(query) < 2e-3
-    plain = np.empty((count, 600), np.float32)
+    plain = np.empty((600, count), np.float32)
     multiply(queries, rows, plain)
-    np.testing.assert_allclose(plain, expected, atol=1e-5)
+    np.testing.assert_allclose(plain.T, expected, atol=1e-5)
 
 
 def test_a_query_that_is_not_finite_harms_no_other() -> None:
     rows, queries = unit(1, 50, 16), unit(2, 3, 16)
     queries[1] = np.nan
-    found = np.empty((3, 50), np.float32)
+    found = np.empty((50, 3), np.float32)
     packed(rows, KERNEL).scores(Queries(queries), found)
-    np.testing.assert_allclose(found[[0, 2]], queries[[0, 2]] @ rows.T, atol=0.05)
+    np.testing.assert_allclose(found.T[[0, 2]], queries[[0, 2]] @ rows.T, atol=0.05)
 
 
 @pytest.mark.parametrize("scoring", ["nearest", "prototype"])
