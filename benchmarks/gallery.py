@@ -147,7 +147,7 @@ def contenders(rows: Array, *, indexes: bool) -> dict[str, Callable[[], Any]]:
         made["FAISS IVF (index)"] = partial(engines.Faiss, rows, f"IVF{max(4, int(len(rows) ** 0.5))},Flat")
         made["FAISS HNSW (index)"] = partial(engines.Faiss, rows, "HNSW32,Flat")
     if indexes and engines.has("usearch"):
-        made["USearch HNSW i8 (index)"] = partial(engines.Usearch, rows)
+        made["USearch HNSW fp16 (index)"] = partial(engines.Usearch, rows)
     return made
 
 

@@ -44,18 +44,18 @@ class Gallery:
         labels = [f"person {index:07d}" for index in range(len(rows))]
         self._gallery.replace(RowsByLabel(labels, np.ones(len(rows), np.int64), rows))
 
-    def add(self, number: int, row: Array) -> object:
-        return self._gallery.add(f"person {number:07d}", row)
+    def add(self, number: int, row: Array) -> None:
+        self._gallery.add(f"person {number:07d}", row)
 
-    def remove(self, number: int) -> object:
-        return self._gallery.remove(f"person {number:07d}")
+    def remove(self, number: int) -> None:
+        self._gallery.remove(f"person {number:07d}")
 
     def search(self, queries: Array, top_k: int) -> Array:
         found = self._gallery.search(queries, top_k)
         return np.array([[int(match.label[7:]) for match in matches] for matches in found])
 
-    def save(self, path: Path) -> object:
-        return save_enrolment(path, Enrolment(_ENCODER, self._gallery.contents(), None))
+    def save(self, path: Path) -> None:
+        save_enrolment(path, Enrolment(_ENCODER, self._gallery.contents(), None))
 
     @classmethod
     def load(cls, path: Path, kernel: str | None, dimension: int) -> Gallery:
@@ -72,13 +72,11 @@ class Numpy:
     def __init__(self, rows: Array) -> None:
         self._rows = rows
 
-    def add(self, number: int, row: Array) -> object:
+    def add(self, number: int, row: Array) -> None:
         self._rows = np.concatenate([self._rows, row])
-        return number
 
-    def remove(self, number: int) -> object:
+    def remove(self, number: int) -> None:
         self._rows = np.delete(self._rows, number, axis=0)
-        return number
 
     def product(self, queries: Array) -> Array:
         return np.asarray(queries @ self._rows.T)
@@ -89,10 +87,9 @@ class Numpy:
         order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1)
         return np.take_along_axis(best, order, axis=1)
 
-    def save(self, path: Path) -> object:
+    def save(self, path: Path) -> None:
         with path.open("wb") as file:
             np.save(file, self._rows)
-        return path
 
 
 class Faiss:
@@ -116,19 +113,19 @@ class Faiss:
                 return True
         return False
 
-    def add(self, number: int, row: Array) -> object:
-        return self._index.add(row)
+    def add(self, number: int, row: Array) -> None:
+        self._index.add(row)
 
-    def remove(self, number: int) -> object:
-        return self._index.remove_ids(np.array([number]))
+    def remove(self, number: int) -> None:
+        self._index.remove_ids(np.array([number]))
 
     def search(self, queries: Array, top_k: int) -> Array:
         return np.asarray(self._index.search(queries, top_k)[1])
 
-    def save(self, path: Path) -> object:
+    def save(self, path: Path) -> None:
         import faiss
 
-        return faiss.write_index(self._index, str(path))
+        faiss.write_index(self._index, str(path))
 
 
 class UsearchExact:
@@ -147,21 +144,21 @@ class UsearchExact:
 
 
 class Usearch:
-    """USearch's graph over rows of one byte a number."""
+    """USearch's graph over fp16 rows."""
 
     exact = False
 
     def __init__(self, rows: Array) -> None:
         from usearch.index import Index
 
-        self.index = Index(ndim=rows.shape[1], metric="cos", dtype="i8", connectivity=32, expansion_add=128)
+        self.index = Index(ndim=rows.shape[1], metric="cos", dtype="f16", connectivity=32, expansion_add=128)
         self.index.add(np.arange(len(rows)), rows)
 
-    def add(self, number: int, row: Array) -> object:
-        return self.index.add(number, row[0])
+    def add(self, number: int, row: Array) -> None:
+        self.index.add(number, row[0])
 
-    def remove(self, number: int) -> object:
-        return self.index.remove(number)
+    def remove(self, number: int) -> None:
+        self.index.remove(number)
 
     def widen(self, width: int) -> bool:
         self.index.expansion_search = width
@@ -170,8 +167,8 @@ class Usearch:
     def search(self, queries: Array, top_k: int) -> Array:
         return np.asarray(self.index.search(queries, top_k).keys).reshape(len(queries), -1)
 
-    def save(self, path: Path) -> object:
-        return self.index.save(str(path))
+    def save(self, path: Path) -> None:
+        self.index.save(str(path))
 
 
 def galleries() -> list[str | None]:

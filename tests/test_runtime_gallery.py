@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.errors import EnrolmentError, InputError, UnknownLabelError
-from runtime.gallery.embedded import EmbeddedGallery, Scoring
+from runtime.gallery.embedded import EmbeddedGallery
+from runtime.gallery.state import Scoring
 
 from bundles import Array
 

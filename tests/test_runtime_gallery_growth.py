@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from runtime.errors import InputError, UnknownLabelError
 from runtime.gallery import store
-from runtime.gallery.embedded import EmbeddedGallery, Scoring
+from runtime.gallery.embedded import EmbeddedGallery
+from runtime.gallery.state import Scoring
 from runtime.gallery.tracking import BestScores
 
 from bundles import Array

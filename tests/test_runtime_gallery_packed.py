@@ -13,10 +13,11 @@ from hypothesis.extra import numpy as arrays
 from runtime.errors import InputError
 from runtime.gallery import kernels, store
 from runtime.gallery.blocks import PlainVectors, multiply
-from runtime.gallery.embedded import EmbeddedGallery, Scoring
+from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.kernels import Kernel
 from runtime.gallery.packed import PackedVectors, gathered, packed
 from runtime.gallery.queries import Queries, Query
+from runtime.gallery.state import Scoring
 from runtime.gallery.threads import cores, run_all
 
 from bundles import Array

@@ -116,7 +116,7 @@ class PackedVectors:
 
     def refined_bound(self, query: Query) -> float:
         loss = float(query.codes.loss[0])
-        return query.norm * (self._fine_residual + loss * (MAX_LENGTH + self._fine_residual) + _SLACK)
+        return float(query.norm * (self._fine_residual + loss * (MAX_LENGTH + self._fine_residual) + _SLACK))
 
     def _high_of(self, offsets: Array) -> Array:
         """The high bits of these rows' numbers near zero, row after row."""
@@ -211,7 +211,7 @@ def _steps(scale: Array) -> Array:
 def _ranges(begins: Array, counts: Array) -> Array:
     """The integers of all ranges of these beginnings and lengths."""
     ends = np.cumsum(counts)
-    return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(begins - (ends - counts), counts)
+    return np.asarray(np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(begins - (ends - counts), counts))
 
 
 def _ends(counts: Array) -> Array:
