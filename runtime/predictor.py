@@ -225,7 +225,7 @@ class Predictor:
             return self._threshold
         gallery = self._task.gallery
         return fit_threshold(
-            gallery.impostors, self._prior, labels=len(gallery.labels), false_accept_rate=self._false_accept_rate
+            gallery.impostors, self._prior, labels=gallery.label_count, false_accept_rate=self._false_accept_rate
         )
 
     @threshold.setter

@@ -164,6 +164,22 @@ def test_impostor_scores_of_a_large_gallery_are_sampled_over_all_labels() -> Non
     assert found.mean == pytest.approx(0.564 / 32**0.5, rel=0.05)
 
 
+def test_impostor_scores_follow_what_is_enrolled() -> None:
+    gallery = EmbeddedGallery(32, "nearest")
+    gallery.replace({f"label {index}": unit(index, 1, 32) for index in range(300)})
+    before = gallery.impostors
+    for index in range(20):
+        gallery.add(f"more {index}", unit(0, 1, 32))
+    after = gallery.impostors
+    assert before is not None
+    assert after is not None
+    assert after.mean > before.mean
+    gallery.replace({f"label {index}": unit(0, 1, 32) for index in range(300)})
+    alike = gallery.impostors
+    assert alike is not None
+    assert alike.mean == pytest.approx(1, abs=1e-5)
+
+
 def test_readers_never_see_a_half_made_state() -> None:
     """Two labels are always exchanged together; a search must never find only one, or an array of the wrong size."""
     gallery = filled("nearest", [2, 2])

@@ -14,7 +14,7 @@ from runtime.errors import InputError, UnknownLabelError
 from runtime.gallery import store
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.state import Scoring
-from runtime.gallery.tracking import BestScores
+from runtime.gallery.tracking import BestScores, LeaveOneOut
 
 from bundles import Array
 
@@ -141,6 +141,37 @@ def test_followed_scores_are_those_of_a_new_search(
             label_found = found.labels[probe]
             assert (label_found is None) == (not scores)
             assert label_found is None or scores[label_found] == pytest.approx(best, abs=3e-7)
+
+
+@pytest.mark.parametrize("size", [4, 100])
+@pytest.mark.parametrize("scoring", ["nearest", "prototype"])
+@given(changes=CHANGES, seed=st.integers(0, 99), every=st.integers(1, 4))
+@settings(max_examples=40)
+def test_a_sample_is_scored_against_other_labels(
+    scoring: Scoring, size: int, changes: list[tuple[str, int | None]], seed: int, every: int
+) -> None:
+    random = np.random.default_rng(seed)
+    gallery, model = EmbeddedGallery(DIMENSION, scoring), dict[str, Array]()
+    sample = LeaveOneOut(gallery, size=size)
+    for index, (label, count) in enumerate([*changes, *[("label 0", 1)] * every]):
+        change(gallery, model, label, None if count is None else unit(random, count))
+        if index == 20:
+            gallery.replace(model)
+        if index % every:
+            continue
+        found = sample.update()
+        rows = sample.probes
+        assert len(rows) == len(found.scores) == min(size, len(gallery))
+        assert len({row.tobytes() for row in rows}) == len(rows)
+        for row, score, own in zip(rows, found.scores, found.own, strict=True):
+            assert own is not None
+            assert (model[own] == row).all(axis=1).any()
+            scores = brute_force(model, row, scoring)
+            del scores[own]
+            assert score == pytest.approx(max(scores.values(), default=-np.inf), abs=3e-7)
+        again = LeaveOneOut(gallery, size=size)
+        again.update()
+        assert {row.tobytes() for row in again.probes} == {row.tobytes() for row in rows}
 
 
 def test_what_a_tracker_refuses() -> None:

@@ -21,6 +21,11 @@ class Enrolled(Protocol):
         ...
 
     @property
+    def label_count(self) -> int:
+        """How many labels there are, without a list of them."""
+        ...
+
+    @property
     def impostors(self) -> Impostors | None:
         """How what is enrolled scores against other labels; None where that is not known or means nothing."""
         ...

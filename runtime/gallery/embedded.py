@@ -50,7 +50,7 @@ class EmbeddedGallery:
         self._writing = threading.Lock()
         self.kernel = kernel
         self._store = Store(dimension, scoring, kernel=kernel)
-        self._impostors: tuple[int, Impostors | None] | None = None
+        self._impostors: tuple[Epoch, int, Impostors | None] | None = None
 
     @property
     def state(self) -> State:
@@ -145,11 +145,11 @@ class EmbeddedGallery:
 
         Of many embeddings and labels a sample spread over all of them is taken, so that the cost is bounded.
         """
-        state = self.state
-        known = self._impostors
-        if known is None or known[0] != state.version:
-            known = self._impostors = state.version, impostors_among(state)
-        return known[1]
+        state, known = self.state, self._impostors
+        # A sample of a large gallery stands for it until a share of it has changed.
+        if known is None or known[0] is not state.epoch or state.version - known[1] > state.label_count // 128:
+            known = self._impostors = state.epoch, state.version, impostors_among(state)
+        return known[2]
 
     def best_scores(self, probes: Array, own: Sequence[str | None] | None = None) -> BestScores:
         """Follows the best score of each of (N, D) float32 rows; see :class:`runtime.gallery.tracking.BestScores`."""

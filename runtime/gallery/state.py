@@ -123,6 +123,35 @@ class State:
             made[part] = block.vectors.take(offsets)
         return made
 
+    def numbers_at(self, positions: Array) -> Array:
+        """The numbers of the rows at these ascending positions."""
+        made = np.empty(len(positions), np.int64)
+        for part, block, offsets in self.parts(positions):
+            made[part] = block.numbers[offsets]
+        return made
+
+    def positions_of(self, numbers: Array) -> Array:
+        """Where the rows of these numbers are, ascending; those that are no longer there have no position."""
+        found = []
+        numbers = np.sort(numbers)
+        for block, start in zip(self.blocks, self.starts.tolist(), strict=False):
+            offsets = np.searchsorted(block.numbers, numbers)
+            offsets = offsets[offsets < len(block)][: len(numbers)]
+            own = numbers[: len(offsets)]
+            offsets = offsets[block.numbers[offsets] == own]
+            found.append(np.setdiff1d(offsets, block.removed, assume_unique=True) + start)
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def numbers_from(self, first: int) -> Array:
+        """The numbers of the rows from this one on."""
+        found = [np.empty(0, np.int64)]
+        for block in reversed(self.blocks):
+            numbers = block.numbers[block.alive]
+            found.append(numbers[int(np.searchsorted(numbers, first)) :])
+            if block.numbers[0] < first:
+                break
+        return np.concatenate(found)
+
     def grouped(self) -> Iterator[tuple[str, Array]]:
         """Each label with its (N, D) float32 rows, in the order of enrolment; a few thousand rows at a time."""
         positions = np.flatnonzero(self.slots >= 0)

@@ -69,6 +69,11 @@ class SupportSets:
     def labels(self) -> tuple[str, ...]:
         return tuple(self._state.rows)
 
+    @property
+    def label_count(self) -> int:
+        """How many labels there are."""
+        return len(self._state.rows)
+
     def add(self, label: str, rows: Array) -> None:
         """Add (K, D) float32 shots to a label, making it if it is new."""
         self._check(label, rows)

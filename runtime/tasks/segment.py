@@ -95,6 +95,7 @@ class _Classes:
 
     def __init__(self, labels: tuple[str, ...]) -> None:
         self.labels = labels
+        self.label_count = len(labels)
 
     def remove(self, label: str) -> None:
         if label not in self.labels:
