@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from runtime.gallery.queries import Queries, Query
 from runtime.gallery.state import Scoring
 from runtime.gallery.threads import cores, run_all
 
-from bundles import Array
+from bundles import Array, run_python, succeeded
 
 RIGHT = [kernel for kernel in kernels.kernels() if kernels._is_right(kernel)]
 KERNEL = RIGHT[0]
@@ -234,3 +235,26 @@ def test_what_a_thread_raises_is_raised() -> None:
         run_all([lambda: done.append(1), fail, lambda: done.append(2)], threads=3)
     assert sorted(done) == [1, 2]
     assert cores() >= 1
+
+
+_FORKED = """
+import os, sys
+import numpy as np
+from runtime.gallery.embedded import EmbeddedGallery
+rows = np.random.default_rng(0).standard_normal((20000, 512), np.float32)
+rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+gallery = EmbeddedGallery(512, "nearest", kernel=sys.argv[1])
+gallery.replace({str(index): row[None] for index, row in enumerate(rows)})
+before = gallery.search(rows[:40], 3)
+child = os.fork()
+if not child:
+    gallery.add("new", rows[:1])
+    os._exit(0 if gallery.search(rows[1:40], 3) == before[1:] else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), gallery.search(rows[:40], 3) == before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("kernel", [name for name in kernels.KERNELS if kernels.best_kernel(name)])
+def test_a_forked_process_searches(kernel: str) -> None:
+    assert succeeded(run_python(_FORKED, kernel)) == "0 True"
