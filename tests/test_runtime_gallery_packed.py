@@ -160,6 +160,27 @@ def test_large_galleries_against_brute_force(scoring: Scoring, make: object) -> 
     assert alone == gallery.search(queries, 10)  # to the bit, whatever else was asked at once
 
 
+@pytest.mark.parametrize("scoring", ["nearest", "prototype"])
+def test_few_labels_of_many_rows(scoring: Scoring) -> None:
+    """All labels are asked for, of which each has thousands of rows."""
+    groups = unit(8, 6000, 24).reshape(3, 2000, 24)
+    groups[1, 5] = groups[1, 4]
+    gallery = EmbeddedGallery(24, scoring)
+    gallery.replace({f"{index}": rows for index, rows in enumerate(groups)})
+    gallery.add("gone", groups[0, :1])
+    gallery.remove("gone")
+    queries = np.concatenate([unit(9, 4, 24), groups[1, 4:5]])
+    wide = queries.astype(np.float64)
+    sums = groups.sum(axis=1, dtype=np.float64)
+    if scoring == "nearest":
+        scores = np.einsum("bd,lrd->blr", wide, groups).max(axis=2)
+    else:
+        scores = wide @ (sums / np.linalg.norm(sums, axis=1, keepdims=True)).T
+    for expected, matches in zip(scores, gallery.search(queries, 5), strict=True):
+        assert [int(match.label) for match in matches] == np.argsort(-expected).tolist()
+        np.testing.assert_allclose([match.score for match in matches], np.sort(expected)[::-1], atol=1.2e-7)
+
+
 def test_large_galleries_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "best_kernel", lambda _: None)
     rows = unit(1, 5000, 16)

@@ -42,10 +42,8 @@ def search(state: State, queries: Queries, top_k: int) -> list[tuple[Match, ...]
 
 def best(state: State, queries: Queries, top_k: int) -> Iterator[tuple[Array, Array]]:
     """Slots and float32 scores of the best labels of each query, best first; the state has at least one label."""
-    if top_k >= state.label_count:
-        everything = Candidates.at(state, np.flatnonzero(state.slots >= 0))
-        for index in range(len(queries)):
-            yield _ranked(state, Query(queries, index), everything, top_k)
+    if state.scoring == "prototype" and state.prototypes is not None:
+        yield from _by_prototypes(state, state.prototypes, queries, top_k)
         return
     rows = max(1, _SCORES // int(state.starts[-1]))
     for begin in range(0, len(queries), rows):
@@ -68,6 +66,14 @@ def best(state: State, queries: Queries, top_k: int) -> Iterator[tuple[Array, Ar
             if len(near) > top_k + _FEW:
                 found = found.only(_narrowed(state, query, found, top_k))
             yield _ranked(state, query, found, top_k)
+
+
+def _by_prototypes(state: State, prototypes: Array, queries: Queries, top_k: int) -> Iterator[tuple[Array, Array]]:
+    """The best labels where the prototypes of all are at hand."""
+    for row in queries.rows:
+        scores = np.einsum("ld,d->l", prototypes, row.astype(np.float64)).astype(np.float32)
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        yield state.live_slots[order], scores[order]
 
 
 def first_pass(state: State, queries: Queries) -> Array:
@@ -120,7 +126,15 @@ def _near(state: State, scores: Array, peaks: Array, error: float, top_k: int) -
         if len(sure) >= top_k and len(set(state.slots_at(sure).tolist())) >= top_k:
             return positions
         wanted *= 4
-    return np.flatnonzero(state.slots >= 0)
+    return _near_each(state, scores, error)
+
+
+def _near_each(state: State, scores: Array, error: float) -> Array:
+    """Positions of all rows that may be the best of their own label, ascending."""
+    slots = state.slots
+    label_scores = np.full(state.slot_count + 1, -np.inf, np.float32)
+    np.maximum.at(label_scores, slots, scores)
+    return np.flatnonzero((scores >= label_scores[slots] - 2 * error) & (slots >= 0))
 
 
 def _near_prototypes(state: State, scores: Array, error: float, top_k: int) -> Array:
@@ -148,16 +162,16 @@ def _narrowed(state: State, query: Query, found: Candidates, top_k: int) -> Arra
     """Which candidates may still decide, by a second pass over them alone: a mask."""
     scores, error = found.refined(query)
     slots, inverse = np.unique(found.slots, return_inverse=True)
-    if len(slots) <= top_k:
-        return np.ones(len(found.slots), bool)
     if state.scoring == "prototype":
         sums = np.zeros(state.slot_count)
         sums[slots] = np.bincount(inverse, weights=scores)
         return np.isin(found.slots, _possible(state, slots, sums, state.norms, error, top_k))
     label_scores = np.full(len(slots), -np.inf, np.float32)
     np.maximum.at(label_scores, inverse, scores)
-    reached = np.partition(label_scores, len(slots) - top_k)[len(slots) - top_k]
-    return np.asarray(scores >= reached - 2 * error)
+    least = label_scores[inverse]  # of a label, its best row alone counts
+    if len(slots) > top_k:
+        least = np.maximum(least, np.partition(label_scores, len(slots) - top_k)[len(slots) - top_k])
+    return np.asarray(scores >= least - 2 * error)
 
 
 def _ranked(state: State, query: Query, found: Candidates, top_k: int) -> tuple[Array, Array]:

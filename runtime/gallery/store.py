@@ -20,7 +20,7 @@ TAIL_ROWS = 1024
 """Rows that the growing block takes before a new one begins. Splitting them into planes takes some 4 ms."""
 _BLOCK_ROWS = 16384  # to which neighbours are joined: fewer calls a search, still less than 10 ms a copy
 _GAPS = 1024  # slots of forgotten labels, beyond as many as there are labels, that are borne
-_SUMS = 64  # labels of which the sum of rows is kept at hand
+_SUMS = 256  # labels of which the sum of rows is kept at hand: few labels are then found without their rows
 _NONE = np.empty(0, np.int32)
 
 
@@ -183,7 +183,7 @@ class Store:
         for label in state.labels:
             self._labels.find_or_add(label)
         self._last = np.concatenate([self._last[live], np.full(16, NO_ROW, np.int64)])
-        self._sums.clear()
+        self._sums = OrderedDict((int(slots[slot]), known) for slot, known in self._sums.items())
         self._full = [replace(block, slots=slots[block.slots]) for block in self._full]
         tail = self._tail.block(self._tail_removed).compacted()
         self._tail = Tail.of(replace(tail, slots=slots[tail.slots]), self._dimension, TAIL_ROWS)
@@ -203,4 +203,5 @@ class Store:
             row_count=state.row_count + rows,
             next_number=next_number,
             version=state.version + 1,
+            sums=dict(self._sums),
         )
