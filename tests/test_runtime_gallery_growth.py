@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from runtime.errors import InputError, UnknownLabelError
 from runtime.gallery import store
-from runtime.gallery.embedded import EmbeddedGallery, Scoring
+from runtime.gallery.embedded import EmbeddedGallery
+from runtime.gallery.state import Scoring
 from runtime.gallery.tracking import BestScores
 
 from bundles import Array
@@ -57,10 +58,10 @@ def brute_force(model: dict[str, Array], query: Array, scoring: Scoring) -> dict
     for label, rows in model.items():
         wide = rows.astype(np.float64)
         total = wide.sum(axis=0)
-        found = (
-            (wide @ query.astype(np.float64)).max() if scoring == "nearest" else total @ query / np.linalg.norm(total)
-        )
-        scores[label] = float(np.float32(found))
+        nearest = (wide @ query.astype(np.float64)).max()
+        prototype = total @ query / np.linalg.norm(total)
+        found = {"nearest": nearest, "prototype": prototype, "blend": (nearest + prototype) / 2}
+        scores[label] = float(np.float32(found[scoring]))
     return scores
 
 
@@ -85,7 +86,7 @@ def check_contents(gallery: EmbeddedGallery, model: dict[str, Array]) -> None:
         np.testing.assert_array_equal(found[label], rows)
 
 
-@pytest.mark.parametrize("scoring", ["nearest", "prototype"])
+@pytest.mark.parametrize("scoring", ["nearest", "prototype", "blend"])
 @given(changes=CHANGES, seed=st.integers(0, 99))
 @settings(max_examples=60)
 def test_random_changes_against_brute_force(scoring: Scoring, changes: list[tuple[str, int | None]], seed: int) -> None:
@@ -109,7 +110,7 @@ def test_random_changes_against_brute_force(scoring: Scoring, changes: list[tupl
 
 
 @pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize("scoring", ["nearest", "prototype"])
+@pytest.mark.parametrize("scoring", ["nearest", "prototype", "blend"])
 @given(changes=CHANGES, seed=st.integers(0, 99), every=st.integers(1, 4))
 @settings(max_examples=60)
 def test_followed_scores_are_those_of_a_new_search(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import numpy as np
 import pytest
@@ -10,15 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from runtime.errors import InputError
 from runtime.gallery import kernels, store
 from runtime.gallery.blocks import PlainVectors, multiply
-from runtime.gallery.embedded import EmbeddedGallery, Scoring
+from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.kernels import Kernel
 from runtime.gallery.packed import PackedVectors, gathered, packed
 from runtime.gallery.queries import Queries, Query
+from runtime.gallery.state import Scoring
 from runtime.gallery.threads import cores, run_all
 
-from bundles import Array
+from bundles import Array, run_python, succeeded
 
 RIGHT = [kernel for kernel in kernels.kernels() if kernels._is_right(kernel)]
 KERNEL = RIGHT[0]
@@ -98,9 +101,9 @@ def test_scores_are_within_their_bounds(kernel: Kernel, count: int, make: object
     expected = queries.astype(np.float64) @ rows.astype(np.float64).T
     both = Queries(queries)
     for vectors in (packed(rows, kernel), PlainVectors(rows)):
-        found = np.empty((count, 600), np.float32)
+        found = np.empty((600, count), np.float32)
         vectors.scores(both, found)
-        error = np.abs(found - expected).max(axis=1)
+        error = np.abs(found.T - expected).max(axis=1)
         assert (error <= vectors.bound(both)).all()
         assert vectors.bound(both).max() < 0.1
         for index in range(count):
@@ -109,20 +112,28 @@ def test_scores_are_within_their_bounds(kernel: Kernel, count: int, make: object
                 refined = vectors.refined(query, offsets)
                 assert np.abs(refined - expected[index][offsets]).max() <= vectors.refined_bound(query)
                 assert vectors.refined_bound(query) < 2e-3
-    plain = np.empty((count, 600), np.float32)
+    plain = np.empty((600, count), np.float32)
     multiply(queries, rows, plain)
-    np.testing.assert_allclose(plain, expected, atol=1e-5)
+    np.testing.assert_allclose(plain.T, expected, atol=1e-5)
 
 
 def test_a_query_that_is_not_finite_harms_no_other() -> None:
     rows, queries = unit(1, 50, 16), unit(2, 3, 16)
     queries[1] = np.nan
-    found = np.empty((3, 50), np.float32)
+    found = np.empty((50, 3), np.float32)
     packed(rows, KERNEL).scores(Queries(queries), found)
-    np.testing.assert_allclose(found[[0, 2]], queries[[0, 2]] @ rows.T, atol=0.05)
+    np.testing.assert_allclose(found.T[[0, 2]], queries[[0, 2]] @ rows.T, atol=0.05)
 
 
-@pytest.mark.parametrize("scoring", ["nearest", "prototype"])
+def label_scores(queries: Array, groups: Array, scoring: Scoring) -> Array:
+    """(B, L) float64 scores of queries with labels of (L, R, D) rows, by brute force."""
+    nearest = np.einsum("bd,lrd->blr", queries, groups).max(axis=2)
+    sums = groups.sum(axis=1, dtype=np.float64)
+    prototype = queries @ (sums / np.linalg.norm(sums, axis=1, keepdims=True)).T
+    return {"nearest": nearest, "prototype": prototype, "blend": (nearest + prototype) / 2}[scoring]
+
+
+@pytest.mark.parametrize("scoring", ["nearest", "prototype", "blend"])
 @pytest.mark.parametrize("make", [unit, sparse])
 def test_large_galleries_against_brute_force(scoring: Scoring, make: object) -> None:
     """Blocks of real size, of which some rows and labels are removed, and of which many rows are alike."""
@@ -140,12 +151,7 @@ def test_large_galleries_against_brute_force(scoring: Scoring, make: object) -> 
     queries = np.concatenate([make(6, 12, dimension), rows[3000:3001], rows[8999:]])  # type: ignore[operator]
     groups = rows.reshape(3000, 3, dimension).astype(np.float64)
     wide = queries.astype(np.float64)
-    if scoring == "nearest":
-        scores = np.einsum("bd,lrd->blr", wide, groups).max(axis=2)
-    else:
-        sums = groups.sum(axis=1)
-        scores = wide @ (sums / np.linalg.norm(sums, axis=1, keepdims=True)).T
-    scores = scores.astype(np.float32)
+    scores = label_scores(wide, groups, scoring).astype(np.float32)
     scores[:, sorted(gone)] = -np.inf
     for batch in (queries[:1], queries[:5], queries):
         for query, matches in zip(scores[: len(batch)], gallery.search(batch, 10), strict=True):
@@ -157,8 +163,25 @@ def test_large_galleries_against_brute_force(scoring: Scoring, make: object) -> 
     assert alone == gallery.search(queries, 10)  # to the bit, whatever else was asked at once
 
 
+@pytest.mark.parametrize("scoring", ["nearest", "prototype", "blend"])
+def test_few_labels_of_many_rows(scoring: Scoring) -> None:
+    """All labels are asked for, of which each has thousands of rows."""
+    groups = unit(8, 6000, 24).reshape(3, 2000, 24)
+    groups[1, 5] = groups[1, 4]
+    gallery = EmbeddedGallery(24, scoring)
+    gallery.replace({f"{index}": rows for index, rows in enumerate(groups)})
+    gallery.add("gone", groups[0, :1])
+    gallery.remove("gone")
+    queries = np.concatenate([unit(9, 4, 24), groups[1, 4:5]])
+    wide = queries.astype(np.float64)
+    scores = label_scores(wide, groups, scoring)
+    for expected, matches in zip(scores, gallery.search(queries, 5), strict=True):
+        assert [int(match.label) for match in matches] == np.argsort(-expected).tolist()
+        np.testing.assert_allclose([match.score for match in matches], np.sort(expected)[::-1], atol=1.2e-7)
+
+
 def test_large_galleries_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "best_kernel", lambda: None)
+    monkeypatch.setattr(store, "best_kernel", lambda _: None)
     rows = unit(1, 5000, 16)
     gallery = EmbeddedGallery(16, "nearest")
     for index in range(0, 5000, 10):
@@ -167,6 +190,19 @@ def test_large_galleries_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> No
     for query, matches in zip(rows[::500], gallery.search(rows[::500], 1), strict=True):
         assert matches[0].score == pytest.approx(float(query @ query), abs=1e-6)
     assert [int(matches[0].label) for matches in gallery.search(rows[::500], 1)] == list(range(0, 5000, 500))
+
+
+def test_kernels_by_name() -> None:
+    with pytest.raises(InputError, match=r"kernel is 'mkl'; allowed: None or one that runs here: .*onnxruntime"):
+        EmbeddedGallery(8, "nearest", kernel="mkl")
+    rows = unit(1, 3000, 32)
+    found = []
+    for kernel in kernels.KERNELS:
+        if kernels.best_kernel(kernel):
+            gallery = EmbeddedGallery(32, "nearest", kernel=kernel)
+            gallery.replace({f"{index}": row[None] for index, row in enumerate(rows)})
+            found.append(gallery.search(unit(2, 20, 32), 5))
+    assert all(matches == found[0] for matches in found)
 
 
 def test_queries_that_are_not_finite_find_labels_without_a_score() -> None:
@@ -219,3 +255,26 @@ def test_what_a_thread_raises_is_raised() -> None:
         run_all([lambda: done.append(1), fail, lambda: done.append(2)], threads=3)
     assert sorted(done) == [1, 2]
     assert cores() >= 1
+
+
+_FORKED = """
+import os, sys
+import numpy as np
+from runtime.gallery.embedded import EmbeddedGallery
+rows = np.random.default_rng(0).standard_normal((20000, 512), np.float32)
+rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+gallery = EmbeddedGallery(512, "nearest", kernel=sys.argv[1])
+gallery.replace({str(index): row[None] for index, row in enumerate(rows)})
+before = gallery.search(rows[:40], 3)
+child = os.fork()
+if not child:
+    gallery.add("new", rows[:1])
+    os._exit(0 if gallery.search(rows[1:40], 3) == before[1:] else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), gallery.search(rows[:40], 3) == before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("kernel", [name for name in kernels.KERNELS if kernels.best_kernel(name)])
+def test_a_forked_process_searches(kernel: str) -> None:
+    assert succeeded(run_python(_FORKED, kernel)) == "0 True"

@@ -20,7 +20,7 @@ from bundles import run_python, succeeded
 ROOT = Path(str(runtime.__file__)).parent
 MODULES = ["runtime", *(module.name for module in pkgutil.walk_packages([str(ROOT)], "runtime."))]
 HEAVY = {"torch", "onnxruntime", "openvino", "onnx", "PIL", "matplotlib", "skimage", "safetensors"}
-HEAVY |= {"tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "cuda", "pycuda"}
+HEAVY |= {"tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "cuda", "pycuda", "numkong"}
 
 _IMPORTED = """
 import json, sys

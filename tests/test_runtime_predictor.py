@@ -307,9 +307,7 @@ def test_a_wrong_threshold(gallery: Predictor, value: Any) -> None:
     assert gallery.threshold == before
 
 
-@pytest.mark.parametrize(
-    "postprocess", [{"open_set": 3}, {"false_accept_rate": 2.0}, {"false_accept_rate": "x"}]
-)
+@pytest.mark.parametrize("postprocess", [{"open_set": 3}, {"false_accept_rate": 2.0}, {"false_accept_rate": "x"}])
 def test_settings_of_a_task_that_lie(tmp_path: Path, postprocess: dict[str, Any]) -> None:
     with pytest.raises(SchemaError, match=r"postprocess\."):
         opened(tmp_path, Tiny(postprocess=postprocess))

@@ -45,7 +45,7 @@ class Vectors(Protocol):
         ...
 
     def scores(self, queries: Queries, out: Array) -> None:
-        """Write the product of each query with each row, within :meth:`bound`, to ``out`` (B, N) float32."""
+        """Write the product of each query with each row, within :meth:`bound`, to ``out`` (N, B) float32."""
         ...
 
     def bound(self, queries: Queries) -> Array:
@@ -88,7 +88,7 @@ class PlainVectors:
         return self.rows
 
     def scores(self, queries: Queries, out: Array) -> None:
-        np.matmul(queries.rows, self.rows.T, out=out)
+        np.matmul(self.rows, queries.rows.T, out=out)
 
     def bound(self, queries: Queries) -> Array:
         return np.asarray(queries.norms * self._error)
@@ -101,16 +101,16 @@ class PlainVectors:
 
 
 def multiply(queries: Array, rows: Array, out: Array) -> None:
-    """Write the products of (B, D) queries and (N, D) rows to ``out`` (B, N), all float32, on this thread alone.
+    """Write the products of (B, D) queries and (N, D) rows to ``out`` (N, B), all float32, on this thread alone.
 
     NumPy's BLAS would share so small a product among all cores, and on a busy machine wait milliseconds for one.
     """
     if len(queries) <= 4:
-        np.einsum("bd,nd->bn", queries, rows, out=out)
+        np.einsum("bd,nd->nb", queries, rows, out=out)
         return
     step = max(1, _SINGLE_THREAD_PRODUCTS // queries.size)
     for begin in range(0, len(rows), step):
-        np.matmul(queries, rows[begin : begin + step].T, out=out[:, begin : begin + step])
+        np.matmul(rows[begin : begin + step], queries.T, out=out[begin : begin + step])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,6 +9,7 @@ import numpy as np
 
 from runtime.arrays import Array
 from runtime.errors import InputError, UnknownLabelError
+from runtime.gallery.kernels import KERNELS, best_kernel
 from runtime.gallery.queries import Queries
 from runtime.gallery.rows import RowsByLabel, rows_by_label
 from runtime.gallery.search import search
@@ -32,13 +33,22 @@ class EmbeddedGallery:
         scoring: How a query scores against a label: ``nearest`` takes the label's closest embedding (a person looks
             different from each side), ``prototype`` the mean of its embeddings (few-shot classification), ``blend``
             the mean of both scores.
+        kernel: The package that computes the first pass of a search: ``numkong`` or ``onnxruntime``; None for the
+            fastest that is installed. What is found is the same.
+
+    Raises:
+        InputError: There is no such kernel, or it does not run here.
     """
 
-    def __init__(self, dimension: int, scoring: Scoring) -> None:
+    def __init__(self, dimension: int, scoring: Scoring, *, kernel: str | None = None) -> None:
+        if kernel is not None and (kernel not in KERNELS or best_kernel(kernel) is None):
+            here = ", ".join(name for name in KERNELS if best_kernel(name)) or "none"
+            raise InputError(f"kernel is {kernel!r}; allowed: None or one that runs here: {here}")
         self.dimension = dimension
         self.scoring = scoring
         self._writing = threading.Lock()
-        self._store = Store(dimension, scoring)
+        self.kernel = kernel
+        self._store = Store(dimension, scoring, kernel=kernel)
 
     @property
     def state(self) -> State:
@@ -115,7 +125,7 @@ class EmbeddedGallery:
 
     def replace(self, rows: Mapping[str, Array]) -> None:
         """Forget all and take ``rows`` in one step; InputError, and nothing changes, when they do not fit."""
-        fresh = Store(self.dimension, self.scoring, labels=len(rows))
+        fresh = Store(self.dimension, self.scoring, kernel=self.kernel, labels=len(rows))
         if rows:
             for embeddings in (rows.matrix,) if isinstance(rows, RowsByLabel) else rows.values():
                 self._check_shape(embeddings)

@@ -52,17 +52,22 @@ class Kernel:
         return (codes + np.int16(128)).astype(np.uint8) if self.bias else codes.astype(np.int8)
 
 
+KERNELS = ("numkong", "onnxruntime")
+"""The packages that have one, fastest first."""
+
+
 @functools.cache
-def best_kernel() -> Kernel | None:
-    """The fastest one that is installed and right on this machine; None when there is none."""
-    return next((kernel for kernel in kernels() if _is_right(kernel)), None)
+def best_kernel(package: str | None = None) -> Kernel | None:
+    """The fastest one that is installed and right on this machine, of all packages or of one; None without any."""
+    return next((kernel for kernel in kernels(package) if _is_right(kernel)), None)
 
 
-def kernels() -> Iterator[Kernel]:
+def kernels(package: str | None = None) -> Iterator[Kernel]:
     """All kernels whose package is installed, fastest first."""
-    for made in (_numkong, _onnxruntime):
+    makers = {"numkong": _numkong, "onnxruntime": _onnxruntime}
+    for name in KERNELS if package is None else (package,):
         try:
-            yield from made()
+            yield from makers[name]()
         except ImportError:
             continue
 

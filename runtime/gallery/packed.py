@@ -94,16 +94,16 @@ class PackedVectors:
         return second.kernel is self.kernel
 
     def scores(self, queries: Queries, out: Array) -> None:
-        codes = queries.codes(_planes(len(queries)))
+        codes = queries.codes(1)
         codes.write_scores(self.kernel.product(self.coarse, codes.weights), self.scale, out)
 
     def bound(self, queries: Queries) -> Array:
-        codes = queries.codes(_planes(len(queries)))
+        codes = queries.codes(1)
         return queries.norms * (self.residual + codes.loss * (MAX_LENGTH + self.residual) + _SLACK)
 
     def refined(self, query: Query, offsets: Array) -> Array:
         codes = query.codes
-        made = np.empty((1, len(offsets)), np.float32)
+        made = np.empty((len(offsets), 1), np.float32)
         if len(offsets) * 4 > len(self):  # a pass over all costs less than to gather so many
             coarse, fine = (self.kernel.product(plane, codes.weights)[offsets] for plane in (self.coarse, self.fine))
             sums = coarse + fine * np.float64(1 / 256)
@@ -112,11 +112,11 @@ class PackedVectors:
             found = self.kernel.product(both, codes.weights)
             sums = found[: len(offsets)] + found[len(offsets) :] * np.float64(1 / 256)
         codes.write_scores(sums, self.scale[offsets], made)
-        return np.asarray(made[0])
+        return np.asarray(made[:, 0])
 
     def refined_bound(self, query: Query) -> float:
         loss = float(query.codes.loss[0])
-        return query.norm * (self._fine_residual + loss * (MAX_LENGTH + self._fine_residual) + _SLACK)
+        return float(query.norm * (self._fine_residual + loss * (MAX_LENGTH + self._fine_residual) + _SLACK))
 
     def _high_of(self, offsets: Array) -> Array:
         """The high bits of these rows' numbers near zero, row after row."""
@@ -204,11 +204,6 @@ def packs(dimension: int) -> bool:
     return 2 <= dimension <= 65536
 
 
-def _planes(count: int) -> int:
-    """Bytes a number of a query. Kernels work on 16 columns or so at once: the second byte of few queries is free."""
-    return 2 if count <= 8 else 1
-
-
 def _steps(scale: Array) -> Array:
     return np.asarray(scale * np.float32(1 / 256))
 
@@ -216,7 +211,7 @@ def _steps(scale: Array) -> Array:
 def _ranges(begins: Array, counts: Array) -> Array:
     """The integers of all ranges of these beginnings and lengths."""
     ends = np.cumsum(counts)
-    return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(begins - (ends - counts), counts)
+    return np.asarray(np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(begins - (ends - counts), counts))
 
 
 def _ends(counts: Array) -> Array:

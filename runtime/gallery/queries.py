@@ -70,15 +70,13 @@ class Codes:
 
     def write_scores(self, sums: Array, scale: Array, out: Array) -> None:
         """From products with :attr:`weights`, (N, planes * B), of rows that are ``scale`` (N,) times their codes, to
-        the queries' scores, ``out`` (B, N) float32.
+        the queries' scores, ``out`` (N, B) float32.
         """
         count = len(self.steps)
-        np.multiply(sums[:, :count].T, scale, out=out, casting="same_kind", dtype=np.float32)
         if sums.shape[1] > count:
-            scores = sums[:, count:].T.astype(np.float32)
-            scores *= scale * np.float32(1 / _FINER)
-            out += scores
-        out *= self.steps[:, None]
+            sums = sums[:, :count] + sums[:, count:] * (1 / _FINER)
+        np.multiply(sums, scale[:, None], out=out, casting="same_kind", dtype=np.float32)
+        out *= self.steps
 
 
 def codes_of(rows: Array, norms: Array, planes: int) -> Codes:

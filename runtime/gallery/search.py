@@ -24,6 +24,7 @@ from runtime.results import Match
 _SCORES = 8 << 20  # scores that stand in memory at once
 _LANES = 32  # positions of which the first pass looks at the best alone
 _FEW = 8  # candidates, beyond those asked for, for which a second pass does not pay
+_FEW_ROWS = 256  # up to which they are ranked by a dict
 _THREAD_BYTES = 4 << 20  # of a first pass that are worth a thread: a thread takes 0.1 ms to start
 
 
@@ -41,27 +42,45 @@ def search(state: State, queries: Queries, top_k: int) -> list[tuple[Match, ...]
 
 def best(state: State, queries: Queries, top_k: int) -> Iterator[tuple[Array, Array]]:
     """Slots and float32 scores of the best labels of each query, best first; the state has at least one label."""
-    if top_k >= state.label_count:
-        everything = Candidates.at(state, np.flatnonzero(state.slots >= 0))
-        for index in range(len(queries)):
-            yield _ranked(state, Query(queries, index), everything, top_k)
+    if state.scoring == "prototype" and state.prototypes is not None:
+        yield from _by_prototypes(state, state.prototypes, queries, top_k)
         return
     rows = max(1, _SCORES // int(state.starts[-1]))
     for begin in range(0, len(queries), rows):
         part = queries if rows >= len(queries) else Queries(queries.rows[begin : begin + rows])
         scores = first_pass(state, part)
         errors = np.max([block.vectors.bound(part) for block in state.blocks], axis=0)
-        for index, (row, error) in enumerate(zip(scores, errors.tolist(), strict=True)):
-            yield _best(state, Query(part, index), row, error, top_k)
+        peaks = _peaks(scores) if state.scoring == "nearest" else None
+        for index, error in enumerate(errors.tolist()):
+            query = Query(part, index)
+            if not np.isfinite(query.norm):  # such scores are NaN, and every label is as good as another
+                slots = state.live_slots[:top_k]
+                yield slots, np.full(len(slots), np.nan, np.float32)
+                continue
+            own = scores[:, index]
+            if peaks is not None:
+                near = _near(state, own, peaks[index], error, top_k)
+            else:
+                near = _near_labels(state, own, error, top_k)
+            found = Candidates.at(state, near)
+            if len(near) > top_k + _FEW:
+                found = found.only(_narrowed(state, query, found, top_k))
+            yield _ranked(state, query, found, top_k)
+
+
+def _by_prototypes(state: State, prototypes: Array, queries: Queries, top_k: int) -> Iterator[tuple[Array, Array]]:
+    """The best labels where the prototypes of all are at hand."""
+    for row in queries.rows:
+        scores = np.einsum("ld,d->l", prototypes, row.astype(np.float64)).astype(np.float32)
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        yield state.live_slots[order], scores[order]
 
 
 def first_pass(state: State, queries: Queries) -> Array:
-    """(B, positions) float32: the products within the bound of each block; -inf where a row was removed."""
-    scores = np.empty((len(queries), int(state.starts[-1])), np.float32)
-    ends = state.starts.tolist()
-    parts = [
-        (block.vectors, scores[:, start:end]) for block, start, end in zip(state.blocks, ends, ends[1:], strict=False)
-    ]
+    """(positions, B) float32: the products within the bound of each block; -inf where a row was removed."""
+    scores = np.empty((int(state.starts[-1]), len(queries)), np.float32)
+    spans = zip(state.blocks, state.starts.tolist(), strict=False)
+    parts = [(block.vectors, scores[start : start + len(block)]) for block, start in spans]
     size = sum(vectors.coarse.size for vectors, _ in parts if isinstance(vectors, PackedVectors))
     if size:
         jobs = [
@@ -75,42 +94,47 @@ def first_pass(state: State, queries: Queries) -> Array:
         for vectors, out in parts:
             vectors.scores(queries, out)
     if len(state.removed):
-        scores[:, state.removed] = -np.inf
+        scores[state.removed] = -np.inf
     return scores
 
 
-def _best(state: State, query: Query, scores: Array, error: float, top_k: int) -> tuple[Array, Array]:
-    if not np.isfinite(query.norm):  # such scores are NaN, and every label is as good as another
-        slots = state.live_slots[:top_k]
-        return slots, np.full(len(slots), np.nan, np.float32)
-    near = _near if state.scoring == "nearest" else _near_labels
-    found = Candidates.at(state, near(state, scores, error, top_k))
-    if len(found.slots) > top_k + _FEW:
-        found = found.only(_narrowed(state, query, found, top_k))
-    return _ranked(state, query, found, top_k)
+def _lanes(positions: int) -> int:
+    return max(1, min(_LANES, positions // 512))
 
 
-def _near(state: State, scores: Array, error: float, top_k: int) -> Array:
-    """Positions of all rows that may decide which labels are the best ``top_k``, ascending."""
-    lanes = max(1, min(_LANES, len(scores) // 512))
+def _peaks(scores: Array) -> Array:
+    """(B, W): the best score of the positions w, w + W, w + 2 W and so on; the last few positions are in none."""
+    lanes = _lanes(len(scores))
     width = len(scores) // lanes
-    body, rest = scores[: lanes * width].reshape(lanes, width), scores[lanes * width :]
-    peaks = body.max(axis=0)
+    return np.ascontiguousarray(scores[: lanes * width].reshape(lanes, width, -1).max(axis=0).T)
+
+
+def _near(state: State, scores: Array, peaks: Array, error: float, top_k: int) -> Array:
+    """Positions of all rows that may decide which labels are the best ``top_k``, ascending."""
+    width, end = len(peaks), _lanes(len(scores)) * len(peaks)
     wanted = top_k
-    while True:
-        # ``wanted`` rows, in columns of their own, score at least this.
-        reached = np.partition(peaks, width - wanted)[width - wanted] if wanted < width else np.float32(-np.inf)
-        columns = np.flatnonzero(peaks >= reached - 2 * error)
-        lane, column = np.nonzero(body[:, columns] >= reached - 2 * error)
-        positions = np.concatenate(
-            [lane * width + columns[column], lanes * width + np.flatnonzero(rest >= reached - 2 * error)]
-        )
-        if reached == -np.inf:
-            return np.flatnonzero(state.slots >= 0)
+    while wanted < width:
+        # At least ``wanted`` rows, one for each of as many peaks, score this.
+        reached = float(np.partition(peaks, width - wanted)[width - wanted])
+        least = reached - 2 * error
+        columns = np.flatnonzero(peaks >= least)
+        positions = (np.arange(0, end, width)[:, None] + columns).ravel()
+        positions = positions[scores[positions] >= least]  # ascending: the columns are, within each lane
+        if end < len(scores):
+            positions = np.concatenate([positions, end + np.flatnonzero(scores[end:] >= least)])
         sure = positions[scores[positions] >= reached]
-        if len(sure) >= top_k and len(np.unique(state.slots_at(sure))) >= top_k:
-            return np.sort(positions)
+        if len(sure) >= top_k and len(set(state.slots_at(sure).tolist())) >= top_k:
+            return positions
         wanted *= 4
+    return _near_each(state, scores, error)
+
+
+def _near_each(state: State, scores: Array, error: float) -> Array:
+    """Positions of all rows that may be the best of their own label, ascending."""
+    slots = state.slots
+    label_scores = np.full(state.slot_count + 1, -np.inf, np.float32)
+    np.maximum.at(label_scores, slots, scores)
+    return np.flatnonzero((scores >= label_scores[slots] - 2 * error) & (slots >= 0))
 
 
 def _near_labels(state: State, scores: Array, error: float, top_k: int) -> Array:
@@ -150,21 +174,23 @@ def _narrowed(state: State, query: Query, found: Candidates, top_k: int) -> Arra
     """Which candidates may still decide, by a second pass over them alone: a mask."""
     scores, error = found.refined(query)
     slots, inverse = np.unique(found.slots, return_inverse=True)
-    if len(slots) <= top_k:
-        return np.ones(len(found.slots), bool)
     if state.scoring != "nearest":
         sums = np.zeros(state.slot_count)
         sums[slots] = np.bincount(inverse, weights=scores)
         return np.isin(found.slots, _possible(state, slots, sums, _highest(state, found.slots, scores), error, top_k))
     label_scores = np.full(len(slots), -np.inf, np.float32)
     np.maximum.at(label_scores, inverse, scores)
-    reached = np.partition(label_scores, len(slots) - top_k)[len(slots) - top_k]
-    return np.asarray(scores >= reached - 2 * error)
+    least = label_scores[inverse]  # of a label, its best row alone counts
+    if len(slots) > top_k:
+        least = np.maximum(least, np.partition(label_scores, len(slots) - top_k)[len(slots) - top_k])
+    return np.asarray(scores >= least - 2 * error)
 
 
 def _ranked(state: State, query: Query, found: Candidates, top_k: int) -> tuple[Array, Array]:
     """The labels of the candidates, by their exact scores."""
     wide = query.row.astype(np.float64)
+    if state.scoring == "nearest" and len(found.slots) <= _FEW_ROWS:
+        return _ranked_few(wide, found, top_k)
     slots, inverse = np.unique(found.slots, return_inverse=True)
     highest = np.full(len(slots), -np.inf)
     total = np.zeros(len(slots))
@@ -185,3 +211,14 @@ def _ranked(state: State, query: Query, found: Candidates, top_k: int) -> tuple[
     rounded = scores.astype(np.float32)
     order = np.lexsort((slots, -rounded))[:top_k]
     return slots[order], rounded[order]
+
+
+def _ranked_few(wide: Array, found: Candidates, top_k: int) -> tuple[Array, Array]:
+    """The same by the best row of each label, of few rows."""
+    rounded = np.concatenate([np.einsum("nd,d->n", rows, wide) for _, rows in found.rows()]).astype(np.float32)
+    order = np.lexsort((found.slots, -rounded))
+    first: dict[int, int] = {}
+    for index, slot in zip(order.tolist(), found.slots[order].tolist(), strict=True):
+        first.setdefault(slot, index)
+    best_rows = list(first.values())[:top_k]
+    return found.slots[best_rows], rounded[best_rows]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -44,6 +44,7 @@ class State:
         label_count, row_count: What is enrolled.
         next_number: The number that the next row gets.
         version: Counts the changes.
+        sums: The sum of the rows, (D,) float64, of some labels by their slots; where labels are scored as prototypes.
     """
 
     blocks: tuple[Block, ...]
@@ -54,6 +55,16 @@ class State:
     row_count: int
     next_number: int
     version: int
+    sums: Mapping[int, Array] = field(default_factory=dict)
+
+    @cached_property
+    def prototypes(self) -> Array | None:
+        """(L, D) float64 in the order of the labels: the directions of their means; None unless all sums are here."""
+        if len(self.sums) < self.label_count:
+            return None
+        sums = np.stack([self.sums[slot] for slot in self.live_slots.tolist()])
+        lengths = np.sqrt(np.einsum("ld,ld->l", sums, sums))
+        return np.asarray(sums / np.maximum(lengths, self.counts[self.live_slots] * 1e-12)[:, None])
 
     @cached_property
     def starts(self) -> Array:

@@ -20,7 +20,7 @@ TAIL_ROWS = 1024
 """Rows that the growing block takes before a new one begins. Splitting them into planes takes some 4 ms."""
 _BLOCK_ROWS = 16384  # to which neighbours are joined: fewer calls a search, still less than 10 ms a copy
 _GAPS = 1024  # slots of forgotten labels, beyond as many as there are labels, that are borne
-_SUMS = 64  # labels of which the sum of rows is kept at hand
+_SUMS = 256  # labels of which the sum of rows is kept at hand: few labels are then found without their rows
 _NONE = np.empty(0, np.int32)
 
 
@@ -30,11 +30,13 @@ class Store:
     Args:
         dimension: D, the length of a row.
         scoring: How a query scores against a label.
+        kernel: What computes the first pass; None for the fastest.
         labels: For how many labels to make room.
     """
 
-    def __init__(self, dimension: int, scoring: Scoring, *, labels: int = 0) -> None:
+    def __init__(self, dimension: int, scoring: Scoring, *, kernel: str | None = None, labels: int = 0) -> None:
         self._dimension = dimension
+        self._kernel = kernel
         self._labels = Labels(room=labels)
         self._last = np.full(max(labels, 16), NO_ROW, np.int64)  # by slot: the number of the label's last row
         self._full: list[Block] = []
@@ -65,7 +67,7 @@ class Store:
             part = slice(begin, min(end, len(rows)))
             columns = rows[part], numbers[part], owners[part], before[part], norms[part]
             if whole:
-                self._full.append(_sealed(Block(PlainVectors(columns[0]), *columns[1:], removed=_NONE)))
+                self._full.append(self._sealed(Block(PlainVectors(columns[0]), *columns[1:], removed=_NONE)))
             else:
                 self._tail.append(*columns)
                 if not self._tail.room:
@@ -147,11 +149,17 @@ class Store:
 
     def _seal(self) -> None:
         """The tail is full: it becomes a block that does not grow, joined with neighbours of its size."""
-        self._full.append(_sealed(self._tail.block(self._tail_removed).compacted()))
+        self._full.append(self._sealed(self._tail.block(self._tail_removed).compacted()))
         self._tail, self._tail_removed = Tail(self._dimension, TAIL_ROWS), _NONE
         while len(self._full) > 1 and len(self._full[-2]) <= 2 * len(self._full[-1]) <= _BLOCK_ROWS:
             second, first = self._full.pop(), self._full.pop()
             self._full.append(first.joined(second))
+
+    def _sealed(self, block: Block) -> Block:
+        """The block in the form in which it is searched from now on."""
+        rows = block.vectors.all()
+        kernel = best_kernel(self._kernel) if packs(self._dimension) else None
+        return replace(block, vectors=PlainVectors(rows.copy()) if kernel is None else packed(rows, kernel))
 
     def _join(self) -> None:
         """After a removal: no empty blocks, and no two neighbours that would fit into a small one."""
@@ -175,7 +183,7 @@ class Store:
         for label in state.labels:
             self._labels.find_or_add(label)
         self._last = np.concatenate([self._last[live], np.full(16, NO_ROW, np.int64)])
-        self._sums.clear()
+        self._sums = OrderedDict((int(slots[slot]), known) for slot, known in self._sums.items())
         self._full = [replace(block, slots=slots[block.slots]) for block in self._full]
         tail = self._tail.block(self._tail_removed).compacted()
         self._tail = Tail.of(replace(tail, slots=slots[tail.slots]), self._dimension, TAIL_ROWS)
@@ -195,12 +203,5 @@ class Store:
             row_count=state.row_count + rows,
             next_number=next_number,
             version=state.version + 1,
+            sums=dict(self._sums),
         )
-
-
-def _sealed(block: Block) -> Block:
-    """The block in the form in which it is searched from now on."""
-    kernel = best_kernel()
-    if kernel is None or not packs(block.vectors.dimension):
-        return replace(block, vectors=PlainVectors(block.vectors.all().copy()))
-    return replace(block, vectors=packed(block.vectors.all(), kernel))

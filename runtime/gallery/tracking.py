@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from runtime.gallery.embedded import EmbeddedGallery
 
 _SLICE = 1024  # rows of the gallery that are scored at once
+_MANY = 64  # probes for which one product with all rows takes less time than a search for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +33,15 @@ class Best:
     Attributes:
         version: The gallery's version.
         scores: (N,) float32: each probe's best score over all labels but its own; -inf where there is none.
-        labels: (N,) of the best labels' names, None where there is none.
+        labels: The name of each probe's best label, None where there is none.
+        own: The name of the label that does not count for each probe, None where it is not enrolled.
         label_count: How many labels there were.
     """
 
     version: int
     scores: Array
     labels: tuple[str | None, ...]
+    own: tuple[str | None, ...]
     label_count: int
 
 
@@ -66,6 +69,7 @@ class BestScores:
         for index, label in enumerate(own or ()):
             if label is not None:
                 self._own.setdefault(label, []).append(index)
+        self._excludes = bool(self._own)
         self._lock = threading.Lock()
         self._best: Best | None = None
         self._reset(gallery.state.epoch)
@@ -80,9 +84,11 @@ class BestScores:
             state, lost = self._catch_up()
             if self._best is None or self._best.version != state.version:
                 self._follow(state, lost)
-                names = state.epoch.names
-                labels = tuple(None if slot < 0 else names[slot] for slot in self._slots.tolist())
-                self._best = Best(state.version, self._scores.copy(), labels, state.label_count)
+                labels, own = (
+                    tuple(None if slot < 0 else state.epoch.names[slot] for slot in slots.tolist())
+                    for slots in (self._slots, self._own_slots)
+                )
+                self._best = Best(state.version, self._scores.copy(), labels, own, state.label_count)
             return self._best
 
     def _reset(self, epoch: Epoch) -> None:
@@ -101,7 +107,7 @@ class BestScores:
                 return state, lost | ((self._slots >= 0) & ~alive)
             if self._epoch.following is None or self._epoch.renumbered is None:
                 self._reset(state.epoch)  # all that was enrolled has been replaced
-                lost[:] = False
+                lost = np.zeros(len(self._probes), bool)
                 continue
             renumbered = np.append(self._epoch.renumbered, np.int32(-1))  # -1 stays -1
             lost |= (self._slots >= 0) & (renumbered[self._slots] < 0)
@@ -156,7 +162,7 @@ class BestScores:
         """Take scores (P, R) of probes against rows or labels where they are better than what is known."""
         if not scores.size:
             return
-        if self._own:
+        if self._excludes:
             scores = np.where(self._own_slots[probes][:, None] == slots, -np.inf, scores)
         columns = scores.argmax(axis=1)
         found = scores[np.arange(len(probes)), columns]
@@ -169,8 +175,13 @@ class BestScores:
         self._scores[probes], self._slots[probes] = -np.inf, -1
         if not state.label_count or not len(probes):
             return
+        if len(probes) > _MANY and state.scoring == "nearest":
+            self._take(state, probes, 0)
+            return
         queries = Queries(self._probes[probes])
-        for probe, (slots, scores) in zip(probes.tolist(), best(state, queries, 2 if self._own else 1), strict=True):
+        for probe, (slots, scores) in zip(
+            probes.tolist(), best(state, queries, 2 if self._excludes else 1), strict=True
+        ):
             others = np.flatnonzero(slots != self._own_slots[probe])
             if len(others):
                 self._scores[probe], self._slots[probe] = scores[others[0]], slots[others[0]]

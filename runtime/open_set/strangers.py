@@ -21,6 +21,7 @@ MAX_STRANGERS = 2000
 _TAIL_SHARE = 0.15
 _TAIL_ROWS = 8
 
+
 @dataclass(frozen=True, slots=True)
 class Rate:
     """A share with its 95 % interval, each 0..1."""

@@ -11,7 +11,8 @@ import numpy as np
 
 from runtime.arrays import Array, unit_rows
 from runtime.errors import InputError, SchemaError
-from runtime.gallery.embedded import EmbeddedGallery, Scoring
+from runtime.gallery.embedded import EmbeddedGallery
+from runtime.gallery.state import Scoring
 from runtime.images import Image
 from runtime.jsondata import from_json
 from runtime.masks import Mask
