@@ -272,7 +272,7 @@ def _to_8_bits(pixels: npt.NDArray[Any], peak: int | None) -> npt.NDArray[np.uin
         return pixels
     if pixels.dtype == np.uint8 and peak is not None:  # a PNM that OpenCV has not scaled
         table = np.minimum((np.arange(256) * 255 + peak // 2) // peak, 255).astype(np.uint8)
-        return table[pixels]
+        return np.asarray(table[pixels])
     if pixels.dtype != np.uint16:
         raise ValueError(
             f"has pixels of type {pixels.dtype}, whose range is not known; allowed: 8 or 16 bits, unsigned: "
@@ -280,7 +280,7 @@ def _to_8_bits(pixels: npt.NDArray[Any], peak: int | None) -> npt.NDArray[np.uin
         )
     most = peak or 65535
     table = np.minimum((np.arange(65536, dtype=np.int64) * 255 + most // 2) // most, 255).astype(np.uint8)
-    return table[pixels]
+    return np.asarray(table[pixels])
 
 
 def _composite(image: Image, opacity: npt.NDArray[np.uint8], *, premultiplied: bool) -> Image:
