@@ -56,6 +56,8 @@ SUFFIXES = frozenset(_ALWAYS) | {suffix for suffix in _BY_BUILD if cv2.haveImage
 UNREAD_SUFFIXES = frozenset(_BY_BUILD + _NEVER) - SUFFIXES
 """Those of pictures that OpenCV does not read here; a listing names such files in a warning."""
 
+_SUFFIX_OF = {"AVIF": ".avif", "GIF": ".gif", "JPEG 2000": ".jp2"}
+
 BACKGROUND = 255
 """The grey value behind transparent pixels."""
 
@@ -174,6 +176,8 @@ def decode_pixels(data: bytes, name: str) -> tuple[npt.NDArray[Any], Header]:
         pixels: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise SourceError(f"{name} cannot be decoded: {' '.join(str(error).split())}") from error
+    if pixels is None and _SUFFIX_OF.get(header.format, ".png") not in SUFFIXES:
+        raise SourceError(f"{name} is a {header.format}, which OpenCV {cv2.__version__} does not read here: convert it")
     if pixels is None:
         raise SourceError(f"{name} is not an image that OpenCV can decode: the {header.format} is cut short or damaged")
     return pixels, header
