@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -274,25 +274,29 @@ def _check_range(greatest: int) -> None:
 def _to_8_bits(pixels: npt.NDArray[Any], peak: int | None) -> npt.NDArray[np.uint8]:
     if pixels.dtype == np.uint8 and peak in (None, 255):
         return pixels
-    if pixels.dtype == np.uint8 and peak is not None:  # a PNM that OpenCV has not scaled
-        table = np.minimum((np.arange(256) * 255 + peak // 2) // peak, 255).astype(np.uint8)
-        return np.asarray(table[pixels])
-    if pixels.dtype != np.uint16:
+    if pixels.dtype not in (np.uint8, np.uint16):
         raise ValueError(
             f"has pixels of type {pixels.dtype}, whose range is not known; allowed: 8 or 16 bits, unsigned: "
             "save 0..1 as (image * 255).round().astype('uint8')"
         )
-    most = peak or 65535
-    table = np.minimum((np.arange(65536, dtype=np.int64) * 255 + most // 2) // most, 255).astype(np.uint8)
-    return np.asarray(table[pixels])
+    values, most = np.iinfo(pixels.dtype).max + 1, peak or 65535
+    table = np.minimum((np.arange(values, dtype=np.int64) * 255 + most // 2) // most, 255).astype(np.uint8)
+    output = np.empty(pixels.shape, np.uint8)
+    for part in _strips(pixels):  # NumPy makes 8 bytes of each index
+        output[part] = table[pixels[part]]
+    return output
+
+
+def _strips(image: npt.NDArray[Any]) -> Iterator[slice]:
+    """Rows of about a million pixels: what is computed of them is small beside the picture."""
+    rows = max(1, (1 << 20) // max(1, image.shape[1]))
+    return (slice(start, start + rows) for start in range(0, len(image), rows))
 
 
 def _composite(image: Image, opacity: npt.NDArray[np.uint8], *, premultiplied: bool) -> Image:
     """The image on the background, in strips: the arithmetic needs more bits than the result."""
     output = np.empty_like(image)
-    rows = max(1, (1 << 20) // max(1, image.shape[1]))
-    for start in range(0, len(image), rows):
-        part = slice(start, start + rows)
+    for part in _strips(image):
         covered = opacity[part, :, None].astype(np.uint16)
         behind = (255 - covered) * np.uint16(BACKGROUND)
         front = image[part].astype(np.uint16)

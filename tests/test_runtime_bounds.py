@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -149,6 +150,20 @@ def test_the_bounds_can_be_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 def test_an_array_that_is_larger_than_memory() -> None:
     with pytest.raises(InputError, match="has 100000 x 100000 pixels"):
         as_image(np.broadcast_to(np.uint8(9), (100_000, 100_000, 3)))
+
+
+@pytest.mark.parametrize(("channels", "dtype", "most"), [(1, "u1", 8), (3, "u1", 8), (4, "u1", 12), (4, "u2", 16)])
+def test_decoding_takes_no_more_than_is_said(channels: int, dtype: str, most: int) -> None:
+    """At most 16 bytes a pixel, and a buffer for strips."""
+    pixels = np.zeros((1600, 2000, channels), np.dtype(dtype))
+    pixels[::2] = np.iinfo(pixels.dtype).max // 2 + 9
+    data = cv2.imencode(".png", pixels)[1].tobytes()
+    tracemalloc.start()
+    image = decode_image(data, "a")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert image.shape == (1600, 2000, 3)
+    assert peak < most * 1600 * 2000 + (40 << 20)
 
 
 def test_damaged_files_say_so() -> None:
