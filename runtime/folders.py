@@ -97,33 +97,30 @@ def files_below(folder: Path, *, recursive: bool = True) -> Iterator[tuple[str, 
         InputError: It holds more than :data:`MAX_ENTRIES` files and folders.
     """
     count = 0
-
-    def below(path: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, int | None]]:
-        nonlocal count
-        with os.scandir(path) as entries:
-            inside = sorted(entries, key=lambda entry: entry.name)
-        for entry in inside:
-            count += 1
-            if count > MAX_ENTRIES:
-                raise InputError(f"{folder} holds more than {MAX_ENTRIES} files; name the folder that is meant")
-            if is_hidden(entry.name):
-                continue
-            status = _status(entry)
-            if status is None or not stat.S_ISDIR(status.st_mode):
-                yield prefix + entry.name, None if status is None else status.st_mode
-            elif recursive and (place := (status.st_dev, status.st_ino)) not in above:
-                yield from below(entry.path, f"{prefix}{entry.name}/", above | {place})
-
     try:
         root = os.stat(folder)
         if not stat.S_ISDIR(root.st_mode):
             raise SourceError(f"{folder} is not a folder")
-        yield from below(os.fspath(folder), "", frozenset({(root.st_dev, root.st_ino)}))
-    except SourceError:  # is an OSError, too
+        # A stack and not recursion, which would end at a thousand folders in each other.
+        waiting = [(os.fspath(folder), "", frozenset({(root.st_dev, root.st_ino)}))]
+        while waiting:
+            path, prefix, above = waiting.pop()
+            with os.scandir(path) as entries:
+                inside = list(entries)
+            count += len(inside)
+            if count > MAX_ENTRIES:
+                raise InputError(f"{folder} holds more than {MAX_ENTRIES} files; name the folder that is meant")
+            for entry in inside:
+                if is_hidden(entry.name):
+                    continue
+                status = _status(entry)
+                if status is None or not stat.S_ISDIR(status.st_mode):
+                    yield prefix + entry.name, None if status is None else status.st_mode
+                elif recursive and (place := (status.st_dev, status.st_ino)) not in above:
+                    waiting.append((entry.path, f"{prefix}{entry.name}/", above | {place}))
+    except (SourceError, InputError):  # are an OSError and a ValueError, too
         raise
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise SourceError(f"the folder {folder} cannot be listed: {error}") from error
 
 
@@ -136,5 +133,6 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
 
 
 def _shown(names: Sequence[str]) -> str:
+    names = sorted(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(name if name.isprintable() else ascii(name) for name in names[:_SHOWN]) + more

@@ -115,6 +115,8 @@ def _jpeg(data: bytes) -> Header:
         position += 1 + length
     if size is None:
         raise ValueError("the JPEG has no frame")
+    if data.find(b"\xff\xd9", position) < 0:  # OpenCV before 5.0 would give the rest in grey
+        raise ValueError("the JPEG is cut short")
     return Header("JPEG", *size, exif or xmp or 1, lossy=True)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -55,6 +55,8 @@ SUFFIXES = frozenset(_ALWAYS) | {suffix for suffix in _BY_BUILD if cv2.haveImage
 """The suffixes, in lower case, of the files in a folder that are read as images."""
 UNREAD_SUFFIXES = frozenset(_BY_BUILD + _NEVER) - SUFFIXES
 """Those of pictures that OpenCV does not read here; a listing names such files in a warning."""
+
+_SUFFIX_OF = {"AVIF": ".avif", "GIF": ".gif", "JPEG 2000": ".jp2"}
 
 BACKGROUND = 255
 """The grey value behind transparent pixels."""
@@ -174,6 +176,8 @@ def decode_pixels(data: bytes, name: str) -> tuple[npt.NDArray[Any], Header]:
         pixels: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise SourceError(f"{name} cannot be decoded: {' '.join(str(error).split())}") from error
+    if pixels is None and _SUFFIX_OF.get(header.format, ".png") not in SUFFIXES:
+        raise SourceError(f"{name} is a {header.format}, which OpenCV {cv2.__version__} does not read here: convert it")
     if pixels is None:
         raise SourceError(f"{name} is not an image that OpenCV can decode: the {header.format} is cut short or damaged")
     return pixels, header
@@ -270,25 +274,29 @@ def _check_range(greatest: int) -> None:
 def _to_8_bits(pixels: npt.NDArray[Any], peak: int | None) -> npt.NDArray[np.uint8]:
     if pixels.dtype == np.uint8 and peak in (None, 255):
         return pixels
-    if pixels.dtype == np.uint8 and peak is not None:  # a PNM that OpenCV has not scaled
-        table = np.minimum((np.arange(256) * 255 + peak // 2) // peak, 255).astype(np.uint8)
-        return table[pixels]
-    if pixels.dtype != np.uint16:
+    if pixels.dtype not in (np.uint8, np.uint16):
         raise ValueError(
             f"has pixels of type {pixels.dtype}, whose range is not known; allowed: 8 or 16 bits, unsigned: "
             "save 0..1 as (image * 255).round().astype('uint8')"
         )
-    most = peak or 65535
-    table = np.minimum((np.arange(65536, dtype=np.int64) * 255 + most // 2) // most, 255).astype(np.uint8)
-    return table[pixels]
+    values, most = np.iinfo(pixels.dtype).max + 1, peak or 65535
+    table = np.minimum((np.arange(values, dtype=np.int64) * 255 + most // 2) // most, 255).astype(np.uint8)
+    output = np.empty(pixels.shape, np.uint8)
+    for part in _strips(pixels):  # NumPy makes 8 bytes of each index
+        output[part] = table[pixels[part]]
+    return output
+
+
+def _strips(image: npt.NDArray[Any]) -> Iterator[slice]:
+    """Rows of about a million pixels: what is computed of them is small beside the picture."""
+    rows = max(1, (1 << 20) // max(1, image.shape[1]))
+    return (slice(start, start + rows) for start in range(0, len(image), rows))
 
 
 def _composite(image: Image, opacity: npt.NDArray[np.uint8], *, premultiplied: bool) -> Image:
     """The image on the background, in strips: the arithmetic needs more bits than the result."""
     output = np.empty_like(image)
-    rows = max(1, (1 << 20) // max(1, image.shape[1]))
-    for start in range(0, len(image), rows):
-        part = slice(start, start + rows)
+    for part in _strips(image):
         covered = opacity[part, :, None].astype(np.uint16)
         behind = (255 - covered) * np.uint16(BACKGROUND)
         front = image[part].astype(np.uint16)

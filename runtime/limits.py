@@ -2,7 +2,7 @@
 
 ``EDGEVIS_MAX_PIXELS``
     Pixels of one picture or mask: 200 million. The largest sensors of telephones have that many; a picture takes 3
-    bytes a pixel once it is decoded, and up to 11 while it is (16 bits, four channels).
+    bytes a pixel once it is decoded, and up to 16 while it is (16 bits, four channels).
 ``EDGEVIS_MAX_FILE_BYTES``
     Bytes of one image file: 256 MiB.
 ``EDGEVIS_MAX_ENROLMENT_BYTES``

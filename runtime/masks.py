@@ -278,15 +278,20 @@ def _stored(pixels: npt.NDArray[Any], opacity: npt.NDArray[Any] | None, *, index
         raise ValueError("is transparent everywhere; save it without an alpha channel, or with the object opaque")
     most = np.iinfo(opacity.dtype).max if opacity.dtype in (np.uint8, np.uint16) else 255
     object_ = opacity > most // 2
-    if not colored:
-        if np.array_equal(numbers != 0, object_):
-            return StoredMask(np.ascontiguousarray(numbers), indexed=indexed)
-        values = len(np.unique(numbers[opacity > 0]))
-        if indexed or not (values == 1 or values > _MAX_IDS or np.array_equal(numbers, opacity)):
+    if not colored and not _says_nothing(numbers, opacity, indexed):
+        marked = numbers != 0
+        if (object_ & ~marked).any() or (marked & (opacity == 0)).any():
             raise ValueError(
                 "has an alpha channel that marks other pixels than its values do; save it with one of the two"
             )
+        return StoredMask(np.where(object_, numbers, numbers.dtype.type(0)), indexed=indexed)
     return StoredMask(object_.astype(np.uint8), from_alpha=True)
+
+
+def _says_nothing(numbers: npt.NDArray[Any], opacity: npt.NDArray[Any], indexed: bool) -> bool:
+    """Whether the values are no ids: one throughout, a photograph's, or the alpha channel's again."""
+    values = len(np.unique(numbers))
+    return not indexed and (values == 1 or values > _MAX_IDS or np.array_equal(numbers, opacity))
 
 
 def _opacity(

@@ -55,7 +55,7 @@ def rows_linear(wide: npt.NDArray[np.float32], height: int, rows: slice) -> npt.
     step -= above
     step *= part
     above += step
-    return above
+    return np.asarray(above)
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,7 +21,7 @@ from runtime.arrays import read_arrays, write_arrays
 from runtime.enrolment import load_enrolment
 from runtime.errors import EdgevisError, EnrolmentError, InputError, IntegrityError, SourceError
 from runtime.imageheader import read_header
-from runtime.images import as_image, decode_image, read_image
+from runtime.images import UNREAD_SUFFIXES, as_image, decode_image, read_image
 from runtime.masks import as_masks, decode_mask
 
 from bundles import picture, run_python, succeeded
@@ -151,11 +152,29 @@ def test_an_array_that_is_larger_than_memory() -> None:
         as_image(np.broadcast_to(np.uint8(9), (100_000, 100_000, 3)))
 
 
+@pytest.mark.parametrize(("channels", "dtype", "most"), [(1, "u1", 8), (3, "u1", 8), (4, "u1", 12), (4, "u2", 16)])
+def test_decoding_takes_no_more_than_is_said(channels: int, dtype: str, most: int) -> None:
+    """At most 16 bytes a pixel, and a buffer for strips."""
+    pixels = np.zeros((1600, 2000, channels), np.dtype(dtype))
+    pixels[::2] = np.iinfo(pixels.dtype).max // 2 + 9
+    data = cv2.imencode(".png", pixels)[1].tobytes()
+    tracemalloc.start()
+    image = decode_image(data, "a")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert image.shape == (1600, 2000, 3)
+    assert peak < most * 1600 * 2000 + (40 << 20)
+
+
 def test_damaged_files_say_so() -> None:
     for form in FORMS:
         data = claiming(form, 56, 40)
         if form in ("PNG", "PPM", "PAM"):
             continue  # those have no pixels here
+        if f".{form.lower()}" in UNREAD_SUFFIXES:
+            with pytest.raises(SourceError, match=rf"is a {form}, which OpenCV .* does not read here: convert it"):
+                decode_image(data, form)
+            continue
         for share in (0.02, 0.2, 0.6, 0.9):
             with pytest.raises(SourceError, match=r"cut short|is not an image|is empty"):
                 decode_image(data[: int(len(data) * share)], form)

@@ -62,7 +62,7 @@ def segmentation_of(
         best = probability[rows]
         best[...] = probabilities[0]
         label_map[rows] = np.where(masks[0], np.int16(0), np.int16(-1))
-        claimed = np.where(masks[0], probabilities[0], np.float32(-1.0)) if len(masks) > 1 else None
+        claimed = np.where(masks[0], probabilities[0], np.float32(-1.0))
         for index in range(1, len(masks)):
             np.maximum(best, probabilities[index], out=best)
             wins = masks[index] & (probabilities[index] > claimed)
