@@ -29,8 +29,9 @@ from edgevis.models.hsnet import SIDE, HSNet
 from export import compilers
 from export.onnx import onnx_from_module
 from runtime import backends
-from runtime.arrays import Array, atomic_write
+from runtime.arrays import Array
 from runtime.errors import MissingDependencyError
+from runtime.files import atomic_write
 from runtime.jsondata import to_json
 from runtime.latency import Latency, interleaved
 from runtime.session import Session

@@ -25,9 +25,10 @@ from benchmarks import cold_start
 from benchmarks.latency_chart import draw
 from edgevis import EdgevisError, ExportError, InputError, Predictor, models
 from edgevis.cli.bench import batch_sizes, enroll_example, example_image
-from runtime.arrays import Array, atomic_write
+from runtime.arrays import Array
 from runtime.bundle import SUFFIX, Bundle
 from runtime.errors import BackendError
+from runtime.files import atomic_write
 from runtime.jsondata import to_json
 from runtime.latency import interleaved
 from runtime.manifest import EngineRecord, Manifest

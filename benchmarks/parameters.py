@@ -18,7 +18,7 @@ import torch
 from edgevis import EdgevisError, models
 from edgevis.arithmetic import graph_flops
 from edgevis.models import ModelEntry
-from runtime.arrays import atomic_write
+from runtime.files import atomic_write
 from runtime.jsondata import to_json
 from runtime.text import markdown_table, text_table
 

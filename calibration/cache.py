@@ -21,7 +21,7 @@ import numpy as np
 from calibration.quantize import Ranges
 from runtime.arrays import Array, read_arrays, write_arrays
 from runtime.cachefolder import cache_folder
-from runtime.errors import SchemaError
+from runtime.errors import SchemaError, UnavailableError
 from runtime.jsondata import parse_json, to_json
 
 _SCHEMA = 1
@@ -32,9 +32,12 @@ MAX_ENTRY_BYTES = 64 << 20
 """Larger files are neither read nor written."""
 
 
-def default_folder() -> Path:
-    """``calibration/`` in :func:`runtime.cachefolder.cache_folder`."""
-    return cache_folder() / "calibration"
+def default_folder() -> Path | None:
+    """``calibration/`` in :func:`runtime.cachefolder.cache_folder`; None for a user without a home folder."""
+    try:
+        return cache_folder() / "calibration"
+    except UnavailableError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +64,9 @@ class Key:
 def load(folder: Path, key: Key) -> tuple[Ranges | None, str]:
     """The ranges, and a few words about them: when there are none that may be used, why."""
     path = _path(folder, key)
-    if not path.exists():
-        return None, _changed(folder, key)
     try:
+        if not path.exists():
+            return None, _changed(folder, key)
         arrays = _read(path)
         stored = parse_json(arrays.pop("key").tobytes())
         digest = arrays.pop("sha256").tobytes().hex()

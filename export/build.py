@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         type=Path,
         default=default_folder(),
-        help="where measured ranges are kept between builds (default: %(default)s)",
+        help="where measured ranges are kept between builds (default: %(default)s; None keeps nothing)",
     )
     parser.add_argument("--no-cache", action="store_true", help="measure ranges anew and keep nothing")
     parser.add_argument(

@@ -27,7 +27,6 @@ NNCF, preset mixed             2.76 / 0.960        3.70 / 0.9858       40.1 / be
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -49,6 +48,7 @@ from export import compilers
 from runtime import backends
 from runtime.arrays import Array
 from runtime.errors import MissingDependencyError, UnavailableError, UnknownBackendError
+from runtime.files import scratch_folder
 from runtime.jsondata import to_json
 from runtime.latency import interleaved
 from runtime.manifest import EngineRecord, Int8Search
@@ -291,8 +291,7 @@ class _Runner:
 
     @contextmanager
     def _open(self, graphs: Mapping[str, ModelProto]) -> Iterator[Mapping[str, Session]]:
-        with tempfile.TemporaryDirectory(prefix="edgevis-int8-") as name:
-            folder = Path(name)
+        with scratch_folder("edgevis-int8-") as folder:
             compiler = compilers.load(self.backend)
             files = {}
             for graph, model in graphs.items():

@@ -6,7 +6,6 @@ import hashlib
 import json
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -44,6 +43,7 @@ from runtime.arrays import Array, unit_rows, write_arrays
 from runtime.bundle import GOLDEN, Bundle, write_bundle
 from runtime.candidates import search_text
 from runtime.errors import ExportError, WeightsError
+from runtime.files import scratch_folder
 from runtime.jsondata import to_json
 from runtime.manifest import Calibration, EngineRecord, Manifest, Weights
 from runtime.spec import Deployment, Precision
@@ -251,8 +251,8 @@ def _build(
     # What was not asked for by name may be left out; FP32 is what everything else falls back to.
     named = bool(request.precisions) and not request.choose
     optional = frozenset[Precision]() if named else frozenset(precisions) - {"fp32"}
-    with tempfile.TemporaryDirectory(prefix="edgevis-graphs-") as work:
-        stand_ins = _stand_ins(records, graphs, target, folder, Path(work))
+    with scratch_folder("edgevis-graphs-") as work:
+        stand_ins = _stand_ins(records, graphs, target, folder, work)
         engines, refused = prove_engines(
             [record for record in records if record.name not in unopened],
             bundle=folder,

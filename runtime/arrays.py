@@ -1,20 +1,18 @@
-"""Arrays at rest and in rows: ``.npz`` files read without pickle and within bounds, atomic writes, unit rows."""
+"""Arrays at rest and in rows: ``.npz`` files read without pickle and within bounds, unit rows."""
 
 from __future__ import annotations
 
 import math
-import os
-import secrets
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.errors import EdgevisError
+from runtime.files import atomic_write, open_regular
 
 Array = npt.NDArray[Any]
 
@@ -25,40 +23,15 @@ _MAX_RATIO = 20
 _ALWAYS_BYTES = 64 << 20
 
 
-@contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the name ``path`` only once it is complete and on disk.
-
-    A crash, a full disk or an exception leaves whatever was at ``path`` as it was.
-    """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    # Not tempfile's: its files are private to this user, and the process's umask can only be read by changing it.
-    descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name itself must survive a power cut
-    finally:
-        os.close(folder)
-
-
-def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write ``arrays`` to ``path``; the file appears whole or not at all.
+def write_arrays(path: Path, arrays: Mapping[str, Array], *, private: bool = False) -> None:
+    """Write ``arrays`` to ``path``; the file appears whole or not at all, see :func:`runtime.files.atomic_write`.
 
     Compressed where that is quick: features hardly shrink, and hundreds of megabytes of them would take half a minute.
     """
     for name, array in arrays.items():
         if array.dtype.hasobject:
             raise ValueError(f"array {name!r} holds objects, which could only be pickled")
-    with atomic_write(path) as file:
+    with atomic_write(path, private=private) as file:
         small = sum(array.nbytes for array in arrays.values()) <= _MAX_COMPRESSED_BYTES
         # No allow_pickle=: NumPy 1 would store it as one more array.
         (np.savez_compressed if small else np.savez)(file, **arrays)  # type: ignore[arg-type]
@@ -79,7 +52,7 @@ def read_arrays(
         error: The file is missing, truncated, not an ``.npz``, too large, or holds objects instead of numbers.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
             unpacked = sum(item.file_size for item in archive.infolist())
             if unpacked > max_bytes:
                 cure = f": raise {variable}" if variable else ""
@@ -92,7 +65,8 @@ def read_arrays(
                 )
             for member in archive.infolist():
                 _check_member(archive, member)
-        with np.load(path, allow_pickle=False) as file:
+            opened.seek(0)
+            file = np.load(opened, allow_pickle=False)
             return {name: file[name] for name in file.files}
     except EdgevisError:
         raise

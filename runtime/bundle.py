@@ -10,14 +10,14 @@ import ctypes
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from runtime import limits
-from runtime.arrays import Array, atomic_write, read_arrays
+from runtime.arrays import Array, read_arrays
 from runtime.errors import BundleNotFoundError, IntegrityError, SchemaError
+from runtime.files import abandoned_folders, atomic_write, scratch_folder
 from runtime.manifest import MAX_MANIFEST_BYTES, FileRecord, Manifest
 
 SUFFIX = ".edgevis"
@@ -25,6 +25,7 @@ MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 MAX_FILE_BYTES = 8 << 30
 
+_OLD = "old"
 _AT_FDCWD = -100  # linux/fcntl.h
 _RENAME_EXCHANGE = 2  # linux/fs.h
 
@@ -162,24 +163,32 @@ def write_bundle(path: str | os.PathLike[str], fill: Callable[[Path], Manifest])
     if path.exists() and not (path / MANIFEST).is_file():
         raise BundleNotFoundError(f"{path} exists and is not a bundle: it is left as it is; name another output")
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        staged = work / "new"
-        staged.mkdir()
-        manifest = replace(fill(staged), files=_record_files(staged))
-        with atomic_write(staged / MANIFEST) as file:
-            file.write(manifest.dumps().encode())
-        bundle = Bundle(staged)
-        if not path.exists() or not _exchange(staged, path):
-            if path.exists():
-                path.rename(work / "old")  # a crash before the next line leaves the old bundle here
-            staged.rename(path)
-        bundle.path = path
-        return bundle
-    finally:
-        if not path.exists() and (work / "old").exists():
-            (work / "old").rename(path)
-        shutil.rmtree(work, ignore_errors=True)
+    prefix = f".{path.name}."
+    for left in abandoned_folders(prefix, path.parent):  # by builds that were killed
+        _put_back(left, path)
+        shutil.rmtree(left, ignore_errors=True)
+    with scratch_folder(prefix, parent=path.parent) as work:
+        try:
+            staged = work / "new"
+            staged.mkdir()
+            manifest = replace(fill(staged), files=_record_files(staged))
+            with atomic_write(staged / MANIFEST) as file:
+                file.write(manifest.dumps().encode())
+            bundle = Bundle(staged)
+            if not path.exists() or not _exchange(staged, path):
+                if path.exists():
+                    path.rename(work / _OLD)  # a crash before the next line leaves the old bundle here
+                staged.rename(path)
+            bundle.path = path
+            return bundle
+        finally:
+            _put_back(work, path)
+
+
+def _put_back(work: Path, path: Path) -> None:
+    """Give a bundle back its name that was being replaced when the build ended."""
+    if not path.exists() and (work / _OLD).exists():
+        (work / _OLD).rename(path)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,19 @@ import numpy as np
 from runtime import limits
 from runtime.arrays import Array, read_arrays, write_arrays
 from runtime.errors import EnrolmentError, EnrolmentMismatchError, SchemaError
+from runtime.files import open_regular, write_lock, written_file
 from runtime.jsondata import from_json, parse_json, shown, to_json
 
 SCHEMA = 1
 MAX_LABEL_LENGTH = 256
+LOCK_TIMEOUT_S = 60.0
+
+_PARTS = ("header", "labels", "counts", "embeddings")
+_FIRST = frozenset(f"{name}.npy".encode() for name in _PARTS)
+_NAME_LENGTH, _NAME = (
+    slice(26, 28),
+    30,
+)  # in a zip's first bytes: the length of its first member's name, and where it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +73,14 @@ class Enrolment:
     threshold: float | None
 
 
-def save_enrolment(path: str | os.PathLike[str], enrolment: Enrolment) -> None:
+def save_enrolment(path: str | os.PathLike[str], enrolment: Enrolment, *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
     """Write the file; it appears whole or not at all.
 
+    A new file is for its owner only (mode 0600), for it holds biometric data; one that is there keeps its mode and
+    owner. Of a link, the file that it leads to is written. While others hold :func:`enrolment_lock`, it waits.
+
     Raises:
-        EnrolmentError: The file cannot be written.
+        EnrolmentError: The file cannot be written, or what is there is not an enrolment, such as a photograph.
     """
     header = json.dumps(to_json(_Header(enrolment.encoder, enrolment.threshold)))
     rows = list(enrolment.rows.values())
@@ -77,10 +90,86 @@ def save_enrolment(path: str | os.PathLike[str], enrolment: Enrolment) -> None:
         "counts": np.array([len(item) for item in rows], np.int64),
         "embeddings": np.concatenate(rows) if rows else np.empty((0, 0), np.float32),
     }
+    with enrolment_lock(path, timeout_s=timeout_s):
+        try:
+            _check_replaceable(path)
+            write_arrays(Path(path), arrays, private=True)
+        except OSError as error:
+            raise _not_written(path, error) from error
+
+
+@contextmanager
+def enrolment_lock(path: str | os.PathLike[str], *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
+    """Keep every other process from saving to an enrolment file, as between :func:`load_enrolment` and a save.
+
+    No file is made for it, and it ends with its holder's process. The thread that holds it may save and lock again.
+
+    Raises:
+        EnrolmentError: Another process held it for ``timeout_s`` seconds, or the file's folder cannot be opened.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(write_lock(path, timeout_s=timeout_s))
+        except TimeoutError as error:
+            raise EnrolmentError(
+                f"{path} is being changed by another process, which has kept it locked for {timeout_s:g} s; "
+                "end that one, or try again; the file is unchanged"
+            ) from error
+        except OSError as error:
+            raise _not_written(path, error) from error
+        yield
+
+
+def enrolment_exists(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a file with anything in it; EnrolmentError when there is something else, such as a folder."""
     try:
-        write_arrays(Path(path), arrays)
+        return written_file(path).stat().st_size > 0
+    except FileNotFoundError:
+        return False
     except OSError as error:
-        raise EnrolmentError(f"{path} cannot be written: {error}; what was there is unchanged") from error
+        raise EnrolmentError(f"{path} cannot be an enrolment: {error}") from error
+
+
+def update_enrolment(
+    path: str | os.PathLike[str],
+    here: Enrolment,
+    *,
+    known: Mapping[str, int],
+    forgotten: Collection[str],
+    keep_threshold: bool = True,
+    timeout_s: float = LOCK_TIMEOUT_S,
+) -> Enrolment:
+    """Bring into a file what was enrolled and forgotten here; what others have written to it meanwhile stays.
+
+    Args:
+        path: The file; it is made if there is none.
+        here: What is enrolled here.
+        known: How many rows of each label this process has in common with the file: those that follow are new.
+        forgotten: Labels whose rows in the file are to go; all rows that ``here`` has of them are new.
+        keep_threshold: Leave the file its threshold, where there is a file; otherwise it gets the one of ``here``.
+        timeout_s: How long to wait for another process that changes the file.
+
+    Returns:
+        What the file holds now.
+
+    Raises:
+        EnrolmentError: The file is damaged, cannot be written, or is locked for too long; it is unchanged.
+        EnrolmentMismatchError: Another encoder made it; it is unchanged.
+    """
+    with enrolment_lock(path, timeout_s=timeout_s):
+        if not enrolment_exists(path):
+            save_enrolment(path, here)
+            return here
+        found = load_enrolment(path)
+        check_encoder(found.encoder, here.encoder, path)
+        rows = {label: value for label, value in found.rows.items() if label not in forgotten}
+        for label, value in here.rows.items():
+            fresh = value if label in forgotten else value[known.get(label, 0) :]
+            if len(fresh):
+                rows[label] = np.concatenate([rows[label], fresh]) if label in rows else fresh
+        changed = replace(found, rows=rows, threshold=found.threshold if keep_threshold else here.threshold)
+        save_enrolment(path, changed)
+        return changed
 
 
 def load_enrolment(path: str | os.PathLike[str]) -> Enrolment:
@@ -95,7 +184,7 @@ def load_enrolment(path: str | os.PathLike[str]) -> Enrolment:
         max_bytes=limits.max_enrolment_bytes(),
         variable="EDGEVIS_MAX_ENROLMENT_BYTES",
     )
-    missing = [name for name in ("header", "labels", "counts", "embeddings") if name not in arrays]
+    missing = [name for name in _PARTS if name not in arrays]
     if missing:
         raise EnrolmentError(f"{path} is not an enrolment: it has no array {missing[0]!r}")
     try:
@@ -153,6 +242,22 @@ def check_encoder(made_by: Encoder, running: Encoder, path: str | os.PathLike[st
 def is_label(value: object) -> bool:
     """Whether ``value`` can name what is enrolled: printable text of 1 to 256 characters."""
     return isinstance(value, str) and 0 < len(value) <= MAX_LABEL_LENGTH and value.isprintable() and not value.isspace()
+
+
+def _check_replaceable(path: str | os.PathLike[str]) -> None:
+    """Refuse to write over what is not an enrolment, by its first bytes: it may be damaged, or empty."""
+    try:
+        with open_regular(written_file(path)) as file:
+            head = file.read(64)
+    except (FileNotFoundError, PermissionError):  # whether it may be written, writing it says
+        return
+    length = int.from_bytes(head[_NAME_LENGTH], "little")
+    if head and (head[:4] != b"PK\3\4" or head[_NAME : _NAME + length] not in _FIRST):
+        raise EnrolmentError(f"{path} is a file, but not an enrolment; it is left as it is: name another file")
+
+
+def _not_written(path: str | os.PathLike[str], error: OSError) -> EnrolmentError:
+    return EnrolmentError(f"{path} cannot be written: {error}; what was there is unchanged")
 
 
 def _parse(arrays: Mapping[str, Array], name: str) -> Any:

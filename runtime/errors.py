@@ -14,6 +14,7 @@
     │   └── EngineError              the vendor's runtime failed while opening or running an engine
     ├── InputError                   an argument is wrong                              (also a ValueError)
     ├── SourceError                  a camera, video or image file cannot be read      (also an OSError)
+    ├── OutputError                  a file that was asked for cannot be written       (also an OSError)
     ├── EnrolmentError               an enrolment cannot be used
     │   ├── UnknownLabelError        that label is not enrolled                        (also a KeyError)
     │   └── EnrolmentMismatchError   it was made by another encoder
@@ -41,6 +42,7 @@ __all__ = [
     "IntegrityError",
     "MissingDependencyError",
     "ModelError",
+    "OutputError",
     "ParityError",
     "SchemaError",
     "SourceError",
@@ -98,6 +100,10 @@ class InputError(EdgevisError, ValueError):
 
 class SourceError(EdgevisError, OSError):
     """A camera, a video or an image file cannot be opened or read."""
+
+
+class OutputError(EdgevisError, OSError):
+    """A picture or another file cannot be written, or would take the place of one that edgevis did not write."""
 
 
 class EnrolmentError(EdgevisError):

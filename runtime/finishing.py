@@ -17,11 +17,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from runtime import backends
-from runtime.arrays import atomic_write
 from runtime.backends import Finished, FinishedOnDevice
 from runtime.bundle import GOLDEN, Bundle
 from runtime.cachefolder import cache_folder
 from runtime.errors import BackendError, SchemaError, UnavailableError
+from runtime.files import atomic_write
 from runtime.jsondata import from_json, parse_json, to_json
 from runtime.latency import interleaved
 from runtime.manifest import EngineRecord, Proof
@@ -171,12 +171,11 @@ def _read(bundle: Bundle, record: EngineRecord, fingerprint: Mapping[str, str]) 
 
 
 def _write(bundle: Bundle, record: EngineRecord, found: LocalProof) -> None:
-    path = _path(bundle, record, found.fingerprint)
     try:
+        path = _path(bundle, record, found.fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write(json.dumps(to_json(found), indent=2, allow_nan=False).encode())
-    except (OSError, ValueError) as error:  # a full disk, or NaN, which JSON does not have
-        _log.warning(
-            "%s cannot keep the proof of %s, so that it is measured again: %s", path.parent, record.name, error
-        )
+    # A full disk; NaN, which JSON does not have; a user without a home folder.
+    except (OSError, ValueError, UnavailableError) as error:
+        _log.warning("the proof of %s cannot be kept, so that it is measured again: %s", record.name, error)

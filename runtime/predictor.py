@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,6 +15,7 @@ from runtime import tasks
 from runtime.arrays import Array
 from runtime.bundle import Bundle
 from runtime.enrolment import (
+    LOCK_TIMEOUT_S,
     MAX_LABEL_LENGTH,
     Encoder,
     Enrolment,
@@ -21,6 +23,7 @@ from runtime.enrolment import (
     is_label,
     load_enrolment,
     save_enrolment,
+    update_enrolment,
 )
 from runtime.errors import EdgevisError, EnrolmentError, InputError
 from runtime.images import Image, ImageLike, as_images, orientation_of, several
@@ -32,6 +35,9 @@ from runtime.selection import open_best
 from runtime.sources import Source, frames
 from runtime.tasks import Result
 from runtime.threshold import false_accept_rate_of, fit_threshold, impostors_of
+
+MAX_THREADS = 1024
+"""CPU threads that an engine may be asked for: engines make as many as they are told, and fail in many ways."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +105,9 @@ class Predictor:
         precision: str | None = None,
         threads: int | None = None,
     ) -> None:
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise InputError(f"threads is {threads!r}; allowed: None or an int >= 1")
+        whole = isinstance(threads, int) and not isinstance(threads, bool)
+        if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
+            raise InputError(f"threads is {threads!r}; allowed: None or an int >= 1 and <= {MAX_THREADS}")
         self._bundle = Bundle(bundle)
         manifest = self._bundle.manifest
         deployment = manifest.deployment
@@ -108,6 +115,11 @@ class Predictor:
         self._prior = impostors_of(deployment.postprocess)
         self._false_accept_rate = false_accept_rate_of(deployment.postprocess)
         self._threshold: float | None = None
+        self._changing = threading.RLock()  # held by what changes what is enrolled
+        # Of the file of the last load, save or update: its rows by label, its threshold, and what was forgotten since.
+        self._known: dict[str, int] = {}
+        self._known_threshold: float | None = None
+        self._forgotten: set[str] = set()
         self._threads = threads
         self._opened = open_best(self._bundle, backend=backend, device=device, precision=precision, threads=threads)
         self._closed = False
@@ -210,11 +222,15 @@ class Predictor:
         batch, _ = as_images(images)
         if not batch:
             raise InputError("the list of images is empty; give at least one image")
-        self._task.enroll(label, batch, None if masks is None else as_masks(masks, batch, turned))
+        marks = None if masks is None else as_masks(masks, batch, turned)
+        with self._changing:
+            self._task.enroll(label, batch, marks)
 
     def forget(self, label: str) -> None:
         """Remove a label and all its examples; UnknownLabelError when it is not enrolled."""
-        self._task.gallery.remove(label)
+        with self._changing:
+            self._task.gallery.remove(label)
+            self._forgotten.add(label)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -243,8 +259,17 @@ class Predictor:
         self._threshold = None if value is None else float(value)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what is enrolled to a file; it appears whole or not at all. EnrolmentError when that fails."""
-        save_enrolment(path, Enrolment(self._encoder, self._task.gallery.contents(), self._threshold))
+        """Write what is enrolled to a file, in place of what it holds; it appears whole or not at all.
+
+        Where several processes enrol into one file, use :meth:`update`.
+
+        Raises:
+            EnrolmentError: It cannot be written, or is a file of another kind; what was there is unchanged.
+        """
+        with self._changing:
+            enrolment = self._enrolment()
+            save_enrolment(path, enrolment)
+            self._agree(enrolment)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take what a file holds in place of what is enrolled.
@@ -255,11 +280,53 @@ class Predictor:
         """
         enrolment = load_enrolment(path)
         check_encoder(enrolment.encoder, self._encoder, path)
+        with self._changing:
+            self._take(enrolment, path)
+
+    def update(self, path: str | os.PathLike[str], *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
+        """Bring into a file what was enrolled and forgotten here since the last load, save or update.
+
+        What other processes have written to the file meanwhile stays, and is enrolled here afterwards. The file is
+        locked only while it is read and written, not while images are embedded. It is made if there is none.
+
+        Args:
+            path: The file; after :meth:`load`, the one that was loaded.
+            timeout_s: How long to wait for another process that changes the file.
+
+        Raises:
+            EnrolmentError: It is damaged, cannot be written, or another process keeps it locked; it is unchanged.
+            EnrolmentMismatchError: Another encoder made it; it is unchanged.
+        """
+        with self._changing:
+            here = self._enrolment()
+            changed = update_enrolment(
+                path,
+                here,
+                known=self._known,
+                forgotten=frozenset(self._forgotten),
+                keep_threshold=self._threshold == self._known_threshold,
+                timeout_s=timeout_s,
+            )
+            if changed is not here:
+                self._take(changed, path)
+            self._agree(changed)
+
+    def _enrolment(self) -> Enrolment:
+        return Enrolment(self._encoder, self._task.gallery.contents(), self._threshold)
+
+    def _take(self, enrolment: Enrolment, path: str | os.PathLike[str]) -> None:
         try:
             self._task.gallery.replace(enrolment.rows)
         except InputError as error:
             raise EnrolmentError(f"{path} does not fit this model: {error}") from error
         self._threshold = enrolment.threshold
+        self._agree(enrolment)
+
+    def _agree(self, enrolment: Enrolment) -> None:
+        """Remember that a file holds this."""
+        self._known = {label: len(rows) for label, rows in enrolment.rows.items()}
+        self._known_threshold = enrolment.threshold
+        self._forgotten = set()
 
     def stream(
         self, source: Source, *, top_k: int = 5, on_error: Callable[[EdgevisError], object] | None = None

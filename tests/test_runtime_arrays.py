@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.arrays import atomic_write, read_arrays, unit_rows, write_arrays
+from runtime.arrays import read_arrays, unit_rows, write_arrays
 from runtime.errors import EnrolmentError, IntegrityError
+from runtime.files import atomic_write
 
 from bundles import Array, run_python, succeeded
 

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn, optim
 
 from edgevis.origin import KEY, Origin, metadata
-from runtime.arrays import atomic_write
 from runtime.errors import InputError, SchemaError, WeightsError
+from runtime.files import atomic_write
 from runtime.jsondata import from_json, parse_json, to_json
 
 HALVED = "matrices float16, vectors (batch norm, biases) float32; no num_batches_tracked"

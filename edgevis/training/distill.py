@@ -38,8 +38,8 @@ from edgevis.data.augment import camera_view
 from edgevis.data.persons import Person, persons_from_ccp, persons_from_video
 from edgevis.models.osnet import DEPLOYMENT, OSNet, osnet_x0_25
 from edgevis.training.checkpoint import write_halved
-from runtime.arrays import atomic_write
 from runtime.errors import EdgevisError, InputError
+from runtime.files import atomic_write
 from runtime.spec import Preprocess
 
 VIEWS_HELD_OUT = 2

@@ -30,8 +30,8 @@ from edgevis.origin import Origin
 from edgevis.training.checkpoint import Progress, read_progress, read_state, write_state, write_weights
 from edgevis.training.freeze import train_but_frozen
 from edgevis.training.objective import Batch, Evaluation, Objective
-from runtime.arrays import atomic_write
 from runtime.errors import EdgevisError, InputError
+from runtime.files import atomic_write
 
 LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
 

@@ -26,9 +26,9 @@ from edgevis.train import Watcher
 from edgevis.training.checkpoint import HALVED, write_halved
 from edgevis.training.loop import BEST
 from edgevis.training.run import REPORT, Request, train
-from runtime.arrays import atomic_write
 from runtime.bundle import sha256
 from runtime.errors import EdgevisError, InputError
+from runtime.files import atomic_write
 from runtime.jsondata import parse_json
 
 

@@ -24,9 +24,9 @@ from edgevis.training.memory import keep_freed_memory
 from edgevis.training.objective import Evaluation
 from edgevis.training.teacher import open_teacher, teacher_file
 from edgevis.training.warm_start import load_backbone, load_what_fits
-from runtime.arrays import atomic_write
 from runtime.bundle import sha256
 from runtime.errors import InputError
+from runtime.files import atomic_write
 from runtime.jsondata import to_json
 
 REPORT, SAMPLES = "report.json", "samples.json"

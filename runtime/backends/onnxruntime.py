@@ -236,7 +236,10 @@ def _gpu_providers(accelerator: str, precision: Precision) -> list[tuple[str, di
     if accelerator != _TENSORRT:
         return providers
     folder = cache_folder() / "onnxruntime-tensorrt"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(f"the engines that its TensorRT provider builds cannot be kept: {error}") from error
     tensorrt = {
         "device_id": "0",
         "trt_fp16_enable": "1" if precision == "fp16" else "0",

@@ -129,4 +129,6 @@ def _vendor() -> Any:
         import openvino
     except ImportError as error:
         raise MissingDependencyError("openvino is not installed: pip install 'edgevis[openvino]'") from error
+    except Exception as error:  # its telemetry's, such as RuntimeError for a user without a home folder
+        raise UnavailableError(f"openvino is installed but cannot be imported: {error}") from error
     return openvino

@@ -30,9 +30,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from runtime.arrays import atomic_write
 from runtime.cachefolder import cache_folder
 from runtime.errors import EngineError, SchemaError
+from runtime.files import atomic_write
 from runtime.jsondata import from_json, parse_json, to_json
 from runtime.tensorrt.compiler import Built
 
