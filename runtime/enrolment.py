@@ -120,6 +120,23 @@ def enrolment_lock(path: str | os.PathLike[str], *, timeout_s: float = LOCK_TIME
         yield
 
 
+def check_enrolment_path(path: str | os.PathLike[str]) -> None:
+    """Find out, before work is done for it, what would keep an enrolment from being written; nothing is changed.
+
+    Raises:
+        EnrolmentError: Its folder is not there or may not be written to, or what is there is not an enrolment.
+    """
+    try:
+        _check_replaceable(path)
+        folder = written_file(path).parent
+        if not folder.is_dir():
+            raise EnrolmentError(f"{path} cannot be written: there is no folder {folder}; make it first")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise EnrolmentError(f"{path} cannot be written: you may not write to the folder {folder}")
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
 def enrolment_exists(path: str | os.PathLike[str]) -> bool:
     """Whether there is a file with anything in it; EnrolmentError when there is something else, such as a folder."""
     try:

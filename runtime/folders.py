@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from runtime.drawings import is_drawing
 from runtime.errors import InputError, SourceError
 from runtime.images import SUFFIXES, UNREAD_SUFFIXES
 
@@ -26,12 +27,13 @@ _SYSTEM_FOLDERS = frozenset({"__macosx", "$recycle.bin", "system volume informat
 _SHOWN = 5
 
 
-def image_files(folder: str | os.PathLike[str], *, recursive: bool = True) -> list[Path]:
+def image_files(folder: str | os.PathLike[str], *, recursive: bool = True, drawings: bool = False) -> list[Path]:
     """The image files in a folder, sorted by their paths.
 
     Args:
         folder: The folder; links to files and folders are followed, once around a loop.
         recursive: Whether the folders in it are searched, too.
+        drawings: List what `edgevis predict` wrote, too: results that are not to be read as pictures again.
 
     Raises:
         SourceError: There is no such folder, it cannot be listed, or it holds no images.
@@ -47,7 +49,7 @@ def image_files(folder: str | os.PathLike[str], *, recursive: bool = True) -> li
         reason = why_left_out(name, mode)
         if reason is not None:
             left_out.append(reason)
-        elif PurePosixPath(name).suffix.lower() in SUFFIXES:
+        elif PurePosixPath(name).suffix.lower() in SUFFIXES and (drawings or not is_drawing(folder / name)):
             found.append(folder / name)
     if not found:
         problem = f"; left out: {_shown(left_out)}" if left_out else f" ({', '.join(sorted(SUFFIXES))})"

@@ -176,7 +176,8 @@ def measure_graph(
                 {
                     name: array[start : min(start + size, shown)] if name in batched else array
                     for name, array in inputs.items()
-                }
+                },
+                finite=False,  # NaN is a distance here, too: the worst
             )
             for start in range(0, shown, size)
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _BAR = 24
 _LEFT = frozenset("abcdefghijklmnopqrstuvwxyz")
@@ -11,6 +11,26 @@ _LEFT = frozenset("abcdefghijklmnopqrstuvwxyz")
 def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned by spaces, numbers to the right, a rule under the headers."""
     return "\n".join(_aligned(headers, rows, gap="  ", rule="-"))
+
+
+def row_format(headers: Sequence[str], widths: Sequence[int]) -> Callable[[Sequence[str] | None], str]:
+    """Lines of a table whose rows are not known yet; None is the rule under the headers.
+
+    Args:
+        headers: They widen a column that is narrower.
+        widths: Of the columns; a negative one is of numbers, to the right. A longer cell is not cut.
+    """
+    sizes = [max(abs(width), len(header)) for header, width in zip(headers, widths, strict=True)]
+
+    def line(row: Sequence[str] | None) -> str:
+        cells = ["-" * size for size in sizes] if row is None else row
+        aligned = [
+            cell.rjust(size) if width < 0 else cell.ljust(size)
+            for cell, size, width in zip(cells, sizes, widths, strict=True)
+        ]
+        return "  ".join(aligned).rstrip()
+
+    return line
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from runtime.arrays import Array
@@ -58,6 +59,12 @@ def _check(bundle: Bundle, record: EngineRecord, golden: dict[str, Array]) -> En
     finally:
         for session in sessions.values():
             session.close()
-    reason = "; ".join(f"graph {parity.graph!r}: {distance_text(parity)}" for parity in measured.beyond)
+    reason = "; ".join(f"graph {parity.graph!r}: {_distance(parity)}" for parity in measured.beyond)
     status = "passed" if measured.proof.passed else "failed"
     return EngineCheck(record.name, status, str(tolerance), measured.proof.graphs, reason)
+
+
+def _distance(parity: GraphParity) -> str:
+    if math.isfinite(parity.max_relative_error):
+        return distance_text(parity)
+    return "NaN or infinity in the engine's outputs or in the golden ones"

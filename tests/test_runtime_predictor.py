@@ -21,6 +21,7 @@ import edgevis
 from runtime.errors import (
     BundleNotFoundError,
     EdgevisError,
+    EngineError,
     EnrolmentError,
     InputError,
     SchemaError,
@@ -244,19 +245,22 @@ def broken_weights(value: float) -> Tiny:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_model_that_gives_nan_recognises_nobody(tmp_path: Path, value: float) -> None:
-    """NaN compares false with everything: it must not be above every threshold."""
+def test_a_model_that_gives_nan_is_an_engine_that_failed(tmp_path: Path, value: float) -> None:
+    """NaN compares false with everything: a result made of it would look like "unknown"."""
     with opened(tmp_path) as sound:
         sound.enroll("anna", PICTURES[0])
         sound.save(tmp_path / "lobby.enrolment")
     with opened(tmp_path, broken_weights(value)) as broken:
-        with pytest.raises(InputError, match=r"not a row of length one \(all zero or not finite\?\)"):
+        with pytest.raises(EngineError, match=r"8 of 8 numbers in the engine's output 'embedding' are NaN or infinite"):
             broken.enroll("björn", PICTURES[1])
         assert broken.labels == ()
         broken.load(tmp_path / "lobby.enrolment")
         for threshold in (None, -1.0, 0.5):
             broken.threshold = threshold
-            assert broken.predict(PICTURES[0]).label is None
+            with pytest.raises(EngineError, match="NaN or infinite"):
+                broken.predict(PICTURES[0])
+        with pytest.raises(EngineError, match="NaN or infinite"):
+            broken.embed(PICTURES[0])
 
 
 def test_an_embedding_without_direction_is_not_enrolled(tmp_path: Path) -> None:
@@ -474,7 +478,7 @@ def test_a_with_block_closes_also_when_it_fails(tmp_path: Path) -> None:
         predictor.predict(PICTURES[0])
 
 
-@pytest.mark.parametrize("threads", [0, -1, 1.0, True, "2"])
+@pytest.mark.parametrize("threads", [0, -1, 1.0, True, "2", 1025, 2**40])
 def test_a_wrong_number_of_threads(tiny_bundle: Path, threads: Any) -> None:
     with pytest.raises(InputError, match=r"threads is .*; allowed: None or an int >= 1"):
         Predictor(tiny_bundle, threads=threads)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
+import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgevis import InputError, Predictor
-from runtime.images import SUFFIXES
+from edgevis import Predictor
+from runtime.folders import image_files
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,24 +38,47 @@ def open_predictor(arguments: argparse.Namespace) -> Predictor:
     )
 
 
-def image_paths(arguments: list[str]) -> list[Path]:
-    """The image files that are named, and those in the folders that are named, in order.
+def image_paths(arguments: list[str], *, drawings: bool = False) -> list[Path]:
+    """The files that are named, and the image files in the folders that are named, in order.
+
+    Args:
+        arguments: Files and folders.
+        drawings: Take from folders what edgevis drew, too.
 
     Raises:
-        InputError: A folder holds none.
+        SourceError: A folder holds none, or cannot be listed.
     """
     paths: list[Path] = []
     for argument in map(Path, arguments):
-        if not argument.is_dir():
-            paths.append(argument)
-            continue
-        found = sorted(path for path in argument.rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not found:
-            raise InputError(f"the folder {argument} holds no images ({', '.join(sorted(SUFFIXES))})")
-        paths += found
+        paths += image_files(argument, drawings=drawings) if os.path.isdir(argument) else [argument]
     return paths
 
 
-def print_json(data: dict[str, Any]) -> None:
+def print_json(data: Mapping[str, Any]) -> None:
     """One JSON object on standard output."""
-    print(json.dumps(data, indent=2, allow_nan=False))
+    print(json_text(data, indent=2))
+
+
+def json_text(data: Any, *, indent: int | None = None) -> str:
+    """JSON text; NaN and infinity, which JSON does not have, become null."""
+    return json.dumps(_without_nan(data), indent=indent, allow_nan=False)
+
+
+def report(error: Exception | str) -> None:
+    """One line on standard error; nothing where that cannot be written either."""
+    with contextlib.suppress(OSError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+
+
+def shown(name: object) -> str:
+    """A file's name for a line of text: with escapes where it has line breaks, or bytes that are no text."""
+    text = str(name)
+    return text if text.isprintable() else ascii(text)
+
+
+def _without_nan(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: _without_nan(value) for key, value in data.items()}
+    return [_without_nan(value) for value in data] if isinstance(data, (list, tuple)) else data

@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edgevis.cli._common import add_engine_arguments, image_paths, open_predictor, print_json
+from edgevis import EdgevisError, InputError, Predictor, SourceError
+from edgevis.cli._common import add_engine_arguments, image_paths, open_predictor, print_json, report
+from runtime.enrolment import check_enrolment_path, enrolment_exists
+
+_OF_ONE_PICTURE = (SourceError, InputError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,22 +24,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or folders of them, sorted like the images",
     )
     parser.add_argument("--enrolment", metavar="FILE", required=True, help="the file to extend or make")
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="enrol the images that can be used and report the others; without it one that cannot be used stops all",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    check_enrolment_path(arguments.enrolment)
     paths = image_paths(arguments.images)
-    masks = list(image_paths(arguments.masks)) if arguments.masks else None
+    masks = image_paths(arguments.masks, drawings=True) if arguments.masks else None
+    if masks is not None and len(masks) != len(paths):
+        raise InputError(f"{len(masks)} masks for {len(paths)} images; give one mask for each image")
     with open_predictor(arguments) as predictor:
-        if Path(arguments.enrolment).exists():
+        if enrolment_exists(arguments.enrolment):
             predictor.load(arguments.enrolment)
-        predictor.enroll(arguments.label, list(paths), masks=masks)
-        predictor.save(arguments.enrolment)
+        failures = _enroll(predictor, arguments.label, paths, masks)
+        _refuse(failures, len(paths), skip=arguments.skip_bad)
+        predictor.update(arguments.enrolment)
         labels, threshold = predictor.labels, predictor.threshold
+    added = len(paths) - len(failures)
     if arguments.json:
         print_json(
-            {"enrolment": arguments.enrolment, "labels": list(labels), "added": len(paths), "threshold": threshold}
+            {
+                "enrolment": arguments.enrolment,
+                "labels": list(labels),
+                "added": added,
+                "skipped": [{"image": str(path), "error": str(error)} for path, error in failures],
+                "threshold": threshold,
+            }
         )
         return 0
-    print(f"{arguments.enrolment}: {len(paths)} images added to {arguments.label!r}; enrolled: {', '.join(labels)}")
+    print(f"{arguments.enrolment}: {added} images added to {arguments.label!r}; enrolled: {', '.join(labels)}")
     print(f"next: edgevis predict {arguments.bundle} IMAGE --enrolment {arguments.enrolment}")
     return 0
+
+
+def _enroll(
+    predictor: Predictor, label: str, paths: list[Path], masks: list[Path] | None
+) -> list[tuple[Path, EdgevisError]]:
+    """One by one: a folder of photographs need not fit into memory. Returns those that cannot be used, and why."""
+    failures: list[tuple[Path, EdgevisError]] = []
+    for index, path in enumerate(paths):
+        try:
+            predictor.enroll(label, path, masks=None if masks is None else masks[index])
+        except _OF_ONE_PICTURE as error:
+            failures.append((path, error))
+    return failures
+
+
+def _refuse(failures: list[tuple[Path, EdgevisError]], count: int, *, skip: bool) -> None:
+    """Raise one error for all images that cannot be used, unless the others are to be enrolled."""
+    if not failures:
+        return
+    if len(failures) == count and (count == 1 or isinstance(failures[0][1], InputError)):
+        raise failures[0][1]  # the label, or what the model takes: not this image
+    told = [str(error) if str(path) in str(error) else f"{path}: {error}" for path, error in failures]
+    if skip and len(failures) < count:
+        for text in told:
+            report(f"left out: {text}")
+        return
+    advice = "" if len(failures) == count else "; mend or remove them, or leave them out with --skip-bad"
+    raise SourceError(
+        f"{len(failures)} of {count} images cannot be used, so nothing was enrolled: {'; '.join(told)}{advice}"
+    )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 
-from edgevis import InputError, Segmentation, SourceError
-from edgevis.cli._common import add_engine_arguments, image_paths, open_predictor, print_json
+from edgevis import EngineError, InputError, Predictor, Segmentation, SourceError
+from edgevis.cli._common import add_engine_arguments, image_paths, open_predictor, report, shown
+from edgevis.cli._outputs import Outputs, places
+from edgevis.cli._results import Results, results_for
 from runtime.images import Image, read_image
 from runtime.tasks import Result
-from runtime.text import text_table
+
+_HEADERS = ("image", "label", "score", "ms")
+_WIDEST = 60
+_OF_ONE_PICTURE = (SourceError, InputError, EngineError)
+"""Errors after which the next picture may still be read."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,55 +28,93 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--masks", metavar="DIR", help="segmentation: write each label map as a grey PNG (0 background, 1 first label)"
     )
-    parser.add_argument("--plot", metavar="DIR", help="write annotated copies of the images into this folder")
+    parser.add_argument(
+        "--plot",
+        metavar="DIR",
+        help="write annotated copies of the images into this folder; where a name is taken they get another",
+    )
     parser.add_argument(
         "--pictures",
         metavar="DIR",
         help="with --plot: a folder with a picture of each label, LABEL.jpg or .png, drawn as a strip below the image",
     )
+    parser.add_argument(
+        "--jsonl", action="store_true", help="print one JSON object for each image, on a line, as soon as it is known"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.top_k < 1:
+        raise InputError(f"--top-k is {arguments.top_k}; allowed: a whole number >= 1")
     paths = image_paths(arguments.images)
     pictures = None
     if arguments.pictures:
-        if not arguments.plot:
+        if arguments.plot is None:
             raise InputError("--pictures are drawn into what --plot writes; give both")
         pictures = {path.stem: read_image(path) for path in image_paths([arguments.pictures])}
+    plots = None if arguments.plot is None else Outputs(arguments.plot, ".jpg", paths)
+    masks = None if arguments.masks is None else Outputs(arguments.masks, ".png", paths)
     with open_predictor(arguments) as predictor:
+        segments = predictor.info.task in ("segment", "few_shot_segment")
+        if masks and not segments:
+            raise InputError("--masks is for segmentation; this model's results have no masks")
+        if pictures is not None and segments:
+            raise InputError("--pictures are for models that rank what is enrolled; this one segments")
         if arguments.enrolment:
             predictor.load(arguments.enrolment)
-        # One by one: a folder of photographs need not fit into memory, and one result is shown per image anyway.
-        results = []
-        common = Path(os.path.commonpath([path.resolve().parent for path in paths]))
-        for path in paths:
+        for outputs in (plots, masks):
+            if outputs:
+                outputs.prepare()
+        head = {"threshold": predictor.threshold}
+        with results_for(arguments, head, _HEADERS, lambda: _widths(paths, predictor)) as results:
+            failed = _predict(predictor, paths, arguments.top_k, results, plots, masks, pictures)
+    if failed and len(paths) > 1:
+        report(f"{failed} of {len(paths)} images could not be read or used; the results of the others are complete")
+    return 1 if failed else 0
+
+
+def _predict(
+    predictor: Predictor,
+    paths: list[Path],
+    top_k: int,
+    results: Results,
+    plots: Outputs | None,
+    masks: Outputs | None,
+    pictures: dict[str, Image] | None,
+) -> int:
+    """One by one: a folder of photographs need not fit into memory. Returns how many images have no result."""
+    failed = 0
+    where = places(paths)
+    for path in paths:
+        try:
             image = read_image(path)
-            result = predictor.predict(image, top_k=arguments.top_k)
-            results.append(result)
-            place = path.resolve().relative_to(common)
-            if arguments.plot:
-                _plot(Path(arguments.plot) / place, _drawn(result, image, pictures))
-            if arguments.masks:
-                _save_labels(Path(arguments.masks) / place, result)
-        threshold = predictor.threshold
-    if arguments.json:
-        entries = [{"image": str(path), **result.to_dict()} for path, result in zip(paths, results, strict=True)]
-        print_json({"threshold": threshold, "results": entries})
-        return 0
-    rows = [
-        (path.name, *_cells(result), f"{sum(result.speed_ms.values()):.1f}")
-        for path, result in zip(paths, results, strict=True)
-    ]
-    print(text_table(("image", "label", "score", "ms"), rows))
-    return 0
+            result = predictor.predict(image, top_k=top_k)
+        except _OF_ONE_PICTURE as error:
+            results.add_failure(str(path), error)
+            failed += 1
+            continue
+        entry = {"image": str(path), **result.to_dict()}
+        try:
+            if plots:
+                entry["plot"] = plots.write(path, _drawn(result, image, pictures))
+            if masks and isinstance(result, Segmentation):
+                entry["mask"] = masks.write(path, (result.label_map + 1).astype(np.uint8))
+        finally:  # a full disk takes no result away
+            results.add(entry, (shown(where[path]), *_cells(result), f"{sum(result.speed_ms.values()):.1f}"))
+    return failed
 
 
 def _drawn(result: Result, image: Image, pictures: dict[str, Image] | None) -> Image:
-    if pictures is None:
+    if pictures is None or isinstance(result, Segmentation):
         return result.plot(image)
-    if isinstance(result, Segmentation):
-        raise InputError("--pictures are for models that rank what is enrolled; this one segments")
     return result.plot(image, pictures)
+
+
+def _widths(paths: list[Path], predictor: Predictor) -> tuple[int, ...]:
+    """Of the table's columns, before its rows are known."""
+    names = max(len(shown(place)) for place in places(paths).values())
+    labels = max((len(label) for label in predictor.labels), default=0)
+    return (min(names, _WIDEST), min(max(labels, len("unknown")), _WIDEST), -6, -7)
 
 
 def _cells(result: Result) -> tuple[str, str]:
@@ -82,21 +123,3 @@ def _cells(result: Result) -> tuple[str, str]:
         return result.label or "unknown", f"{result.score:.3f}"
     found = [(label, share) for label, share in zip(result.labels, result.shares, strict=True) if share > 0]
     return ", ".join(label for label, _ in found) or "nothing", ", ".join(f"{share:.1%}" for _, share in found) or "–"
-
-
-def _save_labels(target: Path, result: Result) -> None:
-    """The label map as a grey PNG: 0 is background, 1 the first label."""
-    if not isinstance(result, Segmentation):
-        raise InputError("--masks is for segmentation; this model's results have no masks")
-    _write(target.with_name(f"{target.name}.png"), (result.label_map + 1).astype(np.uint8))
-
-
-def _plot(target: Path, picture: Image) -> None:
-    """Pictures keep their place below the folder that holds all of them: those of one name stay apart."""
-    _write(target if target.suffix.lower() == ".jpg" else target.with_name(f"{target.name}.jpg"), picture)
-
-
-def _write(target: Path, picture: npt.NDArray[np.uint8]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(target), picture):
-        raise SourceError(f"{target} cannot be written")

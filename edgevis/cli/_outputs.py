@@ -1,0 +1,119 @@
+"""Where the pictures go that a verb draws: beside nothing that they could replace, known before the work begins."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgevis import OutputError
+from runtime.drawings import may_be_drawn, write_drawing
+
+
+class Outputs:
+    """The files of one folder that pictures are written to, one for each input, none of which was there before.
+
+    An input keeps its place below the folder that holds all of them, so that those of one name stay apart. A name that
+    is taken, by an input, by any other file that edgevis did not draw, or by the drawing of another input, gets a
+    number. What an earlier run drew is drawn anew.
+
+    Args:
+        folder: Where to write; it is made when the work begins.
+        suffix: ``".jpg"`` or ``".png"``.
+        inputs: What is read.
+
+    Raises:
+        OutputError: The folder cannot be made or written to.
+    """
+
+    def __init__(self, folder: str, suffix: str, inputs: Sequence[Path]) -> None:
+        self.folder = Path(folder)
+        self._places: dict[Path, Path] = {}
+        self._checked: set[Path] = set()
+        try:
+            self._plan(suffix, inputs)
+        except OutputError:  # is an OSError, too
+            raise
+        except OSError as error:
+            raise OutputError(f"no pictures can be written into {folder}: {error}") from error
+
+    def prepare(self) -> None:
+        """Make the folder and try it.
+
+        Raises:
+            OutputError: It cannot be written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                file.write(b"\0")
+        except OSError as error:
+            raise OutputError(f"no pictures can be written into {self.folder}: {error}") from error
+
+    def write(self, source: Path, picture: npt.NDArray[np.uint8]) -> str:
+        """Write the picture that was made of an input; returns its path.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        place = self._places[source]
+        write_drawing(place, picture)
+        return str(place)
+
+    def _plan(self, suffix: str, inputs: Sequence[Path]) -> None:
+        taken: set[str] = set()
+        read = {(status.st_dev, status.st_ino) for status in _statuses(inputs)}
+        for source, place in places(inputs).items():
+            whole = self.folder / place
+            # A JPEG keeps its name; what becomes one gets a second suffix, so that a.png and a.jpg stay apart.
+            stem = whole.name[: -len(suffix)] if suffix == ".jpg" == whole.suffix.lower() else whole.name
+            end = whole.suffix if stem != whole.name else suffix
+            self._check_folder(whole.parent)
+            number = 1
+            while True:
+                path = whole.with_name(f"{stem}{'' if number == 1 else f'-{number}'}{end}")
+                if _key(path) not in taken and may_be_drawn(path) and not _is_one_of(path, read):
+                    break
+                number += 1
+            taken.add(_key(path))
+            self._places[source] = path
+
+    def _check_folder(self, folder: Path) -> None:
+        """That a folder can be made, or written to where there is one."""
+        if folder in self._checked:
+            return
+        self._checked.add(folder)
+        there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise OutputError(f"no pictures can be written into {folder}: {there} is not a folder; name another one")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise OutputError(f"no pictures can be written into {folder}: you may not write to {there}")
+
+
+def places(inputs: Sequence[Path]) -> dict[Path, Path]:
+    """Where each input lies below the folder that holds all of them; by the names that were given, links or not."""
+    whole = {path: Path(os.path.abspath(path)) for path in inputs}
+    common = os.path.commonpath([path.parent for path in whole.values()])
+    return {path: place.relative_to(common) for path, place in whole.items()}
+
+
+def _key(path: Path) -> str:
+    """The same for two paths that a file system may take for one: some ignore case, some how an accent is written."""
+    return unicodedata.normalize("NFC", os.path.abspath(path)).casefold()
+
+
+def _is_one_of(path: Path, read: set[tuple[int, int]]) -> bool:
+    return any((status.st_dev, status.st_ino) in read for status in _statuses([path]))
+
+
+def _statuses(paths: Sequence[Path]) -> Iterator[os.stat_result]:
+    for path in paths:
+        try:
+            yield os.stat(path)
+        except (OSError, ValueError):  # reading it says why
+            continue

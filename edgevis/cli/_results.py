@@ -1,0 +1,119 @@
+"""Results of many pictures as they are made: rows of a table, JSON lines, or the entries of one JSON object."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Protocol
+
+from edgevis import EdgevisError, InputError
+from edgevis.cli._common import json_text, report
+from runtime.text import row_format
+
+Entry = dict[str, Any]
+
+
+class Results(Protocol):
+    """Where results go; a context, for what has been begun is also ended when the work fails."""
+
+    def __enter__(self) -> Results: ...
+
+    def add(self, entry: Entry, cells: Sequence[str]) -> None:
+        """A result, as JSON data and as a table's row."""
+        ...
+
+    def add_failure(self, name: str, error: Exception) -> None:
+        """A picture that there is no result of; it is said on standard error, too."""
+        ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+def results_for(
+    arguments: argparse.Namespace, head: Entry, headers: Sequence[str], widths: Callable[[], Sequence[int]]
+) -> Results:
+    """What ``--json`` or ``--jsonl`` ask for, else a table.
+
+    Args:
+        arguments: The verb's.
+        head: What the JSON object says besides its results.
+        headers, widths: Of the table's columns; a negative width is one of numbers, to the right.
+    """
+    if arguments.json and arguments.jsonl:
+        raise InputError("--json prints one object, --jsonl one for each image; give one of them")
+    if arguments.json:
+        return _Object(head)
+    return _Lines() if arguments.jsonl else _Table(headers, widths())
+
+
+class _Base:
+    def __enter__(self) -> Results:
+        return self  # type: ignore[return-value]  # its classes are Results
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        return
+
+
+class _Table(_Base):
+    """A row for each picture; the header comes with the first one."""
+
+    def __init__(self, headers: Sequence[str], widths: Sequence[int]) -> None:
+        self._headers, self._row, self._begun = headers, row_format(headers, widths), False
+
+    def add(self, entry: Entry, cells: Sequence[str]) -> None:
+        if not self._begun:
+            print(self._row(self._headers))
+            print(self._row(None))
+            self._begun = True
+        print(self._row(cells), flush=True)
+
+    def add_failure(self, name: str, error: Exception) -> None:
+        report(error)
+
+
+class _Lines(_Base):
+    """A JSON object on a line of its own for each picture."""
+
+    def add(self, entry: Entry, cells: Sequence[str]) -> None:
+        print(json_text(entry), flush=True)
+
+    def add_failure(self, name: str, error: Exception) -> None:
+        report(error)
+        print(json_text({"image": name, "error": str(error)}), flush=True)
+
+
+class _Object(_Base):
+    """One JSON object whose ``results`` grow; it is closed in any case, so that what was printed can be read."""
+
+    def __init__(self, head: Entry) -> None:
+        self._head, self._count, self._failed = head, 0, 0
+
+    def __enter__(self) -> Results:
+        begun = json_text(self._head, indent=2).rstrip("}\n")
+        print(f'{begun}{"," if self._head else ""}\n  "results": [', end="", flush=True)
+        return self
+
+    def add(self, entry: Entry, cells: Sequence[str]) -> None:
+        print("," if self._count else "")
+        print(textwrap.indent(json_text(entry, indent=2), "    "), end="", flush=True)
+        self._count += 1
+
+    def add_failure(self, name: str, error: Exception) -> None:
+        report(error)
+        self._failed += 1
+        self.add({"image": name, "error": str(error)}, ())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, EdgevisError):
+            return  # most likely from standard output itself
+        stopped = "" if error is None else f',\n  "stopped": {json_text(str(error) or type(error).__name__)}'
+        sys.stdout.write(("\n  ]" if self._count else "]") + f',\n  "failed": {self._failed}{stopped}\n}}\n')
