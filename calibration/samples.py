@@ -11,7 +11,6 @@ import importlib.util
 import os
 import random
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,7 +19,8 @@ import cv2
 import numpy as np
 
 from calibration.masks import central_object
-from runtime.errors import InputError, MissingDependencyError, SourceError
+from runtime.errors import EdgevisError, InputError, MissingDependencyError, SourceError
+from runtime.files import ZIP_ERRORS
 from runtime.folders import MAX_ENTRIES, image_files, is_hidden, warn_left_out, why_left_out
 from runtime.images import SUFFIXES, Image, decode_image, read_image
 from runtime.limits import max_file_bytes
@@ -177,7 +177,9 @@ def _from_zip(path: Path, count: int) -> SampleSet:
         with zipfile.ZipFile(path) as archive:
             names = _chosen(_images_in_zip(archive, path), path.name, count)
             images = [_limited(_read_entry(archive, name, path)) for name in names]
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    except EdgevisError:  # some are OSErrors or ValueErrors, too
+        raise
+    except ZIP_ERRORS as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
     return sample_set(images, _labels(names), path.name)
 
@@ -189,8 +191,7 @@ def _read_entry(archive: zipfile.ZipFile, name: str, path: Path) -> Image:
         raise SourceError(f"{name} in {path} has {size} bytes; image files of at most {most} are read")
     try:
         data = archive.read(name)
-    # zipfile says RuntimeError for a password and NotImplementedError for an unknown compression.
-    except (zipfile.BadZipFile, RuntimeError, EOFError, zlib.error) as error:
+    except ZIP_ERRORS as error:
         raise SourceError(f"{name} in {path} cannot be read: {error}") from error
     return decode_image(data, f"{name} in {path}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from runtime.errors import WeightsError
@@ -30,7 +31,8 @@ def load_exactly(
         name_in_checkpoint: From a name of ``module.state_dict()`` to the one among ``tensors``.
 
     Raises:
-        WeightsError: Names or shapes differ; the message names them with expected and found shapes.
+        WeightsError: Names or shapes differ, or a tensor is sparse, quantised, complex or without content (on device
+            "meta"); the message names them with expected and found shapes.
     """
     own = module.state_dict()
     own_names = {name_in_checkpoint(name): name for name in own}
@@ -46,12 +48,32 @@ def load_exactly(
         for name, tensor in expected.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
+    # Copying them would raise RuntimeError, or, of tensors on the device "meta", leave the module as it is.
+    without_numbers = [
+        f"{name} is {_kind(tensor)}" for name, tensor in tensors.items() if name in expected and _kind(tensor)
+    ]
     problems = [
         f"{len(found)} {what}: {'; '.join(found[:_LISTED])}{' …' if len(found) > _LISTED else ''}"
-        for what, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        for what, found in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", reshaped),
+            ("not plain numbers, save the model again with .to('cpu') and .to_dense()", without_numbers),
+        )
         if found
     ]
     if problems:
         end = f". {hint}" if hint else ""
         raise WeightsError(f"{source} does not fit {type(module).__name__}: tensors {'. '.join(problems)}{end}")
     module.load_state_dict({own_names[name]: tensor for name, tensor in tensors.items()}, strict=False)
+
+
+def _kind(tensor: Tensor) -> str:
+    """What a tensor is that holds no plain numbers; empty for one that does."""
+    if tensor.is_meta:
+        return "without content (on the device 'meta')"
+    if tensor.layout is not torch.strided:
+        return f"sparse ({tensor.layout})"
+    if tensor.is_quantized:
+        return f"quantised ({tensor.dtype})"
+    return f"complex ({tensor.dtype})" if tensor.is_complex() else ""

@@ -15,10 +15,13 @@ import re
 import secrets
 import shutil
 import stat
+import struct
 import tempfile
 import threading
 import time
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +31,10 @@ _PRIVATE, _SHARED = 0o600, 0o666
 _POLL_SECONDS = 0.02
 _NO_LOCKS = frozenset({errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 """What a file system without ``flock`` on folders answers, such as NFS."""
+
+ZIP_ERRORS = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error)
+"""What zipfile raises of a damaged or a foreign zip, besides BadZipFile: RuntimeError for a password, its subclass
+NotImplementedError for a method or a version that it does not know, ValueError for names that are no text."""
 
 _held = threading.local()
 

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from runtime.errors import EdgevisError, InputError, SourceError
+from runtime.files import open_regular
 from runtime.folders import image_files
 from runtime.foreign import is_pil
 from runtime.images import SUFFIXES, UNREAD_SUFFIXES, Image, ImageLike, as_image, read_image
@@ -74,11 +75,43 @@ def _from_path(path: Path, on_error: Callable[[EdgevisError], object] | None) ->
         raise SourceError(f"there is no file {path}")
     if path.suffix.lower() in SUFFIXES | UNREAD_SUFFIXES:
         return iter([read_image(path)])
-    return _captured(str(path), str(path))
+    return _captured(path, str(path))
 
 
-def _captured(source: int | str, name: str) -> Iterator[Image]:
-    capture = cv2.VideoCapture(source)
+def video_capture(source: int | str | Path) -> cv2.VideoCapture:
+    """OpenCV's reader of a camera, an address or a video file; whether it opened, ``isOpened()`` says.
+
+    Raises:
+        SourceError: The name of a file is not UTF-8, and the system offers no other name for it.
+        InputError: An address is not UTF-8.
+    """
+    if isinstance(source, int):
+        return cv2.VideoCapture(source)
+    try:
+        str(source).encode()
+    except UnicodeEncodeError:  # OpenCV 4 and 5 end the process on such a name
+        if not isinstance(source, Path):
+            raise InputError(f"the address {source!r} is not UTF-8; allowed: text such as rtsp://camera/1") from None
+        return _captured_by_number(source)
+    return cv2.VideoCapture(str(source))
+
+
+def _captured_by_number(path: Path) -> cv2.VideoCapture:
+    """A video file under the name that the system gives to an open file."""
+    try:
+        with open_regular(path) as file:
+            other = f"/proc/self/fd/{file.fileno()}"
+            if not os.path.exists(other):
+                raise SourceError(f"the name of {path} is not UTF-8, which OpenCV needs; rename the file")
+            return cv2.VideoCapture(other)  # opens it once more
+    except SourceError:
+        raise
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error}") from error
+
+
+def _captured(source: int | str | Path, name: str) -> Iterator[Image]:
+    capture = video_capture(source)
     if not capture.isOpened():
         capture.release()
         raise SourceError(

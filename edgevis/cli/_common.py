@@ -8,11 +8,13 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgevis import Predictor
+from runtime.drawings import is_drawing
 from runtime.folders import image_files
 
 
@@ -43,15 +45,23 @@ def image_paths(arguments: list[str], *, drawings: bool = False) -> list[Path]:
 
     Args:
         arguments: Files and folders.
-        drawings: Take from folders what edgevis drew, too.
+        drawings: Take what edgevis drew, too. Otherwise it is left out: of a folder without a word, and with a warning
+            where it is named, as by ``*.jpg``. Where nothing else is named it is taken.
 
     Raises:
         SourceError: A folder holds none, or cannot be listed.
     """
     paths: list[Path] = []
+    drawn: list[Path] = []
     for argument in map(Path, arguments):
-        paths += image_files(argument, drawings=drawings) if os.path.isdir(argument) else [argument]
-    return paths
+        if os.path.isdir(argument):
+            paths += image_files(argument, drawings=drawings)
+        else:
+            (drawn if not drawings and is_drawing(argument) else paths).append(argument)
+    if drawn and paths:
+        more = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""
+        warnings.warn(f"{shown(drawn[0])}{more} left out: edgevis drew it", RuntimeWarning, stacklevel=2)
+    return paths or drawn
 
 
 def print_json(data: Mapping[str, Any]) -> None:

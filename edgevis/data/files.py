@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from runtime.errors import InputError, SchemaError, SourceError
+from runtime.errors import EdgevisError, InputError, SchemaError, SourceError
+from runtime.files import ZIP_ERRORS
 from runtime.folders import MAX_ENTRIES, files_below, is_hidden, warn_left_out, why_left_out
 from runtime.images import SUFFIXES, Image, decode_image
 from runtime.jsondata import parse_json
@@ -97,9 +98,9 @@ class Files:
                 return self._read_file(name, max_bytes)
             _check_size(packed.size_bytes, max_bytes, self.where(name))
             return self._unpack(packed)
-        except SourceError:  # is an OSError, too
+        except EdgevisError:  # some are OSErrors or ValueErrors, too
             raise
-        except (OSError, ValueError, zlib.error) as error:
+        except ZIP_ERRORS as error:
             raise SourceError(f"{self.where(name)} cannot be read: {error}") from error
 
     def image(self, name: str) -> Image:
@@ -221,9 +222,9 @@ def open_files(path: str | os.PathLike[str], *, inside: str = "") -> Files:
                 raise InputError(f"{path} holds more than {MAX_ENTRIES} files; name the folder of one data set")
             if name.startswith(prefix) and not is_hidden(name):
                 found[name[len(prefix) :]] = packed
-    except SourceError:
+    except EdgevisError:
         raise
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+    except ZIP_ERRORS as error:
         raise SourceError(f"{path} cannot be listed: {error}") from error
     if not found:
         raise SourceError(f"{path} holds no files" + (f" in {prefix}" if prefix else ""))

@@ -19,9 +19,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import InputError, SourceError
+from runtime.errors import EdgevisError, InputError, SourceError
+from runtime.files import ZIP_ERRORS
 from runtime.images import decode_picture
 from runtime.masks import decode_mask, laid_beside
+from runtime.sources import video_capture
 
 BACKGROUND = 0
 BODY = 1
@@ -54,7 +56,9 @@ def persons_from_ccp(path: str | PathLike[str], *, split: str) -> list[Person]:
             rows = csv.DictReader(io.TextIOWrapper(archive.open("index.csv"), "utf-8"))
             stems = [row["stem"] for row in rows if row["split"] == split]
             found = [_person_from_ccp(archive, stem, names) for stem in stems]
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+    except EdgevisError:
+        raise
+    except (KeyError, TypeError, csv.Error, *ZIP_ERRORS) as error:
         raise SourceError(f"{path} is not the Clothing Co-Parsing zip: {error}") from error
     if not found:
         raise SourceError(f"{path} has no photo of split {split!r}; its splits are 'train' and 'val'")
@@ -77,7 +81,7 @@ def persons_from_video(
     """
     if not Path(path).is_file():
         raise SourceError(f"no video at {path}")
-    capture = cv2.VideoCapture(str(path))
+    capture = video_capture(Path(path))
     try:
         frames: list[NDArray[np.uint8]] = []
         empty = max(1, round(empty_s * capture.get(cv2.CAP_PROP_FPS) / every))
