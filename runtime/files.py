@@ -165,7 +165,7 @@ def scratch_folder(prefix: str, *, parent: Path | None = None) -> Iterator[Path]
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        _try_lock(descriptor)
+        _mark_alive(descriptor)
         if folder.exists():
             break
         os.close(descriptor)  # swept before it was locked
@@ -220,7 +220,7 @@ def _create(target: Path, mode: int) -> tuple[Path, int]:
         partial = target.with_name(_hidden(target) + secrets.token_hex(8))
         # Not tempfile's: its files are private to this user, and the process's umask can only be read by changing it.
         descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
-        _try_lock(descriptor)
+        _mark_alive(descriptor)
         if os.fstat(descriptor).st_nlink:
             return partial, descriptor
         os.close(descriptor)  # another writer swept it before it was locked
@@ -250,6 +250,12 @@ def _status(path: Path) -> os.stat_result | None:
         return os.lstat(path)
     except FileNotFoundError:
         return None
+
+
+def _mark_alive(descriptor: int) -> None:
+    """Lock what was just made. A sweeper that has it at this moment is waited for; it deletes it first."""
+    with contextlib.suppress(OSError):  # without locks nothing is swept
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -53,22 +53,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except EdgevisError as error:
         report(error)
+        status = 1
     except KeyboardInterrupt:
-        _abandon_output()
-        return 130
+        status = 130
     except BrokenPipeError:  # the reader, such as `head`, has gone
         _abandon_output()
         return 0
     except MemoryError as error:
         report(f"out of memory: {error or 'give smaller or fewer images'}")
+        status = 1
     except OSError as error:
-        report(f"{error}")
-    # What was printed before the error; a full disk under standard output is an error of its own.
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _abandon_output()
-    return 1
+        report(error)
+        status = 1
+    # What was printed before the error; if that is what failed, Python would try and complain again when it ends.
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _abandon_output()
+    return status
 
 
 def _prepare_streams() -> None:
@@ -102,4 +105,4 @@ def _abandon_output() -> None:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    report(message, kind="warning")

@@ -74,10 +74,10 @@ def json_text(data: Any, *, indent: int | None = None) -> str:
     return json.dumps(_without_nan(data), indent=indent, allow_nan=False)
 
 
-def report(error: Exception | str) -> None:
+def report(error: Exception | str, *, kind: str = "error") -> None:
     """One line on standard error; nothing where that cannot be written either."""
     with contextlib.suppress(OSError):
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"{kind}: {error}", file=sys.stderr, flush=True)
 
 
 def shown(name: object) -> str:
