@@ -248,7 +248,7 @@ def test_a_second_run_does_not_read_what_the_first_drew(
     assert images(str(sound), "--plot", str(sound)) == five
     done = edgevis("predict", tiny_bundle, *sorted(sound.glob("*.jpg")), "--jsonl")
     assert [Path(json.loads(line)["image"]).name for line in done.stdout.splitlines()] == ["a.jpg", "c.jpg", "e.jpg"]
-    assert re.search(rb"warning: .*a-2\.jpg and 2 more left out: edgevis drew it", done.stderr)
+    assert re.search(rb"warning: .*a-2\.jpg and 3 more left out: edgevis drew it", done.stderr)
     assert images(str(sound / "drawn" / "a.jpg")) == ["drawn/a.jpg"]  # nothing else was named
 
 
