@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -245,6 +246,27 @@ def test_a_video_file(tmp_path: Path, kind: type) -> None:
     for index, frame in enumerate(found):
         assert frame.shape == (48, 64, 3)
         assert abs(float(frame.mean()) - 40 * index) < 3  # JPEG
+
+
+_VIDEO_BY_AN_ODD_NAME = """
+import os, sys
+from runtime.errors import InputError
+from runtime.sources import frames
+print(sum(1 for _ in frames(os.fsdecode(bytes.fromhex(sys.argv[1])))))
+try:
+    frames("rtsp://camera/\\udce9")
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_video_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    """OpenCV ends the process on such a name."""
+    path = os.path.join(os.fsencode(tmp_path), b"cl\xefp.avi")
+    os.rename(write_video(tmp_path / "a.avi", 5), path)
+    count, refused = succeeded(run_python(_VIDEO_BY_AN_ODD_NAME, path.hex())).splitlines()
+    assert count == "5"
+    assert "is not UTF-8" in refused
 
 
 def test_a_folder_of_images_in_order_of_their_names(tmp_path: Path) -> None:

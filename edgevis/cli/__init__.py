@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
