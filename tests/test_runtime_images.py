@@ -226,6 +226,18 @@ except InputError as error:
     assert succeeded(run_python(code)).startswith("image is a object; allowed: ")
 
 
+def test_one_error_names_all_bad_images_of_a_list(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.png", IMAGE)
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    bad = [tmp_path / "empty.jpg", tmp_path / "absent.jpg"]
+    with pytest.raises(SourceError, match=r"^2 of 5 images cannot be used: .*empty\.jpg.*; .*absent\.jpg"):
+        as_images([good, bad[0], good, bad[1], good])
+    with pytest.raises(InputError, match=r"^2 of 3 images cannot be used: image 0 of 3 is None.*; image 2 of 3 "):
+        as_images([None, good, np.zeros((4, 4))])
+    with pytest.raises(SourceError, match=r"absent\.jpg$"):
+        as_images([good, bad[1]])
+
+
 # Frames
 
 
