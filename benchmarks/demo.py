@@ -50,7 +50,7 @@ class Watch:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; an error of ours becomes one line and exit status 1."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--bundle", required=True, help="a Re-ID bundle that recognises")
     parser.add_argument("--timed", nargs="*", default=[], help="more bundles for the table of latencies")
     parser.add_argument("--video", type=Path, help="a video of a fixed camera whose first second shows nobody")

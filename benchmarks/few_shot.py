@@ -84,7 +84,9 @@ def summary(engine: str, way: int, shot: int, values: Sequence[float]) -> Accura
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one row per engine and number of shots."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.few_shot", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.few_shot", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--bundle", type=Path, required=True, help="a bundle of task 'classify'")
     parser.add_argument("--data", type=Path, required=True, help="folder or zip: images, labels.csv (path, class_name)")
     parser.add_argument(

@@ -107,7 +107,7 @@ def score_weights(model_name: str, path: Path, query: Split, gallery: Split) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one row per engine or weights file; an error of ours becomes one line and exit status 1."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.reid", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reid", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--bundle", type=Path, help="measure every engine of this bundle")
     parser.add_argument("--model", default="osnet-x0-25", help="the model that --weights are for")
     parser.add_argument("--weights", type=Path, nargs="+", help="measure these in PyTorch")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.console import end_output, prepare_streams, report
 from runtime.errors import EdgevisError, InputError
 from runtime.jsondata import parse_json
 from runtime.text import progress_bar
@@ -23,6 +24,15 @@ for TensorBoard, report.json and pictures. An interrupted training loses at most
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; returns the process's exit status."""
+    try:
+        prepare_streams()
+    except EdgevisError as error:
+        report(error)
+        return 1
+    return end_output(_main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
@@ -32,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("MODEL and --data are needed; --list shows the models and their recipes")
         return _train(arguments)
     except (EdgevisError, OSError) as error:  # OSError: the disk is full, the folder is read-only
-        sys.stderr.write(f"error: {error}\n")
+        report(error)
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted: the same command with --resume goes on after the last whole epoch\n")

@@ -16,6 +16,7 @@ from export.candidates import DEFAULT_MAX_DROP, summary_text
 from export.reporter import Reporter
 from runtime.bundle import SUFFIX, Bundle
 from runtime.candidates import measured_text
+from runtime.console import end_output, prepare_streams, report
 from runtime.errors import EdgevisError
 from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord
@@ -34,6 +35,15 @@ _AUTO = "auto"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one build; returns the process's exit status."""
+    try:
+        prepare_streams()
+    except EdgevisError as error:
+        report(error)
+        return 1
+    return end_output(_main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
@@ -43,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("--model is needed; --list shows the models")
         return _build(arguments)
     except (EdgevisError, OSError) as error:  # OSError: the disk is full, the folder is read-only
-        sys.stderr.write(f"error: {error}\n")
+        report(error)
         if not arguments.list:
             sys.stderr.write("nothing was written\n")
         return 1

@@ -26,7 +26,9 @@ _CHARTED = 40
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure one model; returns the process's exit status."""
-    parser = argparse.ArgumentParser(prog="python -m export.sensitivity", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m export.sensitivity", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--model", metavar="NAME", required=True, help="a model of edgevis.models")
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="weights (default: those that ship, or random)")
     parser.add_argument("--calibration-data", metavar="PATH", type=Path, help="a folder or zip of real images")

@@ -178,4 +178,4 @@ def _write(bundle: Bundle, record: EngineRecord, found: LocalProof) -> None:
             file.write(json.dumps(to_json(found), indent=2, allow_nan=False).encode())
     # A full disk; NaN, which JSON does not have; a user without a home folder.
     except (OSError, ValueError, UnavailableError) as error:
-        _log.warning("the proof of %s cannot be kept, so that it is measured again: %s", record.name, error)
+        _log.warning("the cache cannot keep the proof of %s, so that it is measured again: %s", record.name, error)

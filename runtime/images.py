@@ -63,6 +63,8 @@ BACKGROUND = 255
 
 _ALLOWED = "allowed: (H, W, 3) uint8 BGR"
 
+_TOLD = 100  # bad images that one message names
+
 
 def as_image(value: ImageLike, name: str = "image") -> Image:
     """One image as an (H, W, 3) uint8 BGR array; an array that already is one is returned as it is.
@@ -100,12 +102,34 @@ def as_images(value: ImageLike | Sequence[ImageLike]) -> tuple[list[Image], bool
 
     Raises:
         InputError: An element is not an image; the message names its position.
-        SourceError: A path or bytes that cannot be read.
+        SourceError: A path or bytes that cannot be read. One error names all elements that cannot be used.
     """
     items = several(value)
     if items is None:
         return [as_image(value)], True
-    return [as_image(item, f"image {index} of {len(items)}") for index, item in enumerate(items)], False
+    images: list[Image] = []
+    errors: list[InputError | SourceError] = []
+    for index, item in enumerate(items):
+        try:
+            image = as_image(item, f"image {index} of {len(items)}")
+        except (InputError, SourceError) as error:
+            errors.append(error)
+            images.clear()  # the others are only looked at to name all that are bad
+        else:
+            if not errors:
+                images.append(image)
+    if errors:
+        raise _all_of(errors, len(items))
+    return images, False
+
+
+def _all_of(errors: Sequence[InputError | SourceError], count: int) -> InputError | SourceError:
+    """One error that says what all of them say."""
+    if len(errors) == 1:
+        return errors[0]
+    more = f"; and {len(errors) - _TOLD} more" if len(errors) > _TOLD else ""
+    text = f"{len(errors)} of {count} images cannot be used: {'; '.join(map(str, errors[:_TOLD]))}{more}"
+    return InputError(text) if all(isinstance(error, InputError) for error in errors) else SourceError(text)
 
 
 def several(value: Any) -> Sequence[Any] | None:

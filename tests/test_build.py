@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from runtime.spec import Deployment, Graph, TensorSpec
 from runtime.verification import verify_bundle
 
 from built import Recorder
-from bundles import needs_openvino
+from bundles import needs_openvino, python_environment
 from tiny_models import (
     DEPLOYMENT,
     GRAPH,
@@ -377,3 +378,19 @@ def test_samples_that_are_too_few(quick: Request, tmp_path: Path) -> None:
     few = write_pictures(tmp_path / "few", pictures(5))
     with pytest.raises(InputError, match="few holds 5 images"):
         build_bundle(replace(quick, calibration_data=few), Recorder())
+
+
+@pytest.mark.parametrize("module", ["export.build", "edgevis.train"])
+def test_lists_are_printed_to_any_terminal_and_an_output_that_takes_nothing_is_one_line(module: str) -> None:
+    def listed(after: str, *python: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", "-c", f'"$@" {after}', "bash", sys.executable, *python, "-m", module, "--list"]
+        env = {**python_environment(), "PYTHONIOENCODING": "ascii:strict"}
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+    assert listed("", "-OO").returncode == 0
+    for after, message in (("> /dev/full", "No space left"), (">&-", "standard output is closed")):
+        done = listed(after)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -15,11 +16,13 @@ import cv2
 import numpy as np
 import pytest
 
+from calibration.samples import samples_from
 from edgevis.data import files as files_module
 from edgevis.data.files import open_files
 from edgevis.data.masks import read_class_ids, read_mask
+from edgevis.data.persons import persons_from_ccp
 from runtime import folders as folders_module
-from runtime.errors import InputError, SourceError
+from runtime.errors import EdgevisError, InputError, SourceError
 
 CONTENT = {"a/1.txt": b"one", "a/b/2.txt": b"two" * 1000, "index.csv": b"stem,split\nx,train\n\ny,val\n", "empty": b""}
 
@@ -263,3 +266,36 @@ def test_data_and_measures_need_neither_pytorch_nor_nibabel() -> None:
     code = "import sys, edgevis.data, edgevis.metrics; print({'torch', 'nibabel', 'torchmetrics'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def _mutated(whole: bytes, random: np.random.Generator) -> bytes:
+    data = bytearray(whole)
+    for _ in range(random.choice([1, 2, 8])):
+        data[random.integers(len(data))] = random.integers(256)
+    return bytes(data[: random.integers(len(data))] if random.random() < 0.1 else data)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.filterwarnings("ignore:Duplicate name|.*left out of")
+def test_a_zip_with_wrong_bytes_raises_nothing_but_ours(tmp_path: Path, method: int) -> None:
+    """zipfile raises zlib.error, NotImplementedError, UnicodeDecodeError and more of such a file."""
+    picture = cv2.imencode(".png", np.random.default_rng(0).integers(0, 255, (40, 20, 3), np.uint8))[1].tobytes()
+    whole = _zip(tmp_path / "w.zip", {**{f"a/{i}.png": picture[:300] for i in range(3)}, "é.csv": b"a,b"}, method)
+    random = np.random.default_rng(method)
+    for number in range(150):
+        path = tmp_path / f"{number}.zip"
+        path.write_bytes(_mutated(whole.read_bytes(), random))
+        with contextlib.suppress(EdgevisError):
+            files = open_files(path)
+            for name in files.names:
+                files.read(name)
+        with contextlib.suppress(EdgevisError):
+            samples_from(path)
+        with pytest.raises(EdgevisError):
+            persons_from_ccp(path, split="train")
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{}", b"no JSON", b'{"names": 3}'])
+def test_a_zip_of_other_persons_is_an_error(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(SourceError, match="is not the Clothing Co-Parsing zip"):
+        persons_from_ccp(_zip(tmp_path / "p.zip", {"classes.json": content, "index.csv": b"stem"}), split="train")

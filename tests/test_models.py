@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -156,6 +157,26 @@ class Evil:
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (print, ("this ran",))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("without content", lambda tensor: tensor.to("meta")),
+        ("sparse", lambda tensor: tensor.to_sparse()),
+        ("complex", lambda tensor: tensor.to(torch.complex64)),
+    ],
+)
+def test_load_weights_refuses_tensors_without_plain_numbers(
+    tmp_path: Path, kind: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """PyTorch raises RuntimeError, or leaves the model as it is without a word."""
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    torch.save({name: change(tensor) for name, tensor in model.state_dict().items()}, tmp_path / "odd.pt")
+    with pytest.raises(WeightsError, match=rf"2 not plain numbers, .*: weight is {kind}"):
+        models.load_weights(model, tmp_path / "odd.pt")
+    assert torch.equal(model.weight, before)
 
 
 def test_load_weights_refuses_what_is_not_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -490,6 +490,56 @@ def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
     assert tree(tiny_bundle.parent) == before
 
 
+_SLEEPING_BUILD = """
+import sys, time
+from pathlib import Path
+from runtime.bundle import write_bundle
+
+def fill(folder):
+    (folder / "engine.onnx").write_bytes(bytes(1000))
+    print("building", flush=True)
+    time.sleep(60)
+write_bundle(Path(sys.argv[1]), fill)
+"""
+
+
+def test_the_folder_of_a_killed_build_is_swept_by_the_next_and_that_of_a_living_one_stays(tiny_bundle: Path) -> None:
+    builds = [
+        subprocess.Popen(
+            python_command(_SLEEPING_BUILD, tiny_bundle), env=python_environment(), stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for build in builds:
+        assert build.stdout is not None
+        assert build.stdout.readline() == "building\n"
+    builds[0].kill()
+    builds[0].communicate()
+    manifest = Bundle(tiny_bundle).manifest
+    assert len(list(tiny_bundle.parent.glob(".*"))) == 2
+    write_bundle(tiny_bundle, _filler(b"new", manifest))
+    assert len(list(tiny_bundle.parent.glob(".*"))) == 1
+    builds[1].kill()
+    builds[1].communicate()
+    write_bundle(tiny_bundle, _filler(b"newer", manifest))
+    assert list(tiny_bundle.parent.iterdir()) == [tiny_bundle]
+
+
+def test_a_bundle_that_a_killed_build_had_put_aside_comes_back(tiny_bundle: Path) -> None:
+    manifest = Bundle(tiny_bundle).manifest
+    aside = tiny_bundle.parent / f".{tiny_bundle.name}.abcd1234"
+    aside.mkdir()
+    tiny_bundle.rename(aside / "old")
+
+    def fail(folder: Path) -> Manifest:
+        raise ValueError("this build fails, too")
+
+    with pytest.raises(ValueError, match="this build fails, too"):
+        write_bundle(tiny_bundle, fail)
+    assert Bundle(tiny_bundle).manifest == manifest
+    assert list(tiny_bundle.parent.iterdir()) == [tiny_bundle]
+
+
 _FULL_DISK_BUILD = """
 import resource, sys
 from pathlib import Path

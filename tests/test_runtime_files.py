@@ -242,6 +242,33 @@ def test_the_folder_of_a_killed_build_is_swept_by_the_next(tmp_path: Path) -> No
     assert [item.name for item in tmp_path.iterdir()] == ["build.mine"]
 
 
+_NO_HOME = """
+import os, sys
+os.setgroups([])
+os.setgid(54321)
+os.setuid(54321)  # no entry in /etc/passwd
+os.environ.pop("HOME", None)
+os.environ.pop("EDGEVIS_CACHE", None)
+os.environ.pop("XDG_CACHE_HOME", None)
+from runtime.cachefolder import cache_folder
+from runtime.errors import UnavailableError
+try:
+    cache_folder()
+except UnavailableError as error:
+    print(error)
+os.environ["EDGEVIS_CACHE"] = "/srv/edgevis"
+print(cache_folder())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_a_user_without_a_home_folder_is_told_how_to_name_a_cache() -> None:
+    told, named = succeeded(run_python(_NO_HOME, cwd=Path("/"))).splitlines()
+    assert "no home folder" in told
+    assert "EDGEVIS_CACHE" in told
+    assert named == "/srv/edgevis"
+
+
 # Locks
 
 _HOLDER = """

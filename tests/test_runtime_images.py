@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -225,6 +226,18 @@ except InputError as error:
     assert succeeded(run_python(code)).startswith("image is a object; allowed: ")
 
 
+def test_one_error_names_all_bad_images_of_a_list(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.png", IMAGE)
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    bad = [tmp_path / "empty.jpg", tmp_path / "absent.jpg"]
+    with pytest.raises(SourceError, match=r"^2 of 5 images cannot be used: .*empty\.jpg.*; .*absent\.jpg"):
+        as_images([good, bad[0], good, bad[1], good])
+    with pytest.raises(InputError, match=r"^2 of 3 images cannot be used: image 0 of 3 is None.*; image 2 of 3 "):
+        as_images([None, good, np.zeros((4, 4))])
+    with pytest.raises(SourceError, match=r"absent\.jpg$"):
+        as_images([good, bad[1]])
+
+
 # Frames
 
 
@@ -245,6 +258,27 @@ def test_a_video_file(tmp_path: Path, kind: type) -> None:
     for index, frame in enumerate(found):
         assert frame.shape == (48, 64, 3)
         assert abs(float(frame.mean()) - 40 * index) < 3  # JPEG
+
+
+_VIDEO_BY_AN_ODD_NAME = """
+import os, sys
+from runtime.errors import InputError
+from runtime.sources import frames
+print(sum(1 for _ in frames(os.fsdecode(bytes.fromhex(sys.argv[1])))))
+try:
+    frames("rtsp://camera/\\udce9")
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_video_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    """OpenCV ends the process on such a name."""
+    path = os.path.join(os.fsencode(tmp_path), b"cl\xefp.avi")
+    os.rename(write_video(tmp_path / "a.avi", 5), path)
+    count, refused = succeeded(run_python(_VIDEO_BY_AN_ODD_NAME, path.hex())).splitlines()
+    assert count == "5"
+    assert "is not UTF-8" in refused
 
 
 def test_a_folder_of_images_in_order_of_their_names(tmp_path: Path) -> None:

@@ -273,3 +273,16 @@ def test_a_closed_session(session: Session) -> None:
     with pytest.raises(EngineError, match="this engine has been closed"):
         session.run(feeds(1))
     session.close()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rows", [1, 2 * MAX_BATCH + 1])
+def test_what_is_not_finite_is_an_engine_error(session: Session, value: float, rows: int) -> None:
+    inputs = feeds(rows)
+    inputs["query"][-1, 2] = value
+    inputs["support"][:, 2] = np.abs(inputs["support"][:, 2]) + 0.5
+    with pytest.raises(EngineError, match=r"5 of \d+ numbers in the engine's output 'scores' are NaN or inf"):
+        session.run(inputs)
+    measured = session.run(inputs, finite=False)["scores"]  # where distances are measured
+    assert np.isfinite(measured[:-1]).all()
+    assert not np.isfinite(measured[-1]).any()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.latency import interleaved
-from runtime.text import markdown_table, size_text, text_table
+from runtime.text import markdown_table, row_format, size_text, text_table
 
 HEADERS = ["engine", "p50 ms"]
 ROWS = [["onnxruntime-fp32", "12.50"], ["ort", "–"], ["x", "3.1"]]
@@ -24,6 +24,13 @@ def test_a_table_of_text() -> None:
             "x                    3.1",
         ]
     )
+
+
+def test_rows_as_they_come_look_like_the_table_that_is_known() -> None:
+    row = row_format(HEADERS, [16, -6])
+    lines = [row(HEADERS), row(None), *map(row, ROWS)]
+    assert "\n".join(lines) == text_table(HEADERS, ROWS)
+    assert row(["a name that is longer than expected", "1"]).endswith("expected       1")
 
 
 def test_a_table_in_markdown() -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import io
-import os
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-from edgevis import EdgevisError, OutputError, __version__
-from edgevis.cli._common import report
+from edgevis import EdgevisError, __version__
+from runtime.console import abandon_output, end_output, prepare_streams, report
 from runtime.discovery import names_in
 
 
@@ -46,62 +43,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         modules[spoken] = verb
     warnings.showwarning = _show_warning
     try:
-        _prepare_streams()
+        prepare_streams()
         arguments = parser.parse_args(argv)
         status = modules[arguments.verb].run(arguments)
-        sys.stdout.flush()
-        return status
     except EdgevisError as error:
         report(error)
         status = 1
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:  # the reader, such as `head`, has gone
-        _abandon_output()
-        return 0
+        abandon_output()
+        status = 0
     except MemoryError as error:
         report(f"out of memory: {error or 'give smaller or fewer images'}")
         status = 1
-    except OSError as error:
+    except OSError as error:  # whatever it is, such as a full disk: one line
         report(error)
         status = 1
-    # What was printed before the error; if that is what failed, Python would try and complain again when it ends.
-    if sys.stdout is not None:
-        try:
-            sys.stdout.flush()
-        except OSError:
-            _abandon_output()
-    return status
-
-
-def _prepare_streams() -> None:
-    """Standard output that takes any text, with escapes for what an ASCII terminal or a name that is no text has.
-
-    Raises:
-        OutputError: Standard output is closed: nothing could be told, so nothing is begun.
-    """
-    for descriptor in (0, 1, 2):  # else the next file that is opened would be what libraries take for the terminal
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
-    if sys.stdout is None:
-        raise OutputError("standard output is closed; redirect it to a file, or to /dev/null")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _abandon_output() -> None:
-    """Python flushes standard output once more when it ends, and would complain of the same error again."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
-    except (OSError, ValueError, AttributeError):  # closed already, or not a file
-        pass
+    return end_output(status)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import os
-import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,12 +100,6 @@ def print_json(data: Mapping[str, Any]) -> None:
 def json_text(data: Any, *, indent: int | None = None) -> str:
     """JSON text; NaN and infinity, which JSON does not have, become null."""
     return json.dumps(_without_nan(data), indent=indent, allow_nan=False)
-
-
-def report(error: Exception | str, *, kind: str = "error") -> None:
-    """One line on standard error; nothing where that cannot be written either."""
-    with contextlib.suppress(OSError):
-        print(f"{kind}: {error}", file=sys.stderr, flush=True)
 
 
 def shown(name: object) -> str:

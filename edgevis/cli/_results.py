@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from edgevis import EdgevisError, InputError
-from edgevis.cli._common import json_text, report
+from edgevis.cli._common import json_text
+from runtime.console import report
 from runtime.text import row_format
 
 Entry = dict[str, Any]

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from edgevis import EdgevisError, InputError, Predictor, SourceError
-from edgevis.cli._common import add_engine_arguments, image_paths, open_predictor, print_json, report
+from edgevis.cli._common import add_engine_arguments, image_paths, open_predictor, print_json
+from runtime.console import report
 from runtime.enrolment import check_enrolment_path, enrolment_exists
 
 _OF_ONE_PICTURE = (SourceError, InputError)

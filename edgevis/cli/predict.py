@@ -13,11 +13,11 @@ from edgevis.cli._common import (
     add_rate_argument,
     image_paths,
     open_predictor,
-    report,
     shown,
 )
 from edgevis.cli._outputs import Outputs, places
 from edgevis.cli._results import Results, results_for
+from runtime.console import report
 from runtime.images import Image, read_image
 from runtime.tasks import Result
 
@@ -91,16 +91,10 @@ def _predict(
     pictures: dict[str, Image] | None,
 ) -> int:
     """One by one: a folder of photographs need not fit into memory. Returns how many images have no result."""
-    failed = 0
-    where = places(paths)
-    for path in paths:
-        try:
-            image = read_image(path)
-            result = predictor.predict(image, top_k=top_k)
-        except _OF_ONE_PICTURE as error:
-            results.add_failure(str(path), error)
-            failed += 1
-            continue
+
+    def predict_one(path: Path, place: Path) -> None:
+        image = read_image(path)
+        result = predictor.predict(image, top_k=top_k)
         entry = {"image": str(path), **result.to_dict()}
         try:
             if plots:
@@ -108,7 +102,16 @@ def _predict(
             if masks and isinstance(result, Segmentation):
                 entry["mask"] = masks.write(path, (result.label_map + 1).astype(np.uint8))
         finally:  # a full disk takes no result away
-            results.add(entry, (shown(where[path]), *_cells(result), f"{sum(result.speed_ms.values()):.1f}"))
+            results.add(entry, (shown(place), *_cells(result), f"{sum(result.speed_ms.values()):.1f}"))
+
+    failed = 0
+    where = places(paths)
+    for path in paths:
+        try:
+            predict_one(path, where[path])  # a function, so that a picture is forgotten before the next is read
+        except _OF_ONE_PICTURE as error:
+            results.add_failure(str(path), error)
+            failed += 1
     return failed
 
 

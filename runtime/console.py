@@ -1,0 +1,64 @@
+"""Standard output and error of the command lines: they take any text, and what they cannot take is told once."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+
+from runtime.errors import OutputError
+
+
+def prepare_streams() -> None:
+    """Have standard output and error take any text: what an ASCII terminal has no letters for is written as escapes.
+
+    Raises:
+        OutputError: Standard output is closed: nothing could be told, so nothing is to be begun.
+    """
+    for descriptor in (0, 1, 2):  # else the next file that is opened would be what libraries take for the terminal
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
+    if sys.stdout is None:
+        raise OutputError("standard output is closed; redirect it to a file, or to /dev/null")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def report(message: object, *, kind: str = "error") -> None:
+    """One line on standard error; nothing where that cannot be written either."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{kind}: {message}\n")
+        sys.stderr.flush()
+
+
+def end_output(status: int) -> int:
+    """Write out what standard output still holds; the exit status, 1 in place of 0 where that fails.
+
+    Python would try again when the process ends, complain in its own way and change the status.
+    """
+    if sys.stdout is None:
+        return status
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has gone
+        abandon_output()
+    except OSError as error:
+        abandon_output()
+        if status == 0:
+            report(error)
+            return 1
+    return status
+
+
+def abandon_output() -> None:
+    """Send what standard output still holds nowhere."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed already, or not a file
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
