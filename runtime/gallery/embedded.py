@@ -127,6 +127,10 @@ class EmbeddedGallery:
             for row, columns in zip(scores, best, strict=True)
         ]
 
+    def rows_of(self, label: str) -> Array:
+        """(N, D) float32: the embeddings of a label, which must not be written to; N is 0 when it is not enrolled."""
+        return self._state.rows.get(label, np.empty((0, self.dimension), np.float32))
+
     @property
     def impostors(self) -> Impostors | None:
         """How enrolled embeddings score against every label but their own; None with fewer than two labels."""

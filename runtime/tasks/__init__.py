@@ -17,6 +17,7 @@ from runtime.gallery import Enrolled
 from runtime.images import Image
 from runtime.masks import Mask
 from runtime.preprocess import Preprocessor
+from runtime.quality import EnrolmentReport
 from runtime.results import Classification, Identification, Segmentation
 from runtime.session import Session
 from runtime.spec import Deployment
@@ -41,8 +42,14 @@ class Task(Protocol):
         """What is enrolled."""
         ...
 
-    def enroll(self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None) -> None:
-        """Add examples of a label; InputError, and nothing is enrolled, when the task needs masks or takes none."""
+    def enroll(
+        self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None, *, names: Sequence[str], strict: bool
+    ) -> EnrolmentReport:
+        """Judge examples of a label and add those that can work; ``names`` are the images', for the report.
+
+        InputError, and nothing is enrolled, when the task needs masks or takes none, when no image can be used, or
+        when ``strict`` and anything speaks against one of them.
+        """
         ...
 
     def embed(self, images: Sequence[Image]) -> Array:
