@@ -310,7 +310,7 @@ def _changes(lines: Image) -> int:
     """Of (R, W, 3), how many of the W places differ in any line from the place before, and the first."""
     steps = cv2.absdiff(lines[:, 1:].reshape(len(lines), -1), lines[:, :-1].reshape(len(lines), -1))
     largest = cv2.reduce(steps, 0, cv2.REDUCE_MAX).reshape(-1, 3)
-    return int(np.count_nonzero(largest[:, 0] | largest[:, 1] | largest[:, 2])) + 1
+    return int(np.count_nonzero(largest.any(axis=1))) + 1
 
 
 def _exposure(luma: npt.NDArray[np.float32], inside: Mask | None, bounds: Bounds) -> Finding | None:
@@ -361,7 +361,7 @@ def _blur(luma: npt.NDArray[np.float32], bounds: Bounds) -> Finding | None:
     return Finding("blurred", "warn", value, bounds.min_sharpness, detail)
 
 
-def _differences(grid: npt.NDArray[np.float32]) -> tuple[float, ...]:
+def _differences(grid: Array) -> tuple[float, ...]:
     """RMS of the differences between neighbours: across, down, and along both diagonals."""
     pairs = (
         (grid[:, 1:], grid[:, :-1]),
