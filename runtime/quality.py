@@ -54,6 +54,7 @@ _MIN_GRID = 16  # pixels a side of the grid that sharpness is measured on
 _FLAT = 2.0  # grey levels between the darkest and the brightest cell of an image that shows nothing
 _MIN_STRUCTURE = 1.5  # grey levels, RMS: a direction with less than that of coarse structure says nothing of blur
 _SAMPLED = 16  # rows and columns that are searched for repeated neighbours
+_SAMPLES = 8  # pixels a side that are averaged for a cell, at least; all pixels of a photograph would be slow
 _THUMBNAIL = 16
 _LUMA = np.array([0.114, 0.587, 0.299], np.float32)  # of B, G, R: ITU-R BT.601
 
@@ -265,7 +266,10 @@ def _grid_size(seen: Image, scales: tuple[float, float], bounds: Bounds) -> tupl
 
 
 def _shrunk(image: Image, height: int, width: int) -> npt.NDArray[np.float32]:
-    """(height, width, 3) float32, 0..255: the mean of what each cell covers."""
+    """(height, width, 3) float32, 0..255: the mean of what each cell covers, of a large image of 64 samples or more."""
+    step = min(image.shape[0] // (_SAMPLES * height), image.shape[1] // (_SAMPLES * width))
+    if step > 1:
+        image = np.ascontiguousarray(image[::step, ::step])
     return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.float32)
 
 

@@ -65,7 +65,7 @@ def _own_scores(embeddings: Array, rows: Array, cosines: Array, itself: tuple[Ar
         others[itself] = -1.0
         return np.asarray(others.max(axis=1))
     rest = rows.sum(axis=0, dtype=np.float64) - embeddings
-    return np.einsum("nd,nd->n", embeddings, unit_rows(rest))
+    return np.asarray(np.einsum("nd,nd->n", embeddings, unit_rows(rest)))
 
 
 def _duplicate(cosines: Array, names: Sequence[str], bounds: Bounds) -> Finding | None:

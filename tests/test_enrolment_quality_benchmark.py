@@ -1,4 +1,4 @@
-"""The benchmark of enrolment quality: of persons drawn in code the gate leaves out what was damaged, and little else."""
+"""The benchmark of enrolment quality: of persons drawn in code the gate leaves out what was damaged, hardly more."""
 
 from __future__ import annotations
 
