@@ -17,8 +17,8 @@ import pytest
 from edgevis import (
     EdgevisError,
     EnrolmentError,
-    EnrolmentRefusedError,
     EnrolmentMismatchError,
+    EnrolmentRefusedError,
     InputError,
     Predictor,
     SchemaError,
@@ -260,7 +260,7 @@ def test_shots_are_judged_by_their_object(few_shot: Path) -> None:
     with Predictor(few_shot) as predictor:
         first = predictor.enroll("red", scene((RED, 8, 8)), masks=square(8, 8))
         assert (first.enrolled, first.warnings) == (1, ())
-        images = [scene((RED, 8, 8)), large, scene((RED, 40, 64))]
+        images = [scene((RED, 8, 8)), large, scene((GREEN, 40, 64))]
         report = predictor.enroll("red", images, masks=[square(8, 8), mask, square(40, 64)])
         assert report.enrolled == 2
         assert [[finding.reason for finding in item.findings] for item in report.judgements] == [
