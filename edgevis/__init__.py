@@ -14,8 +14,21 @@ if getattr(_runtime, "OWNER", None) != "edgevis":
 from runtime.errors import *  # noqa: F403 - the tree of exceptions is public as it stands in that file's __all__
 from runtime.errors import __all__ as _errors
 from runtime.predictor import Info, Predictor
+from runtime.quality import EnrolmentReport, Finding, Judgement
 from runtime.results import Classification, Identification, Match, Segmentation
 
 __version__ = "0.1.0"
 
-__all__ = ["Classification", "Identification", "Info", "Match", "Predictor", "Segmentation", "__version__", *_errors]
+__all__ = [
+    "Classification",
+    "EnrolmentReport",
+    "Finding",
+    "Identification",
+    "Info",
+    "Judgement",
+    "Match",
+    "Predictor",
+    "Segmentation",
+    "__version__",
+    *_errors,
+]

@@ -13,6 +13,7 @@
     │   ├── UnavailableError         installed, but it cannot run on this machine
     │   └── EngineError              the vendor's runtime failed while opening or running an engine
     ├── InputError                   an argument is wrong                              (also a ValueError)
+    │   └── EnrolmentRefusedError    no image given for a label may be enrolled
     ├── SourceError                  a camera, video or image file cannot be read      (also an OSError)
     ├── OutputError                  a file that was asked for cannot be written       (also an OSError)
     ├── EnrolmentError               an enrolment cannot be used
@@ -28,6 +29,13 @@
 A message says what is wrong, what was given, what is allowed and how to mend it.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime.quality import EnrolmentReport
+
 __all__ = [
     "BackendError",
     "BundleError",
@@ -37,6 +45,7 @@ __all__ = [
     "EngineError",
     "EnrolmentError",
     "EnrolmentMismatchError",
+    "EnrolmentRefusedError",
     "ExportError",
     "InputError",
     "IntegrityError",
@@ -96,6 +105,18 @@ class EngineError(BackendError):
 
 class InputError(EdgevisError, ValueError):
     """An argument has a wrong type, dtype, shape or value."""
+
+
+class EnrolmentRefusedError(InputError):
+    """The images given for a label are not fit to be enrolled; nothing was enrolled.
+
+    Attributes:
+        report: What speaks against each image; None only where this was not raised by ``Predictor.enroll``.
+    """
+
+    def __init__(self, message: str, *, report: EnrolmentReport | None = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class SourceError(EdgevisError, OSError):

@@ -35,6 +35,7 @@ from runtime.open_set.space import FILE as OPEN_SET
 from runtime.open_set.space import MAX_BYTES
 from runtime.open_set.strangers import MAX_STRANGERS
 from runtime.preprocess import Preprocessor
+from runtime.quality import EnrolmentReport, image_names
 from runtime.selection import open_best
 from runtime.sources import Source, frames
 from runtime.tasks import Result
@@ -217,8 +218,12 @@ class Predictor:
         images: ImageLike | Sequence[ImageLike],
         *,
         masks: MaskLike | Sequence[MaskLike] | None = None,
-    ) -> None:
+        strict: bool = False,
+    ) -> EnrolmentReport:
         """Give examples of a label; a label that is known gets them in addition.
+
+        Every image is judged: size, blur, exposure, whether it repeats another one, and whether it belongs to the
+        label. Images that cannot work are left out, all others are enrolled; the report names both.
 
         Args:
             label: Their name.
@@ -226,9 +231,15 @@ class Predictor:
             masks: For few-shot segmentation, where the object is in each image: (H, W) bool, or integers of which one
                 value besides 0 marks the object, of the image's size; a path or a PIL image of such; see
                 :mod:`runtime.masks`.
+            strict: Enrol nothing when anything speaks against any of the images.
+
+        Returns:
+            What was enrolled, and what speaks against each image: see :class:`edgevis.EnrolmentReport`.
 
         Raises:
             InputError: The label, an image or a mask is not allowed; nothing has been enrolled.
+            EnrolmentRefusedError: None of the images can be used, or anything speaks against one of them and
+                ``strict``; nothing has been enrolled. Its ``report`` has the reasons.
             SourceError: A path cannot be read; nothing has been enrolled.
             EnrolmentError: This model takes no enrolments.
         """
@@ -241,7 +252,7 @@ class Predictor:
             raise InputError("the list of images is empty; give at least one image")
         marks = None if masks is None else as_masks(masks, batch, turned)
         with self._changing:
-            self._task.enroll(label, batch, marks)
+            return self._task.enroll(label, batch, marks, names=image_names(images), strict=strict)
 
     def forget(self, label: str) -> None:
         """Remove a label and all its examples; UnknownLabelError when it is not enrolled."""

@@ -6,6 +6,7 @@ layer. :func:`expected_embeddings` computes the same in NumPy, float64, and shar
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -287,6 +288,21 @@ def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> npt.NDArray[
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, 3)
     noise = random.integers(0, 8, smooth.shape)
     return np.clip(smooth.astype(np.int64) + noise, 0, 255).astype(np.uint8)
+
+
+@functools.cache
+def textured(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """A picture with sharp edges at all scales, drawn four times as large and shrunk as a camera's optics would."""
+    random = np.random.default_rng(seed)
+    large = np.empty((height * 4, width * 4, 3), np.uint8)
+    large[:] = random.integers(60, 200, 3)
+    for _ in range(250):
+        size = (0.02 + 0.3 * random.random() ** 3) * min(large.shape[:2])
+        corners = np.array([random.random() * width * 4, random.random() * height * 4])
+        points = corners + random.normal(0, size, (int(random.integers(3, 6)), 2))
+        cv2.fillPoly(large, [points.astype(np.int32)], random.integers(0, 256, 3).tolist())
+    small = cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)
+    return np.clip(small + random.normal(0, 3, small.shape), 0, 255).astype(np.uint8)
 
 
 @contextmanager

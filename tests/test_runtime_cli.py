@@ -14,7 +14,17 @@ import pytest
 
 from edgevis.cli import main
 
-from bundles import ORT, Tiny, TinyEngine, edited_manifest, needs_openvino, picture, tiny_weights, write_tiny_bundle
+from bundles import (
+    ORT,
+    Tiny,
+    TinyEngine,
+    edited_manifest,
+    needs_openvino,
+    picture,
+    textured,
+    tiny_weights,
+    write_tiny_bundle,
+)
 
 
 @pytest.fixture
@@ -28,6 +38,33 @@ def photos(tmp_path: Path) -> Path:
             image = cv2.resize(picture(seed), None, fx=2 + number, fy=2 + number)
             assert cv2.imwrite(str(folder / subject / f"{number}.png"), image)
     return folder
+
+
+def test_enroll_reports_what_speaks_against_an_image(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, path = tmp_path / "anna", tmp_path / "lobby.enrolment"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), textured(1, 64, 32))
+    cv2.imwrite(str(folder / "b.png"), cv2.GaussianBlur(textured(2, 64, 32), (0, 0), 5))
+    cv2.imwrite(str(folder / "c.png"), textured(1, 64, 32))
+    command = ["enroll", str(tiny_bundle), "anna", str(folder), "--enrolment", str(path)]
+    assert main([*command, "--strict"]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert "2 of 3 images cannot be used, so nothing was enrolled" in error
+    assert f"{folder / 'b.png'}: blurred: sharpness" in error
+    assert f"{folder / 'c.png'}: duplicate: nearly the same picture" in error
+    assert not path.exists()
+    assert main([*command, "--strict", "--skip-bad", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["added"] == data["report"]["enrolled"] == 1
+    assert [item["enrolled"] for item in data["report"]["judgements"]] == [True, False, False]
+    path.unlink()
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "3 images added" in text
+    assert f"  {folder / 'b.png'}: blurred: sharpness" in text
 
 
 @pytest.fixture

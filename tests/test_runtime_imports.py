@@ -84,8 +84,11 @@ def test_a_runtime_in_the_working_folder_is_named_too(tmp_path: Path) -> None:
 def test_the_public_names() -> None:
     assert set(edgevis.__all__) - set(errors.__all__) == {
         "Classification",
+        "EnrolmentReport",
+        "Finding",
         "Identification",
         "Info",
+        "Judgement",
         "Match",
         "Predictor",
         "Segmentation",

@@ -18,6 +18,7 @@ from edgevis import (
     EdgevisError,
     EnrolmentError,
     EnrolmentMismatchError,
+    EnrolmentRefusedError,
     InputError,
     Predictor,
     SchemaError,
@@ -249,6 +250,28 @@ def test_labels_stay_apart_and_can_be_forgotten(few_shot: Path) -> None:
             predictor.forget("red")
         with pytest.raises(UnknownLabelError, match="no label 'red'; known: green"):
             after.mask_of("red")
+
+
+def test_shots_are_judged_by_their_object(few_shot: Path) -> None:
+    """Of a shot whose mask vanishes at the model's size nothing is enrolled; the same shot twice adds nothing."""
+    mask = np.zeros((640, 960), bool)
+    mask[3, 3] = True
+    large = cv2.resize(scene((RED, 8, 8)), (960, 640), interpolation=cv2.INTER_NEAREST)
+    with Predictor(few_shot) as predictor:
+        first = predictor.enroll("red", scene((RED, 8, 8)), masks=square(8, 8))
+        assert (first.enrolled, first.warnings) == (1, ())
+        images = [scene((RED, 8, 8)), large, scene((GREEN, 40, 64))]
+        report = predictor.enroll("red", images, masks=[square(8, 8), mask, square(40, 64)])
+        assert report.enrolled == 2
+        assert [[finding.reason for finding in item.findings] for item in report.judgements] == [
+            ["duplicate"],
+            ["unusable"],
+            [],
+        ]
+        assert predictor._task.gallery.contents()["red"].shape[0] == 3
+        with pytest.raises(EnrolmentRefusedError, match="the same picture and mask as one enrolled as 'red'"):
+            predictor.enroll("red", scene((RED, 8, 8)), masks=square(8, 8), strict=True)
+        assert predictor._task.gallery.contents()["red"].shape[0] == 3
 
 
 def test_shots_vote(few_shot: Path) -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from edgevis import EdgevisError, InputError, Predictor, SourceError
+from edgevis import (
+    EdgevisError,
+    EnrolmentRefusedError,
+    EnrolmentReport,
+    InputError,
+    Judgement,
+    Predictor,
+    SourceError,
+)
 from edgevis.cli._common import add_engine_arguments, image_paths, open_predictor, print_json
 from runtime.console import report
 from runtime.enrolment import check_enrolment_path, enrolment_exists
@@ -30,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="enrol the images that can be used and report the others; without it one that cannot be used stops all",
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="take images that anything speaks against (blurred, too small, repeated, …) for ones that cannot be used; "
+        "without it they are enrolled and reported",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,11 +55,12 @@ def run(arguments: argparse.Namespace) -> int:
     with open_predictor(arguments) as predictor:
         if enrolment_exists(arguments.enrolment):
             predictor.load(arguments.enrolment)
-        failures = _enroll(predictor, arguments.label, paths, masks)
+        failures, judgements = _enroll(predictor, arguments.label, paths, masks, strict=arguments.strict)
         _refuse(failures, len(paths), skip=arguments.skip_bad)
         predictor.update(arguments.enrolment)
         labels, threshold = predictor.labels, predictor.threshold
     added = len(paths) - len(failures)
+    judged = EnrolmentReport(arguments.label, added, tuple(judgements))
     if arguments.json:
         print_json(
             {
@@ -54,34 +69,46 @@ def run(arguments: argparse.Namespace) -> int:
                 "added": added,
                 "skipped": [{"image": str(path), "error": str(error)} for path, error in failures],
                 "threshold": threshold,
+                "report": judged.to_dict(),
             }
         )
         return 0
     print(f"{arguments.enrolment}: {added} images added to {arguments.label!r}; enrolled: {', '.join(labels)}")
+    for line in judged.warnings:
+        print(f"  {line}")
     print(f"next: edgevis predict {arguments.bundle} IMAGE --enrolment {arguments.enrolment}")
     return 0
 
 
 def _enroll(
-    predictor: Predictor, label: str, paths: list[Path], masks: list[Path] | None
-) -> list[tuple[Path, EdgevisError]]:
-    """One by one: a folder of photographs need not fit into memory. Returns those that cannot be used, and why."""
+    predictor: Predictor, label: str, paths: list[Path], masks: list[Path] | None, *, strict: bool
+) -> tuple[list[tuple[Path, EdgevisError]], list[Judgement]]:
+    """One by one: a folder of photographs need not fit into memory.
+
+    Returns:
+        The images that cannot be used, and why; and what was found of all that could be read.
+    """
     failures: list[tuple[Path, EdgevisError]] = []
+    judgements: list[Judgement] = []
     for index, path in enumerate(paths):
         try:
-            predictor.enroll(label, path, masks=None if masks is None else masks[index])
+            judged = predictor.enroll(label, path, masks=None if masks is None else masks[index], strict=strict)
+            judgements += judged.judgements
         except _OF_ONE_PICTURE as error:
             failures.append((path, error))
-    return failures
+            if isinstance(error, EnrolmentRefusedError) and error.report is not None:
+                judgements += error.report.judgements
+    return failures, judgements
 
 
 def _refuse(failures: list[tuple[Path, EdgevisError]], count: int, *, skip: bool) -> None:
     """Raise one error for all images that cannot be used, unless the others are to be enrolled."""
     if not failures:
         return
-    if len(failures) == count and (count == 1 or isinstance(failures[0][1], InputError)):
+    of_all = isinstance(failures[0][1], InputError) and not isinstance(failures[0][1], EnrolmentRefusedError)
+    if len(failures) == count and (count == 1 or of_all):
         raise failures[0][1]  # the label, or what the model takes: not this image
-    told = [str(error) if str(path) in str(error) else f"{path}: {error}" for path, error in failures]
+    told = [line for path, error in failures for line in _told(path, error)]
     if skip and len(failures) < count:
         for text in told:
             report(f"left out: {text}")
@@ -90,3 +117,10 @@ def _refuse(failures: list[tuple[Path, EdgevisError]], count: int, *, skip: bool
     raise SourceError(
         f"{len(failures)} of {count} images cannot be used, so nothing was enrolled: {'; '.join(told)}{advice}"
     )
+
+
+def _told(path: Path, error: EdgevisError) -> tuple[str, ...]:
+    """What an error says of an image, with the image's name."""
+    if isinstance(error, EnrolmentRefusedError) and error.report is not None:
+        return error.report.warnings
+    return (str(error) if str(path) in str(error) else f"{path}: {error}",)

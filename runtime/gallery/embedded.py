@@ -109,6 +109,14 @@ class EmbeddedGallery:
         """The best labels for each of (N, D) float32 rows, best first; equal scores in the order of enrolment."""
         return search(self.state, Queries(queries), top_k)
 
+    def rows_of(self, label: str) -> Array:
+        """(N, D) float32: the rows of a label; N is 0 when it is not enrolled."""
+        with self._writing:
+            state, slot = self._store.state, self._store.slot_of(label)
+        if slot is None:
+            return np.empty((0, self.dimension), np.float32)
+        return state.rows_at(np.flatnonzero(state.slots == slot))
+
     def items(self) -> Iterator[tuple[str, Array]]:
         """Each label of one state with its (N, D) float32 rows, in order, without a copy of the whole."""
         return self.state.grouped()

@@ -75,6 +75,10 @@ class Store:
             begin = part.stop
         self._publish(rows=len(rows), next_number=first + len(rows))
 
+    def slot_of(self, label: str) -> int | None:
+        """The slot of a label; None when it is not enrolled."""
+        return self._labels.find(label)
+
     def remove(self, label: str) -> bool:
         """Remove a label and its rows; False when there is none."""
         slot = self._labels.find(label)

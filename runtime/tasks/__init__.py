@@ -18,6 +18,7 @@ from runtime.images import Image
 from runtime.masks import Mask
 from runtime.open_set.decision import OpenSet
 from runtime.preprocess import Preprocessor
+from runtime.quality import EnrolmentReport
 from runtime.results import Classification, Identification, Segmentation
 from runtime.session import Session
 from runtime.spec import Deployment
@@ -55,8 +56,14 @@ class Task(Protocol):
         """From which score a match counts; None for a task without scores between labels."""
         ...
 
-    def enroll(self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None) -> None:
-        """Add examples of a label; InputError, and nothing is enrolled, when the task needs masks or takes none."""
+    def enroll(
+        self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None, *, names: Sequence[str], strict: bool
+    ) -> EnrolmentReport:
+        """Judge examples of a label and add those that can work; ``names`` are the images', for the report.
+
+        InputError, and nothing is enrolled, when the task needs masks or takes none, when no image can be used, or
+        when ``strict`` and anything speaks against one of them.
+        """
         ...
 
     def embed(self, images: Sequence[Image]) -> Array:

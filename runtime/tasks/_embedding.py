@@ -20,6 +20,18 @@ from runtime.open_set.decision import DEFAULT_RATE, OpenSet, checked_rate
 from runtime.open_set.space import FILE as OPEN_SET
 from runtime.open_set.space import space_from
 from runtime.open_set.statistics import OpenSetStatistics
+from runtime.quality import (
+    EnrolmentReport,
+    Finding,
+    inspect,
+    no_direction,
+    repeated_pictures,
+    report_on,
+    thumbnails,
+    without_direction,
+)
+from runtime.quality_bounds import Bounds
+from runtime.quality_relations import relations
 from runtime.results import Match
 from runtime.spec import TensorSpec
 from runtime.tasks import Context, Result
@@ -35,10 +47,13 @@ class EmbeddingTask:
         context: The open model.
         graph: The graph that makes embeddings: input ``image`` (N, C, H, W), output ``embedding`` (N, D).
         scoring: How an embedding scores against a label.
+        bounds: What is allowed of an image that is enrolled.
         result_from: Makes the task's result.
     """
 
-    def __init__(self, context: Context, *, graph: str, scoring: Scoring, result_from: ResultFrom) -> None:
+    def __init__(
+        self, context: Context, *, graph: str, scoring: Scoring, bounds: Bounds, result_from: ResultFrom
+    ) -> None:
         spec = context.deployment.graph(graph)
         dimension = spec.outputs[0].shape[-1]
         image = context.preprocess.spec.input
@@ -60,12 +75,19 @@ class EmbeddingTask:
         self._session = context.sessions[graph]
         self._preprocess = context.preprocess
         self._chunk = context.deployment.max_batch
+        self._bounds = bounds
         self._result_from = result_from
 
-    def enroll(self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None) -> None:
+    def enroll(
+        self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None, *, names: Sequence[str], strict: bool
+    ) -> EnrolmentReport:
         if masks is not None:
             raise InputError("this model looks at whole images and takes no masks; cut out the object instead")
-        self.gallery.add(label, self.scored_rows(images))
+        embeddings = self.embed(images)
+        rows = self.open_set.project(embeddings)
+        report = report_on(label, names, self._findings(label, images, embeddings, rows, names), strict=strict)
+        self.gallery.add(label, rows[[item.enrolled for item in report.judgements]])
+        return report
 
     def embed(self, images: Sequence[Image]) -> Array:
         return self._embed(images)[0]
@@ -91,6 +113,25 @@ class EmbeddingTask:
         }
         speed_ms = {stage: value * 1e3 / len(images) for stage, value in seconds.items()}
         return [self._result_from(ranking, _accepted(ranking, threshold), speed_ms) for ranking in rankings]
+
+    def _findings(
+        self, label: str, images: Sequence[Image], embeddings: Array, rows: Array, names: Sequence[str]
+    ) -> list[list[Finding]]:
+        """What speaks against each image; those that cannot be used are not compared with anything."""
+        bounds = self._bounds
+        found = [inspect(image, self._preprocess.spec, bounds) for image in images]
+        for place in np.flatnonzero(without_direction(embeddings)).tolist():
+            found[place].append(no_direction())
+        usable = [place for place, item in enumerate(found) if all(finding.severity == "warn" for finding in item)]
+        if not usable:
+            return found
+        called = [names[place] for place in usable]
+        pictures = repeated_pictures(thumbnails([images[place] for place in usable]), called, bounds)
+        related = relations(label, rows[usable], called, self.gallery, bounds)
+        for place, picture, more in zip(usable, pictures, related, strict=True):
+            known = any(finding.reason == "duplicate" for finding in more)
+            found[place] += more if known else picture + more
+        return found
 
     def _embed(self, images: Sequence[Image]) -> tuple[Array, float, float]:
         """Unit rows, and the seconds that preprocessing and the engine took.

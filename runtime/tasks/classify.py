@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from runtime.errors import EnrolmentError
+from runtime.quality_bounds import CLASSIFY
 from runtime.results import Classification, Match
 from runtime.tasks import Context, Task
 from runtime.tasks._embedding import EmbeddingTask
 
 
 def open_task(context: Context) -> Task:
-    return EmbeddingTask(context, graph="encode", scoring="prototype", result_from=_classification)
+    return EmbeddingTask(context, graph="encode", scoring="prototype", bounds=CLASSIFY, result_from=_classification)
 
 
 def _classification(ranking: tuple[Match, ...], label: str | None, speed_ms: Mapping[str, float]) -> Classification:

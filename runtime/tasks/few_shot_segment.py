@@ -23,6 +23,17 @@ from runtime.errors import EnrolmentError, InputError, SchemaError
 from runtime.gallery.support import Supports, SupportSets
 from runtime.images import Image
 from runtime.masks import Mask
+from runtime.quality import (
+    EnrolmentReport,
+    Finding,
+    inspect,
+    no_direction,
+    object_crop,
+    repeated_pictures,
+    report_on,
+    thumbnails,
+)
+from runtime.quality_bounds import FEW_SHOT_SEGMENT
 from runtime.resize import resize_aligned, rows_aligned, widened
 from runtime.results import Segmentation
 from runtime.session import Resident
@@ -69,24 +80,62 @@ class FewShotSegmentation:
         self._limit = deployment.max_batch
         self._prepared: tuple[Supports, list[Resident]] | None = None
 
-    def enroll(self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None) -> None:
+    def enroll(
+        self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None, *, names: Sequence[str], strict: bool
+    ) -> EnrolmentReport:
         if masks is None:
             raise InputError(
                 "few-shot segmentation learns an object from images and masks; give one mask for each image: "
                 "predictor.enroll('label', images, masks=masks)"
             )
+        rows = [self._support_row(image, mask) for image, mask in zip(images, masks, strict=True)]
+        found = self._findings(label, images, masks, rows, names)
+        report = report_on(label, names, found, strict=strict)
+        enrolled = [row for row, item in zip(rows, report.judgements, strict=True) if item.enrolled and row is not None]
+        self.gallery.add(label, np.concatenate(enrolled))
+        return report
+
+    def _support_row(self, image: Image, mask: Mask) -> Array | None:
+        """(1, D) float32, the support tensors one after the other; None when the model sees nothing of the mask."""
         size = self._preprocess.spec
-        rows = []
-        for image, mask in zip(images, masks, strict=True):
-            seen = cv2.resize(mask.astype(np.float32), (size.width, size.height), interpolation=cv2.INTER_NEAREST)
-            if not seen.any():
-                raise InputError(
-                    f"the mask for {label!r} marks so little that nothing is left of it at the model's "
+        seen = cv2.resize(mask.astype(np.float32), (size.width, size.height), interpolation=cv2.INTER_NEAREST)
+        if not seen.any():
+            return None
+        made = self._support.run({"image": self._preprocess([image]), "mask": seen[None]})
+        return np.concatenate([tensor.reshape(1, -1) for tensor in made.values()], axis=1)
+
+    def _findings(
+        self,
+        label: str,
+        images: Sequence[Image],
+        masks: Sequence[Mask],
+        rows: Sequence[Array | None],
+        names: Sequence[str],
+    ) -> list[list[Finding]]:
+        """What speaks against each image, by the pixels of its object."""
+        size = self._preprocess.spec
+        known = self.gallery.state.rows.get(label, ())
+        objects = [object_crop(image, mask)[0] for image, mask in zip(images, masks, strict=True)]
+        pictures = repeated_pictures(thumbnails(objects), names, FEW_SHOT_SEGMENT)
+        found = []
+        for image, mask, row, picture in zip(images, masks, rows, pictures, strict=True):
+            if row is None:
+                detail = (
+                    "the mask marks so little that nothing is left of it at the model's "
                     f"{size.height} x {size.width}; crop the image around the object"
                 )
-            made = self._support.run({"image": self._preprocess([image]), "mask": seen[None]})
-            rows.append(np.concatenate([tensor.reshape(1, -1) for tensor in made.values()], axis=1))
-        self.gallery.add(label, np.concatenate(rows))
+                found.append([Finding("unusable", "refuse", 0.0, 1.0, detail)])
+                continue
+            if not np.isfinite(row).all():
+                found.append([no_direction()])
+                continue
+            item = inspect(image, size, FEW_SHOT_SEGMENT, mask)
+            # Support features have no scale that near-duplicates could be told by; equal ones are the same picture.
+            if any(np.array_equal(row[0], other) for other in known):
+                detail = f"the same picture and mask as one enrolled as {label!r}: it adds nothing"
+                picture = [Finding("duplicate", "warn", 1.0, FEW_SHOT_SEGMENT.max_picture_correlation, detail)]
+            found.append(item + picture)
+        return found
 
     def embed(self, images: Sequence[Image]) -> Array:
         raise InputError("few-shot segmentation compares maps, not embeddings; there is nothing to embed")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from runtime.quality_bounds import REID
 from runtime.results import Identification, Match
 from runtime.tasks import Context, Task
 from runtime.tasks._embedding import EmbeddingTask
 
 
 def open_task(context: Context) -> Task:
-    return EmbeddingTask(context, graph="embed", scoring="nearest", result_from=_identification)
+    return EmbeddingTask(context, graph="embed", scoring="nearest", bounds=REID, result_from=_identification)
 
 
 def _identification(ranking: tuple[Match, ...], label: str | None, speed_ms: Mapping[str, float]) -> Identification:

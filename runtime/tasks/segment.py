@@ -19,6 +19,7 @@ from runtime.arrays import Array
 from runtime.errors import EnrolmentError, InputError, SchemaError, UnknownLabelError
 from runtime.images import Image
 from runtime.masks import Mask
+from runtime.quality import EnrolmentReport
 from runtime.resize import rows_linear
 from runtime.results import Segmentation
 from runtime.spec import TensorSpec
@@ -54,7 +55,9 @@ class SegmentationTask:
         self._preprocess = context.preprocess
         self._chunk = context.deployment.max_batch
 
-    def enroll(self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None) -> None:
+    def enroll(
+        self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None, *, names: Sequence[str], strict: bool
+    ) -> EnrolmentReport:
         raise EnrolmentError(_FIXED)
 
     def embed(self, images: Sequence[Image]) -> Array:
