@@ -24,8 +24,10 @@ from runtime.results import Match
 _SCORES = 8 << 20  # scores that stand in memory at once
 _LANES = 32  # positions of which the first pass looks at the best alone
 _FEW = 8  # candidates, beyond those asked for, for which a second pass does not pay
+_SMALL = 1 << 20  # numbers of a gallery that one thread reads in less time than BLAS may wait for another
 _FEW_ROWS = 256  # up to which they are ranked by a dict
-_THREAD_BYTES = 4 << 20  # of a first pass that are worth a thread: a thread takes 0.1 ms to start
+# Of a first pass that are worth a thread: 1 ms. On a busy machine a second thread is waited for longer than that.
+_THREAD_BYTES = 16 << 20
 
 
 def search(state: State, queries: Queries, top_k: int) -> list[tuple[Match, ...]]:
@@ -82,7 +84,7 @@ def first_pass(state: State, queries: Queries) -> Array:
     spans = zip(state.blocks, state.starts.tolist(), strict=False)
     parts = [(block.vectors, scores[start : start + len(block)]) for block, start in spans]
     size = sum(vectors.coarse.size for vectors, _ in parts if isinstance(vectors, PackedVectors))
-    if size:
+    if size or scores.shape[0] * queries.rows.shape[1] <= _SMALL:
         jobs = [
             functools.partial(multiply, queries.rows, vectors.rows, out)
             if isinstance(vectors, PlainVectors)
