@@ -5,7 +5,7 @@
         --scenes grocery_dev.zip:base:odd
 
 Writes the weights' name with .open_set.npz: the score space, threshold models, and what the rates came to be. A build
-takes it from beside the checkpoint. Images are given as FILE[:SPLIT[:even|odd]], the last every second label.
+takes it from beside the checkpoint. Images are given as FILE[:SPLIT[+SPLIT][:even|odd]], the last every second label.
 """
 
 from __future__ import annotations

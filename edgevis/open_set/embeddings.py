@@ -25,16 +25,16 @@ _BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some of a data set's images: ``FILE[:SPLIT[:even|odd]]``, the last every second label in their order.
+    """Some of a data set's images: ``FILE[:SPLIT[+SPLIT][:even|odd]]``, the last every second label in their order.
 
     Attributes:
         path: A zip or folder with ``labels.csv``, or Clothing Co-Parsing's zip.
-        split: The value of the column ``split``; None for all.
+        splits: Values of the column ``split``; None for all.
         parity: 0 or 1: every second label from there; None for all.
     """
 
     path: Path
-    split: str | None
+    splits: tuple[str, ...] | None
     parity: int | None
 
     @classmethod
@@ -42,12 +42,16 @@ class Part:
         """From the command line; InputError when it is not in that form."""
         path, *rest = text.split(":")
         if len(rest) > 2 or (len(rest) == 2 and rest[1] not in ("even", "odd")):
-            raise InputError(f"{text!r} is not FILE[:SPLIT[:even|odd]]")
+            raise InputError(f"{text!r} is not FILE[:SPLIT[+SPLIT][:even|odd]]")
         parity = ("even", "odd").index(rest[1]) if rest[1:] else None
-        return cls(Path(path), rest[0] if rest and rest[0] else None, parity)
+        return cls(Path(path), tuple(rest[0].split("+")) if rest and rest[0] else None, parity)
 
     def __str__(self) -> str:
-        parts = [self.path.name, self.split or "", "" if self.parity is None else ("even", "odd")[self.parity]]
+        parts = [
+            self.path.name,
+            "+".join(self.splits or ()),
+            "" if self.parity is None else ("even", "odd")[self.parity],
+        ]
         return ":".join(parts).rstrip(":")
 
     def takes(self, labels: Sequence[object]) -> Array:
@@ -95,16 +99,31 @@ class Embedder:
         return np.asarray(self._run(torch.from_numpy(self._preprocess(images))).numpy())
 
 
+def labelled_images(part: Part, task: str) -> tuple[Iterator[Image], Array, Array | None]:
+    """Images with (N,) labels and, of Re-ID, (N,) cameras; an image is decoded when its turn comes.
+
+    Raises:
+        SourceError: The data cannot be read, or hold no such images.
+    """
+    if task == "reid":
+        sets = [read_pku_reid(part.path, split) for split in part.splits or (None,)]
+        names = np.array([label for found in sets for label in found.ids])
+        cameras: Array | None = np.array([camera for found in sets for camera in found.cameras])
+    else:
+        tables = [read_class_table(part.path, split=split) for split in part.splits or (None,)]
+        names = np.array([label for found in tables for label in found.labels])
+        sets, cameras = tables, None  # type: ignore[assignment]
+    taken = np.flatnonzero(part.takes(names))
+    places = [(found, index) for found in sets for index in range(len(found))]
+    images = (found[index][0] for found, index in (places[place] for place in taken.tolist()))
+    labels = np.unique(names[taken], return_inverse=True)[1]
+    return images, labels, None if cameras is None else cameras[taken]
+
+
 def scene_of(embed: Embedder, part: Part) -> Scene:
     """A scene with known labels: persons under two or more cameras (Re-ID), or classes."""
-    if embed.task == "reid":
-        persons = read_pku_reid(part.path, part.split)
-        taken = np.flatnonzero(part.takes(persons.ids))
-        rows = embed(persons[int(index)][0] for index in taken)
-        return Scene(str(part), rows, np.array(persons.ids)[taken], np.array(persons.cameras)[taken])
-    classes = read_class_table(part.path, split=part.split)
-    taken = np.flatnonzero(part.takes(classes.labels))
-    return Scene(str(part), embed(classes[int(index)][0] for index in taken), np.array(classes.targets)[taken])
+    images, labels, cameras = labelled_images(part, embed.task)
+    return Scene(str(part), embed(images), labels, cameras)
 
 
 def background_of(embed: Embedder, parts: Sequence[Part], *, views: int, seed: int) -> tuple[Array, Array]:
@@ -117,7 +136,7 @@ def background_of(embed: Embedder, parts: Sequence[Part], *, views: int, seed: i
     first = 0
     for part in parts:
         if embed.task == "reid":
-            persons = persons_from_ccp(part.path, split=part.split or "train")
+            persons = persons_from_ccp(part.path, split=part.splits[0] if part.splits else "train")
             random = np.random.default_rng(seed)
             made = (
                 camera_view(persons, index, random, same_clothes=True)

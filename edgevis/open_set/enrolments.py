@@ -78,15 +78,30 @@ class Drawn:
         return float(np.nextafter(ordered[allowed], np.inf)) if allowed < len(ordered) else -1.0
 
 
-def draws(
-    scene: Scene, space: ScoreSpace | None, scoring: str, *, labels: int, images: int, count: int, seed: int
-) -> Iterator[Drawn]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """Whom an enrolment of a scene takes, by positions of images.
+
+    Attributes:
+        enrolled: (L,) the labels.
+        positions: (M,) the images that are enrolled, those of one label next to each other.
+        counts: (L,) how many each label has.
+        queries: (Q,) the other images of these labels, by the other cameras where there are several.
+        strangers: (S,) the images of the other labels, likewise.
+    """
+
+    enrolled: Array
+    positions: Array
+    counts: Array
+    queries: Array
+    strangers: Array
+
+
+def selections(scene: Scene, *, labels: int, images: int, count: int, seed: int) -> Iterator[Selection]:
     """Random enrolments of a scene; none where it has too few labels.
 
     Args:
-        scene: With raw rows.
-        space: Where they are scored; None for raw cosines.
-        scoring: ``nearest``, ``prototype`` or ``blend``.
+        scene: With its labels and cameras.
         labels, images: How many labels to enrol, with at most how many images each.
         count: How many enrolments.
         seed: Of the random choice.
@@ -95,47 +110,63 @@ def draws(
     if len(known) - labels < _MIN_STRANGERS:
         return
     random = np.random.default_rng(seed)
-    projected = scene.projected(space)
-    taken = np.zeros(len(projected.rows), np.float32) if space is None else space.offsets(projected.rows)
     cameras = np.zeros(len(scene.labels), np.int64) if scene.cameras is None else scene.cameras
     for number in range(count):
         enrolled = random.permutation(known)[:labels]
         camera = np.unique(cameras)[number % len(np.unique(cameras))]
-        chosen, counts = [], []
+        chosen = []
         for label in enrolled:
             own = random.permutation(np.flatnonzero((scene.labels == label) & (cameras == camera)))
             # Where there is one camera, half of the images at least stay to be asked for.
             most = len(own) if scene.cameras is not None else len(own) // 2
             chosen.append(own[: min(images, most)])
-            counts.append(len(chosen[-1]))
-        if not all(counts):
+        counts = np.array([len(item) for item in chosen])
+        if not counts.all():
             continue
-        positions, sizes = np.concatenate(chosen), np.array(counts)
+        positions = np.concatenate(chosen)
         asked = np.ones(len(scene.labels), bool)
         asked[positions] = False
         if scene.cameras is not None:
             asked &= cameras != camera
-        own_queries = np.flatnonzero(asked & np.isin(scene.labels, enrolled))
-        strangers = np.flatnonzero(asked & ~np.isin(scene.labels, enrolled))
-        rows = projected.rows[positions]
-        found = label_scores(projected.rows[own_queries], rows, sizes, scoring)
-        others = label_scores(projected.rows[strangers], rows, sizes, scoring)
+        own_labels = np.isin(scene.labels, enrolled)
+        yield Selection(
+            enrolled, positions, counts, np.flatnonzero(asked & own_labels), np.flatnonzero(asked & ~own_labels)
+        )
+
+
+def draws(
+    scene: Scene, space: ScoreSpace | None, scoring: str, *, labels: int, images: int, count: int, seed: int
+) -> Iterator[Drawn]:
+    """The scores of :func:`selections`.
+
+    Args:
+        scene: With raw rows.
+        space: Where they are scored; None for raw cosines.
+        scoring: ``nearest``, ``prototype`` or ``blend``.
+        labels, images, count, seed: See :func:`selections`.
+    """
+    projected = scene.projected(space)
+    taken = np.zeros(len(projected.rows), np.float32) if space is None else space.offsets(projected.rows)
+    for chosen in selections(scene, labels=labels, images=images, count=count, seed=seed):
+        rows = projected.rows[chosen.positions]
+        found = label_scores(projected.rows[chosen.queries], rows, chosen.counts, scoring)
+        others = label_scores(projected.rows[chosen.strangers], rows, chosen.counts, scoring)
         features = features_of(
             rows,
-            sizes,
-            taken[positions],
-            best_of_others(rows, sizes, scoring),
+            chosen.counts,
+            taken[chosen.positions],
+            best_of_others(rows, chosen.counts, scoring),
             labels=labels,
-            images=float(sizes.mean()),
+            images=float(chosen.counts.mean()),
             scoring=scoring,
         )
         yield Drawn(
             labels,
             images,
             features,
-            found.max(axis=1) - taken[own_queries],
-            enrolled[found.argmax(axis=1)] == scene.labels[own_queries],
-            others.max(axis=1) - taken[strangers],
+            found.max(axis=1) - taken[chosen.queries],
+            chosen.enrolled[found.argmax(axis=1)] == scene.labels[chosen.queries],
+            others.max(axis=1) - taken[chosen.strangers],
         )
 
 
