@@ -40,7 +40,9 @@ def relations(
         earlier = cosines[place, : len(own) + place]
         duplicate = _duplicate(earlier, known, bounds)
         if duplicate is None and rival is not None:
-            theirs = gallery.rows_of(rival.label) @ embeddings[place]
+            # The score of the nearest image is its cosine already; a prototype's says nothing of single images.
+            near = gallery.scoring == "nearest"
+            theirs = np.array([rival.score]) if near else gallery.rows_of(rival.label) @ embeddings[place]
             duplicate = _duplicate(theirs, [f"an image enrolled as {rival.label!r}"] * len(theirs), bounds)
         if duplicate is not None:
             found[place].append(duplicate)
