@@ -4,8 +4,9 @@
 to set the threshold by and other strangers to test it with. The threshold gives the asked FPIR (ISO/IEC 19795: the
 share of strangers for whom any label comes back) with clean images enrolled; then some of each label's images are
 damaged, and the same threshold is used again, without and with the gate: ``Predictor.enroll(..., strict=True)``, which
-refuses them, and a second call with those images that nothing speaks against. TPIR is the share of images of enrolled
-labels that come back under their own label.
+refuses them, and a second call with those images that nothing speaks against. Scores are plain cosines of
+``Predictor.embed``, so that the loss is the images' and not the threshold rule's. TPIR is the share of images of
+enrolled labels that come back under their own label.
 
 The data is a folder or zip with ``labels.csv`` (path, and pid and camid or class_name). With cameras, labels are
 enrolled from one camera and everything is asked from the others.
@@ -27,7 +28,8 @@ from edgevis import EnrolmentRefusedError, InputError, Predictor
 from edgevis.data.files import open_files
 from edgevis.metrics.interval import half_width
 from runtime.arrays import Array
-from runtime.gallery.embedded import EmbeddedGallery, Scoring
+from runtime.gallery.embedded import EmbeddedGallery
+from runtime.gallery.state import Scoring
 from runtime.images import Image
 from runtime.results import Match
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import edgevis
 from edgevis import EnrolmentRefusedError, EnrolmentReport
-from runtime.gallery.embedded import EmbeddedGallery, Scoring
+from runtime.gallery.embedded import EmbeddedGallery
+from runtime.gallery.state import Scoring
 from runtime.predictor import Predictor
 from runtime.quality import Reason, inspect, report_on
 from runtime.quality_bounds import CLASSIFY, FEW_SHOT_SEGMENT, REID, Bounds
@@ -176,7 +177,7 @@ def judged(gallery: EmbeddedGallery, label: str, embeddings: Array) -> list[list
     return [[finding.reason for finding in item] for item in found]
 
 
-@pytest.mark.parametrize("scoring", ["nearest", "prototype"])
+@pytest.mark.parametrize("scoring", ["nearest", "prototype", "blend"])
 def test_relations(scoring: Scoring) -> None:
     gallery = EmbeddedGallery(4, scoring)
     assert judged(gallery, "anna", rows(0.0)) == [[]]
