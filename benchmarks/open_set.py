@@ -27,9 +27,10 @@ from edgevis import InputError, Predictor
 from edgevis.cli.bench import each_engine
 from edgevis.open_set.embeddings import Part, labelled_images
 from edgevis.open_set.enrolments import Scene, Selection, selections
-from runtime.arrays import Array, atomic_write, read_arrays
+from runtime.arrays import Array, read_arrays
 from runtime.bundle import Bundle
 from runtime.errors import IntegrityError
+from runtime.files import atomic_write
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.state import Scoring
 from runtime.jsondata import from_json

@@ -22,6 +22,7 @@ from edgevis.open_set.fit import choose_space, fit, same_cosine
 from edgevis.open_set.sidecar import SUFFIX, Header, weights_digest, write_sidecar
 from edgevis.origin import read_origin
 from runtime.errors import EdgevisError, InputError
+from runtime.gallery.state import Scoring
 from runtime.open_set.statistics import OpenSetStatistics
 
 
@@ -61,7 +62,7 @@ def _run(arguments: argparse.Namespace, command: str) -> None:
     module = models.module_from(declared, {} if origin is None else origin.options)
     models.load_weights(module, weights)
     embed = Embedder(declared, module)
-    scoring = "blend" if embed.task == "reid" else "prototype"
+    scoring: Scoring = "blend" if embed.task == "reid" else "prototype"
     scenes = [scene_of(embed, part) for part in arguments.scenes]
     say(f"{sum(len(scene.labels) for scene in scenes)} images of {len(scenes)} scenes embedded")
     rows, owners = background_of(embed, arguments.background, views=arguments.views, seed=arguments.seed)

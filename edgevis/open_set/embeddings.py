@@ -54,9 +54,9 @@ class Part:
         ]
         return ":".join(parts).rstrip(":")
 
-    def takes(self, labels: Sequence[object]) -> Array:
+    def takes(self, labels: Array) -> Array:
         """(N,) bool: the images whose labels are taken."""
-        classes, owners = np.unique(np.array(labels), return_inverse=True)
+        classes, owners = np.unique(labels, return_inverse=True)
         return np.ones(len(owners), bool) if self.parity is None else np.arange(len(classes))[owners] % 2 == self.parity
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from edgevis.open_set.enrolments import Drawn, Scene, all_draws, draws
 from edgevis.open_set.space import space_of
 from runtime.arrays import Array
+from runtime.gallery.state import Scoring
 from runtime.open_set.enrolled import FEATURES
 from runtime.open_set.space import ScoreSpace
 from runtime.open_set.statistics import Measured, OpenSetStatistics, ThresholdModel
@@ -27,7 +28,7 @@ _CHOICE_DRAWS = 10
 
 
 def choose_space(
-    background: Array, owners: Array, scenes: Sequence[Scene], scoring: str, *, whiten: bool
+    background: Array, owners: Array, scenes: Sequence[Scene], scoring: Scoring, *, whiten: bool
 ) -> ScoreSpace:
     """The space with the highest TPIR at FPIR 1 % and 5 % over the scenes, each beside its own raw scores."""
     best: tuple[float, ScoreSpace] | None = None
@@ -43,7 +44,7 @@ def choose_space(
     return best[1]
 
 
-def _merit(scene: Scene, space: ScoreSpace, scoring: str) -> float:
+def _merit(scene: Scene, space: ScoreSpace, scoring: Scoring) -> float:
     labels = min(10, len(np.unique(scene.labels)) // 2)
     values = []
     for images in (3, 8):
@@ -53,7 +54,7 @@ def _merit(scene: Scene, space: ScoreSpace, scoring: str) -> float:
 
 
 def fit(
-    scenes: Sequence[Scene], space: ScoreSpace | None, scoring: str, *, same: float, source: str, seed: int = 0
+    scenes: Sequence[Scene], space: ScoreSpace | None, scoring: Scoring, *, same: float, source: str, seed: int = 0
 ) -> OpenSetStatistics:
     """What the runtime needs to know: threshold models of all labels of the scenes, and measured rates.
 

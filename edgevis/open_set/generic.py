@@ -20,12 +20,13 @@ from edgevis.open_set.embeddings import Embedder, Part, scene_of
 from edgevis.open_set.enrolments import Scene
 from edgevis.open_set.fit import fit, same_cosine
 from edgevis.origin import read_origin
-from runtime.arrays import atomic_write
 from runtime.errors import EdgevisError, InputError
+from runtime.files import atomic_write
+from runtime.gallery.state import Scoring
 from runtime.jsondata import to_json
 from runtime.open_set.generic import PATH
 
-_SCORINGS = {"reid": "nearest", "classify": "prototype"}
+_SCORINGS: dict[str, Scoring] = {"reid": "nearest", "classify": "prototype"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=PATH)
     arguments = parser.parse_args(argv)
     try:
-        found: dict[str, list[Scene]] = {scoring: [] for scoring in _SCORINGS.values()}
+        found: dict[Scoring, list[Scene]] = {scoring: [] for scoring in _SCORINGS.values()}
         for text in arguments.scenes:
             scoring, scene = _scene(text)
             found[scoring].append(scene)
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _scene(text: str) -> tuple[str, Scene]:
+def _scene(text: str) -> tuple[Scoring, Scene]:
     parts = text.split("=")
     if len(parts) != 3:
         raise InputError(f"{text!r} is not MODEL=WEIGHTS=SCENE")

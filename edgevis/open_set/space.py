@@ -54,8 +54,7 @@ def space_of(
         whitening = whitening.astype(np.float16).astype(np.float32)
     bare = ScoreSpace(mean, whitening, np.zeros((1, len(mean)), np.float32), 1, 0.0, 0.0)
     projected = bare.project(rows)
-    centroids = _centroids(projected, min(cohort, len(projected))).astype(np.float16)
-    centroids = unit_rows(centroids)
+    centroids = unit_rows(_centroids(projected, min(cohort, len(projected))).astype(np.float16))
     nearest = np.sort(projected @ centroids.T, axis=1)[:, -neighbours:]
     return ScoreSpace(mean, whitening, centroids, neighbours, strength, float(nearest.mean()))
 

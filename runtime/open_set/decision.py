@@ -296,7 +296,7 @@ class _Strangers:
 
     def scores(self) -> Array:
         """(S,) each stranger's best score."""
-        return np.clip(self._best.update().scores - self._offsets, -1.0, 1.0)
+        return np.asarray(np.clip(self._best.update().scores - self._offsets, -1.0, 1.0))
 
 
 def checked_rate(rate: object) -> float:

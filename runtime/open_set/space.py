@@ -77,7 +77,7 @@ class ScoreSpace:
 
     def arrays(self) -> dict[str, Array]:
         """What :func:`space_from` reads, in float16 where that is enough."""
-        found = {
+        found: dict[str, Array] = {
             "mean": np.asarray(self.mean, np.float32),
             "cohort": np.asarray(self.cohort, np.float16),
             "normalisation": np.array([self.neighbours, self.strength, self.level], np.float64),

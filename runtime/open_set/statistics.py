@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.errors import SchemaError
+from runtime.gallery.state import Scoring
 from runtime.open_set.enrolled import FEATURES, Features
 from runtime.open_set.strangers import Rate
 
@@ -83,7 +84,7 @@ class OpenSetStatistics:
         source: On what images this was measured.
     """
 
-    scoring: str
+    scoring: Scoring
     rates: tuple[float, ...]
     models: tuple[ThresholdModel, ...]
     measured: tuple[Measured, ...]
@@ -92,8 +93,7 @@ class OpenSetStatistics:
 
     def __post_init__(self) -> None:
         sound = (
-            self.scoring in ("nearest", "prototype", "blend")
-            and 1 <= len(self.rates) <= _MAX_ROWS
+            1 <= len(self.rates) <= _MAX_ROWS
             and all(0 < rate < 1 for rate in self.rates)
             and list(self.rates) == sorted(set(self.rates))
             and all(len(model.coefficients) == len(self.rates) for model in self.models)
