@@ -100,7 +100,7 @@ class Predictor:
             as the PyTorch model does.
         threads: CPU threads for the engine; None leaves the choice to the backend.
         false_accept_rate: The share of strangers, 0.0001..0.5, for whom any label may come back (FPIR), per query and
-            whatever the number of labels; None takes the one of the enrolment that is loaded, or the model's (0.05).
+            whatever the number of labels; None takes the one of the enrolment that is loaded, or the model's (0.07).
             A promise after :meth:`calibrate`, before it an estimate; ``info.open_set`` says which.
 
     Raises:

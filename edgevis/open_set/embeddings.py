@@ -12,9 +12,9 @@ from torch import nn
 
 from edgevis import models
 from edgevis.data import read_class_table, read_pku_reid
-from edgevis.data.augment import camera_view
 from edgevis.data.persons import persons_from_ccp
 from edgevis.open_set.enrolments import Scene
+from edgevis.open_set.views import camera_look, plain_look
 from runtime.arrays import Array, unit_rows
 from runtime.errors import InputError
 from runtime.images import Image
@@ -130,7 +130,7 @@ def background_of(embed: Embedder, parts: Sequence[Part], *, views: int, seed: i
     """The rows of images that nobody enrols, and (N,) whose they are.
 
     Of persons on single photographs (Clothing Co-Parsing) ``views`` random views each are made, as two cameras might
-    show them (:func:`edgevis.data.augment.camera_view`).
+    show them (:mod:`edgevis.open_set.views`).
     """
     rows, owners = [], []
     first = 0
@@ -139,9 +139,9 @@ def background_of(embed: Embedder, parts: Sequence[Part], *, views: int, seed: i
             persons = persons_from_ccp(part.path, split=part.splits[0] if part.splits else "train")
             random = np.random.default_rng(seed)
             made = (
-                camera_view(persons, index, random, same_clothes=True)
-                for index in range(len(persons))
-                for _ in range(views)
+                camera_look(person, random, mirrored=view % 2 == 1) if view else plain_look(person, random)
+                for person in persons
+                for view in range(views)
             )
             rows.append(embed(made))
             own = np.repeat(np.arange(len(persons)), views)
