@@ -26,6 +26,7 @@ from runtime.enrolment import (
     update_enrolment,
 )
 from runtime.errors import EdgevisError, EnrolmentError, InputError, IntegrityError
+from runtime.forking import fork_waits, holds_up_forks
 from runtime.images import Image, ImageLike, as_images, orientation_of, several
 from runtime.jsondata import to_json
 from runtime.manifest import Proof
@@ -175,6 +176,7 @@ class Predictor:
     @overload
     def predict(self, images: ImageLike, *, top_k: int = 5) -> Any: ...
 
+    @holds_up_forks
     def predict(self, images: ImageLike | Sequence[ImageLike], *, top_k: int = 5) -> Result | list[Result]:
         """What the images show.
 
@@ -203,6 +205,7 @@ class Predictor:
 
     __call__ = predict
 
+    @holds_up_forks
     def embed(self, images: ImageLike | Sequence[ImageLike]) -> Array:
         """Embeddings of one image or several: (N, D) float32, rows of length one.
 
@@ -212,6 +215,7 @@ class Predictor:
         self._check_open()
         return self._task.embed(as_images(images)[0])
 
+    @holds_up_forks
     def enroll(
         self,
         label: str,
@@ -266,6 +270,7 @@ class Predictor:
         return self._task.gallery.labels
 
     @property
+    @holds_up_forks
     def threshold(self) -> float | None:
         """The score, -1..1, from which a label comes back; None when nothing is known of strangers yet.
 
@@ -362,6 +367,7 @@ class Predictor:
             save_enrolment(path, enrolment)
             self._agree(enrolment)
 
+    @holds_up_forks
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take what a file holds in place of what is enrolled.
 
