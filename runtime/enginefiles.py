@@ -60,7 +60,7 @@ def read_engine(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> 
         }
         external = {location: read(_inside(path, location)) for location in sorted(_external(path, main))}
     except OSError as error:
-        raise EngineError(f"{path.name} cannot be opened: {error}") from error
+        raise EngineError(f"cannot open {path.name}: {error}") from error
     return EngineFiles(path.name, main, companions, external)
 
 

@@ -75,9 +75,9 @@ def import_openvino() -> Any:
 
 def _silence_imported() -> None:
     """Withdraw the consent that OpenVINO took for granted, from the one object that all its tools send through."""
-    package = sys.modules[_OPENVINO]
+    kind: Any = getattr(sys.modules[_OPENVINO], "Telemetry", None)
     for name in ("openvino.tools.ovc", "nncf.telemetry.wrapper"):
         sender: Any = getattr(sys.modules.get(name), "telemetry", None)
-        if isinstance(sender, getattr(package, "Telemetry", ())):
+        if kind is not None and type(sender) is kind:
             sender.consent = False
             sender.force_shutdown(0.0)
