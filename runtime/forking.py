@@ -2,8 +2,8 @@
 
 ``fork`` copies the memory of a process but only the one thread that called it. In the child an engine waits for worker
 threads that do not exist, whether it runs or is destroyed, and a lock that another thread held stays locked for ever.
-So a fork waits until no predictor is at work, the child never touches an engine of its parent again, not even to
-destroy it, and its locks are made anew. Python calls the functions at the end of this file at every ``os.fork``: also
+So a fork waits until no predictor is at work, which leaves its locks free, and the child never touches an engine of its
+parent again, not even to destroy it. Python calls the functions at the end of this file at every ``os.fork``: also
 at those of ``multiprocessing`` and of gunicorn.
 """
 
@@ -19,8 +19,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import ParamSpec, Protocol, TypeVar
 
 _PATIENCE_SECONDS = 10.0
 """How long a fork waits for predictors at work: longer than any inference, so that it waits for all but a hung one."""
@@ -50,54 +49,6 @@ def register(item: Inheritable) -> None:
 def leak(item: object) -> None:
     """Keep an object, and all that it refers to, from ever being destroyed, also when the interpreter ends."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(item))
-
-
-class ForkSafeLock:
-    """A lock that is free in a forked child, whoever held it in the parent.
-
-    It fits where what it guards is whole at any time, as with a state that a writer replaces in one assignment.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        register(self)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._lock.release()
-
-    def after_fork(self) -> None:
-        self._lock = threading.Lock()
-
-
-class LazyAttribute(Generic[T]):
-    """As :class:`functools.cached_property`, which before Python 3.12 holds a lock while it computes.
-
-    Threads that ask at once may compute it twice; it must come to the same.
-    """
-
-    def __init__(self, compute: Callable[[Any], T]) -> None:
-        self._compute = compute
-        self.__doc__ = compute.__doc__
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    @overload
-    def __get__(self, instance: None, owner: type) -> LazyAttribute[T]: ...
-
-    @overload
-    def __get__(self, instance: object, owner: type) -> T: ...
-
-    def __get__(self, instance: object | None, owner: type) -> LazyAttribute[T] | T:
-        if instance is None:
-            return self
-        # The instance's own attribute is found before this descriptor from now on, for it has no __set__.
-        return instance.__dict__.setdefault(self._name, self._compute(instance))  # type: ignore[no-any-return]
 
 
 class _Gate:

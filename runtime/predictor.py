@@ -258,6 +258,7 @@ class Predictor:
         with self._changing:
             return self._task.enroll(label, batch, marks, names=image_names(images), strict=strict)
 
+    @holds_up_forks
     def forget(self, label: str) -> None:
         """Remove a label and all its examples; UnknownLabelError when it is not enrolled."""
         with self._changing:
@@ -281,6 +282,7 @@ class Predictor:
         return None if open_set is None else open_set.threshold
 
     @threshold.setter
+    @holds_up_forks
     def threshold(self, value: float | None) -> None:
         number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
         if value is not None and not (number and -1.0 <= value <= 1.0):
@@ -295,6 +297,7 @@ class Predictor:
         return None if open_set is None else open_set.rate
 
     @false_accept_rate.setter
+    @holds_up_forks
     def false_accept_rate(self, value: float | None) -> None:
         self._scored("false_accept_rate").set_rate(value)
         self._rate_given = value is not None
@@ -320,9 +323,11 @@ class Predictor:
         """
         self._check_open()
         open_set = self._scored("calibration")
-        open_set.calibrate(None if strangers is None else self._strangers_of(strangers))
-        self._reset = True
-        return open_set.info
+        rows = None if strangers is None else self._strangers_of(strangers)
+        with fork_waits():
+            open_set.calibrate(rows)
+            self._reset = True
+            return open_set.info
 
     def _strangers_of(self, source: Source) -> Array:
         """(S, D) float32 rows of the score space of evenly spaced frames of a source, at most twice as many as are
@@ -354,6 +359,7 @@ class Predictor:
             return None
         return read_arrays(self._bundle.file(OPEN_SET), error=IntegrityError, max_bytes=MAX_BYTES)
 
+    @holds_up_forks
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what is enrolled to a file, in place of what it holds; it appears whole or not at all.
 
@@ -380,6 +386,7 @@ class Predictor:
         with self._changing:
             self._take(enrolment, path)
 
+    @holds_up_forks
     def update(self, path: str | os.PathLike[str], *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
         """Bring into a file what was enrolled and forgotten here since the last load, save or update.
 
@@ -470,6 +477,7 @@ class Predictor:
                 session.warmup(size)
 
     @property
+    @holds_up_forks
     def info(self) -> Info:
         """What runs: backend, device, precision, encoder identity, measured parity, and why this engine."""
         manifest, record = self._bundle.manifest, self._opened.record

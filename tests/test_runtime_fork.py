@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 import pytest
-
-from runtime.forking import ForkSafeLock, LazyAttribute
 
 from bundles import Tiny, TinyEngine, needs_openvino, run_python, succeeded, write_tiny_bundle
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
-    # Python 3.12 warns of every fork of a process with threads; engines have some.
-    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
 ]
 
 BACKENDS = ["onnxruntime", pytest.param("openvino", marks=needs_openvino)]
@@ -200,37 +195,3 @@ def test_a_child_reads_the_bundle_again(bundle: Path, backend: str) -> None:
     assert succeeded(process).strip() == "works"
     process = run_python(_MOVED, bundle, backend, 2, timeout_s=120)
     assert succeeded(process).startswith("IntegrityError")
-
-
-def test_a_lock_is_free_in_a_child() -> None:
-    lock, taken, leave = ForkSafeLock(), threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with lock:
-            taken.set()
-            leave.wait()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    taken.wait()
-    child = os.fork()
-    if not child:
-        with lock:
-            os._exit(7)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    leave.set()
-    holder.join()
-
-
-def test_a_lazy_attribute_is_computed_once() -> None:
-    class Numbers:
-        calls = 0
-
-        @LazyAttribute
-        def total(self) -> int:
-            self.calls += 1
-            return 5
-
-    numbers = Numbers()
-    assert (numbers.total, numbers.total, numbers.calls) == (5, 5, 1)
-    assert isinstance(Numbers.total, LazyAttribute)
