@@ -30,6 +30,7 @@ from export import compilers
 from export.onnx import onnx_from_module
 from runtime import backends
 from runtime.arrays import Array
+from runtime.enginefiles import read_engine
 from runtime.errors import MissingDependencyError
 from runtime.files import atomic_write
 from runtime.jsondata import to_json
@@ -287,7 +288,9 @@ def _sessions(made: Mapping[str, HSNet], engines: Sequence[str], folder: Path) -
 
 def _session(model: onnx.ModelProto, deployment: Deployment, graph: str, engine: str, bundle: Path) -> Session:
     path = compilers.load(engine).engine_from_onnx(model, graph=graph, precision="fp32", bundle=bundle)
-    opened = backends.load(engine).open_engine(path, precision="fp32", device="cpu", threads=torch.get_num_threads())
+    opened = backends.load(engine).open_engine(
+        read_engine(path), precision="fp32", device="cpu", threads=torch.get_num_threads()
+    )
     return Session(opened, deployment.graph(graph), max_batch=deployment.max_batch)
 
 

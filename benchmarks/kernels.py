@@ -31,6 +31,7 @@ from runtime.jsondata import to_json
 from runtime.latency import interleaved
 from runtime.parity import golden_feeds
 from runtime.text import text_table
+from runtime.vendors import import_onnxruntime, import_openvino
 
 LIMIT_HEADERS = ("graph", "operator", "nodes", "runs in", "with it ms", "with the least ms", "a kernel saves at most")
 PROFILE_HEADERS = ("graph", "OpenVINO's layers", "ms", "share")
@@ -150,8 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _onnxruntime(data: bytes, feeds: Mapping[str, Array]) -> Callable[[], object]:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -161,8 +161,7 @@ def _onnxruntime(data: bytes, feeds: Mapping[str, Array]) -> Callable[[], object
 
 
 def _openvino(data: bytes, feeds: Mapping[str, Array], *, profiled: bool) -> Any:
-    import openvino
-
+    openvino = import_openvino()
     core = openvino.Core()
     model = core.read_model(model=data, weights=b"")
     model.reshape({name: list(array.shape) for name, array in feeds.items()})

@@ -6,7 +6,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from runtime.errors import MissingDependencyError
+from runtime.vendors import import_onnxruntime
 
 
 def open_session(model: ModelProto) -> Any:
@@ -15,10 +15,7 @@ def open_session(model: ModelProto) -> Any:
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime is not installed: pip install onnxruntime") from error
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -23,7 +23,8 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 from runtime.arrays import Array
-from runtime.errors import ExportError, MissingDependencyError
+from runtime.errors import ExportError
+from runtime.vendors import import_onnxruntime
 
 # What float16 computes well: everything that is not named here or below stays float32.
 # fmt: off
@@ -152,10 +153,7 @@ def _peaks(graph: _Graph, feeds: Iterable[Mapping[str, Array]]) -> dict[str, flo
 
     The graph itself reduces each tensor to its peak, so that never more than one inference needs is in memory.
     """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime is not installed: pip install onnxruntime") from error
+    onnxruntime = import_onnxruntime()
     probe = ModelProto()
     probe.CopyFrom(graph.model)
     del probe.graph.output[:]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from runtime.arrays import Array
 from runtime.backends import NO_ARRAYS
-from runtime.errors import EngineError, MissingDependencyError
+from runtime.errors import EngineError
+from runtime.vendors import import_onnxruntime
 
 # ONNX Runtime 1.31 rounds a convolution's float bias to int32 in steps of input scale times weight scale, and takes
 # that product in the scales' type: in float16 it is nearly zero, and OSNet x0.25 came out at a cosine of 0.30 instead
@@ -24,10 +25,7 @@ class StandIn:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingDependencyError("onnxruntime is not installed: pip install onnxruntime") from error
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: they come back as exceptions
         try:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from runtime.backends import load as load_backend
 from runtime.bundle import Bundle
+from runtime.enginefiles import EngineFiles
 from runtime.errors import EdgevisError, ExportError, InputError
 from runtime.manifest import EngineRecord
 from runtime.spec import Deployment, Graph, TensorSpec
@@ -208,13 +209,17 @@ def _run(arguments: argparse.Namespace) -> int:
     ]
     if arguments.graphs and record is not None:
         files = {graph: bundle.engine_file(file) for graph, file in record.files.items()}
+        contents = {graph: bundle.engine_files(file) for graph, file in record.files.items()}
+        outside = sorted(location for item in contents.values() for location in item.external)
+        if outside:
+            raise ExportError(f"{record.name} has external data ({', '.join(outside)}), which are not copied to Triton")
         made += write_graphs(
             folder,
             name=name,
             deployment=manifest.deployment,
             record=record,
             files=files,
-            plans=_plans(record, files) if arguments.plans else None,
+            plans=_plans(record, contents) if arguments.plans else None,
             instances=arguments.instances,
         )
     for place in made:
@@ -230,7 +235,7 @@ def _record(bundle: Bundle, name: str) -> EngineRecord:
     return known[name]
 
 
-def _plans(record: EngineRecord, files: Mapping[str, Path]) -> dict[str, bytes]:
+def _plans(record: EngineRecord, files: Mapping[str, EngineFiles]) -> dict[str, bytes]:
     if record.backend != "tensorrt":
         raise InputError(f"--plans needs an engine of tensorrt, not {record.name}")
     load_backend(record.backend).devices()

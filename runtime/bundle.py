@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from runtime import limits
 from runtime.arrays import Array, read_arrays
+from runtime.enginefiles import EngineFiles, read_engine
 from runtime.errors import BundleNotFoundError, IntegrityError, SchemaError
 from runtime.files import abandoned_folders, atomic_write, scratch_folder
 from runtime.manifest import MAX_MANIFEST_BYTES, FileRecord, Manifest
@@ -68,27 +69,37 @@ class Bundle:
         Raises:
             IntegrityError: The file is not listed, missing, a link out of the bundle, too large, or altered.
         """
-        record = self.manifest.files.get(name)
-        if record is None:
-            raise IntegrityError(f"{self.path}: the manifest lists no file {name!r}")
-        path = self.path / _check_path(name)
+        path, record = self._listed(name)
         try:
-            self._check_file(path, name, record)
+            self._check_digest(name, record, sha256(path))
         except OSError as error:
             raise IntegrityError(f"{self.path}: the file {name!r} cannot be read: {error}") from error
         return path
 
-    def engine_file(self, name: str) -> Path:
-        """The path of an engine's main file, once it and its companions have been found right.
+    def read(self, name: str) -> bytes:
+        """The content of a listed file, checked as by :meth:`file`: what was hashed is what is returned."""
+        path, record = self._listed(name)
+        try:
+            with path.open("rb") as file:
+                data = file.read(record.size_bytes + 1)
+        except OSError as error:
+            raise IntegrityError(f"{self.path}: the file {name!r} cannot be read: {error}") from error
+        self._check_digest(name, record, hashlib.sha256(data).hexdigest())
+        return data
+
+    def engine_files(self, name: str) -> EngineFiles:
+        """An engine, read and found right: its main file, its companions and its external data.
 
         Companions are the files beside it that differ from it in what follows the stem only, as OpenVINO's ``.bin``
-        does from its ``.xml``: the vendor opens them unasked, so one that is not listed is refused.
+        does from its ``.xml``. One that is not listed is refused, as are external data of an ONNX graph that are not.
         """
-        path = self.file(name)
-        for other in sorted(path.parent.iterdir()):
-            if other != path and other.name.startswith(f"{path.stem}."):
-                self.file(other.relative_to(self.path).as_posix())
-        return path
+        self._listed(name)
+        return read_engine(self.path / name, lambda path: self.read(path.relative_to(self.path).as_posix()))
+
+    def engine_file(self, name: str) -> Path:
+        """The path of an engine's main file, once all that :meth:`engine_files` reads has been found right."""
+        self.engine_files(name)
+        return self.path / name
 
     def verify_files(self) -> int:
         """Check every listed file as :meth:`file` does; returns how many there are."""
@@ -104,6 +115,18 @@ class Bundle:
             max_bytes=limits.max_golden_bytes(),
             variable="EDGEVIS_MAX_GOLDEN_BYTES",
         )
+
+    def _listed(self, name: str) -> tuple[Path, FileRecord]:
+        """The path and the record of a file that is listed, there, inside the bundle and of the right size."""
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise IntegrityError(f"{self.path}: the manifest lists no file {name!r}")
+        path = self.path / _check_path(name)
+        try:
+            self._check_file(path, name, record)
+        except OSError as error:
+            raise IntegrityError(f"{self.path}: the file {name!r} cannot be read: {error}") from error
+        return path, record
 
     def _read_manifest(self, manifest: Path) -> bytes:
         if not self.path.exists():
@@ -128,7 +151,8 @@ class Bundle:
                 f"{self.path}: {name!r} has {size} bytes; the manifest says {record.size_bytes} "
                 f"(at most {MAX_FILE_BYTES} are read): copy the bundle again"
             )
-        digest = sha256(path)
+
+    def _check_digest(self, name: str, record: FileRecord, digest: str) -> None:
         if digest != record.sha256:
             raise IntegrityError(
                 f"{self.path}: {name!r} has been altered: its SHA-256 is {digest}, the manifest says {record.sha256}; "

@@ -103,7 +103,7 @@ def finish_engine(
         raise UnavailableError(f"the engines of {record.backend} are finished when they are built")
     fingerprint = _fingerprint(record)
     for graph in bundle.manifest.deployment.graphs:
-        report(graph.name, backend.finish(bundle.engine_file(record.files[graph.name])))
+        report(graph.name, backend.finish(bundle.engine_files(record.files[graph.name])))
     golden = bundle.golden()
     with ExitStack() as stack:
         sessions = open_sessions(bundle, record, threads=None)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from runtime import backends
+from runtime.backends import Backend, Engine
 from runtime.bundle import Bundle
-from runtime.errors import UnavailableError
+from runtime.enginefiles import EngineFiles, read_engine
+from runtime.errors import EngineError, UnavailableError
+from runtime.forking import fork_waits
 from runtime.manifest import EngineRecord
 from runtime.session import Session
 from runtime.spec import Deployment
@@ -20,7 +25,9 @@ def open_sessions(bundle: Bundle, record: EngineRecord, *, threads: int | None) 
         IntegrityError: A file of it is missing or altered.
         MissingDependencyError, UnavailableError, EngineError: It cannot be opened here.
     """
-    return open_graphs(record, bundle.manifest.deployment, bundle.engine_file, threads=threads)
+    reader = copy.copy(bundle)
+    reader.path = bundle.path.absolute()  # a forked child reads it again, perhaps from another working folder
+    return _open(record, bundle.manifest.deployment, reader.engine_files, threads)
 
 
 def open_graphs(
@@ -37,6 +44,12 @@ def open_graphs(
     Raises:
         MissingDependencyError, UnavailableError, EngineError: It cannot be opened here.
     """
+    return _open(record, deployment, lambda name: read_engine(locate(name)), threads)
+
+
+def _open(
+    record: EngineRecord, deployment: Deployment, read: Callable[[str], EngineFiles], threads: int | None
+) -> dict[str, Session]:
     backend = backends.load(record.backend)
     available = backend.devices()
     if record.device not in available:
@@ -44,15 +57,30 @@ def open_graphs(
     sessions: dict[str, Session] = {}
     try:
         for graph in deployment.graphs:
-            engine = backend.open_engine(
-                locate(record.files[graph.name]),
-                precision=record.precision,
-                device=record.device,
-                threads=threads,
+            opened = partial(_open_engine, backend, record, read, graph.name, threads)
+            sessions[graph.name] = Session(
+                opened(), graph, max_batch=deployment.max_batch, reopen=partial(_reopen, record, opened)
             )
-            sessions[graph.name] = Session(engine, graph, max_batch=deployment.max_batch)
     except BaseException:
         for session in sessions.values():
             session.close()
         raise
     return sessions
+
+
+def _open_engine(
+    backend: Backend, record: EngineRecord, read: Callable[[str], EngineFiles], graph: str, threads: int | None
+) -> Engine:
+    files = read(record.files[graph])
+    with fork_waits():
+        return backend.open_engine(files, precision=record.precision, device=record.device, threads=threads)
+
+
+def _reopen(record: EngineRecord, opened: Callable[[], Engine]) -> Engine:
+    """Open an engine once more, in a child of the process that opened it."""
+    if record.device != "cpu":
+        raise EngineError(
+            f"{record.name} was opened on {record.device!r} before this process was forked, and CUDA cannot be used by "
+            "both: open the Predictor in the child, or start children by the method 'spawn'"
+        )
+    return opened()

@@ -26,6 +26,7 @@ from runtime.enrolment import (
     update_enrolment,
 )
 from runtime.errors import EdgevisError, EnrolmentError, InputError, IntegrityError
+from runtime.forking import fork_waits, holds_up_forks
 from runtime.images import Image, ImageLike, as_images, orientation_of, several
 from runtime.jsondata import to_json
 from runtime.manifest import Proof
@@ -175,6 +176,7 @@ class Predictor:
     @overload
     def predict(self, images: ImageLike, *, top_k: int = 5) -> Any: ...
 
+    @holds_up_forks
     def predict(self, images: ImageLike | Sequence[ImageLike], *, top_k: int = 5) -> Result | list[Result]:
         """What the images show.
 
@@ -203,6 +205,7 @@ class Predictor:
 
     __call__ = predict
 
+    @holds_up_forks
     def embed(self, images: ImageLike | Sequence[ImageLike]) -> Array:
         """Embeddings of one image or several: (N, D) float32, rows of length one.
 
@@ -212,6 +215,7 @@ class Predictor:
         self._check_open()
         return self._task.embed(as_images(images)[0])
 
+    @holds_up_forks
     def enroll(
         self,
         label: str,
@@ -254,6 +258,7 @@ class Predictor:
         with self._changing:
             return self._task.enroll(label, batch, marks, names=image_names(images), strict=strict)
 
+    @holds_up_forks
     def forget(self, label: str) -> None:
         """Remove a label and all its examples; UnknownLabelError when it is not enrolled."""
         with self._changing:
@@ -266,6 +271,7 @@ class Predictor:
         return self._task.gallery.labels
 
     @property
+    @holds_up_forks
     def threshold(self) -> float | None:
         """The score, -1..1, from which a label comes back; None when nothing is known of strangers yet.
 
@@ -276,6 +282,7 @@ class Predictor:
         return None if open_set is None else open_set.threshold
 
     @threshold.setter
+    @holds_up_forks
     def threshold(self, value: float | None) -> None:
         number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
         if value is not None and not (number and -1.0 <= value <= 1.0):
@@ -290,6 +297,7 @@ class Predictor:
         return None if open_set is None else open_set.rate
 
     @false_accept_rate.setter
+    @holds_up_forks
     def false_accept_rate(self, value: float | None) -> None:
         self._scored("false_accept_rate").set_rate(value)
         self._rate_given = value is not None
@@ -315,9 +323,11 @@ class Predictor:
         """
         self._check_open()
         open_set = self._scored("calibration")
-        open_set.calibrate(None if strangers is None else self._strangers_of(strangers))
-        self._reset = True
-        return open_set.info
+        rows = None if strangers is None else self._strangers_of(strangers)
+        with fork_waits():
+            open_set.calibrate(rows)
+            self._reset = True
+            return open_set.info
 
     def _strangers_of(self, source: Source) -> Array:
         """(S, D) float32 rows of the score space of evenly spaced frames of a source, at most twice as many as are
@@ -349,6 +359,7 @@ class Predictor:
             return None
         return read_arrays(self._bundle.file(OPEN_SET), error=IntegrityError, max_bytes=MAX_BYTES)
 
+    @holds_up_forks
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what is enrolled to a file, in place of what it holds; it appears whole or not at all.
 
@@ -362,6 +373,7 @@ class Predictor:
             save_enrolment(path, enrolment)
             self._agree(enrolment)
 
+    @holds_up_forks
     def load(self, path: str | os.PathLike[str]) -> None:
         """Take what a file holds in place of what is enrolled.
 
@@ -374,6 +386,7 @@ class Predictor:
         with self._changing:
             self._take(enrolment, path)
 
+    @holds_up_forks
     def update(self, path: str | os.PathLike[str], *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
         """Bring into a file what was enrolled and forgotten here since the last load, save or update.
 
@@ -464,6 +477,7 @@ class Predictor:
                 session.warmup(size)
 
     @property
+    @holds_up_forks
     def info(self) -> Info:
         """What runs: backend, device, precision, encoder identity, measured parity, and why this engine."""
         manifest, record = self._bundle.manifest, self._opened.record

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -11,6 +12,7 @@ import numpy as np
 from runtime.arrays import Array
 from runtime.backends import Engine
 from runtime.errors import EngineError, InputError
+from runtime.forking import fork_waits, leak, register
 from runtime.spec import Graph, TensorSpec
 
 
@@ -34,15 +36,21 @@ class Session:
         engine: The compiled graph; the session closes it.
         graph: What the manifest says of its inputs and outputs.
         max_batch: Larger batches are run in chunks of this size.
+        reopen: Opens the engine once more, in a forked child that wants to use the session; None where it cannot be.
 
     Raises:
         EngineError: The engine's inputs or outputs are not the graph's.
     """
 
-    def __init__(self, engine: Engine, graph: Graph, *, max_batch: int) -> None:
+    def __init__(
+        self, engine: Engine, graph: Graph, *, max_batch: int, reopen: Callable[[], Engine] | None = None
+    ) -> None:
         self.graph = graph
         self.max_batch = max_batch
-        self._engine = engine
+        self._engine: Engine | None = engine
+        self._reopen = reopen
+        self._opening = threading.Lock()
+        self._closed = False
         self._inputs = {tensor.name: tensor for tensor in graph.inputs}
         wanted = ({tensor.name for tensor in graph.inputs}, {tensor.name for tensor in graph.outputs})
         found = (set(engine.inputs), set(engine.outputs))
@@ -52,6 +60,7 @@ class Session:
                 f"graph {graph.name!r}: the engine's inputs and outputs are {sorted(found[0])} -> {sorted(found[1])}; "
                 f"the manifest says {sorted(wanted[0])} -> {sorted(wanted[1])}: build the bundle again"
             )
+        register(self)
 
     def prepare(self, inputs: Mapping[str, Array]) -> Resident:
         """Check inputs once that many runs share, such as support features: a backend need not copy them for each.
@@ -87,7 +96,9 @@ class Session:
         if missing:
             raise InputError(f"graph {self.graph.name!r}: input {missing[0]!r} is missing; got {sorted(every)}")
         rows = self._axis_sizes(every).get("N", 1)
-        outputs = self._run_chunks(every, rows) if rows > self.max_batch else self._engine.run(arrays, kept)
+        with fork_waits():
+            engine = self._engine or self._open()
+            outputs = self._run_chunks(engine, every, rows) if rows > self.max_batch else engine.run(arrays, kept)
         for tensor in self.graph.outputs:
             self._check_output(tensor, outputs[tensor.name], rows)
             if finite:
@@ -105,12 +116,37 @@ class Session:
 
     def close(self) -> None:
         """Give the engine's memory back; the session must not be used afterwards."""
-        self._engine.close()
+        with fork_waits(), self._opening:
+            self._closed = True
+            if self._engine is not None:
+                self._engine.close()
 
-    def _run_chunks(self, arrays: dict[str, Array], rows: int) -> dict[str, Array]:
+    def after_fork(self) -> None:
+        """In a forked child: give the parent's engine up, whose threads do not exist here, without destroying it.
+
+        The first use opens the engine anew.
+        """
+        self._opening = threading.Lock()
+        if self._engine is not None:
+            leak(self._engine)
+            self._engine = None
+
+    def _open(self) -> Engine:
+        with self._opening:
+            if self._engine is None:
+                if self._closed:
+                    raise EngineError("this engine has been closed")
+                if self._reopen is None:
+                    raise EngineError(
+                        f"graph {self.graph.name!r} was opened before this process was forked; open it in the child"
+                    )
+                self._engine = self._reopen()
+            return self._engine
+
+    def _run_chunks(self, engine: Engine, arrays: dict[str, Array], rows: int) -> dict[str, Array]:
         batched = {name for name, tensor in self._inputs.items() if tensor.batched}
         chunks = [
-            self._engine.run(
+            engine.run(
                 {
                     name: array[start : start + self.max_batch] if name in batched else array
                     for name, array in arrays.items()

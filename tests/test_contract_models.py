@@ -183,7 +183,7 @@ def test_engines_compute_what_pytorch_computes(name: str, bundle: Bundle) -> Non
     for record in bundle.manifest.engines:
         for graph in deployment.graphs:
             engine = backends.load(record.backend).open_engine(
-                bundle.engine_file(record.files[graph.name]), precision="fp32", device="cpu", threads=1
+                bundle.engine_files(record.files[graph.name]), precision="fp32", device="cpu", threads=1
             )
             session = Session(engine, graph, max_batch=64)
             for batch, shots in SIZES:

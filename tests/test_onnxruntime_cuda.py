@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from runtime.backends import onnxruntime as backend
+from runtime.enginefiles import read_engine
 from runtime.errors import UnavailableError, UnknownBackendError
 
 from bundles import FP32_TOLERANCE, HEIGHT, WIDTH, Tiny, TinyEngine, expected_embeddings, float_onnx, write_engine
@@ -83,7 +84,7 @@ def test_arithmetic_with_shapes_is_not_counted() -> None:
 @pytest.mark.skipif(HAS_CUDA, reason="this is the onnxruntime that has CUDA")
 def test_the_package_without_cuda_names_the_one_that_has_it(file: Path) -> None:
     for call in (
-        lambda: backend.open_engine(file, precision="fp32", device="cuda", threads=None),
+        lambda: backend.open_engine(read_engine(file), precision="fp32", device="cuda", threads=None),
         lambda: backend.fingerprint("cuda"),
     ):
         with pytest.raises(UnavailableError, match="pip install onnxruntime-gpu"):
@@ -95,14 +96,14 @@ def test_without_a_gpu_nothing_falls_back_to_the_processor(file: Path) -> None:
     if "cuda" in backend.devices():
         pytest.skip("there is a GPU here")
     with pytest.raises(UnavailableError, match="cannot use its CUDAExecutionProvider here"):
-        backend.open_engine(file, precision="fp32", device="cuda", threads=None)
+        backend.open_engine(read_engine(file), precision="fp32", device="cuda", threads=None)
 
 
 def test_what_is_not_known(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownBackendError, match="no device 'npu'; known: cpu, cuda"):
-        backend.open_engine(file, precision="fp32", device="npu", threads=None)
+        backend.open_engine(read_engine(file), precision="fp32", device="npu", threads=None)
     with pytest.raises(UnknownBackendError, match="runs fp32, fp16, int8 on NVIDIA GPUs, not bf16"):
-        backend.open_engine(file, precision="bf16", device="cuda", threads=None)
+        backend.open_engine(read_engine(file), precision="bf16", device="cuda", threads=None)
     monkeypatch.setenv("EDGEVIS_ONNXRUNTIME", "rocm")
     with pytest.raises(UnknownBackendError, match="EDGEVIS_ONNXRUNTIME is 'rocm'; allowed: cuda, tensorrt"):
-        backend.open_engine(file, precision="fp32", device="cuda", threads=None)
+        backend.open_engine(read_engine(file), precision="fp32", device="cuda", threads=None)

@@ -12,6 +12,7 @@ import pytest
 
 from runtime import backends
 from runtime.backends import Engine
+from runtime.enginefiles import read_engine
 from runtime.errors import (
     EngineError,
     MissingDependencyError,
@@ -79,7 +80,7 @@ def file(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(
     backend: str, file: Path, *, device: str = "cpu", precision: Precision = "fp32", threads: int | None = 1
 ) -> Engine:
-    return backends.load(backend).open_engine(file, precision=precision, device=device, threads=threads)
+    return backends.load(backend).open_engine(read_engine(file), precision=precision, device=device, threads=threads)
 
 
 @pytest.fixture
@@ -139,13 +140,14 @@ _COUNT_THREADS = """
 import os, sys
 from pathlib import Path
 from runtime.backends import load
+from runtime.enginefiles import read_engine
 
 backend = load("onnxruntime")
 backend.devices()
 opened = []
 for threads in (1, 3, 2):
     before = len(os.listdir("/proc/self/task"))
-    opened.append(backend.open_engine(Path(sys.argv[1]), precision="fp32", device="cpu", threads=threads))
+    opened.append(backend.open_engine(read_engine(Path(sys.argv[1])), precision="fp32", device="cpu", threads=threads))
     print(len(os.listdir("/proc/self/task")) - before + 1)  # the caller's is one of them
 """
 
@@ -161,7 +163,10 @@ def test_openvino_takes_the_threads_that_it_is_given(tmp_path: Path, threads: in
     from runtime.backends.openvino import open_engine
 
     engine = open_engine(
-        write_engine(tmp_path, TinyEngine("openvino"), TINY), precision="fp32", device="cpu", threads=threads
+        read_engine(write_engine(tmp_path, TinyEngine("openvino"), TINY)),
+        precision="fp32",
+        device="cpu",
+        threads=threads,
     )
     for rows in (1, 2):
         engine.run({"image": images(rows)})
@@ -347,7 +352,6 @@ def test_an_engine_of_fixed_batch_refuses_another(backend: str, device: str, tmp
 
 _WITHOUT = """
 import sys
-from pathlib import Path
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
@@ -356,11 +360,12 @@ class Missing:
 
 sys.meta_path.insert(0, Missing())
 from runtime import backends
+from runtime.enginefiles import EngineFiles
 from runtime.errors import MissingDependencyError
 backend = backends.load(sys.argv[1])
 for call in (
     backend.devices,
-    lambda: backend.open_engine(Path("any"), precision="fp32", device=sys.argv[2], threads=None),
+    lambda: backend.open_engine(EngineFiles("any", b""), precision="fp32", device=sys.argv[2], threads=None),
 ):
     try:
         call()

@@ -14,6 +14,7 @@ import pytest
 from runtime import backends
 from runtime.arrays import write_arrays
 from runtime.bundle import GOLDEN, Bundle
+from runtime.enginefiles import read_engine
 from runtime.errors import IntegrityError
 from runtime.manifest import Decisions, GraphParity
 from runtime.opening import open_sessions
@@ -214,7 +215,7 @@ def test_what_is_no_batch_is_compared_as_a_whole(tmp_path: Path, rows_axis: str)
 
     graph = Graph("match", named(MATCH.inputs), named(MATCH.outputs))
     file = write_model(tmp_path / "match.onnx", match_onnx(), "onnxruntime")
-    engine = backends.load("onnxruntime").open_engine(file, precision="fp32", device="cpu", threads=1)
+    engine = backends.load("onnxruntime").open_engine(read_engine(file), precision="fp32", device="cpu", threads=1)
     session = Session(engine, graph, max_batch=2)
     random = np.random.default_rng(0)
     query, weight, support = (random.standard_normal(shape) for shape in ((3, 4), (3,), (5, 4)))

@@ -12,6 +12,7 @@ import pytest
 
 from runtime import backends
 from runtime.backends import NO_ARRAYS, Engine
+from runtime.enginefiles import read_engine
 from runtime.errors import EngineError, InputError
 from runtime.session import Session
 from runtime.spec import Graph, TensorSpec
@@ -32,7 +33,7 @@ def file(backend: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_engine(backend: str, file: Path) -> Engine:
-    return backends.load(backend).open_engine(file, precision="fp32", device="cpu", threads=1)
+    return backends.load(backend).open_engine(read_engine(file), precision="fp32", device="cpu", threads=1)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 
 from edgevis.cli import main
 from runtime import backends
+from runtime.enginefiles import read_engine
 from runtime.errors import BackendError, EngineError
 from runtime.predictor import Predictor
 from runtime.tensorrt.backend import finish
@@ -57,7 +58,7 @@ def engine(flavour: Flavour, tmp_path: Path) -> Iterator[PlanEngine]:
 
 
 def opened_file(flavour: Flavour, file: Path) -> PlanEngine:
-    opened = backends.load(flavour).open_engine(file, precision="fp32", device="cuda", threads=None)
+    opened = backends.load(flavour).open_engine(read_engine(file), precision="fp32", device="cuda", threads=None)
     assert isinstance(opened, PlanEngine)
     return opened
 
@@ -120,12 +121,12 @@ def test_threads_at_once(engine: PlanEngine) -> None:
 def test_a_plan_is_built_once(flavour: Flavour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEVIS_CACHE", str(tmp_path / "cache"))
     file = write_engine(tmp_path, TinyEngine(flavour), TINY)
-    assert finish(file, flavour).built
-    assert not finish(file, flavour).built
+    assert finish(read_engine(file), flavour).built
+    assert not finish(read_engine(file), flavour).built
     (plan,) = (tmp_path / "cache" / "tensorrt").glob("*.plan")
     plan.write_bytes(plan.read_bytes()[:1000])
     with pytest.warns(UserWarning, match="is built again"):
-        assert finish(file, flavour).built
+        assert finish(read_engine(file), flavour).built
 
 
 def test_from_a_bundle_to_results(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import pickle
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -20,10 +20,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from edgevis.checkpoints import best_fit, read_states
 from edgevis.models.entry import ModelEntry
 from edgevis.origin import read_origin
 from edgevis.state_dict import load_exactly
@@ -34,6 +34,7 @@ from runtime.spec import Deployment
 __all__ = [
     "ModelEntry",
     "ParameterCounts",
+    "check_size",
     "create",
     "deployment_of",
     "entry",
@@ -48,6 +49,8 @@ __all__ = [
 
 MAX_WEIGHTS_BYTES = 2 << 30
 """The largest checkpoint that :func:`load_weights` opens."""
+
+_log = logging.getLogger("edgevis.weights")
 
 _WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
@@ -154,17 +157,23 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
     """Copy a checkpoint into the model; nothing is copied unless every tensor fits.
 
     Args:
-        path: ``.safetensors``, or ``.pt``/``.pth``/``.tar`` as ``torch.save`` writes it: a state dict, or a mapping
-            that holds one under ``"state_dict"``. It is read without running any code of the file. float16 and
-            bfloat16 tensors are cast to the model's type. Missing ``num_batches_tracked`` counters are not an error:
-            nothing that edgevis builds reads them.
+        path: ``.safetensors``, or what ``torch.save`` writes: a state dict, or a mapping that holds one under a usual
+            key such as ``"state_dict"`` or ``"model"``; one that holds averaged weights (EMA) has those loaded.
+            Prefixes that wrappers put before the names are taken off, heads that the model has not are left out; the
+            log ``edgevis.weights`` says so. It is read without running any code of the file. float16 and bfloat16
+            tensors are cast to the model's type. Missing ``num_batches_tracked`` counters are not an error: nothing
+            that edgevis builds reads them.
 
     Raises:
         WeightsError: The file cannot be read, or its tensors are not the model's; the message names them.
     """
     path = Path(path)
+    check_size(path)
+    found = best_fit(path, model.state_dict())
     hint = "Create the model with the options that the checkpoint was made with"
-    load_exactly(model, read_weights(path), source=str(path), hint=hint)
+    load_exactly(model, found.tensors, source=str(path), hint=hint)
+    for note in found.notes:
+        _log.warning("%s: %s", path.name, note)
 
 
 @functools.cache
@@ -181,27 +190,15 @@ def _entries() -> Mapping[str, ModelEntry]:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, on the CPU; kinds of files and errors as for :func:`load_weights`."""
+    check_size(path)
+    return read_states(path)[0].tensors
+
+
+def check_size(path: Path) -> None:
+    """Refuse a checkpoint that is missing, or larger than :data:`MAX_WEIGHTS_BYTES`, with a WeightsError."""
     try:
         size_bytes = path.stat().st_size
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from error
     if size_bytes > MAX_WEIGHTS_BYTES:
         raise WeightsError(f"{path} has {size_bytes} bytes; allowed: at most {MAX_WEIGHTS_BYTES}")
-    try:
-        if path.suffix == ".safetensors":
-            tensors: dict[str, Tensor] = load_file(path)
-            return tensors
-        if path.suffix not in {".pt", ".pth", ".tar"}:
-            raise WeightsError(f"{path} is of an unknown kind; allowed: .safetensors, .pt, .pth, .tar")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    # torch.load reports a broken archive as RuntimeError, a broken or forbidden pickle as the others.
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"cannot read {path}: {error}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}; a state dict is needed: tensors by name")
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise WeightsError(f"{path}: {name!r} is a {type(tensor).__name__}; a state dict holds tensors by name")
-    return dict(content)

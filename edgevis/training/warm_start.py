@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
-from edgevis.models import read_weights
+from edgevis.checkpoints import best_fit
+from edgevis.models import check_size
 from edgevis.state_dict import load_exactly
 from runtime.errors import InputError
 
@@ -22,12 +23,12 @@ def load_backbone(model: nn.Module, path: Path) -> None:
         WeightsError: The file cannot be read, or lacks tensors of the backbone.
     """
     backbones = getattr(model, "backbones", (getattr(model, "backbone", None),))
-    tensors: dict[str, Tensor] | None = None
+    check_size(path)
     for backbone in backbones:
         if not isinstance(backbone, nn.Module):
             raise InputError(f"a {type(model).__name__} has no backbone; --weights takes weights of the whole model")
-        tensors = read_weights(path) if tensors is None else tensors
         own = backbone.state_dict()
+        tensors = best_fit(path, own).tensors
         load_exactly(backbone, {name: tensors[name] for name in own if name in tensors}, source=str(path))
 
 
@@ -45,7 +46,10 @@ def load_what_fits(model: nn.Module, path: Path, *, heads: tuple[str, ...]) -> s
     Raises:
         WeightsError: The file cannot be read, or tensors other than heads do not fit.
     """
-    tensors, own = read_weights(path), model.state_dict()
+    check_size(path)
+    own = model.state_dict()
+    # Heads of other classes, which the best fit leaves out, are none of the model's.
+    tensors = best_fit(path, own).tensors
     kept = {
         name: tensor
         for name, tensor in tensors.items()

@@ -9,9 +9,10 @@ from onnx import ModelProto, inliner
 
 from export.compilers import engine_path
 from runtime import backends
-from runtime.errors import CompileError, MissingDependencyError
+from runtime.errors import CompileError
 from runtime.spec import Precision
 from runtime.tensorrt.spec import BuildSpec
+from runtime.vendors import import_openvino
 
 
 def check() -> None:
@@ -39,10 +40,7 @@ def ir_from_onnx(model: ModelProto, path: Path) -> None:
         CompileError: OpenVINO refused the graph.
         MissingDependencyError: OpenVINO is not installed.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingDependencyError("openvino is not installed: pip install 'edgevis[openvino]'") from error
+    openvino = import_openvino()
     inlined = inliner.inline_local_functions(model)  # OpenVINO 2026.4 does not read model-local functions
     try:
         ir = openvino.Core().read_model(model=inlined.SerializeToString(), weights=b"")

@@ -8,12 +8,12 @@ inside :meth:`Backend.open_engine` and maps the vendor's exceptions to :mod:`run
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol, cast, runtime_checkable
 
 from runtime.arrays import Array
 from runtime.discovery import load_from, names_in
+from runtime.enginefiles import EngineFiles
 from runtime.errors import UnknownBackendError
 from runtime.spec import Precision
 
@@ -52,11 +52,11 @@ class Backend(Protocol):
         """
         ...
 
-    def open_engine(self, path: Path, *, precision: Precision, device: str, threads: int | None) -> Engine:
-        """Open the file that export wrote for this backend.
+    def open_engine(self, files: EngineFiles, *, precision: Precision, device: str, threads: int | None) -> Engine:
+        """Open what export wrote for this backend.
 
         Args:
-            path: The engine's main file; it has been hashed.
+            files: The contents of the engine's files; a bundle's have been hashed.
             precision: The arithmetic to run in; always explicit, a vendor's default may differ.
             device: One of :meth:`devices`.
             threads: CPU threads to use; None leaves the choice to the vendor.
@@ -80,7 +80,7 @@ class FinishedOnDevice(Protocol):
         """
         ...
 
-    def finish(self, path: Path) -> Finished:
+    def finish(self, files: EngineFiles) -> Finished:
         """Make what :meth:`Backend.open_engine` opens, unless that was done before.
 
         Raises:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 import threading
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -24,8 +25,10 @@ from runtime.arrays import Array
 from runtime.backends import NO_ARRAYS
 from runtime.cachefolder import cache_folder
 from runtime.cuda import open_device
+from runtime.enginefiles import EngineFiles
 from runtime.errors import EngineError, MissingDependencyError, UnavailableError, UnknownBackendError
 from runtime.spec import Precision
+from runtime.vendors import import_onnxruntime as _vendor
 
 # BF16 and FP16 would need kernels that ONNX Runtime's CPU provider does not have for convolutions.
 PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16", "int8")}
@@ -67,12 +70,12 @@ def fingerprint(device: str) -> dict[str, str]:
     }
 
 
-def finish(path: Path) -> _AsItIs:
+def finish(files: EngineFiles) -> _AsItIs:
     """See :meth:`runtime.backends.FinishedOnDevice.finish`: the graph is opened as it is."""
-    return _AsItIs(path.stat().st_size)
+    return _AsItIs(len(files.main))
 
 
-def open_engine(path: Path, *, precision: Precision, device: str, threads: int | None) -> _Engine:
+def open_engine(files: EngineFiles, *, precision: Precision, device: str, threads: int | None) -> _Engine:
     allowed = PRECISIONS.get(device)
     if allowed is None:
         raise UnknownBackendError(f"onnxruntime has no device {device!r}; known: {', '.join(PRECISIONS)}")
@@ -81,12 +84,12 @@ def open_engine(path: Path, *, precision: Precision, device: str, threads: int |
         raise UnknownBackendError(f"onnxruntime runs {', '.join(allowed)} {where}, not {precision}")
     ort = _vendor()
     if device == "cpu":
-        return _Engine(ort, path, threads, [(_CPU, {})])
+        return _Engine(ort, files, threads, [(_CPU, {})])
     providers = _gpu_providers(_accelerator(ort), precision)
     if hasattr(ort, "preload_dlls"):  # since 1.21: CUDA and cuDNN from the wheels of onnxruntime-gpu[cuda,cudnn]
         with contextlib.redirect_stdout(sys.stderr):  # where it prints what it misses
             ort.preload_dlls()
-    return _CudaEngine(ort, path, threads, providers)
+    return _CudaEngine(ort, files, threads, providers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,9 @@ class _AsItIs:
 class _Engine:
     _config: Mapping[str, str] = MappingProxyType({})
 
-    def __init__(self, ort: Any, path: Path, threads: int | None, providers: list[tuple[str, dict[str, str]]]) -> None:
+    def __init__(
+        self, ort: Any, files: EngineFiles, threads: int | None, providers: list[tuple[str, dict[str, str]]]
+    ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only: they come back as exceptions
         if threads is not None:
@@ -111,9 +116,13 @@ class _Engine:
         for key, value in self._config.items():
             options.add_session_config_entry(key, value)
         try:
-            session = ort.InferenceSession(str(path), options, providers=providers)
+            with _source(files) as source:
+                session = ort.InferenceSession(source, options, providers=providers)
         except Exception as error:  # its exception classes share no base but Exception
-            raise EngineError(f"ONNX Runtime {ort.__version__} cannot open {path.name}: {error}") from error
+            raise EngineError(f"ONNX Runtime {ort.__version__} cannot open {files.name}: {error}") from error
+        if hasattr(session, "_model_bytes"):
+            # Kept for a fallback to another provider, which is not wanted, as long as the session lives (1.32).
+            session._model_bytes = None
         self._ort = ort
         self._session = session
         self.inputs = tuple(node.name for node in session.get_inputs())
@@ -138,8 +147,10 @@ class _Engine:
 class _CudaEngine(_Engine):
     """On the GPU: resident inputs stay there, and a node that does not run there is named."""
 
-    def __init__(self, ort: Any, path: Path, threads: int | None, providers: list[tuple[str, dict[str, str]]]) -> None:
-        on_processor = self._open(ort, path, threads, providers)
+    def __init__(
+        self, ort: Any, files: EngineFiles, threads: int | None, providers: list[tuple[str, dict[str, str]]]
+    ) -> None:
+        on_processor = self._open(ort, files, threads, providers)
         wanted = providers[0][0]
         if wanted not in self._session.get_providers():
             # It prints why and goes on with the CPU, which nobody asked for.
@@ -150,7 +161,7 @@ class _CudaEngine(_Engine):
         self._session.disable_fallback()
         if on_processor:
             warnings.warn(
-                f"{path.name}: part of it runs on the processor, and its data cross the bus: {on_processor}",
+                f"{files.name}: part of it runs on the processor, and its data cross the bus: {on_processor}",
                 RuntimeWarning,
                 stacklevel=4,
             )
@@ -162,23 +173,25 @@ class _CudaEngine(_Engine):
         with self._lock:
             self._resident = {}
 
-    def _open(self, ort: Any, path: Path, threads: int | None, providers: list[tuple[str, dict[str, str]]]) -> str:
+    def _open(
+        self, ort: Any, files: EngineFiles, threads: int | None, providers: list[tuple[str, dict[str, str]]]
+    ) -> str:
         """Open the session; what of the graph runs on the processor, or nothing."""
         if hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
             self._config = {"session.record_ep_graph_assignment_info": "1"}
-            super().__init__(ort, path, threads, providers)
+            super().__init__(ort, files, threads, providers)
             counts = processor_nodes(self._session)
             named = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
             return f"{sum(counts.values())} nodes: {named}" if counts else ""
         # Older versions, such as 1.23, cannot say which nodes those are, but be forbidden to have any.
         try:
             self._config = {"session.disable_cpu_ep_fallback": "1"}
-            super().__init__(ort, path, threads, [item for item in providers if item[0] != _CPU])
+            super().__init__(ort, files, threads, [item for item in providers if item[0] != _CPU])
         except EngineError as error:
             if "fallback to CPU EP" not in str(error):
                 raise
             self._config = {}
-            super().__init__(ort, path, threads, providers)
+            super().__init__(ort, files, threads, providers)
             return f"some nodes, which onnxruntime {ort.__version__} does not name"
         return ""
 
@@ -196,6 +209,25 @@ class _CudaEngine(_Engine):
                 value = self._ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0)
                 self._resident[id(array)] = (weakref.ref(array), value)
             return self._resident[id(array)][1]
+
+
+@contextlib.contextmanager
+def _source(files: EngineFiles) -> Iterator[bytes | str]:
+    """What a session is made from: the graph's bytes, or, with external data, the path of a private copy.
+
+    From bytes ONNX Runtime 1.32 looks for external data in the working folder, and where it takes them from memory
+    instead it forgets those of subgraphs and functions. What it maps of the copy stays after the copy is removed.
+    """
+    if not files.external:
+        yield files.main
+        return
+    with tempfile.TemporaryDirectory(prefix="edgevis-graph-") as name:
+        folder = Path(name)
+        for location, content in {files.name: files.main, **files.external}.items():
+            path = folder / location
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        yield str(folder / files.name)
 
 
 def processor_nodes(session: Any) -> Counter[str]:
@@ -250,11 +282,3 @@ def _gpu_providers(accelerator: str, precision: Precision) -> list[tuple[str, di
         "trt_timing_cache_path": str(folder),
     }
     return [(_TENSORRT, tensorrt), *providers]
-
-
-def _vendor() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError("onnxruntime is not installed: pip install onnxruntime") from error
-    return onnxruntime

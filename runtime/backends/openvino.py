@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from runtime.arrays import Array
 from runtime.backends import NO_ARRAYS
-from runtime.errors import EngineError, MissingDependencyError, UnavailableError, UnknownBackendError
+from runtime.enginefiles import EngineFiles
+from runtime.errors import EngineError, UnavailableError, UnknownBackendError
 from runtime.spec import Precision
+from runtime.vendors import import_openvino as _vendor
 
 # INT8 lies in the graph, as Q/DQ; what is left in float then runs as float32.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
@@ -28,14 +29,14 @@ def devices() -> tuple[str, ...]:
     return ("cpu",)
 
 
-def open_engine(path: Path, *, precision: Precision, device: str, threads: int | None) -> _Engine:
+def open_engine(files: EngineFiles, *, precision: Precision, device: str, threads: int | None) -> _Engine:
     if precision not in _HINTS:
         raise UnknownBackendError(f"openvino runs {', '.join(_HINTS)} on the CPU, not {precision}")
     ov = _vendor()
     core = ov.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UnavailableError("this processor has no BF16 arithmetic; use the fp32 or the int8 engine")
-    return _Engine(ov, core, path, _HINTS[precision], threads)
+    return _Engine(ov, core, files, _HINTS[precision], threads)
 
 
 class _Engine:
@@ -45,20 +46,22 @@ class _Engine:
     OSNet x0.25, 2 cores), and cameras mostly ask for one.
     """
 
-    def __init__(self, ov: Any, core: Any, path: Path, hint: str, threads: int | None) -> None:
+    def __init__(self, ov: Any, core: Any, files: EngineFiles, hint: str, threads: int | None) -> None:
         self._core = core
         self._config = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             self._config["INFERENCE_NUM_THREADS"] = str(threads)
         try:
-            self._model = core.read_model(path)
+            # Contents, not a path: OpenVINO maps the file of a path, and whoever writes to that changes the weights of
+            # a compiled model, or ends the process. It copies these, with the alignment that it wants.
+            self._model = core.read_model(model=_xml(files), weights=files.companion(".bin"))
             self.inputs = tuple(port.get_any_name() for port in self._model.inputs)
             self.outputs = tuple(port.get_any_name() for port in self._model.outputs)
             self._open_batch = tuple(
                 port.get_any_name() for port in self._model.inputs if port.partial_shape[0].is_dynamic
             )
         except Exception as error:  # OpenVINO raises bare RuntimeError, and others from its bindings
-            raise EngineError(f"OpenVINO {ov.__version__} cannot open {path.name}: {error}") from error
+            raise EngineError(f"OpenVINO {ov.__version__} cannot open {files.name}: {error}") from error
         self._lock = threading.Lock()
         self._pools: dict[bool, _RequestPool] = {}
         self._tensor = ov.Tensor
@@ -119,16 +122,13 @@ class _RequestPool:
         self._idle[resident].append(request)
 
 
+def _xml(files: EngineFiles) -> bytes:
+    """The IR's text. OpenVINO takes the content of any format that it knows, and some name further files."""
+    if not files.main.lstrip().startswith(b"<"):
+        raise ValueError("it is no IR: XML is needed")
+    return files.main
+
+
 def _one_row(shape: Any) -> Any:
     shape[0] = 1
     return shape
-
-
-def _vendor() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingDependencyError("openvino is not installed: pip install 'edgevis[openvino]'") from error
-    except Exception as error:  # its telemetry's, such as RuntimeError for a user without a home folder
-        raise UnavailableError(f"openvino is installed but cannot be imported: {error}") from error
-    return openvino

@@ -8,8 +8,7 @@ A plan's arithmetic is in its graph: precision is not said again here.
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from runtime.enginefiles import EngineFiles
 from runtime.spec import Precision
 from runtime.tensorrt import backend
 from runtime.tensorrt.cache import Found
@@ -20,13 +19,13 @@ def devices() -> tuple[str, ...]:
     return backend.devices("tensorrt")
 
 
-def open_engine(path: Path, *, precision: Precision, device: str, threads: int | None) -> PlanEngine:
-    return backend.open_engine(path, "tensorrt", device)
+def open_engine(files: EngineFiles, *, precision: Precision, device: str, threads: int | None) -> PlanEngine:
+    return backend.open_engine(files, "tensorrt", device)
 
 
 def fingerprint(device: str) -> dict[str, str]:
     return backend.fingerprint("tensorrt", device)
 
 
-def finish(path: Path) -> Found[None]:
-    return backend.finish(path, "tensorrt")
+def finish(files: EngineFiles) -> Found[None]:
+    return backend.finish(files, "tensorrt")

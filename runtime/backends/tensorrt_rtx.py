@@ -7,8 +7,7 @@ A plan's arithmetic is in its graph: precision is not said again here.
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from runtime.enginefiles import EngineFiles
 from runtime.spec import Precision
 from runtime.tensorrt import backend
 from runtime.tensorrt.cache import Found
@@ -19,13 +18,13 @@ def devices() -> tuple[str, ...]:
     return backend.devices("tensorrt_rtx")
 
 
-def open_engine(path: Path, *, precision: Precision, device: str, threads: int | None) -> PlanEngine:
-    return backend.open_engine(path, "tensorrt_rtx", device)
+def open_engine(files: EngineFiles, *, precision: Precision, device: str, threads: int | None) -> PlanEngine:
+    return backend.open_engine(files, "tensorrt_rtx", device)
 
 
 def fingerprint(device: str) -> dict[str, str]:
     return backend.fingerprint("tensorrt_rtx", device)
 
 
-def finish(path: Path) -> Found[None]:
-    return backend.finish(path, "tensorrt_rtx")
+def finish(files: EngineFiles) -> Found[None]:
+    return backend.finish(files, "tensorrt_rtx")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from runtime.arrays import Array
+from runtime.vendors import import_onnxruntime
 
 # MatMulInteger over "codes" (N, D) uint8 with the zero point 128 and "weights" (D, C): serialised, because building a
 # model would need the package onnx. int8 weights are twice as fast where the processor has instructions for them;
@@ -82,7 +83,7 @@ def _numkong() -> Iterator[Kernel]:
 
 
 def _onnxruntime() -> Iterator[Kernel]:
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     def kernel(name: str, model: bytes, convert: Callable[[Array], Array]) -> Kernel:
         options = onnxruntime.SessionOptions()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import TypeVar
 
 from runtime.cuda import Device, DeviceInfo, open_device
+from runtime.enginefiles import EngineFiles
 from runtime.errors import CompileError, EngineError, SchemaError, UnknownBackendError
 from runtime.tensorrt import vendor
 from runtime.tensorrt.cache import Found, PlanCache, PlanKey
 from runtime.tensorrt.compiler import build_engine
 from runtime.tensorrt.engine import OpenPlan, PlanEngine, open_plan
-from runtime.tensorrt.spec import MAX_SPEC_BYTES, BuildSpec, spec_path
+from runtime.tensorrt.spec import MAX_SPEC_BYTES, SPEC, BuildSpec
 from runtime.tensorrt.vendor import Flavour
 
 T = TypeVar("T")
@@ -37,24 +38,24 @@ def fingerprint(flavour: Flavour, device: str) -> dict[str, str]:
     return {flavour: vendor.version(flavour), "gpu": f"{info.name} {info.sm}", "driver": info.driver}
 
 
-def finish(path: Path, flavour: Flavour) -> Found[None]:
+def finish(files: EngineFiles, flavour: Flavour) -> Found[None]:
     """See :meth:`runtime.backends.FinishedOnDevice.finish`."""
     device = open_device()
     with device.current():
-        found = _open(path, flavour, device)
+        found = _open(files, flavour, device)
     return Found(None, found.built, found.seconds, found.reason, found.size_bytes)
 
 
-def open_engine(path: Path, flavour: Flavour, device: str) -> PlanEngine:
+def open_engine(files: EngineFiles, flavour: Flavour, device: str) -> PlanEngine:
     """See :meth:`runtime.backends.Backend.open_engine`."""
     _check_device(flavour, device)
     vendor.load(flavour)
     gpu = open_device()
     with gpu.current():
-        return PlanEngine(_open(path, flavour, gpu).opened, gpu, name=path.name)
+        return PlanEngine(_open(files, flavour, gpu).opened, gpu, name=files.name)
 
 
-def plan_bytes(path: Path, flavour: Flavour) -> bytes:
+def plan_bytes(files: EngineFiles, flavour: Flavour) -> bytes:
     """The plan of a graph for this machine, from the cache or built, for programs that open plans themselves.
 
     Raises:
@@ -63,11 +64,11 @@ def plan_bytes(path: Path, flavour: Flavour) -> bytes:
     """
     device = open_device()
     try:
-        onnx, spec = path.read_bytes(), _read_spec(path)
+        onnx, spec = _graph(files), _read_spec(files)
         with device.current():
             return _cached(onnx, spec, flavour, device, bytes).opened
-    except (OSError, CompileError, SchemaError) as error:
-        raise EngineError(f"{flavour} cannot open {path.name}: {error}") from error
+    except (EngineError, CompileError, SchemaError) as error:
+        raise EngineError(f"{flavour} cannot open {files.name}: {error}") from error
 
 
 def plan_key(onnx: bytes, spec: BuildSpec, flavour: Flavour, gpu: DeviceInfo) -> PlanKey:
@@ -88,20 +89,27 @@ def plan_key(onnx: bytes, spec: BuildSpec, flavour: Flavour, gpu: DeviceInfo) ->
     )
 
 
-def _open(path: Path, flavour: Flavour, device: Device) -> Found[OpenPlan]:
+def _open(files: EngineFiles, flavour: Flavour, device: Device) -> Found[OpenPlan]:
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise EngineError(f"{flavour} cannot open {path.name}: {error}") from error
-    try:
-        if path.suffix == PLAN:
-            return Found(open_plan(data, flavour), False, 0.0, "", len(data))
-        spec = _read_spec(path)
+        if PurePosixPath(files.name).suffix == PLAN:
+            return Found(open_plan(files.main, flavour), False, 0.0, "", len(files.main))
+        spec = _read_spec(files)
         return _cached(
-            data, spec, flavour, device, lambda plan: open_plan(plan, flavour, host_code=spec.version_compatible)
+            _graph(files),
+            spec,
+            flavour,
+            device,
+            lambda plan: open_plan(plan, flavour, host_code=spec.version_compatible),
         )
     except (EngineError, CompileError, SchemaError) as error:
-        raise EngineError(f"{flavour} cannot open {path.name}: {error}") from error
+        raise EngineError(f"{flavour} cannot open {files.name}: {error}") from error
+
+
+def _graph(files: EngineFiles) -> bytes:
+    """The graph, which a plan's key is made of: TensorRT's parser would look for other files in the working folder."""
+    if files.external:
+        raise EngineError(f"it has external data ({', '.join(files.external)}); save the graph with its data inside")
+    return files.main
 
 
 def _cached(onnx: bytes, spec: BuildSpec, flavour: Flavour, device: Device, opened: Callable[[bytes], T]) -> Found[T]:
@@ -112,14 +120,11 @@ def _cached(onnx: bytes, spec: BuildSpec, flavour: Flavour, device: Device, open
     )
 
 
-def _read_spec(graph: Path) -> BuildSpec:
-    path = spec_path(graph)
-    try:
-        if path.stat().st_size > MAX_SPEC_BYTES:
-            raise SchemaError(f"{path.name} has {path.stat().st_size} bytes; at most {MAX_SPEC_BYTES} are read")
-        return BuildSpec.loads(path.read_bytes())
-    except OSError as error:
-        raise EngineError(f"{path.name}, which says how to build it, cannot be read: {error}") from error
+def _read_spec(files: EngineFiles) -> BuildSpec:
+    data = files.companion(SPEC)
+    if len(data) > MAX_SPEC_BYTES:
+        raise SchemaError(f"the build specification has {len(data)} bytes; at most {MAX_SPEC_BYTES} are read")
+    return BuildSpec.loads(data)
 
 
 def _check_device(flavour: Flavour, device: str) -> None:

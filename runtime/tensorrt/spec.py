@@ -80,9 +80,13 @@ class BuildSpec:
         return from_json(cls, data, "build spec")
 
 
+SPEC = ".json"
+"""The suffix of a graph's build specification."""
+
+
 def spec_path(graph: Path) -> Path:
     """Where the specification of a graph's file lies: beside it, with the same stem."""
-    return graph.with_suffix(".json")
+    return graph.with_suffix(SPEC)
 
 
 def _check_profile(name: str, profile: tuple[Shape, Shape, Shape]) -> None:
