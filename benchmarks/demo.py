@@ -1,4 +1,4 @@
-"""Two persons enrolled, then recognised in a video: ``python -m benchmarks.demo`` (``make demo`` builds what it needs).
+"""Two persons enrolled from one camera, then recognised by another: ``python -m benchmarks.demo`` (see ``make demo``).
 
 Writes into the output folder: ``picture.jpg``, ``video.mp4``, ``latency.md`` and ``latency.json``.
 """
@@ -19,8 +19,9 @@ from typing import cast
 import cv2
 import numpy as np
 
-from benchmarks.scenes import FixedCamera, PhotoPan, Scene, View
+from benchmarks.scenes import FixedCamera, OtherCamera, PhotoPan, Scene, View
 from edgevis import EdgevisError, Identification, Predictor, SourceError
+from edgevis.cli._common import open_set_lines
 from edgevis.cli.bench import HEADERS, MEASURED, time_engines
 from runtime.bundle import Bundle
 from runtime.drawing import color_at, color_of, draw_tag
@@ -83,9 +84,11 @@ def run(bundle: str, timed: Sequence[str], video: Path | None, output: Path, *, 
         for label, crops in gallery.items():
             predictor.enroll(label, crops)
             print(f"Enrolled: {label}, {len(crops)} crops")
-        threshold = predictor.threshold
-        print("Threshold: none (nothing is known of strangers)" if threshold is None else f"Threshold: {threshold:.3f}")
-        watch = _watch(predictor, scene, output / "video.mp4")
+        if predictor.info.open_set is not None:
+            print("\n".join(open_set_lines(predictor.info.open_set)))
+        other = OtherCamera(scene)
+        print(f"\nAsked: {other.name}")
+        watch = _watch(predictor, other, output / "video.mp4")
     seen = ", ".join(f"{label} {count}x" for label, count in watch.seen.most_common())
     print(f"Seen in {watch.frames} frames: {seen or 'nobody'}")
     print(f"Median time of a person, crop to result: {np.median(watch.engine_ms or [0.0]):.2f} ms")
