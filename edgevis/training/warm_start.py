@@ -23,10 +23,10 @@ def load_backbone(model: nn.Module, path: Path) -> None:
         WeightsError: The file cannot be read, or lacks tensors of the backbone.
     """
     backbones = getattr(model, "backbones", (getattr(model, "backbone", None),))
-    check_size(path)
     for backbone in backbones:
         if not isinstance(backbone, nn.Module):
             raise InputError(f"a {type(model).__name__} has no backbone; --weights takes weights of the whole model")
+        check_size(path)
         own = backbone.state_dict()
         tensors = best_fit(path, own).tensors
         load_exactly(backbone, {name: tensors[name] for name in own if name in tensors}, source=str(path))
@@ -48,7 +48,6 @@ def load_what_fits(model: nn.Module, path: Path, *, heads: tuple[str, ...]) -> s
     """
     check_size(path)
     own = model.state_dict()
-    # Heads of other classes, which the best fit leaves out, are none of the model's.
     tensors = best_fit(path, own).tensors
     kept = {
         name: tensor
