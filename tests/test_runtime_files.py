@@ -244,14 +244,14 @@ def test_the_folder_of_a_killed_build_is_swept_by_the_next(tmp_path: Path) -> No
 
 _NO_HOME = """
 import os, sys
+from runtime.cachefolder import cache_folder  # while the interpreter's own files may be read
+from runtime.errors import UnavailableError
 os.setgroups([])
 os.setgid(54321)
 os.setuid(54321)  # no entry in /etc/passwd
 os.environ.pop("HOME", None)
 os.environ.pop("EDGEVIS_CACHE", None)
 os.environ.pop("XDG_CACHE_HOME", None)
-from runtime.cachefolder import cache_folder
-from runtime.errors import UnavailableError
 try:
     cache_folder()
 except UnavailableError as error:

@@ -65,7 +65,9 @@ def opened(tmp_path: Path, tiny: Tiny | None = None, **arguments: Any) -> Predic
 @pytest.fixture
 def spaced(tmp_path: Path) -> Iterator[Predictor]:
     """A bundle whose weights were measured."""
-    tiny = Tiny(postprocess={"open_set": to_json(STATISTICS)}, open_set=some_space().arrays())
+    tiny = Tiny(
+        postprocess={"open_set": to_json(STATISTICS), "false_accept_rate": 0.05}, open_set=some_space().arrays()
+    )
     with opened(tmp_path, tiny) as predictor:
         yield predictor
 

@@ -36,6 +36,8 @@ from runtime.results import Match
 from runtime.spec import TensorSpec
 from runtime.tasks import Context, Result
 
+MAX_DIMENSION = 1 << 16
+
 ResultFrom: TypeAlias = Callable[[tuple[Match, ...], str | None, Mapping[str, float]], Result]
 """From the ranking, the label that is above the threshold (or None) and the times to a result."""
 
@@ -62,6 +64,8 @@ class EmbeddingTask:
             raise SchemaError(
                 f"graph {graph!r} of this task maps {image} to 'embedding', float32 (N, D); the bundle has {spec}"
             )
+        if dimension > MAX_DIMENSION:
+            raise SchemaError(f"graph {graph!r} has embeddings of {dimension} numbers; allowed: 1 to {MAX_DIMENSION}")
         space = None if context.open_set is None else space_from(context.open_set, dimension, OPEN_SET)
         statistics = _statistics(context.deployment.postprocess)
         rate = context.deployment.postprocess.get("false_accept_rate", DEFAULT_RATE)
