@@ -16,12 +16,16 @@ from torch import Tensor
 
 from edgevis import Predictor, models
 from edgevis.models import ModelEntry
-from edgevis.open_set.sidecar import weights_digest
+from edgevis.open_set.sidecar import Header, weights_digest, write_sidecar
+from edgevis.open_set.space import space_of
 from export import targets
 from export.build import main
 from export.pipeline import UNTRAINED, Request, build_bundle, encoder_identity
+from runtime.arrays import unit_rows
 from runtime.bundle import Bundle
 from runtime.errors import ExportError, InputError, MissingDependencyError, ParityError, UnknownModelError, WeightsError
+from runtime.jsondata import to_json
+from runtime.open_set.generic import generic
 from runtime.spec import Deployment, Graph, TensorSpec
 from runtime.verification import verify_bundle
 
@@ -150,13 +154,27 @@ def test_predictor_runs_it(built: tuple[Bundle, Recorder]) -> None:
         np.testing.assert_allclose(predictor.embed(list(samples.images)), wanted, atol=1e-5)
 
 
-def test_impostor_scores_are_of_different_labels(built: tuple[Bundle, Recorder]) -> None:
-    impostor = built[0].manifest.deployment.postprocess["impostor"]
-    assert impostor["source"] == "people"
-    # 24 images verify; at most 24 * 23 / 2 pairs, three quarters of them of different labels.
-    assert 150 < impostor["pairs"] < 276
-    assert -1 <= impostor["mean"] <= 1
-    assert 0 < impostor["std"] < 1
+def test_what_was_measured_beside_the_weights_goes_into_the_bundle(quick: Request, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "weights.safetensors"
+    save_file(tiny_net(seed=3).state_dict(), checkpoint)
+    dimension = DEPLOYMENT.graphs[0].outputs[0].shape[-1]
+    assert isinstance(dimension, int)
+    rows = unit_rows(np.random.default_rng(0).standard_normal((40, dimension)))
+    space = space_of(rows, np.repeat(np.arange(10), 4), shrink=0.5, neighbours=3, strength=0.5, cohort=8)
+    statistics = generic("nearest")
+    beside = tmp_path / "weights.open_set.npz"
+    write_sidecar(beside, Header("tiny", weights_digest(tiny_net(seed=3)), "a command", statistics), space)
+    recorder = Recorder()
+    bundle = build_bundle(replace(quick, checkpoint=checkpoint), recorder)
+    assert "open set" in recorder.stages
+    assert bundle.manifest.deployment.postprocess["open_set"] == to_json(statistics)
+    with Predictor(bundle.path) as predictor:
+        predictor.enroll("anna", pictures(2).images[0])
+        assert predictor.info.open_set is not None
+        assert predictor.info.open_set.method == "estimated"
+    write_sidecar(beside, Header("tiny", weights_digest(tiny_net(seed=4)), "a command", statistics), space)
+    with pytest.raises(WeightsError, match="was measured on other weights"):
+        build_bundle(replace(quick, checkpoint=checkpoint), Recorder())
 
 
 def test_random_weights_are_said_loudly(quick: Request) -> None:
@@ -169,10 +187,8 @@ def test_random_weights_are_said_loudly(quick: Request) -> None:
     assert "calibrate" not in recorder.stages
 
 
-def test_one_label_gives_no_impostors(quick: Request, tmp_path: Path) -> None:
-    one = write_pictures(tmp_path / "one", pictures(24, labels=1))
-    bundle = build_bundle(replace(quick, calibration_data=one), Recorder())
-    assert "impostor" not in bundle.manifest.deployment.postprocess
+def test_weights_of_which_nothing_was_measured_bring_nothing(built: tuple[Bundle, Recorder]) -> None:
+    assert "open_set" not in built[0].manifest.deployment.postprocess
 
 
 # --- identity
