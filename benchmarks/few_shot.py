@@ -20,8 +20,13 @@ from benchmarks.report import report
 from edgevis import Classification, InputError, Predictor
 from edgevis.data import Episode, EpisodeSampler, read_class_table
 from edgevis.metrics import episode_accuracy
+from runtime.arrays import Array
+from runtime.bundle import Bundle
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.images import Image
+from runtime.open_set.bundled import space_of
+
+Rows = Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +47,8 @@ def episodes(labels: Sequence[str], *, way: int, shot: int, query: int, count: i
     return (sampler.episode(number) for number in range(count))
 
 
-def from_embeddings(embeddings: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> Callable[[Episode], float]:
-    """Accuracy of an episode over embeddings that have been made: (N, D) unit rows."""
+def from_embeddings(embeddings: Rows) -> Callable[[Episode], float]:
+    """Accuracy of an episode over rows that have been made: (N, D) unit rows, as :func:`scored_rows` gives them."""
 
     def run(episode: Episode) -> float:
         gallery = EmbeddedGallery(embeddings.shape[1], "prototype")
@@ -54,6 +59,12 @@ def from_embeddings(embeddings: np.ndarray[tuple[int, int], np.dtype[np.float32]
         return float(np.mean([ranking[0].label == label for ranking, label in zip(found, truth, strict=True)]))
 
     return run
+
+
+def scored_rows(bundle: Path, embeddings: Rows) -> Rows:
+    """(N, D) float32 embeddings in the space in which the bundle's predictor scores them."""
+    space = space_of(Bundle(bundle), embeddings.shape[1])
+    return embeddings if space is None else space.project(embeddings)
 
 
 def from_images(predictor: Predictor, images: Sequence[Image]) -> Callable[[Episode], float]:
@@ -121,7 +132,10 @@ def _measure(arguments: argparse.Namespace) -> Iterator[Accuracy]:
     for precision in arguments.precision:
         with Predictor(arguments.bundle, precision=precision) as predictor:
             engine = f"{predictor.info.backend}-{predictor.info.precision}"
-            run = from_images(predictor, images) if arguments.images else from_embeddings(predictor.embed(images))
+            if arguments.images:
+                run = from_images(predictor, images)
+            else:
+                run = from_embeddings(scored_rows(arguments.bundle, predictor.embed(images)))
             for shot in arguments.shot:
                 drawn = episodes(
                     labels,

@@ -27,17 +27,14 @@ from edgevis import InputError, Predictor
 from edgevis.cli.bench import each_engine
 from edgevis.open_set.embeddings import Part, labelled_images
 from edgevis.open_set.enrolments import Scene, Selection, selections
-from runtime.arrays import Array, read_arrays
+from runtime.arrays import Array
 from runtime.bundle import Bundle
-from runtime.errors import IntegrityError
 from runtime.files import atomic_write
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.state import Scoring
-from runtime.jsondata import from_json
+from runtime.open_set.bundled import space_of, statistics_of
 from runtime.open_set.decision import OpenSet
 from runtime.open_set.enrolled import label_scores
-from runtime.open_set.space import FILE, MAX_BYTES, ScoreSpace, space_from
-from runtime.open_set.statistics import OpenSetStatistics
 
 RATES = (0.01, 0.05, 0.1)
 CALIBRATED_ON = 100
@@ -104,12 +101,8 @@ class Measured:
 
     def __init__(self, bundle: Bundle, scene: Scene) -> None:
         deployment = bundle.manifest.deployment
-        self.space: ScoreSpace | None = None
-        if FILE in bundle.manifest.files:
-            arrays = read_arrays(bundle.file(FILE), error=IntegrityError, max_bytes=MAX_BYTES)
-            self.space = space_from(arrays, scene.rows.shape[1], FILE)
-        data = deployment.postprocess.get("open_set")
-        self.statistics = None if data is None else from_json(OpenSetStatistics, data, "open_set")
+        self.space = space_of(bundle, scene.rows.shape[1])
+        self.statistics = statistics_of(deployment.postprocess)
         self.own_scoring = _OWN[deployment.task]
         self.scoring: Scoring = self.statistics.scoring if self.statistics else self.own_scoring
         self.raw = scene

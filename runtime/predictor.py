@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 
 from runtime import tasks
-from runtime.arrays import Array, read_arrays
+from runtime.arrays import Array
 from runtime.bundle import Bundle
 from runtime.enrolment import (
     LOCK_TIMEOUT_S,
@@ -25,15 +25,14 @@ from runtime.enrolment import (
     save_enrolment,
     update_enrolment,
 )
-from runtime.errors import EdgevisError, EnrolmentError, InputError, IntegrityError
+from runtime.errors import EdgevisError, EnrolmentError, InputError
 from runtime.forking import fork_waits, holds_up_forks
 from runtime.images import Image, ImageLike, as_images, orientation_of, several
 from runtime.jsondata import to_json
 from runtime.manifest import Proof
 from runtime.masks import MaskLike, as_masks
+from runtime.open_set.bundled import open_set_arrays
 from runtime.open_set.decision import OpenSet, OpenSetInfo
-from runtime.open_set.space import FILE as OPEN_SET
-from runtime.open_set.space import MAX_BYTES
 from runtime.open_set.strangers import MAX_STRANGERS
 from runtime.preprocess import Preprocessor
 from runtime.quality import EnrolmentReport, image_names
@@ -138,7 +137,7 @@ class Predictor:
         self._preprocess = Preprocessor(deployment.preprocess)
         try:
             self._task = task.open_task(
-                tasks.Context(deployment, self._opened.sessions, self._preprocess, self._open_set_arrays())
+                tasks.Context(deployment, self._opened.sessions, self._preprocess, open_set_arrays(self._bundle))
             )
             self._rate_given = false_accept_rate is not None
             if false_accept_rate is not None:
@@ -353,11 +352,6 @@ class Predictor:
         if self._task.open_set is None:
             raise InputError(f"{what}: the task {self._bundle.manifest.deployment.task!r} has no scores between labels")
         return self._task.open_set
-
-    def _open_set_arrays(self) -> dict[str, Array] | None:
-        if OPEN_SET not in self._bundle.manifest.files:
-            return None
-        return read_arrays(self._bundle.file(OPEN_SET), error=IntegrityError, max_bytes=MAX_BYTES)
 
     @holds_up_forks
     def save(self, path: str | os.PathLike[str]) -> None:

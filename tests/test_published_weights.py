@@ -43,10 +43,12 @@ def test_mobilenetv2_learns_groceries_from_few_shots(tmp_path_factory: pytest.Te
     bundle = built_bundle(tmp_path_factory, "mobilenetv2", "--checkpoint", str(weights), "--precision", "fp32")
     labels, images = data.labels, [data[index][0] for index in range(len(data))]
     with Predictor(bundle) as predictor:
-        by_embedding = few_shot.from_embeddings(predictor.embed(images))
+        embeddings = predictor.embed(images)
+        by_row = few_shot.from_embeddings(few_shot.scored_rows(bundle, embeddings))
         by_image = few_shot.from_images(predictor, images)
         few = list(few_shot.episodes(labels, way=5, shot=1, query=10, count=3, seed=7))
-        assert [by_embedding(episode) for episode in few] == [by_image(episode) for episode in few]
+        assert [by_row(episode) for episode in few] == [by_image(episode) for episode in few]
+    by_embedding = few_shot.from_embeddings(embeddings)  # the protocol knows no score space
     for shot, known, tolerance in ((1, 0.828, 0.015), (5, 0.947, 0.01)):
         drawn = few_shot.episodes(labels, way=5, shot=shot, query=10, count=1000, seed=0)
         measured = few_shot.summary("", 5, shot, [by_embedding(episode) for episode in drawn])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,12 +14,11 @@ from runtime.errors import InputError, SchemaError
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.state import Scoring
 from runtime.images import Image
-from runtime.jsondata import from_json
 from runtime.masks import Mask
+from runtime.open_set.bundled import statistics_of
 from runtime.open_set.decision import DEFAULT_RATE, OpenSet, checked_rate
 from runtime.open_set.space import FILE as OPEN_SET
 from runtime.open_set.space import space_from
-from runtime.open_set.statistics import OpenSetStatistics
 from runtime.quality import (
     EnrolmentReport,
     Finding,
@@ -67,7 +66,7 @@ class EmbeddingTask:
         if dimension > MAX_DIMENSION:
             raise SchemaError(f"graph {graph!r} has embeddings of {dimension} numbers; allowed: 1 to {MAX_DIMENSION}")
         space = None if context.open_set is None else space_from(context.open_set, dimension, OPEN_SET)
-        statistics = _statistics(context.deployment.postprocess)
+        statistics = statistics_of(context.deployment.postprocess)
         rate = context.deployment.postprocess.get("false_accept_rate", DEFAULT_RATE)
         try:
             rate = checked_rate(rate)
@@ -152,12 +151,6 @@ class EmbeddingTask:
             preprocess_s += ready - begun
             inference_s += done - ready
         return unit_rows(np.concatenate(rows)), preprocess_s, inference_s
-
-
-def _statistics(postprocess: Mapping[str, Any]) -> OpenSetStatistics | None:
-    """What was measured of the weights; SchemaError when it is malformed."""
-    data = postprocess.get("open_set")
-    return None if data is None else from_json(OpenSetStatistics, data, "postprocess.open_set")
 
 
 def _normalised(ranking: tuple[Match, ...], offset: float) -> tuple[Match, ...]:
