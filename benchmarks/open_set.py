@@ -33,10 +33,10 @@ from runtime.files import atomic_write
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.state import Scoring
 from runtime.open_set.bundled import space_of, statistics_of
-from runtime.open_set.decision import OpenSet
+from runtime.open_set.decision import DEFAULT_RATE, OpenSet
 from runtime.open_set.enrolled import label_scores
 
-RATES = (0.01, 0.05, 0.1)
+RATES = (0.01, 0.05, DEFAULT_RATE, 0.1)
 CALIBRATED_ON = 100
 _BATCH = 32
 _OWN: dict[str, Scoring] = {"reid": "nearest", "classify": "prototype"}
