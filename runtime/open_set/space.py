@@ -66,14 +66,19 @@ class ScoreSpace:
 
     def project(self, embeddings: Array) -> npt.NDArray[np.float32]:
         """(N, D) float32 unit rows of the space, from (N, D) float32 unit rows of the model."""
-        centred = embeddings - self.mean
-        return unit_rows(centred if self.whitening is None else centred @ self.whitening)
+        rows = embeddings - self.mean
+        if self.whitening is not None:
+            rows = rows @ self.whitening
+        # In float32, unlike unit_rows: this is in every query's way, and a tenth of a millionth changes nothing.
+        rows /= np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), np.float32(1e-12))[:, None]
+        return rows
 
     def offsets(self, rows: Array) -> npt.NDArray[np.float32]:
         """(N,) float32: what is taken off every score of each of (N, D) rows of the space."""
         cosines = rows @ self.cohort.T
-        nearest = np.partition(cosines, -self.neighbours, axis=1)[:, -self.neighbours :]
-        return np.asarray(self.strength * (nearest.mean(axis=1) - self.level), np.float32)
+        cosines.partition(len(self.cohort) - self.neighbours, axis=1)
+        nearest = cosines[:, -self.neighbours :].sum(axis=1) / np.float32(self.neighbours)
+        return np.asarray(self.strength * (nearest - self.level), np.float32)
 
     def arrays(self) -> dict[str, Array]:
         """What :func:`space_from` reads, in float16 where that is enough."""
