@@ -184,7 +184,7 @@ def test_relations(scoring: Scoring) -> None:
     assert judged(gallery, "anna", rows(0.0, 0.3, 0.001)) == [[], [], ["duplicate"]]
     gallery.add("anna", rows(0.0, 0.3))
     gallery.add("björn", rows(1.5, 1.8))
-    assert judged(gallery, "anna", rows(-0.2, 0.301)) == [[], ["duplicate"]]
+    assert judged(gallery, "anna", rows(-0.3, 0.301)) == [[], ["duplicate"]]
     assert judged(gallery, "anna", rows(1.65)) == [["closer_to_other_label"]]
     assert judged(gallery, "anna", rows(1.5)) == [["duplicate", "closer_to_other_label"]]
     assert judged(gallery, "chloé", rows(1.65)) == [[]]  # of a new label nothing says yet that it is not the label's
