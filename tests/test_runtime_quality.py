@@ -183,14 +183,14 @@ def test_relations(scoring: Scoring) -> None:
     assert judged(gallery, "anna", rows(0.0)) == [[]]
     assert judged(gallery, "anna", rows(0.0, 0.3, 0.001)) == [[], [], ["duplicate"]]
     gallery.add("anna", rows(0.0, 0.3))
-    gallery.add("björn", rows(1.5, 1.8))
+    gallery.add("björn", rows(1.2, 2.1))
     assert judged(gallery, "anna", rows(-0.3, 0.301)) == [[], ["duplicate"]]
     assert judged(gallery, "anna", rows(1.65)) == [["closer_to_other_label"]]
-    assert judged(gallery, "anna", rows(1.5)) == [["duplicate", "closer_to_other_label"]]
+    assert judged(gallery, "anna", rows(1.2)) == [["duplicate", "closer_to_other_label"]]
     assert judged(gallery, "chloé", rows(1.65)) == [[]]  # of a new label nothing says yet that it is not the label's
-    assert judged(gallery, "chloé", rows(1.5)) == [["duplicate"]]
+    assert judged(gallery, "chloé", rows(1.2)) == [["duplicate"]]
     other = np.array([[0, 0, 1, 0]], np.float32)
-    assert judged(gallery, "dora", np.concatenate([rows(3.0, 3.2, 3.4, 3.6), other])) == [[], [], [], [], ["outlier"]]
+    assert judged(gallery, "dora", np.concatenate([rows(3.0, 3.3, 3.6, 3.9), other])) == [[], [], [], [], ["outlier"]]
 
 
 def test_an_enrolled_majority_makes_an_outlier_of_a_new_image() -> None:
