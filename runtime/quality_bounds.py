@@ -62,8 +62,8 @@ REID = Bounds(
     # Two ordinary pictures of one person: at most 0.956 as raw cosines, 0.86 in the score space. The same one after
     # JPEG 80: from 0.990 and 0.984; the frames of a video, a tenth of a second apart: 0.999.
     max_cosine=0.97,
-    # Of five pictures of ten persons, one camera, with one wrong label: ordinary 0.1 % above it, wrong ones 98 % (in the
-    # score space 0.8 % and all); over two cameras 2 % and 94 %.
+    # Of five pictures of ten persons, one camera, with one wrong label: ordinary 0.1 % above it, wrong ones 98 %, in
+    # the score space 0.8 % and all; over two cameras 2 % and 94 %.
     max_rival_margin=0.1,
     # Likewise; the gap keeps a series of nearly equal frames from making an outlier of every other view.
     max_outlier_ratio=1.8,
