@@ -296,6 +296,35 @@ def test_what_is_wrong_is_refused_and_changes_nothing(name: str, bundle: Bundle,
             assert predictor.labels == ("new",)
 
 
+@each_model
+def test_engines_that_share_enrolments_share_the_threshold(
+    name: str, bundle: Bundle, photographs: SampleSet, tmp_path: Path
+) -> None:
+    """What one engine enrolled, and strangers that it was calibrated on, give another one the same threshold."""
+    sharing = [record for record in bundle.manifest.engines if record.shares_enrolments]
+    with Predictor(bundle.path, backend=sharing[0].backend, precision=sharing[0].precision) as first:
+        if first.info.open_set is None:
+            return  # no scores between labels
+        for index, label in enumerate(("anna", "björn", "chloé")):
+            first.enroll(label, list(photographs.images[2 * index : 2 * index + 2]))
+        first.save(tmp_path / "estimated.enrolment")
+        estimated = first.info.open_set
+        calibrated = first.calibrate([*photographs.images[6:], *(image[:, ::-1] for image in photographs.images[6:])])
+        first.save(tmp_path / "calibrated.enrolment")
+    assert calibrated.expected_fpir is not None
+    for record in sharing[1:]:
+        with Predictor(bundle.path, backend=record.backend, precision=record.precision) as other:
+            other.load(tmp_path / "estimated.enrolment")
+            assert other.threshold == pytest.approx(estimated.threshold, abs=1e-3)
+            other.load(tmp_path / "calibrated.enrolment")
+            assert other.threshold == pytest.approx(calibrated.threshold, abs=1e-3)
+            # Strangers that this engine embeds itself move it by no more than the interval of the rate allows.
+            strangers = other.calibrate(
+                [*photographs.images[6:], *(image[:, ::-1] for image in photographs.images[6:])]
+            )
+            assert strangers.threshold == pytest.approx(calibrated.threshold, abs=0.02)
+
+
 def _enroll(predictor: Predictor, photographs: SampleSet) -> None:
     masked = photographs.with_masks()
     masks = predictor.info.task == "few_shot_segment"
