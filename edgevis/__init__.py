@@ -13,7 +13,8 @@ if getattr(_runtime, "OWNER", None) != "edgevis":
 
 from runtime.errors import *  # noqa: F403 - the tree of exceptions is public as it stands in that file's __all__
 from runtime.errors import __all__ as _errors
-from runtime.predictor import Info, Predictor
+from runtime.info import Info
+from runtime.predictor import Predictor
 from runtime.quality import EnrolmentReport, Finding, Judgement
 from runtime.results import Classification, Identification, Match, Segmentation
 

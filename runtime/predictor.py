@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, overload
 
@@ -28,8 +28,7 @@ from runtime.enrolment import (
 from runtime.errors import EdgevisError, EnrolmentError, InputError
 from runtime.forking import fork_waits, holds_up_forks
 from runtime.images import Image, ImageLike, as_images, orientation_of, several
-from runtime.jsondata import to_json
-from runtime.manifest import Proof
+from runtime.info import Info
 from runtime.masks import MaskLike, as_masks
 from runtime.open_set.bundled import open_set_arrays
 from runtime.open_set.decision import OpenSet, OpenSetInfo
@@ -44,49 +43,6 @@ _STRANGERS_BATCH = 32  # frames that a calibration holds at once
 
 MAX_THREADS = 1024
 """CPU threads that an engine may be asked for: engines make as many as they are told, and fail in many ways."""
-
-
-@dataclass(frozen=True, slots=True)
-class Info:
-    """What runs, and what is known of it.
-
-    Attributes:
-        bundle: The bundle's folder.
-        model, task: The model's name and what it does.
-        trained: False when the model's weights are random.
-        weights: Where the weights came from.
-        backend, device, precision: The engine that runs.
-        threads: CPU threads it was given; None leaves the choice to the backend.
-        why: Why this engine, in one sentence.
-        skipped: What was better but cannot be used here, with the reason.
-        encoder_identity: Whose embeddings these are.
-        parity: The engine's measured distance from the PyTorch model; None when it has not been measured.
-        labels: What is enrolled.
-        threshold: The open-set threshold; None when nothing is known of strangers yet.
-        open_set: The open-set operating point, its rates and how they are known; None for a task without scores
-            between labels.
-    """
-
-    bundle: str
-    model: str
-    task: str
-    trained: bool
-    weights: str
-    backend: str
-    device: str
-    precision: str
-    threads: int | None
-    why: str
-    skipped: tuple[str, ...]
-    encoder_identity: str
-    parity: Proof | None
-    labels: tuple[str, ...]
-    threshold: float | None
-    open_set: OpenSetInfo | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return dict(to_json(self))
 
 
 class Predictor:

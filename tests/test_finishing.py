@@ -21,8 +21,9 @@ from runtime.bundle import Bundle
 from runtime.discovery import names_in
 from runtime.errors import EngineError, UnavailableError
 from runtime.finishing import finish_engine, unfinished, with_local_proof
+from runtime.info import Info
 from runtime.manifest import EngineRecord
-from runtime.predictor import Info, Predictor
+from runtime.predictor import Predictor
 
 from bundles import ORT, Tiny, TinyEngine, edited_manifest, replace_file, run_python, succeeded, write_tiny_bundle
 
