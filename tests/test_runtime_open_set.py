@@ -321,10 +321,14 @@ def test_calibration_keeps_the_rate_while_labels_come_and_go(spaced: Predictor) 
     spaced.calibrate(STRANGERS)
     for label, seed in (("björn", 4), ("chloé", 5), ("dora", 6)):
         spaced.enroll(label, picture(seed))
-    for rate in (0.05, 0.1, 0.3):
+    worth, _ = effective_count(some_space().project(spaced.embed(STRANGERS)), STATISTICS.same)
+    count, worth = len(STRANGERS), np.sqrt(len(STRANGERS) * worth)
+    for rate in (0.1, 0.2, 0.3):
         spaced.false_accept_rate = rate
-        accepted = np.mean([spaced.predict(image).label is not None for image in STRANGERS])
-        assert abs(accepted - rate) < 0.035
+        accepted = sum(spaced.predict(image).label is not None for image in STRANGERS)
+        # The k-th highest and those above it.
+        assert accepted == pytest.approx((rate * (worth + 1) - 1) * count / worth + 1, abs=1)
+    spaced.false_accept_rate = 0.1
     followed = spaced.threshold
     spaced.calibrate(STRANGERS)  # anew, with all labels there
     assert spaced.threshold == pytest.approx(followed, abs=1e-6)

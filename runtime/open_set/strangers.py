@@ -31,7 +31,7 @@ class Rate:
     high: float
 
 
-def threshold_at(scores: Array, rate: float) -> float:
+def threshold_at(scores: Array, rate: float, *, independent: float | None = None) -> float:
     """The score that a stranger reaches with probability ``rate``.
 
     Of n strangers and one more, each is as likely to be the k-th highest, so that one more reaches the k-th highest of
@@ -40,18 +40,20 @@ def threshold_at(scores: Array, rate: float) -> float:
     goes on.
 
     Args:
-        scores: (N,) each stranger's best score, N >= 1.
+        scores: (N,) each image's best score, N >= 1.
         rate: 0..1, exclusive.
+        independent: How many strangers the images are worth, 1..N; None for N.
     """
     ordered = np.sort(np.asarray(scores, np.float64))[::-1]
     count = len(ordered)
-    position = rate * (count + 1) - 1.0
+    worth = count if independent is None else min(max(independent, 1.0), count)
+    position = (rate * (worth + 1) - 1.0) * count / worth
     if position >= 0 or count == 1:
         return float(np.interp(position, np.arange(count), ordered))
     tail = min(max(_TAIL_ROWS, math.ceil(_TAIL_SHARE * count)), count - 1)
     start = ordered[tail]
     mean_excess = float((ordered[:tail] - start).mean())
-    return float(max(ordered[0], start + mean_excess * math.log(tail / (count + 1) / rate)))
+    return float(max(ordered[0], start + mean_excess * math.log(tail / (rate * (worth + 1)))))
 
 
 def effective_count(rows: Array, same: float) -> tuple[float, int]:
