@@ -299,8 +299,8 @@ class _Strangers:
 
         Images of one stranger are neither independent nor the same. Counted as all independent, 1 % came to 1 to 8 %
         and 5 % to 5 to 13 % on persons and classes of the development data; counted as one each, 5 % came to 2 %. In
-        between, with two thirds of the weight on the images, 1 % came to 0.6 to 3 % (once 6 %) and 5 % to 5 to 8 % (once
-        12 %), most of it near the lower ends.
+        between, with two thirds of the weight on the images, 1 % came to 0.6 to 3 % (once 6 %) and 5 % to 5 to 8 %
+        (once 12 %), most of it near the lower ends.
         """
         scores = self.scores()
         return threshold_at(scores, rate, independent=(len(scores) ** 2 * self.effective) ** (1 / 3))
