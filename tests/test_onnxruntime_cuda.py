@@ -55,7 +55,7 @@ def test_nodes_on_the_processor_are_named(file: Path) -> None:
     """The engine for the GPU, told to run on the processor: it says so, and computes the same."""
     named = "5 nodes: 1 Conv, 1 Flatten, 1 Gemm" if NAMES_NODES else "some nodes, which onnxruntime .* does not name"
     with pytest.warns(RuntimeWarning, match=rf"embed\.onnx: part of it runs on the processor, .*: {named}"):
-        engine = backend._CudaEngine(onnxruntime, file, None, ON_PROCESSOR)
+        engine = backend._CudaEngine(onnxruntime, read_engine(file), None, ON_PROCESSOR)
     images = np.random.default_rng(0).standard_normal((3, 3, HEIGHT, WIDTH)).astype(np.float32)
     expected = expected_embeddings(images, Tiny().weights)
     for _ in range(2):
