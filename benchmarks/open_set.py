@@ -25,7 +25,7 @@ from benchmarks.det_curves import Curve, draw
 from benchmarks.report import report
 from edgevis import InputError, Predictor
 from edgevis.cli.bench import each_engine
-from edgevis.open_set.embeddings import Part, labelled_images
+from edgevis.open_set.embeddings import Part, in_batches, labelled_images
 from edgevis.open_set.enrolments import Scene, Selection, selections
 from runtime.arrays import Array
 from runtime.bundle import Bundle
@@ -38,7 +38,6 @@ from runtime.open_set.enrolled import label_scores
 
 RATES = (0.01, 0.05, DEFAULT_RATE, 0.1)
 CALIBRATED_ON = 100
-_BATCH = 32
 _OWN: dict[str, Scoring] = {"reid": "nearest", "classify": "prototype"}
 
 
@@ -235,15 +234,7 @@ def _det(items: Sequence[Scored]) -> list[tuple[float, float]]:
 def scene_by(predictor: Predictor, part: Part, task: str) -> Scene:
     """A scene embedded by an engine."""
     images, labels, cameras = labelled_images(part, task)
-    rows, batch = [], []
-    for image in images:
-        batch.append(image)
-        if len(batch) == _BATCH:
-            rows.append(predictor.embed(batch))
-            batch = []
-    if batch:
-        rows.append(predictor.embed(batch))
-    return Scene(str(part), np.concatenate(rows), labels, cameras)
+    return Scene(str(part), in_batches(predictor.embed, images), labels, cameras)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,10 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgevis import models
-from edgevis.open_set.embeddings import Embedder, Part, background_of, scene_of
+from edgevis.open_set.embeddings import Part, background_of, embedder_of, scene_of
 from edgevis.open_set.fit import choose_space, fit, same_cosine
 from edgevis.open_set.sidecar import SUFFIX, Header, weights_digest, write_sidecar
-from edgevis.origin import read_origin
 from runtime.errors import EdgevisError, InputError
 from runtime.gallery.state import Scoring
 from runtime.open_set.statistics import OpenSetStatistics
@@ -58,10 +57,7 @@ def _run(arguments: argparse.Namespace, command: str) -> None:
     weights = arguments.weights or models.shipped_weights(declared)
     if weights is None:
         raise InputError(f"no weights of {declared.name} ship; name some with --weights")
-    origin = read_origin(weights)
-    module = models.module_from(declared, {} if origin is None else origin.options)
-    models.load_weights(module, weights)
-    embed = Embedder(declared, module)
+    embed, module = embedder_of(declared, weights)
     scoring: Scoring = "blend" if embed.task == "reid" else "prototype"
     scenes = [scene_of(embed, part) for part in arguments.scenes]
     say(f"{sum(len(scene.labels) for scene in scenes)} images of {len(scenes)} scenes embedded")

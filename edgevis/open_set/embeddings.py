@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from edgevis.data import read_class_table, read_pku_reid
 from edgevis.data.persons import persons_from_ccp
 from edgevis.open_set.enrolments import Scene
 from edgevis.open_set.views import camera_look, plain_look
+from edgevis.origin import read_origin
 from runtime.arrays import Array, unit_rows
 from runtime.errors import InputError
 from runtime.images import Image
@@ -78,25 +80,32 @@ class Embedder:
 
     def __call__(self, images: Iterator[Image]) -> Array:
         """(N, D) float32 unit rows."""
-        parts: list[Array] = []
-        batch: list[Image] = []
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
             with torch.inference_mode():
-                for image in images:
-                    batch.append(image)
-                    if len(batch) == _BATCH:
-                        parts.append(self._embed(batch))
-                        batch = []
-                if batch:
-                    parts.append(self._embed(batch))
+                return unit_rows(in_batches(self._embed, images))
         finally:
             torch.set_num_threads(threads)
-        return unit_rows(np.concatenate(parts))
 
     def _embed(self, images: list[Image]) -> Array:
         return np.asarray(self._run(torch.from_numpy(self._preprocess(images))).numpy())
+
+
+def in_batches(embed: Callable[[list[Image]], Array], images: Iterator[Image]) -> Array:
+    """(N, D) rows of images, of which no more than a batch is in memory."""
+    parts: list[Array] = []
+    while batch := list(islice(images, _BATCH)):
+        parts.append(embed(batch))
+    return np.concatenate(parts)
+
+
+def embedder_of(declared: models.ModelEntry, weights: Path) -> tuple[Embedder, nn.Module]:
+    """An embedder, and its module with these weights, created with the options that they were trained with."""
+    origin = read_origin(weights)
+    module = models.module_from(declared, {} if origin is None else origin.options)
+    models.load_weights(module, weights)
+    return Embedder(declared, module), module
 
 
 def labelled_images(part: Part, task: str) -> tuple[Iterator[Image], Array, Array | None]:

@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgevis import models
-from edgevis.open_set.embeddings import Embedder, Part, scene_of
+from edgevis.open_set.embeddings import Part, embedder_of, scene_of
 from edgevis.open_set.enrolments import Scene
 from edgevis.open_set.fit import fit, same_cosine
-from edgevis.origin import read_origin
 from runtime.errors import EdgevisError, InputError
 from runtime.files import atomic_write
 from runtime.gallery.state import Scoring
@@ -73,10 +72,7 @@ def _scene(text: str) -> tuple[Scoring, Scene]:
     weights = Path(parts[1]) if parts[1] else models.shipped_weights(declared)
     if weights is None:
         raise InputError(f"no weights of {declared.name} ship; name some")
-    origin = read_origin(weights)
-    module = models.module_from(declared, {} if origin is None else origin.options)
-    models.load_weights(module, weights)
-    embed = Embedder(declared, module)
+    embed, _ = embedder_of(declared, weights)
     scene = scene_of(embed, Part.parse(parts[2]))
     # Scenes are told apart by name, and two models may look at the same one.
     return _SCORINGS[embed.task], Scene(f"{weights.stem} {scene.name}", scene.rows, scene.labels, scene.cameras)

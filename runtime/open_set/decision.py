@@ -170,8 +170,8 @@ class OpenSet:
         """The score from which a match counts, -1..1; None where every match does."""
         if self._by_hand is not None:
             return self._by_hand
-        strangers, version = self._strangers, self._gallery.version
-        key = (version, self.rate, id(strangers))
+        strangers = self._strangers
+        key = (self._gallery.version, self.rate, strangers)
         known = self._fitted
         if known is None or known[0] != key:
             known = self._fitted = (key, self._fit(strangers))
@@ -234,11 +234,13 @@ class OpenSet:
         return found
 
     def _fit(self, strangers: _Strangers | None) -> float | None:
+        if not self._gallery.label_count:
+            return None
+        if strangers is not None:  # what is enrolled need not be looked at
+            return float(np.clip(strangers.threshold(self.rate), -1.0, 1.0))
         features = self.features()
         if features is None:
             return None
-        if strangers is not None:
-            return float(np.clip(strangers.threshold(self.rate), -1.0, 1.0))
         estimated = self._known.threshold(features, self.rate)
         if estimated is None:
             return None
