@@ -45,6 +45,7 @@ HEADERS = (
 PRODUCT = "NumPy product alone"
 _TOP_K = 10
 _RECALL = 0.99
+_PAUSE = 0.1  # seconds after each contender, for which threads of BLAS and OpenMP go on spinning on the cores
 _WIDTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)  # of an index's search
 
 # Prints the seconds that loading took and the bytes that it holds since.
@@ -147,6 +148,7 @@ def contenders(rows: Array, *, indexes: bool) -> dict[str, Callable[[], Any]]:
         made["FAISS IVF (index)"] = partial(engines.Faiss, rows, f"IVF{max(4, int(len(rows) ** 0.5))},Flat")
         made["FAISS HNSW (index)"] = partial(engines.Faiss, rows, "HNSW32,Flat")
     if indexes and engines.has("usearch"):
+        made["edgevis (index)"] = partial(engines.IndexedGallery, rows, None)
         made["USearch HNSW fp16 (index)"] = partial(engines.Usearch, rows)
     return made
 
@@ -171,7 +173,7 @@ def _at(rows: Array, queries: Array, batch: int, seconds: float, indexes: bool, 
     for count, asked in ((1, queries[:1]), (batch, many)):
         calls: dict[str, Callable[[], object]] = {PRODUCT: partial(plain.product, asked)}
         calls |= {name: partial(engine.search, asked, _TOP_K) for name, engine in opened.items()}
-        times[count] = interleaved(calls, seconds=seconds * len(calls), min_rounds=5)
+        times[count] = interleaved(calls, seconds=seconds * len(calls), min_rounds=5, pause=_PAUSE)
     for name in (PRODUCT, *opened):
         engine = opened.get(name)
         add, remove, both = _edits(engine, rows, queries) if hasattr(engine, "add") else (None, None, None)
@@ -231,6 +233,7 @@ def _edits(engine: Any, rows: Array, queries: Array, *, runs: int = 5) -> tuple[
 def _loaded(name: str, engine: Any, rows: Array, folder: Path) -> tuple[float, float]:
     """Seconds to load it in a fresh process, and what it holds there in multiples of the rows."""
     path = folder / "saved"
+    path.unlink(missing_ok=True)
     engine.save(path)
     command = [sys.executable, "-c", _CHILD, name, str(path), str(rows.shape[1])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves

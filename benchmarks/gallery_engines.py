@@ -38,9 +38,10 @@ class Gallery:
     """Ours, with a label for each row."""
 
     exact = True
+    index_from: int | None = None
 
     def __init__(self, rows: Array, kernel: str | None) -> None:
-        self._gallery = EmbeddedGallery(rows.shape[1], "nearest", kernel=kernel)
+        self._gallery = EmbeddedGallery(rows.shape[1], "nearest", kernel=kernel, index_from=self.index_from)
         labels = [f"person {index:07d}" for index in range(len(rows))]
         self._gallery.replace(RowsByLabel(labels, np.ones(len(rows), np.int64), rows))
 
@@ -61,6 +62,23 @@ class Gallery:
     def load(cls, path: Path, kernel: str | None, dimension: int) -> Gallery:
         made = cls(np.empty((0, dimension), np.float32), kernel)
         made._gallery.replace(load_enrolment(path).rows)
+        return made
+
+
+class IndexedGallery(Gallery):
+    """Ours with its approximate index, which is made before this returns."""
+
+    exact = False
+    index_from: int | None = 1000
+
+    def __init__(self, rows: Array, kernel: str | None) -> None:
+        super().__init__(rows, kernel)
+        self._gallery.wait_for_index()
+
+    @classmethod
+    def load(cls, path: Path, kernel: str | None, dimension: int) -> Gallery:
+        made = super().load(path, kernel, dimension)
+        made._gallery.wait_for_index()
         return made
 
 
@@ -99,7 +117,7 @@ class Faiss:
         import faiss
 
         self.exact = factory == "Flat"
-        self._index = faiss.index_factory(rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        self._index: Any = faiss.index_factory(rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         if refined:
             self._index = faiss.IndexRefineFlat(self._index)
         self._index.train(rows[:: max(1, len(rows) // 40_000)])
@@ -192,6 +210,8 @@ def prepare(name: str) -> None:
 
 def load(name: str, path: Path, dimension: int) -> Any:
     """What an engine of that name saved."""
+    if name == "edgevis (index)":
+        return IndexedGallery.load(path, None, dimension)
     if name.startswith("edgevis"):
         kernel = next((kernel for kernel in KERNELS if kernel in name), None)
         return Gallery.load(path, kernel, dimension)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.gallery.index import IndexInfo
 from runtime.jsondata import to_json
 from runtime.manifest import Proof
 from runtime.open_set.decision import OpenSetInfo
@@ -29,6 +30,8 @@ class Info:
         threshold: The open-set threshold; None when nothing is known of strangers yet.
         open_set: The open-set operating point, its rates and how they are known; None for a task without scores
             between labels.
+        search_index: What was measured of the approximate index of what is enrolled; None while searches are exact
+            and none is made.
     """
 
     bundle: str
@@ -47,6 +50,7 @@ class Info:
     labels: tuple[str, ...]
     threshold: float | None
     open_set: OpenSetInfo | None
+    search_index: IndexInfo | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

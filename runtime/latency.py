@@ -20,7 +20,7 @@ class Latency:
 
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]], *, seconds: float, min_rounds: int = 10
+    contenders: Mapping[str, Callable[[], object]], *, seconds: float, min_rounds: int = 10, pause: float = 0.0
 ) -> dict[str, Latency]:
     """Time each contender once a round until ``seconds`` have passed, after two rounds that are not counted.
 
@@ -31,6 +31,8 @@ def interleaved(
         contenders: What to call, by name.
         seconds: How long to measure, all contenders together.
         min_rounds: Rounds to measure at least, however long they take.
+        pause: Seconds to wait before a contender's turn, not counted: where another one's threads spin for longer
+            than an untimed call takes.
     """
     for call in list(contenders.values()) * 2:
         call()
@@ -39,6 +41,7 @@ def interleaved(
     rounds = 0
     while rounds < min_rounds or time.perf_counter() < end:
         for name, call in contenders.items():
+            time.sleep(pause)
             call()
             start = time.perf_counter()
             call()

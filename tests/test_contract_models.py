@@ -303,7 +303,9 @@ def test_engines_that_share_enrolments_share_the_threshold(
     sharing = [record for record in bundle.manifest.engines if record.shares_enrolments]
     with Predictor(bundle.path, backend=sharing[0].backend, precision=sharing[0].precision) as first:
         if first.info.open_set is None:
-            return  # no scores between labels
+            with pytest.raises(InputError, match="no scores between labels"):
+                Predictor(bundle.path, index_from=1000)
+            return
         for index, label in enumerate(("anna", "björn", "chloé")):
             first.enroll(label, list(photographs.images[2 * index : 2 * index + 2]))
         first.save(tmp_path / "estimated.enrolment")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,10 +10,11 @@ import numpy as np
 
 from runtime.arrays import Array
 from runtime.errors import InputError, UnknownLabelError
+from runtime.gallery.index import IndexInfo
 from runtime.gallery.kernels import KERNELS, best_kernel
 from runtime.gallery.queries import Queries
 from runtime.gallery.rows import RowsByLabel, rows_by_label
-from runtime.gallery.search import search
+from runtime.gallery.search import named, search
 from runtime.gallery.state import Epoch, Scoring, State
 from runtime.gallery.store import Store
 from runtime.gallery.tracking import BestScores
@@ -35,20 +37,29 @@ class EmbeddedGallery:
             the mean of both scores.
         kernel: The package that computes the first pass of a search: ``numkong`` or ``onnxruntime``; None for the
             fastest that is installed. What is found is the same.
+        index_from: From how many rows on searches go through an approximate index that a thread makes and keeps, once
+            it is made and was measured to be faster and to miss little: see :mod:`runtime.gallery.index`. None for
+            exact searches alone.
 
     Raises:
-        InputError: There is no such kernel, or it does not run here.
+        InputError: There is no such kernel, or it does not run here; or there is to be an index and USearch is not
+            installed.
     """
 
-    def __init__(self, dimension: int, scoring: Scoring, *, kernel: str | None = None) -> None:
+    def __init__(
+        self, dimension: int, scoring: Scoring, *, kernel: str | None = None, index_from: int | None = None
+    ) -> None:
         if kernel is not None and (kernel not in KERNELS or best_kernel(kernel) is None):
             here = ", ".join(name for name in KERNELS if best_kernel(name)) or "none"
             raise InputError(f"kernel is {kernel!r}; allowed: None or one that runs here: {here}")
+        if index_from is not None:
+            _check_index(index_from)
         self.dimension = dimension
         self.scoring = scoring
+        self.index_from = index_from
         self._writing = threading.Lock()
         self.kernel = kernel
-        self._store = Store(dimension, scoring, kernel=kernel)
+        self._store = Store(dimension, scoring, kernel=kernel, index_from=index_from)
 
     @property
     def state(self) -> State:
@@ -107,7 +118,23 @@ class EmbeddedGallery:
 
     def search(self, queries: Array, top_k: int) -> list[tuple[Match, ...]]:
         """The best labels for each of (N, D) float32 rows, best first; equal scores in the order of enrolment."""
-        return search(self.state, Queries(queries), top_k)
+        store, asked = self._store, Queries(queries)
+        index = None if store.indexing is None else store.indexing.index  # before the state, which is then not older
+        state = store.state
+        if index is None or not state.label_count:
+            return search(state, asked, top_k)
+        return named(state, index.best(state, asked, top_k))
+
+    @property
+    def index(self) -> IndexInfo | None:
+        """What was measured of the index; None while there is none."""
+        indexing = self._store.indexing
+        return None if indexing is None else indexing.info
+
+    def wait_for_index(self, timeout: float | None = None) -> None:
+        """Until an index that is being made is there, at most ``timeout`` seconds."""
+        if self._store.indexing is not None:
+            self._store.indexing.wait(timeout)
 
     def rows_of(self, label: str) -> Array:
         """(N, D) float32: the rows of a label; N is 0 when it is not enrolled."""
@@ -133,7 +160,7 @@ class EmbeddedGallery:
 
     def replace(self, rows: Mapping[str, Array]) -> None:
         """Forget all and take ``rows`` in one step; InputError, and nothing changes, when they do not fit."""
-        fresh = Store(self.dimension, self.scoring, kernel=self.kernel, labels=len(rows))
+        fresh = Store(self.dimension, self.scoring, kernel=self.kernel, labels=len(rows), index_from=self.index_from)
         if rows:
             for embeddings in (rows.matrix,) if isinstance(rows, RowsByLabel) else rows.values():
                 self._check_shape(embeddings)
@@ -142,8 +169,11 @@ class EmbeddedGallery:
                 _check_lengths(labels, counts, embeddings)
                 fresh.add(labels, counts, embeddings)
         with self._writing:
-            fresh.follow(self._store)
+            before = self._store
+            fresh.follow(before)
             self._store = fresh
+        if before.indexing is not None:
+            before.indexing.stop()
 
     def best_scores(self, probes: Array, own: Sequence[str | None] | None = None) -> BestScores:
         """Follows the best score of each of (N, D) float32 rows; see :class:`runtime.gallery.tracking.BestScores`."""
@@ -154,6 +184,13 @@ class EmbeddedGallery:
             raise InputError(
                 f"embeddings of shape {embeddings.shape}; this gallery takes (N, {self.dimension}), N >= 1"
             )
+
+
+def _check_index(index_from: object) -> None:
+    if isinstance(index_from, bool) or not isinstance(index_from, (int, np.integer)) or index_from < 1:
+        raise InputError(f"index_from is {index_from!r}; allowed: None or an int >= 1, a number of rows")
+    if importlib.util.find_spec("usearch") is None:
+        raise InputError("index_from asks for an index, which needs USearch: pip install 'edgevis[search]'")
 
 
 def _check_lengths(labels: Sequence[str], counts: Array, rows: Array) -> None:

@@ -8,7 +8,7 @@ other queries of a batch, on where a row lies or on how many threads searched.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -32,13 +32,16 @@ _THREAD_BYTES = 16 << 20
 
 def search(state: State, queries: Queries, top_k: int) -> list[tuple[Match, ...]]:
     """The best labels of each query, best first; equal scores in the order of enrolment."""
-    if not state.label_count:
-        return [()] * len(queries)
+    return named(state, best(state, queries, top_k)) if state.label_count else [()] * len(queries)
+
+
+def named(state: State, rankings: Iterable[tuple[Array, Array]]) -> list[tuple[Match, ...]]:
+    """Slots and scores as matches."""
     return [
         tuple(
             Match(state.epoch.names[slot], score) for slot, score in zip(slots.tolist(), scores.tolist(), strict=True)
         )
-        for slots, scores in best(state, queries, top_k)
+        for slots, scores in rankings
     ]
 
 
@@ -47,13 +50,9 @@ def best(state: State, queries: Queries, top_k: int) -> Iterator[tuple[Array, Ar
     if state.scoring == "prototype" and state.prototypes is not None:
         yield from _by_prototypes(state, state.prototypes, queries, top_k)
         return
-    rows = max(1, _SCORES // int(state.starts[-1]))
-    for begin in range(0, len(queries), rows):
-        part = queries if rows >= len(queries) else Queries(queries.rows[begin : begin + rows])
-        scores = first_pass(state, part)
-        errors = np.max([block.vectors.bound(part) for block in state.blocks], axis=0)
+    for part, scores, errors in _first_passes(state, queries):
         peaks = _peaks(scores) if state.scoring == "nearest" else None
-        for index, error in enumerate(errors.tolist()):
+        for index, error in enumerate(errors):
             query = Query(part, index)
             if not np.isfinite(query.norm):  # such scores are NaN, and every label is as good as another
                 slots = state.live_slots[:top_k]
@@ -64,10 +63,33 @@ def best(state: State, queries: Queries, top_k: int) -> Iterator[tuple[Array, Ar
                 near = _near(state, own, peaks[index], error, top_k)
             else:
                 near = _near_labels(state, own, error, top_k)
-            found = Candidates.at(state, near)
-            if len(near) > top_k + _FEW:
-                found = found.only(_narrowed(state, query, found, top_k))
-            yield _ranked(state, query, found, top_k)
+            yield ranked(state, query, Candidates.at(state, near), top_k)
+
+
+def ranked(state: State, query: Query, found: Candidates, top_k: int) -> tuple[Array, Array]:
+    """The best labels of the candidates, by their exact scores; where all rows of a label count, all are candidates."""
+    if len(found.slots) > top_k + _FEW:
+        found = found.only(_narrowed(state, query, found, top_k))
+    return _ranked(state, query, found, top_k)
+
+
+def likely_positions(state: State, queries: Queries, top_k: int) -> Iterator[Array]:
+    """For each query ascending positions of the rows that may be the nearest of one of the ``top_k`` nearest labels."""
+    for part, scores, errors in _first_passes(state, queries):
+        peaks = _peaks(scores)
+        for index, error in enumerate(errors):
+            finite = np.isfinite(part.norms[index])
+            near = _near(state, scores[:, index], peaks[index], error, top_k) if finite else np.empty(0, np.int64)
+            yield near
+
+
+def _first_passes(state: State, queries: Queries) -> Iterator[tuple[Queries, Array, list[float]]]:
+    """A few queries at a time: their scores by :func:`first_pass`, and how far each query's may be from the true."""
+    rows = max(1, _SCORES // len(state))
+    for begin in range(0, len(queries), rows):
+        part = queries if rows >= len(queries) else Queries(queries.rows[begin : begin + rows])
+        scores = first_pass(state, part)
+        yield part, scores, np.max([block.vectors.bound(part) for block in state.blocks], axis=0).tolist()
 
 
 def _by_prototypes(state: State, prototypes: Array, queries: Queries, top_k: int) -> Iterator[tuple[Array, Array]]:
@@ -80,7 +102,7 @@ def _by_prototypes(state: State, prototypes: Array, queries: Queries, top_k: int
 
 def first_pass(state: State, queries: Queries) -> Array:
     """(positions, B) float32: the products within the bound of each block; -inf where a row was removed."""
-    scores = np.empty((int(state.starts[-1]), len(queries)), np.float32)
+    scores = np.empty((len(state), len(queries)), np.float32)
     spans = zip(state.blocks, state.starts.tolist(), strict=False)
     parts = [(block.vectors, scores[start : start + len(block)]) for block, start in spans]
     size = sum(vectors.coarse.size for vectors, _ in parts if isinstance(vectors, PackedVectors))

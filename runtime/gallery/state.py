@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -111,6 +111,36 @@ class State:
         """All labels, in the order of enrolment."""
         names = self.epoch.names
         return tuple(names[slot] for slot in self.live_slots.tolist())
+
+    def __len__(self) -> int:
+        """How many positions there are; those of removed rows count."""
+        return int(self.starts[-1])
+
+    def behind(self, number: int) -> State:
+        """The last blocks, from the one with the first row of at least that number: their labels keep their slots."""
+        first = next((index for index, block in enumerate(self.blocks) if block.numbers[-1] >= number), None)
+        blocks = () if first is None else self.blocks[first:]
+        return self if len(blocks) == len(self.blocks) else replace(self, blocks=blocks)
+
+    def positions_of(self, numbers: Array) -> Array:
+        """The positions of the rows with these ascending numbers, ascending; those that were removed are left out."""
+        parts, begin = [], 0
+        for block, start in zip(self.blocks, self.starts.tolist(), strict=False):
+            end = int(np.searchsorted(numbers, block.numbers[-1], side="right"))
+            offsets = np.searchsorted(block.numbers, numbers[begin:end])
+            offsets = offsets[block.numbers[offsets] == numbers[begin:end]]
+            begin = end
+            if len(block.removed):
+                offsets = np.setdiff1d(offsets, block.removed, assume_unique=True)
+            parts.append(offsets + start)
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def positions_of_labels(self, slots: Array) -> Array:
+        """The positions of all rows of these labels, ascending."""
+        wanted = np.zeros(self.slot_count + 1, bool)
+        wanted[slots] = True
+        wanted[-1] = False  # removed rows
+        return np.flatnonzero(wanted[self.slots])
 
     def parts(self, positions: Array) -> Iterator[tuple[slice, Block, Array]]:
         """Of ascending positions, those of each block: where they stand among all, the block, offsets in it."""

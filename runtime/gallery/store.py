@@ -11,6 +11,7 @@ import numpy as np
 
 from runtime.arrays import Array
 from runtime.gallery.blocks import NO_ROW, Block, PlainVectors, Tail
+from runtime.gallery.indexing import Indexing
 from runtime.gallery.kernels import best_kernel
 from runtime.gallery.labels import Labels
 from runtime.gallery.packed import packed, packs
@@ -32,9 +33,18 @@ class Store:
         scoring: How a query scores against a label.
         kernel: What computes the first pass; None for the fastest.
         labels: For how many labels to make room.
+        index_from: From how many rows on there is an approximate index; None for never.
     """
 
-    def __init__(self, dimension: int, scoring: Scoring, *, kernel: str | None = None, labels: int = 0) -> None:
+    def __init__(
+        self,
+        dimension: int,
+        scoring: Scoring,
+        *,
+        kernel: str | None = None,
+        labels: int = 0,
+        index_from: int | None = None,
+    ) -> None:
         self._dimension = dimension
         self._kernel = kernel
         self._labels = Labels(room=labels)
@@ -45,6 +55,7 @@ class Store:
         self._sums: OrderedDict[int, Array] = OrderedDict()
         epoch = Epoch(self._labels.names)
         self.state = State((), scoring, epoch, 0, 0, 0, 0, 0)
+        self.indexing = None if index_from is None else Indexing(self, index_from)
 
     def add(self, labels: Sequence[str], counts: Array, rows: Array) -> None:
         """Add (N, D) float32 unit rows, ``counts`` of them to each of ``labels``, which are all different."""
@@ -209,3 +220,5 @@ class Store:
             version=state.version + 1,
             sums=dict(self._sums),
         )
+        if self.indexing is not None:
+            self.indexing.follow()

@@ -35,12 +35,14 @@ class Context:
         sessions: An open session for each graph.
         preprocess: From images to the input of a graph.
         open_set: The arrays of the bundle's score space, see :mod:`runtime.open_set.space`; None where there is none.
+        index_from: From how many enrolled rows on searches go through an approximate index; None for never.
     """
 
     deployment: Deployment
     sessions: Mapping[str, Session]
     preprocess: Preprocessor
     open_set: Mapping[str, Array] | None = None
+    index_from: int | None = None
 
 
 class Task(Protocol):

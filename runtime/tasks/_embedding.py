@@ -72,7 +72,9 @@ class EmbeddingTask:
             rate = checked_rate(rate)
         except InputError as error:
             raise SchemaError(f"postprocess.{error}") from error
-        self.gallery = EmbeddedGallery(dimension, statistics.scoring if statistics else scoring)
+        self.gallery = EmbeddedGallery(
+            dimension, statistics.scoring if statistics else scoring, index_from=context.index_from
+        )
         self.open_set = OpenSet(self.gallery, space, statistics, rate=rate)
         self._dimension = dimension
         self._session = context.sessions[graph]

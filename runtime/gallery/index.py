@@ -1,0 +1,181 @@
+"""An approximate index of a gallery's rows, for galleries of so many rows that an exact search takes too long.
+
+A graph (HNSW: Malkov and Yashunin, arXiv 1603.09320) by USearch proposes rows; whatever it proposes is scored exactly,
+as are all rows that were added since it was made. So a score is always the exact one, and what is enrolled is found at
+once; what may be missing is a row that the graph did not propose. How often that happens is measured on the rows
+themselves whenever the index is made (:class:`IndexInfo`), and an index that misses too many, or that is not faster
+than the exact search, is not used.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from runtime.arrays import Array, unit_rows
+from runtime.gallery.candidates import Candidates
+from runtime.gallery.queries import Queries, Query
+from runtime.gallery.search import best, likely_positions, ranked
+from runtime.gallery.state import State
+
+MIN_RECALL = 0.99
+_CONNECTIVITY, _EXPANSION_ADD = 16, 64  # of the graph; wider ones take longer to make and were not faster at 0.99
+_WIDTHS = (32, 64, 128, 256, 512, 1024)  # rows that a search of the graph visits at least, narrowest first
+_SLICE = 512  # rows added before the maker looks whether it is to stop
+_TOP_K = 10
+_QUERIES = 100
+_LIKENESS = 0.7  # cosine of a query that measures the recall to the row that it is made of
+
+
+@dataclass(frozen=True, slots=True)
+class IndexInfo:
+    """What was measured of an index when it was made, on this machine.
+
+    Attributes:
+        rows: Rows in the graph; newer ones are searched exactly.
+        used: Whether searches go through it.
+        why: Why, in one sentence.
+        recall: recall@10: the share of the ten best labels that it finds; mean of :attr:`queries` queries, each an
+            enrolled row mixed with another one to a cosine of 0.7.
+        queries: How many.
+        width: Rows that a search visits at least.
+        search_ms, exact_ms: Median milliseconds of one query, through the index and exactly.
+        build_s: Seconds to make it.
+    """
+
+    rows: int
+    used: bool
+    why: str
+    recall: float
+    queries: int
+    width: int
+    search_ms: float
+    exact_ms: float
+    build_s: float
+
+
+class StoppedError(Exception):
+    """The index is no longer wanted."""
+
+
+class RowIndex:
+    """A graph over the rows of one state. It does not change once it is made.
+
+    Attributes:
+        upto: Rows with smaller numbers are in it, but for those that were removed before.
+        rows: How many those are.
+        width: Rows that a search visits at least.
+    """
+
+    def __init__(self, graph: Any, upto: int, rows: int) -> None:
+        self._graph = graph
+        self.upto, self.rows = upto, rows
+        self.width = _WIDTHS[0]
+
+    @classmethod
+    def of(cls, state: State, before: RowIndex | None, go_on: Callable[[], bool]) -> RowIndex:
+        """A graph over all rows of a state; ``before``, of an earlier one, is copied and grows.
+
+        Raises:
+            StoppedError: ``go_on`` said so.
+        """
+        graph = _empty(state.blocks[0].vectors.dimension) if before is None else before._graph.copy()
+        first = 0 if before is None else before.upto
+        for block in state.blocks:
+            offsets = block.alive
+            offsets = offsets[block.numbers[offsets] >= first]
+            for begin in range(0, len(offsets), _SLICE):
+                if not go_on():
+                    raise StoppedError
+                part = offsets[begin : begin + _SLICE]
+                graph.add(block.numbers[part].astype(np.uint64), block.vectors.take(part), threads=1)
+        return cls(graph, state.next_number, len(graph))
+
+    def positions(self, state: State, query: Array, count: int) -> Array:
+        """Ascending positions of about the ``count`` nearest rows of one (D,) query; removed ones are left out."""
+        self._graph.expansion_search = self.width
+        numbers = np.sort(self._graph.search(query, count, threads=1).keys.astype(np.int64))
+        return state.positions_of(numbers)
+
+    def best(self, state: State, queries: Queries, top_k: int) -> Iterator[tuple[Array, Array]]:
+        """Slots and float32 scores of the best labels of each query, best first, as of the exact search."""
+        newer = state.behind(self.upto)
+        start = len(state) - len(newer)
+        fresh = [start + own for own in likely_positions(newer, queries, top_k)] if newer.blocks else None
+        for index in range(len(queries)):
+            query = Query(queries, index)
+            yield self._best(state, query, None if fresh is None else fresh[index], top_k)
+
+    def _best(self, state: State, query: Query, fresh: Array | None, top_k: int) -> tuple[Array, Array]:
+        count = max(4 * top_k, self.width // 4)
+        wanted = min(top_k, state.label_count)
+        while np.isfinite(query.norm) and count < max(self.rows // 4, 1):
+            positions = self.positions(state, query.row, count)
+            if fresh is not None:
+                positions = np.union1d(positions, fresh)
+            if state.scoring != "nearest":
+                positions = state.positions_of_labels(state.slots_at(positions))
+            slots, scores = ranked(state, query, Candidates.at(state, positions), top_k)
+            if len(slots) == wanted:
+                return slots, scores
+            count *= 4  # many rows of few labels
+        return next(best(state, Queries(query.row[None]), top_k))
+
+
+def measured(index: RowIndex, state: State, build_s: float, go_on: Callable[[], bool]) -> IndexInfo:
+    """Let the index search as widely as it must for :data:`MIN_RECALL`, and time it beside the exact search.
+
+    Raises:
+        StoppedError: ``go_on`` said so.
+    """
+    queries = [Queries(row[None]) for row in _queries(state)]
+    exact, exact_ms = _timed(lambda asked: next(best(state, asked, _TOP_K)), queries, go_on)
+    for width in _WIDTHS:
+        index.width = width
+        found, search_ms = _timed(lambda asked: next(index.best(state, asked, _TOP_K)), queries, go_on)
+        pairs = zip(found, exact, strict=True)
+        recall = statistics.mean(len(np.intersect1d(own, true)) / len(true) for own, true in pairs)
+        if recall >= MIN_RECALL:
+            break
+    result = IndexInfo(index.rows, False, "", recall, len(queries), width, search_ms, exact_ms, build_s)
+    if recall < MIN_RECALL:
+        return replace(result, why=f"it finds {recall:.3f} of the ten best labels; {MIN_RECALL} are needed")
+    if search_ms >= exact_ms:
+        return replace(result, why=f"a search takes {search_ms:.2f} ms through it, {exact_ms:.2f} ms exactly")
+    return replace(result, used=True, why=f"{search_ms:.2f} ms a query instead of {exact_ms:.2f}")
+
+
+def _timed(
+    search: Callable[[Queries], tuple[Array, Array]], queries: list[Queries], go_on: Callable[[], bool]
+) -> tuple[list[Array], float]:
+    """The slots that each query finds, and the median of the milliseconds."""
+    found, seconds = [], []
+    for asked in queries:
+        if not go_on():
+            raise StoppedError
+        start = time.perf_counter()
+        found.append(search(asked)[0])
+        seconds.append(time.perf_counter() - start)
+    return found, statistics.median(seconds) * 1e3
+
+
+def _queries(state: State) -> Array:
+    """(Q, D) unit rows: enrolled ones, each mixed with a part of another one that is at right angles to it."""
+    random = np.random.default_rng(0)
+    alive = np.flatnonzero(state.slots >= 0)
+    drawn = np.sort(random.choice(alive, min(2 * _QUERIES, len(alive)), replace=False))
+    rows = random.permutation(state.rows_at(drawn))
+    rows, others = rows[: len(rows) // 2], rows[len(rows) // 2 :][: len(rows) // 2]
+    others = unit_rows(others - np.einsum("qd,qd->q", others, rows)[:, None] * rows)
+    return np.asarray(_LIKENESS * rows + (1 - _LIKENESS**2) ** 0.5 * others, np.float32)
+
+
+def _empty(dimension: int) -> Any:
+    from usearch.index import Index
+
+    return Index(ndim=dimension, metric="ip", dtype="f16", connectivity=_CONNECTIVITY, expansion_add=_EXPANSION_ADD)
