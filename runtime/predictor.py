@@ -28,6 +28,7 @@ from runtime.enrolment import (
 from runtime.errors import EdgevisError, EnrolmentError, InputError
 from runtime.forking import fork_waits, holds_up_forks
 from runtime.gallery.embedded import EmbeddedGallery
+from runtime.gallery.rows import counts_by_label
 from runtime.images import Image, ImageLike, as_images, orientation_of, several
 from runtime.info import Info
 from runtime.masks import MaskLike, as_masks
@@ -410,7 +411,7 @@ class Predictor:
 
     def _agree(self, enrolment: Enrolment) -> None:
         """Remember that a file holds this."""
-        self._known = {label: len(rows) for label, rows in enrolment.rows.items()}
+        self._known = counts_by_label(enrolment.rows)
         self._forgotten = set()
         self._reset = False
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import gallery, gallery_engines
+from benchmarks import gallery, gallery_engines, gallery_predictor
+
+from bundles import write_tiny_bundle
 
 
 def test_all_engines_at_a_small_size(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,3 +57,11 @@ def test_people_are_unit_rows_of_groups() -> None:
     scores = rows @ rows.T
     same = np.arange(200)[:, None] // 20 == np.arange(200) // 20
     assert scores[same].mean() > scores[~same].mean() + 0.3
+
+
+def test_a_predictor_with_a_large_gallery(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny.edgevis")
+    assert gallery_predictor.main(["--bundle", str(bundle), "--labels", "3000", "--runs", "3", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["labels"] == 3000
+    assert all(row[name] > 0 for name in ("load_s", "embed_ms", "enrol_ms", "first_ms", "next_ms"))

@@ -74,3 +74,10 @@ def rows_by_label(rows: Mapping[str, Array]) -> RowsByLabel:
         return rows
     parts = list(rows.values())
     return RowsByLabel(list(rows), np.array([len(part) for part in parts], np.int64), np.concatenate(parts))
+
+
+def counts_by_label(rows: Mapping[str, Array]) -> dict[str, int]:
+    """How many rows each label has."""
+    if isinstance(rows, RowsByLabel):
+        return dict(zip(rows.labels, rows.counts.tolist(), strict=True))
+    return {label: len(own) for label, own in rows.items()}

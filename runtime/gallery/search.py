@@ -183,15 +183,17 @@ def _highest(state: State, slots: Array, scores: Array) -> Array | None:
 
 def _possible(state: State, slots: Array, sums: Array, highest: Array | None, error: float, top_k: int) -> Array:
     """Which of ``slots`` may be among the best ``top_k``, from the sums and the highest of their rows' scores."""
-    counts = state.counts[slots]
-    lengths = np.maximum(state.norms[slots], counts * 1e-12)
-    scores, errors = sums[slots] / lengths, counts * (error + 1e-6) / lengths
-    if highest is not None:
-        scores, errors = 0.5 * (scores + highest[slots]), 0.5 * (errors + error + 1e-6)
     if len(slots) <= top_k:
         return slots
+    own = slice(None) if len(slots) == state.slot_count else slots  # all labels: nothing to gather
+    scores = sums[own] * state.inverse_norms[own]
+    errors = state.spreads[own] * (error + 1e-6)
+    if highest is not None:
+        scores += highest[own]
+        errors += error + 1e-6  # twice the score and twice its error
     reached = np.partition(scores - errors, len(slots) - top_k)[len(slots) - top_k]
-    return np.asarray(slots[scores + errors >= reached])
+    scores += errors
+    return np.asarray(slots[scores >= reached])
 
 
 def _narrowed(state: State, query: Query, found: Candidates, top_k: int) -> Array:

@@ -102,6 +102,16 @@ class State:
         return norms[:-1]
 
     @cached_property
+    def inverse_norms(self) -> Array:
+        """(slots,) float64: what the sum of a label's scores is multiplied by for the score of its prototype."""
+        return 1 / np.maximum(self.norms, np.maximum(self.counts, 1) * 1e-12)
+
+    @cached_property
+    def spreads(self) -> Array:
+        """(slots,) float64: how far a prototype's score may be off, in multiples of what a row's may be."""
+        return self.counts * self.inverse_norms
+
+    @cached_property
     def counts(self) -> Array:
         """(slots,) int64: how many rows each label has."""
         return np.bincount(self.slots + 1, minlength=self.slot_count + 1)[1:]

@@ -142,7 +142,7 @@ class Store:
     def _norms(self, slots: Array, ends: Array, rows: Array) -> Array:
         """The length of the sum of its label's rows at the last row of each label; zero at the others."""
         norms = np.zeros(len(rows))
-        sums = np.add.reduceat(rows, np.concatenate([[0], ends[:-1]]), axis=0, dtype=np.float64)
+        sums = _sums(rows, ends)
         for index in np.flatnonzero(self._last[slots] != NO_ROW).tolist():
             sums[index] += self._sum(int(slots[index]))
         norms[ends - 1] = np.sqrt(np.einsum("ld,ld->l", sums, sums))
@@ -222,3 +222,18 @@ class Store:
         )
         if self.indexing is not None:
             self.indexing.follow()
+
+
+def _sums(rows: Array, ends: Array) -> Array:
+    """(L, D) float64: the sum of the rows up to each of ascending ``ends``, from the end before on.
+
+    Row after row of all labels at once, which is several times as fast as ``np.add.reduceat`` where labels have few.
+    """
+    starts = np.concatenate([[0], ends[:-1]])
+    sums = rows[starts].astype(np.float64)
+    longer, step = np.flatnonzero(ends - starts > 1), 1
+    while len(longer):
+        sums[longer] += rows[starts[longer] + step]
+        step += 1
+        longer = longer[ends[longer] - starts[longer] > step]
+    return sums
