@@ -77,8 +77,8 @@ class ScoreSpace:
         """(N,) float32: what is taken off every score of each of (N, D) rows of the space."""
         cosines = rows @ self.cohort.T
         cosines.partition(len(self.cohort) - self.neighbours, axis=1)
-        nearest = cosines[:, -self.neighbours :].sum(axis=1) / np.float32(self.neighbours)
-        return np.asarray(self.strength * (nearest - self.level), np.float32)
+        share, level = np.float32(self.strength / self.neighbours), np.float32(self.strength * self.level)
+        return np.asarray(cosines[:, -self.neighbours :].sum(axis=1) * share - level)
 
     def arrays(self) -> dict[str, Array]:
         """What :func:`space_from` reads, in float16 where that is enough."""
