@@ -109,18 +109,16 @@ def test_random_changes_against_brute_force(scoring: Scoring, changes: list[tupl
             np.testing.assert_array_equal(rows, expected[1])
 
 
-@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("scoring", ["nearest", "prototype", "blend"])
 @given(changes=CHANGES, seed=st.integers(0, 99), every=st.integers(1, 4))
 @settings(max_examples=60)
 def test_followed_scores_are_those_of_a_new_search(
-    scoring: Scoring, own: bool, changes: list[tuple[str, int | None]], seed: int, every: int
+    scoring: Scoring, changes: list[tuple[str, int | None]], seed: int, every: int
 ) -> None:
     random = np.random.default_rng(seed)
     gallery, model = EmbeddedGallery(DIMENSION, scoring), dict[str, Array]()
     probes = unit(random, 6)
-    excluded = [random.choice([*NAMES, None]) for _ in probes] if own else None
-    tracker = gallery.best_scores(probes, excluded)
+    tracker = gallery.best_scores(probes)
     assert len(tracker) == 6
     for index, (label, count) in enumerate([*changes, *[("label 0", 1)] * every]):
         change(gallery, model, label, None if count is None else unit(random, count))
@@ -133,9 +131,8 @@ def test_followed_scores_are_those_of_a_new_search(
         assert found.version == gallery.version
         assert found.label_count == len(model)
         assert tracker.update() is found
-        for probe, label_not in enumerate(excluded or [None] * 6):
+        for probe in range(6):
             scores = brute_force(model, probes[probe], scoring)
-            scores.pop(label_not or "", None)
             best = max(scores.values(), default=-np.inf)
             assert found.scores[probe] == pytest.approx(best, abs=3e-7)
             label_found = found.labels[probe]
@@ -147,8 +144,6 @@ def test_what_a_tracker_refuses() -> None:
     gallery = EmbeddedGallery(DIMENSION, "nearest")
     with pytest.raises(InputError, match=r"probes of shape \(3, 5\); this gallery takes \(N, 8\)"):
         gallery.best_scores(np.ones((3, 5), np.float32))
-    with pytest.raises(InputError, match="1 own labels for 3 probes; give one for each, or None"):
-        gallery.best_scores(np.ones((3, DIMENSION), np.float32), ["anna"])
 
 
 def test_a_tracker_scores_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,9 +175,9 @@ class EmbeddedGallery:
         if before.indexing is not None:
             before.indexing.stop()
 
-    def best_scores(self, probes: Array, own: Sequence[str | None] | None = None) -> BestScores:
+    def best_scores(self, probes: Array) -> BestScores:
         """Follows the best score of each of (N, D) float32 rows; see :class:`runtime.gallery.tracking.BestScores`."""
-        return BestScores(self, probes, own)
+        return BestScores(self, probes)
 
     def _check_shape(self, embeddings: Array) -> None:
         if embeddings.ndim != 2 or embeddings.shape[1] != self.dimension or not len(embeddings):

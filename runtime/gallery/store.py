@@ -230,7 +230,7 @@ def _sums(rows: Array, ends: Array) -> Array:
     Row after row of all labels at once, which is several times as fast as ``np.add.reduceat`` where labels have few.
     """
     starts = np.concatenate([[0], ends[:-1]])
-    sums = rows[starts].astype(np.float64)
+    sums: Array = rows[starts].astype(np.float64)
     longer, step = np.flatnonzero(ends - starts > 1), 1
     while len(longer):
         sums[longer] += rows[starts[longer] + step]

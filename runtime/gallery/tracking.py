@@ -7,7 +7,6 @@ was. Nothing is scored twice, whatever is enrolled.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,16 +31,14 @@ class Best:
 
     Attributes:
         version: The gallery's version.
-        scores: (N,) float32: each probe's best score over all labels but its own; -inf where there is none.
+        scores: (N,) float32: each probe's best score; -inf where there is no label.
         labels: The name of each probe's best label, None where there is none.
-        own: The name of the label that does not count for each probe, None where it is not enrolled.
         label_count: How many labels there were.
     """
 
     version: int
     scores: Array
     labels: tuple[str | None, ...]
-    own: tuple[str | None, ...]
     label_count: int
 
 
@@ -51,25 +48,16 @@ class BestScores:
     Args:
         gallery: Whose labels.
         probes: (N, D) float32 unit rows; copied.
-        own: For each probe the label that does not count for it, enrolled or not; None where all do. So what is
-            enrolled can be scored against the labels of others.
 
     Raises:
-        InputError: The probes are not (N, D), or ``own`` is not one entry for each.
+        InputError: The probes are not (N, D).
     """
 
-    def __init__(self, gallery: EmbeddedGallery, probes: Array, own: Sequence[str | None] | None = None) -> None:
+    def __init__(self, gallery: EmbeddedGallery, probes: Array) -> None:
         if probes.ndim != 2 or probes.shape[1] != gallery.dimension:
             raise InputError(f"probes of shape {probes.shape}; this gallery takes (N, {gallery.dimension})")
-        if own is not None and len(own) != len(probes):
-            raise InputError(f"{len(own)} own labels for {len(probes)} probes; give one for each, or None")
         self._gallery = gallery
         self._probes = np.array(probes, np.float32)
-        self._own: dict[str, list[int]] = {}
-        for index, label in enumerate(own or ()):
-            if label is not None:
-                self._own.setdefault(label, []).append(index)
-        self._excludes = bool(self._own)
         self._lock = threading.Lock()
         self._best: Best | None = None
         self._reset(gallery.state.epoch)
@@ -84,19 +72,15 @@ class BestScores:
             state, lost = self._catch_up()
             if self._best is None or self._best.version != state.version:
                 self._follow(state, lost)
-                labels, own = (
-                    tuple(None if slot < 0 else state.epoch.names[slot] for slot in slots.tolist())
-                    for slots in (self._slots, self._own_slots)
-                )
-                self._best = Best(state.version, self._scores.copy(), labels, own, state.label_count)
+                labels = tuple(None if slot < 0 else state.epoch.names[slot] for slot in self._slots.tolist())
+                self._best = Best(state.version, self._scores.copy(), labels, state.label_count)
             return self._best
 
     def _reset(self, epoch: Epoch) -> None:
         self._epoch = epoch
-        self._next = self._known_slots = 0  # rows from this number on, and labels from this slot on, are new
+        self._next = 0  # rows from this number on are new
         self._scores = np.full(len(self._probes), -np.inf, np.float32)
         self._slots = np.full(len(self._probes), -1, np.int32)
-        self._own_slots = np.full(len(self._probes), -1, np.int32)
 
     def _catch_up(self) -> tuple[State, Array]:
         """The state of now, in whose slots all is kept from here, and a mask: probes whose best label has gone."""
@@ -111,14 +95,10 @@ class BestScores:
                 continue
             renumbered = np.append(self._epoch.renumbered, np.int32(-1))  # -1 stays -1
             lost |= (self._slots >= 0) & (renumbered[self._slots] < 0)
-            self._slots, self._own_slots = renumbered[self._slots], renumbered[self._own_slots]
-            self._known_slots = int((self._epoch.renumbered[: self._known_slots] >= 0).sum())
+            self._slots = renumbered[self._slots]
             self._epoch = self._epoch.following
 
     def _follow(self, state: State, lost: Array) -> None:
-        for slot in range(self._known_slots, state.slot_count) if self._own else ():
-            self._own_slots[self._own.get(state.epoch.names[slot], [])] = slot
-        self._known_slots = state.slot_count
         self._scores[lost], self._slots[lost] = -np.inf, -1
         if state.scoring == "nearest":
             self._take(state, np.flatnonzero(~lost), self._next)
@@ -162,8 +142,6 @@ class BestScores:
         """Take scores (P, R) of probes against rows or labels where they are better than what is known."""
         if not scores.size:
             return
-        if self._excludes:
-            scores = np.where(self._own_slots[probes][:, None] == slots, -np.inf, scores)
         columns = scores.argmax(axis=1)
         found = scores[np.arange(len(probes)), columns]
         better = found > self._scores[probes]
@@ -179,12 +157,8 @@ class BestScores:
             self._take(state, probes, 0)
             return
         queries = Queries(self._probes[probes])
-        for probe, (slots, scores) in zip(
-            probes.tolist(), best(state, queries, 2 if self._excludes else 1), strict=True
-        ):
-            others = np.flatnonzero(slots != self._own_slots[probe])
-            if len(others):
-                self._scores[probe], self._slots[probe] = scores[others[0]], slots[others[0]]
+        for probe, (slots, scores) in zip(probes.tolist(), best(state, queries, 1), strict=True):
+            self._scores[probe], self._slots[probe] = scores[0], slots[0]
 
 
 def changed_scores(state: State, first: int, probes: Array) -> tuple[Array, Array]:
