@@ -14,6 +14,8 @@ from runtime.errors import EdgevisError, InputError
 from runtime.jsondata import parse_json
 from runtime.text import progress_bar
 
+_MANY_FILES = 1000
+
 _DESCRIPTION = """\
 Train a model on images, evaluate it by its task's measure, and write weights that export.build takes.
 
@@ -79,6 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="(default: runs/MODEL)")
     parser.add_argument("--resume", action="store_true", help="go on from OUTPUT's checkpoint if there is one")
+    parser.add_argument(
+        "--allow-leakage",
+        action="store_true",
+        help="train also where the sides of the split share images, persons, volumes or classes; the report says so",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and splits (default: 0)")
     parser.add_argument("--devices", type=int, default=1, help="how many GPUs, or processes on a CPU (default: 1)")
     parser.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="auto")
@@ -128,6 +135,7 @@ def _train(arguments: argparse.Namespace) -> int:
             accelerator=arguments.accelerator,
             precision=arguments.precision,
             workers=arguments.workers,
+            allow_leakage=arguments.allow_leakage,
         ),
         watcher,
     )
@@ -151,11 +159,18 @@ def _config(path: Path | None) -> Mapping[str, Any]:
 
 
 class Watcher:
-    """A line for each epoch, and where the output is a terminal a bar between them."""
+    """A line for each epoch, and where the output is a terminal a bar between them and over the data."""
 
     def __init__(self, stream: Any, *, quiet: bool) -> None:
         self._stream, self._quiet = stream, quiet
         self._bar = stream.isatty() and not quiet
+
+    def reading(self, done: int, total: int) -> None:
+        if self._bar and (done == total or done % max(1, total // 100) == 0):
+            self._stream.write("\r\033[K" + ("" if done == total else f"data {progress_bar(done, total)}"))
+            self._stream.flush()
+        elif not self._bar and done == 0 and total >= _MANY_FILES:
+            self.note(f"reads {total} files to compare what trains with what evaluates")
 
     def step(self, epoch: int, done: int, total: int, loss: float) -> None:
         if self._bar:

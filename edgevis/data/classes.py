@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from edgevis.data.files import Files, images_of, open_files
+from edgevis.data.splits import rows_of_split
 from runtime.errors import SourceError
 from runtime.images import Image
 
@@ -60,7 +61,7 @@ def read_class_folders(path: str | os.PathLike[str], *, inside: str = "") -> Lab
     if any(len(parent) == shared for parent in parents):
         stray = next(name for name, parent in zip(names, parents, strict=True) if len(parent) == shared)
         raise SourceError(f"{files.where(stray)} lies in no class folder; one is needed for each class")
-    return _labelled(files, names, ["/".join(parent[shared:]) for parent in parents])
+    return labelled(files, names, ["/".join(parent[shared:]) for parent in parents])
 
 
 def read_class_table(
@@ -81,26 +82,10 @@ def read_class_table(
     files = open_files(path)
     rows = rows_of_split(files, table, ("path", label), split)
     for row in rows:
-        files.require(row["path"], f"which {table} lists")
         if not row[label]:
             raise SourceError(f"{files.where(table)} gives {row['path']} no {label}")
-    return _labelled(files, [row["path"] for row in rows], [row[label] for row in rows])
-
-
-def rows_of_split(files: Files, table: str, columns: Sequence[str], split: str | None) -> list[dict[str, str]]:
-    """The rows of a table with this value in the column ``split``, or all.
-
-    Raises:
-        SourceError: The table cannot be read, lacks a column, or no row fits; the message names the splits there are.
-    """
-    if split is None:
-        return files.table(table, columns)
-    rows = files.table(table, (*columns, "split"))
-    chosen = [row for row in rows if row["split"] == split]
-    if not chosen:
-        known = ", ".join(sorted({row["split"] for row in rows}))
-        raise SourceError(f"{files.where(table)} has no row of split {split!r}; its splits are {known}")
-    return chosen
+    names = [files.listed(row["path"], table) for row in rows]
+    return labelled(files, names, [row[label] for row in rows])
 
 
 def _shared_length(parents: Sequence[tuple[str, ...]]) -> int:
@@ -113,7 +98,8 @@ def _shared_length(parents: Sequence[tuple[str, ...]]) -> int:
     return max(most, 0)
 
 
-def _labelled(files: Files, names: Sequence[str], labels: Sequence[str]) -> LabelledImages:
+def labelled(files: Files, names: Sequence[str], labels: Sequence[str]) -> LabelledImages:
+    """Images with these labels; the classes are those that occur."""
     classes = tuple(sorted(set(labels)))
     place = {label: index for index, label in enumerate(classes)}
     return LabelledImages(files, tuple(names), tuple(labels), classes, tuple(place[label] for label in labels))

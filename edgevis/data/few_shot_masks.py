@@ -258,8 +258,48 @@ def class_masks(data: MaskedImages, *, class_ids: Collection[int], min_pixels: i
     return found
 
 
+def shown_classes(data: MaskedImages, *, min_share: float) -> list[frozenset[int]]:
+    """The values from 1 to 254 that each mask shows on this share of its own pixels or more; all masks are read.
+
+    Raises:
+        SourceError: A mask cannot be read.
+    """
+    found = []
+    for name in data.masks:
+        pixels = np.bincount(read_class_ids(data.files, name).ravel(), minlength=256)
+        found.append(
+            frozenset(
+                value for value in range(1, IGNORE) if pixels[value] > 0 and pixels[value] >= min_share * pixels.sum()
+            )
+        )
+    return found
+
+
+def examples_of(
+    data: MaskedImages, shown: Sequence[frozenset[int]], *, class_ids: Sequence[int], among: Iterable[int]
+) -> ClassMasks:
+    """Some of the images as examples of single classes; class ids are the masks' values, 255 is ignored.
+
+    Args:
+        data: Images with masks.
+        shown: What each image shows, as of :func:`shown_classes`.
+        class_ids: The classes.
+        among: Positions of images in ``data``; those that show none of the classes are left out.
+    """
+    kept = [place for place in among if not shown[place].isdisjoint(class_ids)]
+    members = _members(class_ids, [shown[place] & set(class_ids) for place in kept])
+    return ClassMasks(
+        data.files,
+        tuple(data.images[place] for place in kept),
+        tuple(data.masks[place] for place in kept),
+        members,
+        {class_id: class_id for class_id in class_ids},
+        IGNORE,
+    )
+
+
 def _check_fold(fold: int) -> None:
-    if fold not in range(FOLDS):
+    if isinstance(fold, bool) or not isinstance(fold, int) or fold not in range(FOLDS):
         raise InputError(f"fold is {fold!r}; allowed: 0 to {FOLDS - 1}")
 
 

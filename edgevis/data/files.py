@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import struct
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, KeysView, Mapping
@@ -25,6 +26,8 @@ from runtime.limits import max_file_bytes
 MAX_TABLE_BYTES = 64 << 20
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+# German and other editions of Excel write semicolons; the second of two equally frequent ones is never meant.
+_SEPARATORS = (",", ";", "\t")
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
 
@@ -83,6 +86,35 @@ class Files:
             raise SourceError(f"{self.path} has no file {self.inside}{name}, {purpose}")
         return name
 
+    def listed(self, name: str, table: str) -> str:
+        """The file that a table means: other separators of folders and other Unicode forms are the same name.
+
+        Raises:
+            SourceError: There is no such file.
+        """
+        if name in self._found:
+            return name
+        plain = unicodedata.normalize("NFC", str(PurePosixPath(name.replace("\\", "/"))))
+        for other in (plain, unicodedata.normalize("NFD", plain)):  # macOS writes the second
+            if other in self._found:
+                return other
+        return self.require(name, f"which {table} lists")
+
+    def signature(self, name: str) -> tuple[int, ...]:
+        """What is known of a file's contents without reading it: equal contents have equal signatures.
+
+        Raises:
+            SourceError: There is no such file.
+        """
+        self.require(name, "which is to be compared")
+        packed = self._found[name]
+        if packed is not None:
+            return packed.size_bytes, packed.checksum
+        try:
+            return ((self.path / self.inside / name).stat().st_size,)
+        except OSError as error:
+            raise SourceError(f"{self.where(name)} cannot be read: {error}") from error
+
     def read(self, name: str, *, max_bytes: int | None = None) -> bytes:
         """The bytes of one file.
 
@@ -134,7 +166,9 @@ class Files:
             raise SourceError(f"{self.where(name)} is {error}") from error
 
     def table(self, name: str, columns: Collection[str]) -> list[dict[str, str]]:
-        """The rows of a CSV file whose first line names its columns.
+        """The rows of a CSV file whose first line names its columns, without blanks around the values.
+
+        Columns are separated by commas, semicolons or tabs: by what the first line has most of.
 
         Args:
             name: The file.
@@ -143,9 +177,12 @@ class Files:
         Raises:
             SourceError: It cannot be read, lacks a column or any row, or a row has another number of columns.
         """
-        lines = csv.reader(io.StringIO(self.text(name), newline=""), strict=True)
+        text = self.text(name)
+        first = text.partition("\n")[0]
+        separator = max(_SEPARATORS, key=first.count)
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
         try:
-            header = next(lines, [])
+            header = [column.strip() for column in next(lines, [])]
             lacking = [column for column in columns if column not in header]
             if lacking or len(set(header)) != len(header):
                 problem = f"no column {lacking[0]!r}" if lacking else "a column twice"
@@ -153,7 +190,7 @@ class Files:
             rows = []
             for fields in lines:
                 if len(fields) == len(header):
-                    rows.append(dict(zip(header, fields, strict=True)))
+                    rows.append(dict(zip(header, (field.strip() for field in fields), strict=True)))
                 elif fields:  # a blank line has none
                     raise SourceError(
                         f"line {lines.line_num} of {self.where(name)} has {len(fields)} columns; "

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
 from edgevis.data.checks import integer
-from edgevis.data.classes import rows_of_split
 from edgevis.data.files import Files, images_of, open_files
+from edgevis.data.splits import RANKED, Role, roles_of_rows, rows_of_split
 from runtime.errors import InputError, SourceError
 from runtime.images import Image
 
@@ -22,8 +23,9 @@ DISTRACTOR = 0
 """The identity of Market-1501's images of persons or things that no query asks for: they stay in the gallery."""
 
 JUNK = -1
-"""The identity of Market-1501's images that count neither for nor against a ranking: readers drop them."""
+"""The identity of Market-1501's images that count neither for nor against a ranking. Readers drop it, and less."""
 
+_TABLE, _COLUMNS = "labels.csv", ("path", "pid", "camid")
 # 0002_c1s1_000451_03.jpg: identity, camera, sequence, frame, box. Sets made in its style end differently.
 _MARKET_NAME = re.compile(r"(-1|[0-9]+)_c([0-9]+)(?![0-9]).*")
 _MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
@@ -38,12 +40,14 @@ class PersonImages:
         names: N paths in it.
         ids: N identities as the data set numbers them.
         cameras: N cameras.
+        junk: How many further images had the identity :data:`JUNK` or another negative one.
     """
 
     files: Files
     names: tuple[str, ...]
     ids: tuple[int, ...]
     cameras: tuple[int, ...]
+    junk: int = 0
 
     def __len__(self) -> int:
         return len(self.names)
@@ -72,7 +76,7 @@ def read_market1501(
     if part not in _MARKET_FOLDERS:
         raise InputError(f"part is {part!r}; allowed: {', '.join(_MARKET_FOLDERS)}")
     files = open_files(path, inside=inside)
-    found = []
+    found: list[tuple[str, int, int]] = []
     for name in images_of(files.below(_MARKET_FOLDERS[part])):
         match = _MARKET_NAME.fullmatch(PurePosixPath(name).name)
         if match is None:
@@ -80,16 +84,14 @@ def read_market1501(
                 f"{files.where(name)} is not named like 0002_c1s1_000451_03.jpg: identity and camera first"
             )
         identity, camera = (integer(text, f"the number in {files.where(name)}") for text in match.groups())
-        if identity != JUNK:
-            found.append((name, identity, camera))
-    if not found:
-        raise SourceError(f"{files.path} holds no images of persons in {files.inside}{_MARKET_FOLDERS[part]}")
-    names, ids, cameras = zip(*found, strict=True)
-    return PersonImages(files, names, ids, cameras)
+        found.append((name, identity, camera))
+    return _persons(files, found, f"images of persons in {files.inside}{_MARKET_FOLDERS[part]}")
 
 
 def read_pku_reid(path: str | os.PathLike[str], split: str | None = None) -> PersonImages:
     """The images that ``labels.csv`` lists with the columns ``path``, ``pid`` and ``camid``, in its order.
+
+    Images of identity :data:`JUNK`, or of another negative one, are dropped.
 
     Args:
         path: A folder or zip, with images such as ``images/001/01_1.png`` (identity, camera, orientation).
@@ -100,11 +102,52 @@ def read_pku_reid(path: str | os.PathLike[str], split: str | None = None) -> Per
             names an image that is not there, or no row fits.
     """
     files = open_files(path)
-    rows = rows_of_split(files, "labels.csv", ("path", "pid", "camid"), split)
-    for row in rows:
-        files.require(row["path"], "which labels.csv lists")
-    ids, cameras = (
-        tuple(integer(row[key], f"{key} of {row['path']} in {files.where('labels.csv')}") for row in rows)
-        for key in ("pid", "camid")
+    return _listed(files, rows_of_split(files, _TABLE, _COLUMNS, split), "images of persons")
+
+
+def read_person_table(path: str | os.PathLike[str]) -> dict[Role, PersonImages]:
+    """All images of ``labels.csv`` by their split: ``train``, ``query`` and ``gallery``, and ``val`` where it has one.
+
+    Args:
+        path: As of :func:`read_pku_reid`; the names of the splits are those of :mod:`edgevis.data.splits`.
+
+    Raises:
+        SourceError: As :func:`read_pku_reid`, a row has an unknown split, or one of the three has no rows.
+    """
+    files = open_files(path)
+    rows = files.table(_TABLE, (*_COLUMNS, "split"))
+    roles = roles_of_rows(files, _TABLE, rows, RANKED)
+    found: dict[Role, PersonImages] = {}
+    for role in RANKED:
+        chosen = [row for row, own in zip(rows, roles or (), strict=True) if own == role]
+        if chosen:
+            found[role] = _listed(files, chosen, f"images of persons in the split {role}")
+        elif role != "val":
+            raise SourceError(f"{files.where(_TABLE)} has no row of the split {role}")
+    return found
+
+
+def unmatched(query: PersonImages, gallery: PersonImages) -> int:
+    """How many queries have no gallery image of their identity from another camera: rankings leave them out."""
+    cameras: dict[int, set[int]] = {}
+    for identity, camera in zip(gallery.ids, gallery.cameras, strict=True):
+        cameras.setdefault(identity, set()).add(camera)
+    return sum(
+        not cameras.get(identity, set()) - {camera} for identity, camera in zip(query.ids, query.cameras, strict=True)
     )
-    return PersonImages(files, tuple(row["path"] for row in rows), ids, cameras)
+
+
+def _listed(files: Files, rows: Sequence[Mapping[str, str]], what: str) -> PersonImages:
+    found = []
+    for row in rows:
+        numbers = [integer(row[key], f"{key} of {row['path']} in {files.where(_TABLE)}") for key in ("pid", "camid")]
+        found.append((files.listed(row["path"], _TABLE), numbers[0], numbers[1]))
+    return _persons(files, found, what)
+
+
+def _persons(files: Files, found: Sequence[tuple[str, int, int]], what: str) -> PersonImages:
+    kept = [row for row in found if row[1] >= DISTRACTOR]
+    if not kept:
+        raise SourceError(f"{files.path} holds no {what}")
+    names, ids, cameras = zip(*kept, strict=True)
+    return PersonImages(files, names, ids, cameras, len(found) - len(kept))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevis.data.classes import rows_of_split
 from edgevis.data.files import Files, by_stem, open_files
 from edgevis.data.masks import as_class_ids, read_pair
+from edgevis.data.splits import rows_of_split
 from runtime.errors import SourceError
+from runtime.imageheader import read_header
 from runtime.images import Image
 
 
@@ -55,12 +56,14 @@ class InstanceImages:
         files: Where they lie.
         images, instances: N paths each.
         boxes: N arrays (I, 4) int64: x1, y1, x2, y2 of each instance in pixels, the ends **inclusive**.
+        volumes: N names of the volume that an image is a slice of; the stem where the data has no volumes.
     """
 
     files: Files
     images: tuple[str, ...]
     instances: tuple[str, ...]
     boxes: tuple[NDArray[np.int64], ...]
+    volumes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -94,7 +97,12 @@ def read_masked_images(path: str | os.PathLike[str], *, split: str | None = None
             or nothing fits.
     """
     files = open_files(path)
-    stems, volumes = _stems(files, split)
+    return masked_images(files, index_rows(files, split))
+
+
+def masked_images(files: Files, rows: Sequence[Mapping[str, str]]) -> MaskedImages:
+    """The pairs that rows of ``index.csv`` name, in their order; errors as of :func:`read_masked_images`."""
+    stems, volumes = _names(rows)
     images, masks = (_paths(files, folder, stems) for folder in ("images", "masks"))
     return MaskedImages(files, stems, images, masks, volumes)
 
@@ -113,22 +121,59 @@ def read_instances(path: str | os.PathLike[str], *, split: str | None = None) ->
             four whole numbers, or nothing fits.
     """
     files = open_files(path)
-    stems, _ = _stems(files, split)
+    return instance_images(files, index_rows(files, split))
+
+
+def instance_images(files: Files, rows: Sequence[Mapping[str, str]]) -> InstanceImages:
+    """The pairs that rows of ``index.csv`` name, in their order; errors as of :func:`read_instances`."""
+    stems, volumes = _names(rows)
     images, instances = (_paths(files, folder, stems) for folder in ("images", "instances"))
     table = files.json("boxes_xyxy.json")
     if not isinstance(table, dict):
         raise SourceError(f"{files.where('boxes_xyxy.json')} is not an object of stems")
     boxes = tuple(_inclusive(table.get(stem), f"{stem} in {files.where('boxes_xyxy.json')}") for stem in stems)
-    return InstanceImages(files, images, instances, boxes)
+    return InstanceImages(files, images, instances, boxes, volumes)
 
 
-def _stems(files: Files, split: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The stems and their volumes."""
+def index_rows(files: Files, split: str | None = None) -> list[dict[str, str]]:
+    """The rows of ``index.csv``, sorted by ``stem``; without such a table a row for each image.
+
+    Raises:
+        SourceError: The table cannot be read, lacks a column, or no row fits ``split``.
+    """
     if "index.csv" not in files.names and split is None:
-        stems = tuple(sorted(by_stem(files, "images")))
-        return stems, stems
-    rows = sorted(rows_of_split(files, "index.csv", ("stem",), split), key=lambda row: row["stem"])
-    return tuple(row["stem"] for row in rows), tuple(row.get("volume", row["stem"]) for row in rows)
+        return [{"stem": stem} for stem in sorted(by_stem(files, "images"))]
+    return sorted(rows_of_split(files, "index.csv", ("stem",), split), key=lambda row: row["stem"])
+
+
+def outside(data: InstanceImages, progress: Callable[[int, int], None]) -> list[str]:
+    """Images with a box that reaches beyond them, by their headers: nothing is decoded.
+
+    Args:
+        data: Images and boxes.
+        progress: Told how many images are read, of how many.
+
+    Raises:
+        SourceError: An image cannot be read.
+    """
+    found = []
+    for position, (name, boxes) in enumerate(zip(data.images, data.boxes, strict=True)):
+        progress(position, len(data))
+        if len(boxes):
+            header = read_header(data.files.read(name), data.files.where(name))
+            turned = header.orientation >= 5  # stored on its side
+            size = (header.height, header.width) if turned else (header.width, header.height)
+            beyond = boxes[(boxes[:, 2:] >= size).any(1)]
+            if len(beyond):
+                x0, y0, x1, y1 = (beyond[0] + (0, 0, 1, 1)).tolist()
+                found.append(f"{name} has {size[0]}x{size[1]} pixels and the box [{x0}, {y0}, {x1}, {y1}]")
+    progress(len(data), len(data))
+    return found
+
+
+def _names(rows: Sequence[Mapping[str, str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The stems and their volumes."""
+    return tuple(row["stem"] for row in rows), tuple(row.get("volume") or row["stem"] for row in rows)
 
 
 def _paths(files: Files, folder: str, stems: Sequence[str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from torch import Tensor, nn
 
+from edgevis.data.leakage import SplitCheck
 from edgevis.metrics.interval import half_width
 from edgevis.models.recipe import Recipe
 from runtime.images import Image
@@ -114,10 +115,13 @@ class Task(Protocol):
         options: Mapping[str, int | str],
         seed: int,
         teacher: Teacher | None,
+        check: SplitCheck,
     ) -> Objective:
         """Opens the data. Only with a :class:`edgevis.models.recipe.TaughtRecipe` there may be a teacher.
 
+        ``check`` compares what trains with what evaluates, and what it lets pass stands in :attr:`Objective.data`.
+
         Raises:
-            SourceError, InputError: They cannot be read, or do not suffice.
+            SourceError, InputError: They cannot be read, do not suffice, or share what they must not.
         """
         ...

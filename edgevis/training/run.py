@@ -15,6 +15,7 @@ import cv2
 import torch
 
 from edgevis import __version__, models
+from edgevis.data.leakage import SplitCheck, listed
 from edgevis.models.recipe import EpisodeRecipe, Recipe
 from edgevis.origin import Origin
 from edgevis.training import tasks
@@ -53,6 +54,7 @@ class Request:
         seed: Of weights, batches and splits.
         devices, accelerator, precision: Lightning Fabric's.
         workers: Processes that make batches ahead.
+        allow_leakage: Whether to train on data whose sides share images, persons, volumes or classes.
     """
 
     model: str
@@ -71,6 +73,7 @@ class Request:
     accelerator: str = "auto"
     precision: Precision = "32-true"
     workers: int = 0
+    allow_leakage: bool = False
 
 
 def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
@@ -92,8 +95,9 @@ def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
     if _taught(request):
         teacher = open_teacher(request.teacher, request.teacher_model, student=deployment, recipe=recipe)
         teacher.model.to(fabric.device)
+    check = SplitCheck(allow_leakage=request.allow_leakage, progress=watcher.reading if fabric.is_global_zero else None)
     objective = tasks.load(deployment.task).objective(
-        request.data, recipe, deployment, options=request.options, seed=request.seed, teacher=teacher
+        request.data, recipe, deployment, options=request.options, seed=request.seed, teacher=teacher, check=check
     )
     if teacher is not None:
         teacher.require_classes(objective, request.seed)
@@ -141,6 +145,7 @@ def command_of(request: Request) -> str:
     parts += [] if request.teacher_model is None else ["--teacher-model", request.teacher_model]
     for flag, value in (("--seed", request.seed), ("--devices", request.devices), ("--precision", request.precision)):
         parts += [flag, str(value)]
+    parts += ["--allow-leakage"] if request.allow_leakage else []
     return shlex.join(("python", "-m", "edgevis.train", *parts))
 
 
@@ -228,4 +233,5 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _sentence(data: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in data.items())
+    shown = {name: listed(value) if isinstance(value, list) else value for name, value in data.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())

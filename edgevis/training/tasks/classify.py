@@ -1,8 +1,7 @@
 """Few-shot classification: fusion of both branches, a linear classifier over all classes, or episodes.
 
-Data: a folder or zip with one folder for each class, or with ``labels.csv`` (``path``, ``class_name`` and ``split``).
-Classes of the split ``base`` or ``train`` are trained on; the others are novel and only evaluate. Without splits a
-fifth of the classes, drawn from the seed, is novel. Of the training classes a part only validates.
+Data: a folder or zip with one folder for each class, or with ``labels.csv`` (``path``, ``class_name`` and ``split``);
+:mod:`edgevis.data.class_split` says what trains and what evaluates.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgevis.data import EpisodeSampler, LabelledImages, mixed_split, read_class_folders, read_class_table
-from edgevis.data.draw import below, draw_at, sample
-from edgevis.data.files import open_files
+from edgevis.data import EpisodeSampler
+from edgevis.data.class_split import HELD_DRAW, NOVEL_DRAW, ClassSplit, split_classes
+from edgevis.data.draw import below, draw_at
+from edgevis.data.leakage import SplitCheck, listed
 from edgevis.losses import AttentionFusionLoss, CosineEpisodeLoss
 from edgevis.models.recipe import EpisodeRecipe, Recipe, recipe_of
 from edgevis.training.embed import embeddings
@@ -37,22 +36,10 @@ from runtime.images import Image
 from runtime.preprocess import Preprocessor
 from runtime.spec import Deployment
 
-_TRAIN_SPLITS = ("base", "train")
-_NOVEL = 0.2
 # Larger than the input: a crop of half the area is then still about as large as it.
 _MARGIN = 1.3
 # What each use of the seed draws: no two draw the same numbers.
-_NOVEL_DRAW, _HELD_DRAW, _TRAIN_DRAW, _VIEW_DRAW, _VALIDATION_DRAW, _TEST_DRAW = range(6)
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Positions of images, and which of them may be drawn for what."""
-
-    train: tuple[int, ...]
-    validation: tuple[int, ...]
-    novel: tuple[int, ...]
-    mixed: tuple[int, ...]
+_TRAIN_DRAW, _VIEW_DRAW, _VALIDATION_DRAW, _TEST_DRAW = range(max(NOVEL_DRAW, HELD_DRAW) + 1, 6)
 
 
 def objective(
@@ -63,11 +50,12 @@ def objective(
     options: Mapping[str, int | str],
     seed: int,
     teacher: Teacher | None = None,
+    check: SplitCheck | None = None,
 ) -> EpisodeObjective:
     """See :class:`edgevis.training.objective.Task`."""
     own = recipe_of(EpisodeRecipe, recipe)
-    images, split = _split(data, own, seed)
-    return EpisodeObjective(images, split, own, deployment, data=data.name, seed=seed, teacher=teacher)
+    split = split_classes(data, held_out=own.held_out, mixed=own.mixed, seed=seed, check=check or SplitCheck())
+    return EpisodeObjective(split, own, deployment, data=data.name, seed=seed, teacher=teacher)
 
 
 class EpisodeObjective:
@@ -75,8 +63,7 @@ class EpisodeObjective:
 
     def __init__(
         self,
-        images: LabelledImages,
-        split: Split,
+        split: ClassSplit,
         recipe: EpisodeRecipe,
         deployment: Deployment,
         *,
@@ -90,6 +77,7 @@ class EpisodeObjective:
                 "allowed: the objectives fusion and global, or distill_logits=0"
             )
         self._recipe, self._seed, self._split, self._teacher = recipe, seed, split, teacher
+        images = split.images
         self._labels = np.asarray(images.labels)
         # Training targets count the training classes alone.
         classes = sorted({images.labels[position] for position in split.train})
@@ -103,6 +91,12 @@ class EpisodeObjective:
         self._name = data
         # Too few images are better found now than after the last epoch.
         if recipe.objective != "global":
+            small = self._smaller(split.train, recipe.shot + recipe.query)
+            if small:
+                raise InputError(
+                    f"{data}: training episodes need shot + query = {recipe.shot + recipe.query} images of a class; "
+                    f"these have fewer: {listed(small)}; lower query or shot, or leave them out of the training split"
+                )
             self._sampler(0)
         for among, whole in ((split.validation, False), (split.novel, False), (split.mixed, True)):
             for shot in recipe.test_shots if among else ():
@@ -125,6 +119,8 @@ class EpisodeObjective:
             "validation classes": classes(split.validation),
             "novel classes": classes(split.novel),
             "mixed classes": classes(split.mixed),
+            **split.notes,
+            **({"too small classes left out": left_out} if (left_out := self._left_out()) else {}),
         }
 
     @property
@@ -206,6 +202,21 @@ class EpisodeObjective:
             seed=self._seed,
             epoch=epoch,
         )
+
+    def _smaller(self, among: Sequence[int], needed: int) -> list[str]:
+        """Classes with fewer images than needed, and how many they have."""
+        sizes = Counter(self._labels[list(among)].tolist())
+        return [f"{label} ({size})" for label, size in sorted(sizes.items()) if size < needed]
+
+    def _left_out(self) -> list[str]:
+        """Which classes are too small for the evaluation's episodes."""
+        recipe, found = self._recipe, []
+        parts = (self._split.validation, (min(recipe.test_shots),)), (self._split.novel, recipe.test_shots)
+        for among, shots in parts:
+            for shot in shots:
+                needed = shot + recipe.test_query
+                found += [f"{name} of the {needed} images of {shot}-shot" for name in self._smaller(among, needed)]
+        return found
 
     def _drawn(self, epoch: int, step: int, rank: int) -> list[int]:
         """Positions of the batch's images, class-major in each episode."""
@@ -316,35 +327,3 @@ def _tile(image: Image, colour: Colour, side: int = 84) -> Image:
     edge = min(height, width)
     top, left = (height - edge) // 2, (width - edge) // 2
     return tile(image[top : top + edge, left : left + edge], colour, height=side, width=side)
-
-
-def _split(data: Path, recipe: EpisodeRecipe, seed: int) -> tuple[LabelledImages, Split]:
-    files = open_files(data)
-    table = "labels.csv"
-    if table in files.names:
-        images = read_class_table(data)
-        rows = files.table(table, ("path", "class_name"))
-        splits = [row.get("split", "") for row in rows]
-    else:
-        images, splits = read_class_folders(data), []
-    classes = list(images.classes)
-    if any(split in _TRAIN_SPLITS for split in splits):
-        base = {label for label, split in zip(images.labels, splits, strict=True) if split in _TRAIN_SPLITS}
-        novel = [label for label in classes if label not in base]
-    else:
-        novel = sample(draw_at(seed, _NOVEL_DRAW), classes, round(_NOVEL * len(classes)))
-    trained = [label for label in classes if label not in set(novel)]
-    held = sample(draw_at(seed, _HELD_DRAW), trained, round(recipe.held_out * len(trained)))
-    trained = [label for label in trained if label not in set(held)]
-    if len(trained) < 2:
-        raise InputError(f"{data} has {len(trained)} classes to train on; allowed: 2 or more")
-
-    def of(labels: Sequence[str]) -> tuple[int, ...]:
-        wanted = set(labels)
-        return tuple(index for index, label in enumerate(images.labels) if label in wanted)
-
-    validation = of(held) if len(held) > 1 else ()
-    if not recipe.mixed:
-        return images, Split(of(trained), validation, of(novel), ())
-    parts = mixed_split(images.labels, base=trained, validation=(), test=novel, seed=seed)
-    return images, Split(parts.train, validation, of(novel), parts.test)

@@ -1,16 +1,14 @@
 """Few-shot segmentation: pairs of a support image with its mask and a query image of the same class.
 
-Data, told apart by their folders: PASCAL-5i (``JPEGImages``) and COCO-20i (``annotations``), each with ``fold``;
-``images/`` and ``masks/`` of class ids, with ``index.csv`` where there are splits; or FSS-1000's class folders.
-Of the last two a fifth of the classes, drawn from the seed, is novel and only evaluates, and another tenth validates;
-a ``fold`` of 0 to 3 makes every fourth class novel instead. The backbone is frozen; what learns is the rest.
+Data: PASCAL-5i, COCO-20i, FSS-1000, or ``images/`` and ``masks/`` of class ids; :mod:`edgevis.data.few_shot_split` says
+what trains and what evaluates. The backbone is frozen; what learns is the rest.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cv2
@@ -18,19 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgevis.data import (
-    ClassMasks,
-    SegmentationEpisodes,
-    class_masks,
-    read_coco20i,
-    read_fss1000,
-    read_masked_images,
-    read_pascal5i,
-)
-from edgevis.data.draw import draw_at, sample
-from edgevis.data.few_shot_masks import FOLDS, ClassMask
-from edgevis.data.files import Files, open_files
-from edgevis.data.masks import read_class_ids
+from edgevis.data import ClassMasks, SegmentationEpisodes
+from edgevis.data.draw import draw_at
+from edgevis.data.few_shot_masks import ClassMask
+from edgevis.data.few_shot_split import CLASS_DRAW, split_masked_classes
+from edgevis.data.leakage import SplitCheck
 from edgevis.losses import dice_loss, segmentation_loss
 from edgevis.metrics import SegmentationScore
 from edgevis.models.recipe import Recipe, SupportQueryRecipe, recipe_of
@@ -41,20 +31,16 @@ from edgevis.training.precision import in_float32
 from edgevis.training.teacher import Teacher
 from edgevis.training.views import relit
 from runtime.arrays import Array
-from runtime.errors import InputError
 from runtime.images import Image
 from runtime.preprocess import Preprocessor
 from runtime.spec import Deployment
 from runtime.tasks.few_shot_segment import aggregate_votes
 
-_NOVEL, _VALIDATION = 0.2, 0.1
 _VALIDATION_EPISODES = 60
 _SHOWN = 5
 _EXAMPLE: Colour = (60, 160, 240)
 _TRUTH: Colour = (240, 160, 60)
-# An image shows a class from this share of its pixels on; smaller masks vanish at the network's size.
-_MIN_SHARE = 0.01
-_CLASS_DRAW, _VIEW_DRAW, _VALIDATION_DRAW, _TEST_DRAW = range(4)
+_VIEW_DRAW, _VALIDATION_DRAW, _TEST_DRAW = range(CLASS_DRAW + 1, 4)
 
 
 def objective(
@@ -65,10 +51,21 @@ def objective(
     options: Mapping[str, int | str],
     seed: int,
     teacher: Teacher | None = None,
+    check: SplitCheck | None = None,
 ) -> PairObjective:
     """See :class:`edgevis.training.objective.Task`."""
     own = recipe_of(SupportQueryRecipe, recipe)
-    return PairObjective(*_parts(data, own, seed), own, deployment, data=data.name, seed=seed)
+    split = split_masked_classes(data, fold=own.fold, shots=max(own.test_shots), seed=seed, check=check or SplitCheck())
+    return PairObjective(
+        split.train,
+        split.validation,
+        split.test,
+        own,
+        deployment,
+        data=data.name,
+        seed=seed,
+        notes=split.notes,
+    )
 
 
 class PairObjective:
@@ -84,7 +81,9 @@ class PairObjective:
         *,
         data: str,
         seed: int,
+        notes: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
+        self._notes = notes
         self._train, self._validation, self._test = train, validation, test
         self._recipe, self._seed, self._name = recipe, seed, data
         self._preprocess = Preprocessor(deployment.preprocess)
@@ -105,6 +104,7 @@ class PairObjective:
             "validation classes": 0 if self._validation is None else len(self._validation.members),
             "novel classes": len(self._test.members),
             "test images": len(self._test),
+            **self._notes,
         }
 
     @property
@@ -193,65 +193,6 @@ class PairObjective:
         values_by_name = {"mIoU": score.mean_iou, "FB-IoU": score.fb_iou}
         figures = {f"{shot}-shot {name}": Measured(value, samples[name]) for name, value in values_by_name.items()}
         return figures, np.vstack(shown)
-
-
-def _parts(data: Path, recipe: SupportQueryRecipe, seed: int) -> tuple[ClassMasks, ClassMasks | None, ClassMasks]:
-    names = open_files(data).names
-    if any(name.startswith(("JPEGImages/", "annotations/")) for name in names):
-        read = read_pascal5i if any(name.startswith("JPEGImages/") for name in names) else read_coco20i
-        if recipe.fold is None:
-            raise InputError(f"{data} is divided into folds: --set fold=0 to {FOLDS - 1}")
-        # As in the papers, the checkpoint is chosen by the fold's own classes: there is no third part.
-        test = read(data, fold=recipe.fold, split="val")
-        return read(data, fold=recipe.fold, split="train"), test, test
-    shots = max(recipe.test_shots)
-    if any(name.startswith("masks/") for name in names):
-        splits = ("train", "val") if "index.csv" in names else (None, None)
-        sides = [read_masked_images(data, split=split) for split in splits]
-        counts = [_shown(side.files, side.masks) for side in sides]
-        known = sorted(value for value in counts[0] if min(count[value] for count in counts) > shots)
-        trained, held, novel = _divided(known, recipe.fold, seed)
-        pixels = _min_pixels(sides[0].files, sides[0].masks[0])
-        return (
-            class_masks(sides[0], class_ids=trained, min_pixels=pixels),
-            class_masks(sides[0], class_ids=held, min_pixels=pixels) if held else None,
-            class_masks(sides[1], class_ids=novel, min_pixels=pixels),
-        )
-    classes = sorted({name.partition("/")[0] for name in names if name.endswith(".jpg") and name.count("/") == 1})
-    groups = _divided(list(range(len(classes))), recipe.fold, seed)
-    trained_part, held_part, novel_part = (
-        read_fss1000(data, classes=[classes[index] for index in group]) if group else None for group in groups
-    )
-    if trained_part is None or novel_part is None:
-        raise InputError(f"{data} has {len(classes)} classes; allowed: 5 or more, to train and to evaluate")
-    return trained_part, held_part, novel_part
-
-
-def _divided(classes: Sequence[int], fold: int | None, seed: int) -> tuple[list[int], list[int], list[int]]:
-    """Classes to train on, to validate and to evaluate."""
-    if fold is not None and fold >= FOLDS:
-        raise InputError(f"fold is {fold}; allowed: 0 to {FOLDS - 1}, or null for classes drawn from the seed")
-    order = sample(draw_at(seed, _CLASS_DRAW), list(classes), len(classes))
-    novel = order[: max(1, round(_NOVEL * len(order)))] if fold is None else list(classes[fold::FOLDS])
-    rest = [value for value in order if value not in novel]
-    held = rest[: round(_VALIDATION * len(classes))]
-    trained = [value for value in rest if value not in held]
-    if not trained:
-        raise InputError(f"{len(classes)} classes have images enough; allowed: 3 or more, to train and to evaluate")
-    return sorted(trained), sorted(held), sorted(novel)
-
-
-def _min_pixels(files: Files, name: str) -> int:
-    return max(1, round(_MIN_SHARE * read_class_ids(files, name).size))
-
-
-def _shown(files: Files, masks: Sequence[str]) -> Counter[int]:
-    """How many masks show each value from 1 to 254 on enough of their pixels."""
-    found: Counter[int] = Counter()
-    for name in masks:
-        pixels = np.bincount(read_class_ids(files, name).ravel(), minlength=256)
-        found.update(value for value in range(1, 255) if pixels[value] >= _MIN_SHARE * pixels.sum())
-    return found
 
 
 def _drawn(supports: Sequence[ClassMask], query: ClassMask, found: Array, side: int = 160) -> Image:

@@ -1,7 +1,7 @@
 """Person Re-ID: triplets and identities, in batches of P persons with K pictures each.
 
-Data: a folder or zip in Market-1501's layout; or with ``labels.csv`` (``path``, ``pid``, ``camid`` and ``split`` of
-``train``, ``query`` and ``gallery``). Of the training persons a part only validates.
+Data: a folder or zip in Market-1501's layout; or with ``labels.csv`` (``path``, ``pid``, ``camid`` and ``split``);
+:mod:`edgevis.data.person_split` says what trains and what evaluates.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgevis.data import IdentitySampler, PersonImages, read_market1501, read_pku_reid
-from edgevis.data.draw import draw_at, sample
-from edgevis.data.files import open_files
+from edgevis.data import IdentitySampler, PersonImages
+from edgevis.data.draw import draw_at
+from edgevis.data.leakage import SplitCheck
+from edgevis.data.person_split import HELD_DRAW, PersonSplit, split_persons
 from edgevis.losses import ReIDLoss
 from edgevis.metrics import grouped_mean, reid_queries
 from edgevis.models.recipe import IdentityRecipe, Recipe, recipe_of
@@ -29,7 +30,6 @@ from edgevis.training.precision import in_float32
 from edgevis.training.teacher import Teacher
 from edgevis.training.views import erased, mirrored, relit, shifted
 from runtime.arrays import Array
-from runtime.errors import InputError
 from runtime.images import Image
 from runtime.preprocess import Preprocessor
 from runtime.spec import Deployment
@@ -39,7 +39,7 @@ Side = tuple[Array, Array, Array]
 
 _NEIGHBOURS = 8
 _QUERIES_SHOWN = 6
-_HELD_DRAW, _VIEW_DRAW = 0, 1
+_VIEW_DRAW = HELD_DRAW + 1
 
 
 def objective(
@@ -50,17 +50,12 @@ def objective(
     options: Mapping[str, int | str],
     seed: int,
     teacher: Teacher | None = None,
+    check: SplitCheck | None = None,
 ) -> IdentityObjective:
     """See :class:`edgevis.training.objective.Task`."""
     own = recipe_of(IdentityRecipe, recipe)
-    names = open_files(data).names
-    market = "labels.csv" not in names
-    if market and not any(name.startswith("bounding_box_train/") for name in names):
-        raise InputError(f"{data} has neither labels.csv nor bounding_box_train/; allowed: one of these layouts")
-    train, query, gallery = (
-        read_market1501(data, part) if market else read_pku_reid(data, part) for part in ("train", "query", "gallery")
-    )
-    return IdentityObjective(train, (query, gallery), own, deployment, data=data.name, seed=seed, teacher=teacher)
+    split = split_persons(data, held_out=own.held_out, seed=seed, check=check or SplitCheck())
+    return IdentityObjective(split, own, deployment, data=data.name, seed=seed, teacher=teacher)
 
 
 class IdentityObjective:
@@ -68,8 +63,7 @@ class IdentityObjective:
 
     def __init__(
         self,
-        train: PersonImages,
-        test: tuple[PersonImages, PersonImages],
+        split: PersonSplit,
         recipe: IdentityRecipe,
         deployment: Deployment,
         *,
@@ -77,20 +71,18 @@ class IdentityObjective:
         seed: int,
         teacher: Teacher | None = None,
     ) -> None:
-        self._recipe, self._seed, self._data, self._test = recipe, seed, train, test
-        self._teacher = teacher
-        persons = sorted(set(train.ids))
-        held = set(sample(draw_at(seed, _HELD_DRAW), persons, round(recipe.held_out * len(persons))))
-        self._persons = [person for person in persons if person not in held]
+        self._recipe, self._seed, self._data = recipe, seed, split.train
+        self._test = split.query, split.gallery
+        self._teacher, self._notes = teacher, split.notes
+        persons = sorted(set(split.train.ids))
+        self._persons = [person for person in persons if person not in split.held]
         self._target = {person: index for index, person in enumerate(self._persons)}
-        self._trained = [index for index, person in enumerate(train.ids) if person not in held]
-        self._held = [index for index, person in enumerate(train.ids) if person in held]
-        if len(self._persons) < 2:
-            raise InputError(f"{data} has {len(self._persons)} persons to train on; allowed: 2 or more")
+        self._trained = [index for index, person in enumerate(split.train.ids) if person not in split.held]
+        self._held = [index for index, person in enumerate(split.train.ids) if person in split.held]
         spec = deployment.preprocess
         self._preprocess = Preprocessor(spec)
-        self._images = self._store(train)
-        self._tests = tuple(self._store(part) for part in test)
+        self._images = self._store(split.train)
+        self._tests = tuple(self._store(part) for part in self._test)
         self._name = data
         self._steps = recipe.steps_per_epoch or max(1, len(self._trained) // (recipe.identities * recipe.images))
         self._order: dict[tuple[int, int], list[list[int]]] = {}
@@ -109,6 +101,7 @@ class IdentityObjective:
             "test persons": len(set(self._test[0].ids)),
             "queries": len(self._test[0]),
             "gallery": len(self._test[1]),
+            **self._notes,
         }
 
     @property
@@ -151,8 +144,6 @@ class IdentityObjective:
         device = next(model.parameters()).device
         rows = embeddings(model.embed, [self._images[index] for index in self._held], self._preprocess, device)
         ids, cameras = (np.asarray(column)[self._held] for column in (self._data.ids, self._data.cameras))
-        if len(set(cameras.tolist())) < 2:
-            return None
         first = cameras == cameras.min()
         figures, _ = _ranked((rows[first], ids[first], cameras[first]), (rows[~first], ids[~first], cameras[~first]))
         return Evaluation("training persons set aside, one camera against the others", figures)

@@ -1,10 +1,9 @@
 """Segmentation of one kind of object: from boxes alone, by the multiple-instance baseline, or from masks.
 
 Data: a folder or zip with ``images/`` and either ``instances/`` and ``boxes_xyxy.json``, or ``masks/``, in which all
-that is not 0 is the object; ``index.csv`` (``stem``, ``split`` of ``train`` and ``val``, and ``volume`` for slices).
-With ``supervision`` of ``boxes`` or ``mil``, no mask of a training image reaches the loss: only the boxes around it
-do. Without an index a fifth of the images, drawn from the seed, evaluates. A part of the training images, or of the
-volumes that they are slices of, only validates.
+that is not 0 is the object; ``index.csv`` (``stem``, ``split``, and ``volume`` for slices), see
+:mod:`edgevis.data.mask_split`. With ``supervision`` of ``boxes`` or ``mil``, no mask of a training image reaches the
+loss: only the boxes around it do.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgevis.data import boxes_from_class_ids, read_instances, read_masked_images
-from edgevis.data.draw import below, draw_at, sample
-from edgevis.data.files import open_files
+from edgevis.data import InstanceImages, MaskedImages, boxes_from_class_ids
+from edgevis.data.draw import below, draw_at
+from edgevis.data.leakage import SplitCheck
+from edgevis.data.mask_split import HELD_DRAW, TEST_DRAW, split_masks
 from edgevis.losses import BoxTightnessLoss, MILBaselineLoss
 from edgevis.metrics import dice_per_volume
 from edgevis.models.recipe import MaskRecipe, Recipe, recipe_of
@@ -36,10 +37,9 @@ from runtime.images import Image
 from runtime.preprocess import Preprocessor
 from runtime.spec import Deployment
 
-_TEST = 0.2
 _PREDICT_BATCH = 8
 _SHOWN = 6
-_TEST_DRAW, _HELD_DRAW, _TRAIN_DRAW, _VIEW_DRAW = range(4)
+_TRAIN_DRAW, _VIEW_DRAW = range(max(TEST_DRAW, HELD_DRAW) + 1, 4)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,27 +78,26 @@ def objective(
     options: Mapping[str, int | str],
     seed: int,
     teacher: Teacher | None = None,
+    check: SplitCheck | None = None,
 ) -> MaskObjective:
     """See :class:`edgevis.training.objective.Task`."""
     own = recipe_of(MaskRecipe, recipe)
     if options.get("classes", 1) != 1:
         raise InputError(f"classes is {options['classes']!r}; training knows one kind of object: leave the option out")
-    files = open_files(data)
-    if "index.csv" in files.names:
-        train, test = _examples(data, "train"), _examples(data, "val")
-        places, others = list(range(len(train.volumes))), tuple(range(len(test.volumes)))
-    else:
-        train = test = _examples(data, None)
-        chosen = set(sample(draw_at(seed, _TEST_DRAW), range(len(train.volumes)), round(_TEST * len(train.volumes))))
-        places = [place for place in range(len(train.volumes)) if place not in chosen]
-        others = tuple(sorted(chosen))
-    volumes = sorted({train.volumes[place] for place in places})
-    held = set(sample(draw_at(seed, _HELD_DRAW), volumes, round(own.held_out * len(volumes))))
-    trained = tuple(place for place in places if train.volumes[place] not in held)
-    validation = tuple(place for place in places if train.volumes[place] in held)
-    if not trained:
-        raise InputError(f"{data} has no image to train on; allowed: 1 or more")
-    return MaskObjective(train, trained, validation, (test, others), own, deployment, data=data.name, seed=seed)
+    from_boxes = own.supervision != "masks"
+    split = split_masks(data, held_out=own.held_out, from_boxes=from_boxes, seed=seed, check=check or SplitCheck())
+    examples = _examples(split.data)
+    return MaskObjective(
+        examples,
+        split.train,
+        split.validation,
+        (examples, split.test),
+        own,
+        deployment,
+        data=data.name,
+        seed=seed,
+        notes=split.notes,
+    )
 
 
 class MaskObjective:
@@ -115,7 +114,9 @@ class MaskObjective:
         *,
         data: str,
         seed: int,
+        notes: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
+        self._notes = notes
         self._examples, self._trained, self._validation, self._test = examples, trained, validation, test
         self._recipe, self._seed, self._name = recipe, seed, data
         self._preprocess = Preprocessor(deployment.preprocess)
@@ -135,6 +136,7 @@ class MaskObjective:
             "validation images": len(self._validation),
             "test images": len(places),
             "test volumes": len({test.volumes[place] for place in places}),
+            **self._notes,
         }
 
     @property
@@ -270,16 +272,16 @@ def flipped(example: Example, *, columns: bool, rows: bool) -> Example:
     return Example(np.ascontiguousarray(image), np.ascontiguousarray(mask), boxes)
 
 
-def _examples(data: Path, split: str | None) -> Examples:
-    if "boxes_xyxy.json" in open_files(data).names:
-        instances = read_instances(data, split=split)
+def _examples(data: MaskedImages | InstanceImages) -> Examples:
+    if isinstance(data, InstanceImages):
+        instances = data
 
         def read(place: int) -> Example:
             image, ids, boxes = instances[place]
             return Example(image, ids > 0, boxes)
 
-        return Examples(read, tuple(instances.images))
-    masked = read_masked_images(data, split=split)
+        return Examples(read, instances.volumes)
+    masked = data
 
     def read_mask(place: int) -> Example:
         image, ids = masked[place]

@@ -1,0 +1,200 @@
+"""Few-shot segmentation: which classes train, which validate, and which are novel.
+
+Data, told apart by their folders:
+
+- PASCAL-5i (``JPEGImages``) and COCO-20i (``annotations``): a ``fold`` says which classes are novel. As in the papers,
+  these classes also choose the checkpoint.
+- FSS-1000's class folders: a fifth of the classes, drawn from the seed, is novel, and another tenth validates.
+- ``images/`` and ``masks/`` of class ids, whose classes are drawn likewise. With a column ``split`` in ``index.csv``
+  training classes are shown by images of ``train``, novel ones by images of ``test``, or of ``val`` where there is no
+  ``test``. Without it an image that shows a novel class only evaluates, and so do its copies and the other images of
+  its ``volume``, ``patient``, ``subject`` or ``person``.
+
+Of the last two a ``fold`` of 0 to 3 makes every fourth class novel instead.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgevis.data.draw import draw_at, sample
+from edgevis.data.few_shot_masks import (
+    FOLDS,
+    ClassMasks,
+    examples_of,
+    read_coco20i,
+    read_fss1000,
+    read_pascal5i,
+    shown_classes,
+)
+from edgevis.data.files import Files, open_files
+from edgevis.data.leakage import Side, SplitCheck, listed
+from edgevis.data.mask_split import groups_of, is_blank, rows_once
+from edgevis.data.segmentation import masked_images
+from runtime.errors import InputError
+
+CLASS_DRAW = 0
+"""What the seed draws here; other uses of the same seed take other numbers."""
+
+_NOVEL, _VALIDATION = 0.2, 0.1
+# An image shows a class from this share of its pixels on; smaller masks vanish at the network's size.
+_MIN_SHARE = 0.01
+_TRAINING_SHOTS = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FewShotSplit:
+    """Images by class.
+
+    Attributes:
+        train, validation, test: What each does; ``validation`` is None where there are no classes for it.
+        notes: What the report must say of the data, by name.
+    """
+
+    train: ClassMasks
+    validation: ClassMasks | None
+    test: ClassMasks
+    notes: dict[str, object] = field(default_factory=dict)
+
+
+def split_masked_classes(data: Path, *, fold: int | None, shots: int, seed: int, check: SplitCheck) -> FewShotSplit:
+    """Read a data set's listing and divide it.
+
+    Args:
+        data: A folder or zip, as the module says.
+        fold: Which classes are novel; None draws them, where the data has no folds of its own.
+        shots: The most support images of an evaluation's episode: a novel class needs one more.
+        seed: Draws the classes.
+        check: Refuses what both sides share, or reports it.
+
+    Raises:
+        SourceError: The data cannot be read, or a row has an unknown split.
+        InputError: Too few classes have images enough, or the sides share what they must not.
+    """
+    files = open_files(data)
+    names = files.names
+    if any(name.startswith(("JPEGImages/", "annotations/")) for name in names):
+        split = _of_fold(data, files, fold)
+    elif any(name.startswith("masks/") for name in names):
+        return _of_masks(data, files, fold, shots, seed, check)
+    else:
+        split = _of_folders(data, files, fold, shots, seed)
+    sides = [Side(name, part.files, part.images) for name, part in (("training", split.train), ("test", split.test))]
+    if split.validation not in (None, split.test):
+        sides.append(Side("validation", split.validation.files, split.validation.images))
+    if found := check.shared(sides):
+        split.notes["leakage"] = list(check.refuse(data.name, found))
+    _require(data, "training", split.train, _TRAINING_SHOTS)
+    _require(data, "novel", split.test, shots)
+    return split
+
+
+def _of_fold(data: Path, files: Files, fold: int | None) -> FewShotSplit:
+    if fold is None:
+        raise InputError(f"{data} is divided into folds: --set fold=0 to {FOLDS - 1}")
+    read = read_pascal5i if any(name.startswith("JPEGImages/") for name in files.names) else read_coco20i
+    test = read(data, fold=fold, split="val")
+    return FewShotSplit(read(data, fold=fold, split="train"), test, test)
+
+
+def _of_folders(data: Path, files: Files, fold: int | None, shots: int, seed: int) -> FewShotSplit:
+    sizes = Counter(name.partition("/")[0] for name in files.names if name.endswith(".jpg") and name.count("/") == 1)
+    names = sorted(sizes)
+    known = [index for index, name in enumerate(names) if sizes[name] > shots]
+    groups = _divided(known, fold, seed)
+    train, held, novel = (
+        read_fss1000(data, classes=[names[index] for index in group]) if group else None for group in groups
+    )
+    if train is None or novel is None:
+        raise InputError(f"{data} has {len(known)} classes with images enough; allowed: 3 or more")
+    small = {name: sizes[name] for name in names if sizes[name] <= shots}
+    return FewShotSplit(train, held, novel, _too_small(small, shots))
+
+
+def _of_masks(data: Path, files: Files, fold: int | None, shots: int, seed: int, check: SplitCheck) -> FewShotSplit:
+    rows, roles, repeated = rows_once(files)
+    images = masked_images(files, rows)
+    shown = shown_classes(images, min_share=_MIN_SHARE)
+    groups = groups_of(rows)
+    every = range(len(rows))
+    notes: dict[str, object] = {"repeated rows left out": repeated} if repeated else {}
+    if roles is None:
+        sides: Mapping[str, Sequence[int]] = {"train": every, "test": every}
+    else:
+        sides = {name: [i for i in every if roles[i] == name] for name in ("train", "val", "test")}
+        found = check.shared(
+            [
+                Side(
+                    name,
+                    files,
+                    [images.images[i] for i in places],
+                    {k: [v[i] for i in places] for k, v in groups.items()},
+                )
+                for name, places in sides.items()
+            ],
+            blank=is_blank,
+        )
+        if found:
+            notes["leakage"] = list(check.refuse(data.name, found))
+        if not sides["test"]:
+            sides = {"train": sides["train"], "test": sides["val"]}
+    counts = {name: Counter(value for i in places for value in shown[i]) for name, places in sides.items()}
+    least = {value: min(counts["train"][value], counts["test"][value]) for value in counts["train"] | counts["test"]}
+    known = sorted(value for value, count in least.items() if count > shots)
+    small = {f"class {value}": count for value, count in sorted(least.items()) if count <= shots}
+    trained, held, novel = _divided(known, fold, seed)
+    train = sides["train"]
+    if roles is None:
+        together = check.linked([(files, name) for name in images.images], groups.values(), blank=is_blank)
+        apart = {together[i] for i in every if not shown[i].isdisjoint(novel)}
+        train = [i for i in every if together[i] not in apart]
+        left = Counter(value for i in train for value in shown[i])
+        small |= {f"class {value}": left[value] for value in (*trained, *held) if left[value] <= _TRAINING_SHOTS}
+        trained, held = ([v for v in part if left[v] > _TRAINING_SHOTS] for part in (trained, held))
+        notes["images kept from training for their novel classes"] = len(images) - len(train)
+        if not trained:
+            raise InputError(
+                f"{data}: images that show a novel class ({', '.join(map(str, novel))}) do not train, and the others "
+                "show no class twice; give index.csv with a column split, so that other images of these classes train"
+            )
+    judging = sides.get("val", train)
+    held = [value for value in held if sum(value in shown[i] for i in judging) > _TRAINING_SHOTS]
+    return FewShotSplit(
+        examples_of(images, shown, class_ids=trained, among=train),
+        examples_of(images, shown, class_ids=held, among=judging) if held else None,
+        examples_of(images, shown, class_ids=novel, among=sides["test"]),
+        {**notes, **_too_small(small, shots)},
+    )
+
+
+def _divided(classes: Sequence[int], fold: int | None, seed: int) -> tuple[list[int], list[int], list[int]]:
+    """Classes to train on, to validate and to evaluate."""
+    if fold is not None and fold >= FOLDS:
+        raise InputError(f"fold is {fold}; allowed: 0 to {FOLDS - 1}, or null for classes drawn from the seed")
+    order = sample(draw_at(seed, CLASS_DRAW), list(classes), len(classes))
+    novel = order[: max(1, round(_NOVEL * len(order)))] if fold is None else list(classes[fold::FOLDS])
+    rest = [value for value in order if value not in novel]
+    held = rest[: round(_VALIDATION * len(classes))]
+    trained = [value for value in rest if value not in held]
+    if not trained or not novel:
+        raise InputError(f"{len(classes)} classes have images enough; allowed: 3 or more, to train and to evaluate")
+    return sorted(trained), sorted(held), sorted(novel)
+
+
+def _too_small(counts: Mapping[str, int], shots: int) -> dict[str, object]:
+    if not counts:
+        return {}
+    listing = [f"{name} ({count} of {shots + 1} images)" for name, count in counts.items()]
+    return {"too small classes left out": listing}
+
+
+def _require(data: Path, what: str, part: ClassMasks, shots: int) -> None:
+    small = [f"{class_id} ({len(places)})" for class_id, places in part.members.items() if len(places) <= shots]
+    if small:
+        raise InputError(
+            f"{data}: these {what} classes have fewer than the {shots + 1} images of a {shots}-shot episode: "
+            f"{listed(small)}"
+        )

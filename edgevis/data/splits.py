@@ -1,0 +1,94 @@
+"""The splits that a table's rows belong to: known names in any case, each with its synonyms."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from edgevis.data.files import Files
+from runtime.errors import SourceError
+
+Role = Literal["train", "val", "test", "query", "gallery"]
+
+EVALUATED: tuple[Role, ...] = ("train", "val", "test")
+"""Splits of tasks that evaluate images by themselves."""
+
+RANKED: tuple[Role, ...] = ("train", "val", "query", "gallery")
+"""Splits of tasks that rank a gallery for each query."""
+
+_SYNONYMS: Mapping[Role, tuple[str, ...]] = {
+    "train": ("train", "training", "trn", "base", "bounding_box_train"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "novel"),
+    "query": ("query", "queries", "probe", "probes"),
+    "gallery": ("gallery", "galleries", "bounding_box_test"),
+}
+_ROLE_OF: dict[str, Role] = {name: role for role, names in _SYNONYMS.items() for name in names}
+_SHOWN = 8
+
+
+def role_of(name: str) -> Role | None:
+    """The split that a name means, blanks around it and its case apart; None for an unknown name."""
+    return _ROLE_OF.get(_plain(name))
+
+
+def roles_of_rows(
+    files: Files, table: str, rows: Sequence[Mapping[str, str]], allowed: Sequence[Role]
+) -> tuple[Role, ...] | None:
+    """The split of each row by its column ``split``; None for a table without that column.
+
+    Args:
+        files: Where the table lies, for messages.
+        table: Its name.
+        rows: As of :meth:`edgevis.data.files.Files.table`.
+        allowed: The splits that the task knows.
+
+    Raises:
+        SourceError: A row has no split, or one that the task does not know; the message lists both kinds of names.
+    """
+    if not rows or "split" not in rows[0]:
+        return None
+    roles: list[Role] = []
+    unknown: Counter[str] = Counter()
+    for row in rows:
+        role = role_of(row["split"])
+        if role is None or role not in allowed:
+            unknown[row["split"]] += 1
+        else:
+            roles.append(role)
+    if unknown:
+        listed = [f"{name!r} ({count} rows)" if name else f"none ({count} rows)" for name, count in unknown.items()]
+        known = "; ".join(f"{role} ({', '.join(_SYNONYMS[role][1:])})" for role in allowed)
+        more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+        raise SourceError(
+            f"{files.where(table)} has the unknown splits {', '.join(listed[:_SHOWN])}{more}; "
+            f"known, in any case: {known}"
+        )
+    return tuple(roles)
+
+
+def rows_of_split(files: Files, table: str, columns: Sequence[str], split: str | None) -> list[dict[str, str]]:
+    """The rows of a table with this value in the column ``split``, or all.
+
+    Case does not count. Where no row is spelled like ``split``, those do that mean the same, such as ``training``.
+
+    Raises:
+        SourceError: The table cannot be read, lacks a column, or no row fits; the message names the splits there are.
+    """
+    if split is None:
+        return files.table(table, columns)
+    rows = files.table(table, (*columns, "split"))
+    for key in (_plain, _meaning):
+        if chosen := [row for row in rows if key(row["split"]) == key(split)]:
+            return chosen
+    known = ", ".join(sorted({row["split"] for row in rows}))
+    raise SourceError(f"{files.where(table)} has no row of split {split!r}; its splits are {known}")
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _meaning(name: str) -> str:
+    return role_of(name) or _plain(name)
