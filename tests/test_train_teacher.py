@@ -178,6 +178,8 @@ class Stops:
     def __init__(self, after: int) -> None:
         self.after = after
 
+    def reading(self, done: int, total: int) -> None: ...
+
     def step(self, epoch: int, done: int, total: int, loss: float) -> None: ...
 
     def epoch(self, row: Mapping[str, float], epochs: int, seconds: float) -> None:

@@ -89,7 +89,7 @@ def split_classes(data: Path, *, held_out: float, mixed: bool, seed: int, check:
     ]
     found += check.shared(sides)
     if found:
-        notes["leakage"] = list(check.refuse(data.name, found))
+        notes["leakage"] = list(check.refuse(data, found))
     for name, places, least in (("to train on", train, 2), ("that validate", validation, 0), ("novel", novel, 0)):
         number = len({images.labels[place] for place in places})
         if number < least or number == 1:

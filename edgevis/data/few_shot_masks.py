@@ -91,14 +91,14 @@ class ClassMasks:
 
 def pascal_fold(fold: int) -> tuple[int, ...]:
     """The class ids (0 to 19, the mask's value less one) that are new in a fold of PASCAL-5i: five in a row."""
-    _check_fold(fold)
+    check_fold(fold)
     count = PASCAL_CLASSES // FOLDS
     return tuple(range(fold * count, (fold + 1) * count))
 
 
 def coco_fold(fold: int) -> tuple[int, ...]:
     """The class ids (0 to 79, the mask's value less one) that are new in a fold of COCO-20i: each fourth."""
-    _check_fold(fold)
+    check_fold(fold)
     return tuple(range(fold, COCO_CLASSES, FOLDS))
 
 
@@ -298,7 +298,8 @@ def examples_of(
     )
 
 
-def _check_fold(fold: int) -> None:
+def check_fold(fold: int) -> None:
+    """Refuse a fold that there is not, with an InputError."""
     if isinstance(fold, bool) or not isinstance(fold, int) or fold not in range(FOLDS):
         raise InputError(f"fold is {fold!r}; allowed: 0 to {FOLDS - 1}")
 

@@ -24,6 +24,7 @@ from edgevis.data.draw import draw_at, sample
 from edgevis.data.few_shot_masks import (
     FOLDS,
     ClassMasks,
+    check_fold,
     examples_of,
     read_coco20i,
     read_fss1000,
@@ -76,6 +77,8 @@ def split_masked_classes(data: Path, *, fold: int | None, shots: int, seed: int,
     """
     files = open_files(data)
     names = files.names
+    if fold is not None:
+        check_fold(fold)
     if any(name.startswith(("JPEGImages/", "annotations/")) for name in names):
         split = _of_fold(data, files, fold)
     elif any(name.startswith("masks/") for name in names):
@@ -86,7 +89,7 @@ def split_masked_classes(data: Path, *, fold: int | None, shots: int, seed: int,
     if split.validation not in (None, split.test):
         sides.append(Side("validation", split.validation.files, split.validation.images))
     if found := check.shared(sides):
-        split.notes["leakage"] = list(check.refuse(data.name, found))
+        split.notes["leakage"] = list(check.refuse(data, found))
     _require(data, "training", split.train, _TRAINING_SHOTS)
     _require(data, "novel", split.test, shots)
     return split
@@ -104,14 +107,15 @@ def _of_folders(data: Path, files: Files, fold: int | None, shots: int, seed: in
     sizes = Counter(name.partition("/")[0] for name in files.names if name.endswith(".jpg") and name.count("/") == 1)
     names = sorted(sizes)
     known = [index for index, name in enumerate(names) if sizes[name] > shots]
-    groups = _divided(known, fold, seed)
-    train, held, novel = (
-        read_fss1000(data, classes=[names[index] for index in group]) if group else None for group in groups
+    small = _too_small({name: sizes[name] for name in names if sizes[name] <= shots}, shots)
+    groups = _divided(data, known, fold, seed, small)
+    train, held, novel = ([names[index] for index in group] for group in groups)
+    return FewShotSplit(
+        read_fss1000(data, classes=train),
+        read_fss1000(data, classes=held) if held else None,
+        read_fss1000(data, classes=novel),
+        _noted(small),
     )
-    if train is None or novel is None:
-        raise InputError(f"{data} has {len(known)} classes with images enough; allowed: 3 or more")
-    small = {name: sizes[name] for name in names if sizes[name] <= shots}
-    return FewShotSplit(train, held, novel, _too_small(small, shots))
 
 
 def _of_masks(data: Path, files: Files, fold: int | None, shots: int, seed: int, check: SplitCheck) -> FewShotSplit:
@@ -138,21 +142,22 @@ def _of_masks(data: Path, files: Files, fold: int | None, shots: int, seed: int,
             blank=is_blank,
         )
         if found:
-            notes["leakage"] = list(check.refuse(data.name, found))
+            notes["leakage"] = list(check.refuse(data, found))
         if not sides["test"]:
             sides = {"train": sides["train"], "test": sides["val"]}
     counts = {name: Counter(value for i in places for value in shown[i]) for name, places in sides.items()}
     least = {value: min(counts["train"][value], counts["test"][value]) for value in counts["train"] | counts["test"]}
     known = sorted(value for value, count in least.items() if count > shots)
-    small = {f"class {value}": count for value, count in sorted(least.items()) if count <= shots}
-    trained, held, novel = _divided(known, fold, seed)
+    small = _too_small({f"class {value}": n for value, n in sorted(least.items()) if n <= shots}, shots)
+    trained, held, novel = _divided(data, known, fold, seed, small)
     train = sides["train"]
     if roles is None:
         together = check.linked([(files, name) for name in images.images], groups.values(), blank=is_blank)
         apart = {together[i] for i in every if not shown[i].isdisjoint(novel)}
         train = [i for i in every if together[i] not in apart]
         left = Counter(value for i in train for value in shown[i])
-        small |= {f"class {value}": left[value] for value in (*trained, *held) if left[value] <= _TRAINING_SHOTS}
+        few = {f"class {value}": left[value] for value in (*trained, *held) if left[value] <= _TRAINING_SHOTS}
+        small += _too_small(few, _TRAINING_SHOTS)
         trained, held = ([v for v in part if left[v] > _TRAINING_SHOTS] for part in (trained, held))
         notes["images kept from training for their novel classes"] = len(images) - len(train)
         if not trained:
@@ -166,29 +171,33 @@ def _of_masks(data: Path, files: Files, fold: int | None, shots: int, seed: int,
         examples_of(images, shown, class_ids=trained, among=train),
         examples_of(images, shown, class_ids=held, among=judging) if held else None,
         examples_of(images, shown, class_ids=novel, among=sides["test"]),
-        {**notes, **_too_small(small, shots)},
+        {**notes, **_noted(small)},
     )
 
 
-def _divided(classes: Sequence[int], fold: int | None, seed: int) -> tuple[list[int], list[int], list[int]]:
-    """Classes to train on, to validate and to evaluate."""
-    if fold is not None and fold >= FOLDS:
-        raise InputError(f"fold is {fold}; allowed: 0 to {FOLDS - 1}, or null for classes drawn from the seed")
+def _divided(
+    data: Path, classes: Sequence[int], fold: int | None, seed: int, small: Sequence[str]
+) -> tuple[list[int], list[int], list[int]]:
+    """Classes to train on, to validate and to evaluate; ``small`` are too small for it."""
     order = sample(draw_at(seed, CLASS_DRAW), list(classes), len(classes))
     novel = order[: max(1, round(_NOVEL * len(order)))] if fold is None else list(classes[fold::FOLDS])
     rest = [value for value in order if value not in novel]
     held = rest[: round(_VALIDATION * len(classes))]
     trained = [value for value in rest if value not in held]
     if not trained or not novel:
-        raise InputError(f"{len(classes)} classes have images enough; allowed: 3 or more, to train and to evaluate")
+        few = f"; too small are {listed(small)}" if small else ""
+        raise InputError(
+            f"{data}: {len(classes)} classes have images enough; allowed: 3 or more, to train and to evaluate{few}"
+        )
     return sorted(trained), sorted(held), sorted(novel)
 
 
-def _too_small(counts: Mapping[str, int], shots: int) -> dict[str, object]:
-    if not counts:
-        return {}
-    listing = [f"{name} ({count} of {shots + 1} images)" for name, count in counts.items()]
-    return {"too small classes left out": listing}
+def _too_small(counts: Mapping[str, int], shots: int) -> list[str]:
+    return [f"{name} ({count} images; {shots}-shot needs {shots + 1})" for name, count in counts.items()]
+
+
+def _noted(small: list[str]) -> dict[str, object]:
+    return {"too small classes left out": small} if small else {}
 
 
 def _require(data: Path, what: str, part: ClassMasks, shots: int) -> None:

@@ -152,7 +152,9 @@ class Files:
         try:
             return self.read(name, max_bytes=MAX_TABLE_BYTES).decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise SourceError(f"{self.where(name)} is not UTF-8 text: {error}") from error
+            raise SourceError(
+                f"{self.where(name)} is not UTF-8 text; save it as such (Excel: CSV UTF-8): {error}"
+            ) from error
 
     def json(self, name: str) -> Any:
         """What a JSON file says.

@@ -57,7 +57,7 @@ class SplitCheck:
         self._progress = progress
         self._digests: dict[tuple[str, str, str], bytes] = {}
 
-    def refuse(self, source: str, found: Sequence[str]) -> tuple[str, ...]:
+    def refuse(self, source: object, found: Sequence[str]) -> tuple[str, ...]:
         """What was found, for the report.
 
         Raises:
@@ -97,12 +97,12 @@ class SplitCheck:
             where = f"{first.name} and {second.name}"
             both = _shared_files(first, second)
             if both:
-                found.append(f"{_count(both, 'image')} in both {where} ({listed(both)})")
+                found.append(f"{counted(both, 'image')} in both {where} ({listed(both)})")
             if not {first.name, second.name} <= set(together):
                 found += _shared_groups(first, second)
             stems = _same_stems(first, second)
             if stems:
-                found.append(f"{_count(stems, 'image')} in both {where} under two suffixes ({listed(stems)})")
+                found.append(f"{counted(stems, 'image')} in both {where} under two suffixes ({listed(stems)})")
         return found + self._shared_copies(sides, blank)
 
     def copies(self, images: Sequence[File], sides: Sequence[int] | None = None) -> list[tuple[int, ...]]:
@@ -197,7 +197,7 @@ class SplitCheck:
                 if copy is not None:
                     pairs[a, b].append(f"{images[copy[0]][1]} = {images[copy[1]][1]}")
         return [
-            f"{_count(found, 'image')} with the same bytes in {sides[a].name} and {sides[b].name} ({listed(found)})"
+            f"{counted(found, 'image')} with the same bytes in {sides[a].name} and {sides[b].name} ({listed(found)})"
             for (a, b), found in pairs.items()
         ]
 
@@ -216,7 +216,7 @@ def same_spelling(kind: str, values: Iterable[str]) -> list[str]:
     for value in values:
         spelled[_plain(value)].add(value)
     twice = [" = ".join(repr(name) for name in sorted(names)) for names in spelled.values() if len(names) > 1]
-    return [f"{_count(twice, kind)} spelled in two ways ({listed(twice)})"] if twice else []
+    return [f"{counted(twice, kind)} spelled in two ways ({listed(twice)})"] if twice else []
 
 
 def _shared_files(first: Side, second: Side) -> list[str]:
@@ -255,7 +255,7 @@ def _shared_groups(first: Side, second: Side) -> list[str]:
         shared.pop("", None)
         if shared:
             names = sorted(shared.values())
-            found.append(f"{_count(names, kind)} in both {first.name} and {second.name} ({listed(names)})")
+            found.append(f"{counted(names, kind)} in both {first.name} and {second.name} ({listed(names)})")
     return sorted(found)
 
 
@@ -280,14 +280,15 @@ def _plain(value: object) -> str:
     return "" if value is None else " ".join(str(value).split()).casefold()
 
 
-def _count(found: Sequence[object], what: str) -> str:
+def counted(found: Sequence[object], what: str) -> str:
+    """How many there are, in words."""
     if len(found) == 1:
         return f"1 {what}"
     plural = {"class": "classes"}.get(what, f"{what}s")
     return f"{len(found)} {plural}"
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], *, most: int = _SHOWN) -> str:
     """The first few names, and how many more there are."""
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgevis.data.draw import draw_at, sample
 from edgevis.data.files import Files, open_files
-from edgevis.data.leakage import File, Side, SplitCheck, listed
+from edgevis.data.leakage import File, Side, SplitCheck, counted, listed
 from edgevis.data.masks import read_mask
 from edgevis.data.segmentation import (
     InstanceImages,
@@ -75,15 +75,16 @@ def split_masks(data: Path, *, held_out: float, from_boxes: bool, seed: int, che
     images: MaskedImages | InstanceImages
     images = instance_images(files, rows) if _BOXES in files.names else masked_images(files, rows)
     if isinstance(images, InstanceImages) and (beyond := outside(images, check.progress)):
-        raise InputError(f"{data}: {len(beyond)} images have a box that reaches beyond them: {listed(beyond)}")
+        raise InputError(f"{data}: boxes reach beyond {counted(beyond, 'image')}: {listed(beyond, most=2)}")
     notes: dict[str, object] = {"repeated rows left out": repeated} if repeated else {}
     groups = groups_of(rows)
     together = check.linked([(files, name) for name in images.images], groups.values(), blank=is_blank)
+    validation: tuple[int, ...] = ()
     if roles is None:
         order = sorted(set(together))
         drawn = set(sample(draw_at(seed, TEST_DRAW), order, round(_TEST * len(order))))
         train = tuple(place for place in range(len(rows)) if together[place] not in drawn)
-        validation, test = (), tuple(place for place in range(len(rows)) if together[place] in drawn)
+        test = tuple(place for place in range(len(rows)) if together[place] in drawn)
     else:
         train, val, test = (tuple(i for i, role in enumerate(roles) if role == name) for name in EVALUATED)
         validation, test = (val, test) if test else ((), val)
@@ -93,7 +94,7 @@ def split_masks(data: Path, *, held_out: float, from_boxes: bool, seed: int, che
         ]
         found = check.shared(sides, blank=is_blank)
         if found:
-            notes["leakage"] = list(check.refuse(data.name, found))
+            notes["leakage"] = list(check.refuse(data, found))
     if not validation:
         order = _in_order(images.volumes, together, train)
         held = set(sample(draw_at(seed, HELD_DRAW), order, round(held_out * len(order))))

@@ -71,7 +71,7 @@ def split_persons(data: Path, *, held_out: float, seed: int, check: SplitCheck) 
     sides += [_side(name, parts[name], market=market) for name in ("query", "gallery")]
     found = check.shared(sides, together=("query", "gallery"))
     if found:
-        notes["leakage"] = list(check.refuse(data.name, found))
+        notes["leakage"] = list(check.refuse(data, found))
     persons = sorted(set(train.ids))
     if val is None:
         held = frozenset(sample(draw_at(seed, HELD_DRAW), persons, round(held_out * len(persons))))

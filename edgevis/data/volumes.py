@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import math
 import os
 import zlib
@@ -35,6 +36,8 @@ Plane = Literal["axial", "coronal", "sagittal"]
 _SUFFIXES = (".nii", ".nii.gz")
 # The axis of a volume in the order right, anterior, superior that a plane's slices follow.
 _AXES: dict[Plane, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
+# Of a voxel's shortest side: more than the rounding of float32 affines and of quaternions over a whole volume.
+_APART = 0.1
 _HEADER_BYTES = (348, 540)
 
 
@@ -102,18 +105,26 @@ class Volumes:
 
         Raises:
             SourceError: It is damaged, no NIfTI, too large, has another number of axes than 3 or 4 or not that
-                channel, holds NaN or infinity, or its label is of another size or holds something else than 0 to 255.
+                channel, holds NaN or infinity, or its label is of another size, lies elsewhere in space or holds
+                something else than 0 to 255.
             MissingDependencyError: nibabel is not installed.
         """
-        intensities, spacing = self._read(self.images[index], self.channel)
+        intensities, spacing, corners = self._read(self.images[index], self.channel)
         label = None
         if self.labels is not None:
-            values, _ = self._read(self.labels[index], 0)
+            values, _, own = self._read(self.labels[index], 0)
             label = _class_ids(values, self.files.where(self.labels[index]))
             if label.shape != intensities.shape:
                 raise SourceError(
                     f"{self.files.where(self.images[index])} has {intensities.shape} slices, rows and columns, "
                     f"its label {label.shape}; they must be equally large"
+                )
+            apart_mm = float(np.linalg.norm(corners - own, axis=1).max())
+            if not apart_mm <= _APART * min(spacing):  # an affine may hold NaN
+                raise SourceError(
+                    f"{self.files.where(self.labels[index])} lies up to {apart_mm:.3g} mm from its image, whose voxels "
+                    f"are {min(spacing):.3g} mm: their affines differ; resample the label to its image's grid, or "
+                    "correct its header"
                 )
         return Volume(self.names[index], _windowed(intensities, self.window), label, spacing)
 
@@ -141,15 +152,16 @@ class Volumes:
                 if label is None or np.count_nonzero(label) >= min_label_pixels:
                     yield Slice(volume.name, number, cv2.merge([grey, grey, grey]).astype(np.uint8, copy=False), label)
 
-    def _read(self, name: str, channel: int) -> tuple[NDArray[Any], tuple[float, float, float]]:
+    def _read(self, name: str, channel: int) -> tuple[NDArray[Any], tuple[float, float, float], NDArray[np.float64]]:
+        """The values in the order of the plane, the distances of slices, rows and columns, and the volume's corners."""
         where = self.files.where(name)
         data = _unpacked(self.files.read(name, max_bytes=MAX_VOLUME_BYTES), where)
-        values, zooms = _values(data, channel, where)
+        values, zooms, corners = _values(data, channel, where)
         axis = _AXES[self.plane]
         # (slices, rows, columns): rows run against the later, columns along the earlier of the other two axes.
         across, up = (other for other in range(3) if other != axis)
         turned = np.flip(values.transpose(axis, up, across), 1)
-        return turned, (zooms[axis], zooms[up], zooms[across])
+        return turned, (zooms[axis], zooms[up], zooms[across]), corners
 
 
 def read_volumes(
@@ -179,8 +191,8 @@ def read_volumes(
     """
     if plane not in _AXES:
         raise InputError(f"plane is {plane!r}; allowed: {', '.join(_AXES)}")
-    if window is not None and not (all(map(math.isfinite, window)) and window[0] < window[1]):
-        raise InputError(f"window is {window}; allowed: two numbers, the first one smaller")
+    if window is not None and not _is_window(window):
+        raise InputError(f"window is {window!r}; allowed: two numbers, the first one smaller")
     at_least("channel", channel, 0)
     files = open_files(path, inside=inside)
     found = _by_name(files, images)
@@ -196,6 +208,14 @@ def read_volumes(
                 )
         paired = tuple(drawn[name] for name in found)
     return Volumes(files, tuple(found), tuple(found.values()), paired, plane, window, channel)
+
+
+def _is_window(window: object) -> bool:
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        return False
+    if not all(isinstance(bound, (int, float)) and not isinstance(bound, bool) for bound in window):
+        return False
+    return all(map(math.isfinite, window)) and bool(window[0] < window[1])
 
 
 def _by_name(files: Files, folder: str) -> dict[str, str]:
@@ -222,8 +242,10 @@ def _unpacked(data: bytes, where: str) -> bytes:
     return unpacked
 
 
-def _values(data: bytes, channel: int, where: str) -> tuple[NDArray[Any], tuple[float, ...]]:
-    """The scaled values, (X, Y, Z) with the axes right, anterior, superior, and the sizes of a voxel in mm."""
+def _values(data: bytes, channel: int, where: str) -> tuple[NDArray[Any], tuple[float, ...], NDArray[np.float64]]:
+    """The scaled values, (X, Y, Z) with the axes right, anterior, superior, a voxel's sizes in mm, and where the
+    eight corners of the stored array lie, (8, 3) in mm.
+    """
     try:
         import nibabel
     except ImportError as error:
@@ -247,11 +269,13 @@ def _values(data: bytes, channel: int, where: str) -> tuple[NDArray[Any], tuple[
         upright = nibabel.as_closest_canonical(volume)
         values = np.asarray(upright.dataobj)
         zooms = tuple(float(zoom) for zoom in upright.header.get_zooms()[:3])
+        ends = np.array([[*corner, 1] for corner in itertools.product(*((0, size - 1) for size in shape[:3]))])
+        corners = (ends @ np.asarray(file.affine, np.float64).T)[:, :3]
     except Exception as error:  # as above
         raise SourceError(f"{where} cannot be read: {error}") from error
     if not np.isfinite(values).all():
         raise SourceError(f"{where} holds NaN or infinity")
-    return values, zooms
+    return values, zooms, corners
 
 
 def _windowed(values: NDArray[Any], window: tuple[float, float] | None) -> NDArray[np.uint8]:

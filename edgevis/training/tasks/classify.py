@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from edgevis.data import EpisodeSampler
 from edgevis.data.class_split import HELD_DRAW, NOVEL_DRAW, ClassSplit, split_classes
 from edgevis.data.draw import below, draw_at
-from edgevis.data.leakage import SplitCheck, listed
+from edgevis.data.leakage import SplitCheck, counted, listed
 from edgevis.losses import AttentionFusionLoss, CosineEpisodeLoss
 from edgevis.models.recipe import EpisodeRecipe, Recipe, recipe_of
 from edgevis.training.embed import embeddings
@@ -91,11 +91,10 @@ class EpisodeObjective:
         self._name = data
         # Too few images are better found now than after the last epoch.
         if recipe.objective != "global":
-            small = self._smaller(split.train, recipe.shot + recipe.query)
-            if small:
+            if small := self._smaller(split.train, recipe.shot + recipe.query, "an episode"):
                 raise InputError(
-                    f"{data}: training episodes need shot + query = {recipe.shot + recipe.query} images of a class; "
-                    f"these have fewer: {listed(small)}; lower query or shot, or leave them out of the training split"
+                    f"{data}: {counted(small, 'class')} too small to train on: {listed(small)}; lower query or shot, "
+                    "or take them out of the training split"
                 )
             self._sampler(0)
         for among, whole in ((split.validation, False), (split.novel, False), (split.mixed, True)):
@@ -203,10 +202,12 @@ class EpisodeObjective:
             epoch=epoch,
         )
 
-    def _smaller(self, among: Sequence[int], needed: int) -> list[str]:
+    def _smaller(self, among: Sequence[int], needed: int, what: str) -> list[str]:
         """Classes with fewer images than needed, and how many they have."""
         sizes = Counter(self._labels[list(among)].tolist())
-        return [f"{label} ({size})" for label, size in sorted(sizes.items()) if size < needed]
+        return [
+            f"{name} ({size} images; {what} needs {needed})" for name, size in sorted(sizes.items()) if size < needed
+        ]
 
     def _left_out(self) -> list[str]:
         """Which classes are too small for the evaluation's episodes."""
@@ -214,8 +215,7 @@ class EpisodeObjective:
         parts = (self._split.validation, (min(recipe.test_shots),)), (self._split.novel, recipe.test_shots)
         for among, shots in parts:
             for shot in shots:
-                needed = shot + recipe.test_query
-                found += [f"{name} of the {needed} images of {shot}-shot" for name in self._smaller(among, needed)]
+                found += self._smaller(among, shot + recipe.test_query, f"{shot}-shot")
         return found
 
     def _drawn(self, epoch: int, step: int, rank: int) -> list[int]:
