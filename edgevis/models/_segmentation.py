@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from edgevis.models.allowed import Allowed, one_of, whole
 from runtime.errors import InputError, ModelError
 from runtime.spec import MAX_SIDE, Deployment, Graph, Preprocess, TensorSpec
 
@@ -31,12 +32,9 @@ class SegmentationModel(nn.Module):
 
     def __init__(self, *, in_channels: int, classes: int, side: int, multiple: int) -> None:
         super().__init__()
-        if in_channels not in (1, 3):
-            raise ModelError(f"in_channels is {in_channels}; allowed: 1 for grey images, 3 for RGB")
-        if not 1 <= classes <= _MAX_CLASSES:
-            raise ModelError(f"classes is {classes}; allowed: 1 to {_MAX_CLASSES}")
-        if not multiple <= side <= MAX_SIDE or side % multiple:
-            raise ModelError(f"side is {side}; allowed: multiples of {multiple} from {multiple} to {MAX_SIDE}")
+        Allowed("1 for grey images, 3 for RGB", one_of(1, 3).holds).require("in_channels", in_channels)
+        whole(1, _MAX_CLASSES).require("classes", classes)
+        whole(multiple, MAX_SIDE, multiple=multiple).require("side", side)
         self.in_channels, self.classes, self.side, self.multiple = in_channels, classes, side, multiple
 
     def segment(self, image: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from edgevis.layers.mobilenetv2 import MobileNetV2Backbone
 from edgevis.layers.resnet import ResNet, resnet50, resnet101
-from runtime.errors import InputError, ModelError
-from runtime.spec import HYBRID_MASK_FLIPS, Deployment, Graph, Precision, Preprocess, TensorSpec
+from edgevis.models.allowed import Allowed, one_of, whole
+from runtime.errors import InputError
+from runtime.spec import HYBRID_MASK_FLIPS, MAX_SIDE, Deployment, Graph, Precision, Preprocess, TensorSpec
 
 Backbone = Literal["resnet50", "resnet101"]
 SmallBackbone = Literal["mobilenetv2"]
@@ -27,6 +28,15 @@ PRECISIONS: tuple[Precision, ...] = ("fp32",)
 # MobileNetV2's bottlenecks end without ReLU: the sign of a feature hangs on rounding more often than behind one. With
 # published weights ONNX Runtime decided 1.1e-5 of the elements otherwise, on 128 photographs.
 _LINEAR_FLIPS = 1e-4
+
+
+_SIDES = Allowed(
+    f"32 k + 1 from 33 to {MAX_SIDE}, such as 417. Only then do the mask's sampling coordinates fall on whole pixels "
+    "at every level, so that every runtime makes the same choice between masked features and features of the masked "
+    "image",
+    whole(33, MAX_SIDE, multiple=32).holds,
+)
+_WIDTHS = whole(1, 256)
 
 
 class SupportQueryModel(nn.Module):
@@ -47,14 +57,9 @@ class SupportQueryModel(nn.Module):
     def __init__(self, backbone: Backbone | SmallBackbone, *, side: int, width: int, small: bool = False) -> None:
         super().__init__()
         allowed = (*get_args(Backbone), *(get_args(SmallBackbone) if small else ()))
-        if backbone not in allowed:
-            raise ModelError(f"backbone is {backbone!r}; allowed: {', '.join(allowed)}")
-        if side < 33 or side % 32 != 1:
-            raise ModelError(
-                f"side is {side}; allowed: 32 k + 1 from 33 on, such as 417. Only then do the mask's sampling "
-                "coordinates fall on whole pixels at every level, so that every runtime makes the same choice between "
-                "masked features and features of the masked image"
-            )
+        one_of(*allowed).require("backbone", backbone)
+        _SIDES.require("side", side)
+        _WIDTHS.require("width", width)
         self.side = side
         self.backbone: ResNet | MobileNetV2Backbone = (
             MobileNetV2Backbone()

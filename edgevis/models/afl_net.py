@@ -25,9 +25,9 @@ from edgevis.layers.mobilenetv2 import CHANNELS as MOBILE_CHANNELS
 from edgevis.layers.mobilenetv2 import stages, stem
 from edgevis.layers.resnet12 import CHANNELS, ResNet12Block
 from edgevis.models import mobilenetv2
+from edgevis.models.allowed import CLASSES, one_of
 from edgevis.models.entry import ModelEntry
 from edgevis.models.resnet12 import PAPER, PREPROCESS, SMALL
-from runtime.errors import ModelError
 from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
 
 EMBEDDING = 2 * CHANNELS[3]
@@ -259,10 +259,8 @@ def _stem(channels: tuple[int, int, int, int]) -> nn.Sequential:
 
 
 def _build(attention: bool, num_classes: int, backbone: Backbone) -> TwoBranches:
-    if num_classes < 1:
-        raise ModelError(f"num_classes is {num_classes}; allowed: 1 or more")
-    if backbone not in get_args(Backbone):
-        raise ModelError(f"backbone is {backbone!r}; allowed: {', '.join(get_args(Backbone))}")
+    CLASSES.require("num_classes", num_classes)
+    one_of(*get_args(Backbone)).require("backbone", backbone)
     kind = AFLNet if backbone == "resnet12" else MobileAFLNet
     return kind(num_classes=num_classes, attention=attention)
 

@@ -31,6 +31,7 @@ from edgevis.models._support_query import (
     official_learner,
     to_pairs,
 )
+from edgevis.models.allowed import whole
 from edgevis.models.entry import ModelEntry
 from edgevis.models.hsnet import PAPER, SMALL
 from edgevis.state_dict import load_exactly
@@ -153,11 +154,12 @@ class ASNet(SupportQueryModel):
 
     def __init__(self, *, backbone: Backbone, side: int, width: int, pooled_from: int) -> None:
         super().__init__(backbone, side=side, width=width)
+        _POOLED_FROM.require("pooled_from", pooled_from)
         sides = _sides(side)
         if not _fits(side, pooled_from):
-            allowed = [str(other) for other in range(33, 1025, 32) if _fits(other, pooled_from)]
+            allowed = [str(other) for other in _SOME_SIDES if _fits(other, pooled_from)]
             raise ModelError(
-                f"side is {side}; ASNet with pooled_from = {pooled_from} takes {', '.join(allowed) or 'none'}. Only "
+                f"side is {side}; ASNet with pooled_from = {pooled_from} takes {', '.join(allowed)}. Only "
                 "there do its strides shrink the support grids of stages 2 and 3 to the 2 x 2 places that it mixes"
             )
         self.pooled_from = pooled_from
@@ -344,6 +346,11 @@ def _support_sides(sides: tuple[int, int, int], pooled_from: int) -> tuple[int, 
 def _fits(side: int, pooled_from: int) -> bool:
     """Whether the strides shrink the support grids of stages 2 and 3 to 2 x 2."""
     return all(17 <= support <= 32 for support in _support_sides(_sides(side), pooled_from)[:2])
+
+
+_SOME_SIDES = range(33, 1025, 32)
+_FITTING = [size for size in range(1, 129) if any(_fits(side, size) for side in _SOME_SIDES)]
+_POOLED_FROM = whole(_FITTING[0], _FITTING[-1])
 
 
 def _deploy(module: nn.Module) -> Deployment:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from edgevis.layers.efficientnet import HEAD_CHANNELS, EfficientNetB0
 from edgevis.layers.position_attention import PositionAttention
+from edgevis.models.allowed import CLASSES, whole
 from edgevis.models.entry import ModelEntry, PaperCount
 from edgevis.models.recipe import IdentityRecipe
 from runtime.errors import ModelError
@@ -152,8 +153,7 @@ class EPRINet(nn.Module):
 
     def __init__(self, *, num_identities: int, pyramid: Pyramid, attention: bool, height: int = HEIGHT) -> None:
         super().__init__()
-        if height not in _HEIGHTS:
-            raise ModelError(f"height is {height}; allowed: multiples of 32 from {_HEIGHTS[0]} to {_HEIGHTS[-1]}")
+        whole(_HEIGHTS[0], _HEIGHTS[-1], multiple=_HEIGHTS.step).require("height", height)
         self.height = int(height)
         self.backbone = EfficientNetB0(num_classes=0, last_stride=1)
         self.attention = PositionAttention(80) if attention else None
@@ -233,8 +233,7 @@ def _classifier(channels: int, num_identities: int) -> nn.Linear:
 
 
 def _build(pyramid: Pyramid, attention: bool, num_identities: int, height: int) -> EPRINet:
-    if num_identities < 1:
-        raise ModelError(f"num_identities is {num_identities}; allowed: 1 or more")
+    CLASSES.require("num_identities", num_identities)
     return EPRINet(num_identities=num_identities, pyramid=pyramid, attention=attention, height=height)
 
 

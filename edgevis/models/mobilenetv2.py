@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from edgevis.layers.mbconv import initialise
 from edgevis.layers.mobilenetv2 import CHANNELS, stages, stem
+from edgevis.models.allowed import CLASSES
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import EpisodeRecipe
-from runtime.errors import ModelError
 from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
 
 EMBEDDING = 1280
@@ -78,8 +78,7 @@ class MobileNetV2(nn.Module):
 
 def mobilenetv2(*, num_classes: int = 1000) -> MobileNetV2:
     """MobileNetV2 1.0 with a classifier of ``num_classes`` outputs, which only ``forward`` uses."""
-    if num_classes < 1:
-        raise ModelError(f"num_classes is {num_classes}; allowed: 1 or more")
+    CLASSES.require("num_classes", num_classes)
     return MobileNetV2(num_classes=num_classes)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgevis.models.allowed import CLASSES_OR_NONE
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import IdentityRecipe
 from runtime.errors import ModelError
@@ -166,8 +167,7 @@ def _stage(inputs: int, outputs: int) -> nn.Sequential:
 
 def osnet_x0_25(*, num_identities: int = 0) -> OSNet:
     """OSNet with a quarter of the channels; ``num_identities`` > 0 adds a ``classifier`` for training."""
-    if num_identities < 0:
-        raise ModelError(f"num_identities is {num_identities}; allowed: 0 (no classifier) or the number of identities")
+    CLASSES_OR_NONE.require("num_identities", num_identities)
     return OSNet((16, 64, 96, 128), num_identities=num_identities)
 
 

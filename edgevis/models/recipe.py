@@ -6,16 +6,30 @@ so; ``small`` suits a CPU and some hundred images. Every value can be set from t
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from runtime.errors import InputError, SchemaError
+from edgevis.models.allowed import SWITCH, TEXT, Allowed, number, one_of, or_null, several, whole
+from runtime.errors import InputError
 from runtime.jsondata import from_json, to_json
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "step", "cosine"]
+
+
+_MOST = 1_000_000_000
+
+
+def _rising(epochs: Sequence[int]) -> bool:
+    return all(first < second for first, second in itertools.pairwise(epochs))
+
+
+def _different(values: Sequence[int]) -> bool:
+    return len(set(values)) == len(values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,17 +69,31 @@ class Recipe:
     clip_norm: float = 0.0
     validate_every: int = 1
 
+    ALLOWED: ClassVar[Mapping[str, Allowed]] = {
+        "epochs": whole(0, _MOST),
+        "steps_per_epoch": whole(0, _MOST),
+        "learning_rate": number(0, above=True),
+        "momentum": number(0, 1, below=True),
+        "second_moment": number(0, 1, below=True),
+        "weight_decay": number(0),
+        "milestones": several(whole(0, _MOST), least=0, more=", rising", holds=_rising),
+        "decay": number(0),
+        "warm_up_epochs": whole(0, _MOST),
+        "warm_up_from": number(0, 1),
+        "clip_norm": number(0),
+        "validate_every": whole(0, _MOST),
+    }
+    """What a field takes whose type does not say it."""
+
     def __post_init__(self) -> None:
-        _require(self, "learning_rate", self.learning_rate > 0, "above 0")
         for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                _require(self, item.name, math.isfinite(value) and value >= 0, "a finite number, 0 or more")
-        _require(self, "momentum", self.momentum < 1, "0 to below 1")
-        _require(self, "second_moment", self.second_moment < 1, "0 to below 1")
-        _require(self, "warm_up_from", self.warm_up_from <= 1, "0 to 1")
-        rising = all(first < second for first, second in zip(self.milestones, self.milestones[1:], strict=False))
-        _require(self, "milestones", rising, "rising epochs")
+            _refuse(type(self), item.name, getattr(self, item.name))
+
+    @classmethod
+    def allowed(cls) -> dict[str, Allowed]:
+        """What each field takes."""
+        stated = {name: own for kind in reversed(cls.__mro__) for name, own in vars(kind).get("ALLOWED", {}).items()}
+        return {item.name: stated.get(item.name) or _by_type(_hints(cls)[item.name]) for item in fields(cls)}
 
     def with_values(self, values: Mapping[str, Any]) -> Recipe:
         """The recipe with other values for some fields.
@@ -73,10 +101,13 @@ class Recipe:
         Raises:
             InputError: There is no such field, or it takes no such value.
         """
-        try:
-            return from_json(type(self), {**to_json(self), **values}, "recipe")
-        except SchemaError as error:
-            raise InputError(str(error)) from error
+        known = self.allowed()
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise InputError(f"recipe: unknown field {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
+        for name, value in values.items():
+            _refuse(type(self), name, value)
+        return from_json(type(self), {**to_json(self), **values}, "recipe")
 
     def rate(self, progress: float) -> float:
         """The learning rate when so many epochs have passed; within an epoch it is a fraction."""
@@ -105,9 +136,11 @@ class TaughtRecipe(Recipe):
     distill_logits: float = 0.0
     temperature: float = 4.0
 
-    def __post_init__(self) -> None:
-        Recipe.__post_init__(self)  # super() does not know a class that slots=True has made anew: Python 3.10 to 3.13
-        _require(self, "temperature", self.temperature > 0, "above 0")
+    ALLOWED: ClassVar[Mapping[str, Allowed]] = {
+        "distill_embedding": number(0),
+        "distill_logits": number(0),
+        "temperature": number(0, above=True),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +181,22 @@ class EpisodeRecipe(TaughtRecipe):
     crop: float = 0.5
     frozen: tuple[str, ...] = ()
 
+    ALLOWED: ClassVar[Mapping[str, Allowed]] = {
+        "way": whole(2, _MOST),
+        "shot": whole(1, _MOST),
+        "query": whole(1, _MOST),
+        "episodes_per_step": whole(1, _MOST),
+        "scale": number(0, above=True),
+        "held_out": number(0, 1, below=True),
+        "test_way": whole(2, _MOST),
+        "test_shots": several(whole(1, _MOST), more=", none twice", holds=_different),
+        "test_query": whole(1, _MOST),
+        "test_episodes": whole(1, _MOST),
+        "jitter": number(0, 1),
+        "crop": number(0, 1, above=True),
+        "frozen": several(TEXT, least=0),
+    }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentityRecipe(TaughtRecipe):
@@ -178,6 +227,21 @@ class IdentityRecipe(TaughtRecipe):
     jitter: float = 0.0
     erase: float = 0.5
 
+    ALLOWED: ClassVar[Mapping[str, Allowed]] = {
+        "identities": whole(2, _MOST),
+        "images": whole(1, _MOST),
+        "alpha": number(0),
+        "beta": number(0),
+        "triplet_weight": number(0),
+        "smoothing": number(0, 1, below=True),
+        "margin": number(0),
+        "triplet_epochs": whole(0, _MOST),
+        "held_out": number(0, 1, below=True),
+        "pad": whole(0, 1024),
+        "jitter": number(0, 1),
+        "erase": number(0, 1),
+    }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupportQueryRecipe(Recipe):
@@ -200,6 +264,15 @@ class SupportQueryRecipe(Recipe):
     dice_weight: float = 0.0
     test_episodes: int = 1000
     test_shots: tuple[int, ...] = (1, 5)
+
+    ALLOWED: ClassVar[Mapping[str, Allowed]] = {
+        "batch": whole(1, _MOST),
+        "fold": or_null(whole(0, 3)),
+        "photometric": number(0, 1),
+        "dice_weight": number(0),
+        "test_episodes": whole(1, _MOST),
+        "test_shots": several(whole(1, _MOST), more=", none twice", holds=_different),
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +298,14 @@ class MaskRecipe(Recipe):
     flip: bool = True
     held_out: float = 0.15
 
+    ALLOWED: ClassVar[Mapping[str, Allowed]] = {
+        "batch": whole(1, _MOST),
+        "angles": several(whole(-180, 180), more=", none twice", holds=_different),
+        "alpha": number(0, above=True),
+        "pairwise_weight": number(0),
+        "held_out": number(0, 1, below=True),
+    }
+
 
 R = TypeVar("R", bound=Recipe)
 
@@ -236,6 +317,21 @@ def recipe_of(kind: type[R], recipe: Recipe) -> R:
     return recipe
 
 
-def _require(recipe: Recipe, name: str, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise InputError(f"recipe: {name} is {getattr(recipe, name)!r}; allowed: {allowed}")
+def _refuse(kind: type[Recipe], name: str, value: object) -> None:
+    refusal = kind.allowed()[name].refusal(name, value)
+    if refusal is not None:
+        raise InputError(f"recipe: {refusal}")
+
+
+def _by_type(hint: Any) -> Allowed:
+    """What a field takes whose type says it all."""
+    if hint is bool:
+        return SWITCH
+    if get_origin(hint) is Literal:
+        return one_of(*get_args(hint))
+    raise TypeError(f"a recipe's field of type {hint} must state in ALLOWED what it takes")
+
+
+@functools.cache
+def _hints(kind: type[Recipe]) -> dict[str, Any]:
+    return get_type_hints(kind)

@@ -15,9 +15,9 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from edgevis.layers.resnet12 import CHANNELS, ResNet12
+from edgevis.models.allowed import CLASSES_OR_NONE
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import EpisodeRecipe
-from runtime.errors import ModelError
 from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
 
 EMBEDDING = CHANNELS[3]
@@ -76,8 +76,7 @@ class FewShotResNet12(ResNet12):
 
 def resnet12(*, num_classes: int = 0) -> FewShotResNet12:
     """ResNet-12, with a linear classifier of ``num_classes`` outputs if that is not 0."""
-    if num_classes < 0:
-        raise ModelError(f"num_classes is {num_classes}; allowed: 0 (no classifier) or more")
+    CLASSES_OR_NONE.require("num_classes", num_classes)
     return FewShotResNet12(num_classes=num_classes)
 
 

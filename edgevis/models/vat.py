@@ -34,6 +34,7 @@ from edgevis.models._support_query import (
     official_learner,
     to_pairs,
 )
+from edgevis.models.allowed import Allowed, one_of, whole
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import SupportQueryRecipe
 from edgevis.state_dict import load_exactly
@@ -45,6 +46,11 @@ Variant = Literal["pascal", "coco", "fss"]
 SIDE = 417
 GRID = 16
 """Side of the fixed grid of stage 4; those of stages 3, 2 and 1 are two, four and eight times as long."""
+
+_GRIDS = Allowed(
+    "4, or multiples of 8 from 8 to 128, so that windows divide every grid",
+    lambda value: one_of(4).holds(value) or whole(8, 128, multiple=8).holds(value),
+)
 
 # Which of the decoder's stages, coarse to fine, see the query image's features.
 _GUIDED: Mapping[str, tuple[bool, bool, bool]] = {
@@ -128,10 +134,8 @@ class VATLearner(nn.Module):
         self, depths: tuple[int, int, int], channels: tuple[int, int, int], *, variant: Variant, grid: int
     ) -> None:
         super().__init__()
-        if variant not in get_args(Variant):
-            raise ModelError(f"variant is {variant!r}; allowed: {', '.join(get_args(Variant))}")
-        if grid != 4 and (grid < 8 or grid % 8):
-            raise ModelError(f"grid is {grid}; allowed: 4 or a multiple of 8, so that windows divide every grid")
+        one_of(*get_args(Variant)).require("variant", variant)
+        _GRIDS.require("grid", grid)
         self.guided = _GUIDED[variant]
         self.grids = (grid, 2 * grid, 4 * grid)
         encoders = [

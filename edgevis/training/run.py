@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import cv2
 import torch
 
 from edgevis import __version__, models
 from edgevis.data.leakage import SplitCheck, listed
+from edgevis.models.allowed import one_of, whole
 from edgevis.models.recipe import EpisodeRecipe, Recipe
 from edgevis.origin import Origin
 from edgevis.training import tasks
@@ -33,6 +34,15 @@ from runtime.jsondata import to_json
 REPORT, SAMPLES = "report.json", "samples.json"
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+_ALLOWED = {
+    "seed": whole(0, (1 << 63) - 1),
+    "devices": whole(1, 1024),
+    "workers": whole(0, 1024),
+    "accelerator": one_of("auto", "cpu", "cuda"),
+    "precision": one_of(*get_args(Precision)),
+}
+"""What the values of a request take that are neither the model's nor the recipe's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +111,9 @@ def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
     )
     if teacher is not None:
         teacher.require_classes(objective, request.seed)
+    for name, needed in objective.model_options.items():
+        if request.options.get(name, needed) != needed:
+            raise InputError(f"{name} is {request.options[name]}; allowed: {needed}, as the data have, or leave it out")
     options = {**objective.model_options, **request.options}
     torch.manual_seed(request.seed)
     model = models.module_from(entry, options)
@@ -174,8 +187,14 @@ def _recipe(entry: models.ModelEntry, request: Request) -> Recipe:
 def _fabric(request: Request) -> Any:
     from lightning_fabric import Fabric  # seconds that an error in the arguments need not wait for
 
-    if request.devices < 1:
-        raise InputError(f"{request.devices} devices; allowed: 1 or more")
+    for name, own in _ALLOWED.items():
+        if (refusal := own.refusal(name, getattr(request, name))) is not None:
+            raise InputError(refusal)
+    if request.accelerator == "cuda" and request.devices > torch.cuda.device_count():
+        raise InputError(
+            f"accelerator is cuda with {request.devices} devices; this machine has {torch.cuda.device_count()}; "
+            "allowed: no more than those, or accelerator cpu"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what it would rather have installed
         return Fabric(accelerator=request.accelerator, devices=request.devices, precision=request.precision)
