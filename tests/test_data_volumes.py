@@ -52,6 +52,30 @@ def test_other_planes_show_superior_up(data: Path, plane: str, axis: int) -> Non
         np.testing.assert_array_equal(volume.image[number], np.rot90(np.take(VALUES, number, axis)))
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        np.diag([-0.5, -1.5, 3.0, 1.0]),
+        np.eye(4),
+        np.diag([0.5, 1.5, 3.1, 1.0]),
+        SPACING + np.array([[0, 0, 0, 50.0], [0] * 4, [0] * 4, [0] * 4]),
+        SPACING @ np.array([[0, 0, 1.0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]),
+    ],
+    ids=["mirrored", "no spacing", "other spacing", "moved", "swapped axes"],
+)
+def test_a_label_that_lies_elsewhere_is_refused(data: Path, other: np.ndarray) -> None:
+    values = np.arange(64, dtype=np.int16).reshape(4, 4, 4)  # a cube: swapped axes keep its shape
+    _save(data / "imagesTr" / "v_001.nii.gz", values)
+    _save(data / "labelsTr" / "v_001.nii.gz", (values > 9).astype(np.uint8), other)
+    with pytest.raises(SourceError, match=r"labelsTr/v_001\.nii\.gz .*mm: their affines differ; resample the label"):
+        read_volumes(data)[0]
+
+
+def test_rounding_of_an_affine_is_no_other_place(data: Path) -> None:
+    _save(data / "labelsTr" / "v_001.nii.gz", LABEL, SPACING * (1 + 1e-5))
+    assert read_volumes(data)[0].label is not None
+
+
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
 def test_stored_orientation_and_format_do_not_matter(data: Path, tmp_path: Path, suffix: str, kind: type) -> None:

@@ -301,6 +301,13 @@ def test_two_processes_train_one_model(masks: Path, tmp_path: Path) -> None:
         (["enet", "--set", "momentum=1"], "momentum is 1"),
         (["enet", "--option", "classes=2"], "classes is 2; training knows one kind of object"),
         (["enet", "--option", "side=33"], "side is 33; allowed: multiples of 8"),
+        (["enet", "--option", "side=abc"], "side is 'abc'; allowed: multiples of 8 from 8 to"),
+        (["enet", "--set", "held_out=5"], "recipe: held_out is 5; allowed: a number from 0 to below 1"),
+        (["epri-net", "--option", "height=10"], "height is 10; allowed: multiples of 32 from 128 to 768"),
+        (["osnet-x0-25", "--recipe", "small", "--set", "erase=7"], "recipe: erase is 7; allowed: a number from 0 to 1"),
+        (["enet", "--seed", "-1"], "seed is -1; allowed: a whole number from 0 to"),
+        (["enet", "--devices", "0"], "devices is 0; allowed: a whole number from 1 to"),
+        (["enet", "--workers", "-1"], "workers is -1; allowed: a whole number from 0 to"),
         (["enet", "--weights", "nowhere.safetensors"], "cannot read nowhere.safetensors"),
         (["enet", "--config", "nowhere.json"], "cannot read nowhere.json"),
         (["osnet-x0-25", "--recipe", "small"], "has neither labels.csv nor bounding_box_train/"),
@@ -313,6 +320,28 @@ def test_bad_arguments(
     errors = capsys.readouterr().err
     assert message in errors
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+def test_leakage_is_refused_or_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_masks(tmp_path / "data")
+    with (data / "index.csv").open("a") as table:
+        table.write("000,val\n")
+    arguments = [*SMALL_ENET, "--data", str(data), "--output", str(tmp_path / "run"), "--set", "epochs=1"]
+    assert main(arguments) == 1
+    errors = capsys.readouterr().err
+    assert "1 image in both train and val (images/000.png); correct the data, or give --allow-leakage" in errors
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments, "--allow-leakage"]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["data"]["leakage"] == ["1 image in both train and val (images/000.png)"]
+    assert report["command"].endswith("--allow-leakage")
+
+
+def test_options_that_the_data_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["osnet-x0-25", "--recipe", "small", "--data", str(write_persons(tmp_path / "data"))]
+    assert main([*arguments, "--output", str(tmp_path / "run"), "--option", "num_identities=2"]) == 1
+    assert "num_identities is 2; allowed: 7, as the data have, or leave it out" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(

@@ -261,7 +261,7 @@ def test_teachers_that_do_not_fit(
             "osnet-x0-25", persons, ["--teacher", taught_teacher, *logits, "--set", "held_out=0.5"],
             "trained on other classes: its data's 'training images' is 28, this training's is 16",
         ),
-        ("osnet-x0-25", persons, ["--set", "temperature=0"], "temperature is 0.0; allowed: above 0"),
+        ("osnet-x0-25", persons, ["--set", "temperature=0"], "temperature is 0; allowed: a number above 0"),
     ]  # fmt: skip
     for model, data, more, message in cases:
         values = {"test_query": 5} if model == "resnet12" else {}  # of 12 images in a class
