@@ -170,7 +170,7 @@ class Watcher:
             self._stream.write("\r\033[K" + ("" if done == total else f"data {progress_bar(done, total)}"))
             self._stream.flush()
         elif not self._bar and done == 0 and total >= _MANY_FILES:
-            self.note(f"reads {total} files to compare what trains with what evaluates")
+            self.note(f"reads {total} files to check the data")
 
     def step(self, epoch: int, done: int, total: int, loss: float) -> None:
         if self._bar:

@@ -87,6 +87,16 @@ def test_unknown_splits_are_listed(unknown: str, tmp_path: Path) -> None:
         split_of(tmp_path)
 
 
+def test_the_column_may_be_spelled_in_any_case_but_not_be_passed_over(tmp_path: Path) -> None:
+    write_classes(tmp_path, class_rows(lambda c, i: "train" if c < 4 else "test"))
+    table = (tmp_path / "labels.csv").read_text()
+    (tmp_path / "labels.csv").write_text(table.replace("path,class_name,split", "Path,Class_Name, SPLIT"))
+    assert len(split_of(tmp_path).novel) == 8
+    (tmp_path / "labels.csv").write_text(table.replace("split", "subset", 1))
+    with pytest.raises(SourceError, match="has the names of splits in its column 'subset'; call it 'split'"):
+        split_of(tmp_path)
+
+
 def test_without_training_rows_nothing_is_drawn(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="has no row of the split train"):
         split_of(write_classes(tmp_path, class_rows(lambda c, i: "val" if c < 4 else "test")))
@@ -216,6 +226,8 @@ def test_some_queries_without_a_match_and_junk_are_counted(tmp_path: Path) -> No
     found = persons_of(write_persons(tmp_path, rows))
     assert found.notes == {"queries without a match, not counted": 1, "junk images dropped": 2}
     assert min(found.gallery.ids + found.train.ids) > 0
+    rows.append(["single.png", 6, 1, "train"])
+    assert persons_of(write_persons(tmp_path, rows)).notes["training persons with one image"] == 1
 
 
 def test_validation_that_no_second_camera_can_judge_is_left_out(tmp_path: Path) -> None:

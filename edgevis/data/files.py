@@ -170,7 +170,8 @@ class Files:
     def table(self, name: str, columns: Collection[str]) -> list[dict[str, str]]:
         """The rows of a CSV file whose first line names its columns, without blanks around the values.
 
-        Columns are separated by commas, semicolons or tabs: by what the first line has most of.
+        Columns are separated by commas, semicolons or tabs: by what the first line has most of. Their names come in
+        lower case.
 
         Args:
             name: The file.
@@ -184,7 +185,7 @@ class Files:
         separator = max(_SEPARATORS, key=first.count)
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
         try:
-            header = [column.strip() for column in next(lines, [])]
+            header = [column.strip().casefold() for column in next(lines, [])]
             lacking = [column for column in columns if column not in header]
             if lacking or len(set(header)) != len(header):
                 problem = f"no column {lacking[0]!r}" if lacking else "a column twice"

@@ -6,6 +6,7 @@ of the training persons, only validate: their images of one camera against those
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +67,9 @@ def split_persons(data: Path, *, held_out: float, seed: int, check: SplitCheck) 
         notes["queries without a match, not counted"] = missing
     if junk := sum(part.junk for part in parts.values()):
         notes["junk images dropped"] = junk
+    images_of = Counter(train.ids)
+    if single := sum(count == 1 for count in images_of.values()):
+        notes["training persons with one image"] = single
     sides = [_side(name, part) for name, part in parts.items() if name in ("train", "val")]
     # A distractor is nobody: it may be in several parts. Only Market-1501's layout has them.
     sides += [_side(name, parts[name], market=market) for name in ("query", "gallery")]

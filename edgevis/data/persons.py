@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edgevis.data.splits import same_split
 from runtime.errors import EdgevisError, InputError, SourceError
 from runtime.files import ZIP_ERRORS
 from runtime.images import decode_picture
@@ -54,7 +55,7 @@ def persons_from_ccp(path: str | PathLike[str], *, split: str) -> list[Person]:
         with zipfile.ZipFile(path) as archive:
             names = _ccp_names(archive.read("classes.json"))
             rows = csv.DictReader(io.TextIOWrapper(archive.open("index.csv"), "utf-8"))
-            stems = [row["stem"] for row in rows if row["split"] == split]
+            stems = [row["stem"] for row in rows if same_split(row["split"], split)]
             found = [_person_from_ccp(archive, stem, names) for stem in stems]
     except EdgevisError:
         raise

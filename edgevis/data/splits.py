@@ -45,9 +45,16 @@ def roles_of_rows(
         allowed: The splits that the task knows.
 
     Raises:
-        SourceError: A row has no split, or one that the task does not know; the message lists both kinds of names.
+        SourceError: A row has no split, or one that the task does not know; the message lists both kinds of names. Or
+            another column holds nothing but names of splits: it would be passed over.
     """
     if not rows or "split" not in rows[0]:
+        for column in rows[0] if rows else ():
+            meant = {role_of(row[column]) for row in rows}
+            if "train" in meant and len(meant) > 1 and None not in meant:
+                raise SourceError(
+                    f"{files.where(table)} has the names of splits in its column {column!r}; call it 'split'"
+                )
         return None
     roles: list[Role] = []
     unknown: Counter[str] = Counter()
@@ -84,6 +91,11 @@ def rows_of_split(files: Files, table: str, columns: Sequence[str], split: str |
             return chosen
     known = ", ".join(sorted({row["split"] for row in rows}))
     raise SourceError(f"{files.where(table)} has no row of split {split!r}; its splits are {known}")
+
+
+def same_split(first: str, second: str) -> bool:
+    """Whether two names mean the same split."""
+    return _meaning(first) == _meaning(second)
 
 
 def _plain(name: str) -> str:
