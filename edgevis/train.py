@@ -86,8 +86,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train also where the sides of the split share images, persons, volumes or classes; the report says so",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, batches and splits (default: 0)")
-    parser.add_argument("--devices", type=int, default=1, help="how many GPUs, or processes on a CPU (default: 1)")
+    parser.add_argument(
+        "--seed", metavar="N", type=_value, default=0, help="of weights, batches and splits (default: 0)"
+    )
+    parser.add_argument(
+        "--devices", metavar="N", type=_value, default=1, help="how many GPUs, or processes on a CPU (default: 1)"
+    )
     parser.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--precision",
@@ -95,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
         default="32-true",
         help="of the arithmetic; weights stay in float32 (default: 32-true)",
     )
-    parser.add_argument("--workers", type=int, default=0, help="processes that make batches ahead (default: 0)")
+    parser.add_argument(
+        "--workers", metavar="N", type=_value, default=0, help="processes that make batches ahead (default: 0)"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON on standard output")
     parser.add_argument("--quiet", action="store_true", help="no progress; warnings and errors remain")
     parser.add_argument("--list", action="store_true", help="list the models that can be trained, and stop")
@@ -107,10 +113,15 @@ def setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return name, _value(value)
+
+
+def _value(text: str) -> Any:
+    """JSON, or the text where it is none: what takes it says what it allows."""
     try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -306,6 +306,7 @@ def test_two_processes_train_one_model(masks: Path, tmp_path: Path) -> None:
         (["epri-net", "--option", "height=10"], "height is 10; allowed: multiples of 32 from 128 to 768"),
         (["osnet-x0-25", "--recipe", "small", "--set", "erase=7"], "recipe: erase is 7; allowed: a number from 0 to 1"),
         (["enet", "--seed", "-1"], "seed is -1; allowed: a whole number from 0 to"),
+        (["enet", "--seed", "abc"], "seed is 'abc'; allowed: a whole number from 0 to"),
         (["enet", "--devices", "0"], "devices is 0; allowed: a whole number from 1 to"),
         (["enet", "--workers", "-1"], "workers is -1; allowed: a whole number from 0 to"),
         (["enet", "--weights", "nowhere.safetensors"], "cannot read nowhere.safetensors"),

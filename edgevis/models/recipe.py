@@ -333,5 +333,5 @@ def _by_type(hint: Any) -> Allowed:
 
 
 @functools.cache
-def _hints(kind: type[Recipe]) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
