@@ -181,7 +181,7 @@ def test_epri_net_of_other_heights(name: str, height: int) -> None:
 
 @pytest.mark.parametrize("height", [96, 144, 800, "high"])
 def test_epri_net_refuses_other_heights(height: int | str) -> None:
-    with pytest.raises(ModelError, match=f"height is {height}; allowed: multiples of 32 from 128 to 768"):
+    with pytest.raises(ModelError, match=f"height is {height!r}; allowed: multiples of 32 from 128 to 768"):
         models.create("epri-net-pam", height=height)
 
 

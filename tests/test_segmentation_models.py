@@ -139,7 +139,7 @@ def test_options(name: str) -> None:
 def test_bad_options(name: str, multiple: int) -> None:
     for options, message in (
         ({"in_channels": 2}, "in_channels is 2; allowed: 1 for grey images, 3 for RGB"),
-        ({"classes": 0}, "classes is 0; allowed: 1 to 1000"),
+        ({"classes": 0}, "classes is 0; allowed: a whole number from 1 to 1000"),
         ({"side": 100}, f"side is 100; allowed: multiples of {multiple} from {multiple} to 8192"),
         ({"side": 0}, "side is 0"),
         ({"side": 16384}, "side is 16384"),

@@ -48,7 +48,7 @@ GRID = 16
 """Side of the fixed grid of stage 4; those of stages 3, 2 and 1 are two, four and eight times as long."""
 
 _GRIDS = Allowed(
-    "4, or multiples of 8 from 8 to 128, so that windows divide every grid",
+    "4 or a multiple of 8 up to 128, so that windows divide every grid",
     lambda value: one_of(4).holds(value) or whole(8, 128, multiple=8).holds(value),
 )
 
