@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,6 +25,7 @@ from export.build import main
 from export.pipeline import UNTRAINED, Request, build_bundle, encoder_identity
 from runtime.arrays import unit_rows
 from runtime.bundle import Bundle
+from runtime.command import run_command
 from runtime.errors import ExportError, InputError, MissingDependencyError, ParityError, UnknownModelError, WeightsError
 from runtime.jsondata import to_json
 from runtime.open_set.generic import generic
@@ -244,6 +247,22 @@ def test_a_fault_keeps_the_bundle_that_was_there(quick: Request) -> None:
 def test_an_interrupt_at_any_stage_leaves_nothing(quick: Request, stage: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         build_bundle(quick, Recorder(interrupt_at=stage))
+    assert list(quick.output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", ["onnx", "compile", "parity"])
+def test_a_termination_at_any_stage_leaves_nothing(quick: Request, stage: str) -> None:
+    class Ended(Recorder):
+        def begin(self, stage_begun: str) -> None:
+            super().begin(stage_begun)
+            if stage_begun == stage:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def work() -> int:
+        build_bundle(quick, Ended())
+        return 0
+
+    assert run_command(work) == 143
     assert list(quick.output.parent.iterdir()) == []
 
 

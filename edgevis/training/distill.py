@@ -38,7 +38,8 @@ from edgevis.data.augment import camera_view
 from edgevis.data.persons import Person, persons_from_ccp, persons_from_video
 from edgevis.models.osnet import DEPLOYMENT, OSNet, osnet_x0_25
 from edgevis.training.checkpoint import write_halved
-from runtime.errors import EdgevisError, InputError
+from runtime.command import run_command
+from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.spec import Preprocess
 
@@ -322,11 +323,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
-    try:
-        result = distill(args)
-    except EdgevisError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    return run_command(
+        lambda: _distill(args), interrupted="the same command goes on after the last whole epoch from its checkpoint"
+    )
+
+
+def _distill(args: argparse.Namespace) -> int:
+    result = distill(args)
     if args.json:
         _say(json.dumps(result))
     return 0

@@ -27,7 +27,8 @@ from edgevis.training.checkpoint import HALVED, write_halved
 from edgevis.training.loop import BEST
 from edgevis.training.run import REPORT, Request, train
 from runtime.bundle import sha256
-from runtime.errors import EdgevisError, InputError
+from runtime.command import run_command
+from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.jsondata import parse_json
 
@@ -110,14 +111,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--licence", default="Apache-2.0", help="of the weights (default: Apache-2.0)")
     parser.add_argument("--output", type=Path, required=True, help="the weights to write, .safetensors")
     arguments = parser.parse_args(argv)
-    try:
-        sources = _read(arguments.sources)
-        found = publish(
-            arguments.run, data=arguments.data, sources=sources, licence=arguments.licence, output=arguments.output
-        )
-    except (EdgevisError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    return run_command(lambda: _publish(arguments))
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    sources = _read(arguments.sources)
+    found = publish(
+        arguments.run, data=arguments.data, sources=sources, licence=arguments.licence, output=arguments.output
+    )
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
     return 0
 
