@@ -25,7 +25,8 @@ from benchmarks.report import report
 from edgevis import EdgevisError, InputError, models
 from edgevis.metrics import difference
 from edgevis.train import Watcher, setting
-from edgevis.training.run import REPORT, SAMPLES, Request, train
+from edgevis.training.resume import REPORT
+from edgevis.training.run import SAMPLES, Request, train
 from runtime.jsondata import parse_json
 
 

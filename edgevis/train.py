@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="the teacher's model where its weights do not say it; without --teacher, the weights that ship with it",
     )
+    parser.add_argument(
+        "--epochs", metavar="N", type=int, help="as --set epochs=N; with --resume it may be more than before"
+    )
     parser.add_argument("--output", metavar="DIR", type=Path, help="(default: runs/MODEL)")
     parser.add_argument("--resume", action="store_true", help="go on from OUTPUT's checkpoint if there is one")
     parser.add_argument("--seed", type=int, default=0, help="of weights, batches and splits (default: 0)")
@@ -106,7 +109,11 @@ def _train(arguments: argparse.Namespace) -> int:
             data=arguments.data,
             output=arguments.output or Path("runs", arguments.model),
             recipe=arguments.recipe,
-            values={**_config(arguments.config), **dict(arguments.set)},
+            values={
+                **_config(arguments.config),
+                **dict(arguments.set),
+                **({} if arguments.epochs is None else {"epochs": arguments.epochs}),
+            },
             options=dict(arguments.option),
             weights=arguments.weights,
             backbone=arguments.backbone,

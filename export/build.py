@@ -17,6 +17,8 @@ from export.reporter import Reporter
 from runtime.bundle import SUFFIX, Bundle
 from runtime.candidates import measured_text
 from runtime.command import run_command
+from runtime.console import report
+from runtime.errors import EdgevisError
 from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord
 from runtime.parity import DISTANCE_HEADERS, NOT_YET_PROVED, decisions_text, distance_cells
@@ -34,7 +36,7 @@ _AUTO = "auto"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one build; returns the process's exit status."""
-    return run_command(lambda: _main(argv), failed="nothing was written", interrupted="nothing was written")
+    return run_command(lambda: _main(argv), interrupted="nothing was written")
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -44,7 +46,12 @@ def _main(argv: Sequence[str] | None) -> int:
         return _list(arguments)
     if not arguments.model:
         parser.error("--model is needed; --list shows the models")
-    return _build(arguments)
+    try:
+        return _build(arguments)
+    except (EdgevisError, OSError) as error:  # OSError: the disk is full, the folder is read-only
+        report(error)
+        sys.stderr.write("nothing was written\n")
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

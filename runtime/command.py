@@ -7,10 +7,8 @@ thread instead, as Ctrl-C raises KeyboardInterrupt, and the exit status is the s
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,12 +37,11 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
-def run_command(work: Callable[[], int], *, failed: str = "", interrupted: str = "") -> int:
+def run_command(work: Callable[[], int], *, interrupted: str = "") -> int:
     """Run a command line's work.
 
     Args:
         work: Returns the exit status.
-        failed: A line that follows an error's own on standard error; empty for none.
         interrupted: What standard error says after "interrupted" or "terminated"; empty prints neither.
 
     Returns:
@@ -56,10 +53,10 @@ def run_command(work: Callable[[], int], *, failed: str = "", interrupted: str =
     except EdgevisError as error:
         report(error)
         return 1
-    return end_output(_status(work, failed, interrupted))
+    return end_output(_status(work, interrupted))
 
 
-def _status(work: Callable[[], int], failed: str, interrupted: str) -> int:
+def _status(work: Callable[[], int], interrupted: str) -> int:
     try:
         with unwinding_signals():
             return work()
@@ -71,9 +68,6 @@ def _status(work: Callable[[], int], failed: str, interrupted: str) -> int:
         if interrupted:
             report(interrupted, kind="\nterminated" if isinstance(error, Terminated) else "\ninterrupted")
         return 128 + error.number if isinstance(error, Terminated) else _INTERRUPTED
-    if failed:
-        with contextlib.suppress(OSError):
-            sys.stderr.write(f"{failed}\n")
     return 1
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,12 +23,12 @@ from edgevis.models import read_weights
 from edgevis.origin import read_origin
 from edgevis.train import Watcher
 from edgevis.training.checkpoint import HALVED, write_halved
-from edgevis.training.loop import BEST
-from edgevis.training.run import REPORT, Request, train
+from edgevis.training.resume import BEST, REPORT
+from edgevis.training.run import Request, train
 from runtime.bundle import sha256
 from runtime.command import run_command
 from runtime.errors import InputError
-from runtime.files import atomic_write
+from runtime.files import atomic_write, scratch_folder
 from runtime.jsondata import parse_json
 
 
@@ -39,13 +38,17 @@ def publish(
     """Write the weights and what is known of them; returns the latter.
 
     Raises:
-        InputError: The folder holds no finished training, or a file that it used is not among the sources.
+        InputError: The folder holds no finished training, or a file that it used is not among the sources, or ``data``
+            is not what it was trained on.
+        WeightsError: A tensor is not finite, or beyond float16.
         OSError: The disk is full; nothing half-written is left.
     """
     report = _read(run / REPORT)
     origin = read_origin(run / BEST)
     if origin is None or not isinstance(report, dict):
         raise InputError(f"{run} holds no finished training: {REPORT} and {BEST} with its origin")
+    if sha256(run / BEST) != report["weights"]["sha256"]:
+        raise InputError(f"{run / REPORT} is of other weights than {BEST}: finish the training with --resume")
     known = {source.get("sha256") for source in sources}
     for use, file in report["files"].items():
         if file["sha256"] not in known:
@@ -78,11 +81,11 @@ def publish(
 def _evaluated(weights: Path, model: str, data: Path, report: Mapping[str, Any]) -> Any:
     """The task's measure of the file as it is."""
     recipe = {name: value for name, value in report["recipe"].items() if name != "name"}
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("edgevis-publish-") as folder:
         request = Request(
             model,
             data,
-            Path(folder),
+            folder / "evaluation",
             recipe=report["recipe"]["name"],
             values={**recipe, "epochs": 0},
             options=report["options"],
@@ -90,7 +93,11 @@ def _evaluated(weights: Path, model: str, data: Path, report: Mapping[str, Any])
             seed=report["seed"],
         )
         found = train(request, Watcher(sys.stderr, quiet=True))
-    return None if found is None else found["evaluation"]
+    if found is None:
+        return None
+    if found["data_files"]["sha256"] != report["data_files"]["sha256"]:
+        raise InputError(f"{data} is not what {model!r} was trained on: its files differ; name the training's --data")
+    return found["evaluation"]
 
 
 def _read(path: Path) -> Any:
