@@ -94,7 +94,8 @@ def non_finite(tensors: Mapping[str, Tensor]) -> str:
     values = _wide(tensors[first])
     nans, numbers = int(values.isnan().sum()), int((~values.isfinite()).sum())
     kinds = " and ".join(kind for kind, count in (("NaN", nans), ("infinity", numbers - nans)) if count)
-    others = f", and so do {len(bad) - 1} more of {len(tensors)} tensors" if len(bad) > 1 else ""
+    more = len(bad) - 1
+    others = f", and so {'does' if more == 1 else 'do'} {more} more of {len(tensors)} tensors" if more else ""
     return f"{first!r} holds {kinds} ({numbers} of {values.numel()} numbers){others}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,22 @@ from edgevis.origin import read_origin
 from edgevis.training.checkpoint import Progress, read_progress
 from edgevis.training.identity import (
     DATA,
+    DataFile,
     changed_files,
     differences,
     list_data,
     read_listing,
     summary_of,
-    write_listing,
 )
 from runtime.errors import InputError
 from runtime.files import write_lock
 
 LAST, BEST, REPORT = "last.safetensors", "best.safetensors", "report.json"
 
+FILES = "data files"
+"""The part of an identity that says which contents the data have."""
+
 _EPOCHS = "epochs"
-_FILES = "data files"
 
 
 @contextmanager
@@ -48,48 +51,44 @@ def only_training(output: Path) -> Iterator[None]:
         ) from error
 
 
-def with_data(identity: Mapping[str, Any], data: Path, output: Path) -> dict[str, Any]:
-    """The identity with the contents of all files of the data; of a training that begins they are listed in its folder.
-
-    Raises:
-        SourceError: The data cannot be read.
-        InputError: The folder's training is of other data; the files are named.
-    """
-    known = read_listing(output / DATA)
-    listing = list_data(data, output=output, known=known)
-    if (output / LAST).exists():
-        if known and (changed := changed_files(known, listing)):
-            raise InputError(
-                f"{output / LAST} is of a training of other data: in {data}, {changed}. Put them back, or name "
-                "another --output"
-            )
-    else:
-        write_listing(output / DATA, listing)
-    return {**identity, _FILES: summary_of(listing)}
-
-
-def begin(output: Path, identity: Mapping[str, Any], *, resume: bool) -> Progress:
-    """How far the folder's training is.
+def begin(
+    output: Path, identity: Mapping[str, Any], data: Path | None, *, resume: bool
+) -> tuple[Progress, tuple[DataFile, ...]]:
+    """How far the folder's training is, and the files of its data.
 
     Args:
         output: The training's folder.
         identity: What must be the same; of the recipe's ``epochs`` there may be more than before.
+        data: The data, whose contents must be the same, too; None where another process looks at them.
         resume: Whether to go on where there is something to go on from. Otherwise a folder with a training is refused:
             nobody loses one by a command given twice.
 
     Raises:
         InputError: The folder holds another training; the message names what differs. Or one that cannot go on.
+        SourceError: The data cannot be read.
         WeightsError, SchemaError: The checkpoint is damaged.
     """
     path = output / LAST
+    progress = None
     if not path.exists():
         _require_unfinished(output, identity, resume=resume)
-        return Progress(identity, 0, 0.0, None, ())
-    if not resume:
+    elif not resume:
         raise InputError(f"{path} is of a training that was begun: go on with --resume, or name another --output")
-    progress = read_progress(path)
+    else:
+        progress = read_progress(path)
+    listing: tuple[DataFile, ...] = ()
+    known: dict[str, DataFile] = {}
+    if data is not None:
+        known = read_listing(output / DATA)
+        listing = list_data(data, output=output, known=known)
+        identity = {**identity, FILES: summary_of(listing)}
+    if progress is None:
+        return Progress(identity, 0, 0.0, None, ()), listing
     was = {name: progress.identity.get(name) for name in identity}
-    found = list(differences(_without_epochs(was), _without_epochs(identity)))
+    found = list(differences(_compared(was), _compared(identity)))
+    if was.get(FILES) != identity.get(FILES):
+        changed = changed_files(known, listing) if known else "the files have changed"
+        found.append(f"of the data {changed}")
     epochs, wanted = planned_epochs(progress.identity), planned_epochs(identity)
     if wanted < epochs:
         found.append(f"recipe.{_EPOCHS} was {epochs}, is {wanted}; it may only grow")
@@ -103,7 +102,7 @@ def begin(output: Path, identity: Mapping[str, Any], *, resume: bool) -> Progres
             f"{BEST}, the weights that validated best ({progress.best:.4g}), is missing in {output}: put it back, or "
             "begin again in another --output"
         )
-    return progress
+    return replace(progress, identity=identity), listing
 
 
 def planned_epochs(identity: Mapping[str, Any]) -> int:
@@ -124,9 +123,10 @@ def growth_note(recipe: Recipe, was: int, done: int) -> str:
     )
 
 
-def _without_epochs(identity: Mapping[str, Any]) -> dict[str, Any]:
+def _compared(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what may grow, and what has words of its own."""
     recipe = {name: value for name, value in (identity.get("recipe") or {}).items() if name != _EPOCHS}
-    return {**identity, "recipe": recipe}
+    return {name: value for name, value in {**identity, "recipe": recipe}.items() if name != FILES}
 
 
 def _require_unfinished(output: Path, identity: Mapping[str, Any], *, resume: bool) -> None:

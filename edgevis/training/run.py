@@ -23,17 +23,17 @@ from edgevis.origin import Origin
 from edgevis.training import tasks
 from edgevis.training.checkpoint import Progress, Session
 from edgevis.training.freeze import freeze
+from edgevis.training.identity import DATA, write_listing
 from edgevis.training.loop import Run, Watcher, evaluated, fit
 from edgevis.training.memory import keep_freed_memory
 from edgevis.training.objective import Evaluation
 from edgevis.training.resume import (
     BEST,
+    FILES,
     REPORT,
     begin,
     growth_note,
     only_training,
-    planned_epochs,
-    with_data,
 )
 from edgevis.training.teacher import open_teacher, teacher_file
 from edgevis.training.warm_start import load_backbone, load_what_fits
@@ -125,10 +125,13 @@ def _train(
     options = {**objective.model_options, **request.options}
     taught = None if teacher is None else teacher.identity
     origin = Origin(entry.name, options, to_json(recipe), dict(objective.data), request.seed, 0, taught)
-    identity = _identity(request, origin, fabric)
-    if fabric.is_global_zero:  # one process reads the data; the others end when it refuses them
-        identity = with_data(identity, request.data, request.output)
-    progress = _begun(request, recipe, identity, watcher if fabric.is_global_zero else None)
+    # One process hashes the data; the others end when it refuses them.
+    progress, listing = begin(
+        request.output,
+        _identity(request, origin, fabric),
+        request.data if fabric.is_global_zero else None,
+        resume=request.resume,
+    )
     torch.manual_seed(request.seed)
     model = models.module_from(entry, options)
     if request.weights is not None:
@@ -143,6 +146,11 @@ def _train(
         watcher.note(f"{entry.name}, {size}; {_sentence(objective.data)}")
         if teacher is not None:
             watcher.note(f"teacher: {teacher.identity['model']}, {models.parameters(teacher.model):,} parameters")
+        write_listing(request.output / DATA, listing)
+        _tell_going_on(watcher, recipe, progress)
+    if progress.epochs < recipe.epochs:
+        session = Session(progress.epochs + 1, recipe.epochs, _machine(), _versions())
+        progress = replace(progress, sessions=(*progress.sessions, session))
     progress = fit(Run(model, objective, recipe, origin, request.output, progress, request.workers), fabric, watcher)
     if not fabric.is_global_zero:
         return None
@@ -252,18 +260,12 @@ def _digest(path: Path) -> str:
     return sha256(path)
 
 
-def _begun(request: Request, recipe: Recipe, identity: Mapping[str, Any], watcher: Watcher | None) -> Progress:
-    """How far the training is, with this process's part in it."""
-    progress = begin(request.output, identity, resume=request.resume)
-    was, done = planned_epochs(progress.identity), progress.epochs
-    if watcher is not None and done:
-        watcher.note(f"goes on after epoch {done} of {recipe.epochs}")
+def _tell_going_on(watcher: Watcher, recipe: Recipe, progress: Progress) -> None:
+    if progress.epochs:
+        watcher.note(f"goes on after epoch {progress.epochs} of {recipe.epochs}")
+        was = progress.sessions[-1].epochs if progress.sessions else recipe.epochs
         if recipe.epochs > was:
-            watcher.note(growth_note(recipe, was, done))
-    if done >= recipe.epochs and done:
-        return progress
-    session = Session(done + 1, recipe.epochs, _machine(), _versions())
-    return replace(progress, identity=identity, sessions=(*progress.sessions, session))
+            watcher.note(growth_note(recipe, was, progress.epochs))
 
 
 def _machine() -> str:
@@ -282,6 +284,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _report(request: Request, origin: Origin, progress: Progress, found: Evaluation | None) -> dict[str, Any]:
+    contents = progress.identity[FILES]  # of a folder there is no other hash
     return {
         "model": origin.model,
         "options": dict(origin.options),
@@ -290,11 +293,11 @@ def _report(request: Request, origin: Origin, progress: Progress, found: Evaluat
         "command": command_of(request),
         "teacher": None if origin.teacher is None else dict(origin.teacher),
         "files": {
-            name: {"name": path.name, "sha256": sha256(path) if path.is_file() else None}
+            name: {"name": path.name, "sha256": sha256(path) if path.is_file() else contents["sha256"]}
             for name, path in _files(request).items()
             if path is not None
         },
-        "data_files": progress.identity["data files"],
+        "data_files": contents,
         "weights": {"name": BEST, "sha256": sha256(request.output / BEST)},
         "precision": request.precision,
         "seed": origin.seed,
