@@ -214,7 +214,12 @@ def _epoch(
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(loss)
         if recipe.clip_norm:
-            fabric.clip_gradients(wrapped, optimizer, max_norm=recipe.clip_norm)
+            norm = fabric.clip_gradients(wrapped, optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False)
+            # A scaler of float16 looks for gradients beyond its range, and skips their step.
+            scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+            if not scaled and not _everywhere(fabric, bool(torch.isfinite(norm))):
+                said = non_finite_state(parts, optimizer)
+                raise diverged(f"the gradient is not finite in {where}", said, epoch=epoch)
         optimizer.step()
         for name, term in {"loss": loss, **(terms if len(terms) > 1 else {})}.items():
             sums[name] = sums.get(name, 0.0) + term.item()

@@ -23,6 +23,7 @@ from edgevis.models import read_weights
 from edgevis.origin import read_origin
 from edgevis.train import Watcher
 from edgevis.training.checkpoint import HALVED, write_halved
+from edgevis.training.identity import DATA, list_data, read_listing, summary_of
 from edgevis.training.resume import BEST, REPORT
 from edgevis.training.run import Request, train
 from runtime.bundle import sha256
@@ -53,6 +54,11 @@ def publish(
     for use, file in report["files"].items():
         if file["sha256"] not in known:
             raise InputError(f"the sources do not name the training's {use}, {file['name']} ({file['sha256']})")
+    listing = list_data(data, output=run, known=read_listing(run / DATA))
+    if summary_of(listing) != report["data_files"]:
+        raise InputError(
+            f"{data} is not what {origin.model!r} was trained on: its files differ; give the training's data"
+        )
     write_halved(output, read_weights(run / BEST), origin)
     evaluation = _evaluated(output, origin.model, data, report)
     found = {
@@ -93,11 +99,7 @@ def _evaluated(weights: Path, model: str, data: Path, report: Mapping[str, Any])
             seed=report["seed"],
         )
         found = train(request, Watcher(sys.stderr, quiet=True))
-    if found is None:
-        return None
-    if found["data_files"]["sha256"] != report["data_files"]["sha256"]:
-        raise InputError(f"{data} is not what {model!r} was trained on: its files differ; name the training's --data")
-    return found["evaluation"]
+    return None if found is None else found["evaluation"]
 
 
 def _read(path: Path) -> Any:
