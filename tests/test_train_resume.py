@@ -84,16 +84,16 @@ def test_a_training_is_resumed_as_what_it_was_begun(
     assert "seed was 0, is 1" in both
     assert "recipe.momentum was" in both
     table, image = masks / "index.csv", masks / "images" / "003.png"
-    kept = table.read_text()
-    table.write_text(kept.replace("000,train", "000,val"))
-    assert "1 changed: index.csv" in refused()
-    table.write_text(kept)
+    kept = table.read_bytes()
+    table.write_bytes(kept.replace(b"000,train", b"000,val"))
+    assert "data files: 1 changed: index.csv." in refused()
+    table.write_bytes(kept)
     picture = image.read_bytes()
     cv2.imwrite(str(image), np.full((48, 48, 3), 9, np.uint8))
     assert "1 changed: images/003.png" in refused()
-    image.rename(masks / "images" / "099.png")
-    assert "1 added: images/099.png; 1 removed: images/003.png" in refused()
-    (masks / "images" / "099.png").unlink()
+    (masks / "more.txt").touch()
+    assert "data files: 1 changed: images/003.png; 1 added: more.txt." in refused()
+    (masks / "more.txt").unlink()
     image.write_bytes(picture)
     assert run(masks, output, "--resume", "--epochs", 2) == 0, "the same contents are the same data"
     report = json.loads((output / "report.json").read_text())
@@ -255,10 +255,11 @@ def test_weights_that_diverge_end_the_training_and_keep_the_last_whole_epoch(
 ) -> None:
     # The first epoch's only step has the rate 0, the second's one that no weight survives.
     rates = ["optimizer=sgd", "learning_rate=1e38", "warm_up_epochs=1", "warm_up_from=0", "clip_norm=0"]
+    rates.append("weight_decay=1e10")
     output = tmp_path / "run"
     assert run(masks, output, "--epochs", 4, *(part for rate in rates for part in ("--set", rate))) == 1
     error = capsys.readouterr().err
-    assert "weights are not finite after epoch 2, step 1; 'initial" in error
+    assert "weights are not finite after epoch 2, step 1; '" in error
     assert "' holds " in error
     assert "the checkpoint of epoch 1 is whole" in error
     assert read_progress(output / "last.safetensors").epochs == 1
@@ -272,7 +273,11 @@ def test_a_training_that_diverges_at_once_leaves_no_weights(
 ) -> None:
     output = tmp_path / "run"
     rates = ("--set", "optimizer=sgd", "--set", "learning_rate=1e38", "--set", "clip_norm=0")
+    # Weights of 1e38 are finite, and what is computed with them is not.
     assert run(masks, output, "--epochs", 1, *rates) == 1
+    assert "in the validation after epoch 1: the model's logits of 1 of 1 images" in capsys.readouterr().err
+    assert not list(output.glob("*.safetensors"))
+    assert run(masks, output, "--epochs", 1, *rates, "--set", "weight_decay=1e10") == 1
     error = capsys.readouterr().err
     assert "epoch 1, step 1" in error
     assert "no epoch was finished, so there is no checkpoint" in error

@@ -88,7 +88,7 @@ def begin(
     found = list(differences(_compared(was), _compared(identity)))
     if was.get(FILES) != identity.get(FILES):
         changed = changed_files(known, listing) if known else "the files have changed"
-        found.append(f"of the data {changed}")
+        found.append(f"data files: {changed}")
     epochs, wanted = planned_epochs(progress.identity), planned_epochs(identity)
     if wanted < epochs:
         found.append(f"recipe.{_EPOCHS} was {epochs}, is {wanted}; it may only grow")
