@@ -373,9 +373,8 @@ def test_publishing_refuses_what_the_report_is_not_of(
     (masks / "images" / "000.png").write_bytes((masks / "images" / "001.png").read_bytes())
     assert publish(arguments) == 1
     assert "is not what 'enet' was trained on" in capsys.readouterr().err
-    weights = load_file(output / "best.safetensors")
-    save_file(
-        {name: torch.full_like(tensor, math.nan) for name, tensor in weights.items()}, output / "best.safetensors"
-    )
+    origin = json.dumps({"model": "enet", "options": {}, "recipe": {}, "data": {}, "seed": 0, "epoch": 1})
+    save_file(load_file(output / "best.safetensors"), output / "best.safetensors", {"edgevis": origin})
     assert publish(arguments) == 1
-    assert "holds no finished training" in capsys.readouterr().err
+    assert "report.json is of other weights than best.safetensors" in capsys.readouterr().err
+    assert not (tmp_path / "w.safetensors").exists()
