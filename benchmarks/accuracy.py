@@ -25,7 +25,9 @@ from benchmarks.report import report
 from edgevis import EdgevisError, InputError, models
 from edgevis.metrics import difference
 from edgevis.train import Watcher, setting
-from edgevis.training.run import REPORT, SAMPLES, Request, train
+from edgevis.training.resume import REPORT
+from edgevis.training.run import SAMPLES, Request, train
+from runtime.command import run_command
 from runtime.jsondata import parse_json
 
 
@@ -255,4 +257,4 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

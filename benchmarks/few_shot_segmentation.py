@@ -30,6 +30,7 @@ from export import compilers
 from export.onnx import onnx_from_module
 from runtime import backends
 from runtime.arrays import Array
+from runtime.command import run_command
 from runtime.enginefiles import read_engine
 from runtime.errors import MissingDependencyError
 from runtime.files import atomic_write
@@ -302,4 +303,4 @@ def _agree(what: str, found: Mapping[str, Array], expected: Array) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -26,6 +26,7 @@ from benchmarks import gallery_engines as engines
 from benchmarks.report import report
 from edgevis import EdgevisError, InputError
 from runtime.arrays import Array, unit_rows
+from runtime.command import run_command
 from runtime.latency import Latency, interleaved
 
 HEADERS = (
@@ -283,4 +284,4 @@ def _sizes(text: str) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -27,6 +27,7 @@ from edgevis import EdgevisError, ExportError, InputError, Predictor, models
 from edgevis.cli.bench import batch_sizes, enroll_example, example_image
 from runtime.arrays import Array
 from runtime.bundle import SUFFIX, Bundle
+from runtime.command import run_command
 from runtime.errors import BackendError
 from runtime.files import atomic_write
 from runtime.jsondata import to_json
@@ -303,4 +304,4 @@ def _save(folder: Path, found: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from edgevis.state_dict import non_finite
 from runtime.errors import WeightsError
 
 # Averages come first: they are what their training reports.
@@ -81,13 +82,13 @@ def read_states(path: Path) -> tuple[State, ...]:
 
     Raises:
         WeightsError: The file cannot be read without running code, or holds no plain tensors by name.
+
+    The tensors may hold NaN: :func:`check_finite` refuses those that are to be used.
     """
     content = _read(path)
     states = tuple(_states(content))
     if not states:
         raise WeightsError(f"{path} {_complaint(content)}")
-    for state in states:
-        _check(path, state.tensors)
     return states
 
 
@@ -100,7 +101,8 @@ def fit(state: State, own: Mapping[str, Tensor], *, source: str) -> Fit:
         source: The checkpoint, for messages.
 
     Raises:
-        WeightsError: The checkpoint holds the model more than once, such as a student and a teacher.
+        WeightsError: The checkpoint holds the model more than once, such as a student and a teacher; or a tensor of
+            the model, a head that is left out included, holds NaN or infinity.
     """
     notes = [f"the averaged weights under {state.average!r} were loaded"] if state.average else []
     tensors = state.tensors
@@ -114,6 +116,7 @@ def fit(state: State, own: Mapping[str, Tensor], *, source: str) -> Fit:
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         if beside:
             notes.append(f"left out, beside {prefix!r}: {_listed(beside)}")
+    check_finite(tensors, source)
     extra = [name for name in tensors if name not in own]
     heads = [name for name in extra if _HEADS & set(name.split("."))]
     whole = _has(tensors, own)
@@ -127,7 +130,7 @@ def best_fit(path: Path, own: Mapping[str, Tensor]) -> Fit:
     """The first set of a checkpoint's weights that fits the model, under its names; the last one where none does.
 
     Raises:
-        WeightsError: The file cannot be read, or holds the model more than once.
+        WeightsError: The file cannot be read, or holds the model more than once, or NaN or infinity.
     """
     passed_over: list[str] = []
     for state in read_states(path):
@@ -220,11 +223,10 @@ def _complaint(content: Any) -> str:
     return f"holds no tensors; {_SAVE}"
 
 
-def _check(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        plain = tensor.layout == torch.strided and not tensor.is_meta  # load_exactly refuses the others
-        if plain and tensor.is_floating_point() and bool(tensor.isnan().any()):
-            raise WeightsError(f"{path}: {name!r} holds NaN: that training has failed; take an earlier checkpoint")
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """WeightsError where a tensor holds NaN or infinity: it names the tensor."""
+    if said := non_finite(tensors):
+        raise WeightsError(f"{source}: {said}: that training has failed; take an earlier checkpoint")
 
 
 def _unwrapped(name: str) -> str:

@@ -1,7 +1,8 @@
-"""Copying a state dict into a module, or saying exactly why it does not fit."""
+"""Copying a state dict into a module, or saying exactly why it does not fit; and which tensors are not finite."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import torch
@@ -32,7 +33,8 @@ def load_exactly(
 
     Raises:
         WeightsError: Names or shapes differ, or a tensor is sparse, quantised, complex or without content (on device
-            "meta"); the message names them with expected and found shapes.
+            "meta"); the message names them with expected and found shapes. Or a tensor holds NaN or infinity, or a
+            number beyond the range of the module's dtype.
     """
     own = module.state_dict()
     own_names = {name_in_checkpoint(name): name for name in own}
@@ -65,7 +67,41 @@ def load_exactly(
     if problems:
         end = f". {hint}" if hint else ""
         raise WeightsError(f"{source} does not fit {type(module).__name__}: tensors {'. '.join(problems)}{end}")
-    module.load_state_dict({own_names[name]: tensor for name, tensor in tensors.items()}, strict=False)
+    cast = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
+    if said := non_finite(cast):
+        raise WeightsError(f"{source}: {said}; take weights of a training that has not failed")
+    module.load_state_dict({own_names[name]: tensor for name, tensor in cast.items()}, strict=False)
+
+
+def non_finite(tensors: Mapping[str, Tensor]) -> str:
+    """Which of the tensors hold NaN or infinity, in words that name the first one; empty where all are finite.
+
+    Integers, and tensors without plain numbers (sparse, quantised, on the device "meta"), are not looked at. The
+    tensors of one device cost one pass over their numbers and one synchronisation.
+    """
+    by_device: dict[torch.device, list[str]] = defaultdict(list)
+    for name, tensor in tensors.items():
+        plain = tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
+        if plain and (tensor.is_floating_point() or tensor.is_complex()):
+            by_device[tensor.device].append(name)
+    bad: set[str] = set()
+    for names in by_device.values():
+        finite = torch.stack([_wide(tensors[name]).isfinite().all() for name in names]).tolist()
+        bad |= {name for name, holds in zip(names, finite, strict=True) if not holds}
+    first = next((name for name in tensors if name in bad), None)
+    if first is None:
+        return ""
+    values = _wide(tensors[first])
+    nans, numbers = int(values.isnan().sum()), int((~values.isfinite()).sum())
+    kinds = " and ".join(kind for kind, count in (("NaN", nans), ("infinity", numbers - nans)) if count)
+    more = len(bad) - 1
+    others = f", and so {'does' if more == 1 else 'do'} {more} more of {len(tensors)} tensors" if more else ""
+    return f"{first!r} holds {kinds} ({numbers} of {values.numel()} numbers){others}"
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """The tensor in a dtype that torch can look for infinity in: it has no ``isfinite`` of float8."""
+    return tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
 def _kind(tensor: Tensor) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.console import end_output, prepare_streams, report
-from runtime.errors import EdgevisError, InputError
+from runtime.command import run_command
+from runtime.errors import InputError
 from runtime.jsondata import parse_json
 from runtime.text import progress_bar
 
@@ -26,29 +26,19 @@ for TensorBoard, report.json and pictures. An interrupted training loses at most
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; returns the process's exit status."""
-    try:
-        prepare_streams()
-    except EdgevisError as error:
-        report(error)
-        return 1
-    return end_output(_main(argv))
+    return run_command(
+        lambda: _main(argv), interrupted="the same command with --resume goes on after the last whole epoch"
+    )
 
 
 def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.list:
-            return _list(arguments)
-        if not arguments.model or arguments.data is None:
-            parser.error("MODEL and --data are needed; --list shows the models and their recipes")
-        return _train(arguments)
-    except (EdgevisError, OSError) as error:  # OSError: the disk is full, the folder is read-only
-        report(error)
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted: the same command with --resume goes on after the last whole epoch\n")
-        return 130
+    if arguments.list:
+        return _list(arguments)
+    if not arguments.model or arguments.data is None:
+        parser.error("MODEL and --data are needed; --list shows the models and their recipes")
+    return _train(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         "--teacher-model",
         metavar="NAME",
         help="the teacher's model where its weights do not say it; without --teacher, the weights that ship with it",
+    )
+    parser.add_argument(
+        "--epochs", metavar="N", type=int, help="as --set epochs=N; with --resume it may be more than before"
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="(default: runs/MODEL)")
     parser.add_argument("--resume", action="store_true", help="go on from OUTPUT's checkpoint if there is one")
@@ -134,7 +127,11 @@ def _train(arguments: argparse.Namespace) -> int:
             data=arguments.data,
             output=arguments.output or Path("runs", arguments.model),
             recipe=arguments.recipe,
-            values={**_config(arguments.config), **dict(arguments.set)},
+            values={
+                **_config(arguments.config),
+                **dict(arguments.set),
+                **({} if arguments.epochs is None else {"epochs": arguments.epochs}),
+            },
             options=dict(arguments.option),
             weights=arguments.weights,
             backbone=arguments.backbone,

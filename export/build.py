@@ -16,7 +16,8 @@ from export.candidates import DEFAULT_MAX_DROP, summary_text
 from export.reporter import Reporter
 from runtime.bundle import SUFFIX, Bundle
 from runtime.candidates import measured_text
-from runtime.console import end_output, prepare_streams, report
+from runtime.command import run_command
+from runtime.console import report
 from runtime.errors import EdgevisError
 from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord
@@ -35,31 +36,22 @@ _AUTO = "auto"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one build; returns the process's exit status."""
-    try:
-        prepare_streams()
-    except EdgevisError as error:
-        report(error)
-        return 1
-    return end_output(_main(argv))
+    return run_command(lambda: _main(argv), interrupted="nothing was written")
 
 
 def _main(argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
+    if arguments.list:
+        return _list(arguments)
+    if not arguments.model:
+        parser.error("--model is needed; --list shows the models")
     try:
-        if arguments.list:
-            return _list(arguments)
-        if not arguments.model:
-            parser.error("--model is needed; --list shows the models")
         return _build(arguments)
     except (EdgevisError, OSError) as error:  # OSError: the disk is full, the folder is read-only
         report(error)
-        if not arguments.list:
-            sys.stderr.write("nothing was written\n")
+        sys.stderr.write("nothing was written\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; nothing was written\n")
-        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from edgevis import ops
 from runtime.discovery import names_in
 from runtime.errors import ExportError
+from runtime.onnxfile import non_finite_weight
 from runtime.spec import Graph, TensorSpec
 
 # The opset that torch 2.13's exporter writes without its version converter, which inlines model-local functions and
@@ -81,6 +82,12 @@ def onnx_from_module(module: nn.Module, graph: Graph) -> ModelProto:
     _define_operators(model)
     onnx.checker.check_model(model, full_check=True)
     _check_io(model, graph)
+    # Finite weights may still make infinite ones, such as a batch norm whose variance is negative.
+    if (name := non_finite_weight(model.SerializeToString(), {})) is not None:
+        raise ExportError(
+            f"graph {graph.name!r}: the weight {name!r} holds NaN or infinity; take weights of a training that has not "
+            "failed"
+        )
     return model
 
 

@@ -16,7 +16,7 @@ from calibration.chart import bar_chart
 from calibration.ranges import Method
 from calibration.sensitivity import LayerSensitivity
 from export.reporter import Reporter
-from runtime.errors import EdgevisError
+from runtime.command import run_command
 from runtime.jsondata import to_json
 from runtime.text import text_table
 
@@ -38,17 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     arguments = parser.parse_args(argv)
-    try:
-        found = _measure(arguments)
-        worst = sorted(found, key=lambda item: -item.cosine_loss)
-        text = json.dumps(to_json(worst), indent=2) + "\n"
-        if arguments.output:
-            arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            Path(f"{arguments.output}.json").write_text(text, encoding="utf-8")
-            Path(f"{arguments.output}.svg").write_text(sensitivity_chart(arguments.model, worst), encoding="utf-8")
-    except (EdgevisError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    worst = sorted(_measure(arguments), key=lambda item: -item.cosine_loss)
+    text = json.dumps(to_json(worst), indent=2) + "\n"
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{arguments.output}.json").write_text(text, encoding="utf-8")
+        Path(f"{arguments.output}.svg").write_text(sensitivity_chart(arguments.model, worst), encoding="utf-8")
     sys.stdout.write(text if arguments.json else sensitivity_table(worst, top=arguments.top) + "\n")
     return 0
 

@@ -25,8 +25,9 @@ from pathlib import Path
 
 from runtime.backends import load as load_backend
 from runtime.bundle import Bundle
+from runtime.command import run_command
 from runtime.enginefiles import EngineFiles
-from runtime.errors import EdgevisError, ExportError, InputError
+from runtime.errors import ExportError, InputError
 from runtime.manifest import EngineRecord
 from runtime.spec import Deployment, Graph, TensorSpec
 
@@ -178,11 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--plans", action="store_true", help="with --graphs: TensorRT plans of this machine instead of ONNX graphs"
     )
-    try:
-        return _run(parser.parse_args(argv))
-    except EdgevisError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    arguments = parser.parse_args(argv)
+    return run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from runtime.errors import EngineError, IntegrityError
-from runtime.onnxfile import external_locations
+from runtime.onnxfile import external_locations, non_finite_weight
 
 ONNX = ".onnx"
 
@@ -49,7 +49,8 @@ def read_engine(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> 
 
     Raises:
         IntegrityError: External data lie outside of the file's folder, or ``read`` says so.
-        EngineError: The file cannot be read, or is no ONNX graph although it is called one.
+        EngineError: The file cannot be read, is no ONNX graph although it is called one, or a weight of the graph is
+            not finite.
     """
     try:
         main = read(path)
@@ -61,6 +62,7 @@ def read_engine(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> 
         external = {location: read(_inside(path, location)) for location in sorted(_external(path, main))}
     except OSError as error:
         raise EngineError(f"cannot open {path.name}: {error}") from error
+    _check_weights(path, main, external)
     return EngineFiles(path.name, main, companions, external)
 
 
@@ -71,6 +73,20 @@ def _external(path: Path, main: bytes) -> frozenset[str]:
         return external_locations(main)
     except ValueError as error:
         raise EngineError(f"{path.name} is no ONNX graph: {error}") from error
+
+
+def _check_weights(path: Path, main: bytes, external: Mapping[str, bytes]) -> None:
+    if path.suffix != ONNX:
+        return
+    try:
+        name = non_finite_weight(main, external)
+    except ValueError as error:
+        raise EngineError(f"{path.name} is no ONNX graph: {error}") from error
+    if name is not None:
+        raise EngineError(
+            f"{path.name}: the weight {name!r} holds NaN or infinity: the training that it is of has failed; build the "
+            "bundle from an earlier checkpoint"
+        )
 
 
 def _inside(path: Path, location: str) -> Path:

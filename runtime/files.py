@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-_PRIVATE, _SHARED = 0o600, 0o666
+_PRIVATE, _SHARED, _OWNER = 0o600, 0o666, 0o700
 _POLL_SECONDS = 0.02
 _NO_LOCKS = frozenset({errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 """What a file system without ``flock`` on folders answers, such as NFS."""
@@ -37,6 +37,8 @@ ZIP_ERRORS = (OSError, EOFError, RuntimeError, ValueError, struct.error, zipfile
 NotImplementedError for a method or a version that it does not know, ValueError for names that are no text."""
 
 _held = threading.local()
+_locks: set[int] = set()
+"""Descriptors whose locks last longer than one write."""
 
 
 @contextmanager
@@ -60,9 +62,9 @@ def atomic_write(path: Path, *, private: bool = False, durable: bool = True) -> 
     former = _status(target) if private else None
     if durable:
         _sweep_files(target)
-    partial, descriptor = _create(target, _PRIVATE if private else _SHARED)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+    partial = target.with_name(_hidden(target) + secrets.token_hex(8))
+    try:  # a signal at whatever place leaves no file
+        with os.fdopen(_create(partial, _PRIVATE if private else _SHARED), "wb") as file:
             if former is not None:
                 _keep_access(file.fileno(), target, former)
             yield file
@@ -131,6 +133,7 @@ def write_lock(path: str | os.PathLike[str], *, timeout_s: float) -> Iterator[No
     """
     folder = os.path.dirname(os.path.realpath(path))
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _keep_lock(descriptor)
     try:
         status = os.fstat(descriptor)
         key = (os.getpid(), status.st_dev, status.st_ino)  # the process's: a child that was forked holds nothing
@@ -148,7 +151,7 @@ def write_lock(path: str | os.PathLike[str], *, timeout_s: float) -> Iterator[No
         finally:
             held.discard(key)
     finally:
-        os.close(descriptor)  # and with it the lock
+        _end_lock(descriptor)
 
 
 @contextmanager
@@ -162,23 +165,31 @@ def scratch_folder(prefix: str, *, parent: Path | None = None) -> Iterator[Path]
     place = Path(tempfile.gettempdir()) if parent is None else parent
     for left in abandoned_folders(prefix, place):
         shutil.rmtree(left, ignore_errors=True)
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        _mark_alive(descriptor)
-        if folder.exists():
-            break
-        os.close(descriptor)  # swept before it was locked
+    folder, descriptor = place, -1
     try:
+        while descriptor < 0:
+            # Named before it is made: a signal that ends the block at whatever place leaves no folder.
+            folder = place / f"{prefix}{secrets.token_hex(4)}"
+            try:
+                os.mkdir(folder, _OWNER)
+            except FileExistsError:
+                continue
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            _keep_lock(descriptor)
+            _mark_alive(descriptor)
+            if not folder.exists():  # swept before it was locked
+                _end_lock(descriptor)
+                descriptor = -1
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
+        if folder != place:
+            shutil.rmtree(folder, ignore_errors=True)
+        _end_lock(descriptor)
 
 
 def abandoned_folders(prefix: str, parent: Path) -> Iterator[Path]:
     """The scratch folders of this user whose makers are dead; each is locked until the next is asked for."""
-    pattern = re.compile(re.escape(prefix) + r"[a-z0-9_]{8}")  # as tempfile.mkdtemp names them
+    pattern = re.compile(re.escape(prefix) + r"[a-z0-9_]{8}")
     with contextlib.suppress(OSError):
         found = [entry.path for entry in os.scandir(parent) if pattern.fullmatch(entry.name)]
         for path in found:
@@ -214,15 +225,14 @@ def _unlocked(path: Path, flags: int = 0) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _create(target: Path, mode: int) -> tuple[Path, int]:
-    """A new hidden file beside ``target``, open and locked."""
+def _create(partial: Path, mode: int) -> int:
+    """A new file, open and locked."""
     while True:
-        partial = target.with_name(_hidden(target) + secrets.token_hex(8))
         # Not tempfile's: its files are private to this user, and the process's umask can only be read by changing it.
         descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
         _mark_alive(descriptor)
         if os.fstat(descriptor).st_nlink:
-            return partial, descriptor
+            return descriptor
         os.close(descriptor)  # another writer swept it before it was locked
 
 
@@ -250,6 +260,28 @@ def _status(path: Path) -> os.stat_result | None:
         return os.lstat(path)
     except FileNotFoundError:
         return None
+
+
+def _keep_lock(descriptor: int) -> None:
+    """Count a descriptor among those whose lock is this process's alone."""
+    _locks.add(descriptor)
+
+
+def _end_lock(descriptor: int) -> None:
+    """Close a descriptor of :func:`_keep_lock`, and with it the lock; in a forked child it is closed already."""
+    if descriptor in _locks:
+        _locks.discard(descriptor)
+        os.close(descriptor)
+
+
+def _close_inherited() -> None:
+    """In a forked child: without this a lock would outlive its holder, for as long as a child of it lives."""
+    while _locks:
+        with contextlib.suppress(OSError):
+            os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 def _mark_alive(descriptor: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -245,6 +246,23 @@ def test_an_interrupt_at_any_stage_leaves_nothing(quick: Request, stage: str) ->
     with pytest.raises(KeyboardInterrupt):
         build_bundle(quick, Recorder(interrupt_at=stage))
     assert list(quick.output.parent.iterdir()) == []
+
+
+def test_a_termination_leaves_nothing(tmp_path: Path, folder_of_pictures: Path) -> None:
+    """In a process of its own: pytest's fault handler gives signals a stack that is too small for some processors."""
+    command = [sys.executable, "-m", "export.build", "--model", "enet", "--option", "side=64", "--precision", "fp32"]
+    command += ["--calibration-data", str(folder_of_pictures), "--output", str(tmp_path / "enet.edgevis")]
+    env = {**python_environment(), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        begun = next(line for line in process.stdout if line.startswith("samples"))
+        assert begun
+        assert [path.name[:13] for path in tmp_path.iterdir()] == [".enet.edgevis"]
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert errors.splitlines()[-1] == "terminated: nothing was written"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_checkpoint(quick: Request, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,16 @@ def loaded(path: Path) -> float:
 
 HEAD = {"classifier.weight": torch.zeros(751, 2), "classifier.bias": torch.zeros(751)}
 
+NANS = {name: torch.full((2,), math.nan) for name in ("backbone.conv.bias", "backbone.norm.bias")}
+
 KINDS: dict[str, Any] = {
     "dataparallel.pth": prefixed("module."),
     "wrapped.pth.tar": {"state_dict": prefixed("module."), "epoch": 3, "best": 0.5},
     "compiled.pth": prefixed("_orig_mod."),
     "part_compiled.pth": {name.replace("backbone.", "backbone._orig_mod."): t for name, t in state().items()},
     "lightning.ckpt": {"state_dict": prefixed("model."), "pytorch-lightning_version": "2.5"},
+    # What a metric keeps beside the model is no weight.
+    "lightning_metric.ckpt": {"state_dict": {**prefixed("model."), "best.value": torch.tensor(-math.inf)}},
     "lightning_loss.ckpt": {"state_dict": {**prefixed("model."), "criterion.centers": torch.zeros(4)}},
     "several.pth": {"model": prefixed("module._orig_mod.model.")},
     "student.bin": prefixed("student.net."),
@@ -128,6 +133,21 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "tensor.pth": (torch.zeros(3), "holds a Tensor; a state dict is needed"),
     "module.pth": ({"model": Model()}, r"it holds a \S*Model besides tensors.*save the weights alone"),
     "nan.pth": ({**state(), "backbone.conv.bias": torch.full((2,), float("nan"))}, "'backbone.conv.bias' holds NaN"),
+    "inf.pth": (
+        {**state(), "backbone.conv.bias": torch.tensor([1.0, -math.inf])},
+        r"inf\.pth: 'backbone\.conv\.bias' holds infinity \(1 of 2 numbers\)",
+    ),
+    "head.pth": ({**state(), **HEAD, "classifier.bias": torch.full((751,), math.inf)}, r"'classifier\.bias' holds inf"),
+    # Finite in the file, and no longer as the model's float32.
+    "wide.pth": ({**state(), "backbone.conv.bias": torch.full((2,), 1e300, dtype=torch.float64)}, "holds infinity"),
+    "tiny.pth": (
+        {**state(), "backbone.conv.bias": torch.full((2,), math.nan).to(torch.float8_e4m3fn)},
+        r"'backbone\.conv\.bias' holds NaN \(2 of 2 numbers\)",
+    ),
+    "ema.pth": (
+        {"state_dict": state(), "state_dict_ema": {**state(), **NANS}},
+        "holds NaN .*, and so does 1 more of 7",
+    ),
     "meta.pth": ({**state(), "backbone.conv.bias": torch.zeros(2, device="meta")}, "not plain numbers"),
     "sparse.pth": ({**state(), "backbone.conv.bias": torch.zeros(2).to_sparse()}, "not plain numbers"),
 }

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from runtime.bundle import Bundle
 from runtime.enginefiles import read_engine
 from runtime.errors import EngineError, IntegrityError
-from runtime.onnxfile import external_locations
+from runtime.onnxfile import external_locations, non_finite_weight
 from runtime.predictor import Predictor
 
 from bundles import replace_file, write_tiny_bundle
@@ -213,3 +213,62 @@ def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
     (tmp_path / "graph.onnx").write_bytes(b"location\xff\xff\xff")
     with pytest.raises(EngineError, match=r"graph\.onnx is no ONNX graph"):
         read_engine(tmp_path / "graph.onnx")
+
+
+# --- weights that are not finite
+
+
+def _weight(values: list[float], dtype: int, *, raw: bool) -> TensorProto:
+    if not raw:
+        return helper.make_tensor("w", dtype, [len(values)], values)
+    if dtype == TensorProto.BFLOAT16:  # the upper half of a float32
+        data = (np.array(values, np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    else:
+        data = np.array(values, helper.tensor_dtype_to_np_dtype(dtype)).tobytes()
+    return TensorProto(name="w", data_type=dtype, dims=[len(values)], raw_data=data)
+
+
+_NAN, _INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "raw"),
+    [
+        (TensorProto.FLOAT, True),
+        (TensorProto.FLOAT, False),
+        (TensorProto.DOUBLE, True),
+        (TensorProto.DOUBLE, False),
+        (TensorProto.FLOAT16, True),
+        (TensorProto.BFLOAT16, True),
+    ],
+)
+def test_weights_that_are_not_finite_are_named(dtype: int, raw: bool) -> None:
+    def named(*values: float) -> str | None:
+        model = _model([helper.make_node("Add", ["x", "w"], ["y"])], [_weight(list(values), dtype, raw=raw)])
+        return non_finite_weight(model.SerializeToString(), {})
+
+    assert named(1.0, 2.0, 60000.0) is None
+    assert named(1.0, _NAN) == "w"
+    assert named(_INF, 1.0) == "w"
+    assert named(-_INF, 1.0) == "w"
+    assert named(_NAN) == "w"
+    assert named(-_INF) is None, "what a mask fills in is no weight"
+
+
+def test_weights_outside_of_the_graph_count_and_integers_do_not() -> None:
+    model = initializer("weights.data").SerializeToString()
+    bad = WEIGHTS.copy()
+    assert non_finite_weight(model, {"weights.data": bad.tobytes()}) is None
+    bad[SIZE - 1] = np.nan
+    assert non_finite_weight(model, {"weights.data": bad.tobytes()}) == "w"
+    assert non_finite_weight(model, {}) is None
+    integers = _model([], [helper.make_tensor("w", TensorProto.INT32, [2], [0x7FC00000, 0x7F800000])])
+    assert non_finite_weight(integers.SerializeToString(), {}) is None
+
+
+def test_an_engine_with_such_a_weight_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "embed.onnx"
+    node = helper.make_node("Add", ["x", "w"], ["y"])
+    path.write_bytes(_model([node], [_weight([1.0, _INF], TensorProto.FLOAT, raw=True)]).SerializeToString())
+    with pytest.raises(EngineError, match=r"embed\.onnx: the weight 'w' holds NaN or infinity"):
+        read_engine(path)

@@ -272,9 +272,9 @@ def test_a_training_that_was_begun_is_not_overwritten(
     assert main(arguments) == 1
     assert "go on with --resume, or name another --output" in capsys.readouterr().err
     assert main([*arguments, "--resume", "--seed", "1"]) == 1
-    assert "is of another training: its seed is 0, this one's 1" in capsys.readouterr().err
+    assert "is of another training: seed was 0, is 1" in capsys.readouterr().err
     assert main([*arguments, "--resume", "--set", "learning_rate=0.5"]) == 1
-    assert "is of another training: its recipe is" in capsys.readouterr().err
+    assert "is of another training: recipe.learning_rate was" in capsys.readouterr().err
     assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
 
 

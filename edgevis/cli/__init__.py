@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-from edgevis import EdgevisError, __version__
-from runtime.console import abandon_output, end_output, prepare_streams, report
+from edgevis import __version__
+from runtime.command import run_command
+from runtime.console import abandon_output, report
 from runtime.discovery import names_in
 
 
@@ -42,25 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         modules[spoken] = verb
     warnings.showwarning = _show_warning
-    try:
-        prepare_streams()
+
+    def run() -> int:
         arguments = parser.parse_args(argv)
-        status = modules[arguments.verb].run(arguments)
-    except EdgevisError as error:
-        report(error)
-        status = 1
-    except KeyboardInterrupt:
-        status = 130
-    except BrokenPipeError:  # the reader, such as `head`, has gone
-        abandon_output()
-        status = 0
-    except MemoryError as error:
-        report(f"out of memory: {error or 'give smaller or fewer images'}")
-        status = 1
-    except OSError as error:  # whatever it is, such as a full disk: one line
-        report(error)
-        status = 1
-    return end_output(status)
+        try:
+            return modules[arguments.verb].run(arguments)
+        except BrokenPipeError:  # the reader, such as `head`, has gone
+            abandon_output()
+            return 0
+
+    return run_command(run)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -14,10 +14,10 @@ import zlib
 from collections.abc import Collection, Iterator, KeysView, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from runtime.errors import EdgevisError, InputError, SchemaError, SourceError
-from runtime.files import ZIP_ERRORS
+from runtime.files import ZIP_ERRORS, open_regular
 from runtime.folders import MAX_ENTRIES, files_below, is_hidden, warn_left_out, why_left_out
 from runtime.images import SUFFIXES, Image, decode_image
 from runtime.jsondata import parse_json
@@ -30,6 +30,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _SEPARATORS = (",", ";", "\t")
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 0x1
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,42 @@ class Files:
         except ZIP_ERRORS as error:
             raise SourceError(f"{self.where(name)} cannot be read: {error}") from error
 
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """The bytes of one file, of whatever size, a block at a time.
+
+        Raises:
+            SourceError: There is no such file, or it is damaged.
+        """
+        self.require(name, "which is to be read")
+        packed = self._found[name]
+        try:
+            if packed is None:
+                with open_regular(self.path / self.inside / name) as file:
+                    while block := file.read(_BLOCK_BYTES):
+                        yield block
+            else:
+                yield from self._unpacked(packed)
+        except EdgevisError:
+            raise
+        except ZIP_ERRORS as error:
+            raise SourceError(f"{self.where(name)} cannot be read: {error}") from error
+
+    def stamp(self, name: str) -> tuple[str, int]:
+        """What changes when a file is written or another one takes its name, and the later of its times.
+
+        Returns:
+            Size, times and inode as text, those of the zip for a file inside; and nanoseconds since 1970.
+
+        Raises:
+            SourceError: It is gone.
+        """
+        try:
+            status = os.stat(self.path if self._found[name] is not None else self.path / self.inside / name)
+        except OSError as error:
+            raise SourceError(f"{self.where(name)} cannot be read: {error}") from error
+        parts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return " ".join(map(str, parts)), max(status.st_mtime_ns, status.st_ctime_ns)
+
     def image(self, name: str) -> Image:
         """One image, (H, W, 3) uint8 BGR, turned upright by its EXIF orientation.
 
@@ -213,15 +250,33 @@ class Files:
             _check_size(os.fstat(file.fileno()).st_size, max_bytes, str(path))
             return file.read()
 
+    def _unpacked(self, packed: _Packed) -> Iterator[bytes]:
+        """The blocks of a file in the zip."""
+        size, checksum = 0, 0
+        with self.path.open("rb") as file:
+            self._seek(file, packed)
+            stored = _blocks(file, packed.packed_bytes)
+            for part in _inflated(stored) if packed.deflated else stored:
+                size, checksum = size + len(part), zlib.crc32(part, checksum)
+                if size > packed.size_bytes:
+                    break
+                yield part
+        if size != packed.size_bytes or checksum != packed.checksum:
+            raise ValueError("its checksum is wrong: the zip has changed or is damaged")
+
+    def _seek(self, file: IO[bytes], packed: _Packed) -> None:
+        """To where the data of a file in the zip begin."""
+        file.seek(packed.offset)
+        magic, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size).ljust(30, b"\0"))
+        if magic != b"PK\x03\x04":
+            raise ValueError("the zip has changed or is damaged")
+        file.seek(name_bytes + extra_bytes, os.SEEK_CUR)
+
     def _unpack(self, packed: _Packed) -> bytes:
         # zipfile would read the whole list of contents again for each image, or keep a file open that forked
         # processes would then share with its position.
         with self.path.open("rb") as file:
-            file.seek(packed.offset)
-            magic, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size).ljust(30, b"\0"))
-            if magic != b"PK\x03\x04":
-                raise ValueError("the zip has changed or is damaged")
-            file.seek(name_bytes + extra_bytes, os.SEEK_CUR)
+            self._seek(file, packed)
             data = file.read(packed.packed_bytes)
         if packed.deflated:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, packed.size_bytes + 1)
@@ -323,6 +378,22 @@ def _in_zip(path: Path) -> Iterator[tuple[str, _Packed]]:
                 raise SourceError(f"{path} is cut short: {name} would end behind it")
             deflated = item.compress_type == zipfile.ZIP_DEFLATED
             yield name, _Packed(item.header_offset, item.compress_size, item.file_size, deflated, item.CRC)
+
+
+def _blocks(file: IO[bytes], size_bytes: int) -> Iterator[bytes]:
+    while size_bytes and (block := file.read(min(size_bytes, _BLOCK_BYTES))):
+        size_bytes -= len(block)
+        yield block
+
+
+def _inflated(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Unpacked, no more than a block at a time whatever the packed data say."""
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    for block in blocks:
+        while block:
+            yield inflate.decompress(block, _BLOCK_BYTES)
+            block = inflate.unconsumed_tail
+    yield inflate.flush()
 
 
 def _check_size(size: int, most: int, where: str) -> None:

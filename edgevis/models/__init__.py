@@ -23,7 +23,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from edgevis.checkpoints import best_fit, read_states
+from edgevis.checkpoints import best_fit, check_finite, read_states
 from edgevis.models.entry import ModelEntry
 from edgevis.origin import read_origin
 from edgevis.state_dict import load_exactly
@@ -165,7 +165,8 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
             that edgevis builds reads them.
 
     Raises:
-        WeightsError: The file cannot be read, or its tensors are not the model's; the message names them.
+        WeightsError: The file cannot be read, its tensors are not the model's, or hold NaN or infinity, also once they
+            are of the model's type; the message names them.
     """
     path = Path(path)
     check_size(path)
@@ -189,9 +190,11 @@ def _entries() -> Mapping[str, ModelEntry]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, on the CPU; kinds of files and errors as for :func:`load_weights`."""
+    """The tensors of a checkpoint by name, on the CPU and finite; files and errors as of :func:`load_weights`."""
     check_size(path)
-    return read_states(path)[0].tensors
+    tensors = read_states(path)[0].tensors
+    check_finite(tensors, str(path))
+    return tensors
 
 
 def check_size(path: Path) -> None:

@@ -20,7 +20,8 @@ from edgevis import models
 from edgevis.open_set.embeddings import Part, background_of, embedder_of, scene_of
 from edgevis.open_set.fit import choose_space, fit, same_cosine
 from edgevis.open_set.sidecar import SUFFIX, Header, weights_digest, write_sidecar
-from runtime.errors import EdgevisError, InputError
+from runtime.command import run_command
+from runtime.errors import InputError
 from runtime.gallery.state import Scoring
 from runtime.open_set.statistics import OpenSetStatistics
 
@@ -38,15 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="a file, or a folder for NAME.DIGEST.open_set.npz")
     arguments = parser.parse_args(argv)
-    try:
-        _run(arguments, " ".join(["python -m edgevis.open_set", *_shown(sys.argv[1:] if argv is None else argv)]))
-    except (EdgevisError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+    command = " ".join(["python -m edgevis.open_set", *_shown(sys.argv[1:] if argv is None else argv)])
+    return run_command(lambda: _run(arguments, command))
 
 
-def _run(arguments: argparse.Namespace, command: str) -> None:
+def _run(arguments: argparse.Namespace, command: str) -> int:
     begun = time.monotonic()
 
     def say(text: str) -> None:
@@ -75,6 +72,7 @@ def _run(arguments: argparse.Namespace, command: str) -> None:
     write_sidecar(output, Header(declared.name, digest, command, statistics), space)
     say(f"written: {output}, {output.stat().st_size} bytes")
     _report(statistics)
+    return 0
 
 
 def _report(statistics: OpenSetStatistics) -> None:

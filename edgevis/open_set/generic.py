@@ -19,7 +19,8 @@ from edgevis import models
 from edgevis.open_set.embeddings import Part, embedder_of, scene_of
 from edgevis.open_set.enrolments import Scene
 from edgevis.open_set.fit import fit, same_cosine
-from runtime.errors import EdgevisError, InputError
+from runtime.command import run_command
+from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.gallery.state import Scoring
 from runtime.jsondata import to_json
@@ -38,29 +39,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("scenes", metavar="MODEL=WEIGHTS=SCENE", nargs="+")
     parser.add_argument("--output", type=Path, default=PATH)
     arguments = parser.parse_args(argv)
-    try:
-        found: dict[Scoring, list[Scene]] = {scoring: [] for scoring in _SCORINGS.values()}
-        for text in arguments.scenes:
-            scoring, scene = _scene(text)
-            found[scoring].append(scene)
-        statistics = {
-            scoring: to_json(
-                fit(
-                    scenes,
-                    None,
-                    scoring,
-                    same=same_cosine(scenes, None),
-                    source=", ".join(scene.name for scene in scenes),
-                )
+    return run_command(lambda: _fit(arguments))
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    found: dict[Scoring, list[Scene]] = {scoring: [] for scoring in _SCORINGS.values()}
+    for text in arguments.scenes:
+        scoring, scene = _scene(text)
+        found[scoring].append(scene)
+    statistics = {
+        scoring: to_json(
+            fit(
+                scenes,
+                None,
+                scoring,
+                same=same_cosine(scenes, None),
+                source=", ".join(scene.name for scene in scenes),
             )
-            for scoring, scenes in found.items()
-            if scenes
-        }
-        with atomic_write(arguments.output) as file:
-            file.write((json.dumps(statistics, allow_nan=False) + "\n").encode())
-    except (EdgevisError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+        )
+        for scoring, scenes in found.items()
+        if scenes
+    }
+    with atomic_write(arguments.output) as file:
+        file.write((json.dumps(statistics, allow_nan=False) + "\n").encode())
     return 0
 
 

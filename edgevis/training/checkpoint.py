@@ -14,12 +14,30 @@ from safetensors import SafetensorError
 from torch import Tensor, nn, optim
 
 from edgevis.origin import KEY, Origin, metadata
+from edgevis.state_dict import non_finite
 from runtime.errors import InputError, SchemaError, WeightsError
 from runtime.files import atomic_write
 from runtime.jsondata import from_json, parse_json, to_json
 
 HALVED = "matrices float16, vectors (batch norm, biases) float32; no num_batches_tracked"
 """What :func:`write_halved` writes, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One process's part in a training.
+
+    Attributes:
+        first_epoch: The first one that it trained, from 1.
+        epochs: How many the training was to have in all; may have grown since the session before.
+        machine: Architecture and threads, or the GPU's name.
+        versions: Of edgevis and torch.
+    """
+
+    first_epoch: int
+    epochs: int
+    machine: str
+    versions: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +50,7 @@ class Progress:
         seconds: Spent on them.
         best: The best validation figure so far; None before there is one.
         history: One row of figures for each epoch.
+        sessions: When it was begun and gone on with.
     """
 
     identity: Mapping[str, Any]
@@ -39,10 +58,11 @@ class Progress:
     seconds: float
     best: float | None
     history: tuple[Mapping[str, float], ...]
+    sessions: tuple[Session, ...] = ()
 
 
 def write_weights(path: Path, model: nn.Module, origin: Origin) -> None:
-    """The model's state dict with its origin."""
+    """The model's state dict with its origin; WeightsError, and nothing is written, where a tensor is not finite."""
     _write(path, dict(model.state_dict()), to_json(origin))
 
 
@@ -50,6 +70,9 @@ def write_halved(path: Path, tensors: Mapping[str, Tensor], origin: Origin | Non
     """Weights to ship, see :data:`HALVED`; the folder is made.
 
     Batch norm's variances leave the range of float16; its counters are dropped, for nothing reads them.
+
+    Raises:
+        WeightsError: A tensor is not finite, or leaves that range; nothing is written.
     """
     halved = {
         name: tensor.to(torch.float16 if tensor.ndim > 1 else torch.float32)
@@ -61,7 +84,7 @@ def write_halved(path: Path, tensors: Mapping[str, Tensor], origin: Origin | Non
 
 
 def write_state(path: Path, modules: Mapping[str, nn.Module], optimizer: optim.Optimizer, progress: Progress) -> None:
-    """Everything that a training needs to go on."""
+    """Everything that a training needs to go on; WeightsError, and nothing is written, where a tensor is not finite."""
     tensors = {
         f"{name}/{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()
     }
@@ -84,13 +107,15 @@ def read_state(path: Path, modules: Mapping[str, nn.Module], optimizer: optim.Op
     """Put modules and optimiser into the state that :func:`write_state` wrote of such ones.
 
     Raises:
-        WeightsError: The file cannot be read or is of other modules.
+        WeightsError: The file cannot be read, is of other modules, or holds NaN or infinity.
     """
     numbers = _state_text(path)["optimizer"]
     try:
         tensors = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot read {path}: {error}") from error
+    if said := non_finite(tensors):
+        raise WeightsError(f"{path}: {said}: that training has failed; begin it again in another --output")
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in numbers.items()}
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in modules}
     for name, tensor in tensors.items():
@@ -121,6 +146,8 @@ def _state_text(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], text: object) -> None:
+    if said := non_finite(tensors):
+        raise WeightsError(f"{path} was not written: {said}")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     said = None if text is None else {KEY: json.dumps(text, allow_nan=False)}
     data = safetensors.torch.save(plain, said)

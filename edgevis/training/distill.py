@@ -38,7 +38,9 @@ from edgevis.data.augment import camera_view
 from edgevis.data.persons import Person, persons_from_ccp, persons_from_video
 from edgevis.models.osnet import DEPLOYMENT, OSNet, osnet_x0_25
 from edgevis.training.checkpoint import write_halved
-from runtime.errors import EdgevisError, InputError
+from edgevis.training.finite import diverged, non_finite_state
+from runtime.command import run_command
+from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.spec import Preprocess
 
@@ -210,12 +212,18 @@ def distill(args: argparse.Namespace) -> dict[str, float]:
             forced = wanted if step < args.blockwise * steps else None
             terms = distillation_loss(activations(student, image, bf16=args.bf16, forced=forced), wanted)
             loss = torch.stack(list(terms.values())).sum()
+            if not bool(loss.isfinite()):
+                said = non_finite_state({"model": student}, optimizer)
+                where = f"epoch {epoch + 1}, step {step % args.steps_per_epoch + 1}"
+                raise diverged(f"the loss is not finite in {where}", said, epoch=epoch)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             nn.utils.clip_grad_norm_(student.parameters(), 5.0)
             optimizer.step()
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + term.item() / args.steps_per_epoch
+        if said := non_finite_state({"model": student}, optimizer):
+            raise diverged(f"weights are not finite after epoch {epoch + 1}", said, epoch=epoch)
         epoch += 1
         result = {**agreement(student, wanted_views, views), "loss": sum(totals.values())}
         elapsed_s = time.monotonic() - started
@@ -322,11 +330,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
-    try:
-        result = distill(args)
-    except EdgevisError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    return run_command(
+        lambda: _distill(args), interrupted="the same command goes on after the last whole epoch from its checkpoint"
+    )
+
+
+def _distill(args: argparse.Namespace) -> int:
+    result = distill(args)
     if args.json:
         _say(json.dumps(result))
     return 0

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgevis.training.finite import require_finite
 from runtime.arrays import Array, unit_rows
 from runtime.images import Image
 from runtime.preprocess import Preprocessor
@@ -25,9 +26,14 @@ def embeddings(
         images: N images, each (H, W, 3) uint8 BGR.
         preprocess: The model's.
         device: The model's.
+
+    Raises:
+        TrainingError: An embedding is not finite.
     """
     parts = []
     for start in range(0, len(images), _BATCH):
         batch = torch.from_numpy(preprocess(images[start : start + _BATCH])).to(device)
         parts.append(embed(batch).float().cpu().numpy())
-    return unit_rows(np.concatenate(parts))
+    rows = np.concatenate(parts)
+    require_finite(rows, "the model's embeddings")
+    return unit_rows(rows)

@@ -5,6 +5,7 @@ A training's folder::
     OUTPUT/
       last.safetensors      everything that it needs to go on, after each epoch
       best.safetensors      the weights that validated best, in float32, with their origin
+      data.csv              the SHA-256 of each file of the data
       log.csv               a row for each epoch
       events.out.*          the same for TensorBoard
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,17 +29,15 @@ from torch.utils.data import DataLoader, Dataset
 from edgevis.models import load_weights
 from edgevis.models.recipe import Recipe
 from edgevis.origin import Origin
-from edgevis.training.checkpoint import Progress, read_progress, read_state, write_state, write_weights
+from edgevis.training.checkpoint import Progress, read_state, write_state, write_weights
+from edgevis.training.finite import TrainingError, diverged, non_finite_state
 from edgevis.training.freeze import train_but_frozen
 from edgevis.training.objective import Batch, Evaluation, Objective
-from runtime.errors import EdgevisError, InputError
+from edgevis.training.resume import BEST, LAST
+from runtime.errors import EdgevisError
 from runtime.files import atomic_write
 
-LAST, BEST, LOG = "last.safetensors", "best.safetensors", "log.csv"
-
-
-class TrainingError(EdgevisError):
-    """A training cannot go on."""
+LOG = "log.csv"
 
 
 class Watcher(Protocol):
@@ -63,6 +63,7 @@ class Run:
         origin: What the weights will say of themselves; the epoch does not matter.
         output: The folder.
         workers: Processes that make batches ahead; 0 makes them between the steps.
+        begun: How far it is, by :func:`edgevis.training.resume.begin`.
     """
 
     model: nn.Module
@@ -70,34 +71,21 @@ class Run:
     recipe: Recipe
     origin: Origin
     output: Path
+    begun: Progress
     workers: int = 0
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be of this training."""
-        return {
-            "model": self.origin.model,
-            "options": dict(self.origin.options),
-            "recipe": dict(self.origin.recipe),
-            "data": dict(self.origin.data),
-            "seed": self.origin.seed,
-            "teacher": self.origin.teacher,
-        }
 
-
-def fit(run: Run, fabric: Any, watcher: Watcher, *, resume: bool) -> Progress:
+def fit(run: Run, fabric: Any, watcher: Watcher) -> Progress:
     """Train until the recipe's last epoch; afterwards the model has the weights that validated best.
 
     Args:
         run: What.
         fabric: A launched ``lightning_fabric.Fabric``.
         watcher: Told of each step and epoch.
-        resume: Whether to go on from the folder's checkpoint where there is one. Otherwise a folder with a checkpoint
-            is refused: nobody loses a training by a command given twice.
 
     Raises:
-        InputError: The folder's checkpoint is of another training, or there is one and ``resume`` is false.
-        TrainingError: The loss is not finite.
+        WeightsError: The folder's checkpoint is damaged, or of another model.
+        TrainingError: The loss, the weights or the outputs are not finite. What was written before stays.
         OSError: The disk is full; the last checkpoint stays whole.
     """
     recipe, objective = run.recipe, run.objective
@@ -105,18 +93,23 @@ def fit(run: Run, fabric: Any, watcher: Watcher, *, resume: bool) -> Progress:
     step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     optimizer = _optimizer(step, recipe)
     parts = {"model": run.model, "criterion": step.criterion}
-    progress = _begin(run, parts, optimizer, resume=resume)
-    if progress.epochs and fabric.is_global_zero:
-        watcher.note(f"goes on after epoch {progress.epochs} of {recipe.epochs}")
+    progress = run.begun
+    if progress.epochs:
+        read_state(run.output / LAST, parts, optimizer)
     wrapped, prepared = fabric.setup(step, optimizer)
     started = time.monotonic() - progress.seconds
     with _TensorBoard(run.output, progress, enabled=fabric.is_global_zero) as board:
         for epoch in range(progress.epochs, recipe.epochs):
             # A model's own randomness, such as dropout, follows from seed and epoch, so that it need not be stored.
             torch.manual_seed(zlib.crc32(f"{run.origin.seed} {epoch} {fabric.global_rank}".encode()))
-            row = {"epoch": float(epoch + 1), **_epoch(run, epoch, wrapped, prepared, fabric, watcher)}
+            means = _epoch(run, epoch, wrapped, prepared, fabric, watcher, parts)
+            said = non_finite_state(parts, optimizer)
+            if not _everywhere(fabric, not said):
+                last_step = f"epoch {epoch + 1}, step {objective.steps_per_epoch}"
+                raise diverged(f"weights are not finite after {last_step}", said, epoch=epoch)
+            row = {"epoch": float(epoch + 1), **means}
             progress = replace(progress, epochs=epoch + 1, history=(*progress.history, row))
-            progress = _validated(run, progress, fabric)
+            progress = _validated(run, progress, fabric, watcher)
             progress = replace(progress, seconds=round(time.monotonic() - started, 3))
             if fabric.is_global_zero:
                 write_state(run.output / LAST, parts, optimizer, progress)
@@ -182,23 +175,6 @@ class _Batches(Dataset[Batch]):
         return self._objective.batch(self._epoch, step, self._rank)
 
 
-def _begin(run: Run, parts: Mapping[str, nn.Module], optimizer: optim.Optimizer, *, resume: bool) -> Progress:
-    path = run.output / LAST
-    run.output.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        return Progress(run.identity, 0, 0.0, None, ())
-    if not resume:
-        raise InputError(f"{path} is of a training that was begun: go on with --resume, or name another --output")
-    progress = read_progress(path)
-    for name, value in run.identity.items():
-        if progress.identity.get(name) != value:
-            raise InputError(
-                f"{path} is of another training: its {name} is {progress.identity.get(name)!r}, this one's {value!r}"
-            )
-    read_state(path, parts, optimizer)
-    return progress
-
-
 def _optimizer(step: nn.Module, recipe: Recipe) -> optim.Optimizer:
     trained = [parameter for parameter in step.parameters() if parameter.requires_grad]
     betas = (recipe.momentum, recipe.second_moment)
@@ -208,7 +184,15 @@ def _optimizer(step: nn.Module, recipe: Recipe) -> optim.Optimizer:
     return kind(trained, recipe.learning_rate, betas=betas, weight_decay=recipe.weight_decay)
 
 
-def _epoch(run: Run, epoch: int, wrapped: Any, optimizer: Any, fabric: Any, watcher: Watcher) -> dict[str, float]:
+def _epoch(
+    run: Run,
+    epoch: int,
+    wrapped: Any,
+    optimizer: Any,
+    fabric: Any,
+    watcher: Watcher,
+    parts: Mapping[str, nn.Module],
+) -> dict[str, float]:
     """One epoch; the means of the loss's terms."""
     recipe, steps = run.recipe, run.objective.steps_per_epoch
     train_but_frozen(wrapped)
@@ -217,18 +201,27 @@ def _epoch(run: Run, epoch: int, wrapped: Any, optimizer: Any, fabric: Any, watc
         rate = recipe.rate(epoch + number / steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        terms = wrapped(fabric.to_device({name: _packed(tensor) for name, tensor in batch.items()}), epoch)
+        where = f"epoch {epoch + 1}, step {number + 1}"
+        try:
+            terms = wrapped(fabric.to_device({name: _packed(tensor) for name, tensor in batch.items()}), epoch)
+        except EdgevisError as error:  # some losses refuse NaN in their own words
+            if said := non_finite_state(parts, optimizer):
+                raise diverged(f"the loss cannot be computed in {where}: {error}", said, epoch=epoch) from error
+            raise
         loss = torch.stack(list(terms.values())).sum()
-        if not bool(torch.isfinite(loss)):
+        if not _everywhere(fabric, bool(torch.isfinite(loss))):
             shown = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
-            raise TrainingError(
-                f"the loss is not finite in epoch {epoch + 1}, step {number + 1}: {shown}; the checkpoint of epoch "
-                f"{epoch} is whole. A smaller learning_rate or clip_norm may help"
-            )
+            said = non_finite_state(parts, optimizer)
+            raise diverged(f"the loss is not finite in {where}: {shown}", said, epoch=epoch)
         optimizer.zero_grad(set_to_none=True)
         fabric.backward(loss)
         if recipe.clip_norm:
-            fabric.clip_gradients(wrapped, optimizer, max_norm=recipe.clip_norm)
+            norm = fabric.clip_gradients(wrapped, optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False)
+            # A scaler of float16 looks for gradients beyond its range, and skips their step.
+            scaled = getattr(fabric.strategy.precision, "scaler", None) is not None
+            if not scaled and not _everywhere(fabric, bool(torch.isfinite(norm))):
+                said = non_finite_state(parts, optimizer)
+                raise diverged(f"the gradient is not finite in {where}", said, epoch=epoch)
         optimizer.step()
         for name, term in {"loss": loss, **(terms if len(terms) > 1 else {})}.items():
             sums[name] = sums.get(name, 0.0) + term.item()
@@ -238,6 +231,14 @@ def _epoch(run: Run, epoch: int, wrapped: Any, optimizer: Any, fabric: Any, watc
     if fabric.world_size > 1:
         means = {name: float(value) for name, value in fabric.all_reduce(means, reduce_op="mean").items()}
     return {**means, "learning_rate": recipe.rate(float(epoch))}
+
+
+def _everywhere(fabric: Any, holds: bool) -> bool:
+    """Whether it holds in every process: one that ends alone would leave the others waiting for it."""
+    if fabric.world_size == 1:
+        return holds
+    failed = fabric.all_reduce(torch.tensor(float(not holds), device=fabric.device), reduce_op="sum")
+    return bool(failed == 0)
 
 
 def _packed(tensor: Tensor) -> Tensor:
@@ -251,17 +252,26 @@ def _loaded(run: Run, epoch: int, rank: int) -> Iterator[Batch]:
     return iter(DataLoader(batches, batch_size=None, num_workers=run.workers))
 
 
-def _validated(run: Run, progress: Progress, fabric: Any) -> Progress:
-    """With the validation's figures in the last row, and the weights kept if they are the best."""
+def _validated(run: Run, progress: Progress, fabric: Any, watcher: Watcher) -> Progress:
+    """With the validation's figures in the last row, and the weights kept if they are the best.
+
+    A figure that is no number is in no row, and is never the best.
+    """
     every, epochs = run.recipe.validate_every, progress.epochs
     if not every or not (epochs % every == 0 or epochs == run.recipe.epochs):
         return progress
     if fabric.is_global_zero:
-        found = evaluated(run.model, run.objective.validate)
+        try:
+            found = evaluated(run.model, run.objective.validate)
+        except TrainingError as error:
+            raise TrainingError(f"in the validation after epoch {epochs}: {error}") from error
         if found is not None:
-            figures = {f"validation {name}": figure.value for name, figure in found.figures.items()}
-            value = next(iter(found.figures.values())).value
-            if progress.best is None or value > progress.best:
+            values = {f"validation {name}": figure.value for name, figure in found.figures.items()}
+            figures = {name: value for name, value in values.items() if math.isfinite(value)}
+            first, value = next(iter(values.items()))
+            if first not in figures:
+                watcher.note(f"the {first} of epoch {epochs} is {value}: it cannot be the best")
+            elif progress.best is None or value > progress.best:
                 write_weights(run.output / BEST, run.model, replace(run.origin, epoch=epochs))
                 progress = replace(progress, best=value)
             progress = replace(progress, history=(*progress.history[:-1], {**progress.history[-1], **figures}))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,11 +23,13 @@ from edgevis.models import read_weights
 from edgevis.origin import read_origin
 from edgevis.train import Watcher
 from edgevis.training.checkpoint import HALVED, write_halved
-from edgevis.training.loop import BEST
-from edgevis.training.run import REPORT, Request, train
+from edgevis.training.identity import DATA, list_data, read_listing, summary_of
+from edgevis.training.resume import BEST, REPORT
+from edgevis.training.run import Request, train
 from runtime.bundle import sha256
-from runtime.errors import EdgevisError, InputError
-from runtime.files import atomic_write
+from runtime.command import run_command
+from runtime.errors import InputError
+from runtime.files import atomic_write, scratch_folder
 from runtime.jsondata import parse_json
 
 
@@ -38,17 +39,26 @@ def publish(
     """Write the weights and what is known of them; returns the latter.
 
     Raises:
-        InputError: The folder holds no finished training, or a file that it used is not among the sources.
+        InputError: The folder holds no finished training, or a file that it used is not among the sources, or ``data``
+            is not what it was trained on.
+        WeightsError: A tensor is not finite, or beyond float16.
         OSError: The disk is full; nothing half-written is left.
     """
     report = _read(run / REPORT)
     origin = read_origin(run / BEST)
     if origin is None or not isinstance(report, dict):
         raise InputError(f"{run} holds no finished training: {REPORT} and {BEST} with its origin")
+    if sha256(run / BEST) != report["weights"]["sha256"]:
+        raise InputError(f"{run / REPORT} is of other weights than {BEST}: finish the training with --resume")
     known = {source.get("sha256") for source in sources}
     for use, file in report["files"].items():
         if file["sha256"] not in known:
             raise InputError(f"the sources do not name the training's {use}, {file['name']} ({file['sha256']})")
+    listing = list_data(data, output=run, known=read_listing(run / DATA))
+    if summary_of(listing) != report["data_files"]:
+        raise InputError(
+            f"{data} is not what {origin.model!r} was trained on: its files differ; give the training's data"
+        )
     write_halved(output, read_weights(run / BEST), origin)
     evaluation = _evaluated(output, origin.model, data, report)
     found = {
@@ -77,11 +87,11 @@ def publish(
 def _evaluated(weights: Path, model: str, data: Path, report: Mapping[str, Any]) -> Any:
     """The task's measure of the file as it is."""
     recipe = {name: value for name, value in report["recipe"].items() if name != "name"}
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder("edgevis-publish-") as folder:
         request = Request(
             model,
             data,
-            Path(folder),
+            folder / "evaluation",
             recipe=report["recipe"]["name"],
             values={**recipe, "epochs": 0},
             options=report["options"],
@@ -110,14 +120,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--licence", default="Apache-2.0", help="of the weights (default: Apache-2.0)")
     parser.add_argument("--output", type=Path, required=True, help="the weights to write, .safetensors")
     arguments = parser.parse_args(argv)
-    try:
-        sources = _read(arguments.sources)
-        found = publish(
-            arguments.run, data=arguments.data, sources=sources, licence=arguments.licence, output=arguments.output
-        )
-    except (EdgevisError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+    return run_command(lambda: _publish(arguments))
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    sources = _read(arguments.sources)
+    found = publish(
+        arguments.run, data=arguments.data, sources=sources, licence=arguments.licence, output=arguments.output
+    )
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
     return 0
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shlex
+import subprocess
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,10 +23,20 @@ from edgevis.models.allowed import one_of, whole
 from edgevis.models.recipe import EpisodeRecipe, Recipe
 from edgevis.origin import Origin
 from edgevis.training import tasks
+from edgevis.training.checkpoint import Progress, Session
 from edgevis.training.freeze import freeze
+from edgevis.training.identity import DATA, write_listing
 from edgevis.training.loop import Run, Watcher, evaluated, fit
 from edgevis.training.memory import keep_freed_memory
 from edgevis.training.objective import Evaluation
+from edgevis.training.resume import (
+    BEST,
+    FILES,
+    REPORT,
+    begin,
+    growth_note,
+    only_training,
+)
 from edgevis.training.teacher import open_teacher, teacher_file
 from edgevis.training.warm_start import load_backbone, load_what_fits
 from runtime.bundle import sha256
@@ -31,7 +44,9 @@ from runtime.errors import InputError
 from runtime.files import atomic_write
 from runtime.jsondata import to_json
 
-REPORT, SAMPLES = "report.json", "samples.json"
+SAMPLES = "samples.json"
+
+_CHILD_SECONDS = 2.0
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -96,7 +111,17 @@ def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
     entry = models.entry(request.model)
     recipe = _recipe(entry, request)
     fabric = _fabric(request)
-    fabric.launch()
+    with ExitStack() as stack:
+        if _is_first_process():
+            stack.enter_context(only_training(request.output))
+            stack.enter_context(_ending_processes(fabric))
+        fabric.launch()
+        return _train(request, entry, recipe, fabric, watcher)
+
+
+def _train(
+    request: Request, entry: models.ModelEntry, recipe: Recipe, fabric: Any, watcher: Watcher
+) -> dict[str, Any] | None:
     if fabric.device.type == "cpu":
         keep_freed_memory()
     with torch.device("meta"):  # what the options make of the deployment, without the weights
@@ -115,6 +140,15 @@ def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
         if request.options.get(name, needed) != needed:
             raise InputError(f"{name} is {request.options[name]}; allowed: {needed}, as the data have, or leave it out")
     options = {**objective.model_options, **request.options}
+    taught = None if teacher is None else teacher.identity
+    origin = Origin(entry.name, options, to_json(recipe), dict(objective.data), request.seed, 0, taught)
+    # One process hashes the data; the others end when it refuses them.
+    progress, listing = begin(
+        request.output,
+        _identity(request, origin, fabric),
+        request.data if fabric.is_global_zero else None,
+        resume=request.resume,
+    )
     torch.manual_seed(request.seed)
     model = models.module_from(entry, options)
     if request.weights is not None:
@@ -124,22 +158,23 @@ def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
     if request.backbone is not None:
         load_backbone(model, request.backbone)
     frozen = freeze(model, recipe.frozen) if isinstance(recipe, EpisodeRecipe) else 0
-    taught = None if teacher is None else teacher.identity
-    origin = Origin(entry.name, options, to_json(recipe), dict(objective.data), request.seed, 0, taught)
     if fabric.is_global_zero:
         size = f"{models.parameters(model):,} parameters" + (f", {frozen:,} frozen" if frozen else "")
         watcher.note(f"{entry.name}, {size}; {_sentence(objective.data)}")
         if teacher is not None:
             watcher.note(f"teacher: {teacher.identity['model']}, {models.parameters(teacher.model):,} parameters")
-    progress = fit(
-        Run(model, objective, recipe, origin, request.output, request.workers), fabric, watcher, resume=request.resume
-    )
+        write_listing(request.output / DATA, listing)
+        _tell_going_on(watcher, recipe, progress)
+    if progress.epochs < recipe.epochs:
+        session = Session(progress.epochs + 1, recipe.epochs, _machine(), _versions())
+        progress = replace(progress, sessions=(*progress.sessions, session))
+    progress = fit(Run(model, objective, recipe, origin, request.output, progress, request.workers), fabric, watcher)
     if not fabric.is_global_zero:
         return None
     found = evaluated(model, objective.test)
     if found is not None:
         watcher.note(f"{found.split}: " + ", ".join(f"{name} {figure}" for name, figure in found.figures.items()))
-    report = _report(request, origin, progress.seconds, progress.history, found)
+    report = _report(request, origin, progress, found)
     _write(request.output, report, found)
     watcher.note(f"written: {request.output}")
     return report
@@ -200,9 +235,80 @@ def _fabric(request: Request) -> Any:
         return Fabric(accelerator=request.accelerator, devices=request.devices, precision=request.precision)
 
 
-def _report(
-    request: Request, origin: Origin, seconds: float, history: tuple[Mapping[str, float], ...], found: Evaluation | None
-) -> dict[str, Any]:
+def _is_first_process() -> bool:
+    """Whether this is the process that was started by hand; the others are told their number by the environment."""
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
+    return int(rank_zero_only.rank) == 0
+
+
+@contextmanager
+def _ending_processes(fabric: Any) -> Iterator[None]:
+    """End the other processes of this training when this one ends by an error, an interrupt or a signal."""
+    try:
+        yield
+    except BaseException:
+        started: list[subprocess.Popen[Any]] = getattr(fabric.strategy.launcher, "procs", [])
+        processes = started[:]
+        started.clear()  # or Fabric, which watches them, kills this process before it has swept
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            try:
+                process.wait(_CHILD_SECONDS)
+            except subprocess.TimeoutExpired:  # it waits for this one
+                process.kill()
+                process.wait()
+        raise
+
+
+def _identity(request: Request, origin: Origin, fabric: Any) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be of this training, besides the contents of its data."""
+    files = (("weights", request.weights), ("backbone", request.backbone))
+    identity: dict[str, Any] = {
+        "model": origin.model,
+        "options": dict(origin.options),
+        "recipe": {"name": request.recipe, **origin.recipe},
+        "data": dict(origin.data),
+        "seed": origin.seed,
+        "teacher": origin.teacher,
+        "precision": request.precision,
+        "devices": fabric.world_size,
+        **{name: None if path is None else _digest(path) for name, path in files},
+    }
+    return {name: to_json(value) for name, value in identity.items()}  # as a checkpoint gives it back
+
+
+def _digest(path: Path) -> str:
+    models.check_size(path)
+    return sha256(path)
+
+
+def _tell_going_on(watcher: Watcher, recipe: Recipe, progress: Progress) -> None:
+    if progress.epochs:
+        watcher.note(f"goes on after epoch {progress.epochs} of {recipe.epochs}")
+        was = progress.sessions[-1].epochs if progress.sessions else recipe.epochs
+        if recipe.epochs > was:
+            watcher.note(growth_note(recipe, was, progress.epochs))
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _versions() -> dict[str, str]:
+    return {"edgevis": __version__, "torch": torch.__version__}
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no NaN: a figure that is none is null."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _report(request: Request, origin: Origin, progress: Progress, found: Evaluation | None) -> dict[str, Any]:
+    contents = progress.identity[FILES]  # of a folder there is no other hash
     return {
         "model": origin.model,
         "options": dict(origin.options),
@@ -211,23 +317,25 @@ def _report(
         "command": command_of(request),
         "teacher": None if origin.teacher is None else dict(origin.teacher),
         "files": {
-            name: {"name": path.name, "sha256": sha256(path) if path.is_file() else None}
+            name: {"name": path.name, "sha256": sha256(path) if path.is_file() else contents["sha256"]}
             for name, path in _files(request).items()
             if path is not None
         },
+        "data_files": contents,
+        "weights": {"name": BEST, "sha256": sha256(request.output / BEST)},
+        "precision": request.precision,
         "seed": origin.seed,
-        "epochs": len(history),
-        "seconds": seconds,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
-        if not torch.cuda.is_available()
-        else torch.cuda.get_device_name(),
-        "versions": {"edgevis": __version__, "torch": torch.__version__},
+        "epochs": len(progress.history),
+        "seconds": progress.seconds,
+        "sessions": to_json(progress.sessions),
+        "machine": _machine(),
+        "versions": _versions(),
         "evaluation": None
         if found is None
         else {
             "split": found.split,
             "figures": {
-                name: {"value": figure.value, "half_width95": figure.half_width95}
+                name: {"value": _number(figure.value), "half_width95": _number(figure.half_width95)}
                 for name, figure in found.figures.items()
             },
         },
@@ -241,7 +349,11 @@ def _write(folder: Path, report: Mapping[str, Any], found: Evaluation | None) ->
             with atomic_write(folder / f"{name}.png") as file:
                 file.write(data.tobytes())
     if found is not None:
-        samples = {name: figure.samples for name, figure in found.figures.items() if figure.samples}
+        samples = {
+            name: [_number(value) for value in figure.samples]
+            for name, figure in found.figures.items()
+            if figure.samples
+        }
         _write_json(folder / SAMPLES, samples)
     _write_json(folder / REPORT, report)
 

@@ -24,6 +24,7 @@ from edgevis.data.leakage import SplitCheck
 from edgevis.losses import dice_loss, segmentation_loss
 from edgevis.metrics import SegmentationScore
 from edgevis.models.recipe import Recipe, SupportQueryRecipe, recipe_of
+from edgevis.training.finite import require_finite
 from edgevis.training.images import resized
 from edgevis.training.objective import Batch, Evaluation, Measured
 from edgevis.training.pictures import RIGHT, Colour, beside, painted
@@ -184,7 +185,9 @@ class PairObjective:
             masks = torch.from_numpy(np.stack([mask for _, mask in fitted])).to(device)
             query = torch.from_numpy(self._preprocess([episode.query.image])).to(device)
             logits = model.query(query, *model.support(images, masks))
-            votes = logits.float().cpu().numpy().transpose(1, 0, 2, 3, 4)
+            values = logits.float().cpu().numpy()
+            require_finite(values, "the model's logits")
+            votes = values.transpose(1, 0, 2, 3, 4)
             found = aggregate_votes(votes, episode.query.mask.shape)[0]
             score.add(found, episode.query.mask, episode.class_id, episode.query.ignore)
             if len(shown) < _SHOWN:

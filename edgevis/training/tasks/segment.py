@@ -26,6 +26,7 @@ from edgevis.data.mask_split import HELD_DRAW, TEST_DRAW, split_masks
 from edgevis.losses import BoxTightnessLoss, MILBaselineLoss
 from edgevis.metrics import dice_per_volume
 from edgevis.models.recipe import MaskRecipe, Recipe, recipe_of
+from edgevis.training.finite import require_finite
 from edgevis.training.images import resized
 from edgevis.training.objective import Batch, Evaluation, Measured
 from edgevis.training.pictures import RIGHT, painted
@@ -188,7 +189,9 @@ class MaskObjective:
         for place in self._validation:
             example = self._example(place)
             batch = torch.from_numpy(self._preprocess([example.image])).to(device)
-            found = (model(batch)[0, 0] > 0).cpu().numpy()
+            logits = model(batch).float().cpu().numpy()
+            require_finite(logits, "the model's logits")
+            found = logits[0, 0] > 0
             fits += [box_fit(found, box) for box in example.boxes.tolist()]
         return Evaluation(where, {"box fit": Measured(float(np.mean(fits)) if fits else 0.0)})
 
@@ -215,6 +218,7 @@ class MaskObjective:
             chosen = [examples.read(place) for place in places[start : start + _PREDICT_BATCH]]
             batch = torch.from_numpy(self._preprocess([example.image for example in chosen])).to(device)
             logits = model(batch).float().cpu()
+            require_finite(logits.numpy(), "the model's logits")
             for example, row in zip(chosen, logits, strict=True):
                 full = F.interpolate(row[None], example.mask.shape, mode="bilinear", align_corners=False)[0, 0]
                 found.append((full > 0).numpy())

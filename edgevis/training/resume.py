@@ -1,0 +1,148 @@
+"""Going on with a training: only as the one that was begun, and by one process at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgevis.models.recipe import Recipe
+from edgevis.origin import read_origin
+from edgevis.training.checkpoint import Progress, read_progress
+from edgevis.training.identity import (
+    DATA,
+    DataFile,
+    changed_files,
+    differences,
+    list_data,
+    read_listing,
+    summary_of,
+)
+from runtime.errors import InputError
+from runtime.files import write_lock
+
+LAST, BEST, REPORT = "last.safetensors", "best.safetensors", "report.json"
+
+FILES = "data files"
+"""The part of an identity that says which contents the data have."""
+
+_EPOCHS = "epochs"
+
+
+@contextmanager
+def only_training(output: Path) -> Iterator[None]:
+    """Make the training's folder, and keep other trainings out of it until the end of the block.
+
+    The lock is the kernel's: it ends with this process, however that ends.
+
+    Raises:
+        InputError: Another process is training there.
+        OSError: The folder cannot be made.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with write_lock(output / LAST, timeout_s=0):
+            yield
+    except TimeoutError as error:
+        raise InputError(
+            f"another training is running in {output}: wait for its end, or name another --output"
+        ) from error
+
+
+def begin(
+    output: Path, identity: Mapping[str, Any], data: Path | None, *, resume: bool
+) -> tuple[Progress, tuple[DataFile, ...]]:
+    """How far the folder's training is, and the files of its data.
+
+    Args:
+        output: The training's folder.
+        identity: What must be the same; of the recipe's ``epochs`` there may be more than before.
+        data: The data, whose contents must be the same, too; None where another process looks at them.
+        resume: Whether to go on where there is something to go on from. Otherwise a folder with a training is refused:
+            nobody loses one by a command given twice.
+
+    Raises:
+        InputError: The folder holds another training; the message names what differs. Or one that cannot go on.
+        SourceError: The data cannot be read.
+        WeightsError, SchemaError: The checkpoint is damaged.
+    """
+    path = output / LAST
+    progress = None
+    if not path.exists():
+        _require_unfinished(output, identity, resume=resume)
+    elif not resume:
+        raise InputError(f"{path} is of a training that was begun: go on with --resume, or name another --output")
+    else:
+        progress = read_progress(path)
+    listing: tuple[DataFile, ...] = ()
+    known: dict[str, DataFile] = {}
+    if data is not None:
+        known = read_listing(output / DATA)
+        listing = list_data(data, output=output, known=known)
+        identity = {**identity, FILES: summary_of(listing)}
+    if progress is None:
+        return Progress(identity, 0, 0.0, None, ()), listing
+    was = {name: progress.identity.get(name) for name in identity}
+    found = list(differences(_compared(was), _compared(identity)))
+    if was.get(FILES) != identity.get(FILES):
+        changed = changed_files(known, listing) if known else "the files have changed"
+        found.append(f"data files: {changed}")
+    epochs, wanted = planned_epochs(progress.identity), planned_epochs(identity)
+    if wanted < epochs:
+        found.append(f"recipe.{_EPOCHS} was {epochs}, is {wanted}; it may only grow")
+    if found:
+        raise InputError(
+            f"{path} is of another training: {'; '.join(found)}. Go on with what it was begun with, or name another "
+            "--output"
+        )
+    if progress.best is not None and not (output / BEST).exists():
+        raise InputError(
+            f"{BEST}, the weights that validated best ({progress.best:.4g}), is missing in {output}: put it back, or "
+            "begin again in another --output"
+        )
+    return replace(progress, identity=identity), listing
+
+
+def planned_epochs(identity: Mapping[str, Any]) -> int:
+    """The epochs of an identity's recipe."""
+    return int(identity["recipe"][_EPOCHS])
+
+
+def growth_note(recipe: Recipe, was: int, done: int) -> str:
+    """What more epochs do to the learning rate of a training that was to have ``was`` of them, after ``done``."""
+    note = f"epochs grow from {was} to {recipe.epochs}"
+    if recipe.schedule != "cosine":
+        return f"{note}; the schedule {recipe.schedule!r} does not depend on them"
+    before = recipe.with_values({_EPOCHS: was}).rate(float(done))
+    return (
+        f"{note}: from here on the learning rate follows the cosine over {recipe.epochs} epochs, which is at "
+        f"{recipe.rate(float(done)):.3g} where the shorter one had come down to {before:.3g}; a training begun with "
+        f"{recipe.epochs} epochs is another one"
+    )
+
+
+def _compared(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what may grow, and what has words of its own."""
+    recipe = {name: value for name, value in (identity.get("recipe") or {}).items() if name != _EPOCHS}
+    return {name: value for name, value in {**identity, "recipe": recipe}.items() if name != FILES}
+
+
+def _require_unfinished(output: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
+    """Refuse to begin where the weights of another training lie."""
+    best, report = (output / BEST).exists(), (output / REPORT).exists()
+    origin = read_origin(output / BEST) if best else None
+    if not best and not report:
+        return
+    if origin is not None and origin.epoch == 0:  # weights that were evaluated, not trained: so they are again
+        return
+    if not resume:
+        raise InputError(f"{output} holds the weights or the report of a training: name another --output")
+    # A training that was killed between its first best weights and its first checkpoint begins again.
+    first = int(identity["recipe"].get("validate_every") or 1)
+    if report or origin is None or origin.epoch > first:
+        raise InputError(
+            f"{output} holds a training without its {LAST}, so that it cannot go on: put the file back, or name "
+            "another --output"
+        )
