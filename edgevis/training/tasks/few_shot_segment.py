@@ -4,11 +4,13 @@ Data, told apart by their folders: PASCAL-5i (``JPEGImages``) and COCO-20i (``an
 ``images/`` and ``masks/`` of class ids, with ``index.csv`` where there are splits; or FSS-1000's class folders.
 Of the last two a fifth of the classes, drawn from the seed, is novel and only evaluates, and another tenth validates;
 a ``fold`` of 0 to 3 makes every fourth class novel instead. The backbone is frozen; what learns is the rest.
+
+An evaluation of PASCAL-5i and FSS-1000 takes the queries in turn, as those benchmarks do; of the others it draws them
+by class. mIoU is the mean over the classes that its episodes asked for.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,9 @@ from edgevis.data import (
     read_pascal5i,
 )
 from edgevis.data.draw import draw_at, sample
-from edgevis.data.few_shot_masks import FOLDS, ClassMask
-from edgevis.data.files import Files, open_files
-from edgevis.data.masks import read_class_ids
+from edgevis.data.few_shot_masks import FOLDS, ClassMask, Visible, examples_by_class
+from edgevis.data.files import open_files
+from edgevis.data.segmentation_episodes import Queries
 from edgevis.losses import dice_loss, segmentation_loss
 from edgevis.metrics import SegmentationScore
 from edgevis.models.recipe import Recipe, SupportQueryRecipe, recipe_of
@@ -52,7 +54,7 @@ _VALIDATION_EPISODES = 60
 _SHOWN = 5
 _EXAMPLE: Colour = (60, 160, 240)
 _TRUTH: Colour = (240, 160, 60)
-# An image shows a class from this share of its pixels on; smaller masks vanish at the network's size.
+# An image is an example of a class from this share of its pixels on.
 _MIN_SHARE = 0.01
 _CLASS_DRAW, _VIEW_DRAW, _VALIDATION_DRAW, _TEST_DRAW = range(4)
 
@@ -68,7 +70,9 @@ def objective(
 ) -> PairObjective:
     """See :class:`edgevis.training.objective.Task`."""
     own = recipe_of(SupportQueryRecipe, recipe)
-    return PairObjective(*_parts(data, own, seed), own, deployment, data=data.name, seed=seed)
+    size = (deployment.preprocess.height, deployment.preprocess.width)
+    parts = _parts(data, own, seed, size)
+    return PairObjective(*parts, own, deployment, data=data.name, seed=seed, queries=_queries(data))
 
 
 class PairObjective:
@@ -84,9 +88,10 @@ class PairObjective:
         *,
         data: str,
         seed: int,
+        queries: Queries,
     ) -> None:
         self._train, self._validation, self._test = train, validation, test
-        self._recipe, self._seed, self._name = recipe, seed, data
+        self._recipe, self._seed, self._name, self._queries = recipe, seed, data, queries
         self._preprocess = Preprocessor(deployment.preprocess)
         spec = deployment.preprocess
         self._size = (spec.height, spec.width)
@@ -147,17 +152,21 @@ class PairObjective:
     def validate(self, model: Any) -> Evaluation | None:
         if self._validation is None:
             return None
-        figures, _ = self._scored(model, self._validation, 1, _VALIDATION_EPISODES, _VALIDATION_DRAW)
+        figures, _, _ = self._scored(model, self._validation, 1, _VALIDATION_EPISODES, _VALIDATION_DRAW)
         return Evaluation("classes set aside", {"mIoU": figures["1-shot mIoU"]})
 
     def test(self, model: Any) -> Evaluation | None:
         figures: dict[str, Measured] = {}
         pictures: dict[str, Image] = {}
+        fewest = len(self._test.members)
         for shot in self._recipe.test_shots:
-            found, picture = self._scored(model, self._test, shot, self._recipe.test_episodes, _TEST_DRAW)
+            found, picture, drawn = self._scored(model, self._test, shot, self._recipe.test_episodes, _TEST_DRAW)
             figures |= found
             pictures[f"{shot}-shot"] = picture
-        return Evaluation("novel classes", figures, pictures)
+            fewest = min(fewest, drawn)
+        novel = len(self._test.members)
+        split = "novel classes" if fewest == novel else f"novel classes, of which {fewest} of {novel} were asked for"
+        return Evaluation(split, figures, pictures)
 
     def _example(self, position: int, class_id: int) -> tuple[Image, Array]:
         """A training image and its mask at the network's size, as the runtime makes them."""
@@ -172,9 +181,10 @@ class PairObjective:
 
     def _scored(
         self, model: Any, data: ClassMasks, shot: int, count: int, salt: int
-    ) -> tuple[dict[str, Measured], Image]:
+    ) -> tuple[dict[str, Measured], Image, int]:
+        """The figures, the picture of some episodes, and how many classes were asked for."""
         device = next(model.parameters()).device
-        episodes = SegmentationEpisodes(data, shot=shot, episodes=count, seed=self._seed + salt)
+        episodes = SegmentationEpisodes(data, shot=shot, episodes=count, queries=self._queries, seed=self._seed + salt)
         score = SegmentationScore(tuple(data.members))
         shown: list[Image] = []
         for number in range(count):
@@ -192,10 +202,13 @@ class PairObjective:
         samples = {name: tuple(values.tolist()) for name, values in score.samples().items()}
         values_by_name = {"mIoU": score.mean_iou, "FB-IoU": score.fb_iou}
         figures = {f"{shot}-shot {name}": Measured(value, samples[name]) for name, value in values_by_name.items()}
-        return figures, np.vstack(shown)
+        return figures, np.vstack(shown), len(score.class_iou)
 
 
-def _parts(data: Path, recipe: SupportQueryRecipe, seed: int) -> tuple[ClassMasks, ClassMasks | None, ClassMasks]:
+def _parts(
+    data: Path, recipe: SupportQueryRecipe, seed: int, size: tuple[int, int]
+) -> tuple[ClassMasks, ClassMasks | None, ClassMasks]:
+    """What trains, what validates and what evaluates a network whose images are of that (height, width)."""
     names = open_files(data).names
     if any(name.startswith(("JPEGImages/", "annotations/")) for name in names):
         read = read_pascal5i if any(name.startswith("JPEGImages/") for name in names) else read_coco20i
@@ -207,15 +220,15 @@ def _parts(data: Path, recipe: SupportQueryRecipe, seed: int) -> tuple[ClassMask
     shots = max(recipe.test_shots)
     if any(name.startswith("masks/") for name in names):
         splits = ("train", "val") if "index.csv" in names else (None, None)
+        visible = Visible(min_share=_MIN_SHARE, size=size)
         sides = [read_masked_images(data, split=split) for split in splits]
-        counts = [_shown(side.files, side.masks) for side in sides]
+        counts = [examples_by_class(side, visible) for side in sides]
         known = sorted(value for value in counts[0] if min(count[value] for count in counts) > shots)
         trained, held, novel = _divided(known, recipe.fold, seed)
-        pixels = _min_pixels(sides[0].files, sides[0].masks[0])
         return (
-            class_masks(sides[0], class_ids=trained, min_pixels=pixels),
-            class_masks(sides[0], class_ids=held, min_pixels=pixels) if held else None,
-            class_masks(sides[1], class_ids=novel, min_pixels=pixels),
+            class_masks(sides[0], class_ids=trained, visible=visible),
+            class_masks(sides[0], class_ids=held, visible=visible) if held else None,
+            class_masks(sides[1], class_ids=novel, visible=visible),
         )
     classes = sorted({name.partition("/")[0] for name in names if name.endswith(".jpg") and name.count("/") == 1})
     groups = _divided(list(range(len(classes))), recipe.fold, seed)
@@ -225,6 +238,11 @@ def _parts(data: Path, recipe: SupportQueryRecipe, seed: int) -> tuple[ClassMask
     if trained_part is None or novel_part is None:
         raise InputError(f"{data} has {len(classes)} classes; allowed: 5 or more, to train and to evaluate")
     return trained_part, held_part, novel_part
+
+
+def _queries(data: Path) -> Queries:
+    names = open_files(data).names
+    return "by class" if any(name.startswith(("annotations/", "masks/")) for name in names) else "in turn"
 
 
 def _divided(classes: Sequence[int], fold: int | None, seed: int) -> tuple[list[int], list[int], list[int]]:
@@ -239,19 +257,6 @@ def _divided(classes: Sequence[int], fold: int | None, seed: int) -> tuple[list[
     if not trained:
         raise InputError(f"{len(classes)} classes have images enough; allowed: 3 or more, to train and to evaluate")
     return sorted(trained), sorted(held), sorted(novel)
-
-
-def _min_pixels(files: Files, name: str) -> int:
-    return max(1, round(_MIN_SHARE * read_class_ids(files, name).size))
-
-
-def _shown(files: Files, masks: Sequence[str]) -> Counter[int]:
-    """How many masks show each value from 1 to 254 on enough of their pixels."""
-    found: Counter[int] = Counter()
-    for name in masks:
-        pixels = np.bincount(read_class_ids(files, name).ravel(), minlength=256)
-        found.update(value for value in range(1, 255) if pixels[value] >= _MIN_SHARE * pixels.sum())
-    return found
 
 
 def _drawn(supports: Sequence[ClassMask], query: ClassMask, found: Array, side: int = 160) -> Image:
