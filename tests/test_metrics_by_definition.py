@@ -116,7 +116,7 @@ def test_ranking_without_ties_is_torchmetrics(seed: int) -> None:
     assume(set(ids) <= set(gallery_ids))
     found = reid_queries(distances, ids, gallery_ids, np.zeros(3), np.ones(9))
     for row, person, precision, first in zip(distances, ids, found.precision, found.first, strict=True):
-        scores, target = torch.from_numpy(-row), torch.from_numpy(gallery_ids == person)
+        scores, target = torch.from_numpy(2 - row), torch.from_numpy(gallery_ids == person)
         assert precision == pytest.approx(float(retrieval.retrieval_average_precision(scores, target)), abs=1e-6)
         for rank in (1, 3):
             assert (first < rank) == bool(retrieval.retrieval_hit_rate(scores, target, top_k=rank))
