@@ -450,6 +450,8 @@ def test_answers_are_the_nearest_prototypes() -> None:
     learned = np.eye(3, dtype=np.float32)[:, None]
     asked = np.eye(3, dtype=np.float32)[[[0, 1], [1, 1], [2, 0]]]
     assert answers(learned, asked).tolist() == [[0, 1], [1, 1], [2, 0]]
+    learned[2] = learned[1]
+    assert answers(learned, asked).tolist() == [[0, -1], [-1, -1], [-1, 0]], "equally near is no answer"
 
 
 # --- publishing

@@ -306,10 +306,12 @@ def answers(learned: Array, asked: Array) -> Array:
         asked: (way, query, d) unit rows.
 
     Returns:
-        (way, query) int64.
+        (way, query) int64; -1 where two are equally near, so that the order of the classes decides nothing.
     """
     prototypes = unit_rows(learned.mean(1))
-    found: Array = (asked @ prototypes.T).argmax(-1)
+    cosines = asked @ prototypes.T
+    nearest = cosines == cosines.max(-1, keepdims=True)
+    found: Array = np.where(nearest.sum(-1) == 1, nearest.argmax(-1), -1)
     return found
 
 
