@@ -261,7 +261,7 @@ def test_an_object_is_as_large_as_its_share_of_its_own_image(first: tuple[int, i
     for number, (height, width) in enumerate(sizes):
         mask = np.zeros((height, width), np.uint8)
         mask[: height // 2, : width // 10] = 1  # 5 %
-        mask[-1, -(height * width // 200) :] = 2  # half a percent, as far as one row has it
+        mask[-1, max(0, width - height * width // 200) :] = 2  # half a percent, as far as one row has it
         _write(tmp_path, {f"images/{number}.png": _picture(size=(height, width))})
         _write(tmp_path, {f"masks/{number}.png": bytes(cv2.imencode(".png", mask)[1])})
     data = read_masked_images(tmp_path)
