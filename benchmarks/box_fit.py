@@ -101,7 +101,7 @@ def rank_correlation(one: ArrayLike, other: ArrayLike) -> float | None:
     ranks = [_ranks(np.asarray(values, np.float64)) for values in (one, other)]
     if any(len(set(part.tolist())) < 2 for part in ranks):
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
