@@ -79,6 +79,19 @@ def test_the_first_pictures_size_decides_nothing(side: int, tmp_path: Path) -> N
     assert few_shot_segment.objective(data, recipe, deployment, options={}, seed=0).data == usual
 
 
+def test_classes_that_no_image_shows_enough_of(tmp_path: Path) -> None:
+    data = write_six_classes(tmp_path / "data")
+    for path in (data / "masks").iterdir():
+        mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        mask[1:] = 0
+        mask[0, :4] = 1
+        cv2.imwrite(str(path), mask)
+    recipe = models.entry("hsnet-hm").recipes["small"].with_values({"test_shots": [1]})
+    deployment = models.entry("hsnet-hm").deployment
+    with pytest.raises(InputError, match=r"0 classes of which 2 or more images of each split show 0\.01 of its pixels"):
+        few_shot_segment.objective(data, recipe, deployment, options={}, seed=0)
+
+
 # --- every task
 
 

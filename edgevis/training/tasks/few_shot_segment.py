@@ -224,6 +224,12 @@ def _parts(
         sides = [read_masked_images(data, split=split) for split in splits]
         counts = [examples_by_class(side, visible) for side in sides]
         known = sorted(value for value in counts[0] if min(count[value] for count in counts) > shots)
+        if len(known) < 2:
+            raise InputError(
+                f"{data} has {len(known)} classes of which {shots + 1} or more images of each split show {visible} or "
+                "more; allowed: 2 or more classes, one to train and one to evaluate. test_shots and side of the model "
+                "decide, too"
+            )
         trained, held, novel = _divided(known, recipe.fold, seed)
         return (
             class_masks(sides[0], class_ids=trained, visible=visible),
@@ -255,7 +261,7 @@ def _divided(classes: Sequence[int], fold: int | None, seed: int) -> tuple[list[
     held = rest[: round(_VALIDATION * len(classes))]
     trained = [value for value in rest if value not in held]
     if not trained:
-        raise InputError(f"{len(classes)} classes have images enough; allowed: 3 or more, to train and to evaluate")
+        raise InputError(f"{len(classes)} classes have images enough; allowed: 2 or more, to train and to evaluate")
     return sorted(trained), sorted(held), sorted(novel)
 
 
