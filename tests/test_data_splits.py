@@ -20,8 +20,10 @@ from edgevis.data.few_shot_split import FewShotSplit, split_masked_classes
 from edgevis.data.files import open_files
 from edgevis.data.leakage import Side, SplitCheck
 from edgevis.data.mask_split import MaskSplit, split_masks
+from edgevis.data.masks import read_class_ids
 from edgevis.data.person_split import PersonSplit, split_persons
 from runtime.errors import InputError, SourceError
+from runtime.images import read_image
 
 from shared_data import shared_data
 
@@ -140,7 +142,7 @@ def test_one_picture_on_both_sides(way: str, tmp_path: Path) -> None:
     if way == "same row":
         rows.append(["c0/0.png", "c5", "test"])
     elif way == "other suffix":
-        cv2.imwrite(str(folder / "c0" / "0.bmp"), cv2.imread(str(folder / "c0" / "0.png")))
+        cv2.imwrite(str(folder / "c0" / "0.bmp"), read_image(folder / "c0" / "0.png"))
         rows.append(["c0/0.bmp", "c5", "test"])
     else:
         shutil.copy(folder / "c0" / "0.png", folder / "c5" / "copy.png")
@@ -313,7 +315,7 @@ def test_images_that_train_validate_and_evaluate(tmp_path: Path) -> None:
 @pytest.mark.parametrize("boxes", [True, False])
 @pytest.mark.parametrize("column", ["volume", "patient", "Stem"])
 def test_volumes_patients_and_stems_on_both_sides(column: str, boxes: bool, tmp_path: Path) -> None:
-    rows = mask_rows(**{column: lambda i: f"V{i // 3}" if i % 2 else f"v{i // 3}"})
+    rows = mask_rows(12, **{column: lambda i: f"V{i // 3}" if i % 2 else f"v{i // 3}"})
     expected = rf"1 {column} in both train and val \(v2\)"
     if column == "Stem":
         rows, expected = [*mask_rows(), {"stem": "s00", "split": "val"}], r"1 image in both train and val \(images/s00"
@@ -391,7 +393,7 @@ def test_masked_classes_with_an_index(tmp_path: Path) -> None:
 
 def test_an_image_of_a_novel_class_does_not_train_where_nothing_divides_them(tmp_path: Path) -> None:
     write_masks(tmp_path, mask_rows(30), classes=5, index=False)
-    both = cv2.imread(str(tmp_path / "masks" / "s00.png"), cv2.IMREAD_UNCHANGED)
+    both = read_class_ids(open_files(tmp_path), "masks/s00.png")
     found = shown_of(tmp_path)
     (novel,) = found.test.members
     for place in range(5):  # these show a training class, too

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from edgevis.models.allowed import SWITCH, TEXT, Allowed, number, one_of, or_null, several, whole
 from runtime.errors import InputError
@@ -93,7 +93,7 @@ class Recipe:
     def allowed(cls) -> dict[str, Allowed]:
         """What each field takes."""
         stated = {name: own for kind in reversed(cls.__mro__) for name, own in vars(kind).get("ALLOWED", {}).items()}
-        return {item.name: stated.get(item.name) or _by_type(_hints(cls)[item.name]) for item in fields(cls)}
+        return {item.name: stated.get(item.name) or _by_type(_hints(cast(Any, cls))[item.name]) for item in fields(cls)}
 
     def with_values(self, values: Mapping[str, Any]) -> Recipe:
         """The recipe with other values for some fields.
