@@ -13,8 +13,10 @@ import pytest
 from edgevis.data import (
     ClassMasks,
     SegmentationEpisodes,
+    Visible,
     class_masks,
     coco_fold,
+    examples_by_class,
     pascal_fold,
     read_coco20i,
     read_fss1000,
@@ -217,13 +219,13 @@ def test_queries_in_turn_come_again_from_the_first(fss: Path) -> None:
     episodes = SegmentationEpisodes(read_fss1000(fss), shot=1, episodes=8, queries="in turn")
     assert [episodes.draw(number)[:2] for number in range(8)] == [
         (0, 0),
-        (0, 1),
-        (0, 2),
         (1, 3),
+        (0, 1),
         (1, 4),
+        (0, 2),
         (1, 5),
         (0, 0),
-        (0, 1),
+        (1, 3),
     ]
     assert len(list(episodes)) == len(episodes) == 8
 
@@ -252,9 +254,50 @@ def test_wrong_episodes(fss: Path, changed: dict[str, object], message: str) -> 
         SegmentationEpisodes(read_fss1000(fss), **{"shot": 1} | changed)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("first", [(1000, 1000), (10, 10), (40, 60)])
+def test_an_object_is_as_large_as_its_share_of_its_own_image(first: tuple[int, int], tmp_path: Path) -> None:
+    """Whatever the size of the first image, or of any other."""
+    sizes = [first, (40, 60), (100, 20), (300, 500)]
+    for number, (height, width) in enumerate(sizes):
+        mask = np.zeros((height, width), np.uint8)
+        mask[: height // 2, : width // 10] = 1  # 5 %
+        mask[-1, max(0, width - height * width // 200) :] = 2  # half a percent, as far as one row has it
+        _write(tmp_path, {f"images/{number}.png": _picture(size=(height, width))})
+        _write(tmp_path, {f"masks/{number}.png": bytes(cv2.imencode(".png", mask)[1])})
+    data = read_masked_images(tmp_path)
+    visible = Visible(min_share=0.01)
+    assert examples_by_class(data, visible) == {1: 4}
+    assert _shown(class_masks(data, class_ids=[1], visible=visible)) == {1: ["0", "1", "2", "3"]}
+    assert examples_by_class(data, Visible(min_share=0.001))[2] >= 3
+    with pytest.raises(InputError, match=r"shows 0\.01 of its pixels or more of class 2"):
+        class_masks(data, class_ids=[1, 2], visible=visible)
+
+
+def test_lines_that_vanish_at_the_networks_size_are_no_example(tmp_path: Path) -> None:
+    mask = np.zeros((650, 650), np.uint8)
+    mask[1::10] = 1  # a tenth of the pixels
+    mask[300:330, 300:330] = 2
+    _write(tmp_path, {"images/a.png": _picture(size=(650, 650)), "masks/a.png": bytes(cv2.imencode(".png", mask)[1])})
+    data = read_masked_images(tmp_path)
+    assert examples_by_class(data, Visible()) == {1: 1, 2: 1}
+    assert examples_by_class(data, Visible(size=(65, 65))) == {2: 1}
+    assert examples_by_class(data, Visible(size=(65, 65), min_share=0.01)) == {}
+    with pytest.raises(InputError, match="shows 1 pixels, left at 65 x 65, or more of class 1"):
+        class_masks(data, class_ids=[1], visible=Visible(size=(65, 65)))
+
+
+def test_how_much_is_visible_is_checked() -> None:
+    for wrong, message in (
+        ({"min_pixels": 0}, "min_pixels is 0"),
+        ({"min_share": 1.5}, "min_share is 1.5; allowed: 0 to 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Visible(**wrong)  # type: ignore[arg-type]
+
+
 def test_real_clothes() -> None:
     data = read_masked_images(shared_data("fss_ccp", "ccp_dev.zip"), split="val")
-    found = class_masks(data, class_ids=[41, 19], min_pixels=200)
+    found = class_masks(data, class_ids=[41, 19], visible=Visible(min_pixels=200))
     assert list(found.members) == [19, 41]
     assert all(len(members) > 100 for members in found.members.values()), "skin and hair are on most photos"
     position = found.members[41][0]
@@ -266,7 +309,7 @@ def test_real_clothes() -> None:
     np.testing.assert_array_equal(example.image, image)
     assert example.mask.sum() >= 200
     with pytest.raises(InputError, match=r"no image of .* shows 1000000 pixels or more of class 41"):
-        class_masks(data, class_ids=[41], min_pixels=10**6)
+        class_masks(data, class_ids=[41], visible=Visible(min_pixels=10**6))
     for wrong in ([], [0], [255]):
         with pytest.raises(InputError, match="one or more of 1 to 254"):
             class_masks(data, class_ids=wrong)

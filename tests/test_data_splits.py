@@ -377,7 +377,7 @@ def test_data_without_an_object(tmp_path: Path) -> None:
 
 
 def shown_of(folder: Path, check: SplitCheck | None = None, shots: int = 1) -> FewShotSplit:
-    return split_masked_classes(folder, fold=None, shots=shots, seed=0, check=check or SplitCheck())
+    return split_masked_classes(folder, fold=None, shots=shots, size=(9, 9), seed=0, check=check or SplitCheck())
 
 
 def test_masked_classes_with_an_index(tmp_path: Path) -> None:
@@ -412,7 +412,7 @@ def test_small_masked_classes_are_named(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "masks" / "s07.png"), odd)
     found = shown_of(tmp_path, shots=2)
     assert found.notes["too small classes left out"] == ["class 9 (1 images; 2-shot needs 3)"]
-    with pytest.raises(InputError, match=r"0 classes have images enough.*too small are class 1 \("):
+    with pytest.raises(InputError, match=r"0 classes of which 21 or more images .*too small are class 1 \("):
         shown_of(tmp_path, shots=20)
 
 
@@ -469,7 +469,9 @@ def split_of_real_data(name: str, check: SplitCheck) -> Any:
     if name == "pku":
         return split_persons(shared_data("reid_pku", "pku_reid_dev.zip"), held_out=0.15, seed=0, check=check)
     if name == "ccp":
-        return split_masked_classes(shared_data("fss_ccp", "ccp_dev.zip"), fold=None, shots=5, seed=0, check=check)
+        return split_masked_classes(
+            shared_data("fss_ccp", "ccp_dev.zip"), fold=None, shots=5, size=(65, 65), seed=0, check=check
+        )
     data = shared_data(f"boxseg_{name}", f"{name}_dev.zip")
     return split_masks(data, held_out=0.15, from_boxes=True, seed=0, check=check)
 

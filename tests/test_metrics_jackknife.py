@@ -30,10 +30,16 @@ def test_of_a_mean_they_are_the_values() -> None:
     np.testing.assert_allclose(samples, values, rtol=1e-12)
 
 
-def test_one_unit_and_an_empty_column() -> None:
+def test_an_empty_column_is_no_part_of_the_mean() -> None:
     value, samples = mean_of_ratios([[1.0, 0.0]], [[2.0, 0.0]])
-    assert value == 0.25
-    assert samples.tolist() == [0.25]
+    assert value == 0.5
+    assert samples.tolist() == [0.5]
+    # The first column is the first unit's alone: without it the mean is 1/4.
+    value, samples = mean_of_ratios([[2, 0, 0], [0, 1, 0]], [[2, 0, 0], [0, 4, 0]])
+    assert value == (1 + 1 / 4) / 2
+    assert samples.tolist() == [2 * value - 1 / 4, 2 * value - 1]
+    value, samples = mean_of_ratios([[1.0], [0.0]], [[4.0], [0.0]])
+    assert samples.tolist() == [value, value], "without the first unit there is nothing to measure"
 
 
 def test_groups_are_the_units() -> None:
@@ -85,6 +91,7 @@ def test_queries_come_to_the_ranking() -> None:
     [
         (lambda: mean_of_ratios([[1.0]], [[1.0, 2.0]]), r"numerators \(1, 1\) and denominators \(1, 2\)"),
         (lambda: mean_of_ratios(np.ones((0, 1)), np.ones((0, 1))), "n, k >= 1"),
+        (lambda: mean_of_ratios([[0.0]], [[0.0]]), r"all \(1, 1\) denominators are 0"),
         (lambda: grouped_mean([1.0], ["a", "b"]), r"\(1,\) values in 2 groups"),
         (lambda: difference([1.0, 2.0], [1.0]), r"\(2,\) and \(1,\) pseudo-values"),
     ],

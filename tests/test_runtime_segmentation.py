@@ -107,7 +107,7 @@ def few_shot_onnx() -> dict[str, Any]:
         ("Mul", ["object", "zero"], "background"),
         ("Concat", ["background", "object"], "logits"),
     ]
-    return {graph.name: _onnx(graph, nodes) for graph, nodes in zip(FEW_SHOT.graphs, (support, query), strict=True)}
+    return {graph.name: onnx_of(graph, nodes) for graph, nodes in zip(FEW_SHOT.graphs, (support, query), strict=True)}
 
 
 def fixed_onnx() -> dict[str, Any]:
@@ -118,10 +118,10 @@ def fixed_onnx() -> dict[str, Any]:
         ("Concat", ["above", "below"], "both"),
         ("Mul", ["both", "steep"], "logits"),
     ]
-    return {"segment": _onnx(FIXED.graphs[0], nodes, axis=1)}
+    return {"segment": onnx_of(FIXED.graphs[0], nodes, axis=1)}
 
 
-def _onnx(graph: Graph, nodes: list[tuple[str, list[str], str]], *, axis: int = 2) -> Any:
+def onnx_of(graph: Graph, nodes: list[tuple[str, list[str], str]], *, axis: int = 2) -> Any:
     from onnx import TensorProto, checker, helper, numpy_helper
 
     constants = {

@@ -31,12 +31,14 @@ from edgevis.train import main
 from edgevis.training.checkpoint import Progress, read_progress, read_state, write_state
 from edgevis.training.loop import evaluated
 from edgevis.training.publish import main as publish
-from edgevis.training.tasks import classify
+from edgevis.training.tasks import classify, few_shot_segment
 from edgevis.training.tasks.classify import answers
-from edgevis.training.tasks.segment import Example, box_fit, fitted, flipped
+from edgevis.training.tasks.segment import Example, fitted, flipped
 from edgevis.training.views import erased, mirrored, relit, resized_crop, shifted
 from export.build import main as build
 from runtime.errors import InputError, WeightsError
+from runtime.preprocess import Preprocessor
+from runtime.spec import Preprocess
 
 from bundles import python_environment
 from training_data import write_classes, write_masks, write_persons
@@ -62,6 +64,32 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def write_six_classes(folder: Path) -> Path:
     return write_masks(folder, images=72, classes=6)
+
+
+@pytest.mark.parametrize("side", [1000, 12])
+def test_the_first_pictures_size_decides_nothing(side: int, tmp_path: Path) -> None:
+    data = write_six_classes(tmp_path / "data")
+    recipe = models.entry("hsnet-hm").recipes["small"].with_values({"test_shots": [1]})
+    deployment = models.entry("hsnet-hm").deployment
+    usual = few_shot_segment.objective(data, recipe, deployment, options={}, seed=0).data
+    for folder in ("images", "masks"):
+        path = str(data / folder / "000.png")
+        picture = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(path, cv2.resize(picture, (side, side), interpolation=cv2.INTER_NEAREST))
+    assert few_shot_segment.objective(data, recipe, deployment, options={}, seed=0).data == usual
+
+
+def test_classes_that_no_image_shows_enough_of(tmp_path: Path) -> None:
+    data = write_six_classes(tmp_path / "data")
+    for path in (data / "masks").iterdir():
+        mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        mask[1:] = 0
+        mask[0, :4] = 1
+        cv2.imwrite(str(path), mask)
+    recipe = models.entry("hsnet-hm").recipes["small"].with_values({"test_shots": [1]})
+    deployment = models.entry("hsnet-hm").deployment
+    with pytest.raises(InputError, match=r"0 classes of which 2 or more images of each split show 0\.01 of its pixels"):
+        few_shot_segment.objective(data, recipe, deployment, options={}, seed=0)
 
 
 # --- every task
@@ -451,31 +479,22 @@ def test_boxes_follow_their_image() -> None:
     mask = np.zeros((20, 30), bool)
     mask[4:8, 6:18] = True
     example = Example(np.zeros((20, 30, 3), np.uint8), mask, np.array([[6, 4, 17, 7]]))
-    larger = fitted(example, 40, 60)
+    larger = fitted(example, Preprocessor(Preprocess(40, 60)))
     assert larger.boxes.tolist() == [[12, 8, 35, 15]]
     for columns, both in ((True, False), (False, True), (True, True)):
         turned = flipped(larger, columns=columns, rows=both)
         x1, y1, x2, y2 = turned.boxes[0]
         assert turned.mask[y1 : y2 + 1, x1 : x2 + 1].all()
         assert turned.mask.sum() == (y2 - y1 + 1) * (x2 - x1 + 1)
-    assert fitted(example, 2, 3).boxes.tolist() == [[1, 0, 1, 0]]
-
-
-def test_box_fit() -> None:
-    found = np.zeros((20, 20), bool)
-    assert box_fit(found, (5, 5, 10, 10)) == 0
-    found[5:11, 5:11] = True
-    assert box_fit(found, (5, 5, 10, 10)) == 1
-    found[5:11, 8:11] = False
-    assert box_fit(found, (5, 5, 10, 10)) == pytest.approx(0.5)
-    found[0, 19] = True
-    assert box_fit(found, (5, 5, 10, 10)) == pytest.approx(0.5), "what is far away does not count"
+    assert fitted(example, Preprocessor(Preprocess(2, 3))).boxes.tolist() == [[1, 0, 1, 0]]
 
 
 def test_answers_are_the_nearest_prototypes() -> None:
     learned = np.eye(3, dtype=np.float32)[:, None]
     asked = np.eye(3, dtype=np.float32)[[[0, 1], [1, 1], [2, 0]]]
     assert answers(learned, asked).tolist() == [[0, 1], [1, 1], [2, 0]]
+    learned[2] = learned[1]
+    assert answers(learned, asked).tolist() == [[0, -1], [-1, -1], [-1, 0]], "equally near is no answer"
 
 
 # --- publishing

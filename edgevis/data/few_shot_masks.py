@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -132,7 +134,9 @@ def read_pascal5i(
     files = open_files(path, inside=inside)
     if lists is None:
         stems = files.text(f"ImageSets/Segmentation/{split}.txt").split()
-        return _scanned(files, *_pascal_paths(files, stems), {class_id: class_id + 1 for class_id in wanted}, IGNORE, 1)
+        return _scanned(
+            files, *_pascal_paths(files, stems), {class_id: class_id + 1 for class_id in wanted}, IGNORE, Visible()
+        )
     listing = open_files(lists)
     folds = [fold] if split == "val" else [other for other in range(FOLDS) if other != fold]
     shown: dict[str, list[int]] = {}
@@ -182,7 +186,7 @@ def read_coco20i(
     values = {class_id: class_id + 1 for class_id in wanted}
     if lists is None:
         images = [name for name in files.below(f"{split}2014") if name.endswith(".jpg")]
-        return _scanned(files, *_coco_paths(files, images), values, None, 1)
+        return _scanned(files, *_coco_paths(files, images), values, None, Visible())
     file = os.path.basename(os.fspath(lists))
     listing = open_files(os.path.dirname(os.path.abspath(lists)))
     table = listing.json(file)
@@ -233,7 +237,55 @@ def read_fss1000(path: str | os.PathLike[str], *, classes: Sequence[str] | None 
     return ClassMasks(files, tuple(images), tuple(masks), members, None, None)
 
 
-def class_masks(data: MaskedImages, *, class_ids: Collection[int], min_pixels: int = 1) -> ClassMasks:
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """How much of a class an image must show to be an example of it. Each image is judged by its own size.
+
+    Attributes:
+        min_pixels: From this many pixels on.
+        min_share: From this share of the image's pixels on.
+        size: A network's (height, width) where something of the class must be left, or None. Lines of one pixel have a
+            tenth of an image's pixels, and none at a tenth of its size.
+
+    Raises:
+        InputError: ``min_pixels`` is below 1, or ``min_share`` not from 0 to 1.
+    """
+
+    min_pixels: int = 1
+    min_share: float = 0.0
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        at_least("min_pixels", self.min_pixels, 1)
+        if not 0 <= self.min_share <= 1:
+            raise InputError(f"min_share is {self.min_share}; allowed: 0 to 1")
+
+    def values(self, mask: NDArray[np.uint8]) -> list[int]:
+        """The values of a mask, (H, W), of which it shows enough."""
+        pixels = np.bincount(mask.ravel(), minlength=256)
+        shown = (pixels >= self.min_pixels) & (pixels >= self.min_share * mask.size)
+        if self.size is not None:
+            # As the tasks and the runtime shrink masks.
+            seen = cv2.resize(mask, self.size[::-1], interpolation=cv2.INTER_NEAREST)
+            shown &= np.bincount(seen.ravel(), minlength=256) > 0
+        return [int(value) for value in np.flatnonzero(shown)]
+
+    def __str__(self) -> str:
+        parts = [f"{self.min_pixels} pixels"] if self.min_pixels > 1 or not self.min_share else []
+        parts += [f"{self.min_share:g} of its pixels"] if self.min_share else []
+        return " and ".join(parts) + (f", left at {self.size[0]} x {self.size[1]}," if self.size else "")
+
+
+def examples_by_class(data: MaskedImages, visible: Visible) -> Counter[int]:
+    """How many images are examples of each class from 1 to 254; all masks are read.
+
+    Raises:
+        SourceError: A mask cannot be read.
+    """
+    return Counter(value for values in shown_classes(data, visible) for value in values)
+
+
+def class_masks(data: MaskedImages, *, class_ids: Collection[int], visible: Visible = Visible()) -> ClassMasks:
     """Images with masks of many classes as examples of single ones; all masks are read once to see what they show.
 
     Class ids are the masks' values; 255 is ignored.
@@ -241,38 +293,32 @@ def class_masks(data: MaskedImages, *, class_ids: Collection[int], min_pixels: i
     Args:
         data: Images with masks.
         class_ids: The classes, each from 1 to 254.
-        min_pixels: An image is an example of a class from this many pixels on.
+        visible: What makes an image an example of a class.
 
     Raises:
         InputError: A class id is out of range, or no image shows the class.
         SourceError: A mask cannot be read.
     """
-    at_least("min_pixels", min_pixels, 1)
     if not class_ids or any(not 0 < class_id < IGNORE for class_id in class_ids):
         raise InputError(f"class_ids are {sorted(class_ids)}; allowed: one or more of 1 to {IGNORE - 1}")
     values = {class_id: class_id for class_id in sorted(class_ids)}
-    found = _scanned(data.files, data.images, data.masks, values, IGNORE, min_pixels)
+    found = _scanned(data.files, data.images, data.masks, values, IGNORE, visible)
     for class_id, positions in found.members.items():
         if not positions:
-            raise InputError(f"no image of {data.files.path} shows {min_pixels} pixels or more of class {class_id}")
+            raise InputError(f"no image of {data.files.path} shows {visible} or more of class {class_id}")
     return found
 
 
-def shown_classes(data: MaskedImages, *, min_share: float) -> list[frozenset[int]]:
-    """The values from 1 to 254 that each mask shows on this share of its own pixels or more; all masks are read.
+def shown_classes(data: MaskedImages, visible: Visible) -> list[frozenset[int]]:
+    """The classes from 1 to 254 that each image is an example of; all masks are read.
 
     Raises:
         SourceError: A mask cannot be read.
     """
-    found = []
-    for name in data.masks:
-        pixels = np.bincount(read_class_ids(data.files, name).ravel(), minlength=256)
-        found.append(
-            frozenset(
-                value for value in range(1, IGNORE) if pixels[value] > 0 and pixels[value] >= min_share * pixels.sum()
-            )
-        )
-    return found
+    return [
+        frozenset(value for value in visible.values(read_class_ids(data.files, name)) if 0 < value < IGNORE)
+        for name in data.masks
+    ]
 
 
 def examples_of(
@@ -337,14 +383,14 @@ def _scanned(
     masks: Sequence[str],
     values: Mapping[int, int],
     ignore: int | None,
-    min_pixels: int,
+    visible: Visible,
 ) -> ClassMasks:
     """Those images that show a class, found by reading every mask."""
     kept: list[int] = []
     shown: list[list[int]] = []
     for position, name in enumerate(masks):
-        pixels = np.bincount(read_class_ids(files, name).ravel(), minlength=256)
-        found = [class_id for class_id, value in values.items() if pixels[value] >= min_pixels]
+        seen = set(visible.values(read_class_ids(files, name)))
+        found = [class_id for class_id, value in values.items() if value in seen]
         if found:
             kept.append(position)
             shown.append(found)

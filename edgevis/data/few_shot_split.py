@@ -24,6 +24,7 @@ from edgevis.data.draw import draw_at, sample
 from edgevis.data.few_shot_masks import (
     FOLDS,
     ClassMasks,
+    Visible,
     check_fold,
     examples_of,
     read_coco20i,
@@ -35,13 +36,14 @@ from edgevis.data.files import Files, open_files
 from edgevis.data.leakage import Side, SplitCheck, listed
 from edgevis.data.mask_split import groups_of, is_blank, rows_once
 from edgevis.data.segmentation import masked_images
+from edgevis.data.segmentation_episodes import Queries
 from runtime.errors import InputError
 
 CLASS_DRAW = 0
 """What the seed draws here; other uses of the same seed take other numbers."""
 
 _NOVEL, _VALIDATION = 0.2, 0.1
-# An image shows a class from this share of its pixels on; smaller masks vanish at the network's size.
+# An image is an example of a class from this share of its pixels on.
 _MIN_SHARE = 0.01
 _TRAINING_SHOTS = 1
 
@@ -52,22 +54,27 @@ class FewShotSplit:
 
     Attributes:
         train, validation, test: What each does; ``validation`` is None where there are no classes for it.
+        queries: How the data's benchmark draws its queries.
         notes: What the report must say of the data, by name.
     """
 
     train: ClassMasks
     validation: ClassMasks | None
     test: ClassMasks
+    queries: Queries
     notes: dict[str, object] = field(default_factory=dict)
 
 
-def split_masked_classes(data: Path, *, fold: int | None, shots: int, seed: int, check: SplitCheck) -> FewShotSplit:
+def split_masked_classes(
+    data: Path, *, fold: int | None, shots: int, size: tuple[int, int], seed: int, check: SplitCheck
+) -> FewShotSplit:
     """Read a data set's listing and divide it.
 
     Args:
         data: A folder or zip, as the module says.
         fold: Which classes are novel; None draws them, where the data has no folds of its own.
         shots: The most support images of an evaluation's episode: a novel class needs one more.
+        size: The network's (height, width), where something of a class must be left of its mask.
         seed: Draws the classes.
         check: Refuses what both sides share, or reports it.
 
@@ -82,7 +89,7 @@ def split_masked_classes(data: Path, *, fold: int | None, shots: int, seed: int,
     if any(name.startswith(("JPEGImages/", "annotations/")) for name in names):
         split = _of_fold(data, files, fold)
     elif any(name.startswith("masks/") for name in names):
-        return _of_masks(data, files, fold, shots, seed, check)
+        return _of_masks(data, files, fold, shots, size, seed, check)
     else:
         split = _of_folders(data, files, fold, shots, seed)
     sides = [Side(name, part.files, part.images) for name, part in (("training", split.train), ("test", split.test))]
@@ -100,7 +107,8 @@ def _of_fold(data: Path, files: Files, fold: int | None) -> FewShotSplit:
         raise InputError(f"{data} is divided into folds: --set fold=0 to {FOLDS - 1}")
     read = read_pascal5i if any(name.startswith("JPEGImages/") for name in files.names) else read_coco20i
     test = read(data, fold=fold, split="val")
-    return FewShotSplit(read(data, fold=fold, split="train"), test, test)
+    queries: Queries = "in turn" if read is read_pascal5i else "by class"
+    return FewShotSplit(read(data, fold=fold, split="train"), test, test, queries)
 
 
 def _of_folders(data: Path, files: Files, fold: int | None, shots: int, seed: int) -> FewShotSplit:
@@ -108,20 +116,24 @@ def _of_folders(data: Path, files: Files, fold: int | None, shots: int, seed: in
     names = sorted(sizes)
     known = [index for index, name in enumerate(names) if sizes[name] > shots]
     small = _too_small({name: sizes[name] for name in names if sizes[name] <= shots}, shots)
-    groups = _divided(data, known, fold, seed, small)
+    groups = _divided(data, known, fold, seed, f"with {shots + 1} images or more", small)
     train, held, novel = ([names[index] for index in group] for group in groups)
     return FewShotSplit(
         read_fss1000(data, classes=train),
         read_fss1000(data, classes=held) if held else None,
         read_fss1000(data, classes=novel),
+        "in turn",
         _noted(small),
     )
 
 
-def _of_masks(data: Path, files: Files, fold: int | None, shots: int, seed: int, check: SplitCheck) -> FewShotSplit:
+def _of_masks(
+    data: Path, files: Files, fold: int | None, shots: int, size: tuple[int, int], seed: int, check: SplitCheck
+) -> FewShotSplit:
     rows, roles, repeated = rows_once(files)
     images = masked_images(files, rows)
-    shown = shown_classes(images, min_share=_MIN_SHARE)
+    visible = Visible(min_share=_MIN_SHARE, size=size)
+    shown = shown_classes(images, visible)
     groups = groups_of(rows)
     every = range(len(rows))
     notes: dict[str, object] = {"repeated rows left out": repeated} if repeated else {}
@@ -149,7 +161,8 @@ def _of_masks(data: Path, files: Files, fold: int | None, shots: int, seed: int,
     least = {value: min(counts["train"][value], counts["test"][value]) for value in counts["train"] | counts["test"]}
     known = sorted(value for value, count in least.items() if count > shots)
     small = _too_small({f"class {value}": n for value, n in sorted(least.items()) if n <= shots}, shots)
-    trained, held, novel = _divided(data, known, fold, seed, small)
+    needed = f"of which {shots + 1} or more images of each split show {visible} or more"
+    trained, held, novel = _divided(data, known, fold, seed, needed, small)
     train = sides["train"]
     if roles is None:
         together = check.linked([(files, name) for name in images.images], groups.values(), blank=is_blank)
@@ -171,14 +184,15 @@ def _of_masks(data: Path, files: Files, fold: int | None, shots: int, seed: int,
         examples_of(images, shown, class_ids=trained, among=train),
         examples_of(images, shown, class_ids=held, among=judging) if held else None,
         examples_of(images, shown, class_ids=novel, among=sides["test"]),
+        "by class",
         {**notes, **_noted(small)},
     )
 
 
 def _divided(
-    data: Path, classes: Sequence[int], fold: int | None, seed: int, small: Sequence[str]
+    data: Path, classes: Sequence[int], fold: int | None, seed: int, needed: str, small: Sequence[str]
 ) -> tuple[list[int], list[int], list[int]]:
-    """Classes to train on, to validate and to evaluate; ``small`` are too small for it."""
+    """Classes to train on, to validate and to evaluate; ``small`` lack what is ``needed`` for it."""
     order = sample(draw_at(seed, CLASS_DRAW), list(classes), len(classes))
     novel = order[: max(1, round(_NOVEL * len(order)))] if fold is None else list(classes[fold::FOLDS])
     rest = [value for value in order if value not in novel]
@@ -187,7 +201,8 @@ def _divided(
     if not trained or not novel:
         few = f"; too small are {listed(small)}" if small else ""
         raise InputError(
-            f"{data}: {len(classes)} classes have images enough; allowed: 3 or more, to train and to evaluate{few}"
+            f"{data} has {len(classes)} classes {needed}; allowed: 2 or more classes, one to train and one to "
+            f"evaluate{few}"
         )
     return sorted(trained), sorted(held), sorted(novel)
 

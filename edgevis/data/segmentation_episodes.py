@@ -10,6 +10,8 @@ from edgevis.data.draw import below, draw_at, sample
 from edgevis.data.few_shot_masks import ClassMask, ClassMasks
 from runtime.errors import InputError
 
+Queries = Literal["by class", "in turn"]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SegmentationEpisode:
@@ -39,7 +41,7 @@ class SegmentationEpisodes:
         *,
         shot: int,
         episodes: int = 1000,
-        queries: Literal["by class", "in turn"] = "by class",
+        queries: Queries = "by class",
         seed: int = 0,
         epoch: int = 0,
     ) -> None:
@@ -50,7 +52,8 @@ class SegmentationEpisodes:
             shot: K.
             episodes: How many there are in an epoch; 1000 is the benchmarks' number.
             queries: ``by class`` draws a class, then a query of it (COCO-20i); ``in turn`` takes each image with each
-                of its classes one after another, and again from the first (PASCAL-5i, FSS-1000).
+                of its classes one after another, and again from the first (PASCAL-5i, FSS-1000): the first image of
+                every class, then the second, so that fewer episodes than images ask for all classes alike.
             seed, epoch: Others give other episodes.
 
         Raises:
@@ -68,7 +71,12 @@ class SegmentationEpisodes:
             raise InputError(
                 f"class {small[0]} has {len(data.members[small[0]])} images; a query and {shot} supports are needed"
             )
-        self._pairs = [(class_id, position) for class_id, members in data.members.items() for position in members]
+        self._pairs = [
+            (class_id, members[nth])
+            for nth in range(max(map(len, data.members.values())))
+            for class_id, members in data.members.items()
+            if nth < len(members)
+        ]
 
     def __len__(self) -> int:
         return self.episodes

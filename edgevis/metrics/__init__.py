@@ -1,5 +1,6 @@
 """Measures of what a model decides, one file for each task."""
 
+from edgevis.metrics.box_fit import box_fit, box_fit_per_volume
 from edgevis.metrics.dice import dice_per_volume
 from edgevis.metrics.interval import EpisodeAccuracy, episode_accuracy
 from edgevis.metrics.jackknife import difference, grouped_mean, mean_of_ratios
@@ -10,6 +11,8 @@ __all__ = [
     "EpisodeAccuracy",
     "QueryRanks",
     "SegmentationScore",
+    "box_fit",
+    "box_fit_per_volume",
     "dice_per_volume",
     "difference",
     "episode_accuracy",

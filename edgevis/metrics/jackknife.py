@@ -27,27 +27,34 @@ def mean_of_ratios(numerators: ArrayLike, denominators: ArrayLike) -> Pseudo:
     """The mean over columns of sum(numerators) / sum(denominators).
 
     Args:
-        numerators, denominators: (n, k) numbers, n >= 1 units. A column whose denominators are all 0 counts 0.
+        numerators, denominators: (n, k) numbers, n >= 1 units. A column whose denominators are all 0, such as a class
+            that no episode drew, is no part of the mean.
 
     Returns:
-        The figure and its pseudo-values.
+        The figure and its pseudo-values. Without a unit that alone has a column, the mean is over the others; without
+        the only one that has any, it is what it was.
 
     Raises:
-        InputError: Shapes differ, or there is no unit.
+        InputError: Shapes differ, there is no unit, or every denominator is 0.
     """
     above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     if above.ndim != 2 or above.shape != below.shape or 0 in above.shape:
         raise InputError(f"numerators {above.shape} and denominators {below.shape}; allowed: (n, k) both, n, k >= 1")
 
-    def ratio(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0).mean(-1)
+    def ratio(top: NDArray[np.float64], bottom: NDArray[np.float64], otherwise: float) -> NDArray[np.float64]:
+        there = bottom > 0
+        columns = there.sum(-1)
+        sums = np.divide(top, bottom, out=np.zeros_like(top), where=there).sum(-1)
+        found: NDArray[np.float64] = np.where(columns > 0, sums / np.maximum(columns, 1), otherwise)
         return found
 
+    if not below.any():
+        raise InputError(f"all {below.shape} denominators are 0; allowed: one or more above 0")
     count = len(above)
-    whole = float(ratio(above.sum(0), below.sum(0)))
+    whole = float(ratio(above.sum(0), below.sum(0), 0.0))
     if count == 1:
         return whole, np.array([whole])
-    without = ratio(above.sum(0) - above, below.sum(0) - below)
+    without = ratio(above.sum(0) - above, below.sum(0) - below, whole)
     return whole, count * whole - (count - 1) * without
 
 

@@ -1,4 +1,8 @@
-"""Measures of retrieval, in NumPy."""
+"""Measures of retrieval, in NumPy.
+
+Of gallery images at the same distance those of another identity come first: the pessimistic of all orders. A model that
+gives everything the same embedding then finds nothing, and the order of a gallery's rows decides nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from runtime.errors import InputError
 
-__all__ = ["QueryRanks", "reid_queries", "reid_ranking"]
+__all__ = ["JUNK", "QueryRanks", "reid_queries", "reid_ranking"]
+
+JUNK = -1
+"""Market-1501's identity of images that count neither as right nor as wrong: a detector's poor boxes of somebody."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueryRanks:
-    """Of each query that has a match.
+    """Of each query that has a match and is not junk.
 
     Attributes:
         query: (V,) int64: its number.
@@ -37,11 +44,11 @@ def reid_ranking(
 ) -> tuple[NDArray[np.float64], float]:
     """Cumulative matching characteristic and mean average precision, by the protocol of Market-1501.
 
-    For each query, gallery images of the same identity from the same camera are dropped; a query without any match
-    left is skipped.
+    For each query, gallery images of the same identity from the same camera are dropped, and so is junk: images of
+    identity -1. A query that is junk or has no match left is skipped.
 
     Args:
-        distances: (Q, G), smaller is nearer; ties keep the gallery's order.
+        distances: (Q, G), smaller is nearer; at the same distance a match comes last.
         query_ids, query_cameras: (Q,) integers.
         gallery_ids, gallery_cameras: (G,) integers.
         max_rank: Length of the curve; at most G ranks are returned.
@@ -87,11 +94,10 @@ def reid_queries(
     precisions: list[float] = []
     counted: list[int] = []
     for number, (row, identity, camera) in enumerate(zip(table, ids[0], cameras[0], strict=True)):
-        order = np.argsort(row, kind="stable")
-        kept = (ids[1][order] != identity) | (cameras[1][order] != camera)
-        matches = ids[1][order][kept] == identity
-        places = np.flatnonzero(matches)
-        if len(places) == 0:
+        kept = (ids[1] != JUNK) & ((ids[1] != identity) | (cameras[1] != camera))
+        matches = ids[1][kept] == identity
+        places = np.flatnonzero(matches[np.lexsort((matches, row[kept]))])
+        if identity == JUNK or len(places) == 0:
             continue
         counted.append(number)
         first.append(int(places[0]))

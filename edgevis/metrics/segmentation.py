@@ -1,7 +1,7 @@
 """Overlap of predicted and true masks: intersection over union, for each class and for foreground and background.
 
 torchmetrics' ``mean_iou`` is another measure: it averages over images, where the few-shot segmentation benchmarks
-divide sums over all episodes of a class; it knows no pixels to ignore, and gives an absent class -1.
+divide sums over all episodes of a class; and it knows no pixels to ignore.
 """
 
 from __future__ import annotations
@@ -75,26 +75,40 @@ class SegmentationScore:
 
     @property
     def class_iou(self) -> dict[int, float]:
-        """Foreground IoU of each class, from 0 to 1: summed intersections / summed unions; 0 without any pixel."""
+        """Foreground IoU of each class, from 0 to 1: summed intersections / summed unions.
+
+        Only of classes that were added and have a pixel, predicted or true, that counts: of others nothing is known.
+        """
         intersection, union = (counts.sum(0) for counts in self._by_class())
-        found = intersection / np.maximum(union, 1)
-        return dict(zip(self._class_ids, found.tolist(), strict=True))
+        return {
+            class_id: int(both) / int(either)
+            for class_id, both, either in zip(self._class_ids, intersection, union, strict=True)
+            if either
+        }
 
     @property
     def mean_iou(self) -> float:
-        """Mean IoU (mIoU) from 0 to 1: the mean over the fold's classes. A class that was never added counts 0."""
-        return float(np.mean(list(self.class_iou.values())))
+        """Mean IoU (mIoU) from 0 to 1: the mean over the classes of :attr:`class_iou`.
+
+        Raises:
+            InputError: There is none.
+        """
+        return mean_of_ratios(*self._by_class())[0]
 
     @property
     def fb_iou(self) -> float:
-        """FB-IoU from 0 to 1: the mean of background and foreground IoU over all that was added, whatever its class."""
-        return mean_of_ratios(*self._by_side())[0] if self._added else 0.0
+        """FB-IoU from 0 to 1: the mean of background and foreground IoU over all that was added, whatever its class.
+
+        Raises:
+            InputError: Nothing was added, or no pixel counts.
+        """
+        return mean_of_ratios(*self._by_side())[0]
 
     def samples(self) -> dict[str, NDArray[np.float64]]:
         """The pseudo-values (see ``edgevis.metrics.jackknife``) of ``mIoU`` and ``FB-IoU``, (E,), of what was added.
 
         Raises:
-            InputError: Nothing was added.
+            InputError: Nothing was added, or no pixel counts.
         """
         return {"mIoU": mean_of_ratios(*self._by_class())[1], "FB-IoU": mean_of_ratios(*self._by_side())[1]}
 
@@ -107,7 +121,8 @@ class SegmentationScore:
 
     def _by_side(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Intersections and unions of background and foreground, (E, 2) each."""
-        return np.stack([one for _, one, _ in self._added]), np.stack([other for _, _, other in self._added])
+        table = np.array([(one, other) for _, one, other in self._added], np.int64).reshape(-1, 2, 2)
+        return table[:, 0], table[:, 1]
 
 
 def _binary(name: str, mask: ArrayLike) -> NDArray[np.bool_]:

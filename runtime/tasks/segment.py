@@ -42,7 +42,7 @@ class SegmentationTask:
     def __init__(self, context: Context) -> None:
         spec = context.deployment.graph("segment")
         stretched(context.deployment.preprocess)
-        labels, self._threshold = _settings(context.deployment.postprocess)
+        labels, self._threshold = settings_of(context.deployment.postprocess)
         made = spec.outputs[0].shape
         logits = TensorSpec("logits", "float32", ("N", len(labels), *made[2:]))
         if spec.inputs != (context.deployment.preprocess.input,) or spec.outputs != (logits,) or len(made) != 4:
@@ -78,7 +78,10 @@ class SegmentationTask:
         ready = time.perf_counter()
         logits = self._session.run({"image": tensor})["logits"]
         done = time.perf_counter()
-        found = [self._segment(maps, size_of(image)) for maps, image in zip(logits, images, strict=True)]
+        found = [
+            segmentation_from_logits(maps, size_of(image), labels=self.gallery.labels, threshold=self._threshold)
+            for maps, image in zip(logits, images, strict=True)
+        ]
         seconds = {
             "preprocess": ready - begun,
             "inference": done - ready,
@@ -87,24 +90,33 @@ class SegmentationTask:
         speed_ms = {stage: value * 1e3 / len(images) for stage, value in seconds.items()}
         return [replace(result, speed_ms=speed_ms) for result in found]
 
-    def _segment(self, maps: Array, size: tuple[int, int]) -> Segmentation:
-        """From the logits of one image, (classes, h, w).
 
-        The image was resized with OpenCV's bilinear filter, so that its map goes back through the same.
-        """
-        height, width = size
-        small = [probability_of(plane) for plane in maps]
-        parts = strips(size, len(maps))
+def segmentation_from_logits(
+    logits: Array, size: tuple[int, int], *, labels: tuple[str, ...], threshold: float
+) -> Segmentation:
+    """What the logits of one image say of its pixels. Training's evaluation asks here, too.
 
-        def segmented() -> Iterator[tuple[slice, list[npt.NDArray[np.bool_]], list[npt.NDArray[np.float32]]]]:
-            wide = [] if len(parts) == 1 else [_fitted(plane, (plane.shape[0], width)) for plane in small]
-            for rows in parts:
-                probabilities = [rows_linear(plane, height, rows) for plane in wide] or [
-                    _fitted(plane, size) for plane in small
-                ]
-                yield rows, [plane >= np.float32(self._threshold) for plane in probabilities], probabilities
+    The image was resized with OpenCV's bilinear filter, so that its map goes back through the same.
 
-        return segmentation_of(size, self.gallery.labels, segmented())
+    Args:
+        logits: (classes, h, w) float32.
+        size: The image's (H, W).
+        labels: One name for each class.
+        threshold: The probability from which a pixel counts, 0..1.
+    """
+    height, width = size
+    small = [probability_of(plane) for plane in logits]
+    parts = strips(size, len(logits))
+
+    def segmented() -> Iterator[tuple[slice, list[npt.NDArray[np.bool_]], list[npt.NDArray[np.float32]]]]:
+        wide = [] if len(parts) == 1 else [_fitted(plane, (plane.shape[0], width)) for plane in small]
+        for rows in parts:
+            probabilities = [rows_linear(plane, height, rows) for plane in wide] or [
+                _fitted(plane, size) for plane in small
+            ]
+            yield rows, [plane >= np.float32(threshold) for plane in probabilities], probabilities
+
+    return segmentation_of(size, labels, segmented())
 
 
 class _Classes:
@@ -132,7 +144,8 @@ def _fitted(plane: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArra
     return np.asarray(cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
-def _settings(postprocess: Mapping[str, Any]) -> tuple[tuple[str, ...], float]:
+def settings_of(postprocess: Mapping[str, Any]) -> tuple[tuple[str, ...], float]:
+    """The labels and the threshold that a deployment's ``postprocess`` says; SchemaError if they are not as allowed."""
     labels, threshold = postprocess.get("labels"), postprocess.get("threshold", 0.5)
     if (
         not isinstance(labels, Sequence)

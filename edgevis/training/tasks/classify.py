@@ -24,7 +24,7 @@ from edgevis.data.leakage import SplitCheck, counted, listed
 from edgevis.losses import AttentionFusionLoss, CosineEpisodeLoss
 from edgevis.models.recipe import EpisodeRecipe, Recipe, recipe_of
 from edgevis.training.embed import embeddings
-from edgevis.training.images import ImageStore
+from edgevis.training.images import ImageStore, shrunk
 from edgevis.training.objective import Batch, Evaluation, Measured
 from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from edgevis.training.precision import in_float32
@@ -87,7 +87,9 @@ class EpisodeObjective:
         self._preprocess = Preprocessor(deployment.preprocess)
         spec = deployment.preprocess
         self._size = (spec.height, spec.width)
-        self._images = ImageStore(lambda index: images[index][0], short_side=math.ceil(_MARGIN * max(self._size)))
+        short_side = math.ceil(_MARGIN * max(self._size))
+        self._images = ImageStore(lambda index: shrunk(images[index][0], short_side))
+        self._fitted = ImageStore(lambda index: self._preprocess.fit(images[index][0]))
         self._name = data
         # Too few images are better found now than after the last epoch.
         if recipe.objective != "global":
@@ -270,7 +272,7 @@ class EpisodeObjective:
         recipe = self._recipe
         place = {position: index for index, position in enumerate(among)}
         device = next(model.parameters()).device
-        images = [self._images[position] for position in among]
+        images = [self._fitted[position] for position in among]
         rows = embeddings(model.encode, images, self._preprocess, device)
         figures: dict[str, Measured] = {}
         shown = np.zeros((1, 1, 3), np.uint8)
@@ -315,10 +317,12 @@ def answers(learned: Array, asked: Array) -> Array:
         asked: (way, query, d) unit rows.
 
     Returns:
-        (way, query) int64.
+        (way, query) int64; -1 where two are equally near, so that the order of the classes decides nothing.
     """
     prototypes = unit_rows(learned.mean(1))
-    found: Array = (asked @ prototypes.T).argmax(-1)
+    cosines = asked @ prototypes.T
+    nearest = cosines == cosines.max(-1, keepdims=True)
+    found: Array = np.where(nearest.sum(-1) == 1, nearest.argmax(-1), -1)
     return found
 
 

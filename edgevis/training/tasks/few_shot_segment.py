@@ -2,13 +2,15 @@
 
 Data: PASCAL-5i, COCO-20i, FSS-1000, or ``images/`` and ``masks/`` of class ids; :mod:`edgevis.data.few_shot_split` says
 what trains and what evaluates. The backbone is frozen; what learns is the rest.
+
+An evaluation of PASCAL-5i and FSS-1000 takes the queries in turn, as those benchmarks do; of the others it draws them
+by class. mIoU is the mean over the classes that its episodes asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import cv2
@@ -19,8 +21,9 @@ from torch import Tensor, nn
 from edgevis.data import ClassMasks, SegmentationEpisodes
 from edgevis.data.draw import draw_at
 from edgevis.data.few_shot_masks import ClassMask
-from edgevis.data.few_shot_split import CLASS_DRAW, split_masked_classes
+from edgevis.data.few_shot_split import CLASS_DRAW, FewShotSplit, split_masked_classes
 from edgevis.data.leakage import SplitCheck
+from edgevis.data.segmentation_episodes import Queries
 from edgevis.losses import dice_loss, segmentation_loss
 from edgevis.metrics import SegmentationScore
 from edgevis.models.recipe import Recipe, SupportQueryRecipe, recipe_of
@@ -56,17 +59,15 @@ def objective(
 ) -> PairObjective:
     """See :class:`edgevis.training.objective.Task`."""
     own = recipe_of(SupportQueryRecipe, recipe)
-    split = split_masked_classes(data, fold=own.fold, shots=max(own.test_shots), seed=seed, check=check or SplitCheck())
-    return PairObjective(
-        split.train,
-        split.validation,
-        split.test,
-        own,
-        deployment,
-        data=data.name,
+    split = split_masked_classes(
+        data,
+        fold=own.fold,
+        shots=max(own.test_shots),
+        size=(deployment.preprocess.height, deployment.preprocess.width),
         seed=seed,
-        notes=split.notes,
+        check=check or SplitCheck(),
     )
+    return PairObjective(split, own, deployment, data=data.name, seed=seed)
 
 
 class PairObjective:
@@ -74,18 +75,16 @@ class PairObjective:
 
     def __init__(
         self,
-        train: ClassMasks,
-        validation: ClassMasks | None,
-        test: ClassMasks,
+        split: FewShotSplit,
         recipe: SupportQueryRecipe,
         deployment: Deployment,
         *,
         data: str,
         seed: int,
-        notes: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
-        self._notes = notes
-        self._train, self._validation, self._test = train, validation, test
+        self._train, self._validation, self._test = split.train, split.validation, split.test
+        self._queries: Queries = split.queries
+        self._notes = split.notes
         self._recipe, self._seed, self._name = recipe, seed, data
         self._preprocess = Preprocessor(deployment.preprocess)
         spec = deployment.preprocess
@@ -148,17 +147,21 @@ class PairObjective:
     def validate(self, model: Any) -> Evaluation | None:
         if self._validation is None:
             return None
-        figures, _ = self._scored(model, self._validation, 1, _VALIDATION_EPISODES, _VALIDATION_DRAW)
+        figures, _, _ = self._scored(model, self._validation, 1, _VALIDATION_EPISODES, _VALIDATION_DRAW)
         return Evaluation("classes set aside", {"mIoU": figures["1-shot mIoU"]})
 
     def test(self, model: Any) -> Evaluation | None:
         figures: dict[str, Measured] = {}
         pictures: dict[str, Image] = {}
+        fewest = len(self._test.members)
         for shot in self._recipe.test_shots:
-            found, picture = self._scored(model, self._test, shot, self._recipe.test_episodes, _TEST_DRAW)
+            found, picture, drawn = self._scored(model, self._test, shot, self._recipe.test_episodes, _TEST_DRAW)
             figures |= found
             pictures[f"{shot}-shot"] = picture
-        return Evaluation("novel classes", figures, pictures)
+            fewest = min(fewest, drawn)
+        novel = len(self._test.members)
+        split = "novel classes" if fewest == novel else f"novel classes, of which {fewest} of {novel} were asked for"
+        return Evaluation(split, figures, pictures)
 
     def _example(self, position: int, class_id: int) -> tuple[Image, Array]:
         """A training image and its mask at the network's size, as the runtime makes them."""
@@ -173,9 +176,10 @@ class PairObjective:
 
     def _scored(
         self, model: Any, data: ClassMasks, shot: int, count: int, salt: int
-    ) -> tuple[dict[str, Measured], Image]:
+    ) -> tuple[dict[str, Measured], Image, int]:
+        """The figures, the picture of some episodes, and how many classes were asked for."""
         device = next(model.parameters()).device
-        episodes = SegmentationEpisodes(data, shot=shot, episodes=count, seed=self._seed + salt)
+        episodes = SegmentationEpisodes(data, shot=shot, episodes=count, queries=self._queries, seed=self._seed + salt)
         score = SegmentationScore(tuple(data.members))
         shown: list[Image] = []
         for number in range(count):
@@ -195,7 +199,7 @@ class PairObjective:
         samples = {name: tuple(values.tolist()) for name, values in score.samples().items()}
         values_by_name = {"mIoU": score.mean_iou, "FB-IoU": score.fb_iou}
         figures = {f"{shot}-shot {name}": Measured(value, samples[name]) for name, value in values_by_name.items()}
-        return figures, np.vstack(shown)
+        return figures, np.vstack(shown), len(score.class_iou)
 
 
 def _drawn(supports: Sequence[ClassMask], query: ClassMask, found: Array, side: int = 160) -> Image:

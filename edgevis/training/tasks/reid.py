@@ -159,9 +159,8 @@ class IdentityObjective:
         return Evaluation("query against gallery", figures, {"neighbours": self._picture(order)})
 
     def _store(self, part: PersonImages) -> ImageStore:
-        spec = self._preprocess.spec
-        # At the input's size: every view starts there.
-        return ImageStore(lambda index: self._preprocess.fit(part[index][0]), short_side=min(spec.height, spec.width))
+        # At the input's size: every view starts there, and an evaluation sees what a predictor sees.
+        return ImageStore(lambda index: self._preprocess.fit(part[index][0]))
 
     def _drawn(self, epoch: int, rank: int) -> list[list[int]]:
         """Positions of all batches of an epoch for one process."""

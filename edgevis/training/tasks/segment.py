@@ -8,7 +8,7 @@ loss: only the boxes around it do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,6 @@ from types import MappingProxyType
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgevis.data import InstanceImages, MaskedImages, boxes_from_class_ids
@@ -24,7 +23,8 @@ from edgevis.data.draw import below, draw_at
 from edgevis.data.leakage import SplitCheck
 from edgevis.data.mask_split import HELD_DRAW, TEST_DRAW, split_masks
 from edgevis.losses import BoxTightnessLoss, MILBaselineLoss
-from edgevis.metrics import dice_per_volume
+from edgevis.metrics import box_fit as box_fit  # measured by scripts under this name
+from edgevis.metrics import box_fit_per_volume, dice_per_volume
 from edgevis.models.recipe import MaskRecipe, Recipe, recipe_of
 from edgevis.training.finite import require_finite
 from edgevis.training.images import resized
@@ -37,6 +37,7 @@ from runtime.errors import InputError
 from runtime.images import Image
 from runtime.preprocess import Preprocessor
 from runtime.spec import Deployment
+from runtime.tasks.segment import segmentation_from_logits, settings_of
 
 _PREDICT_BATCH = 8
 _SHOWN = 6
@@ -121,6 +122,7 @@ class MaskObjective:
         self._examples, self._trained, self._validation, self._test = examples, trained, validation, test
         self._recipe, self._seed, self._name = recipe, seed, data
         self._preprocess = Preprocessor(deployment.preprocess)
+        self._labels, self._threshold = settings_of(deployment.postprocess)
         self._kept: dict[int, Example] = {}
 
     @property
@@ -184,16 +186,10 @@ class MaskObjective:
         if self._recipe.supervision == "masks":
             return Evaluation(where, self._dice(model, self._examples, self._validation)[0])
         # Who trains with boxes has no masks: they must not choose the checkpoint either.
-        device = next(model.parameters()).device
-        fits: list[float] = []
-        for place in self._validation:
-            example = self._example(place)
-            batch = torch.from_numpy(self._preprocess([example.image])).to(device)
-            logits = model(batch).float().cpu().numpy()
-            require_finite(logits, "the model's logits")
-            found = logits[0, 0] > 0
-            fits += [box_fit(found, box) for box in example.boxes.tolist()]
-        return Evaluation(where, {"box fit": Measured(float(np.mean(fits)) if fits else 0.0)})
+        pairs = [(found, example.boxes) for example, found in self._found(model, self._examples, self._validation)]
+        volumes = [self._examples.volumes[place] for place in self._validation]
+        fits = box_fit_per_volume([found for found, _ in pairs], [boxes for _, boxes in pairs], volumes)
+        return Evaluation(where, {"box fit": Measured(float(np.mean(list(fits.values()))))})
 
     def test(self, model: nn.Module) -> Evaluation | None:
         test, places = self._test
@@ -205,62 +201,54 @@ class MaskObjective:
     def _example(self, place: int) -> Example:
         """A training example at the network's size."""
         if place not in self._kept:
-            spec = self._preprocess.spec
-            self._kept[place] = fitted(self._examples.read(place), spec.height, spec.width)
+            self._kept[place] = fitted(self._examples.read(place), self._preprocess)
         return self._kept[place]
 
-    def _dice(self, model: nn.Module, examples: Examples, places: Sequence[int]) -> tuple[dict[str, Measured], Image]:
+    def _found(self, model: nn.Module, examples: Examples, places: Sequence[int]) -> Iterator[tuple[Example, Array]]:
+        """Examples at their own size, and the masks, (H, W) bool, that a predictor would answer with."""
         device = next(model.parameters()).device
-        found: list[Array] = []
-        wanted: list[Array] = []
-        shown: list[Image] = []
         for start in range(0, len(places), _PREDICT_BATCH):
             chosen = [examples.read(place) for place in places[start : start + _PREDICT_BATCH]]
             batch = torch.from_numpy(self._preprocess([example.image for example in chosen])).to(device)
-            logits = model(batch).float().cpu()
-            require_finite(logits.numpy(), "the model's logits")
-            for example, row in zip(chosen, logits, strict=True):
-                full = F.interpolate(row[None], example.mask.shape, mode="bilinear", align_corners=False)[0, 0]
-                found.append((full > 0).numpy())
-                wanted.append(example.mask)
-                if len(shown) < _SHOWN:
-                    shown.append(_drawn(example, found[-1]))
+            logits = model(batch).float().cpu().numpy()
+            require_finite(logits, "the model's logits")
+            for example, maps in zip(chosen, logits, strict=True):
+                found = segmentation_from_logits(
+                    maps, example.mask.shape, labels=self._labels, threshold=self._threshold
+                )
+                yield example, found.mask
+
+    def _dice(self, model: nn.Module, examples: Examples, places: Sequence[int]) -> tuple[dict[str, Measured], Image]:
+        predictions: list[Array] = []
+        targets: list[Array] = []
+        shown: list[Image] = []
+        for example, found in self._found(model, examples, places):
+            predictions.append(found)
+            targets.append(example.mask)
+            if len(shown) < _SHOWN:
+                shown.append(_drawn(example, found))
         volumes = [examples.volumes[place] for place in places]
-        values = tuple(dice_per_volume(found, wanted, volumes).values())
+        values = tuple(dice_per_volume(predictions, targets, volumes).values())
         return {"Dice": Measured(float(np.mean(values)), values)}, np.hstack(shown)
 
 
-def box_fit(found: Array, box: Sequence[int]) -> float:
-    """How tightly a box holds what was found near it: the IoU of both boxes, 0 where nothing was found.
+def fitted(example: Example, preprocess: Preprocessor) -> Example:
+    """The example at the network's size, with the pixels that a predictor sees; a box keeps at least one pixel.
 
     Args:
-        found: (H, W) bool.
-        box: x1, y1, x2, y2, inclusive. What lies within a quarter of its sides around it counts.
+        example: Of any size.
+        preprocess: A model's; its images are stretched.
     """
-    x1, y1, x2, y2 = box
-    margin_x, margin_y = (x2 - x1 + 1) // 4 + 1, (y2 - y1 + 1) // 4 + 1
-    left, top = max(x1 - margin_x, 0), max(y1 - margin_y, 0)
-    near = found[top : y2 + margin_y + 1, left : x2 + margin_x + 1]
-    rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0))
-    if not len(rows):
-        return 0.0
-    u1, v1, u2, v2 = left + columns[0], top + rows[0], left + columns[-1], top + rows[-1]
-    shared = max(0, min(x2, u2) - max(x1, u1) + 1) * max(0, min(y2, v2) - max(y1, v1) + 1)
-    union = (x2 - x1 + 1) * (y2 - y1 + 1) + (u2 - u1 + 1) * (v2 - v1 + 1) - shared
-    return float(shared / union)
-
-
-def fitted(example: Example, height: int, width: int) -> Example:
-    """The example stretched to that size; a box keeps at least one pixel."""
+    height, width = preprocess.spec.height, preprocess.spec.width
     rows, columns = example.mask.shape
-    image = resized(example.image, height, width)
     mask = cv2.resize(example.mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
     scale = np.array([width / columns, height / rows] * 2)
     # Ends are pixels: the box reaches from the left edge of the first to the right edge of the last.
     edges = (example.boxes + np.array([0, 0, 1, 1])) * scale
     first = np.minimum(np.floor(edges[:, :2] + 0.5), [width - 1, height - 1])
     last = np.maximum(np.floor(edges[:, 2:] + 0.5) - 1, first)
-    return Example(image, mask, np.concatenate((first, last), axis=1).astype(np.int64))
+    boxes = np.concatenate((first, last), axis=1).astype(np.int64)
+    return Example(preprocess.fit(example.image), mask, boxes)
 
 
 def flipped(example: Example, *, columns: bool, rows: bool) -> Example:
