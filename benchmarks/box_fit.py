@@ -58,6 +58,7 @@ def measured(
     from lightning_fabric import Fabric
 
     from edgevis.origin import Origin
+    from edgevis.training.checkpoint import Progress
     from edgevis.training.loop import Run, evaluated, fit
     from edgevis.training.tasks.segment import objective
     from runtime.jsondata import to_json
@@ -86,8 +87,8 @@ def measured(
 
     with tempfile.TemporaryDirectory() as output:
         origin = Origin(entry.name, options, to_json(recipe), dict(boxes.data), seed, 0, None)
-        run = Run(model, boxes, recipe, origin, Path(output))
-        fit(run, Fabric(accelerator="cpu", devices=1), Witness(sys.stderr, quiet=quiet), resume=False)
+        run = Run(model, boxes, recipe, origin, Path(output), Progress({}, 0, 0.0, None, ()))
+        fit(run, Fabric(accelerator="cpu", devices=1), Witness(sys.stderr, quiet=quiet))
     correlation = rank_correlation([item.box_fit for item in epochs], [item.dice for item in epochs])
     return [replace(item, correlation=correlation) for item in epochs]
 
