@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from runtime.console import end_output, prepare_streams, report
 from runtime.errors import EdgevisError
@@ -94,12 +93,13 @@ def unwinding_signals() -> Iterator[None]:
             first = now
             raise Terminated(number)
 
-    former: dict[int, Any] = {}
+    taken: list[signal.Signals] = []
     try:
         for number in _SIGNALS:
             if signal.getsignal(number) is signal.SIG_DFL:
-                former[number] = signal.signal(number, end)
+                signal.signal(number, end)
+                taken.append(number)
         yield
     finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)

@@ -96,7 +96,7 @@ def _non_finite(view: memoryview, start: int, end: int, external: Mapping[str, b
 
 def _is_nan(number: np.generic, exponent: int) -> bool:
     mantissa = (0x7FFF ^ exponent) if exponent else 0
-    return bool(int(number) & mantissa) if exponent else bool(np.isnan(number))  # type: ignore[call-overload]
+    return bool(int(number) & mantissa) if exponent else bool(np.isnan(number))
 
 
 def _outside(view: memoryview, start: int, end: int, external: Mapping[str, bytes]) -> memoryview:

@@ -146,8 +146,8 @@ def _state_text(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], text: object) -> None:
-    if said := non_finite(tensors):
-        raise WeightsError(f"{path} was not written: {said}")
+    if bad := non_finite(tensors):
+        raise WeightsError(f"{path} was not written: {bad}")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     said = None if text is None else {KEY: json.dumps(text, allow_nan=False)}
     data = safetensors.torch.save(plain, said)

@@ -237,9 +237,9 @@ def _fabric(request: Request) -> Any:
 
 def _is_first_process() -> bool:
     """Whether this is the process that was started by hand; the others are told their number by the environment."""
-    from lightning_fabric.utilities.rank_zero import rank_zero_only
+    from lightning_fabric.utilities import rank_zero
 
-    return int(rank_zero_only.rank) == 0
+    return int(getattr(rank_zero.rank_zero_only, "rank", 0)) == 0
 
 
 @contextmanager
