@@ -16,6 +16,7 @@ DEFAULT_MAX_DROP = 0.005
 """One decision of two hundred may change, and embeddings may turn by a mean cosine of 0.995."""
 
 PASSES, FASTEST, FIRST = "passes", "fastest that passes", "first that passes; not timed here"
+UNMEASURABLE = "not measurable on these images"
 
 
 def unopenable(records: Sequence[EngineRecord], deployment: Deployment, folder: Path) -> dict[str, str]:
@@ -39,6 +40,7 @@ def candidates_of(
     unopened: Mapping[str, str],
     max_drop: float,
     choose: bool,
+    left_out: Sequence[str] = (),
 ) -> tuple[Candidate, ...]:
     """Every engine with its latency, what it loses and what becomes of it; the fastest first.
 
@@ -49,19 +51,25 @@ def candidates_of(
         max_drop: What an engine may lose; FP32 loses nothing by definition.
         choose: Whether only the fastest that passes is kept, and the fastest FP32 engine to fall back to. Otherwise
             all that hold their tolerance are.
+        left_out: Names of engines that were not made, because nothing could have been measured of them.
     """
     measured = {record.name: record for record in proved}
-    found = []
+    found = [Candidate(name, None, None, UNMEASURABLE, False) for name in left_out]
     for record in made:
         if record.name in unopened:
             found.append(Candidate(record.name, None, None, f"cannot run here: {unopened[record.name]}", False))
         elif record.name not in measured:
-            found.append(Candidate(record.name, None, None, "beyond the tolerance of its precision", False))
+            found.append(Candidate(record.name, None, None, "beyond its tolerance, or not what its graph says", False))
         else:
             proof = measured[record.name].measured
             drop = None if proof is None else round(drop_of_proof(proof), 6)
-            passes = record.precision == "fp32" or (drop is not None and drop <= max_drop)
-            verdict = PASSES if passes else f"loses more than {max_drop:g}"
+            measurable = proof is None or proof.decisions is None or proof.decisions.measurable
+            if record.precision == "fp32":
+                verdict = PASSES
+            elif not measurable:
+                verdict = UNMEASURABLE
+            else:
+                verdict = PASSES if drop is not None and drop <= max_drop else f"loses more than {max_drop:g}"
             found.append(Candidate(record.name, measured[record.name].latency_ms, drop, verdict, not choose))
     found.sort(key=_latency)
     fastest = next((item for item in found if item.verdict == PASSES), None)
@@ -89,10 +97,21 @@ def summary_text(candidates: Sequence[Candidate]) -> str:
     best = next((item for item in candidates if item.verdict in (FASTEST, FIRST)), None)
     if not eights or best in eights:
         return ""
-    instead = "" if best is None else f"; the fastest that passes is {best.engine}, {best.latency_ms:.2f} ms"
+    instead = "" if best is None else f"; {_named(best)}"
+    if all(item.verdict == UNMEASURABLE for item in eights):
+        return f"INT8 could not be measured on these images, and does not count as passed{instead}"
     if not any(item.verdict == PASSES for item in eights):
         return f"no INT8 engine passes{instead}"
-    return f"INT8 passes, and is not the fastest here{instead}"
+    return (
+        f"INT8 passes, and is not the {'first' if best is None or best.latency_ms is None else 'fastest here'}{instead}"
+    )
+
+
+def _named(best: Candidate) -> str:
+    """The best engine; one that could not be timed here has no time."""
+    if best.latency_ms is None:
+        return f"the first that passes is {best.engine}, not timed here"
+    return f"the fastest that passes is {best.engine}, {best.latency_ms:.2f} ms"
 
 
 def no_int8_text(search: Int8Search) -> str:

@@ -33,7 +33,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 from onnx import ModelProto
 
 from calibration import cache
@@ -53,7 +52,7 @@ from runtime.jsondata import to_json
 from runtime.latency import interleaved
 from runtime.manifest import EngineRecord, Int8Search
 from runtime.opening import open_graphs
-from runtime.parity import BATCH_SIZES, golden_feeds
+from runtime.parity import BATCH_SIZES, golden_feeds, run_in_batches
 from runtime.proving import one_image
 from runtime.session import Session
 from runtime.spec import Deployment
@@ -80,6 +79,25 @@ class Calibrated:
     prepared: Mapping[str, Prepared]
     ranges: Mapping[str, Ranges]
     notes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Searched:
+    """What a search came to.
+
+    Attributes:
+        graphs: Backend to its INT8 graphs.
+        searches: How they were found.
+        outputs: Backend to ``GRAPH/OUTPUT``, what its own engine of these graphs gave for all images that verify; of
+            those that run here.
+    """
+
+    graphs: Mapping[str, Mapping[str, ModelProto]]
+    searches: tuple[Int8Search, ...]
+    outputs: Mapping[str, Mapping[str, Array]]
+
+
+NOT_SEARCHED = Searched({}, (), {})
 
 
 def calibrate(
@@ -173,7 +191,7 @@ def int8_graphs(
     recipe: Recipe,
     max_drop: float,
     advance: Advance,
-) -> tuple[dict[str, dict[str, ModelProto]], tuple[Int8Search, ...]]:
+) -> Searched:
     """For each backend the graphs with as many layers in INT8 as ``max_drop`` lets be, and how they were found.
 
     Of the two placements of Q/DQ the one that loses less is taken, with no layer put back; where they lose about the
@@ -195,6 +213,7 @@ def int8_graphs(
     order = [f"{item.graph}/{item.layer}" for item in sorted(sensitivity, key=lambda item: -item.price)]
     graphs: dict[str, dict[str, ModelProto]] = {}
     searches: list[Int8Search] = []
+    outputs: dict[str, Mapping[str, Array]] = {}
     for number, name in enumerate(names, start=1):
         own = device == "cpu" and _runs_here(name)
         known = (
@@ -221,7 +240,9 @@ def int8_graphs(
         found = search(order, lost, max_drop=max_drop)
         kept = order[: found.floats]
         graphs[name] = _graphs(calibrated, trial, frozenset(kept))
-        before, after = runner.latencies(_graphs(calibrated, trial, frozenset()), graphs[name])
+        before, after, made = runner.compare(_graphs(calibrated, trial, frozenset()), graphs[name])
+        if own:
+            outputs[name] = made
         searches.append(
             Int8Search(
                 backend=name,
@@ -238,7 +259,7 @@ def int8_graphs(
             )
         )
         advance(number, len(names))
-    return graphs, tuple(searches)
+    return Searched(graphs, tuple(searches), outputs)
 
 
 class _Runner:
@@ -259,35 +280,41 @@ class _Runner:
             call = one_image(sessions, self._deployment, self._reference)
             return self._lost(sessions), interleaved({"": call}, seconds=_LATENCY_SECONDS)[""].p50_ms
 
-    def latencies(self, first: Mapping[str, ModelProto], second: Mapping[str, ModelProto]) -> tuple[float, float]:
-        """The median times of one image in ms, taken in turns."""
+    def compare(
+        self, first: Mapping[str, ModelProto], second: Mapping[str, ModelProto]
+    ) -> tuple[float, float, dict[str, Array]]:
+        """The median times of one image in ms, taken in turns, and what the second gives for all images."""
         with self._open(first) as one, self._open(second) as other:
             calls = {
                 name: one_image(sessions, self._deployment, self._reference)
                 for name, sessions in (("first", one), ("second", other))
             }
             times = interleaved(calls, seconds=2 * _LATENCY_SECONDS)
-        return times["first"].p50_ms, times["second"].p50_ms
+            return times["first"].p50_ms, times["second"].p50_ms, self._outputs(other)
 
-    def _lost(self, sessions: Mapping[str, Session]) -> float:
-        worst = 0.0
+    def _outputs(self, sessions: Mapping[str, Session]) -> dict[str, Array]:
+        """``GRAPH/OUTPUT`` for all images."""
+        made = {}
         for graph in self._deployment.graphs:
             inputs, _ = golden_feeds(self._reference, graph)
-            batched = {tensor.name for tensor in graph.inputs if tensor.batched}
-            rows = min((len(inputs[name]) for name in batched), default=1)
-            parts = []
-            for start in range(0, rows, max(BATCH_SIZES)):
-                end = min(start + max(BATCH_SIZES), rows)
-                feeds = {name: array[start:end] if name in batched else array for name, array in inputs.items()}
-                parts.append(sessions[graph.name].run(feeds))
-            found = {
-                tensor.name: np.concatenate([part[tensor.name] for part in parts])
-                if tensor.batched
-                else parts[-1][tensor.name]
-                for tensor in graph.outputs
-            }
-            worst = max(worst, drop_of(graph, self._reference, found))
-        return worst
+            rows = min((len(inputs[tensor.name]) for tensor in graph.inputs if tensor.batched), default=1)
+            found = run_in_batches(sessions[graph.name], graph, inputs, size=max(BATCH_SIZES), rows=rows, finite=True)
+            made |= {f"{graph.name}/{name}": array for name, array in found.items()}
+        return made
+
+    def _lost(self, sessions: Mapping[str, Session]) -> float:
+        outputs = self._outputs(sessions)
+        return max(
+            0.0,
+            *(
+                drop_of(
+                    graph,
+                    self._reference,
+                    {tensor.name: outputs[f"{graph.name}/{tensor.name}"] for tensor in graph.outputs},
+                )
+                for graph in self._deployment.graphs
+            ),
+        )
 
     @contextmanager
     def _open(self, graphs: Mapping[str, ModelProto]) -> Iterator[Mapping[str, Session]]:

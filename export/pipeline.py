@@ -24,27 +24,31 @@ from calibration.quantize import Recipe, calibration_digest
 from calibration.ranges import Method
 from calibration.samples import SampleSet, samples_from, samples_from_photographs, split
 from calibration.sensitivity import LayerSensitivity
+from calibration.unlike import unlike_text
 from edgevis import __version__, models
 from edgevis.models.entry import ModelEntry
 from edgevis.open_set.sidecar import sidecar_of, weights_digest
 from edgevis.origin import read_origin
 from export import compilers, int8, targets
+from export.agreement import Agreement, write_recorded
 from export.autocast import half_from_float
 from export.candidates import DEFAULT_MAX_DROP, candidates_of, no_int8_text, unopenable
 from export.compilers import graph_path
+from export.measurable import unmeasurable_text, without_int8
 from export.onnx import onnx_from_module
 from export.profiles import Profiles, Wanted, limited, profiles_of
 from export.reference import affordable, calibration_feeds, golden_of, golden_rows, needs_masks, reference_of
 from export.targets import NOTHING_ASKED, PlanSettings, Target
 from export.triton import FOLDER as TRITON
 from export.triton import write_repository
-from export.verify import embedding_output, machine_name, prove_engines
+from export.verify import embedding_output, prove_engines
 from runtime.arrays import Array, write_arrays
 from runtime.bundle import GOLDEN, Bundle, write_bundle
 from runtime.candidates import search_text
 from runtime.errors import ExportError, WeightsError
 from runtime.files import scratch_folder
 from runtime.jsondata import to_json
+from runtime.machine import machine_name
 from runtime.manifest import Calibration, EngineRecord, Manifest, Weights
 from runtime.open_set.space import FILE as OPEN_SET
 from runtime.spec import Deployment, Precision
@@ -209,19 +213,25 @@ def _build(
         size_bytes=(folder / GOLDEN).stat().st_size,
     )
 
-    eights: dict[str, dict[str, ModelProto]] = {}
+    eights = int8.NOT_SEARCHED
     calibration = None
+    unmeasurable = unmeasurable_text(deployment, reference) if "int8" in precisions else ""
+    if unmeasurable and weights.trained:  # of random weights nothing is claimed
+        precisions = without_int8(precisions, unmeasurable, max_drop=request.max_drop, warn=progress.warn)
     if "int8" in precisions:
+        if weights.trained and (unlike := unlike_text(module, deployment, to_calibrate)):
+            progress.warn(unlike)
         eights, calibration = _quantize(
             request, target, floats, module, deployment, weights.sha256, to_calibrate, reference, progress
         )
 
     # What each engine is made of; those that are made of the same share the very object.
     graphs: dict[tuple[str, Precision], Mapping[str, ModelProto]] = {
-        (name, precision): eights[name] if precision == "int8" else floats
+        (name, precision): eights.graphs[name] if precision == "int8" else floats
         for precision in precisions
         for name in target.compilers[precision]
     }
+    agreement = Agreement(dict(graphs), eights.outputs, target.autocast, deployment, reference)
     if set(precisions) & set(target.autocast):
         _autocast(graphs, target, module, deployment, to_calibrate, progress)
 
@@ -239,7 +249,7 @@ def _build(
     optional = frozenset[Precision]() if named else frozenset(precisions) - {"fp32"}
     with scratch_folder("edgevis-graphs-") as work:
         stand_ins = _stand_ins(records, graphs, target, folder, work)
-        engines, refused = prove_engines(
+        proved = prove_engines(
             [record for record in records if record.name not in unopened],
             bundle=folder,
             deployment=deployment,
@@ -247,14 +257,24 @@ def _build(
             optional=optional,
             advance=progress.advance,
             stand_ins=stand_ins,
+            agreement=agreement,
         )
+    engines = proved.engines
     progress.end(_proved_text(engines, len(to_verify)))
-    for complaint in refused:
+    for complaint in proved.refused:
         progress.warn(f"{complaint}. It is not in the bundle")
-    candidates = candidates_of(records, engines, unopened=unopened, max_drop=request.max_drop, choose=request.choose)
+    candidates = candidates_of(
+        records,
+        engines,
+        unopened=unopened,
+        max_drop=request.max_drop,
+        choose=request.choose,
+        left_out=[f"{name}-int8" for name in target.compilers["int8"]] if unmeasurable and not calibration else (),
+    )
     kept = {candidate.engine for candidate in candidates if candidate.kept}
     engines = tuple(engine for engine in engines if engine.name in kept)
     _remove_files_of_none(records, engines, folder)
+    write_recorded(engines, proved.recorded, folder)
 
     if target.triton:
         _write_triton(engines, deployment, request.output.stem, folder, progress)
@@ -387,14 +407,14 @@ def _quantize(
     samples: SampleSet,
     reference: Mapping[str, Array],
     progress: Progress,
-) -> tuple[dict[str, dict[str, ModelProto]], Calibration]:
+) -> tuple[int8.Searched, Calibration]:
     """For each backend its INT8 graphs, and how they were made."""
     recipe = _recipe(request, target)
     calibrated, sensitivity = _calibrate(
         request, recipe, floats, module, deployment, weights_sha256, samples, reference, progress
     )
     progress.begin("search")
-    graphs, searches = int8.int8_graphs(
+    searched = int8.int8_graphs(
         calibrated,
         sensitivity,
         names=target.compilers["int8"],
@@ -405,8 +425,8 @@ def _quantize(
         max_drop=request.max_drop,
         advance=progress.advance,
     )
-    progress.end("; ".join(search_text(search) for search in searches))
-    for search in searches:
+    progress.end("; ".join(search_text(search) for search in searched.searches))
+    for search in searched.searches:
         if not search.holds:
             progress.warn(no_int8_text(search))
     calibration = Calibration(
@@ -417,9 +437,9 @@ def _quantize(
         source=samples.source,
         recipe=str(recipe),
         by_rule=sum(len(prepared.by_rule) for prepared in calibrated.prepared.values()),
-        searches=searches,
+        searches=searched.searches,
     )
-    return graphs, calibration
+    return searched, calibration
 
 
 def _autocast(

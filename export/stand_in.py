@@ -19,15 +19,21 @@ _WRONG_WITH_HALF_SCALES = ["WeightBiasQuantization"]
 class StandIn:
     """Runs an ONNX file in the types that it says; what the processor's kernels lack, ONNX Runtime casts.
 
+    Args:
+        path: The file.
+        exact: Run every node as the file says it, nothing fused: Q/DQ then round between float operations.
+
     Raises:
         EngineError: ONNX Runtime refuses the file.
         MissingDependencyError: It is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, exact: bool = False) -> None:
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: they come back as exceptions
+        if exact:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=_WRONG_WITH_HALF_SCALES

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
+from export.agreement import Agreement
 from export.stand_in import StandIn
 from runtime.arrays import Array
 from runtime.errors import ParityError
 from runtime.latency import interleaved
+from runtime.machine import machine_name
 from runtime.manifest import EngineRecord, GraphParity
 from runtime.opening import open_graphs
 from runtime.parity import distance_text
@@ -25,6 +27,21 @@ _LATENCY_SECONDS = 0.4  # for each engine
 NO_STAND_INS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Proved:
+    """What the gate let pass.
+
+    Attributes:
+        engines: Those that hold their tolerance and compute what their graphs say.
+        refused: A sentence about each fault of an optional one that does not.
+        recorded: The arrays for ``recorded.npz``.
+    """
+
+    engines: tuple[EngineRecord, ...]
+    refused: tuple[str, ...]
+    recorded: Mapping[str, Array]
+
+
 def prove_engines(
     records: Sequence[EngineRecord],
     *,
@@ -34,7 +51,8 @@ def prove_engines(
     advance: Callable[[int, int], None],
     optional: Container[Precision] = (),
     stand_ins: Mapping[str, Mapping[str, Path]] = NO_STAND_INS,
-) -> tuple[tuple[EngineRecord, ...], tuple[str, ...]]:
+    agreement: Agreement | None = None,
+) -> Proved:
     """The records with their proofs, latencies and whether they share enrolments with the FP32 model.
 
     Args:
@@ -47,13 +65,11 @@ def prove_engines(
         optional: Precisions whose engines may be left out.
         stand_ins: For those engines that cannot run here, by their names: graph name to the ONNX file that it is made
             of. These are run by ONNX Runtime on the processor, and held to the same tolerance.
-
-    Returns:
-        The engines that hold their tolerance, and a sentence about each graph of an optional one that does not.
+        agreement: What engines are compared with besides PyTorch: the graphs that they were compiled from.
 
     Raises:
-        ParityError: An engine is further from the PyTorch model than its precision allows; the message names the
-            graph, the engine and how far.
+        ParityError: An engine is further from the PyTorch model than its precision allows, or does not compute what
+            its graph says; the message names the graph, the engine and how far.
         BackendError: An engine cannot be opened or run here.
     """
     machine = machine_name()
@@ -70,14 +86,27 @@ def prove_engines(
         proved: list[EngineRecord] = []
         broken: list[str] = []
         refused: list[str] = []
+        arrays: dict[str, Array] = {}
         for number, record in enumerate(records, start=1):
             complaints: list[str] = []
             twin = _twin(record, proved, stand_ins)
             if twin is not None:
-                measured = replace(record, graph_proof=twin.graph_proof, shares_enrolments=twin.shares_enrolments)
+                measured = replace(
+                    record,
+                    graph_proof=twin.graph_proof,
+                    shares_enrolments=twin.shares_enrolments,
+                    recorded=twin.recorded,
+                )
             else:
                 stands_in = record.name in stand_ins
-                measured = _prove(record, opened[record.name], reference, machine, complaints, stands_in=stands_in)
+                sessions = opened[record.name]
+                measured, outputs = _prove(record, sessions, reference, machine, complaints, stands_in=stands_in)
+                if agreement is not None and not complaints:
+                    reopen = partial(_reopen, record, deployment, bundle)
+                    outcome = agreement.check(measured, sessions, outputs, reopen=None if stands_in else reopen)
+                    measured = outcome.record
+                    complaints.extend(outcome.complaints)
+                    arrays |= outcome.arrays if not complaints else {}
             (refused if record.precision in optional else broken).extend(complaints)
             if not complaints:
                 proved.append(measured)
@@ -93,7 +122,11 @@ def prove_engines(
         replace(record, latency_ms=round(latency[record.name].p50_ms, 3)) if record.name in latency else record
         for record in proved
     )
-    return engines, tuple(refused)
+    return Proved(engines, tuple(refused), arrays)
+
+
+def _reopen(record: EngineRecord, deployment: Deployment, bundle: Path, threads: int) -> dict[str, Session]:
+    return open_graphs(record, deployment, lambda file: bundle / file, threads=threads)
 
 
 def _twin(
@@ -120,16 +153,6 @@ def embedding_output(deployment: Deployment) -> tuple[Graph, str] | None:
     return None
 
 
-def machine_name() -> str:
-    """The processor's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
-
-
 def _prove(
     record: EngineRecord,
     sessions: Mapping[str, Session],
@@ -138,8 +161,10 @@ def _prove(
     broken: list[str],
     *,
     stands_in: bool,
-) -> EngineRecord:
-    """The record with its proof; a line is added to ``broken`` for each graph beyond the tolerance.
+) -> tuple[EngineRecord, Mapping[str, Array]]:
+    """The record with its proof, and the engine's outputs.
+
+    A line is added to ``broken`` for each graph beyond the tolerance.
 
     What stands in for an engine proves its graphs, not the engine.
     """
@@ -147,8 +172,10 @@ def _prove(
     measured = measure_engine(sessions, record.precision, reference, machine=where)
     broken.extend(_complaint(record, parity, measured.proof.tolerance) for parity in measured.beyond)
     if stands_in:
-        return replace(record, graph_proof=measured.proof, shares_enrolments=measured.shares_enrolments)
-    return replace(record, proof=measured.proof, shares_enrolments=measured.shares_enrolments)
+        proved = replace(record, graph_proof=measured.proof, shares_enrolments=measured.shares_enrolments)
+    else:
+        proved = replace(record, proof=measured.proof, shares_enrolments=measured.shares_enrolments)
+    return proved, measured.outputs
 
 
 def _complaint(record: EngineRecord, parity: GraphParity, tolerance: str) -> str:

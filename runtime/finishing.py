@@ -26,8 +26,8 @@ from runtime.jsondata import from_json, parse_json, to_json
 from runtime.latency import interleaved
 from runtime.manifest import EngineRecord, Proof
 from runtime.opening import open_sessions
-from runtime.parity import TOLERANCES
 from runtime.proving import measure_engine, one_image
+from runtime.recorded import deviations, held_to_text, read_recorded
 
 _LATENCY_SECONDS = 0.5
 _MAX_BYTES = 1 << 20
@@ -110,16 +110,24 @@ def finish_engine(
         for session in sessions.values():
             stack.callback(session.close)
         measured = measure_engine(sessions, record.precision, golden, machine=fingerprint.get("gpu", record.device))
+        known = read_recorded(bundle, record)
+        apart = () if known is None else deviations(record, sessions, golden, known)
         latency = interleaved(
             {record.name: one_image(sessions, bundle.manifest.deployment, golden)}, seconds=_LATENCY_SECONDS
         )
+    # What the graph gave when the bundle was built binds the engine that is made of it.
+    proof = replace(
+        measured.proof,
+        passed=measured.proof.passed and all(deviation.holds for deviation in apart),
+        tolerance=held_to_text(record),
+    )
     found = LocalProof(
         engine=record.name,
         fingerprint=fingerprint,
-        proof=measured.proof,
+        proof=proof,
         latency_ms=round(latency[record.name].p50_ms, 3),
         # The build measured the graph's decisions on more images than a bundle carries, where it could run the graph.
-        shares_enrolments=measured.shares_enrolments or (record.shares_enrolments and measured.proof.passed),
+        shares_enrolments=proof.passed and (measured.shares_enrolments or record.shares_enrolments),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     _write(bundle, record, found)
@@ -167,7 +175,7 @@ def _read(bundle: Bundle, record: EngineRecord, fingerprint: Mapping[str, str]) 
     except (OSError, SchemaError):  # none, or one that cannot be read: it is measured again
         return None
     # A version of edgevis with another tolerance measures again.
-    return found if found.proof.tolerance == str(TOLERANCES[record.precision]) else None
+    return found if found.proof.tolerance == held_to_text(record) else None
 
 
 def _write(bundle: Bundle, record: EngineRecord, found: LocalProof) -> None:

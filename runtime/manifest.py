@@ -14,6 +14,9 @@ from runtime.spec import Deployment, Precision
 SCHEMA = 1
 MAX_MANIFEST_BYTES = 4 << 20
 
+MOST_CHANCE = 0.5
+"""With a larger :attr:`Decisions.chance` an agreement says nothing of an engine."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -64,12 +67,20 @@ class Decisions:
         count: How many decisions were compared.
         mean_cosine: Mean cosine between the embeddings or support features that the two make of one image; None
             without such.
+        chance: The agreement that an engine would reach whose outputs say nothing of the image, 0..1: between images
+            that the model hardly tells apart, any decision is as good as another.
     """
 
     metric: str
     agreement: float
     count: int
     mean_cosine: float | None = None
+    chance: float = 0.0
+
+    @property
+    def measurable(self) -> bool:
+        """Whether a wrong engine could have failed."""
+        return self.chance <= MOST_CHANCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +103,39 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputRecord:
+    """How far right runs of an engine lie apart in one output; differences as :mod:`runtime.recorded` defines them.
+
+    Attributes:
+        output: ``GRAPH/OUTPUT``.
+        variation: The largest difference between runs with several thread counts and batch sizes, and with inputs that
+            differ by a rounding error.
+        kernels: The difference to an independent run of the graph that the engine is made of.
+    """
+
+    output: str
+    variation: float
+    kernels: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsRecord:
+    """What the build kept of an engine's own outputs, see :mod:`runtime.recorded`.
+
+    Attributes:
+        engine: Under whose name the arrays lie in ``recorded.npz``; engines that are made of the same graphs and could
+            not run share them.
+        environment: What the build's kernels depended on, see :func:`runtime.machine.environment`; empty where a graph
+            was run in the engine's place.
+        outputs: What was measured of each output.
+    """
+
+    engine: str
+    environment: Mapping[str, str]
+    outputs: tuple[OutputRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRecord:
     """One compiled form of the whole model: one backend, one precision, one file per graph.
 
@@ -107,6 +151,8 @@ class EngineRecord:
             made of, run by ONNX Runtime on the processor. That is no proof of the engine.
         shares_enrolments: Whether embeddings of this engine, or of the graph that it is made of where it could not
             run, were measured to be exchangeable with the FP32 model's.
+        recorded: What its outputs on the golden inputs were, where its precision rounds; None for FP32, which is held
+            to PyTorch's outputs, and in bundles of before.
     """
 
     backend: str
@@ -117,6 +163,7 @@ class EngineRecord:
     proof: Proof | None = None
     graph_proof: Proof | None = None
     shares_enrolments: bool = False
+    recorded: OutputsRecord | None = None
 
     @property
     def name(self) -> str:

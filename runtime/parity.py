@@ -26,6 +26,10 @@ TIE = 0.005
 wheels' photographs 7 % change at a mean cosine of 0.9991, where PKU-Reid's rank-1 changes by 0.6 points."""
 
 
+# Whose masks an image's are compared with, to know what masks of another image would reach.
+_OTHERS = 5
+
+
 @dataclass(frozen=True, slots=True)
 class Tolerance:
     """How far an engine of one precision may be from the PyTorch model before it counts as wrong; None is any distance.
@@ -171,19 +175,9 @@ def measure_graph(
     flipped = 0.0
     for size in sizes:
         shown = rows if size == sizes[-1] else sizes[-1]
-        parts = [
-            session.run(
-                {
-                    name: array[start : min(start + size, shown)] if name in batched else array
-                    for name, array in inputs.items()
-                },
-                finite=False,  # NaN is a distance here, too: the worst
-            )
-            for start in range(0, shown, size)
-        ]
+        made = run_in_batches(session, graph, inputs, size=size, rows=shown, finite=False)
         for tensor in graph.outputs:
-            made = [part[tensor.name] for part in parts]
-            outputs[tensor.name] = np.concatenate(made) if tensor.batched else made[-1]
+            outputs[tensor.name] = made[tensor.name]
             wanted = expected[tensor.name][:shown] if tensor.batched else expected[tensor.name]
             found = outputs[tensor.name]
             if graph.max_flipped:
@@ -197,6 +191,36 @@ def measure_graph(
     return GraphParity(
         graph.name, tuple(sizes), float(np.max(errors)), float(every.min()), float(every.mean()), flipped
     ), outputs
+
+
+def run_in_batches(
+    session: Session, graph: Graph, inputs: Mapping[str, Array], *, size: int, rows: int, finite: bool = False
+) -> dict[str, Array]:
+    """A graph's outputs for the first ``rows`` rows of ``inputs``, run ``size`` at a time.
+
+    Args:
+        session: The open engine.
+        graph: What it computes.
+        inputs: One array for each input; those without a batch axis are given as they are.
+        size: The batch size; the last batch may be smaller.
+        rows: How many rows.
+        finite: As :meth:`runtime.session.Session.run` takes it; where outputs are measured, NaN is the worst distance.
+    """
+    batched = {tensor.name for tensor in graph.inputs if tensor.batched}
+    parts = [
+        session.run(
+            {
+                name: array[start : min(start + size, rows)] if name in batched else array
+                for name, array in inputs.items()
+            },
+            finite=finite,
+        )
+        for start in range(0, rows, size)
+    ]
+    return {
+        tensor.name: np.concatenate([part[tensor.name] for part in parts]) if tensor.batched else parts[-1][tensor.name]
+        for tensor in graph.outputs
+    }
 
 
 def nearest_agreement(reference: Array, measured: Array) -> Decisions:
@@ -215,11 +239,13 @@ def nearest_agreement(reference: Array, measured: Array) -> Decisions:
     for table in (scores, by_engine):
         np.fill_diagonal(table, -np.inf)  # nobody is looked for among pictures that include the very same one
     named = scores[np.arange(len(scores)), by_engine.argmax(axis=1)]
+    best = scores.max(axis=1)
     return Decisions(
         metric="rank-1 agreement",
-        agreement=float((named >= scores.max(axis=1) - TIE).mean()),
+        agreement=float((named >= best - TIE).mean()),
         count=len(named),
         mean_cosine=float((wanted * found).sum(axis=1).mean()),
+        chance=float((scores >= best[:, None] - TIE).sum() / max(len(scores) * (len(scores) - 1), 1)),
     )
 
 
@@ -235,10 +261,17 @@ def mask_agreement(reference: Array, measured: Array, *, mean_cosine: float | No
         mean_cosine: Of what an enrolment would hold.
     """
     wanted, found = _masks(reference), _masks(measured)
+    overlap = _overlap(wanted, found)
+    others = [_overlap(wanted, np.roll(wanted, shift, axis=0)).mean() for shift in range(1, min(len(wanted), _OTHERS))]
+    chance = float(np.mean(others)) if others else 0.0
+    return Decisions("mask IoU", float(overlap.mean()), int(overlap.size), mean_cosine, chance)
+
+
+def _overlap(wanted: npt.NDArray[np.bool_], found: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """The IoU of each mask; 1 where both are empty."""
     both = (wanted & found).sum(axis=(-2, -1))
     either = (wanted | found).sum(axis=(-2, -1))
-    overlap = np.where(either == 0, 1.0, both / np.maximum(either, 1))
-    return Decisions("mask IoU", float(overlap.mean()), int(overlap.size), mean_cosine)
+    return np.where(either == 0, 1.0, both / np.maximum(either, 1))
 
 
 def _masks(logits: Array) -> npt.NDArray[np.bool_]:

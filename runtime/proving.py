@@ -30,11 +30,13 @@ class Measured:
         proof: The proof; ``passed`` says whether every graph held the tolerance.
         beyond: The graphs that did not.
         shares_enrolments: Whether its embeddings may be exchanged with the FP32 model's.
+        outputs: ``GRAPH/OUTPUT``: what it gave for all rows, at the largest batch size.
     """
 
     proof: Proof
     beyond: tuple[GraphParity, ...]
     shares_enrolments: bool
+    outputs: Mapping[str, Array]
 
 
 def measure_engine(
@@ -54,10 +56,12 @@ def measure_engine(
     tolerance = TOLERANCES[precision]
     parities: list[GraphParity] = []
     decisions: Decisions | None = None
+    outputs: dict[str, Array] = {}
     for session in sessions.values():
         parity, actual = measure_graph(session, session.graph, reference)
         parities.append(parity)
         graph = session.graph.name
+        outputs |= {f"{graph}/{name}": array for name, array in actual.items()}
         if "embedding" in actual:
             decisions = nearest_agreement(reference[f"{graph}/embedding"], actual["embedding"])
         elif "logits" in actual and actual["logits"].ndim >= 4:
@@ -66,7 +70,7 @@ def measure_engine(
             decisions = mask_agreement(reference[f"{graph}/logits"], actual["logits"], mean_cosine=cosine)
     beyond = tuple(parity for parity in parities if not tolerance.holds(parity))
     proof = Proof(not beyond, str(tolerance), machine, tuple(parities), decisions)
-    return Measured(proof, beyond, not beyond and _shares(decisions))
+    return Measured(proof, beyond, not beyond and _shares(decisions), outputs)
 
 
 def one_image(
@@ -85,6 +89,6 @@ def one_image(
 
 
 def _shares(decisions: Decisions | None) -> bool:
-    if decisions is None or decisions.mean_cosine is None:
+    if decisions is None or decisions.mean_cosine is None or not decisions.measurable:
         return False
     return decisions.agreement >= SHARING_MIN_AGREEMENT and decisions.mean_cosine >= SHARING_MIN_MEAN_COSINE

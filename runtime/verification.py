@@ -1,4 +1,4 @@
-"""Prove a bundle again on the machine where it lies: every file's hash, every engine's parity."""
+"""Prove a bundle again on the machine where it lies: every file's hash, every engine's parity and recorded outputs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from runtime.bundle import Bundle
 from runtime.errors import BackendError, MissingDependencyError, UnavailableError, UnknownBackendError
 from runtime.manifest import EngineRecord, GraphParity
 from runtime.opening import open_sessions
-from runtime.parity import TOLERANCES, distance_text
+from runtime.parity import distance_text
 from runtime.proving import measure_engine
+from runtime.recorded import Deviation, deviation_text, deviations, held_to_text, read_recorded
+
+NOT_RECORDED = (
+    "the bundle is of an older edgevis, which recorded no outputs of this engine: it was held to the tolerance of its "
+    "precision alone, within which a faulty engine may lie; build the bundle again"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +29,8 @@ class EngineCheck:
         status: ``passed``, ``failed``, or ``not run`` where the machine lacks its backend, package or device.
         tolerance: What it was held to.
         graphs: The measured distance of each graph from the PyTorch outputs in ``golden.npz``.
-        reason: Why it failed or was not run.
+        reason: Why it failed or was not run, or what it could not be held to.
+        recorded: How far its outputs are from those that the build recorded; empty where it recorded none.
     """
 
     engine: str
@@ -31,6 +38,7 @@ class EngineCheck:
     tolerance: str
     graphs: tuple[GraphParity, ...] = ()
     reason: str = ""
+    recorded: tuple[Deviation, ...] = ()
 
 
 def verify_bundle(bundle: Bundle) -> list[EngineCheck]:
@@ -45,23 +53,28 @@ def verify_bundle(bundle: Bundle) -> list[EngineCheck]:
 
 
 def _check(bundle: Bundle, record: EngineRecord, golden: dict[str, Array]) -> EngineCheck:
-    tolerance = TOLERANCES[record.precision]
+    held_to = held_to_text(record)
     try:
         sessions = open_sessions(bundle, record, threads=None)
     except (MissingDependencyError, UnavailableError, UnknownBackendError) as error:
-        return EngineCheck(record.name, "not run", str(tolerance), reason=str(error))
+        return EngineCheck(record.name, "not run", held_to, reason=str(error))
     except BackendError as error:
-        return EngineCheck(record.name, "failed", str(tolerance), reason=str(error))
+        return EngineCheck(record.name, "failed", held_to, reason=str(error))
     try:
         measured = measure_engine(sessions, record.precision, golden, machine="")
+        known = read_recorded(bundle, record)
+        apart = () if known is None else deviations(record, sessions, golden, known)
     except BackendError as error:
-        return EngineCheck(record.name, "failed", str(tolerance), reason=str(error))
+        return EngineCheck(record.name, "failed", held_to, reason=str(error))
     finally:
         for session in sessions.values():
             session.close()
-    reason = "; ".join(f"graph {parity.graph!r}: {_distance(parity)}" for parity in measured.beyond)
-    status = "passed" if measured.proof.passed else "failed"
-    return EngineCheck(record.name, status, str(tolerance), measured.proof.graphs, reason)
+    reasons = [f"graph {parity.graph!r}: {_distance(parity)}" for parity in measured.beyond]
+    reasons += [deviation_text(deviation) for deviation in apart if not deviation.holds]
+    status = "failed" if reasons else "passed"
+    if record.precision != "fp32" and known is None:
+        reasons.append(NOT_RECORDED)
+    return EngineCheck(record.name, status, held_to, measured.proof.graphs, "; ".join(reasons), apart)
 
 
 def _distance(parity: GraphParity) -> str:

@@ -1,0 +1,254 @@
+"""Whether a compiled engine computes what its graph says, and what of its outputs is kept for those who open it later.
+
+The parity gate bounds what is lost against PyTorch; within that bound a compiler's fault hides behind what rounding
+costs anyhow. So an engine whose precision rounds is compared with two runs of the graph it was compiled from:
+
+- what the INT8 search saw: the same graph in the same engine, on all verification images. Nothing but the order of
+  summation may differ, and how far that carries is measured: other thread counts and batch sizes, and inputs that
+  differ by a rounding error;
+- an independent run of the graph, node by node, on the golden images. Engines fuse, and so round in other places: the
+  interval is what the graph itself loses to PyTorch. For BF16 and FP16 the graph is the float one with its products
+  rounded, see :mod:`export.rounding`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+
+from export.reference import golden_rows
+from export.rounding import rounded_graph
+from export.stand_in import StandIn
+from runtime.arrays import Array, write_arrays
+from runtime.files import scratch_folder
+from runtime.machine import environment
+from runtime.manifest import EngineRecord, OutputRecord, OutputsRecord
+from runtime.parity import BATCH_SIZES, golden_feeds, run_in_batches
+from runtime.recorded import FILE, allowed, difference
+from runtime.session import Session
+from runtime.spec import Deployment, Graph, Precision
+
+Sessions = Mapping[str, Session]
+Outputs = Mapping[str, Array]
+
+# Engines fuse what an independent run does one by one; the rounding that they save or add is of the size of that
+# which the graph itself does.
+_INDEPENDENT = 3.0
+# How far summation in another order carries is measured on this many inputs that differ by a relative 1e-6.
+_DRAWS = 6
+_ROUNDING = 1e-6
+# The rows of recorded.npz; a row of support features is tens of megabytes.
+_MAX_RECORDED_BYTES = 16 << 20
+
+THREADS = (1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came out for one engine.
+
+    Attributes:
+        record: With what was recorded of it.
+        arrays: For ``recorded.npz``.
+        complaints: A sentence for each output in which engine and graph disagree.
+    """
+
+    record: EngineRecord
+    arrays: Outputs = field(default_factory=dict)
+    complaints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Agreement:
+    """What engines are compared with.
+
+    Attributes:
+        graphs: Backend and precision to the graphs that the engine was compiled from, before any cast to float16.
+        searched: Backend to ``GRAPH/OUTPUT``: what the search's INT8 engine gave for all rows of the reference.
+        autocast: The precisions whose graphs were cast to float16 afterwards.
+        deployment: The model's graphs.
+        reference: Real inputs and PyTorch's outputs.
+    """
+
+    graphs: Mapping[tuple[str, Precision], Mapping[str, ModelProto]]
+    searched: Mapping[str, Outputs]
+    autocast: Collection[Precision]
+    deployment: Deployment
+    reference: Mapping[str, Array]
+
+    def check(
+        self,
+        record: EngineRecord,
+        sessions: Sessions,
+        outputs: Outputs,
+        *,
+        reopen: Callable[[int], Sessions] | None,
+    ) -> Outcome:
+        """Compare an engine with its graph, and measure what it may differ from its own outputs by.
+
+        Args:
+            record: The engine.
+            sessions: The open engine, or what stands in for it.
+            outputs: ``GRAPH/OUTPUT`` for all rows of the reference.
+            reopen: Opens it with that many threads; None for what stands in.
+        """
+        key = (record.backend, record.precision)
+        if record.precision == "fp32" or key not in self.graphs:
+            return Outcome(record)
+        rows = golden_rows(self.deployment)
+        golden = {name: array[:rows] for name, array in self.reference.items()}
+        golden |= {name: self.reference[name] for name in _unbatched(self.deployment)}
+        own = {name: array[:rows] for name, array in outputs.items()}
+        variation = self._variation(sessions, own, golden, reopen)
+        complaints: list[str] = []
+        measured: list[OutputRecord] = []
+        arrays: dict[str, Array] = {}
+        kept = self._recorded_rows(rows)
+        for graph in self.deployment.graphs:
+            independent, noise = self._independent(record, graph, golden)
+            for tensor in graph.outputs:
+                name = f"{graph.name}/{tensor.name}"
+                found = own[name]
+                kernels = difference(independent[tensor.name], found)
+                bound = (
+                    _INDEPENDENT * max(variation[name], noise[tensor.name]) + FLOOR + 4 * math.sqrt(graph.max_flipped)
+                )
+                if not kernels <= bound:
+                    complaints.append(_disagree(record, name, "an independent run of its graph", kernels, bound))
+                if reopen is None:
+                    # Of a device's kernels nothing can be measured here but what rounding costs its graph.
+                    kernels = max(kernels, noise[tensor.name], difference(golden[name], found))
+                item = OutputRecord(name, _finite(variation[name]), _finite(kernels))
+                known = self.searched.get(record.backend, {}) if record.precision == "int8" else {}
+                if name in known and reopen is not None:
+                    apart = difference(known[name], outputs[name])
+                    within = allowed(item, same_kernels=True, flipped=graph.max_flipped)
+                    if not apart <= within:
+                        complaints.append(
+                            _disagree(record, name, "the search's engine of the same graph", apart, within)
+                        )
+                measured.append(item)
+                arrays[f"{record.name}/{name}"] = found[:kept] if tensor.batched else found
+        where = {} if reopen is None else environment(record.backend)
+        recorded = OutputsRecord(record.name, where, tuple(measured))
+        return Outcome(replace(record, recorded=recorded), arrays, tuple(complaints))
+
+    def _variation(
+        self, sessions: Sessions, own: Outputs, golden: Mapping[str, Array], reopen: Callable[[int], Sessions] | None
+    ) -> dict[str, float]:
+        """How far right runs of the engine lie apart, for each output."""
+        worst = dict.fromkeys(own, 0.0)
+
+        def note(graph: Graph, session: Session, inputs: Mapping[str, Array], size: int) -> None:
+            made = run_in_batches(session, graph, inputs, size=size, rows=_rows(graph, inputs))
+            for name, array in made.items():
+                key = f"{graph.name}/{name}"
+                worst[key] = max(worst[key], difference(own[key], array))
+
+        random = np.random.default_rng(0)
+        for session in sessions.values():
+            graph = session.graph
+            inputs, _ = golden_feeds(golden, graph)
+            for size in BATCH_SIZES[:-1]:
+                note(graph, session, inputs, min(size, _rows(graph, inputs)))
+            for _ in range(_DRAWS):
+                note(graph, session, _nudged(inputs, random), max(BATCH_SIZES))
+        for threads in THREADS if reopen is not None else ():
+            others = reopen(threads)  # type: ignore[misc]
+            try:
+                for session in others.values():
+                    inputs, _ = golden_feeds(golden, session.graph)
+                    for size in (1, max(BATCH_SIZES)):
+                        note(session.graph, session, inputs, size)
+            finally:
+                for session in others.values():
+                    session.close()
+        return worst
+
+    def _independent(
+        self, record: EngineRecord, graph: Graph, golden: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, float]]:
+        """A graph's outputs for the golden rows, run node by node, and what its rounding costs each of them."""
+        model = self.graphs[record.backend, record.precision][graph.name]
+        _, wanted = golden_feeds(golden, graph)
+        if record.precision == "int8":
+            made = _run(model, graph, golden)
+            if record.precision not in self.autocast:
+                return made, {name: difference(wanted[name], array) for name, array in made.items()}
+            half = _run(rounded_graph(model, "fp16"), graph, golden)
+            return made, {name: difference(array, half[name]) for name, array in made.items()}
+        made = _run(rounded_graph(model, "bf16" if record.precision == "bf16" else "fp16"), graph, golden)
+        return made, {name: difference(wanted[name], array) for name, array in made.items()}
+
+    def _recorded_rows(self, rows: int) -> int:
+        """How many rows of an engine's outputs are kept."""
+        sizes = [
+            4 * math.prod(size for size in tensor.shape[1:] if not isinstance(size, str))
+            for graph in self.deployment.graphs
+            for tensor in graph.outputs
+            if tensor.batched
+        ]
+        return max(1, min(rows, _MAX_RECORDED_BYTES // max(sum(sizes), 1)))
+
+
+def write_recorded(engines: Sequence[EngineRecord], arrays: Mapping[str, Array], folder: Path) -> None:
+    """Write the recorded outputs of those engines that are in the bundle; no file where nothing was recorded."""
+    named = {record.recorded.engine for record in engines if record.recorded is not None}
+    kept = {name: array for name, array in arrays.items() if name.partition("/")[0] in named}
+    if kept:
+        write_arrays(folder / FILE, kept)
+
+
+def _run(model: ModelProto, graph: Graph, golden: Mapping[str, Array]) -> dict[str, Array]:
+    inputs, _ = golden_feeds(golden, graph)
+    with scratch_folder("edgevis-graph-") as folder:
+        path = Path(folder, f"{graph.name}.onnx")
+        onnx.save(model, path)
+        engine = StandIn(path, exact=True)
+    session = Session(engine, graph, max_batch=max(BATCH_SIZES))
+    try:
+        return run_in_batches(session, graph, inputs, size=max(BATCH_SIZES), rows=_rows(graph, inputs))
+    finally:
+        session.close()
+
+
+def _rows(graph: Graph, inputs: Mapping[str, Array]) -> int:
+    return min((len(inputs[tensor.name]) for tensor in graph.inputs if tensor.batched), default=1)
+
+
+def _nudged(inputs: Mapping[str, Array], random: np.random.Generator) -> dict[str, Array]:
+    """Inputs that differ by a rounding error; zeros, and so masks, stay."""
+    return {
+        name: array * (1 + _ROUNDING * random.standard_normal(array.shape)).astype(array.dtype)
+        if array.dtype.kind == "f"
+        else array
+        for name, array in inputs.items()
+    }
+
+
+def _unbatched(deployment: Deployment) -> Sequence[str]:
+    return [
+        f"{graph.name}/{tensor.name}"
+        for graph in deployment.graphs
+        for tensor in (*graph.inputs, *graph.outputs)
+        if not tensor.batched
+    ]
+
+
+def _finite(value: float) -> float:
+    """JSON has no infinity; an engine that makes NaN is refused anyhow."""
+    return value if math.isfinite(value) else 1e30
+
+
+def _disagree(record: EngineRecord, output: str, other: str, apart: float, within: float) -> str:
+    return (
+        f"the engine {record.name} and its graph disagree: {output} is {apart:.2e} from {other}; right runs lie within "
+        f"{within:.2e}. The compiler, or the file that it wrote, is at fault, and other images to calibrate on are no "
+        f"cure: leave {record.precision} out of --precision, or use other versions of the tools"
+    )

@@ -1,0 +1,55 @@
+"""Whether the images can show what INT8 loses: a measure that no engine could fail proves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from calibration.drop import decisions_of
+from runtime.arrays import Array
+from runtime.errors import InputError
+from runtime.spec import Deployment, Precision
+
+
+def unmeasurable_text(deployment: Deployment, reference: Mapping[str, Array]) -> str:
+    """Why nothing can be measured on these images; empty where it can.
+
+    Args:
+        deployment: The model's graphs.
+        reference: ``GRAPH/OUTPUT``: PyTorch's outputs for the images that verify.
+    """
+    for graph in deployment.graphs:
+        own = {tensor.name: reference[f"{graph.name}/{tensor.name}"] for tensor in graph.outputs}
+        decisions = decisions_of(graph, reference, own)
+        if decisions is not None and not decisions.measurable:
+            return (
+                f"the model hardly tells these images apart: an engine whose outputs say nothing of the image would "
+                f"reach a {decisions.metric} of {decisions.chance:.2f}, so that no figure here shows what INT8 loses"
+            )
+    return ""
+
+
+def without_int8(
+    precisions: Sequence[Precision], reason: str, *, max_drop: float, warn: Callable[[str], None]
+) -> tuple[Precision, ...]:
+    """The precisions that are built although INT8 cannot be measured.
+
+    Args:
+        precisions: What was wanted.
+        reason: Why it cannot.
+        max_drop: 1 asks for no measure: INT8 is built, and does not count as passed.
+        warn: Told of what becomes of it.
+
+    Raises:
+        InputError: Nothing would be left.
+    """
+    cure = "give images as the model will see them, of different persons or things, with --calibration-data"
+    if max_drop >= 1:
+        warn(f"INT8 is not measurable: {reason}. It is built, because --max-drop 1 asks for no measure; {cure}")
+        return tuple(precisions)
+    left = tuple(precision for precision in precisions if precision != "int8")
+    if not left:
+        raise InputError(f"INT8 is not measurable: {reason}; {cure}, or accept it unmeasured with --max-drop 1")
+    warn(
+        f"INT8 is not measurable: {reason}. It is not in the bundle; {cure}, or accept it unmeasured with --max-drop 1"
+    )
+    return left
