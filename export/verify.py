@@ -52,6 +52,7 @@ def prove_engines(
     optional: Container[Precision] = (),
     stand_ins: Mapping[str, Mapping[str, Path]] = NO_STAND_INS,
     agreement: Agreement | None = None,
+    threads: int | None = None,
 ) -> Proved:
     """The records with their proofs, latencies and whether they share enrolments with the FP32 model.
 
@@ -66,6 +67,7 @@ def prove_engines(
         stand_ins: For those engines that cannot run here, by their names: graph name to the ONNX file that it is made
             of. These are run by ONNX Runtime on the processor, and held to the same tolerance.
         agreement: What engines are compared with besides PyTorch: the graphs that they were compiled from.
+        threads: CPU threads for the engines; None leaves the choice to the vendor.
 
     Raises:
         ParityError: An engine is further from the PyTorch model than its precision allows, or does not compute what
@@ -79,7 +81,7 @@ def prove_engines(
             if record.name in stand_ins:
                 sessions = _open_stand_in(stand_ins[record.name], deployment)
             else:
-                sessions = open_graphs(record, deployment, lambda file: bundle / file, threads=None)
+                sessions = open_graphs(record, deployment, lambda file: bundle / file, threads=threads)
             opened[record.name] = sessions
             for session in sessions.values():
                 stack.callback(session.close)

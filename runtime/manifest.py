@@ -108,8 +108,7 @@ class OutputRecord:
 
     Attributes:
         output: ``GRAPH/OUTPUT``.
-        variation: The largest difference between runs with several thread counts and batch sizes, and with inputs that
-            differ by a rounding error.
+        variation: The largest difference between runs with several thread counts and batch sizes.
         kernels: The difference to an independent run of the graph that the engine is made of.
     """
 

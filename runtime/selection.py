@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from runtime import backends
-from runtime.bundle import Bundle
+from runtime.bundle import GOLDEN, Bundle
 from runtime.errors import (
     BackendError,
     EngineError,
@@ -20,8 +20,13 @@ from runtime.errors import (
 from runtime.finishing import can_finish, finish_engine, unfinished, with_local_proof
 from runtime.manifest import EngineRecord
 from runtime.opening import open_sessions
+from runtime.recorded import deviation_text, deviations, read_recorded
 from runtime.session import Session
 from runtime.spec import Precision
+
+# Up to here reading the golden inputs takes a few milliseconds, beside the hundreds that opening an engine takes.
+_CHEAP_BYTES = 16 << 20
+_ONE_ROW = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,9 @@ def open_best(bundle: Bundle, *, backend: str, device: str, precision: str | Non
     where the build says that they share enrolments with it. Among them the one that was fastest when it was built
     wins. What was measured on this machine of an engine that only runs here counts as if the build had measured it;
     if it has not been, it is when the engine is the next best one. An engine that needs a backend, a package or a
-    device that is not here is passed over; one that should open and does not is passed over with a warning.
+    device that is not here is passed over; one that should open and does not is passed over with a warning, and so is
+    one that does not give what it gave when it was built, see :mod:`runtime.recorded`. Where no other fits the
+    arguments, that one is opened, with a warning.
 
     Raises:
         UnknownBackendError: No engine of the bundle fits the arguments; the message lists those it has.
@@ -64,6 +71,10 @@ def open_best(bundle: Bundle, *, backend: str, device: str, precision: str | Non
                 if not record.proved and len(candidates) > 1:
                     raise EngineError("it does not compute what was trained; `edgevis verify` shows how far it is off")
             sessions = open_sessions(bundle, record, threads=threads)
+            doubt = _unlike_recorded(bundle, record, sessions)
+            if doubt and len(candidates) > 1:
+                _close(sessions)
+                raise EngineError(doubt)
         except (MissingDependencyError, UnavailableError, UnknownBackendError) as error:
             skipped.append(f"{record.name}: {error}")
             last = error
@@ -74,12 +85,45 @@ def open_best(bundle: Bundle, *, backend: str, device: str, precision: str | Non
                 f"{bundle.path.name}: the engine {record.name} did not open: {error}", RuntimeWarning, stacklevel=3
             )
         else:
+            if doubt:
+                warnings.warn(f"{bundle.path.name}: the engine {record.name}: {doubt}", RuntimeWarning, stacklevel=3)
             measured_here = record not in bundle.manifest.engines
             why = _why(record, candidates, skipped, measured_here=measured_here) + _waiting(bundle, record)
             return Opened(record, sessions, why, tuple(skipped))
     if last is None or len(candidates) == 1:
         raise last or UnknownBackendError(f"{bundle.path} holds no engine")
     raise type(last)(f"{bundle.path}: no engine can be opened here:\n  " + "\n  ".join(skipped)) from last
+
+
+def _unlike_recorded(bundle: Bundle, record: EngineRecord, sessions: Mapping[str, Session]) -> str:
+    """Why an engine is not what was recorded of it, by one image; empty where it is, or where that is not cheap.
+
+    Old processors show why this is needed: without VNNI, OpenVINO's INT8 kernels cut sums off at 16 bits, and OSNet
+    x0.25's embeddings, recorded with it, had a mean cosine of 0.84 (2026.4).
+    """
+    golden = bundle.manifest.files.get(GOLDEN)
+    if record.recorded is None or golden is None or golden.size_bytes > _CHEAP_BYTES:
+        return ""
+    try:
+        recorded = read_recorded(bundle, record)
+        assert recorded is not None  # noqa: S101 - the record says that there is one
+        found = deviations(record, sessions, bundle.golden(), recorded, batch_sizes=(1,), rows=1)
+    except BaseException:
+        _close(sessions)
+        raise
+    # One row lies further from the mean than the mean of all does.
+    wrong = [item for item in found if not item.difference <= _ONE_ROW * item.allowed]
+    if not wrong:
+        return ""
+    return (
+        f"it does not give here what it gave when it was built: {deviation_text(wrong[0])}; `edgevis verify` shows "
+        "more: open the bundle with another backend= or precision="
+    )
+
+
+def _close(sessions: Mapping[str, Session]) -> None:
+    for session in sessions.values():
+        session.close()
 
 
 def _candidates(bundle: Bundle, backend: str, device: str, precision: str | None) -> list[EngineRecord]:

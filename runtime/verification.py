@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runtime.arrays import Array
@@ -10,7 +11,7 @@ from runtime.bundle import Bundle
 from runtime.errors import BackendError, MissingDependencyError, UnavailableError, UnknownBackendError
 from runtime.manifest import EngineRecord, GraphParity
 from runtime.opening import open_sessions
-from runtime.parity import distance_text
+from runtime.parity import BATCH_SIZES, distance_text
 from runtime.proving import measure_engine
 from runtime.recorded import Deviation, deviation_text, deviations, held_to_text, read_recorded
 
@@ -41,21 +42,30 @@ class EngineCheck:
     recorded: tuple[Deviation, ...] = ()
 
 
-def verify_bundle(bundle: Bundle) -> list[EngineCheck]:
+def verify_bundle(
+    bundle: Bundle, *, threads: int | None = None, batch_sizes: Sequence[int] = BATCH_SIZES
+) -> list[EngineCheck]:
     """Check all files of a bundle, then run each of its engines on the golden inputs.
+
+    Args:
+        bundle: The bundle.
+        threads: CPU threads for the engines; None leaves the choice to the vendor.
+        batch_sizes: What the recorded outputs are compared at.
 
     Raises:
         IntegrityError: A file is missing or altered.
     """
     bundle.verify_files()
     golden = bundle.golden()
-    return [_check(bundle, record, golden) for record in bundle.manifest.engines]
+    return [_check(bundle, record, golden, threads, batch_sizes) for record in bundle.manifest.engines]
 
 
-def _check(bundle: Bundle, record: EngineRecord, golden: dict[str, Array]) -> EngineCheck:
+def _check(
+    bundle: Bundle, record: EngineRecord, golden: dict[str, Array], threads: int | None, batch_sizes: Sequence[int]
+) -> EngineCheck:
     held_to = held_to_text(record)
     try:
-        sessions = open_sessions(bundle, record, threads=None)
+        sessions = open_sessions(bundle, record, threads=threads)
     except (MissingDependencyError, UnavailableError, UnknownBackendError) as error:
         return EngineCheck(record.name, "not run", held_to, reason=str(error))
     except BackendError as error:
@@ -63,7 +73,7 @@ def _check(bundle: Bundle, record: EngineRecord, golden: dict[str, Array]) -> En
     try:
         measured = measure_engine(sessions, record.precision, golden, machine="")
         known = read_recorded(bundle, record)
-        apart = () if known is None else deviations(record, sessions, golden, known)
+        apart = () if known is None else deviations(record, sessions, golden, known, batch_sizes=batch_sizes)
     except BackendError as error:
         return EngineCheck(record.name, "failed", held_to, reason=str(error))
     finally:

@@ -217,9 +217,9 @@ def test_a_graph_that_computes_something_else_fails_the_build(
         "advance": lambda done, total: None,
         "stand_ins": {record.name: {"embed": graph}},
     }
-    ((proved,), refused) = prove_engines([record], **arguments)
-    assert proved.graph_proof is not None
-    assert not refused
+    proved = prove_engines([record], **arguments)
+    assert proved.engines[0].graph_proof is not None
+    assert not proved.refused
     model = onnx.load(graph)
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 4:

@@ -60,11 +60,11 @@ def compiled(
 
 
 def prove(records: list[EngineRecord], folder: Path, reference: dict[str, Array]) -> tuple[EngineRecord, ...]:
-    proved, refused = prove_engines(
+    proved = prove_engines(
         records, bundle=folder, deployment=DEPLOYMENT, reference=reference, advance=lambda done, total: None
     )
-    assert not refused
-    return proved
+    assert not proved.refused
+    return proved.engines
 
 
 def test_engines_that_are_right(
@@ -72,13 +72,13 @@ def test_engines_that_are_right(
 ) -> None:
     records = compiled(tmp_path, models, precisions=("fp32", "int8"))
     steps: list[tuple[int, int]] = []
-    proved, _ = prove_engines(
+    proved = prove_engines(
         records,
         bundle=tmp_path,
         deployment=DEPLOYMENT,
         reference=reference,
         advance=lambda done, total: steps.append((done, total)),
-    )
+    ).engines
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [record.name for record in proved] == [record.name for record in records]
     for record in proved:
@@ -187,9 +187,9 @@ def test_without_an_embedding_nothing_is_shared(
     assert embedding_output(deployment) is None
     records = compiled(tmp_path, (model, models[1]))[:1]
     renamed = {"embed/image": reference["embed/image"], "embed/logits": reference["embed/embedding"]}
-    (proved,), _ = prove_engines(
+    (proved,) = prove_engines(
         records, bundle=tmp_path, deployment=deployment, reference=renamed, advance=lambda done, total: None
-    )
+    ).engines
     assert proved.proved
     assert proved.proof is not None
     assert proved.proof.decisions is None

@@ -1,4 +1,4 @@
-"""Prove a bundle on this machine: every file's hash, and every engine against the PyTorch outputs it carries."""
+"""Prove a bundle here: every file's hash, every engine against PyTorch's outputs and against its own recorded ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"bundle": str(bundle.path), "passed": passed, "engines": to_json(checks)})
     else:
         print(f"{len(bundle.manifest.files)} files are as the manifest says")
-        print(text_table(("engine", "status", *DISTANCE_HEADERS, "held to"), [_row(check) for check in checks]))
+        print(
+            text_table(
+                ("engine", "status", *DISTANCE_HEADERS, "from recorded", "held to"), [_row(check) for check in checks]
+            )
+        )
         for check in checks:
             if check.reason:
                 print(f"{check.engine} {check.status}: {check.reason}")
@@ -32,4 +36,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _row(check: EngineCheck) -> tuple[str, ...]:
-    return (check.engine, check.status, *distance_cells(check.graphs), check.tolerance)
+    apart = f"{max(item.difference for item in check.recorded):.1e}" if check.recorded else "–"
+    return (check.engine, check.status, *distance_cells(check.graphs), apart, check.tolerance)
