@@ -294,13 +294,16 @@ def test_an_engine_that_is_not_what_was_recorded_is_passed_over(bundle: Bundle, 
             engine["shares_enrolments"] = True
             engine["latency_ms"] = 0.1 if engine["precision"] == "int8" and engine["backend"] == "onnxruntime" else 5.0
     assert (copy / MANIFEST).exists()
-    with pytest.warns(RuntimeWarning, match="does not give here what it gave when it was built"), Predictor(copy) as p:
-        assert (p.info.backend, p.info.precision) != ("onnxruntime", "int8")
-    arguments = {"backend": "onnxruntime", "precision": "int8"}
-    with pytest.warns(RuntimeWarning, match="does not give here what it gave"), Predictor(copy, **arguments) as p:
-        assert p.info.precision == "int8"
-    with Predictor(bundle.path, **arguments) as p:
-        assert p.info.precision == "int8"
+    with pytest.warns(RuntimeWarning, match="does not give here what it gave when it was built"):
+        predictor = Predictor(copy)
+    with predictor:
+        assert (predictor.info.backend, predictor.info.precision) != ("onnxruntime", "int8")
+    with pytest.warns(RuntimeWarning, match="does not give here what it gave"):
+        predictor = Predictor(copy, backend="onnxruntime", precision="int8")
+    with predictor:
+        assert predictor.info.precision == "int8"
+    with Predictor(bundle.path, backend="onnxruntime", precision="int8") as right:
+        assert right.info.precision == "int8"
 
 
 def test_prove_engines_needs_no_agreement(bundle: Bundle) -> None:
