@@ -18,6 +18,7 @@ from calibration.quantize import Recipe
 from calibration.samples import SampleSet, samples_from_photographs, split
 from edgevis import EdgevisError, models
 from edgevis.metrics import reid_ranking
+from edgevis.origin import read_origin
 from export import compilers, int8
 from export.agreement import Agreement, write_recorded
 from export.autocast import half_from_float
@@ -47,7 +48,7 @@ class Kind:
 
     Attributes:
         model: A name in :mod:`edgevis.models`.
-        options: The model's.
+        options: The model's, besides those that the weights which ship were trained with.
         engines: Backend and precision; ``tensorrt`` is a graph that ONNX Runtime runs in the engine's place.
         samples: Photographs' crops, half to calibrate and half to verify.
         layers: Whether the search may put layers back to float, as a build does; that takes minutes.
@@ -68,9 +69,9 @@ _CPU: tuple[tuple[str, Precision], ...] = (
     ("openvino", "int8"),
 )
 SUBJECTS: Mapping[str, Kind] = {
-    "osnet-x0-25": Kind("osnet-x0-25", {}, (*_CPU, (GPU, "fp16"), (GPU, "int8")), samples=128, layers=True),
     "enet": Kind("enet", {"side": 64}, (*_CPU, (GPU, "fp16"), (GPU, "int8")), samples=32),
-    "hsnet-hm": Kind("hsnet-hm", {"width": 4, "side": 129}, _CPU, samples=32),
+    "osnet-x0-25": Kind("osnet-x0-25", {}, (*_CPU, (GPU, "fp16"), (GPU, "int8")), samples=128, layers=True),
+    "hsnet-hm": Kind("hsnet-hm", {}, _CPU, samples=32),
     "afl-net": Kind("afl-net", {}, (("onnxruntime", "int8"), ("openvino", "int8")), samples=32),
 }
 
@@ -220,10 +221,12 @@ def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
     """
     kind = SUBJECTS[name]
     entry = models.entry(kind.model)
+    weights = models.shipped_weights(entry, kind.options)
+    origin = None if weights is None else read_origin(weights)
+    options = {**({} if origin is None else origin.options), **kind.options}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = models.module_from(entry, kind.options)
-    weights = models.shipped_weights(entry, kind.options)
+        module = models.module_from(entry, options)
     if weights is not None:
         models.load_weights(module, weights)
     deployment = models.deployment_of(entry, module)
