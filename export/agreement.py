@@ -26,7 +26,7 @@ from export.stand_in import StandIn
 from runtime.arrays import Array, write_arrays
 from runtime.files import scratch_folder
 from runtime.machine import environment
-from runtime.manifest import EngineRecord, OutputRecord, OutputsRecord
+from runtime.manifest import MAX_DIFFERENCE, EngineRecord, OutputRecord, OutputsRecord
 from runtime.parity import BATCH_SIZES, golden_feeds, run_in_batches
 from runtime.recorded import FILE, allowed, difference, floor_of
 from runtime.session import Session
@@ -224,8 +224,8 @@ def _unbatched(deployment: Deployment) -> Sequence[str]:
 
 
 def _finite(value: float) -> float:
-    """JSON has no infinity; an engine that makes NaN is refused anyhow."""
-    return value if math.isfinite(value) else 1e30
+    """What a manifest can hold; an engine that differs by more is refused anyhow."""
+    return min(value, MAX_DIFFERENCE) if not math.isnan(value) else MAX_DIFFERENCE
 
 
 def _disagree(record: EngineRecord, output: str, other: str, apart: float, within: float) -> str:

@@ -17,6 +17,9 @@ MAX_MANIFEST_BYTES = 4 << 20
 MOST_CHANCE = 0.5
 """With a larger :attr:`Decisions.chance` an agreement says nothing of an engine."""
 
+MAX_DIFFERENCE = 4.0
+"""Right runs of one engine lie closer than this, whatever they round: outputs that point elsewhere differ by 1.4."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -115,6 +118,13 @@ class OutputRecord:
     output: str
     variation: float
     kernels: float
+
+    def __post_init__(self) -> None:
+        for name in ("variation", "kernels"):
+            if not 0 <= getattr(self, name) <= MAX_DIFFERENCE:
+                raise SchemaError(
+                    f"recorded output {self.output!r}: {name} is {getattr(self, name)!r}, allowed 0..{MAX_DIFFERENCE:g}"
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,7 @@ def test_files_are_where_the_design_says(built: tuple[Bundle, Recorder]) -> None
         "engines/openvino-int8/embed.xml",
         "golden.npz",
         "graphs/embed.onnx",
+        "recorded.npz",
     ]
 
 
