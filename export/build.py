@@ -97,9 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_share,
         default=DEFAULT_MAX_DROP,
         help="what INT8 may lose: the share of decisions that differ from the float model's, and 1 - mean cosine of "
-        "what the graphs make. The most harmful layers go back to float until it holds; 1 leaves all in INT8, and keeps "
-        "it where the images cannot show what it loses "
-        "(default: %(default)s)",
+        "what the graphs make. The most harmful layers go back to float until it holds; 1 leaves all in INT8, "
+        "and keeps it where the images cannot show what it loses (default: %(default)s)",
     )
     parser.add_argument(
         "--cache",
