@@ -18,12 +18,14 @@ from calibration.quantize import Recipe
 from calibration.samples import SampleSet, samples_from_photographs, split
 from edgevis import EdgevisError, models
 from edgevis.metrics import reid_ranking
+from edgevis.open_set.sidecar import weights_digest
 from edgevis.origin import read_origin
 from export import compilers, int8
 from export.agreement import Agreement, write_recorded
 from export.autocast import half_from_float
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
+from export.pipeline import encoder_identity
 from export.reference import calibration_feeds, golden_of, needs_masks, reference_of
 from export.stand_in import StandIn
 from export.verify import prove_engines
@@ -229,6 +231,7 @@ def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
         module = models.module_from(entry, options)
     if weights is not None:
         models.load_weights(module, weights)
+    digest = weights_digest(module)
     deployment = models.deployment_of(entry, module)
     calibrate, verify = split(_samples(deployment, kind.samples))
     reference = reference_of(module, deployment, verify, lambda done, total: None)
@@ -284,7 +287,8 @@ def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
         )
         write_recorded(proved.engines, proved.recorded, work)
         return Manifest(
-            name, kind.model, "cpu", deployment, "0" * 64, Weights(weights is not None, "", "0" * 64),
+            name, kind.model, "cpu", deployment, encoder_identity(kind.model, deployment, digest),
+            Weights(weights is not None, "", digest),
             models.parameters(module), proved.engines, {},
         )  # fmt: skip
 
