@@ -34,8 +34,7 @@ from tiny_models import DEPLOYMENT, pictures, tiny_entry, tiny_net, write_pictur
 
 pytestmark = [pytest.mark.torch, needs_openvino]
 
-BACKENDS = ("onnxruntime", "openvino")
-KINDS = ("scale x1/4", "weights x2", "weights shuffled", "weights zeroed", "bias negated")
+KINDS = ("scale x1/4", "weights x2", "weights shuffled", "bias negated")
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +66,7 @@ def _place(model: ModelProto, kind: str) -> Fault:
     return places[len(places) // 2]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("backend", "kind"), [("onnxruntime", "weights shuffled"), ("openvino", "weights x2")])
 def test_a_compiler_that_does_not_compile_the_graph_stops_the_build(
     backend: str, kind: str, tmp_path: Path, folder_of_pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,12 +92,11 @@ def test_an_engine_that_was_not_named_is_left_out(
     assert any("the engine openvino-int8 and its graph disagree" in text for text in recorder.warnings)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_what_is_right_is_recorded_and_found_again(bundle: Bundle, threads: int) -> None:
+def test_what_is_right_is_recorded_and_found_again(bundle: Bundle) -> None:
     rounding = [record for record in bundle.manifest.engines if record.precision == "int8"]
     assert all(record.recorded is not None for record in rounding)
     assert FILE in bundle.manifest.files
-    for check in verify_bundle(bundle, threads=threads, batch_sizes=(1, 3, 7)):
+    for check in verify_bundle(bundle, threads=3, batch_sizes=(1, 3, 7)):
         assert check.status == "passed", check.reason
         assert not check.reason
         assert ("its recorded outputs within" in check.tolerance) == check.engine.endswith("int8")
@@ -113,9 +110,9 @@ def test_verify_finds_an_engine_that_was_exchanged(bundle: Bundle, kind: str, tm
     name = next(record for record in bundle.manifest.engines if record.name == "onnxruntime-int8").files["embed"]
     model = onnx.load(copy / name)
     replace_file(copy, name, planted(model, _place(model, kind)).SerializeToString())
-    checks = {check.engine: check for check in verify_bundle(Bundle(copy))}
-    assert checks["onnxruntime-int8"].status == "failed"
-    assert checks["openvino-int8"].status == "passed"
+    with edited_manifest(copy) as data:
+        data["engines"] = [engine for engine in data["engines"] if engine["backend"] == "onnxruntime"]
+    assert [check.status for check in verify_bundle(Bundle(copy))] == ["passed", "failed"]
 
 
 def test_bundles_of_before_are_held_to_the_tolerance_and_say_so(bundle: Bundle, tmp_path: Path) -> None:
@@ -149,8 +146,8 @@ def test_rounded_graphs_lose_what_their_type_loses(bundle: Bundle, precision: st
 
 
 @pytest.mark.parametrize("target", targets.names())
-@pytest.mark.parametrize("max_drop", [0.0, 0.5])
-def test_a_builds_whole_summary(target: str, max_drop: float, tmp_path: Path, folder_of_pictures: Path) -> None:
+def test_a_builds_whole_summary(target: str, tmp_path: Path, folder_of_pictures: Path) -> None:
+    """INT8 that misses what it may lose, on targets whose engines are timed here and on those whose are not."""
     if target == "rtx":
         pytest.importorskip("tensorrt_rtx_bindings")
     request = Request(
@@ -159,16 +156,12 @@ def test_a_builds_whole_summary(target: str, max_drop: float, tmp_path: Path, fo
         target=target,
         precisions=("int8", "fp32"),
         calibration_data=folder_of_pictures,
-        max_drop=max_drop,
+        max_drop=0.0,
     )
     manifest = build_bundle(request, Recorder()).manifest
-    text = summary_text(manifest.candidates)
     assert _table(manifest.engines)
     assert measured_text(manifest)
-    if max_drop == 0.0:
-        assert text.startswith("no INT8 engine passes; the f")
-    else:
-        assert "no INT8" not in text
+    assert summary_text(manifest.candidates).startswith("no INT8 engine passes; the f")
 
 
 @pytest.mark.parametrize(
