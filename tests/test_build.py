@@ -93,7 +93,9 @@ def test_stages_come_in_order(built: tuple[Bundle, Recorder]) -> None:
         "parity",
     ]
     assert list(recorder.details) == recorder.stages
-    assert not recorder.warnings
+    # The tiny model's statistics are drawn at random: no images are like those of its training.
+    (warning,) = recorder.warnings
+    assert warning.startswith("the calibration images are unlike")
 
 
 def test_manifest_says_what_was_built(built: tuple[Bundle, Recorder]) -> None:
