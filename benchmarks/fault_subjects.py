@@ -16,6 +16,7 @@ from benchmarks.fault_kinds import inlined
 from benchmarks.reid import Split, read_split
 from calibration.quantize import Recipe
 from calibration.samples import SampleSet, samples_from_photographs, split
+from calibration.sensitivity import LayerSensitivity
 from edgevis import EdgevisError, models
 from edgevis.metrics import reid_ranking
 from edgevis.open_set.sidecar import weights_digest
@@ -318,7 +319,7 @@ def _searched(
         key=lambda graph, digest: (_ for _ in ()).throw(AssertionError("no cache")),
         folder=None,
     )
-    layers = ()
+    layers: tuple[LayerSensitivity, ...] = ()
     if kind.layers:
         layers = int8.sensitivities(calibrated, deployment, reference, recipe, lambda done, total: None)
     return int8.int8_graphs(

@@ -294,7 +294,7 @@ class _Runner:
 
     def _outputs(self, sessions: Mapping[str, Session]) -> dict[str, Array]:
         """``GRAPH/OUTPUT`` for all images."""
-        made = {}
+        made: dict[str, Array] = {}
         for graph in self._deployment.graphs:
             inputs, _ = golden_feeds(self._reference, graph)
             rows = min((len(inputs[tensor.name]) for tensor in graph.inputs if tensor.batched), default=1)
