@@ -103,11 +103,12 @@ def prove_engines(
                 stands_in = record.name in stand_ins
                 sessions = opened[record.name]
                 measured, outputs = _prove(record, sessions, reference, machine, complaints, stands_in=stands_in)
-                if agreement is not None and not complaints:
+                if agreement is not None:
                     reopen = partial(_reopen, record, deployment, bundle)
                     outcome = agreement.check(measured, sessions, outputs, reopen=None if stands_in else reopen)
                     measured = outcome.record
-                    complaints.extend(outcome.complaints)
+                    # An engine that is not its graph is far from PyTorch for that reason, and calibration is no cure.
+                    complaints = list(outcome.complaints) or complaints
                     arrays |= outcome.arrays if not complaints else {}
             (refused if record.precision in optional else broken).extend(complaints)
             if not complaints:
