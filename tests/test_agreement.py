@@ -14,15 +14,11 @@ from onnx import ModelProto
 import export.pipeline
 from benchmarks.fault_kinds import Fault, faults_of, planted
 from calibration.unlike import spread_ratio, unlike_text
-from export import targets
-from export.build import _table
 from export.candidates import UNMEASURABLE, summary_text
 from export.pipeline import Request, build_bundle
 from export.rounding import rounded_graph
 from export.stand_in import StandIn
-from export.verify import prove_engines
 from runtime.bundle import MANIFEST, Bundle
-from runtime.candidates import measured_text
 from runtime.errors import InputError, ParityError
 from runtime.manifest import Candidate
 from runtime.recorded import FILE
@@ -143,25 +139,6 @@ def test_rounded_graphs_lose_what_their_type_loses(bundle: Bundle, precision: st
 
 
 # --- every outcome of every target
-
-
-@pytest.mark.parametrize("target", targets.names())
-def test_a_builds_whole_summary(target: str, tmp_path: Path, folder_of_pictures: Path) -> None:
-    """INT8 that misses what it may lose, on targets whose engines are timed here and on those whose are not."""
-    if target == "rtx":
-        pytest.importorskip("tensorrt_rtx_bindings")
-    request = Request(
-        tiny_entry(deployment=replace(DEPLOYMENT, max_batch=4)),
-        tmp_path / "x.edgevis",
-        target=target,
-        precisions=("int8", "fp32"),
-        calibration_data=folder_of_pictures,
-        max_drop=0.0,
-    )
-    manifest = build_bundle(request, Recorder()).manifest
-    assert _table(manifest.engines)
-    assert measured_text(manifest)
-    assert summary_text(manifest.candidates).startswith("no INT8 engine passes; the f")
 
 
 @pytest.mark.parametrize(
@@ -297,14 +274,3 @@ def test_an_engine_that_is_not_what_was_recorded_is_passed_over(bundle: Bundle, 
         assert predictor.info.precision == "int8"
     with Predictor(bundle.path, backend="onnxruntime", precision="int8") as right:
         assert right.info.precision == "int8"
-
-
-def test_prove_engines_needs_no_agreement(bundle: Bundle) -> None:
-    """Who has engines and no graphs is told of the distance to PyTorch alone."""
-    records = [replace(record, recorded=None) for record in bundle.manifest.engines]
-    golden = bundle.golden()
-    proved = prove_engines(
-        records, bundle=bundle.path, deployment=DEPLOYMENT, reference=golden, advance=lambda done, total: None
-    )
-    assert not proved.recorded
-    assert all(record.recorded is None for record in proved.engines)

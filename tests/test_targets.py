@@ -18,13 +18,15 @@ from test_build import Recorder
 from calibration.lint import lint_quantized
 from edgevis import Predictor
 from edgevis.cli import main as edgevis
-from export import targets
+from export import build, targets
 from export.build import main
+from export.candidates import candidates_of, summary_text
 from export.pipeline import Request, build_bundle
 from export.profiles import Wanted, limited, parsed_shapes, profiles_of
 from export.targets import PlanSettings
 from export.verify import prove_engines
 from runtime.bundle import Bundle
+from runtime.candidates import measured_text
 from runtime.errors import (
     ExportError,
     InputError,
@@ -160,6 +162,33 @@ def test_datacenter_has_a_triton_repository(built: Mapping[str, tuple[Bundle, Re
         config = (bundle.path / "triton" / model / "config.pbtxt").read_text()
         assert "max_batch_size: 4" in config
     assert "triton/tiny/config.pbtxt" in bundle.manifest.files
+
+
+@pytest.mark.parametrize(
+    ("max_drop", "unopened", "text"),
+    [
+        (0.9, False, ""),
+        (-1.0, False, "no INT8 engine passes; the first that passes is tensorrt"),
+        (0.9, True, "no INT8 engine passes"),
+    ],
+)
+def test_a_builds_whole_summary_whatever_becomes_of_int8(
+    built: Mapping[str, tuple[Bundle, Recorder]], target: str, max_drop: float, unopened: bool, text: str
+) -> None:
+    """It passes, it loses too much, no engine opens; what is not timed here has no latency to be shown."""
+    manifest = bundle_of(built, target).manifest
+    candidates = candidates_of(
+        manifest.engines,
+        manifest.engines,
+        unopened={record.name: "no device" for record in manifest.engines if unopened},
+        max_drop=max_drop,
+        choose=False,
+    )
+    assert measured_text(replace(manifest, candidates=candidates))
+    assert build._table(manifest.engines)
+    if not runs_here(target, "tensorrt"):
+        assert summary_text(candidates).startswith(text)
+        assert bool(summary_text(candidates)) == bool(text)
 
 
 def test_stages(built: Mapping[str, tuple[Bundle, Recorder]]) -> None:
