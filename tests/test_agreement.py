@@ -62,17 +62,16 @@ def _place(model: ModelProto, kind: str) -> Fault:
     return places[len(places) // 2]
 
 
-@pytest.mark.parametrize(("backend", "kind"), [("onnxruntime", "weights shuffled"), ("openvino", "weights x2")])
 def test_a_compiler_that_does_not_compile_the_graph_stops_the_build(
-    backend: str, kind: str, tmp_path: Path, folder_of_pictures: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folder_of_pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faulty_compile(monkeypatch, kind, backend)
+    faulty_compile(monkeypatch, "weights shuffled", "onnxruntime")
     request = Request(
         tiny_entry(), tmp_path / "x.edgevis", precisions=("fp32", "int8"), calibration_data=folder_of_pictures
     )
     with pytest.raises(ParityError) as caught:
         build_bundle(request, Recorder())
-    assert f"{backend}-int8" in str(caught.value)
+    assert "the engine onnxruntime-int8 and its graph disagree" in str(caught.value)
     assert "calibrate on images like" not in str(caught.value)
     assert not request.output.exists()
 
