@@ -1,6 +1,6 @@
 """Planted faults: does a build stop them, does ``edgevis verify`` find them, and what would each have cost?
 
-    python -m benchmarks.faults                       about 300 faults
+    python -m benchmarks.faults                       about 300 faults, an hour on one core
     python -m benchmarks.faults --data pku_reid_dev.zip      harm to OSNet x0.25 in rank-1 and mAP on persons
     python -m benchmarks.faults --clean 200           no fault: false alarms over thread counts and batch sizes
 
