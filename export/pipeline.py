@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +42,7 @@ from runtime.bundle import GOLDEN, Bundle, write_bundle
 from runtime.candidates import search_text
 from runtime.errors import ExportError, WeightsError
 from runtime.files import scratch_folder
+from runtime.identity import encoder_identity
 from runtime.jsondata import to_json
 from runtime.manifest import Calibration, EngineRecord, Manifest, Weights
 from runtime.open_set.space import FILE as OPEN_SET
@@ -154,17 +153,6 @@ def measure_layers(request: Request, progress: Progress) -> tuple[LayerSensitivi
     return _calibrate(
         request, _recipe(request, target), floats, module, deployment, weights.sha256, to_calibrate, reference, progress
     )[1]
-
-
-def encoder_identity(name: str, deployment: Deployment, weights_sha256: str) -> str:
-    """Whose embeddings these are: the same for every precision, backend, exporter version and machine."""
-    parts = {
-        "model": name,
-        "weights": weights_sha256,
-        "preprocess": to_json(deployment.preprocess),
-        "graphs": to_json(deployment.graphs),
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _checked_precisions(request: Request, target: Target) -> tuple[Precision, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -30,6 +31,7 @@ from runtime.forking import fork_waits, holds_up_forks
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.rows import counts_by_label
 from runtime.images import Image, ImageLike, as_images, orientation_of, several
+from runtime.identity import NOT_COVERED
 from runtime.info import Info
 from runtime.masks import MaskLike, as_masks
 from runtime.open_set.bundled import open_set_arrays
@@ -64,10 +66,12 @@ class Predictor:
             embeddings; None (the default) searches exactly however many there are. The index is made by a thread
             while exact searches go on, and used only if it was measured to be faster and to find 99 % of the ten
             best labels: ``info.search_index``. Needs ``edgevis[search]``.
+        digest: The digest of the bundle's manifest as it was noted down where the bundle was built: no other bundle is
+            opened. None opens whatever is there and is whole.
 
     Raises:
         InputError: An argument is not allowed.
-        BundleError: The bundle is missing, malformed or altered.
+        BundleError: The bundle is missing, malformed, altered, or not the one that ``digest`` names.
         BackendError: No engine of it can be opened; the message says why for each.
     """
 
@@ -81,12 +85,15 @@ class Predictor:
         threads: int | None = None,
         false_accept_rate: float | None = None,
         index_from: int | None = None,
+        digest: str | None = None,
     ) -> None:
         whole = isinstance(threads, int) and not isinstance(threads, bool)
         if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
             raise InputError(f"threads is {threads!r}; allowed: None or an int >= 1 and <= {MAX_THREADS}")
-        self._bundle = Bundle(bundle)
+        self._bundle = Bundle(bundle, digest=digest)
         manifest = self._bundle.manifest
+        if not manifest.digest:
+            warnings.warn(f"{self._bundle.path.name}: {NOT_COVERED}", RuntimeWarning, stacklevel=2)
         deployment = manifest.deployment
         task = tasks.load(deployment.task)
         self._changing = threading.RLock()  # held by what changes what is enrolled
@@ -455,6 +462,7 @@ class Predictor:
             threads=self._threads,
             why=self._opened.why,
             skipped=self._opened.skipped,
+            digest=manifest.digest,
             encoder_identity=manifest.encoder_identity,
             parity=record.proof,
             labels=self.labels,

@@ -21,10 +21,11 @@ from edgevis.open_set.sidecar import Header, weights_digest, write_sidecar
 from edgevis.open_set.space import space_of
 from export import targets
 from export.build import main
-from export.pipeline import UNTRAINED, Request, build_bundle, encoder_identity
+from export.pipeline import UNTRAINED, Request, build_bundle
 from runtime.arrays import unit_rows
 from runtime.bundle import Bundle
 from runtime.errors import ExportError, InputError, MissingDependencyError, ParityError, UnknownModelError, WeightsError
+from runtime.identity import encoder_identity
 from runtime.jsondata import to_json
 from runtime.open_set.generic import generic
 from runtime.spec import Deployment, Graph, TensorSpec

@@ -29,6 +29,7 @@ from edgevis import (
 from edgevis.cli import main
 from runtime import results
 from runtime.bundle import write_bundle
+from runtime.identity import encoder_identity
 from runtime.manifest import EngineRecord, GraphParity, Manifest, Proof, Weights
 from runtime.resize import resize_aligned, rows_aligned, rows_linear, widened
 from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
@@ -176,7 +177,7 @@ def write(path: Path, deployment: Deployment, models: Mapping[str, Any], backend
             model="colours",
             target="cpu",
             deployment=deployment,
-            encoder_identity="1d" * 32,
+            encoder_identity=encoder_identity("colours", deployment, "0" * 64),
             weights=Weights(True, "written by hand", "0" * 64),
             parameters=0,
             engines=(EngineRecord(backend, "fp32", "cpu", files, 1.0, proof),),
@@ -385,7 +386,7 @@ def test_what_was_enrolled_outlives_the_process(few_shot: Path, tmp_path: Path) 
         predictor.load(tmp_path / "colours.enrolment")
         np.testing.assert_array_equal(predictor.predict(picture).mask, first.mask)
     with edited_manifest(few_shot) as data:
-        data["encoder_identity"] = "2e" * 32
+        data["weights"]["sha256"] = "2e" * 32
     with Predictor(few_shot) as predictor, pytest.raises(EnrolmentMismatchError):
         predictor.load(tmp_path / "colours.enrolment")
 
