@@ -27,10 +27,12 @@ from edgevis.models.entry import ModelEntry
 from edgevis.open_set.sidecar import sidecar_of, weights_digest
 from edgevis.origin import read_origin
 from export import compilers, int8, targets
+from export.answers import write_answers
 from export.autocast import half_from_float
 from export.candidates import DEFAULT_MAX_DROP, candidates_of, no_int8_text, unopenable
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
+from export.pictures import drawn_pictures, given_pictures
 from export.profiles import Profiles, Wanted, limited, profiles_of
 from export.reference import affordable, calibration_feeds, golden_of, golden_rows, needs_masks, reference_of
 from export.targets import NOTHING_ASKED, PlanSettings, Target
@@ -44,7 +46,7 @@ from runtime.errors import ExportError, WeightsError
 from runtime.files import scratch_folder
 from runtime.identity import encoder_identity
 from runtime.jsondata import to_json
-from runtime.manifest import Calibration, EngineRecord, Manifest, Weights
+from runtime.manifest import ANSWERS, Calibration, EngineRecord, Manifest, Weights
 from runtime.open_set.space import FILE as OPEN_SET
 from runtime.spec import Deployment, Precision
 from runtime.tensorrt.spec import BuildSpec
@@ -92,6 +94,8 @@ class Request:
         choose: Build ``precisions``, or all that the target has and this machine can run, and keep the fastest
             engine that loses no more than ``max_drop`` and, to fall back to, the fastest FP32 engine.
         settings: Of plans, where the target has them.
+        golden_pictures: A folder of pictures that go into the bundle, to prove the way from pixel to answer; None for
+            drawn ones.
     """
 
     entry: ModelEntry
@@ -108,6 +112,7 @@ class Request:
     cache: Path | None = None
     choose: bool = False
     settings: PlanSettings = NOTHING_ASKED
+    golden_pictures: Path | None = None
 
 
 def build_bundle(request: Request, progress: Progress) -> Bundle:
@@ -247,7 +252,7 @@ def _build(
     if target.triton:
         _write_triton(engines, deployment, request.output.stem, folder, progress)
 
-    return Manifest(
+    manifest = Manifest(
         name=request.output.stem,
         model=request.entry.name,
         target=request.target,
@@ -264,6 +269,8 @@ def _build(
         machine=machine_name(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+    _answer(request, target, manifest, module, folder, progress)
+    return manifest
 
 
 def _load(request: Request) -> tuple[nn.Module, Weights]:
@@ -531,6 +538,30 @@ def _with_open_set(
     statistics = found.header.statistics
     progress.end(f"measured on {statistics.source}", size_bytes=(folder / OPEN_SET).stat().st_size)
     return replace(deployment, postprocess={**deployment.postprocess, "open_set": to_json(statistics)})
+
+
+def _answer(
+    request: Request, target: Target, manifest: Manifest, module: nn.Module, folder: Path, progress: Progress
+) -> None:
+    """Pictures and what the model makes of them, from pixel to answer, go to ``folder``."""
+    progress.begin("answers")
+    deployment = manifest.deployment
+    if request.golden_pictures is not None:
+        pictures = given_pictures(request.golden_pictures, deployment.preprocess)
+    else:
+        pictures = drawn_pictures(deployment.preprocess, few=embedding_output(deployment) is None)
+    here = [record for record in manifest.engines if target.runs_here(record.backend)]
+    answers = write_answers(folder, manifest, module, pictures, here=here, advance=progress.advance)
+    ran = f", {len(here)} engines answer as PyTorch does" if here and answers.expected else ""
+    progress.end(
+        f"{len(pictures.images)} pictures from pixel to answer{ran}: {pictures.source}",
+        size_bytes=(folder / ANSWERS).stat().st_size,
+    )
+    if not answers.expected:
+        progress.warn(
+            "the PyTorch model makes nothing of the pictures that can be enrolled: `edgevis verify` will prove "
+            "preprocessing on them, but no answers"
+        )
 
 
 def _tools() -> dict[str, str]:

@@ -181,6 +181,14 @@ class Bundle:
             )
 
 
+def staged_bundle(folder: Path, manifest: Manifest) -> Bundle:
+    """A bundle that is being built: the files in ``folder`` as they are now, and the manifest that will be written."""
+    bundle = Bundle.__new__(Bundle)
+    bundle.path = folder
+    bundle.manifest = replace(manifest, files=_record_files(folder))
+    return bundle
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()

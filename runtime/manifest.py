@@ -328,9 +328,9 @@ def _check_digest(manifest: Manifest, data: Mapping[str, Any]) -> None:
     computed = manifest_digest(data)
     if manifest.digest != computed:
         raise IntegrityError(
-            f"manifest.json has been altered since it was built: what it says has the digest {computed}, its field "
-            f"{DIGEST!r} is {shown(manifest.digest)}. Copy the bundle again, or build it again; what a build decides, "
-            "such as preprocessing, cannot be edited afterwards"
+            "manifest.json has been altered since it was built: copy the bundle again, or build it again; what a build "
+            f"decided, such as preprocessing, cannot be edited afterwards. Its field {DIGEST!r} is "
+            f"{shown(manifest.digest)}; what it says has {computed}"
         )
 
 

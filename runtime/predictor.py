@@ -30,8 +30,8 @@ from runtime.errors import EdgevisError, EnrolmentError, InputError
 from runtime.forking import fork_waits, holds_up_forks
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.rows import counts_by_label
-from runtime.images import Image, ImageLike, as_images, orientation_of, several
 from runtime.identity import NOT_COVERED
+from runtime.images import Image, ImageLike, as_images, orientation_of, several
 from runtime.info import Info
 from runtime.masks import MaskLike, as_masks
 from runtime.open_set.bundled import open_set_arrays
@@ -39,7 +39,7 @@ from runtime.open_set.decision import OpenSet, OpenSetInfo
 from runtime.open_set.strangers import MAX_STRANGERS
 from runtime.preprocess import Preprocessor
 from runtime.quality import EnrolmentReport, image_names
-from runtime.selection import open_best
+from runtime.selection import Opened, open_best
 from runtime.sources import Source, frames
 from runtime.tasks import Result
 
@@ -90,10 +90,17 @@ class Predictor:
         whole = isinstance(threads, int) and not isinstance(threads, bool)
         if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
             raise InputError(f"threads is {threads!r}; allowed: None or an int >= 1 and <= {MAX_THREADS}")
-        self._bundle = Bundle(bundle, digest=digest)
-        manifest = self._bundle.manifest
-        if not manifest.digest:
-            warnings.warn(f"{self._bundle.path.name}: {NOT_COVERED}", RuntimeWarning, stacklevel=2)
+        found = Bundle(bundle, digest=digest)
+        if not found.manifest.digest:
+            warnings.warn(f"{found.path.name}: {NOT_COVERED}", RuntimeWarning, stacklevel=2)
+        tasks.load(found.manifest.deployment.task)  # before an engine is opened
+        opened = open_best(found, backend=backend, device=device, precision=precision, threads=threads)
+        self._start(found, opened, threads, false_accept_rate)
+
+    def _start(self, bundle: Bundle, opened: Opened, threads: int | None, false_accept_rate: float | None) -> None:
+        """Run an engine that is open; it is closed when that fails."""
+        self._bundle = bundle
+        manifest = bundle.manifest
         deployment = manifest.deployment
         task = tasks.load(deployment.task)
         self._changing = threading.RLock()  # held by what changes what is enrolled
@@ -102,7 +109,7 @@ class Predictor:
         self._forgotten: set[str] = set()
         self._reset = False
         self._threads = threads
-        self._opened = open_best(self._bundle, backend=backend, device=device, precision=precision, threads=threads)
+        self._opened = opened
         self._closed = False
         record = self._opened.record
         self._preprocess = Preprocessor(deployment.preprocess)
@@ -474,3 +481,16 @@ class Predictor:
     def _check_open(self) -> None:
         if self._closed:
             raise EdgevisError("this predictor has been closed; open another one")
+
+
+def predictor_of(bundle: Bundle, opened: Opened) -> Predictor:
+    """A predictor of an engine that is open already; the predictor closes it.
+
+    A build and ``edgevis verify`` run each engine, and the PyTorch model, as a customer's predictor would be run.
+
+    Raises:
+        BundleError: The bundle does not fit the engine or its task; the engine is closed.
+    """
+    predictor = Predictor.__new__(Predictor)
+    predictor._start(bundle, opened, None, None)  # the other way to make one
+    return predictor

@@ -1,0 +1,113 @@
+"""From pixel to answer at the build: a predictor on the PyTorch model, then on each engine; writes ``answers.npz``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from export.pictures import Pictures
+from export.reference import torch_outputs
+from runtime.answers.compare import AnswersCheck, compared, distances
+from runtime.answers.exercise import answers_of
+from runtime.answers.file import Answers, Header, arrays_of
+from runtime.arrays import Array, write_arrays
+from runtime.backends import NO_ARRAYS
+from runtime.bundle import Bundle, staged_bundle
+from runtime.errors import EnrolmentRefusedError, ParityError
+from runtime.jsondata import to_json
+from runtime.manifest import ANSWERS, EngineRecord, Manifest
+from runtime.opening import open_sessions
+from runtime.predictor import predictor_of
+from runtime.preprocess import Preprocessor
+from runtime.selection import Opened
+from runtime.session import Session
+from runtime.spec import Graph
+
+
+class TorchEngine:
+    """One graph of the PyTorch model in float32 on one thread, where a predictor has an engine."""
+
+    def __init__(self, module: nn.Module, graph: Graph) -> None:
+        self._module, self._graph = module, graph
+        self.inputs = tuple(tensor.name for tensor in graph.inputs)
+        self.outputs = tuple(tensor.name for tensor in graph.outputs)
+
+    def run(self, feeds: Mapping[str, Array], resident: Mapping[str, Array] = NO_ARRAYS) -> dict[str, Array]:
+        every = {**resident, **feeds}
+        made = torch_outputs(self._module, self._graph, [every[name] for name in self.inputs])
+        return dict(zip(self.outputs, made, strict=True))
+
+    def close(self) -> None:
+        """The model belongs to the caller."""
+
+
+def write_answers(
+    folder: Path,
+    manifest: Manifest,
+    module: nn.Module,
+    pictures: Pictures,
+    *,
+    here: Sequence[EngineRecord],
+    advance: Callable[[int, int], None],
+) -> Answers:
+    """Write ``answers.npz`` into a bundle that is being built.
+
+    Args:
+        folder: The bundle's; its engines and whatever its task reads are in it.
+        manifest: What it will say.
+        module: The PyTorch model.
+        pictures: What is enrolled and predicted on.
+        here: Those of its engines that this machine can run.
+        advance: Told after each engine.
+
+    Returns:
+        What was written. ``expected`` is empty where the PyTorch model can enrol none of the pictures, as random
+        weights may: preprocessing alone is covered then.
+
+    Raises:
+        ParityError: With an FP32 engine the predictor's answers are not those that it has with the PyTorch model.
+        BackendError: An engine failed.
+    """
+    bundle = staged_bundle(folder, manifest)
+    deployment = manifest.deployment
+    header = Header(pictures.source, to_json(deployment), pictures.shows, pictures.enrolled)
+    sessions = {
+        graph.name: Session(TorchEngine(module, graph), graph, max_batch=deployment.max_batch)
+        for graph in deployment.graphs
+    }
+    pytorch = EngineRecord("pytorch", "fp32", "cpu", {graph.name: "" for graph in deployment.graphs})
+    preprocess = Preprocessor(deployment.preprocess)
+    inputs = tuple(preprocess([image])[0] for image in pictures.images)
+    try:
+        expected = _answers(bundle, pytorch, sessions, header, pictures)
+    except EnrolmentRefusedError:
+        expected = {}
+    advance(1, 1 + len(here))
+    off: dict[str, dict[str, float]] = {}
+    for number, record in enumerate(here if expected else (), start=2):
+        found = _answers(bundle, record, open_sessions(bundle, record, threads=None), header, pictures)
+        off[record.name] = distances(expected, found)
+        check = compared(expected, found, record.precision, off[record.name])
+        if check.beyond:
+            raise ParityError(_complaint(record, check))
+        advance(number, 1 + len(here))
+    written = Header(header.source, header.deployment, header.shows, header.enrolled, off)
+    answers = Answers(written, pictures.images, pictures.masks, inputs, expected)
+    write_arrays(folder / ANSWERS, arrays_of(answers))
+    return answers
+
+
+def _answers(
+    bundle: Bundle, record: EngineRecord, sessions: Mapping[str, Session], header: Header, pictures: Pictures
+) -> dict[str, Array]:
+    with predictor_of(bundle, Opened(record, sessions, "", ())) as predictor:
+        return answers_of(predictor, header, pictures.images, pictures.masks)
+
+
+def _complaint(record: EngineRecord, check: AnswersCheck) -> str:
+    return (
+        f"a predictor with the engine {record.name} does not answer as with the PyTorch model; {check.reason}. The "
+        "engine alone holds its tolerance: please report this as a bug, with the model's name"
+    )
