@@ -92,6 +92,7 @@ def test_stages_come_in_order(built: tuple[Bundle, Recorder]) -> None:
         "search",
         "compile",
         "parity",
+        "answers",
     ]
     assert list(recorder.details) == recorder.stages
     assert not recorder.warnings
@@ -115,6 +116,7 @@ def test_manifest_says_what_was_built(built: tuple[Bundle, Recorder]) -> None:
 
 def test_files_are_where_the_design_says(built: tuple[Bundle, Recorder]) -> None:
     assert sorted(built[0].manifest.files) == [
+        "answers.npz",
         "engines/onnxruntime-int8/embed.onnx",
         "engines/openvino-fp32/embed.bin",
         "engines/openvino-fp32/embed.xml",
@@ -242,7 +244,7 @@ def test_a_fault_keeps_the_bundle_that_was_there(quick: Request) -> None:
     assert list(quick.output.parent.iterdir()) == [quick.output]
 
 
-@pytest.mark.parametrize("stage", ["weights", "samples", "onnx", "reference", "compile", "parity"])
+@pytest.mark.parametrize("stage", ["weights", "samples", "onnx", "reference", "compile", "parity", "answers"])
 def test_an_interrupt_at_any_stage_leaves_nothing(quick: Request, stage: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         build_bundle(quick, Recorder(interrupt_at=stage))
@@ -331,7 +333,7 @@ def test_command_line(
     assert Bundle(tmp_path / "bundles" / "tiny.edgevis").manifest.model == "tiny"
     lines = output.splitlines()
     stages = [line.split()[0] for line in lines if " s " in line]
-    assert stages == ["start", "weights", "samples", "onnx", "reference", "compile", "parity", "bundle"]
+    assert stages == ["start", "weights", "samples", "onnx", "reference", "compile", "parity", "answers", "bundle"]
     assert any(line.startswith("onnxruntime-fp32 ") and "rank-1 agreement 1.000 of 24" in line for line in lines)
     assert lines[-1] == "next: edgevis info bundles/tiny.edgevis"
     assert "RANDOM WEIGHTS" in errors

@@ -26,12 +26,15 @@ from export.autocast import half_from_float
 from export.profiles import Wanted, profiles_of
 from export.stand_in import StandIn
 from runtime import backends
+from runtime.answers.compare import check_preprocessing, read_answers
 from runtime.arrays import Array
 from runtime.bundle import Bundle
+from runtime.manifest import ANSWERS
 from runtime.parity import TOLERANCES, compare_rows, settle_flips
 from runtime.session import Session
 from runtime.spec import Deployment, Graph
 from runtime.tensorrt.compiler import build_engine
+from runtime.verification import verify_bundle
 
 from built import SMALL, small_bundle
 from bundles import needs_openvino
@@ -107,6 +110,24 @@ def outputs_of(module: nn.Module, graph: Graph, inputs: Mapping[str, Array]) -> 
         made = getattr(module, graph.name)(*(torch.from_numpy(inputs[tensor.name]) for tensor in graph.inputs))
     values = made if isinstance(made, tuple) else (made,)
     return {tensor.name: value.numpy() for tensor, value in zip(graph.outputs, values, strict=True)}
+
+
+@each_model
+def test_from_pixel_to_answer(name: str, bundle: Bundle) -> None:
+    """A predictor with each engine answers as with the PyTorch model, on the pictures that the bundle carries."""
+    answers = read_answers(bundle)
+    assert answers is not None
+    assert answers.expected
+    preprocessing = check_preprocessing(bundle, answers)
+    assert preprocessing.exact, preprocessing.reason
+    for check in verify_bundle(bundle):
+        assert check.status == "passed", check.reason
+        assert check.answers is not None
+        assert check.answers.distances
+        assert max(check.answers.distances.values()) < 1e-3
+        print("DIST", bundle.path.name, check.engine, dict(check.answers.distances))
+    assert (bundle.path / ANSWERS).stat().st_size < 600_000
+    print("SIZE", (bundle.path / ANSWERS).stat().st_size, {k: v.nbytes for k, v in answers.expected.items()})
 
 
 @each_model
