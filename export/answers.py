@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -12,15 +13,15 @@ from export.reference import torch_outputs
 from runtime.answers.compare import AnswersCheck, compared, distances
 from runtime.answers.exercise import answers_of
 from runtime.answers.file import Answers, Header, arrays_of
+from runtime.answers.reference import reference_answers
 from runtime.arrays import Array, write_arrays
 from runtime.backends import NO_ARRAYS
-from runtime.bundle import Bundle, staged_bundle
-from runtime.errors import EnrolmentRefusedError, ParityError
+from runtime.bundle import staged_bundle
+from runtime.errors import ParityError
 from runtime.jsondata import to_json
 from runtime.manifest import ANSWERS, EngineRecord, Manifest
 from runtime.opening import open_sessions
 from runtime.predictor import predictor_of
-from runtime.preprocess import Preprocessor
 from runtime.selection import Opened
 from runtime.session import Session
 from runtime.spec import Graph
@@ -77,33 +78,20 @@ def write_answers(
         graph.name: Session(TorchEngine(module, graph), graph, max_batch=deployment.max_batch)
         for graph in deployment.graphs
     }
-    pytorch = EngineRecord("pytorch", "fp32", "cpu", {graph.name: "" for graph in deployment.graphs})
-    preprocess = Preprocessor(deployment.preprocess)
-    inputs = tuple(preprocess([image])[0] for image in pictures.images)
-    try:
-        expected = _answers(bundle, pytorch, sessions, header, pictures)
-    except EnrolmentRefusedError:
-        expected = {}
+    answers = reference_answers(bundle, sessions, header, pictures.images, pictures.masks)
     advance(1, 1 + len(here))
     off: dict[str, dict[str, float]] = {}
-    for number, record in enumerate(here if expected else (), start=2):
-        found = _answers(bundle, record, open_sessions(bundle, record, threads=None), header, pictures)
-        off[record.name] = distances(expected, found)
-        check = compared(expected, found, record.precision, off[record.name])
+    for number, record in enumerate(here if answers.expected else (), start=2):
+        with predictor_of(bundle, Opened(record, open_sessions(bundle, record, threads=None), "", ())) as predictor:
+            found = answers_of(predictor, header, pictures.images, pictures.masks)
+        off[record.name] = distances(answers.expected, found)
+        check = compared(answers.expected, found, record.precision, off[record.name])
         if check.beyond:
             raise ParityError(_complaint(record, check))
         advance(number, 1 + len(here))
-    written = Header(header.source, header.deployment, header.shows, header.enrolled, off)
-    answers = Answers(written, pictures.images, pictures.masks, inputs, expected)
+    answers = replace(answers, header=replace(answers.header, distances=off))
     write_arrays(folder / ANSWERS, arrays_of(answers))
     return answers
-
-
-def _answers(
-    bundle: Bundle, record: EngineRecord, sessions: Mapping[str, Session], header: Header, pictures: Pictures
-) -> dict[str, Array]:
-    with predictor_of(bundle, Opened(record, sessions, "", ())) as predictor:
-        return answers_of(predictor, header, pictures.images, pictures.masks)
 
 
 def _complaint(record: EngineRecord, check: AnswersCheck) -> str:

@@ -97,7 +97,14 @@ class Predictor:
         opened = open_best(found, backend=backend, device=device, precision=precision, threads=threads)
         self._start(found, opened, threads, false_accept_rate)
 
-    def _start(self, bundle: Bundle, opened: Opened, threads: int | None, false_accept_rate: float | None) -> None:
+    def _start(
+        self,
+        bundle: Bundle,
+        opened: Opened,
+        threads: int | None,
+        false_accept_rate: float | None,
+        preprocess: Preprocessor | None = None,
+    ) -> None:
         """Run an engine that is open; it is closed when that fails."""
         self._bundle = bundle
         manifest = bundle.manifest
@@ -112,7 +119,7 @@ class Predictor:
         self._opened = opened
         self._closed = False
         record = self._opened.record
-        self._preprocess = Preprocessor(deployment.preprocess)
+        self._preprocess = preprocess or Preprocessor(deployment.preprocess)
         try:
             arrays = open_set_arrays(self._bundle)
             self._task = task.open_task(
@@ -483,14 +490,15 @@ class Predictor:
             raise EdgevisError("this predictor has been closed; open another one")
 
 
-def predictor_of(bundle: Bundle, opened: Opened) -> Predictor:
+def predictor_of(bundle: Bundle, opened: Opened, preprocess: Preprocessor | None = None) -> Predictor:
     """A predictor of an engine that is open already; the predictor closes it.
 
-    A build and ``edgevis verify`` run each engine, and the PyTorch model, as a customer's predictor would be run.
+    A build and ``edgevis verify`` run each engine, and the PyTorch model, as a customer's predictor would be run;
+    ``preprocess`` takes the place of what the bundle declares.
 
     Raises:
         BundleError: The bundle does not fit the engine or its task; the engine is closed.
     """
     predictor = Predictor.__new__(Predictor)
-    predictor._start(bundle, opened, None, None)  # the other way to make one
+    predictor._start(bundle, opened, None, None, preprocess)  # the other way to make one
     return predictor

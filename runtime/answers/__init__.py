@@ -10,6 +10,8 @@ otherwise, say, is not taken for a wrong engine.
     what the file holds: reading, writing.
 ``exercise.py``
     what a predictor is asked, by its task: the same at the build and on the device.
+``reference.py``
+    the answers of the model itself, at the build.
 ``compare.py``
     how far two answers are apart, and how far they may be.
 """

@@ -35,6 +35,8 @@ class Header:
         enrolled: For each picture whether it is enrolled; the others are predicted on.
         distances: Of each engine that ran where it was built: how far its answers were from the PyTorch model's, by the
             names of :func:`runtime.answers.compare.distances`.
+        one_step: How far the model's answers are off, by the same names, when half of the input's values are one step
+            of 0..255 too low.
         version: Of the file's format.
     """
 
@@ -43,6 +45,7 @@ class Header:
     shows: tuple[int, ...]
     enrolled: tuple[bool, ...]
     distances: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    one_step: Mapping[str, float] = field(default_factory=dict)
     version: int = _VERSION
 
 
@@ -90,9 +93,9 @@ def answers_from(arrays: Mapping[str, Array], image: TensorSpec) -> Answers:
         IntegrityError: An array is missing, or not of the dtype or shape that it must have.
     """
     try:
-        header = from_json(Header, parse_json(_array(arrays, _HEADER, np.uint8, 1).tobytes()), f"{ANSWERS}: header")
+        header = from_json(Header, parse_json(_array(arrays, _HEADER, np.uint8, 1).tobytes()), "header")
     except SchemaError as error:
-        raise IntegrityError(str(error)) from error
+        raise IntegrityError(f"{ANSWERS}: its header is damaged: {error}; build the bundle again") from error
     count = len(header.shows)
     if header.version != _VERSION:
         raise IntegrityError(f"{ANSWERS} has version {header.version}; this edgevis reads {_VERSION}: build it again")
