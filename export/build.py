@@ -335,6 +335,7 @@ def _summary(bundle: Bundle, seconds: float, size_bytes: int) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "size_bytes": size_bytes,
         "parameters": manifest.parameters,
+        "digest": manifest.digest,
         "encoder_identity": manifest.encoder_identity,
         "weights": to_json(manifest.weights),
         "calibration": to_json(manifest.calibration),

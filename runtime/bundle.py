@@ -26,7 +26,6 @@ SUFFIX = ".edgevis"
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 MAX_FILE_BYTES = 8 << 30
-MAX_ANSWERS_BYTES = 128 << 20
 
 _OLD = "old"
 _AT_FDCWD = -100  # linux/fcntl.h
@@ -117,18 +116,21 @@ class Bundle:
 
     def golden(self) -> dict[str, Array]:
         """The arrays of ``golden.npz``: real inputs ``GRAPH/INPUT`` and the PyTorch outputs ``GRAPH/OUTPUT``."""
-        return read_arrays(
-            self.file(GOLDEN),
-            error=IntegrityError,
-            max_bytes=limits.max_golden_bytes(),
-            variable="EDGEVIS_MAX_GOLDEN_BYTES",
-        )
+        return self._arrays(GOLDEN)
 
     def answers(self) -> dict[str, Array]:
         """The arrays of ``answers.npz``, see :mod:`runtime.answers`; empty for a bundle that has none."""
         if ANSWERS not in self.manifest.files:
             return {}
-        return read_arrays(self.file(ANSWERS), error=IntegrityError, max_bytes=MAX_ANSWERS_BYTES)
+        return self._arrays(ANSWERS)
+
+    def _arrays(self, name: str) -> dict[str, Array]:
+        return read_arrays(
+            self.file(name),
+            error=IntegrityError,
+            max_bytes=limits.max_golden_bytes(),
+            variable="EDGEVIS_MAX_GOLDEN_BYTES",
+        )
 
     def _check_pinned(self, digest: str) -> None:
         if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest.lower()):

@@ -19,8 +19,8 @@ DIGEST = "digest"
 """The manifest's field that holds the digest of all the others."""
 
 NOT_COVERED = (
-    "an earlier edgevis built it: its manifest has no digest and it has no answers, so that changed preprocessing or "
-    "open-set values would not be noticed; to have that proved, build it again: python -m export.build"
+    "an earlier edgevis built it, without a digest: that a value of its manifest was changed, such as of preprocessing, "
+    "would not be noticed; build it again: python -m export.build"
 )
 """What is said of a bundle without a digest."""
 

@@ -125,7 +125,7 @@ def test_a_model_that_makes_nothing_of_pictures(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("few", [False, True])
-@pytest.mark.parametrize("size", [(32, 16), (256, 128), (97, 193), (8, 8)])
+@pytest.mark.parametrize("size", [(32, 16), (256, 128), (97, 193), (24, 24)])
 def test_drawn_pictures(size: tuple[int, int], few: bool) -> None:
     shown = drawn_pictures(Preprocess(*size), few=few)
     again = drawn_pictures(Preprocess(*size), few=few)

@@ -13,7 +13,6 @@ from runtime.answers.exercise import answers_of
 from runtime.answers.file import Answers, answers_from
 from runtime.arrays import Array
 from runtime.bundle import Bundle
-from runtime.identity import NOT_COVERED
 from runtime.jsondata import shown, to_json
 from runtime.manifest import EngineRecord
 from runtime.predictor import Predictor
@@ -23,6 +22,10 @@ from runtime.spec import Precision, Preprocess
 EXACT = 1e-5
 """Of the size of a step: what the arithmetic of a table of float32 may be off."""
 
+NO_PICTURES = (
+    "it was built without pictures from pixel to answer, so that neither preprocessing nor postprocessing can be proved; "
+    "build it again: python -m export.build"
+)
 NONE_OFF: Mapping[str, float] = MappingProxyType({})
 _MEASURES = ("embedding", "operating point", "scores", "probability", "pixels", "decisions")
 
@@ -93,10 +96,11 @@ def check_preprocessing(bundle: Bundle, answers: Answers | None) -> Preprocessin
     """Compare what the manifest declares, and the input tensors made here of the pictures, with the build's.
 
     A picture of the input's own size is not resized: its tensor must be the build's but for the last bits. Of the
-    others every value may be one step of 0..255 off, as OpenCV's implementations round differently.
+    others every value may be a step of 0..255 off, or two with cubic interpolation: OpenCV's implementations for
+    different processors round in fixed point, each up to that far from the exact value. So does the luma of ``GRAY``.
     """
     if answers is None:
-        return PreprocessingCheck("not covered", reason=NOT_COVERED)
+        return PreprocessingCheck("not covered", reason=NO_PICTURES)
     count = len(answers.pictures)
     if (difference := _first_difference(answers.header.deployment, to_json(bundle.manifest.deployment))) is not None:
         where, built, found = difference
@@ -108,11 +112,11 @@ def check_preprocessing(bundle: Bundle, answers: Answers | None) -> Preprocessin
     steps = [_steps(tensor - built, spec) for tensor, built in zip(made, answers.inputs, strict=True)]
     for index, (picture, off) in enumerate(zip(answers.pictures, steps, strict=True)):
         rows, columns = picture.shape[:2]
-        allowed = EXACT if (rows, columns) == (spec.height, spec.width) else 1 + EXACT
-        if not off <= allowed:  # NaN is beyond, too
+        allowed = _allowed_steps(spec, (rows, columns))
+        if not off <= allowed + EXACT:  # NaN is beyond, too
             reason = (
                 f"preprocessing differs: picture {index} ({rows} x {columns} pixels), max difference {off:.3g} steps "
-                f"of a pixel's 0..255, allowed {allowed:.0f}: the OpenCV of this machine does not resize or convert as "
+                f"of a pixel's 0..255, allowed {allowed}: the OpenCV of this machine does not resize or convert as "
                 "the build's did, or this edgevis reads the manifest's preprocessing otherwise"
             )
             return PreprocessingCheck("failed", count, float(np.max(steps)), reason)
@@ -212,6 +216,11 @@ def _decisive(expected: Mapping[str, Array], undecided: float) -> Array:
     to_threshold = np.full(len(ranked), np.inf) if math.isnan(threshold) else np.abs(ranked[:, 0] - threshold)
     rejected = expected["accepted"] < 0  # of these, which label led does not matter
     return np.asarray((to_threshold > undecided) & ((lead > undecided) | rejected))
+
+
+def _allowed_steps(spec: Preprocess, size: tuple[int, int]) -> int:
+    resized = 0 if size == (spec.height, spec.width) else 2 if spec.interpolation == "cubic" else 1
+    return resized + (spec.color == "GRAY")
 
 
 def _steps(difference: Array, spec: Preprocess) -> float:
