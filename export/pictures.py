@@ -8,7 +8,7 @@ every value in every channel, so that colour order, scale, mean and std show to 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -48,6 +48,11 @@ class Pictures:
     shows: tuple[int, ...]
     enrolled: tuple[bool, ...]
     source: str
+
+    def all_queries(self) -> Pictures:
+        """The same for a model in which nothing is enrolled."""
+        nothing = (None,) * len(self.images)
+        return replace(self, masks=nothing, enrolled=(False,) * len(self.images))
 
 
 # Motif, height and width as shares of the input's, and whether it is enrolled: two that are known, one that is not.

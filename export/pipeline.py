@@ -546,10 +546,13 @@ def _answer(
     """Pictures and what the model makes of them, from pixel to answer, go to ``folder``."""
     progress.begin("answers")
     deployment = manifest.deployment
+    embeds = embedding_output(deployment) is not None
     if request.golden_pictures is not None:
         pictures = given_pictures(request.golden_pictures, deployment.preprocess)
     else:
-        pictures = drawn_pictures(deployment.preprocess, few=embedding_output(deployment) is None)
+        pictures = drawn_pictures(deployment.preprocess, few=not embeds)
+    if not embeds and not needs_masks(deployment):
+        pictures = pictures.all_queries()
     here = [record for record in manifest.engines if target.runs_here(record.backend)]
     answers = write_answers(folder, manifest, module, pictures, here=here, advance=progress.advance)
     ran = f", {len(here)} engines answer as PyTorch does" if here and answers.expected else ""
@@ -557,6 +560,11 @@ def _answer(
         f"{len(pictures.images)} pictures from pixel to answer{ran}: {pictures.source}",
         size_bytes=(folder / ANSWERS).stat().st_size,
     )
+    if not answers.expected and request.golden_pictures is not None:
+        raise ExportError(
+            f"--golden-pictures: the model can enrol none of the pictures of one label in {request.golden_pictures}; "
+            "give others, sharp and well lit, or leave the option out for drawn ones"
+        )
     if not answers.expected:
         progress.warn(
             "the PyTorch model makes nothing of the pictures that can be enrolled: `edgevis verify` will prove "

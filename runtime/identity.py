@@ -19,8 +19,8 @@ DIGEST = "digest"
 """The manifest's field that holds the digest of all the others."""
 
 NOT_COVERED = (
-    "an earlier edgevis built it, without a digest: that a value of its manifest was changed, such as of preprocessing, "
-    "would not be noticed; build it again: python -m export.build"
+    "an earlier edgevis built it, without a digest: that a value of its manifest was changed, such as of "
+    "preprocessing, would not be noticed; build it again: python -m export.build"
 )
 """What is said of a bundle without a digest."""
 

@@ -23,8 +23,8 @@ EXACT = 1e-5
 """Of the size of a step: what the arithmetic of a table of float32 may be off."""
 
 NO_PICTURES = (
-    "it was built without pictures from pixel to answer, so that neither preprocessing nor postprocessing can be proved; "
-    "build it again: python -m export.build"
+    "it was built without pictures from pixel to answer, so that neither preprocessing nor postprocessing can be "
+    "proved; build it again: python -m export.build"
 )
 NONE_OFF: Mapping[str, float] = MappingProxyType({})
 _MEASURES = ("embedding", "operating point", "scores", "probability", "pixels", "decisions")

@@ -40,7 +40,7 @@ def answers_of(
         rates, 7) float64, after each step of the enrolment and at each of :data:`RATES` the threshold and the expected
         FPIR and TPIR with their intervals, NaN where one is not known; ``scores`` (queries, labels) float64 in the
         order of enrolment; ``accepted`` (queries,) int32, the label that came back or -1. For segmentation, of each
-        query ``labels/i`` (H, W) int8, the index of the label or -1, and ``probability/i``, float16 on a grid.
+        query ``labels/i`` (H, W) int16, the index of the label or -1, and ``probability/i``, float16 on a grid.
 
     Raises:
         EdgevisError: The predictor refuses a picture, or its engine fails.
@@ -118,6 +118,6 @@ def _maps(results: Sequence[Result]) -> dict[str, Array]:
     for index, result in enumerate(results):
         if not isinstance(result, Segmentation):
             raise TypeError(f"a task without scores answers with {type(result).__name__}")
-        found[f"labels/{index}"] = result.label_map.astype(np.int8)
+        found[f"labels/{index}"] = result.label_map
         found[f"probability/{index}"] = result.probability[::_GRID, ::_GRID].astype(np.float16)
     return found

@@ -132,7 +132,7 @@ def _array(arrays: Mapping[str, Array], name: str, dtype: npt.DTypeLike, rank: i
 
 
 def _numbers(name: str, array: Array) -> Array:
-    if array.dtype not in (np.float16, np.float32, np.float64, np.int8, np.int16, np.int32):
+    if array.dtype not in (np.float16, np.float32, np.float64, np.int16, np.int32):
         raise IntegrityError(f"{ANSWERS}: {name} is {array.dtype}; allowed: numbers")
     return array
 
