@@ -6,18 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 from torch import nn
 
 from export.pictures import Pictures
 from export.reference import torch_outputs
 from runtime.answers.compare import AnswersCheck, compared, distances
+from runtime.answers.definition import steps_from_definition
 from runtime.answers.exercise import answers_of
 from runtime.answers.file import Answers, Header, arrays_of
 from runtime.answers.reference import reference_answers
 from runtime.arrays import Array, write_arrays
 from runtime.backends import NO_ARRAYS
 from runtime.bundle import staged_bundle
-from runtime.errors import ParityError
+from runtime.errors import ExportError, ParityError
 from runtime.jsondata import to_json
 from runtime.manifest import ANSWERS, EngineRecord, Manifest
 from runtime.opening import open_sessions
@@ -68,6 +70,7 @@ def write_answers(
         weights may: preprocessing alone is covered then.
 
     Raises:
+        ExportError: The OpenCV of this machine does not resize or convert as preprocessing is defined.
         ParityError: With an FP32 engine the predictor's answers are not those that it has with the PyTorch model.
         BackendError: An engine failed.
     """
@@ -79,6 +82,13 @@ def write_answers(
         for graph in deployment.graphs
     }
     answers = reference_answers(bundle, sessions, header, pictures.images, pictures.masks)
+    for picture, tensor in zip(answers.pictures, answers.inputs, strict=True):
+        if off := steps_from_definition(picture, tensor, deployment.preprocess):
+            raise ExportError(
+                f"OpenCV {cv2.__version__} of this machine makes another input of a picture of {picture.shape[:2]} "
+                f"than {deployment.preprocess} defines: {off:.3g} steps of 0..255 beyond its rounding; install "
+                "opencv-python-headless from PyPI"
+            )
     advance(1, 1 + len(here))
     off: dict[str, dict[str, float]] = {}
     for number, record in enumerate(here if answers.expected else (), start=2):

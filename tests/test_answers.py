@@ -21,9 +21,9 @@ from export.pictures import DRAWN, Pictures, drawn_pictures, given_pictures
 from export.pipeline import Request, build_bundle
 from runtime.answers.compare import check_preprocessing, read_answers
 from runtime.answers.file import Answers
-from runtime.arrays import write_arrays
+from runtime.arrays import Array, write_arrays
 from runtime.bundle import GOLDEN, Bundle, write_bundle
-from runtime.errors import InputError, ParityError, SourceError
+from runtime.errors import ExportError, InputError, ParityError, SourceError
 from runtime.identity import encoder_identity
 from runtime.manifest import ANSWERS, EngineRecord, Manifest, Weights
 from runtime.spec import Preprocess
@@ -119,6 +119,17 @@ def test_a_model_that_makes_nothing_of_pictures(tmp_path: Path, capsys: pytest.C
     assert check_preprocessing(bundle, read_answers(bundle)).exact
     assert edgevis(["verify", str(bundle.path)]) == 0
     assert "beyond" not in capsys.readouterr().out
+
+
+def test_a_build_on_an_opencv_that_resizes_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resize = cv2.resize
+
+    def averaged(image: Array, size: tuple[int, int], interpolation: int = cv2.INTER_LINEAR) -> Array:
+        return resize(image, size, interpolation=cv2.INTER_AREA)
+
+    monkeypatch.setattr(cv2, "resize", averaged)
+    with pytest.raises(ExportError, match=r"of this machine makes another input of a picture of \(20, 14\) than"):
+        bundle_of(tmp_path / "tiny.edgevis", tiny_net(), tiny_net(), DRAWN_PICTURES)
 
 
 # The pictures

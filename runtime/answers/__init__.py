@@ -10,6 +10,8 @@ otherwise, say, is not taken for a wrong engine.
     what the file holds: reading, writing.
 ``exercise.py``
     what a predictor is asked, by its task: the same at the build and on the device.
+``definition.py``
+    preprocessing in NumPy, by which a build checks its OpenCV.
 ``reference.py``
     the answers of the model itself, at the build.
 ``compare.py``
