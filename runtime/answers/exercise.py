@@ -27,11 +27,11 @@ _GRID = 4
 def answers_of(
     predictor: Predictor, header: Header, pictures: Sequence[Image], masks: Sequence[Mask | None]
 ) -> dict[str, Array]:
-    """Enrol some of the pictures and predict on the others.
+    """Enrol some of the pictures and predict on others.
 
     Args:
         predictor: Nothing is enrolled in it yet; afterwards the pictures are.
-        header: Which picture shows what, and which are enrolled.
+        header: Which picture shows what, which are enrolled, and which are predicted on.
         pictures: Each (H, W, 3) uint8 BGR.
         masks: Of those that are enrolled, where the task enrols with masks.
 
@@ -45,7 +45,7 @@ def answers_of(
     Raises:
         EdgevisError: The predictor refuses a picture, or its engine fails.
     """
-    queries = [picture for picture, enrolled in zip(pictures, header.enrolled, strict=True) if not enrolled]
+    queries = [pictures[index] for index in header.queries]
     if predictor.info.open_set is None:
         for label, chosen in _by_label(header).items():
             if chosen and masks[chosen[0]] is not None:

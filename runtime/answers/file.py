@@ -31,7 +31,8 @@ class Header:
     Attributes:
         source: Where the pictures come from, without machine paths.
         deployment: The manifest's ``deployment`` that the answers were made with.
-        shows: For each picture a number: those of one number show the same.
+        shows: For each picture a number: those of one number show the same. Those of a number below 0 are neither
+            enrolled nor predicted on: only their input tensors are compared.
         enrolled: For each picture whether it is enrolled; the others are predicted on.
         distances: Of each engine that ran where it was built: how far its answers were from the PyTorch model's, by the
             names of :func:`runtime.answers.compare.distances`.
@@ -47,6 +48,12 @@ class Header:
     distances: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     one_step: Mapping[str, float] = field(default_factory=dict)
     version: int = _VERSION
+
+    @property
+    def queries(self) -> list[int]:
+        """Which pictures are predicted on."""
+        pairs = zip(self.shows, self.enrolled, strict=True)
+        return [index for index, (shows, enrolled) in enumerate(pairs) if shows >= 0 and not enrolled]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +106,8 @@ def answers_from(arrays: Mapping[str, Array], image: TensorSpec) -> Answers:
     count = len(header.shows)
     if header.version != _VERSION:
         raise IntegrityError(f"{ANSWERS} has version {header.version}; this edgevis reads {_VERSION}: build it again")
-    if not 1 <= count <= MAX_PICTURES or len(header.enrolled) != count:
-        raise IntegrityError(f"{ANSWERS}: {count} pictures; allowed: 1 to {MAX_PICTURES}, each with its part")
+    if not 1 <= count <= MAX_PICTURES or len(header.enrolled) != count or not header.queries:
+        raise IntegrityError(f"{ANSWERS}: {count} pictures; allowed: 1 to {MAX_PICTURES}, some to be predicted on")
     levels = _array(arrays, "levels", np.float32, 2)
     pictures, masks, inputs = [], [], []
     for index in range(count):
