@@ -83,10 +83,10 @@ def write_answers(
     }
     answers = reference_answers(bundle, sessions, header, pictures.images, pictures.masks)
     for picture, tensor in zip(answers.pictures, answers.inputs, strict=True):
-        if off := steps_from_definition(picture, tensor, deployment.preprocess):
+        if steps := steps_from_definition(picture, tensor, deployment.preprocess):
             raise ExportError(
                 f"OpenCV {cv2.__version__} of this machine makes another input of a picture of {picture.shape[:2]} "
-                f"than {deployment.preprocess} defines: {off:.3g} steps of 0..255 beyond its rounding; install "
+                f"than {deployment.preprocess} defines: {steps:.3g} steps of 0..255 beyond its rounding; install "
                 "opencv-python-headless from PyPI"
             )
     advance(1, 1 + len(here))

@@ -76,7 +76,8 @@ def drawn_pictures(preprocess: Preprocess, *, few: bool) -> Pictures:
         few: Whether four do instead of eight, one of them enrolled and one predicted on.
     """
     height, width = preprocess.height, preprocess.width
-    images, masks, shows, enrolled = [_all_values(height, width)], [None], [_NOTHING], [False]
+    images, shows, enrolled = [_all_values(height, width)], [_NOTHING], [False]
+    masks: list[Mask | None] = [None]
     for number, (motif, rows, columns, known) in enumerate(_FEW_VIEWS if few else _VIEWS):
         size = max(8, round(height * rows)), max(8, round(width * columns))
         image, mask = _drawn(abs(motif), number, size)
