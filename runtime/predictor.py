@@ -95,14 +95,16 @@ class Predictor:
             warnings.warn(f"{found.path.name}: {NOT_COVERED}", RuntimeWarning, stacklevel=2)
         tasks.load(found.manifest.deployment.task)  # before an engine is opened
         opened = open_best(found, backend=backend, device=device, precision=precision, threads=threads)
-        self._start(found, opened, threads, false_accept_rate)
+        self._start(found, opened, threads=threads, false_accept_rate=false_accept_rate, index_from=index_from)
 
     def _start(
         self,
         bundle: Bundle,
         opened: Opened,
-        threads: int | None,
-        false_accept_rate: float | None,
+        *,
+        threads: int | None = None,
+        false_accept_rate: float | None = None,
+        index_from: int | None = None,
         preprocess: Preprocessor | None = None,
     ) -> None:
         """Run an engine that is open; it is closed when that fails."""
@@ -500,5 +502,5 @@ def predictor_of(bundle: Bundle, opened: Opened, preprocess: Preprocessor | None
         BundleError: The bundle does not fit the engine or its task; the engine is closed.
     """
     predictor = Predictor.__new__(Predictor)
-    predictor._start(bundle, opened, None, None, preprocess)  # the other way to make one
+    predictor._start(bundle, opened, preprocess=preprocess)  # the other way to make one
     return predictor
