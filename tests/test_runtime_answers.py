@@ -378,3 +378,10 @@ def test_a_decision_counts_where_it_does_not_hang_on_rounding() -> None:
     check = compared(expected, found, "fp32", {})
     assert check.beyond == ("decisions",)
     assert "decisions off by 2, allowed 0" in check.reason
+
+
+def test_an_embedding_that_is_nothing() -> None:
+    rows = np.array([[0.6, 0.8], [0.0, 0.0]])
+    assert distances({"embedding": rows}, {"embedding": rows})["embedding"] == pytest.approx(0, abs=1e-12)
+    assert distances({"embedding": rows}, {"embedding": rows[[0, 0]]})["embedding"] == 1
+    assert not distances({"embedding": rows}, {"embedding": np.full((2, 2), np.nan)})["embedding"] <= 1

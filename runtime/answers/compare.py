@@ -185,7 +185,10 @@ def distances(expected: Mapping[str, Array], found: Mapping[str, Array], *, unde
     for name, array in expected.items():
         wanted, other = np.asarray(array, np.float64), np.asarray(found[name], np.float64)
         if name == "embedding":
-            cosines = (wanted * other).sum(axis=1) / np.linalg.norm(wanted, axis=1) / np.linalg.norm(other, axis=1)
+            # A model may make nothing of a picture; nothing has no direction, and is the same as nothing.
+            norms = np.linalg.norm(wanted, axis=1) * np.linalg.norm(other, axis=1)
+            alike = np.where(norms == 0, (wanted == other).all(axis=1), 0.0)
+            cosines = np.divide((wanted * other).sum(axis=1), norms, out=alike, where=norms != 0)
             off["embedding"] = [float(1 - cosines.min())]
         elif name == "operating":
             off["operating point"] = [_largest(wanted, other)]
