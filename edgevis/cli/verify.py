@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"preprocessing: {_preprocessed(preprocessing)}")
         print(
             text_table(
-                (*("engine", "status"), *DISTANCE_HEADERS, *("held to", "pixel to answer")),
+                ("engine", "status", *DISTANCE_HEADERS, "held to", "pixel to answer"),
                 [_row(check) for check in checks],
             )
         )
