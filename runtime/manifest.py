@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from runtime.errors import IntegrityError, SchemaError
@@ -335,14 +336,12 @@ def _check_digest(manifest: Manifest, data: Mapping[str, Any]) -> None:
 
 
 def _check_identity(manifest: Manifest, data: Mapping[str, Any]) -> None:
-    # As it was written and as it is read: an earlier version may not have known all fields of today.
-    computed = [
-        encoder_identity(manifest.model, deployment, manifest.weights.sha256)
-        for deployment in (data["deployment"], manifest.deployment)
-    ]
-    if manifest.encoder_identity not in computed:
+    # As it was written, or as it is read: an earlier version may not have known all fields of today.
+    written = encoder_identity(manifest.model, data["deployment"], manifest.weights.sha256)
+    read = partial(encoder_identity, manifest.model, manifest.deployment, manifest.weights.sha256)
+    if manifest.encoder_identity != written and manifest.encoder_identity != read():
         raise IntegrityError(
             f"manifest.json: encoder_identity is {shown(manifest.encoder_identity)}; model, weights, preprocessing and "
-            f"graphs that it names make it {computed[0]}: one of them has been altered. Copy the bundle again, or "
+            f"graphs that it names make it {written}: one of them has been altered. Copy the bundle again, or "
             "build it again"
         )
