@@ -26,13 +26,13 @@ from export.agreement import Agreement, write_recorded
 from export.autocast import half_from_float
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
-from export.pipeline import encoder_identity
 from export.reference import calibration_feeds, golden_of, needs_masks, reference_of
 from export.stand_in import StandIn
 from export.verify import prove_engines
 from runtime.arrays import Array, unit_rows, write_arrays
 from runtime.bundle import GOLDEN, Bundle, write_bundle
 from runtime.errors import UnavailableError
+from runtime.identity import encoder_identity
 from runtime.manifest import EngineRecord, Manifest, Weights
 from runtime.opening import open_graphs
 from runtime.parity import BATCH_SIZES, TOLERANCES, golden_feeds, mask_agreement, measure_graph, run_in_batches

@@ -137,7 +137,7 @@ def samples_from_photographs(*, height: int, width: int, count: int = DEFAULT_CO
     Raises:
         MissingDependencyError: A package that carries them is not installed.
     """
-    photographs = [(PurePosixPath(path).stem, _limited(read_image(path))) for path in _photograph_paths()]
+    photographs = [(PurePosixPath(path).stem, limited(read_image(path))) for path in _photograph_paths()]
     # random.Random.random() gives the same numbers in every version of Python; NumPy promises that for no generator.
     draw = random.Random(seed).random  # noqa: S311 - nothing secret is drawn
     images, labels = [], []
@@ -169,14 +169,14 @@ def split(samples: SampleSet) -> tuple[SampleSet, SampleSet]:
 
 def _from_folder(folder: Path, count: int) -> SampleSet:
     names = _chosen([path.relative_to(folder).as_posix() for path in image_files(folder)], folder.name, count)
-    return sample_set([_limited(read_image(folder / name)) for name in names], _labels(names), folder.name)
+    return sample_set([limited(read_image(folder / name)) for name in names], _labels(names), folder.name)
 
 
 def _from_zip(path: Path, count: int) -> SampleSet:
     try:
         with zipfile.ZipFile(path) as archive:
             names = _chosen(_images_in_zip(archive, path), path.name, count)
-            images = [_limited(_read_entry(archive, name, path)) for name in names]
+            images = [limited(_read_entry(archive, name, path)) for name in names]
     except EdgevisError:  # some are OSErrors or ValueErrors, too
         raise
     except ZIP_ERRORS as error:
@@ -223,7 +223,8 @@ def _labels(names: Sequence[str]) -> list[str]:
     return [PurePosixPath(name).parent.name for name in names]
 
 
-def _limited(image: Image) -> Image:
+def limited(image: Image) -> Image:
+    """The image, shrunk to :data:`MAX_SIDE` if it is larger."""
     ratio = MAX_SIDE / max(image.shape[:2])
     if ratio >= 1:
         return image

@@ -155,6 +155,14 @@ def _parser() -> argparse.ArgumentParser:
         help="one plan for all GPUs from Ampere on, for a cache that a mixed fleet shares; it may be slower. "
         "datacenter only",
     )
+    parser.add_argument(
+        "--golden-pictures",
+        metavar="DIR",
+        type=Path,
+        help="a folder of 2 to 15 image files, one sub-folder for each thing they show, to prove the way from pixel to "
+        "answer with. They are COPIED INTO THE BUNDLE, at most 1024 pixels a side: whoever gets the bundle gets them "
+        "(default: pictures that the build draws)",
+    )
     parser.add_argument("--output", metavar="PATH", type=Path, help="the bundle (default: bundles/NAME.edgevis)")
     parser.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
@@ -227,6 +235,7 @@ def _build(arguments: argparse.Namespace) -> int:
             max_drop=arguments.max_drop,
             cache=None if arguments.no_cache else arguments.cache,
             choose=_AUTO in named,
+            golden_pictures=arguments.golden_pictures,
             settings=PlanSettings(
                 workspace_bytes=arguments.workspace,
                 optimization_level=arguments.optimization_level,
@@ -326,6 +335,7 @@ def _summary(bundle: Bundle, seconds: float, size_bytes: int) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "size_bytes": size_bytes,
         "parameters": manifest.parameters,
+        "digest": manifest.digest,
         "encoder_identity": manifest.encoder_identity,
         "weights": to_json(manifest.weights),
         "calibration": to_json(manifest.calibration),

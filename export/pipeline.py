@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,11 +29,13 @@ from edgevis.open_set.sidecar import sidecar_of, weights_digest
 from edgevis.origin import read_origin
 from export import compilers, int8, targets
 from export.agreement import Agreement, write_recorded
+from export.answers import write_answers
 from export.autocast import half_from_float
 from export.candidates import DEFAULT_MAX_DROP, candidates_of, no_int8_text, unopenable
 from export.compilers import graph_path
 from export.measurable import unmeasurable_text, without_int8
 from export.onnx import onnx_from_module
+from export.pictures import drawn_pictures, given_pictures
 from export.profiles import Profiles, Wanted, limited, profiles_of
 from export.reference import affordable, calibration_feeds, golden_of, golden_rows, needs_masks, reference_of
 from export.targets import NOTHING_ASKED, PlanSettings, Target
@@ -47,9 +47,10 @@ from runtime.bundle import GOLDEN, Bundle, write_bundle
 from runtime.candidates import search_text
 from runtime.errors import ExportError, WeightsError
 from runtime.files import scratch_folder
+from runtime.identity import encoder_identity
 from runtime.jsondata import to_json
 from runtime.machine import machine_name
-from runtime.manifest import Calibration, EngineRecord, Manifest, Weights
+from runtime.manifest import ANSWERS, Calibration, EngineRecord, Manifest, Weights
 from runtime.open_set.space import FILE as OPEN_SET
 from runtime.spec import Deployment, Precision
 from runtime.tensorrt.spec import BuildSpec
@@ -97,6 +98,8 @@ class Request:
         choose: Build ``precisions``, or all that the target has and this machine can run, and keep the fastest
             engine that loses no more than ``max_drop`` and, to fall back to, the fastest FP32 engine.
         settings: Of plans, where the target has them.
+        golden_pictures: A folder of pictures that go into the bundle, to prove the way from pixel to answer; None for
+            drawn ones.
     """
 
     entry: ModelEntry
@@ -113,6 +116,7 @@ class Request:
     cache: Path | None = None
     choose: bool = False
     settings: PlanSettings = NOTHING_ASKED
+    golden_pictures: Path | None = None
 
 
 def build_bundle(request: Request, progress: Progress) -> Bundle:
@@ -158,17 +162,6 @@ def measure_layers(request: Request, progress: Progress) -> tuple[LayerSensitivi
     return _calibrate(
         request, _recipe(request, target), floats, module, deployment, weights.sha256, to_calibrate, reference, progress
     )[1]
-
-
-def encoder_identity(name: str, deployment: Deployment, weights_sha256: str) -> str:
-    """Whose embeddings these are: the same for every precision, backend, exporter version and machine."""
-    parts = {
-        "model": name,
-        "weights": weights_sha256,
-        "preprocess": to_json(deployment.preprocess),
-        "graphs": to_json(deployment.graphs),
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _checked_precisions(request: Request, target: Target) -> tuple[Precision, ...]:
@@ -279,7 +272,7 @@ def _build(
     if target.triton:
         _write_triton(engines, deployment, request.output.stem, folder, progress)
 
-    return Manifest(
+    manifest = Manifest(
         name=request.output.stem,
         model=request.entry.name,
         target=request.target,
@@ -296,6 +289,8 @@ def _build(
         machine=machine_name(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+    _answer(request, target, manifest, module, folder, progress)
+    return manifest
 
 
 def _load(request: Request) -> tuple[nn.Module, Weights]:
@@ -563,6 +558,38 @@ def _with_open_set(
     statistics = found.header.statistics
     progress.end(f"measured on {statistics.source}", size_bytes=(folder / OPEN_SET).stat().st_size)
     return replace(deployment, postprocess={**deployment.postprocess, "open_set": to_json(statistics)})
+
+
+def _answer(
+    request: Request, target: Target, manifest: Manifest, module: nn.Module, folder: Path, progress: Progress
+) -> None:
+    """Pictures and what the model makes of them, from pixel to answer, go to ``folder``."""
+    progress.begin("answers")
+    deployment = manifest.deployment
+    embeds = embedding_output(deployment) is not None
+    if request.golden_pictures is not None:
+        pictures = given_pictures(request.golden_pictures, deployment.preprocess)
+    else:
+        pictures = drawn_pictures(deployment.preprocess, few=not embeds)
+    if not embeds and not needs_masks(deployment):
+        pictures = pictures.all_queries()
+    here = [record for record in manifest.engines if target.runs_here(record.backend)]
+    answers = write_answers(folder, manifest, module, pictures, here=here, advance=progress.advance)
+    ran = f", {len(here)} engines answer as PyTorch does" if here and answers.expected else ""
+    progress.end(
+        f"{len(pictures.images)} pictures from pixel to answer{ran}: {pictures.source}",
+        size_bytes=(folder / ANSWERS).stat().st_size,
+    )
+    if not answers.expected and request.golden_pictures is not None:
+        raise ExportError(
+            f"--golden-pictures: the model can enrol none of the pictures of one label in {request.golden_pictures}; "
+            "give others, sharp and well lit, or leave the option out for drawn ones"
+        )
+    if not answers.expected:
+        progress.warn(
+            "the PyTorch model makes nothing of the pictures that can be enrolled: `edgevis verify` will prove "
+            "preprocessing on them, but no answers"
+        )
 
 
 def _tools() -> dict[str, str]:

@@ -75,7 +75,7 @@ def reference_of(
         inputs = graph_inputs(graph, deployment.preprocess, given, made)
         parts: list[tuple[Array, ...]] = []
         for start in range(0, len(samples), rows):
-            parts.append(_outputs(module, graph, _rows(graph, inputs, start, start + rows)))
+            parts.append(torch_outputs(module, graph, _rows(graph, inputs, start, start + rows)))
             advance(number * len(samples) + min(start + rows, len(samples)), total)
         outputs = [np.concatenate(column) for column in zip(*parts, strict=True)]
         named = dict(zip((tensor.name for tensor in graph.outputs), outputs, strict=True))
@@ -105,7 +105,7 @@ def calibration_feeds(
         made: dict[str, Array] = {}
         for earlier in deployment.graphs[: deployment.graphs.index(graph)]:
             inputs = graph_inputs(earlier, deployment.preprocess, given, made)
-            outputs = _outputs(module, earlier, _rows(earlier, inputs, 0, _SHOTS))
+            outputs = torch_outputs(module, earlier, _rows(earlier, inputs, 0, _SHOTS))
             made |= dict(zip((tensor.name for tensor in earlier.outputs), outputs, strict=True))
         yield graph_inputs(graph, deployment.preprocess, given, made)
 
@@ -166,7 +166,8 @@ def _given(samples: SampleSet, preprocess: Preprocess) -> dict[str, Array]:
     return given
 
 
-def _outputs(module: nn.Module, graph: Graph, inputs: Sequence[Array]) -> tuple[Array, ...]:
+def torch_outputs(module: nn.Module, graph: Graph, inputs: Sequence[Array]) -> tuple[Array, ...]:
+    """What the PyTorch model makes of the inputs of a graph, in the graph's order, in float32 on one thread."""
     with torch.no_grad(), one_thread():
         made = getattr(module, graph.name)(*(torch.from_numpy(array) for array in inputs))
     return tuple(tensor.numpy() for tensor in (made if isinstance(made, tuple) else (made,)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from runtime import limits
 from runtime.arrays import Array, read_arrays
 from runtime.enginefiles import EngineFiles, read_engine
-from runtime.errors import BundleNotFoundError, IntegrityError, SchemaError
+from runtime.errors import BundleNotFoundError, InputError, IntegrityError, SchemaError
 from runtime.files import abandoned_folders, atomic_write, scratch_folder
-from runtime.manifest import MAX_MANIFEST_BYTES, FileRecord, Manifest
+from runtime.manifest import ANSWERS, MAX_MANIFEST_BYTES, FileRecord, Manifest
 
 SUFFIX = ".edgevis"
 MANIFEST = "manifest.json"
@@ -36,20 +37,26 @@ class Bundle:
 
     Args:
         path: The folder ``NAME.edgevis``.
+        digest: The manifest's digest as it was noted down where the bundle was built, 64 hexadecimal digits; every
+            file follows from it. None takes whatever bundle is there.
 
     Raises:
         BundleNotFoundError: There is no bundle there.
         SchemaError: The manifest is malformed or of another schema version.
-        IntegrityError: The manifest names a path outside of the folder.
+        IntegrityError: The manifest is not what was written, is another one than ``digest``, or names a path outside
+            of the folder.
+        InputError: ``digest`` is none.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, digest: str | None = None) -> None:
         self.path = Path(path)
         manifest = self.path / MANIFEST
         try:
             self.manifest = Manifest.loads(self._read_manifest(manifest))
         except OSError as error:
             raise BundleNotFoundError(f"{manifest} cannot be read: {error}") from error
+        if digest is not None:
+            self._check_pinned(digest)
         for name in self.manifest.files:
             _check_path(name)
         for engine in self.manifest.engines:
@@ -109,12 +116,28 @@ class Bundle:
 
     def golden(self) -> dict[str, Array]:
         """The arrays of ``golden.npz``: real inputs ``GRAPH/INPUT`` and the PyTorch outputs ``GRAPH/OUTPUT``."""
+        return self._arrays(GOLDEN)
+
+    def answers(self) -> dict[str, Array]:
+        """The arrays of ``answers.npz``, see :mod:`runtime.answers`; empty for a bundle that has none."""
+        if ANSWERS not in self.manifest.files:
+            return {}
+        return self._arrays(ANSWERS)
+
+    def _arrays(self, name: str) -> dict[str, Array]:
         return read_arrays(
-            self.file(GOLDEN),
+            self.file(name),
             error=IntegrityError,
             max_bytes=limits.max_golden_bytes(),
             variable="EDGEVIS_MAX_GOLDEN_BYTES",
         )
+
+    def _check_pinned(self, digest: str) -> None:
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest.lower()):
+            raise InputError(f"digest is {digest!r}; allowed: a manifest's digest, 64 hexadecimal digits")
+        if self.manifest.digest != digest.lower():
+            found = self.manifest.digest or "none: an earlier edgevis built it; build it again"
+            raise IntegrityError(f"{self.path} is not the bundle that was asked for: digest {digest}; it has {found}")
 
     def _listed(self, name: str) -> tuple[Path, FileRecord]:
         """The path and the record of a file that is listed, there, inside the bundle and of the right size."""
@@ -158,6 +181,14 @@ class Bundle:
                 f"{self.path}: {name!r} has been altered: its SHA-256 is {digest}, the manifest says {record.sha256}; "
                 "copy the bundle again"
             )
+
+
+def staged_bundle(folder: Path, manifest: Manifest) -> Bundle:
+    """A bundle that is being built: the files in ``folder`` as they are now, and the manifest that will be written."""
+    bundle = Bundle.__new__(Bundle)
+    bundle.path = folder
+    bundle.manifest = replace(manifest, files=_record_files(folder))
+    return bundle
 
 
 def sha256(path: Path) -> str:

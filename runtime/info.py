@@ -24,6 +24,8 @@ class Info:
         threads: CPU threads it was given; None leaves the choice to the backend.
         why: Why this engine, in one sentence.
         skipped: What was better but cannot be used here, with the reason.
+        digest: The digest of the bundle's manifest, which was found right; empty for a bundle that an earlier edgevis
+            built: that a value of its manifest was changed would not be noticed.
         encoder_identity: Whose embeddings these are.
         parity: The engine's measured distance from the PyTorch model; None when it has not been measured.
         labels: What is enrolled.
@@ -45,6 +47,7 @@ class Info:
     threads: int | None
     why: str
     skipped: tuple[str, ...]
+    digest: str
     encoder_identity: str
     parity: Proof | None
     labels: tuple[str, ...]

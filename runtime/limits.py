@@ -8,7 +8,7 @@
 ``EDGEVIS_MAX_ENROLMENT_BYTES``
     Bytes of an enrolment's arrays once unpacked: 4 GiB.
 ``EDGEVIS_MAX_GOLDEN_BYTES``
-    Bytes of a bundle's ``golden.npz`` once unpacked: 1 GiB.
+    Bytes of a bundle's ``golden.npz``, and of its ``answers.npz``, once unpacked: 1 GiB.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def max_enrolment_bytes() -> int:
 
 
 def max_golden_bytes() -> int:
-    """How many bytes the arrays of ``golden.npz`` may have."""
+    """How many bytes the arrays of ``golden.npz``, or of ``answers.npz``, may have."""
     return _bound("EDGEVIS_MAX_GOLDEN_BYTES", 1 << 30)
 
 

@@ -6,13 +6,18 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-from runtime.errors import SchemaError
+from runtime.errors import IntegrityError, SchemaError
+from runtime.identity import DIGEST, encoder_identity, manifest_digest
 from runtime.jsondata import from_json, parse_json, shown, to_json
 from runtime.spec import Deployment, Precision
 
 SCHEMA = 1
 MAX_MANIFEST_BYTES = 4 << 20
+ANSWERS = "answers.npz"
+"""The file of a bundle that holds pictures and what the model makes of them, see :mod:`runtime.answers`."""
 
 MOST_CHANCE = 0.5
 """With a larger :attr:`Decisions.chance` an agreement says nothing of an engine."""
@@ -302,6 +307,8 @@ class Manifest:
         tools: Versions of the packages that built it.
         machine: The processor it was built on.
         created: Date and time of the build, ISO 8601, UTC.
+        digest: Of a manifest that was read: the digest of all other fields, which was found right. Empty of one that
+            was not read, or was written before manifests had a digest. What is written gets its own.
     """
 
     name: str
@@ -321,6 +328,7 @@ class Manifest:
     machine: str = ""
     created: str = ""
     schema: int = SCHEMA
+    digest: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         names = [engine.name for engine in self.engines]
@@ -334,8 +342,9 @@ class Manifest:
                 )
 
     def dumps(self) -> str:
-        """The JSON text."""
-        return json.dumps(to_json(self), indent=2, allow_nan=False) + "\n"
+        """The JSON text, with the digest of what it says: the one place that writes it."""
+        data = to_json(self)
+        return json.dumps({**data, DIGEST: manifest_digest(data)}, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def loads(cls, text: str | bytes) -> Manifest:
@@ -343,6 +352,7 @@ class Manifest:
 
         Raises:
             SchemaError: Not JSON, another schema version, an unknown or missing field, a value out of range.
+            IntegrityError: The digest, or the encoder's identity, is not that of what the manifest says.
         """
         try:
             data = parse_json(text)
@@ -355,4 +365,39 @@ class Manifest:
                 f"manifest.json has schema {shown(data.get('schema'))}; this version of edgevis reads {SCHEMA}: "
                 "build the bundle again, or install the edgevis that wrote it"
             )
-        return from_json(cls, data, "manifest")
+        manifest = from_json(cls, data, "manifest")
+        try:
+            _check_digest(manifest, data)
+            _check_identity(manifest, data)
+        except RecursionError as error:  # what could just be read, nested as deep as Python allows
+            raise SchemaError("manifest.json is nested too deep") from error
+        return manifest
+
+
+def _check_digest(manifest: Manifest, data: Mapping[str, Any]) -> None:
+    if DIGEST not in data:
+        if ANSWERS in manifest.files:  # what writes those also writes the digest
+            raise IntegrityError(
+                f"manifest.json has lost its field {DIGEST!r}, the digest of all others: copy the bundle again, or "
+                "build it again"
+            )
+        return
+    computed = manifest_digest(data)
+    if manifest.digest != computed:
+        raise IntegrityError(
+            "manifest.json has been altered since it was built: copy the bundle again, or build it again; what a build "
+            f"decided, such as preprocessing, cannot be edited afterwards. Its field {DIGEST!r} is "
+            f"{shown(manifest.digest)}; what it says has {computed}"
+        )
+
+
+def _check_identity(manifest: Manifest, data: Mapping[str, Any]) -> None:
+    # As it was written, or as it is read: an earlier version may not have known all fields of today.
+    written = encoder_identity(manifest.model, data["deployment"], manifest.weights.sha256)
+    read = partial(encoder_identity, manifest.model, manifest.deployment, manifest.weights.sha256)
+    if manifest.encoder_identity != written and manifest.encoder_identity != read():
+        raise IntegrityError(
+            f"manifest.json: encoder_identity is {shown(manifest.encoder_identity)}; model, weights, preprocessing and "
+            f"graphs that it names make it {written}: one of them has been altered. Copy the bundle again, or "
+            "build it again"
+        )

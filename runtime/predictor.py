@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -29,6 +30,7 @@ from runtime.errors import EdgevisError, EnrolmentError, InputError
 from runtime.forking import fork_waits, holds_up_forks
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.rows import counts_by_label
+from runtime.identity import NOT_COVERED
 from runtime.images import Image, ImageLike, as_images, orientation_of, several
 from runtime.info import Info
 from runtime.masks import MaskLike, as_masks
@@ -37,7 +39,7 @@ from runtime.open_set.decision import OpenSet, OpenSetInfo
 from runtime.open_set.strangers import MAX_STRANGERS
 from runtime.preprocess import Preprocessor
 from runtime.quality import EnrolmentReport, image_names
-from runtime.selection import open_best
+from runtime.selection import Opened, open_best
 from runtime.sources import Source, frames
 from runtime.tasks import Result
 
@@ -64,10 +66,12 @@ class Predictor:
             embeddings; None (the default) searches exactly however many there are. The index is made by a thread
             while exact searches go on, and used only if it was measured to be faster and to find 99 % of the ten
             best labels: ``info.search_index``. Needs ``edgevis[search]``.
+        digest: The digest of the bundle's manifest as it was noted down where the bundle was built: no other bundle is
+            opened. None opens whatever is there and is whole.
 
     Raises:
         InputError: An argument is not allowed.
-        BundleError: The bundle is missing, malformed or altered.
+        BundleError: The bundle is missing, malformed, altered, or not the one that ``digest`` names.
         BackendError: No engine of it can be opened; the message says why for each.
     """
 
@@ -81,12 +85,31 @@ class Predictor:
         threads: int | None = None,
         false_accept_rate: float | None = None,
         index_from: int | None = None,
+        digest: str | None = None,
     ) -> None:
         whole = isinstance(threads, int) and not isinstance(threads, bool)
         if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
             raise InputError(f"threads is {threads!r}; allowed: None or an int >= 1 and <= {MAX_THREADS}")
-        self._bundle = Bundle(bundle)
-        manifest = self._bundle.manifest
+        found = Bundle(bundle, digest=digest)
+        if not found.manifest.digest:
+            warnings.warn(f"{found.path.name}: {NOT_COVERED}", RuntimeWarning, stacklevel=2)
+        tasks.load(found.manifest.deployment.task)  # before an engine is opened
+        opened = open_best(found, backend=backend, device=device, precision=precision, threads=threads)
+        self._start(found, opened, threads=threads, false_accept_rate=false_accept_rate, index_from=index_from)
+
+    def _start(
+        self,
+        bundle: Bundle,
+        opened: Opened,
+        *,
+        threads: int | None = None,
+        false_accept_rate: float | None = None,
+        index_from: int | None = None,
+        preprocess: Preprocessor | None = None,
+    ) -> None:
+        """Run an engine that is open; it is closed when that fails."""
+        self._bundle = bundle
+        manifest = bundle.manifest
         deployment = manifest.deployment
         task = tasks.load(deployment.task)
         self._changing = threading.RLock()  # held by what changes what is enrolled
@@ -95,10 +118,10 @@ class Predictor:
         self._forgotten: set[str] = set()
         self._reset = False
         self._threads = threads
-        self._opened = open_best(self._bundle, backend=backend, device=device, precision=precision, threads=threads)
+        self._opened = opened
         self._closed = False
         record = self._opened.record
-        self._preprocess = Preprocessor(deployment.preprocess)
+        self._preprocess = preprocess or Preprocessor(deployment.preprocess)
         try:
             arrays = open_set_arrays(self._bundle)
             self._task = task.open_task(
@@ -455,6 +478,7 @@ class Predictor:
             threads=self._threads,
             why=self._opened.why,
             skipped=self._opened.skipped,
+            digest=manifest.digest,
             encoder_identity=manifest.encoder_identity,
             parity=record.proof,
             labels=self.labels,
@@ -466,3 +490,17 @@ class Predictor:
     def _check_open(self) -> None:
         if self._closed:
             raise EdgevisError("this predictor has been closed; open another one")
+
+
+def predictor_of(bundle: Bundle, opened: Opened, preprocess: Preprocessor | None = None) -> Predictor:
+    """A predictor of an engine that is open already; the predictor closes it.
+
+    A build and ``edgevis verify`` run each engine, and the PyTorch model, as a customer's predictor would be run;
+    ``preprocess`` takes the place of what the bundle declares.
+
+    Raises:
+        BundleError: The bundle does not fit the engine or its task; the engine is closed.
+    """
+    predictor = Predictor.__new__(Predictor)
+    predictor._start(bundle, opened, preprocess=preprocess)  # the other way to make one
+    return predictor

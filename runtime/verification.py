@@ -1,19 +1,38 @@
-"""Prove a bundle again on the machine where it lies: every file's hash, every engine's parity and recorded outputs."""
+"""Prove a bundle again on the machine where it lies: every file's hash, every engine's parity and recorded outputs, and
+the way from pixel to answer.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from runtime.answers.compare import (
+    AnswersCheck,
+    PreprocessingCheck,
+    check_answers,
+    check_preprocessing,
+    read_answers,
+)
+from runtime.answers.file import Answers
 from runtime.arrays import Array
 from runtime.bundle import Bundle
-from runtime.errors import BackendError, MissingDependencyError, UnavailableError, UnknownBackendError
+from runtime.errors import (
+    BackendError,
+    EnrolmentRefusedError,
+    MissingDependencyError,
+    UnavailableError,
+    UnknownBackendError,
+)
 from runtime.manifest import EngineRecord, GraphParity
 from runtime.opening import open_sessions
 from runtime.parity import BATCH_SIZES, distance_text
+from runtime.predictor import predictor_of
 from runtime.proving import measure_engine
 from runtime.recorded import Deviation, deviation_text, deviations, held_to_text, read_recorded
+from runtime.selection import Opened
+from runtime.session import Session
 
 NOT_RECORDED = (
     "the bundle is of an older edgevis, which recorded no outputs of this engine: it was held to the tolerance of its "
@@ -32,6 +51,8 @@ class EngineCheck:
         graphs: The measured distance of each graph from the PyTorch outputs in ``golden.npz``.
         reason: Why it failed or was not run, or what it could not be held to.
         recorded: How far its outputs are from those that the build recorded; empty where it recorded none.
+        answers: How far a predictor's answers are from those in ``answers.npz``; None where they were not compared: the
+            bundle has none, preprocessing differs, or the engine failed before.
     """
 
     engine: str
@@ -40,12 +61,15 @@ class EngineCheck:
     graphs: tuple[GraphParity, ...] = ()
     reason: str = ""
     recorded: tuple[Deviation, ...] = ()
+    answers: AnswersCheck | None = None
 
 
 def verify_bundle(
     bundle: Bundle, *, threads: int | None = None, batch_sizes: Sequence[int] = BATCH_SIZES
 ) -> list[EngineCheck]:
-    """Check all files of a bundle, then run each of its engines on the golden inputs.
+    """Check all files of a bundle, then run each of its engines on the golden inputs, and from pixel to answer.
+
+    No engine passes where preprocessing differs, see :func:`runtime.answers.compare.check_preprocessing`.
 
     Args:
         bundle: The bundle.
@@ -57,11 +81,22 @@ def verify_bundle(
     """
     bundle.verify_files()
     golden = bundle.golden()
-    return [_check(bundle, record, golden, threads, batch_sizes) for record in bundle.manifest.engines]
+    answers = read_answers(bundle)
+    preprocessing = check_preprocessing(bundle, answers)
+    return [
+        _check(bundle, record, golden, answers, preprocessing, threads, batch_sizes)
+        for record in bundle.manifest.engines
+    ]
 
 
 def _check(
-    bundle: Bundle, record: EngineRecord, golden: dict[str, Array], threads: int | None, batch_sizes: Sequence[int]
+    bundle: Bundle,
+    record: EngineRecord,
+    golden: dict[str, Array],
+    answers: Answers | None,
+    preprocessing: PreprocessingCheck,
+    threads: int | None,
+    batch_sizes: Sequence[int],
 ) -> EngineCheck:
     held_to = held_to_text(record)
     try:
@@ -74,17 +109,35 @@ def _check(
         measured = measure_engine(sessions, record.precision, golden, machine="")
         known = read_recorded(bundle, record)
         apart = () if known is None else deviations(record, sessions, golden, known, batch_sizes=batch_sizes)
-    except BackendError as error:
+        answered = _answered(bundle, record, sessions, answers, preprocessing)
+    except (BackendError, EnrolmentRefusedError) as error:
         return EngineCheck(record.name, "failed", held_to, reason=str(error))
     finally:
         for session in sessions.values():
             session.close()
     reasons = [f"graph {parity.graph!r}: {_distance(parity)}" for parity in measured.beyond]
     reasons += [deviation_text(deviation) for deviation in apart if not deviation.holds]
+    if preprocessing.status == "failed":
+        reasons.append(preprocessing.reason)
+    elif answered is not None and answered.beyond:
+        reasons.append(answered.reason)
     status = "failed" if reasons else "passed"
     if record.precision != "fp32" and not apart:
         reasons.append(NOT_RECORDED)
-    return EngineCheck(record.name, status, held_to, measured.proof.graphs, "; ".join(reasons), apart)
+    return EngineCheck(record.name, status, held_to, measured.proof.graphs, "; ".join(reasons), apart, answered)
+
+
+def _answered(
+    bundle: Bundle,
+    record: EngineRecord,
+    sessions: Mapping[str, Session],
+    answers: Answers | None,
+    preprocessing: PreprocessingCheck,
+) -> AnswersCheck | None:
+    if answers is None or not answers.expected or preprocessing.status != "passed":
+        return None
+    with predictor_of(bundle, Opened(record, sessions, "", ())) as predictor:
+        return check_answers(predictor, record, answers, exact=preprocessing.exact)
 
 
 def _distance(parity: GraphParity) -> str:

@@ -7,13 +7,14 @@ layer. :func:`expected_embeddings` computes the same in NumPy, float64, and shar
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import pytest
 import runtime
 from runtime.arrays import write_arrays
 from runtime.bundle import GOLDEN, MANIFEST, sha256, write_bundle
+from runtime.identity import DIGEST, encoder_identity, manifest_digest
 from runtime.manifest import Decisions, EngineRecord, GraphParity, Manifest, Proof, Weights
 from runtime.open_set.space import FILE as OPEN_SET
 from runtime.spec import Deployment, Graph, Precision, Preprocess, TensorSpec
@@ -34,7 +36,6 @@ from runtime.tensorrt.spec import BuildSpec, spec_path
 Array = npt.NDArray[Any]
 
 HEIGHT, WIDTH, CHANNELS, DIMENSION = 32, 16, 8, 8
-IDENTITY = "1d" * 32
 GRAPHS = {"reid": "embed", "classify": "encode"}
 TINY_PREPROCESS = Preprocess(HEIGHT, WIDTH, mean=(0.5, 0.45, 0.4), std=(0.25, 0.3, 0.35))
 
@@ -105,7 +106,7 @@ class Tiny:
     postprocess: Mapping[str, Any] = field(default_factory=dict)
     open_set: Mapping[str, Array] | None = None  # the arrays of a score space
     max_batch: int = 4
-    identity: str = IDENTITY
+    sha256: str = ""  # what the manifest says of the weights, where that is not theirs
 
     @property
     def dimension(self) -> int:
@@ -119,6 +120,15 @@ class Tiny:
     @property
     def deployment(self) -> Deployment:
         return Deployment(self.task, (self.graph,), self.preprocess, self.postprocess, self.max_batch)
+
+    @property
+    def weights_sha256(self) -> str:
+        own = hashlib.sha256(b"".join(part.tobytes() for part in vars(self.weights).values())).hexdigest()
+        return self.sha256 or own
+
+    @property
+    def identity(self) -> str:
+        return encoder_identity("tiny", self.deployment, self.weights_sha256)
 
 
 def write_tiny_bundle(path: Path, tiny: Tiny | None = None) -> Path:
@@ -143,7 +153,7 @@ def write_tiny_bundle(path: Path, tiny: Tiny | None = None) -> Path:
             target="cpu",
             deployment=tiny.deployment,
             encoder_identity=tiny.identity,
-            weights=Weights(trained=False, source="seeded random numbers", sha256="0" * 64),
+            weights=Weights(trained=False, source="seeded random numbers", sha256=tiny.weights_sha256),
             parameters=sum(part.size for part in vars(tiny.weights).values()),
             engines=tuple(records),
             files={},
@@ -307,10 +317,20 @@ def textured(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
 
 @contextmanager
 def edited_manifest(bundle: Path) -> Iterator[dict[str, Any]]:
-    """The manifest's JSON data, written back when the block ends."""
+    """The manifest's JSON data, written back when the block ends, and signed: as if it had been built like that."""
     data = json.loads((bundle / MANIFEST).read_text())
     yield data
-    (bundle / MANIFEST).write_text(json.dumps(data))
+    (bundle / MANIFEST).write_text(json.dumps(signed(data)))
+
+
+def signed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest's JSON data with the encoder's identity and the digest of what it says, where it says anything."""
+    whole = dict(data)
+    with suppress(KeyError, TypeError, ValueError, RecursionError):
+        whole["encoder_identity"] = encoder_identity(data["model"], data["deployment"], data["weights"]["sha256"])
+    with suppress(ValueError, RecursionError):
+        whole[DIGEST] = manifest_digest(whole)
+    return whole
 
 
 def replace_file(bundle: Path, name: str, content: bytes) -> None:

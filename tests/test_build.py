@@ -21,10 +21,11 @@ from edgevis.open_set.sidecar import Header, weights_digest, write_sidecar
 from edgevis.open_set.space import space_of
 from export import targets
 from export.build import main
-from export.pipeline import UNTRAINED, Request, build_bundle, encoder_identity
+from export.pipeline import UNTRAINED, Request, build_bundle
 from runtime.arrays import unit_rows
 from runtime.bundle import Bundle
 from runtime.errors import ExportError, InputError, MissingDependencyError, ParityError, UnknownModelError, WeightsError
+from runtime.identity import encoder_identity
 from runtime.jsondata import to_json
 from runtime.open_set.generic import generic
 from runtime.spec import Deployment, Graph, TensorSpec
@@ -91,6 +92,7 @@ def test_stages_come_in_order(built: tuple[Bundle, Recorder]) -> None:
         "search",
         "compile",
         "parity",
+        "answers",
     ]
     assert list(recorder.details) == recorder.stages
     # The tiny model's statistics are drawn at random: no images are like those of its training.
@@ -116,6 +118,7 @@ def test_manifest_says_what_was_built(built: tuple[Bundle, Recorder]) -> None:
 
 def test_files_are_where_the_design_says(built: tuple[Bundle, Recorder]) -> None:
     assert sorted(built[0].manifest.files) == [
+        "answers.npz",
         "engines/onnxruntime-int8/embed.onnx",
         "engines/openvino-fp32/embed.bin",
         "engines/openvino-fp32/embed.xml",
@@ -244,7 +247,7 @@ def test_a_fault_keeps_the_bundle_that_was_there(quick: Request) -> None:
     assert list(quick.output.parent.iterdir()) == [quick.output]
 
 
-@pytest.mark.parametrize("stage", ["weights", "samples", "onnx", "reference", "compile", "parity"])
+@pytest.mark.parametrize("stage", ["weights", "samples", "onnx", "reference", "compile", "parity", "answers"])
 def test_an_interrupt_at_any_stage_leaves_nothing(quick: Request, stage: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         build_bundle(quick, Recorder(interrupt_at=stage))
@@ -333,7 +336,7 @@ def test_command_line(
     assert Bundle(tmp_path / "bundles" / "tiny.edgevis").manifest.model == "tiny"
     lines = output.splitlines()
     stages = [line.split()[0] for line in lines if " s " in line]
-    assert stages == ["start", "weights", "samples", "onnx", "reference", "compile", "parity", "bundle"]
+    assert stages == ["start", "weights", "samples", "onnx", "reference", "compile", "parity", "answers", "bundle"]
     assert any(line.startswith("onnxruntime-fp32 ") and "rank-1 agreement 1.000 of 24" in line for line in lines)
     assert lines[-1] == "next: edgevis info bundles/tiny.edgevis"
     assert "RANDOM WEIGHTS" in errors

@@ -26,8 +26,10 @@ from export.autocast import half_from_float
 from export.profiles import Wanted, profiles_of
 from export.stand_in import StandIn
 from runtime import backends
+from runtime.answers.compare import check_preprocessing, read_answers
 from runtime.arrays import Array
 from runtime.bundle import Bundle
+from runtime.manifest import ANSWERS
 from runtime.parity import TOLERANCES, compare_rows, settle_flips
 from runtime.session import Session
 from runtime.spec import Deployment, Graph
@@ -107,6 +109,23 @@ def outputs_of(module: nn.Module, graph: Graph, inputs: Mapping[str, Array]) -> 
         made = getattr(module, graph.name)(*(torch.from_numpy(inputs[tensor.name]) for tensor in graph.inputs))
     values = made if isinstance(made, tuple) else (made,)
     return {tensor.name: value.numpy() for tensor, value in zip(graph.outputs, values, strict=True)}
+
+
+@each_model
+def test_from_pixel_to_answer(name: str, bundle: Bundle) -> None:
+    """A predictor with each engine answered as with the PyTorch model, on the pictures that the bundle carries."""
+    answers = read_answers(bundle)
+    assert answers is not None
+    assert answers.expected
+    preprocessing = check_preprocessing(bundle, answers)
+    assert preprocessing.exact, preprocessing.reason
+    # What the build's gate found, with the bundle's own engines.
+    assert set(answers.header.distances) == {record.name for record in bundle.manifest.engines}
+    for record in bundle.manifest.engines:
+        measured = answers.header.distances[record.name]
+        assert set(measured) == set(answers.header.one_step)
+        assert max(measured.values()) < 1e-3
+    assert (bundle.path / ANSWERS).stat().st_size < 600_000
 
 
 @each_model

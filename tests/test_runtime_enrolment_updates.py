@@ -75,7 +75,7 @@ def test_an_update_leaves_the_file_its_threshold_unless_another_was_set(built: d
 
 def test_an_update_of_another_encoders_file_changes_nothing(path: Path, tmp_path: Path) -> None:
     before = path.read_bytes()
-    other = Tiny(identity="2e" * 32, weights=tiny_weights(1))
+    other = Tiny(weights=tiny_weights(1))
     with Predictor(write_tiny_bundle(tmp_path / "other.edgevis", other)) as predictor:
         predictor.enroll("dora", picture(1))
         with pytest.raises(EnrolmentMismatchError, match="made by another encoder"):

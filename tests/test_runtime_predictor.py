@@ -240,7 +240,8 @@ def test_a_wrong_image_is_refused_and_changes_nothing(gallery: Predictor, name: 
 
 def broken_weights(value: float) -> Tiny:
     weights = tiny_weights()
-    return Tiny(weights=replace(weights, dense_bias=np.full_like(weights.dense_bias, value)))
+    broken = replace(weights, dense_bias=np.full_like(weights.dense_bias, value))
+    return Tiny(weights=broken, sha256=Tiny().weights_sha256)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

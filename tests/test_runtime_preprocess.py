@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import tracemalloc
-from collections.abc import Callable
 from typing import get_args
 
 import numpy as np
@@ -14,129 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime.answers.definition import TOLERANCE, defined_tensor
 from runtime.preprocess import Preprocessor
 from runtime.spec import Color, Fit, Interpolation, Preprocess
 
-from bundles import Array, picture
+from bundles import picture
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-
-# In grey levels. OpenCV interpolates uint8 in fixed point with 11 bits and rounds each result; cubic adds 16 products.
-TOLERANCE = {"nearest": 0.0, "linear": 1.01, "area": 1.01, "cubic": 1.51}
-
-
-def reference(image: Array, spec: Preprocess, *, uncut: bool = False) -> Array:
-    """(H, W, 3) uint8 BGR -> (channels, height, width) float64."""
-    fitted = reference_fit(image.astype(np.float64), spec, uncut=uncut)
-    luma = fitted @ np.array([[0.114], [0.587], [0.299]])  # BT.601, of blue, green and red
-    channels = {"RGB": fitted[..., ::-1], "BGR": fitted, "GRAY": luma}[spec.color]
-    return ((channels * spec.scale - np.array(spec.mean)) / np.array(spec.std)).transpose(2, 0, 1)
-
-
-def reference_fit(image: Array, spec: Preprocess, *, uncut: bool = False) -> Array:
-    rows, columns = image.shape[:2]
-    if (rows, columns) == (spec.height, spec.width):
-        return image
-    if spec.fit == "stretch":
-        return resized(image, spec.height, spec.width, spec.interpolation)
-    if spec.fit == "letterbox":
-        ratio = min(spec.width / columns, spec.height / rows)
-        height, width = (max(1, min(round(side * ratio), limit)) for side, limit in _sides(image, spec))
-        output = np.full((spec.height, spec.width, 3), float(spec.pad_value))
-        top, left = (spec.height - height) // 2, (spec.width - width) // 2
-        output[top : top + height, left : left + width] = resized(image, height, width, spec.interpolation)
-        return output
-    ratio = max(spec.width / columns, spec.height / rows)
-    if ratio < 1:  # the middle on whole pixels, then its size
-        height, width = (min(side, max(1, round(limit / ratio))) for side, limit in _sides(image, spec))
-        top, left = (rows - height) // 2, (columns - width) // 2
-        return resized(image[top : top + height, left : left + width], spec.height, spec.width, spec.interpolation)
-    if not uncut:  # of what would become more than 64 times what is seen, the middle is resized
-        top, left = (max(0, side - math.ceil(64 * limit / ratio)) // 2 for side, limit in _sides(image, spec))
-        if top or left:
-            return reference_fit(image[top : rows - top, left : columns - left], spec)
-    height, width = (max(round(side * ratio), limit) for side, limit in _sides(image, spec))
-    top, left = (height - spec.height) // 2, (width - spec.width) // 2
-    whole = resized(image, height, width, spec.interpolation)
-    return whole[top : top + spec.height, left : left + spec.width]
-
-
-def _sides(image: Array, spec: Preprocess) -> tuple[tuple[int, int], tuple[int, int]]:
-    return (image.shape[0], spec.height), (image.shape[1], spec.width)
-
-
-def resized(image: Array, height: int, width: int, interpolation: str) -> Array:
-    """Resampling is separable: one matrix of weights for each axis."""
-    rows, columns = image.shape[:2]
-    if (rows, columns) == (height, width):
-        return image
-    name = interpolation
-    if name == "area" and (height > rows or width > columns):
-        name = "area-up"  # OpenCV's answer where there is no area to average
-    weights = WEIGHTS[name]
-    tall = np.einsum("yr,rcd->ycd", weights(rows, height), image)
-    return np.clip(np.einsum("xc,ycd->yxd", weights(columns, width), tall), 0, 255)
-
-
-def _nearest(source: int, target: int) -> Array:
-    return _placed(source, target, lambda x, step: [(int(x * step), 1.0)])
-
-
-def _linear(source: int, target: int) -> Array:
-    def taps(x: int, step: float) -> list[tuple[int, float]]:
-        position = (x + 0.5) * step - 0.5
-        left = int(np.floor(position))
-        return [(left, left + 1 - position), (left + 1, position - left)]
-
-    return _placed(source, target, taps)
-
-
-def _cubic(source: int, target: int) -> Array:
-    a = -0.75
-
-    def kernel(distance: float) -> float:
-        t = abs(distance)
-        if t <= 1:
-            return ((a + 2) * t - (a + 3)) * t * t + 1
-        return ((a * t - 5 * a) * t + 8 * a) * t - 4 * a if t < 2 else 0.0
-
-    def taps(x: int, step: float) -> list[tuple[int, float]]:
-        position = (x + 0.5) * step - 0.5
-        left = int(np.floor(position))
-        return [(left + k, kernel(position - left - k)) for k in (-1, 0, 1, 2)]
-
-    return _placed(source, target, taps)
-
-
-def _area(source: int, target: int) -> Array:
-    def taps(x: int, step: float) -> list[tuple[int, float]]:
-        start, end = x * step, (x + 1) * step
-        covered = [(k, min(k + 1, end) - max(k, start)) for k in range(int(start), min(int(np.ceil(end)), source))]
-        return [(k, share / step) for k, share in covered if share > 0]
-
-    return _placed(source, target, taps)
-
-
-def _area_up(source: int, target: int) -> Array:
-    def taps(x: int, step: float) -> list[tuple[int, float]]:
-        left = int(x * step)
-        share = float(np.float32((x + 1) - (left + 1) / step))  # float32, as OpenCV's: it decides ties
-        share = 0.0 if share <= 0 else share - np.floor(share)
-        return [(left, 1 - share), (left + 1, share)]
-
-    return _placed(source, target, taps)
-
-
-def _placed(source: int, target: int, taps: Callable[[int, float], list[tuple[int, float]]]) -> Array:
-    """(target, source) weights; what lies beyond an edge is the edge's pixel."""
-    weights = np.zeros((target, source))
-    for x in range(target):
-        for index, weight in taps(x, 1 / (target / source)):  # rounded as OpenCV does: it decides ties of "nearest"
-            weights[x, min(max(index, 0), source - 1)] += weight
-    return weights
-
-
-WEIGHTS = {"nearest": _nearest, "linear": _linear, "cubic": _cubic, "area": _area, "area-up": _area_up}
 
 
 def noise(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -148,7 +30,7 @@ def check(image: npt.NDArray[np.uint8], spec: Preprocess, *, uncut: bool = False
     assert tensor.shape == (1, spec.channels, spec.height, spec.width)
     assert tensor.dtype == np.float32
     level = (np.array(spec.std) / spec.scale)[:, None, None]  # what one grey level is in the tensor, inverted
-    difference = np.abs(tensor[0] - reference(image, spec, uncut=uncut)) * level
+    difference = np.abs(tensor[0] - defined_tensor(image, spec, uncut=uncut)) * level
     rounding = 0.51 if spec.color == "GRAY" else 0.0  # OpenCV rounds the luma to a whole grey level
     assert difference.max() <= TOLERANCE[spec.interpolation] + rounding + 1e-3, np.unravel_index(
         difference.argmax(), tensor[0].shape
@@ -192,7 +74,7 @@ def test_normalisation_is_correctly_rounded() -> None:
     """Every pixel value in every channel, at the input's own size, to the last bit of float32."""
     spec = Preprocess(16, 16, "RGB", **IMAGENET)
     image = np.stack([np.arange(256).reshape(16, 16)] * 3, axis=-1).astype(np.uint8)
-    np.testing.assert_array_equal(Preprocessor(spec)([image])[0], reference(image, spec).astype(np.float32))
+    np.testing.assert_array_equal(Preprocessor(spec)([image])[0], defined_tensor(image, spec).astype(np.float32))
 
 
 def test_channel_order() -> None:

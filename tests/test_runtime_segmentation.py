@@ -28,9 +28,17 @@ from edgevis import (
 )
 from edgevis.cli import main
 from runtime import results
-from runtime.bundle import write_bundle
+from runtime.answers.compare import AnswersCheck, check_answers
+from runtime.answers.file import Answers, Header, answers_from, arrays_of
+from runtime.answers.reference import reference_answers
+from runtime.bundle import Bundle, write_bundle
+from runtime.identity import encoder_identity
+from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord, GraphParity, Manifest, Proof, Weights
+from runtime.opening import open_sessions
+from runtime.predictor import predictor_of
 from runtime.resize import resize_aligned, rows_aligned, rows_linear, widened
+from runtime.selection import Opened
 from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.tasks import _maps as maps
 
@@ -176,7 +184,7 @@ def write(path: Path, deployment: Deployment, models: Mapping[str, Any], backend
             model="colours",
             target="cpu",
             deployment=deployment,
-            encoder_identity="1d" * 32,
+            encoder_identity=encoder_identity("colours", deployment, "0" * 64),
             weights=Weights(True, "written by hand", "0" * 64),
             parameters=0,
             engines=(EngineRecord(backend, "fp32", "cpu", files, 1.0, proof),),
@@ -385,7 +393,7 @@ def test_what_was_enrolled_outlives_the_process(few_shot: Path, tmp_path: Path) 
         predictor.load(tmp_path / "colours.enrolment")
         np.testing.assert_array_equal(predictor.predict(picture).mask, first.mask)
     with edited_manifest(few_shot) as data:
-        data["encoder_identity"] = "2e" * 32
+        data["weights"]["sha256"] = "2e" * 32
     with Predictor(few_shot) as predictor, pytest.raises(EnrolmentMismatchError):
         predictor.load(tmp_path / "colours.enrolment")
 
@@ -629,3 +637,45 @@ def test_bench_times_what_a_frame_costs(few_shot: Path, fixed: Path, capsys: pyt
         results = json.loads(capsys.readouterr().out)["results"]
         assert [timing["batch"] for timing in results] == [1, 3]
         assert all(timing["latency"]["p50_ms"] > 0 for timing in results)
+
+
+# From pixel to answer
+
+
+def answers_with(bundle: Bundle, header: Header, pictures: list[Array], masks: list[Array | None]) -> Answers:
+    sessions = open_sessions(bundle, bundle.manifest.engines[0], threads=1)
+    answers = reference_answers(bundle, sessions, header, pictures, masks)
+    for session in sessions.values():
+        session.close()
+    return answers_from(arrays_of(answers), bundle.manifest.deployment.preprocess.input)
+
+
+def checked(bundle: Bundle, answers: Answers) -> AnswersCheck:
+    record = bundle.manifest.engines[0]
+    with predictor_of(bundle, Opened(record, open_sessions(bundle, record, threads=1), "", ())) as predictor:
+        return check_answers(predictor, record, answers, exact=True)
+
+
+def test_answers_of_a_model_with_fixed_classes(fixed: Path) -> None:
+    bundle = Bundle(fixed)
+    pictures = [scene((GREEN, 4, 4), (RED, 40, 64)), scene((RED, 8, 8), height=45, width=31)]
+    header = Header("drawn", to_json(bundle.manifest.deployment), (0, 0), (False, False))
+    answers = answers_with(bundle, header, pictures, [None, None])
+    assert set(answers.expected) == {"labels/0", "labels/1", "probability/0", "probability/1"}
+    assert answers.expected["labels/1"].shape == (45, 31)
+    assert checked(bundle, answers).beyond == ()
+    with edited_manifest(fixed) as data:
+        data["deployment"]["postprocess"]["threshold"] = 0.0
+    assert checked(Bundle(fixed), answers).beyond == ("pixels",)
+
+
+def test_answers_of_an_object_that_is_enrolled_with_its_mask(few_shot: Path) -> None:
+    bundle = Bundle(few_shot)
+    pictures = [scene((RED, 8, 8)), scene((GREEN, 20, 40)), scene((GREEN, 4, 4), (RED, 40, 64))]
+    header = Header("drawn", to_json(bundle.manifest.deployment), (0, 1, 0), (True, True, False))
+    answers = answers_with(bundle, header, pictures, [square(8, 8), square(20, 40), None])
+    assert set(np.unique(answers.expected["labels/0"])) == {-1, 0, 1}
+    assert checked(bundle, answers).beyond == ()
+    # The masks are compared, too: with another one another thing is found.
+    other = replace(answers, masks=(square(40, 8), *answers.masks[1:]))
+    assert "pixels" in checked(bundle, other).beyond

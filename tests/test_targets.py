@@ -157,7 +157,7 @@ def test_the_largest_batch_is_what_the_engines_take(built: Mapping[str, tuple[Bu
 
 def test_datacenter_has_a_triton_repository(built: Mapping[str, tuple[Bundle, Recorder]]) -> None:
     bundle, recorder = built["datacenter"]
-    assert recorder.stages[-1] == "triton"
+    assert recorder.stages[-2:] == ["triton", "answers"]
     for model in ("tiny", "tiny-embed"):
         config = (bundle.path / "triton" / model / "config.pbtxt").read_text()
         assert "max_batch_size: 4" in config
@@ -195,6 +195,7 @@ def test_stages(built: Mapping[str, tuple[Bundle, Recorder]]) -> None:
     recorder = built["jetson"][1]
     assert recorder.stages == [
         "weights", "samples", "onnx", "reference", "calibrate", "layers", "search", "autocast", "compile", "parity",
+        "answers",
     ]  # fmt: skip
     if not runs_here("jetson", "tensorrt"):
         assert recorder.details["parity"] == (
@@ -229,7 +230,10 @@ def test_info_and_verify_say_not_yet_proved(
     assert engine["proof"] is None
     assert engine["graph_proof"]["passed"] is True
     assert edgevis(["verify", bundle]) == 1
-    assert "not run" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "not run" in text
+    # What no engine is needed for is proved all the same.
+    assert "preprocessing: 8 pictures become the build's input tensors exactly" in text
 
 
 def test_a_graph_that_computes_something_else_fails_the_build(

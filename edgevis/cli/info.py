@@ -10,6 +10,7 @@ from edgevis.cli._common import add_engine_arguments, add_rate_argument, open_pr
 from runtime.bundle import Bundle
 from runtime.candidates import measured_text
 from runtime.finishing import with_local_proof
+from runtime.identity import NOT_COVERED
 from runtime.jsondata import to_json
 from runtime.manifest import EngineRecord, Manifest
 from runtime.parity import DISTANCE_HEADERS, NOT_YET_PROVED, decisions_text, distance_cells
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("model", f"{manifest.model} ({manifest.deployment.task}), {manifest.parameters:,} parameters, {trained}"),
         ("weights", manifest.weights.source),
         ("encoder", manifest.encoder_identity[:16]),
+        ("digest", manifest.digest or f"none: {NOT_COVERED}"),
         ("built", f"{manifest.created} for {manifest.target} on {manifest.machine}"),
         ("size", size_text(bundle.size_bytes)),
         ("runs here", f"{running.backend} {running.precision}: {running.why}" if running else f"nothing: {reason}"),

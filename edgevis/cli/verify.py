@@ -1,11 +1,18 @@
-"""Prove a bundle here: every file's hash, every engine against PyTorch's outputs and against its own recorded ones."""
+"""Prove a bundle on this machine: its files, its preprocessing, and every engine against what PyTorch made and against
+its own outputs as the build recorded them.
+
+Files are compared by their hashes, the manifest by the digest that it carries. Both tell accidents and edits, not a
+bundle that somebody made anew: against that, note the digest down where the bundle is built, and give it to --digest.
+"""
 
 from __future__ import annotations
 
 import argparse
 
 from edgevis.cli._common import print_json
+from runtime.answers.compare import PreprocessingCheck, check_preprocessing, read_answers
 from runtime.bundle import Bundle
+from runtime.identity import NOT_COVERED
 from runtime.jsondata import to_json
 from runtime.parity import DISTANCE_HEADERS, distance_cells
 from runtime.text import text_table
@@ -14,19 +21,33 @@ from runtime.verification import EngineCheck, verify_bundle
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a folder NAME.edgevis")
+    parser.add_argument(
+        "--digest", metavar="HEX", help="of the manifest, as `edgevis info` shows it: no other is taken"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    bundle = Bundle(arguments.bundle)
+    bundle = Bundle(arguments.bundle, digest=arguments.digest)
+    preprocessing = check_preprocessing(bundle, read_answers(bundle))
     checks = verify_bundle(bundle)
     passed = all(check.status != "failed" for check in checks) and any(check.status == "passed" for check in checks)
     if arguments.json:
-        print_json({"bundle": str(bundle.path), "passed": passed, "engines": to_json(checks)})
+        data = {
+            "bundle": str(bundle.path),
+            "passed": passed,
+            "digest": bundle.manifest.digest or None,
+            "preprocessing": to_json(preprocessing),
+            "engines": to_json(checks),
+        }
+        print_json(data)
     else:
         print(f"{len(bundle.manifest.files)} files are as the manifest says")
+        print(f"manifest: {_covered(bundle.manifest.digest)}")
+        print(f"preprocessing: {_preprocessed(preprocessing)}")
         print(
             text_table(
-                ("engine", "status", *DISTANCE_HEADERS, "from recorded", "held to"), [_row(check) for check in checks]
+                ("engine", "status", *DISTANCE_HEADERS, "from recorded", "held to", "pixel to answer"),
+                [_row(check) for check in checks],
             )
         )
         for check in checks:
@@ -35,6 +56,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if passed else 1
 
 
+def _covered(digest: str) -> str:
+    return f"as it was written, digest {digest}" if digest else f"not covered: {NOT_COVERED}"
+
+
+def _preprocessed(check: PreprocessingCheck) -> str:
+    if check.status != "passed":
+        return f"{check.status}: {check.reason}"
+    how = "exactly" if check.exact else f"within {check.max_steps:.2g} steps of 0..255"
+    return f"{check.pictures} pictures become the build's input tensors {how}"
+
+
 def _row(check: EngineCheck) -> tuple[str, ...]:
     apart = f"{max(item.difference for item in check.recorded):.1e}" if check.recorded else "–"
-    return (check.engine, check.status, *distance_cells(check.graphs), apart, check.tolerance)
+    answered = check.answers
+    pixels = "–" if answered is None else "beyond" if answered.beyond else "holds"
+    return (check.engine, check.status, *distance_cells(check.graphs), apart, check.tolerance, pixels)

@@ -1,0 +1,111 @@
+"""From pixel to answer at the build: a predictor on the PyTorch model, then on each engine; writes ``answers.npz``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+from torch import nn
+
+from export.pictures import Pictures
+from export.reference import torch_outputs
+from runtime.answers.compare import AnswersCheck, compared, distances
+from runtime.answers.definition import steps_from_definition
+from runtime.answers.exercise import answers_of
+from runtime.answers.file import Answers, Header, arrays_of
+from runtime.answers.reference import reference_answers
+from runtime.arrays import Array, write_arrays
+from runtime.backends import NO_ARRAYS
+from runtime.bundle import staged_bundle
+from runtime.errors import ExportError, ParityError
+from runtime.jsondata import to_json
+from runtime.manifest import ANSWERS, EngineRecord, Manifest
+from runtime.opening import open_sessions
+from runtime.predictor import predictor_of
+from runtime.selection import Opened
+from runtime.session import Session
+from runtime.spec import Graph
+
+
+class TorchEngine:
+    """One graph of the PyTorch model in float32 on one thread, where a predictor has an engine."""
+
+    def __init__(self, module: nn.Module, graph: Graph) -> None:
+        self._module, self._graph = module, graph
+        self.inputs = tuple(tensor.name for tensor in graph.inputs)
+        self.outputs = tuple(tensor.name for tensor in graph.outputs)
+
+    def run(self, feeds: Mapping[str, Array], resident: Mapping[str, Array] = NO_ARRAYS) -> dict[str, Array]:
+        every = {**resident, **feeds}
+        made = torch_outputs(self._module, self._graph, [every[name] for name in self.inputs])
+        return dict(zip(self.outputs, made, strict=True))
+
+    def close(self) -> None:
+        """The model belongs to the caller."""
+
+
+def write_answers(
+    folder: Path,
+    manifest: Manifest,
+    module: nn.Module,
+    pictures: Pictures,
+    *,
+    here: Sequence[EngineRecord],
+    advance: Callable[[int, int], None],
+) -> Answers:
+    """Write ``answers.npz`` into a bundle that is being built.
+
+    Args:
+        folder: The bundle's; its engines and whatever its task reads are in it.
+        manifest: What it will say.
+        module: The PyTorch model.
+        pictures: What is enrolled and predicted on.
+        here: Those of its engines that this machine can run.
+        advance: Told after each engine.
+
+    Returns:
+        What was written. ``expected`` is empty where the PyTorch model can enrol none of the pictures, as random
+        weights may: preprocessing alone is covered then.
+
+    Raises:
+        ExportError: The OpenCV of this machine does not resize or convert as preprocessing is defined.
+        ParityError: With an FP32 engine the predictor's answers are not those that it has with the PyTorch model.
+        BackendError: An engine failed.
+    """
+    bundle = staged_bundle(folder, manifest)
+    deployment = manifest.deployment
+    header = Header(pictures.source, to_json(deployment), pictures.shows, pictures.enrolled)
+    sessions = {
+        graph.name: Session(TorchEngine(module, graph), graph, max_batch=deployment.max_batch)
+        for graph in deployment.graphs
+    }
+    answers = reference_answers(bundle, sessions, header, pictures.images, pictures.masks)
+    for picture, tensor in zip(answers.pictures, answers.inputs, strict=True):
+        if steps := steps_from_definition(picture, tensor, deployment.preprocess):
+            raise ExportError(
+                f"OpenCV {cv2.__version__} of this machine makes another input of a picture of {picture.shape[:2]} "
+                f"than {deployment.preprocess} defines: {steps:.3g} steps of 0..255 beyond its rounding; install "
+                "opencv-python-headless from PyPI"
+            )
+    advance(1, 1 + len(here))
+    off: dict[str, dict[str, float]] = {}
+    for number, record in enumerate(here if answers.expected else (), start=2):
+        with predictor_of(bundle, Opened(record, open_sessions(bundle, record, threads=None), "", ())) as predictor:
+            found = answers_of(predictor, header, pictures.images, pictures.masks)
+        off[record.name] = distances(answers.expected, found)
+        check = compared(answers.expected, found, record.precision, off[record.name])
+        if check.beyond:
+            raise ParityError(_complaint(record, check))
+        advance(number, 1 + len(here))
+    answers = replace(answers, header=replace(answers.header, distances=off))
+    write_arrays(folder / ANSWERS, arrays_of(answers))
+    return answers
+
+
+def _complaint(record: EngineRecord, check: AnswersCheck) -> str:
+    return (
+        f"a predictor with the engine {record.name} does not answer as with the PyTorch model; {check.reason}. The "
+        "engine alone holds its tolerance: please report this as a bug, with the model's name"
+    )
