@@ -124,9 +124,10 @@ def growth_note(recipe: Recipe, was: int, done: int) -> str:
 
 
 def _compared(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what may grow, and what has words of its own."""
+    """Without what may grow, what has words of its own, and the data's name: the same contents may lie elsewhere."""
     recipe = {name: value for name, value in (identity.get("recipe") or {}).items() if name != _EPOCHS}
-    return {name: value for name, value in {**identity, "recipe": recipe}.items() if name != FILES}
+    data = {name: value for name, value in (identity.get("data") or {}).items() if name != "source"}
+    return {name: value for name, value in {**identity, "recipe": recipe, "data": data}.items() if name != FILES}
 
 
 def _require_unfinished(output: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
