@@ -120,7 +120,9 @@ def test_more_epochs_go_on_as_if_they_had_been_asked_for(
 ) -> None:
     assert run(masks, tmp_path / "whole", "--epochs", 3) == 0
     assert run(masks, tmp_path / "grown", "--epochs", 1) == 0
-    assert run(masks, tmp_path / "grown", "--set", "epochs=3", "--resume") == 0
+    elsewhere = masks.rename(tmp_path / "elsewhere")
+    assert run(elsewhere, tmp_path / "grown", "--set", "epochs=3", "--resume") == 0
+    elsewhere.rename(masks)
     whole, grown = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "grown"))
     assert all(torch.equal(tensor, grown[key]) for key, tensor in whole.items())
     report = json.loads((tmp_path / "grown" / "report.json").read_text())

@@ -97,6 +97,7 @@ def _evaluated(weights: Path, model: str, data: Path, report: Mapping[str, Any])
             options=report["options"],
             weights=weights,
             seed=report["seed"],
+            allow_leakage="leakage" in report["data"],
         )
         found = train(request, Watcher(sys.stderr, quiet=True))
     return None if found is None else found["evaluation"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,20 +35,28 @@ _EPOCHS = "epochs"
 def only_training(output: Path) -> Iterator[None]:
     """Make the training's folder, and keep other trainings out of it until the end of the block.
 
+    A folder that nothing was written to is removed again.
+
     The lock is the kernel's: it ends with this process, however that ends.
 
     Raises:
         InputError: Another process is training there.
         OSError: The folder cannot be made.
     """
+    new = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     try:
         with write_lock(output / LAST, timeout_s=0):
             yield
+            new = False
     except TimeoutError as error:
         raise InputError(
             f"another training is running in {output}: wait for its end, or name another --output"
         ) from error
+    finally:
+        if new:
+            with suppress(OSError):  # there is something in it
+                output.rmdir()
 
 
 def begin(
@@ -124,9 +132,10 @@ def growth_note(recipe: Recipe, was: int, done: int) -> str:
 
 
 def _compared(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what may grow, and what has words of its own."""
+    """Without what may grow, what has words of its own, and the data's name: the same contents may lie elsewhere."""
     recipe = {name: value for name, value in (identity.get("recipe") or {}).items() if name != _EPOCHS}
-    return {name: value for name, value in {**identity, "recipe": recipe}.items() if name != FILES}
+    data = {name: value for name, value in (identity.get("data") or {}).items() if name != "source"}
+    return {name: value for name, value in {**identity, "recipe": recipe, "data": data}.items() if name != FILES}
 
 
 def _require_unfinished(output: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
