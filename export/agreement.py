@@ -20,7 +20,7 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
-from export.reference import golden_rows
+from export.reference import golden_of, golden_rows
 from export.rounding import rounded_graph
 from export.stand_in import StandIn
 from runtime.arrays import Array, write_arrays
@@ -69,6 +69,7 @@ class Agreement:
         autocast: The precisions whose graphs were cast to float16 afterwards.
         deployment: The model's graphs.
         reference: Real inputs and PyTorch's outputs.
+        golden: The same of the images that go into the bundle; None where those are the first of the reference.
     """
 
     graphs: Mapping[tuple[str, Precision], Mapping[str, ModelProto]]
@@ -76,6 +77,7 @@ class Agreement:
     autocast: Collection[Precision]
     deployment: Deployment
     reference: Mapping[str, Array]
+    golden: Mapping[str, Array] | None = None
 
     def check(
         self,
@@ -96,17 +98,17 @@ class Agreement:
         key = (record.backend, record.precision)
         if record.precision == "fp32" or key not in self.graphs:
             return Outcome(record)
-        rows = golden_rows(self.deployment)
-        golden = {name: array[:rows] for name, array in self.reference.items()}
-        golden |= {name: self.reference[name] for name in _unbatched(self.deployment)}
-        own = {name: array[:rows] for name, array in outputs.items()}
+        head = golden_of(self.reference, self.deployment)
+        golden = head if self.golden is None else self.golden
+        own = _outputs(sessions, golden)
         variation = self._variation(sessions, own, golden, reopen)
         complaints: list[str] = []
         measured: list[OutputRecord] = []
         arrays: dict[str, Array] = {}
-        kept = self._recorded_rows(rows)
+        kept = self._recorded_rows(golden_rows(self.deployment))
         for graph in self.deployment.graphs:
             independent, noise = self._independent(record, graph, golden)
+            first = independent if self.golden is None else self._independent(record, graph, head)[0]
             for tensor in graph.outputs:
                 name = f"{graph.name}/{tensor.name}"
                 found = own[name]
@@ -128,7 +130,7 @@ class Agreement:
                 known = self.searched.get(record.backend, {}) if record.precision == "int8" else {}
                 if name in known and reopen is not None:
                     apart = difference(known[name], outputs[name])
-                    rounding = difference(independent[tensor.name], known[name][: len(found)])
+                    rounding = difference(first[tensor.name], known[name][: len(first[tensor.name])])
                     clean = replace(item, kernels=min(item.kernels, _finite(rounding)))
                     within = allowed(clean, same_kernels=True, flipped=graph.max_flipped)
                     if not apart <= within:
@@ -206,6 +208,17 @@ def write_recorded(engines: Sequence[EngineRecord], arrays: Mapping[str, Array],
         write_arrays(folder / FILE, kept)
 
 
+def _outputs(sessions: Sessions, golden: Mapping[str, Array]) -> dict[str, Array]:
+    """``GRAPH/OUTPUT`` of an engine for the golden images, all at once."""
+    made = {}
+    for session in sessions.values():
+        graph = session.graph
+        inputs, _ = golden_feeds(golden, graph)
+        outputs = run_in_batches(session, graph, inputs, size=max(BATCH_SIZES), rows=_rows(graph, inputs))
+        made |= {f"{graph.name}/{name}": array for name, array in outputs.items()}
+    return made
+
+
 def _run(model: ModelProto, graph: Graph, golden: Mapping[str, Array]) -> dict[str, Array]:
     inputs, _ = golden_feeds(golden, graph)
     with scratch_folder("edgevis-graph-") as folder:
@@ -221,15 +234,6 @@ def _run(model: ModelProto, graph: Graph, golden: Mapping[str, Array]) -> dict[s
 
 def _rows(graph: Graph, inputs: Mapping[str, Array]) -> int:
     return min((len(inputs[tensor.name]) for tensor in graph.inputs if tensor.batched), default=1)
-
-
-def _unbatched(deployment: Deployment) -> Sequence[str]:
-    return [
-        f"{graph.name}/{tensor.name}"
-        for graph in deployment.graphs
-        for tensor in (*graph.inputs, *graph.outputs)
-        if not tensor.batched
-    ]
 
 
 def _finite(value: float) -> float:

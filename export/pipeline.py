@@ -200,9 +200,11 @@ def _build(
 
     progress.begin("reference")
     reference = reference_of(module, deployment, to_verify, progress.advance)
-    write_arrays(folder / GOLDEN, golden_of(reference, deployment))
+    golden = _golden(request, module, deployment)
+    write_arrays(folder / GOLDEN, golden_of(golden or reference, deployment))
     progress.end(
-        f"PyTorch in float32 on {len(to_verify)} images, {golden_rows(deployment)} of them kept as {GOLDEN}",
+        f"PyTorch in float32 on {len(to_verify)} images; {golden_rows(deployment)} "
+        f"{'of them' if golden is None else 'photographs, none of them yours,'} kept as {GOLDEN}",
         size_bytes=(folder / GOLDEN).stat().st_size,
     )
 
@@ -224,7 +226,7 @@ def _build(
         for precision in precisions
         for name in target.compilers[precision]
     }
-    agreement = Agreement(dict(graphs), eights.outputs, target.autocast, deployment, reference)
+    agreement = Agreement(dict(graphs), eights.outputs, target.autocast, deployment, reference, golden)
     if set(precisions) & set(target.autocast):
         _autocast(graphs, target, module, deployment, to_calibrate, progress)
 
@@ -333,6 +335,17 @@ def _samples(request: Request, module: nn.Module, deployment: Deployment) -> tup
     if needs_masks(deployment):
         return to_calibrate.with_masks(), to_verify.with_masks()
     return to_calibrate, to_verify
+
+
+def _golden(request: Request, module: nn.Module, deployment: Deployment) -> dict[str, Array] | None:
+    """What goes into the bundle of a build on the user's images, which do not; None where they are not the user's."""
+    if request.calibration_data is None:
+        return None
+    size = deployment.preprocess
+    samples = samples_from_photographs(height=size.height, width=size.width, count=golden_rows(deployment))
+    if needs_masks(deployment):
+        samples = samples.with_masks()
+    return reference_of(module, deployment, samples, lambda done, total: None)
 
 
 def _recipe(request: Request, target: Target) -> Recipe:

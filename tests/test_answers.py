@@ -26,6 +26,7 @@ from runtime.bundle import GOLDEN, Bundle, write_bundle
 from runtime.errors import ExportError, InputError, ParityError, SourceError
 from runtime.identity import encoder_identity
 from runtime.manifest import ANSWERS, EngineRecord, Manifest, Weights
+from runtime.preprocess import Preprocessor
 from runtime.spec import Preprocess
 
 from built import Recorder
@@ -212,5 +213,9 @@ def test_a_build_carries_the_pictures_it_was_given_and_none_of_the_calibration(t
         kept = {picture.tobytes() for picture in answers.pictures}
         assert (kept >= {image.tobytes() for image in given.images}) == (asked is request)
         assert not kept & {image.tobytes() for image in calibration.images}
+        bundle = Bundle(request.output)
+        tensors = Preprocessor(bundle.manifest.deployment.preprocess)(list(calibration.images))
+        golden = next(array for name, array in bundle.golden().items() if name.endswith("/image"))
+        assert not {row.tobytes() for row in golden} & {row.tobytes() for row in tensors}
     with Predictor(request.output) as predictor:
         assert len(predictor.info.digest) == 64
