@@ -72,7 +72,7 @@ def _external(path: Path, main: bytes) -> frozenset[str]:
     try:
         return external_locations(main)
     except ValueError as error:
-        raise EngineError(f"{path.name} is no ONNX graph: {error}") from error
+        raise _no_graph(path, error) from error
 
 
 def _check_weights(path: Path, main: bytes, external: Mapping[str, bytes]) -> None:
@@ -81,12 +81,16 @@ def _check_weights(path: Path, main: bytes, external: Mapping[str, bytes]) -> No
     try:
         name = non_finite_weight(main, external)
     except ValueError as error:
-        raise EngineError(f"{path.name} is no ONNX graph: {error}") from error
+        raise _no_graph(path, error) from error
     if name is not None:
         raise EngineError(
             f"{path.name}: the weight {name!r} holds NaN or infinity: the training that it is of has failed; build the "
             "bundle from an earlier checkpoint"
         )
+
+
+def _no_graph(path: Path, error: ValueError) -> EngineError:
+    return EngineError(f"cannot open {path.name}, which is no ONNX graph: {error}; build the bundle again")
 
 
 def _inside(path: Path, location: str) -> Path:

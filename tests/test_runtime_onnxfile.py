@@ -211,7 +211,7 @@ def test_the_working_folder_is_not_looked_into(make: Any, tmp_path: Path, monkey
 
 def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
     (tmp_path / "graph.onnx").write_bytes(b"location\xff\xff\xff")
-    with pytest.raises(EngineError, match=r"graph\.onnx is no ONNX graph"):
+    with pytest.raises(EngineError, match=r"cannot open graph\.onnx, which is no ONNX graph"):
         read_engine(tmp_path / "graph.onnx")
 
 

@@ -125,7 +125,7 @@ def test_the_engine_that_is_asked_for_runs(tmp_path: Path) -> None:
 def test_a_broken_engine_falls_back_with_a_warning(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path, [replace(ORT, latency_ms=2.0), INT8])
     break_engine(bundle, INT8_FILE)
-    message = r"some\.edgevis: the engine onnxruntime-int8 did not open: ONNX Runtime .* cannot open embed\.onnx"
+    message = r"some\.edgevis: the engine onnxruntime-int8 did not open: cannot open embed\.onnx"
     with pytest.warns(RuntimeWarning, match=message) as caught:
         predictor = Predictor(bundle, threads=1)
     assert [warning.filename for warning in caught] == [__file__]  # points to the caller
@@ -135,7 +135,7 @@ def test_a_broken_engine_falls_back_with_a_warning(tmp_path: Path) -> None:
             "the fastest of 2 by the build's 2.00 ms per image; proved; 1 better cannot be used here"
         )
         (skipped,) = predictor.info.skipped
-        assert skipped.startswith("onnxruntime-int8: ONNX Runtime ")
+        assert skipped.startswith("onnxruntime-int8: cannot open embed.onnx")
         rows = predictor.embed([picture(1), picture(2)])
     np.testing.assert_allclose(rows, expected_rows([picture(1), picture(2)], Tiny()), atol=1e-5)
 
@@ -166,7 +166,7 @@ def test_when_the_only_engine_does_not_open_its_own_error_is_raised(tmp_path: Pa
     break_engine(bundle, INT8_FILE)
     with (
         pytest.warns(RuntimeWarning, match="did not open"),
-        pytest.raises(EngineError, match=r"^ONNX Runtime .* cannot open embed\.onnx"),
+        pytest.raises(EngineError, match=r"^cannot open embed\.onnx"),
     ):
         Predictor(bundle, precision="int8")
 
