@@ -182,10 +182,13 @@ class Agreement:
         _, wanted = golden_feeds(golden, graph)
         if record.precision == "int8":
             made = _run(model, graph, golden)
-            if record.precision not in self.autocast:
-                return made, {name: difference(wanted[name], array) for name, array in made.items()}
-            half = _run(rounded_graph(model, "fp16"), graph, golden)
-            return made, {name: difference(array, half[name]) for name, array in made.items()}
+            noise = {name: difference(wanted[name], array) for name, array in made.items()}
+            if record.precision in self.autocast:
+                # A value that float16 moves over a step of INT8 costs what INT8's own rounding does; which ones it
+                # moves depends on the kernels, so that one run in float16 says too little.
+                half = _run(rounded_graph(model, "fp16"), graph, golden)
+                noise = {name: max(noise[name], difference(array, half[name])) for name, array in made.items()}
+            return made, noise
         made = _run(rounded_graph(model, "bf16" if record.precision == "bf16" else "fp16"), graph, golden)
         return made, {name: difference(wanted[name], array) for name, array in made.items()}
 

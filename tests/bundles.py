@@ -107,6 +107,7 @@ class Tiny:
     open_set: Mapping[str, Array] | None = None  # the arrays of a score space
     max_batch: int = 4
     sha256: str = ""  # what the manifest says of the weights, where that is not theirs
+    broken: str = ""  # "Div": an embedding of NaN, "Log": of infinities, from sound weights
 
     @property
     def dimension(self) -> int:
@@ -434,8 +435,11 @@ def _model(tiny: Tiny, nodes: list[Any], arrays: Mapping[str, Array]) -> Any:
         helper.make_node("Relu", ["features"], ["positive"]),
         helper.make_node("GlobalAveragePool", ["positive"], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["flat"], axis=1),
-        helper.make_node("Gemm", ["flat", "dense", "dense_bias"], ["embedding"], transB=1),
+        helper.make_node("Gemm", ["flat", "dense", "dense_bias"], ["made" if tiny.broken else "embedding"], transB=1),
     ]
+    if tiny.broken:
+        tail.append(helper.make_node("Sub", ["made", "made"], ["zero"]))
+        tail.append(helper.make_node(tiny.broken, ["zero"] * (1 + (tiny.broken == "Div")), ["embedding"]))
     graph = helper.make_graph(
         [*nodes, *tail],
         tiny.graph.name,

@@ -39,8 +39,11 @@ sys.exit(run_command(work, interrupted="nothing was written"))
 
 
 def staging(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    # As from a terminal: what a shell starts in the background inherits that SIGINT is ignored.
-    listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    # As from a terminal: what a shell starts in the background inherits that SIGINT is ignored, and nohup's SIGHUP.
+    listening = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+    )
     command = [sys.executable, "-c", listening + _STAGING, str(folder), *arguments]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(

@@ -238,19 +238,24 @@ def test_a_wrong_image_is_refused_and_changes_nothing(gallery: Predictor, name: 
     assert (gallery.labels, gallery.threshold, gallery.predict(PICTURES)) == before
 
 
-def broken_weights(value: float) -> Tiny:
-    weights = tiny_weights()
-    broken = replace(weights, dense_bias=np.full_like(weights.dense_bias, value))
-    return Tiny(weights=broken, sha256=Tiny().weights_sha256)
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_model_that_gives_nan_is_an_engine_that_failed(tmp_path: Path, value: float) -> None:
+def test_weights_that_are_not_finite_are_named_when_the_engine_opens(tmp_path: Path, value: float) -> None:
+    weights = tiny_weights()
+    broken = Tiny(weights=replace(weights, dense_bias=np.full_like(weights.dense_bias, value)))
+    with (
+        pytest.warns(RuntimeWarning, match="did not open"),
+        pytest.raises(EngineError, match="the weight 'dense_bias' holds NaN or infinity"),
+    ):
+        opened(tmp_path, broken)
+
+
+@pytest.mark.parametrize("node", ["Div", "Log"])
+def test_a_model_that_gives_nan_is_an_engine_that_failed(tmp_path: Path, node: str) -> None:
     """NaN compares false with everything: a result made of it would look like "unknown"."""
     with opened(tmp_path) as sound:
         sound.enroll("anna", PICTURES[0])
         sound.save(tmp_path / "lobby.enrolment")
-    with opened(tmp_path, broken_weights(value)) as broken:
+    with opened(tmp_path, Tiny(broken=node)) as broken:
         with pytest.raises(EngineError, match=r"8 of 8 numbers in the engine's output 'embedding' are NaN or infinite"):
             broken.enroll("björn", PICTURES[1])
         assert broken.labels == ()
