@@ -213,7 +213,7 @@ def write_recorded(engines: Sequence[EngineRecord], arrays: Mapping[str, Array],
 
 def _outputs(sessions: Sessions, golden: Mapping[str, Array]) -> dict[str, Array]:
     """``GRAPH/OUTPUT`` of an engine for the golden images, all at once."""
-    made = {}
+    made: dict[str, Array] = {}
     for session in sessions.values():
         graph = session.graph
         inputs, _ = golden_feeds(golden, graph)
