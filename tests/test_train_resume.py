@@ -185,7 +185,8 @@ def test_a_training_that_is_ended_takes_its_workers_along(
     assert process.returncode == status
     if number == signal.SIGTERM:
         line = "terminated: the same command with --resume goes on after the last whole epoch"
-        assert errors.splitlines()[-1] == line
+        # Behind it PyTorch may say that an iterator of the data was ended before it had begun.
+        assert line in errors.splitlines()
         assert not [path for path in output.iterdir() if path.name.startswith(".")]
     # No lock is left, whatever is left of the workers; they end by themselves.
     done = read_progress(output / "last.safetensors").epochs

@@ -70,6 +70,18 @@ class CenterPivotConv4d(nn.Module):
         for convolution in innermost:
             convolution.weight.data = convolution.weight.data.contiguous(memory_format=torch.channels_last)
 
+    def _over_support(self, planes: Tensor) -> Tensor:
+        """In float32 where a processor trains in bfloat16: of so many small planes, oneDNN's gradients of the weights are
+        then now and then garbage (PyTorch 2.13; another one with each run of the same training).
+        """
+        made: Tensor
+        if planes.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                made = self.support(planes.float())
+        else:
+            made = self.support(planes)
+        return made
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve a tensor with both grids open.
 
@@ -106,7 +118,7 @@ class CenterPivotConv4d(nn.Module):
         rows, columns = self.kept_grid(support_grid)
         kept = x.reshape(-1, queries, channels, *support_grid)[..., ::stride, ::stride]
         over_query: Tensor = self.query(kept.permute(0, 3, 4, 2, 1).reshape(-1, channels, *query_grid))
-        over_support: Tensor = self.support(x.reshape(-1, channels, *support_grid))
+        over_support = self._over_support(x.reshape(-1, channels, *support_grid))
         over_query = over_query.reshape(-1, rows * columns, outputs, queries).permute(0, 3, 2, 1)
         return over_support.reshape(-1, queries, outputs, rows * columns) + over_query
 
