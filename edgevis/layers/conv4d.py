@@ -71,8 +71,8 @@ class CenterPivotConv4d(nn.Module):
             convolution.weight.data = convolution.weight.data.contiguous(memory_format=torch.channels_last)
 
     def _over_support(self, planes: Tensor) -> Tensor:
-        # In float32 where a processor trains in bfloat16: of so many small planes, oneDNN's gradients of the weights are
-        # then now and then garbage (PyTorch 2.13; other values with each run of the same training).
+        # In float32 where a processor trains in bfloat16: of so many small planes, oneDNN's gradients of the weights
+        # are then now and then garbage (PyTorch 2.13; other values with each run of the same training).
         made: Tensor
         if planes.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
