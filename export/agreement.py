@@ -27,7 +27,7 @@ from runtime.arrays import Array, write_arrays
 from runtime.files import scratch_folder
 from runtime.machine import environment
 from runtime.manifest import MAX_DIFFERENCE, EngineRecord, OutputRecord, OutputsRecord
-from runtime.parity import BATCH_SIZES, golden_feeds, run_in_batches
+from runtime.parity import BATCH_SIZES, golden_feeds, outputs_of, rows_of, run_in_batches
 from runtime.recorded import FILE, allowed, difference, floor_of
 from runtime.session import Session
 from runtime.spec import Deployment, Graph, Precision
@@ -100,7 +100,8 @@ class Agreement:
             return Outcome(record)
         head = golden_of(self.reference, self.deployment)
         golden = head if self.golden is None else self.golden
-        own = _outputs(sessions, golden)
+        known = self.searched.get(record.backend, {}) if record.precision == "int8" and reopen is not None else {}
+        own = outputs_of(sessions, golden)
         variation = self._variation(sessions, own, golden, reopen)
         complaints: list[str] = []
         measured: list[OutputRecord] = []
@@ -108,7 +109,7 @@ class Agreement:
         kept = self._recorded_rows(golden_rows(self.deployment))
         for graph in self.deployment.graphs:
             independent, noise = self._independent(record, graph, golden)
-            first = independent if self.golden is None else self._independent(record, graph, head)[0]
+            first = independent if self.golden is None or not known else self._independent(record, graph, head)[0]
             for tensor in graph.outputs:
                 name = f"{graph.name}/{tensor.name}"
                 found = own[name]
@@ -127,8 +128,7 @@ class Agreement:
                     # Of a device's kernels nothing can be measured here but what rounding costs its graph.
                     kernels = max(kernels, noise[tensor.name], difference(golden[name], found))
                 item = OutputRecord(name, _finite(variation[name]), _finite(kernels))
-                known = self.searched.get(record.backend, {}) if record.precision == "int8" else {}
-                if name in known and reopen is not None:
+                if name in known:
                     apart = difference(known[name], outputs[name])
                     rounding = difference(first[tensor.name], known[name][: len(first[tensor.name])])
                     clean = replace(item, kernels=min(item.kernels, _finite(rounding)))
@@ -150,7 +150,7 @@ class Agreement:
         worst = dict.fromkeys(own, 0.0)
 
         def note(graph: Graph, session: Session, inputs: Mapping[str, Array], size: int) -> None:
-            made = run_in_batches(session, graph, inputs, size=size, rows=_rows(graph, inputs))
+            made = run_in_batches(session, graph, inputs, size=size, rows=rows_of(graph, inputs))
             for name, array in made.items():
                 key = f"{graph.name}/{name}"
                 worst[key] = max(worst[key], difference(own[key], array))
@@ -159,7 +159,7 @@ class Agreement:
             graph = session.graph
             inputs, _ = golden_feeds(golden, graph)
             for size in BATCH_SIZES[:-1]:
-                note(graph, session, inputs, min(size, _rows(graph, inputs)))
+                note(graph, session, inputs, min(size, rows_of(graph, inputs)))
         if reopen is None:
             return worst
         for threads in THREADS:
@@ -211,17 +211,6 @@ def write_recorded(engines: Sequence[EngineRecord], arrays: Mapping[str, Array],
         write_arrays(folder / FILE, kept)
 
 
-def _outputs(sessions: Sessions, golden: Mapping[str, Array]) -> dict[str, Array]:
-    """``GRAPH/OUTPUT`` of an engine for the golden images, all at once."""
-    made: dict[str, Array] = {}
-    for session in sessions.values():
-        graph = session.graph
-        inputs, _ = golden_feeds(golden, graph)
-        outputs = run_in_batches(session, graph, inputs, size=max(BATCH_SIZES), rows=_rows(graph, inputs))
-        made |= {f"{graph.name}/{name}": array for name, array in outputs.items()}
-    return made
-
-
 def _run(model: ModelProto, graph: Graph, golden: Mapping[str, Array]) -> dict[str, Array]:
     inputs, _ = golden_feeds(golden, graph)
     with scratch_folder("edgevis-graph-") as folder:
@@ -230,13 +219,9 @@ def _run(model: ModelProto, graph: Graph, golden: Mapping[str, Array]) -> dict[s
         engine = StandIn(path, exact=True)
     session = Session(engine, graph, max_batch=max(BATCH_SIZES))
     try:
-        return run_in_batches(session, graph, inputs, size=max(BATCH_SIZES), rows=_rows(graph, inputs))
+        return run_in_batches(session, graph, inputs, size=max(BATCH_SIZES), rows=rows_of(graph, inputs))
     finally:
         session.close()
-
-
-def _rows(graph: Graph, inputs: Mapping[str, Array]) -> int:
-    return min((len(inputs[tensor.name]) for tensor in graph.inputs if tensor.batched), default=1)
 
 
 def _finite(value: float) -> float:

@@ -52,7 +52,7 @@ from runtime.jsondata import to_json
 from runtime.latency import interleaved
 from runtime.manifest import EngineRecord, Int8Search
 from runtime.opening import open_graphs
-from runtime.parity import BATCH_SIZES, golden_feeds, run_in_batches
+from runtime.parity import golden_feeds, outputs_of
 from runtime.proving import one_image
 from runtime.session import Session
 from runtime.spec import Deployment
@@ -290,20 +290,10 @@ class _Runner:
                 for name, sessions in (("first", one), ("second", other))
             }
             times = interleaved(calls, seconds=2 * _LATENCY_SECONDS)
-            return times["first"].p50_ms, times["second"].p50_ms, self._outputs(other)
-
-    def _outputs(self, sessions: Mapping[str, Session]) -> dict[str, Array]:
-        """``GRAPH/OUTPUT`` for all images."""
-        made: dict[str, Array] = {}
-        for graph in self._deployment.graphs:
-            inputs, _ = golden_feeds(self._reference, graph)
-            rows = min((len(inputs[tensor.name]) for tensor in graph.inputs if tensor.batched), default=1)
-            found = run_in_batches(sessions[graph.name], graph, inputs, size=max(BATCH_SIZES), rows=rows, finite=True)
-            made |= {f"{graph.name}/{name}": array for name, array in found.items()}
-        return made
+            return times["first"].p50_ms, times["second"].p50_ms, outputs_of(other, self._reference, finite=True)
 
     def _lost(self, sessions: Mapping[str, Session]) -> float:
-        outputs = self._outputs(sessions)
+        outputs = outputs_of(sessions, self._reference, finite=True)
         return max(
             0.0,
             *(

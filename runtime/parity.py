@@ -223,6 +223,31 @@ def run_in_batches(
     }
 
 
+def rows_of(graph: Graph, inputs: Mapping[str, Array]) -> int:
+    """How many rows a graph's inputs have; 1 where none has a batch axis."""
+    return min((len(inputs[tensor.name]) for tensor in graph.inputs if tensor.batched), default=1)
+
+
+def outputs_of(
+    sessions: Mapping[str, Session], golden: Mapping[str, Array], *, finite: bool = False
+) -> dict[str, Array]:
+    """``GRAPH/OUTPUT``: what an engine gives for all rows of ``golden``, the largest batch at a time.
+
+    Args:
+        sessions: Graph name to open session.
+        golden: ``GRAPH/INPUT`` and ``GRAPH/OUTPUT``, as in ``golden.npz``.
+        finite: As of :func:`run_in_batches`.
+    """
+    outputs: dict[str, Array] = {}
+    for session in sessions.values():
+        graph = session.graph
+        inputs, _ = golden_feeds(golden, graph)
+        rows = rows_of(graph, inputs)
+        found = run_in_batches(session, graph, inputs, size=max(BATCH_SIZES), rows=rows, finite=finite)
+        outputs |= {f"{graph.name}/{name}": array for name, array in found.items()}
+    return outputs
+
+
 def nearest_agreement(reference: Array, measured: Array) -> Decisions:
     """Rank-1 agreement: for how many images both encoders name the same nearest neighbour among all the others.
 

@@ -23,7 +23,7 @@ from runtime.bundle import Bundle
 from runtime.errors import IntegrityError
 from runtime.machine import environment
 from runtime.manifest import EngineRecord, OutputRecord
-from runtime.parity import BATCH_SIZES, TOLERANCES, golden_feeds, run_in_batches
+from runtime.parity import BATCH_SIZES, TOLERANCES, golden_feeds, rows_of, run_in_batches
 from runtime.session import Session
 
 FILE = "recorded.npz"
@@ -160,7 +160,7 @@ def deviations(
         worst = dict.fromkeys(wanted, 0.0)
         in_batches = {tensor.name for tensor in graph.outputs if tensor.batched}
         count = min((len(array) for name, array in wanted.items() if name in in_batches), default=1)
-        available = min((len(inputs[tensor.name]) for tensor in graph.inputs if tensor.batched), default=1)
+        available = rows_of(graph, inputs)
         if count > available:
             raise IntegrityError(f"{FILE} has more rows than golden.npz for {graph.name!r}; build the bundle again")
         shown = min(count, rows or count)

@@ -115,9 +115,10 @@ def _check(
     finally:
         for session in sessions.values():
             session.close()
-    reasons = [f"graph {parity.graph!r}: {_distance(parity)}" for parity in measured.beyond]
-    if apart and all(deviation.holds for deviation in apart):
-        reasons = []  # this says more than the tolerance of a precision, which is meant for images like the task's
+    reasons: list[str] = []
+    # What was recorded says more than the tolerance of a precision, which is meant for images like the task's.
+    if not apart or not all(deviation.holds for deviation in apart):
+        reasons += [f"graph {parity.graph!r}: {_distance(parity)}" for parity in measured.beyond]
     reasons += [deviation_text(deviation) for deviation in apart if not deviation.holds]
     if preprocessing.status == "failed":
         reasons.append(preprocessing.reason)
