@@ -27,8 +27,8 @@ from edgevis.metrics import difference
 from edgevis.train import Watcher, setting
 from edgevis.training.resume import REPORT
 from edgevis.training.run import SAMPLES, Request, train
-from runtime.command import run_command
-from runtime.jsondata import parse_json
+from runtime.common.command import run_command
+from runtime.common.json_data import parse_json
 
 
 @dataclass(frozen=True, slots=True)

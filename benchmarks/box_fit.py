@@ -61,7 +61,7 @@ def measured(
     from edgevis.training.checkpoint import Progress
     from edgevis.training.loop import Run, evaluated, fit
     from edgevis.training.tasks.segment import objective
-    from runtime.jsondata import to_json
+    from runtime.common.json_data import to_json
 
     entry = models.entry("enet")
     recipe = entry.recipes["small"].with_values({"supervision": "boxes", **values})

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from benchmarks.report import report
 from edgevis import BackendError
-from runtime.bundle import Bundle
-from runtime.manifest import EngineRecord, Manifest
-from runtime.text import size_text
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.manifest import EngineRecord, Manifest
+from runtime.common.text import size_text
 
 # getrusage would also count what the process that started this one held.
 _PEAK = """
@@ -48,7 +48,7 @@ from edgevis import models
 imported = time.perf_counter()
 import json
 from edgevis.cli.bench import example_image
-from runtime.preprocess import Preprocessor
+from runtime.images.preprocess import Preprocessor
 declared = models.entry(sys.argv[1])
 options = json.loads(sys.argv[2])
 ready = time.perf_counter()

@@ -23,11 +23,11 @@ from benchmarks.scenes import FixedCamera, OtherCamera, PhotoPan, Scene, View
 from edgevis import EdgevisError, Identification, Predictor, SourceError
 from edgevis.cli._common import open_set_lines
 from edgevis.cli.bench import HEADERS, MEASURED, time_engines
-from runtime.bundle import Bundle
-from runtime.drawing import color_at, color_of, draw_tag
-from runtime.images import Image
-from runtime.jsondata import to_json
-from runtime.text import markdown_table, text_table
+from runtime.bundle.bundle import Bundle
+from runtime.common.json_data import to_json
+from runtime.common.text import markdown_table, text_table
+from runtime.images.decode import Image
+from runtime.images.draw import color_at, color_of, draw_tag
 
 SHARED_VIDEO = Path("../shared/data/video/one-by-one-person-detection.mp4")
 

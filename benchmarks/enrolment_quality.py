@@ -27,10 +27,10 @@ from benchmarks.report import report
 from edgevis import EnrolmentRefusedError, InputError, Predictor
 from edgevis.data.files import open_files
 from edgevis.metrics.interval import half_width
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.state import Scoring
-from runtime.images import Image
+from runtime.images.decode import Image
 from runtime.results import Match
 
 SIZE = (22, 28)  # pixels, width and height: of a person far from the camera, as a detector cuts it out

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import ModelProto, NodeProto, inliner, numpy_helper
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 

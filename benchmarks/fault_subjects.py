@@ -29,18 +29,18 @@ from export.onnx import onnx_from_module
 from export.reference import calibration_feeds, golden_of, needs_masks, reference_of
 from export.stand_in import StandIn
 from export.verify import prove_engines
-from runtime.arrays import Array, unit_rows, write_arrays
-from runtime.bundle import GOLDEN, Bundle, write_bundle
+from runtime.bundle.bundle import GOLDEN, Bundle, write_bundle
+from runtime.bundle.identity import encoder_identity
+from runtime.bundle.manifest import EngineRecord, Manifest, Weights
+from runtime.bundle.spec import Deployment, Precision
+from runtime.common.arrays import Array, unit_rows, write_arrays
 from runtime.errors import UnavailableError
-from runtime.identity import encoder_identity
-from runtime.manifest import EngineRecord, Manifest, Weights
-from runtime.opening import open_graphs
-from runtime.parity import BATCH_SIZES, TOLERANCES, golden_feeds, mask_agreement, measure_graph, run_in_batches
-from runtime.preprocess import Preprocessor
-from runtime.recorded import deviation_text, deviations, read_recorded
-from runtime.session import Session
-from runtime.spec import Deployment, Precision
-from runtime.verification import verify_bundle
+from runtime.images.preprocess import Preprocessor
+from runtime.parity.compare import BATCH_SIZES, TOLERANCES, golden_feeds, mask_agreement, measure_graph, run_in_batches
+from runtime.parity.recorded import deviation_text, deviations, read_recorded
+from runtime.sessions.open import open_graphs
+from runtime.sessions.session import Session
+from runtime.verification.verify import verify_bundle
 
 GPU = "tensorrt"
 

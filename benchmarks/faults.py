@@ -28,9 +28,9 @@ import numpy as np
 from benchmarks.fault_kinds import Fault, faults_of, planted, spread
 from benchmarks.fault_subjects import SUBJECTS, Subject, subject_of
 from edgevis import EdgevisError
-from runtime.jsondata import to_json
-from runtime.manifest import EngineRecord
-from runtime.text import text_table
+from runtime.bundle.manifest import EngineRecord
+from runtime.common.json_data import to_json
+from runtime.common.text import text_table
 
 HARMFUL = 1.0
 """Points of the task's measure."""

@@ -20,10 +20,10 @@ from benchmarks.report import report
 from edgevis import Classification, InputError, Predictor
 from edgevis.data import Episode, EpisodeSampler, read_class_table
 from edgevis.metrics import episode_accuracy
-from runtime.arrays import Array
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
+from runtime.common.arrays import Array
 from runtime.gallery.embedded import EmbeddedGallery
-from runtime.images import Image
+from runtime.images.decode import Image
 from runtime.open_set.bundled import space_of
 
 Rows = Array

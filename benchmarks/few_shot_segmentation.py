@@ -29,16 +29,16 @@ from edgevis.models.hsnet import SIDE, HSNet
 from export import compilers
 from export.onnx import onnx_from_module
 from runtime import backends
-from runtime.arrays import Array
-from runtime.command import run_command
-from runtime.enginefiles import read_engine
+from runtime.bundle.engine_files import read_engine
+from runtime.bundle.spec import Deployment
+from runtime.common.arrays import Array
+from runtime.common.command import run_command
+from runtime.common.files import atomic_write
+from runtime.common.json_data import to_json
+from runtime.common.text import markdown_table, text_table
 from runtime.errors import MissingDependencyError
-from runtime.files import atomic_write
-from runtime.jsondata import to_json
-from runtime.latency import Latency, interleaved
-from runtime.session import Session
-from runtime.spec import Deployment
-from runtime.text import markdown_table, text_table
+from runtime.parity.latency import Latency, interleaved
+from runtime.sessions.session import Session
 
 HEADERS = ("part", "runs in", "p50 ms", "p90 ms", "times faster")
 # Stage of the backbone, then inputs, outputs, kernel and support stride of its squeezing blocks; the mixing blocks'.

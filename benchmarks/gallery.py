@@ -25,9 +25,9 @@ import numpy as np
 from benchmarks import gallery_engines as engines
 from benchmarks.report import report
 from edgevis import EdgevisError, InputError
-from runtime.arrays import Array, unit_rows
-from runtime.command import run_command
-from runtime.latency import Latency, interleaved
+from runtime.common.arrays import Array, unit_rows
+from runtime.common.command import run_command
+from runtime.parity.latency import Latency, interleaved
 
 HEADERS = (
     "rows",

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.arrays import Array
-from runtime.enrolment import Encoder, Enrolment, load_enrolment, save_enrolment
+from runtime.common.arrays import Array
+from runtime.enrolment.file import Encoder, Enrolment, load_enrolment, save_enrolment
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.kernels import KERNELS, best_kernel
 from runtime.gallery.rows import RowsByLabel

@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.gallery import people
 from benchmarks.report import report
 from edgevis import InputError, Predictor
-from runtime.enrolment import load_enrolment, save_enrolment
+from runtime.enrolment.file import load_enrolment, save_enrolment
 from runtime.gallery.rows import RowsByLabel
 
 HEADERS = (

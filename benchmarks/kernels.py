@@ -25,13 +25,13 @@ from onnx import ModelProto, inliner
 from edgevis import EdgevisError
 from export.compilers import graph_path
 from export.onnx import DOMAIN
-from runtime.arrays import Array
-from runtime.bundle import Bundle
-from runtime.jsondata import to_json
-from runtime.latency import interleaved
-from runtime.parity import golden_feeds
-from runtime.text import text_table
-from runtime.vendors import import_onnxruntime, import_openvino
+from runtime.bundle.bundle import Bundle
+from runtime.common.arrays import Array
+from runtime.common.json_data import to_json
+from runtime.common.text import text_table
+from runtime.common.vendors import import_onnxruntime, import_openvino
+from runtime.parity.compare import golden_feeds
+from runtime.parity.latency import interleaved
 
 LIMIT_HEADERS = ("graph", "operator", "nodes", "runs in", "with it ms", "with the least ms", "a kernel saves at most")
 PROFILE_HEADERS = ("graph", "OpenVINO's layers", "ms", "share")

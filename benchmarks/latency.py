@@ -25,18 +25,18 @@ from benchmarks import cold_start
 from benchmarks.latency_chart import draw
 from edgevis import EdgevisError, ExportError, InputError, Predictor, models
 from edgevis.cli.bench import batch_sizes, enroll_example, example_image
-from runtime.arrays import Array
-from runtime.bundle import SUFFIX, Bundle
-from runtime.command import run_command
+from runtime.bundle.bundle import SUFFIX, Bundle
+from runtime.bundle.manifest import EngineRecord, Manifest
+from runtime.common.arrays import Array
+from runtime.common.command import run_command
+from runtime.common.files import atomic_write
+from runtime.common.json_data import to_json
+from runtime.common.text import markdown_table, size_text, text_table
 from runtime.errors import BackendError
-from runtime.files import atomic_write
-from runtime.jsondata import to_json
-from runtime.latency import interleaved
-from runtime.manifest import EngineRecord, Manifest
-from runtime.opening import open_sessions
-from runtime.preprocess import Preprocessor
-from runtime.session import Session
-from runtime.text import markdown_table, size_text, text_table
+from runtime.images.preprocess import Preprocessor
+from runtime.parity.latency import interleaved
+from runtime.sessions.open import open_sessions
+from runtime.sessions.session import Session
 
 EAGER = "PyTorch eager"
 HEADERS = (

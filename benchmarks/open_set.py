@@ -27,9 +27,9 @@ from edgevis import InputError, Predictor
 from edgevis.cli.bench import each_engine
 from edgevis.open_set.embeddings import Part, in_batches, labelled_images
 from edgevis.open_set.enrolments import Scene, Selection, selections
-from runtime.arrays import Array
-from runtime.bundle import Bundle
-from runtime.files import atomic_write
+from runtime.bundle.bundle import Bundle
+from runtime.common.arrays import Array
+from runtime.common.files import atomic_write
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.state import Scoring
 from runtime.open_set.bundled import space_of, statistics_of

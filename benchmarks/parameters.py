@@ -18,9 +18,9 @@ import torch
 from edgevis import EdgevisError, models
 from edgevis.arithmetic import graph_flops
 from edgevis.models import ModelEntry
-from runtime.files import atomic_write
-from runtime.jsondata import to_json
-from runtime.text import markdown_table, text_table
+from runtime.common.files import atomic_write
+from runtime.common.json_data import to_json
+from runtime.common.text import markdown_table, text_table
 
 # What a model's options offer besides its default build: other backbones and data sets.
 VARIANTS: Mapping[str, Sequence[Mapping[str, str]]] = {

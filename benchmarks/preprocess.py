@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 
-from runtime.arrays import Array
-from runtime.jsondata import to_json
-from runtime.latency import interleaved
-from runtime.preprocess import Preprocessor
-from runtime.spec import Preprocess
-from runtime.text import text_table
+from runtime.bundle.spec import Preprocess
+from runtime.common.arrays import Array
+from runtime.common.json_data import to_json
+from runtime.common.text import text_table
+from runtime.images.preprocess import Preprocessor
+from runtime.parity.latency import interleaved
 
 SPEC = Preprocess(256, 128, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 

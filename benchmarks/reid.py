@@ -19,10 +19,10 @@ from benchmarks.report import report
 from edgevis.cli.bench import each_engine
 from edgevis.data import read_pku_reid
 from edgevis.metrics import reid_ranking
-from runtime.arrays import Array, unit_rows
-from runtime.bundle import Bundle
-from runtime.images import Image
-from runtime.preprocess import Preprocessor
+from runtime.bundle.bundle import Bundle
+from runtime.common.arrays import Array, unit_rows
+from runtime.images.decode import Image
+from runtime.images.preprocess import Preprocessor
 
 RANKS = (1, 5, 10)
 _BATCH = 32

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from edgevis import EdgevisError
-from runtime.jsondata import to_json
-from runtime.text import text_table
+from runtime.common.json_data import to_json
+from runtime.common.text import text_table
 
 T = TypeVar("T")
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from calibration.samples import wheel_file
 from edgevis import SourceError
-from runtime.images import Image, read_image
-from runtime.sources import frames
+from runtime.images.decode import Image, read_image
+from runtime.streams.sources import frames
 
 
 class Box(NamedTuple):

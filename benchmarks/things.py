@@ -24,8 +24,8 @@ import numpy as np
 from benchmarks.scenes import photograph
 from edgevis import Classification, EdgevisError, Predictor, Segmentation, SourceError
 from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, painted, tile
-from runtime.arrays import Array
-from runtime.images import Image
+from runtime.common.arrays import Array
+from runtime.images.decode import Image
 
 _THINGS = {
     "cat": ("skimage", "data/chelsea.png"),

@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from calibration.qdq import with_qdq
 from calibration.sessions import open_session
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 
 _SUFFIX = "_int8_branch"
 # The operators with a bias; the channels of their results are axis 1.

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from calibration.quantize import Ranges
-from runtime.arrays import Array, read_arrays, write_arrays
-from runtime.cachefolder import cache_folder
+from runtime.common.arrays import Array, read_arrays, write_arrays
+from runtime.common.cache_folder import cache_folder
+from runtime.common.json_data import parse_json, to_json
 from runtime.errors import SchemaError, UnavailableError
-from runtime.jsondata import parse_json, to_json
 
 _SCHEMA = 1
 _SUFFIX = ".ranges.npz"
@@ -33,7 +33,7 @@ MAX_ENTRY_BYTES = 64 << 20
 
 
 def default_folder() -> Path | None:
-    """``calibration/`` in :func:`runtime.cachefolder.cache_folder`; None for a user without a home folder."""
+    """``calibration/`` in :func:`runtime.common.cache_folder.cache_folder`; None for a user without a home folder."""
     try:
         return cache_folder() / "calibration"
     except UnavailableError:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from runtime.arrays import Array
-from runtime.manifest import Decisions
-from runtime.parity import compare_rows, mask_agreement, nearest_agreement
-from runtime.spec import Graph
+from runtime.bundle.manifest import Decisions
+from runtime.bundle.spec import Graph
+from runtime.common.arrays import Array
+from runtime.parity.compare import compare_rows, mask_agreement, nearest_agreement
 
 
 def decisions_of(graph: Graph, reference: Mapping[str, Array], found: Mapping[str, Array]) -> Decisions | None:

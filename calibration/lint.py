@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 from runtime.errors import ExportError
 
 # These hold uint8 or a zero point of their own, and TensorRT has none of them.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from runtime.images import Image
-from runtime.masks import Mask
+from runtime.images.decode import Image
+from runtime.images.masks import Mask
 
 # GrabCut's time grows with the pixels, and a mask for calibration need not be fine.
 _SIDE = 96

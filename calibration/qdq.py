@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 
 Placement = Literal["inputs", "outputs"]
 

@@ -17,10 +17,10 @@ from calibration.lint import lint_quantized
 from calibration.qdq import Placement, with_qdq
 from calibration.ranges import Method, measure_histograms
 from calibration.samples import SampleSet
-from runtime.arrays import Array
+from runtime.bundle.spec import Preprocess
+from runtime.common.arrays import Array
+from runtime.common.json_data import to_json
 from runtime.errors import ExportError
-from runtime.jsondata import to_json
-from runtime.spec import Preprocess
 
 # The means of channels settle with few images; they are kept in memory.
 _MEAN_FEEDS = 16

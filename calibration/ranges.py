@@ -16,7 +16,7 @@ import numpy.typing as npt
 from onnx import ModelProto, shape_inference
 
 from calibration.sessions import open_session
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 from runtime.errors import ExportError
 
 Method = Literal["mse", "percentile", "entropy", "minmax"]

@@ -19,12 +19,12 @@ import cv2
 import numpy as np
 
 from calibration.masks import central_object
+from runtime.common.files import ZIP_ERRORS
+from runtime.common.limits import max_file_bytes
 from runtime.errors import EdgevisError, InputError, MissingDependencyError, SourceError
-from runtime.files import ZIP_ERRORS
-from runtime.folders import MAX_ENTRIES, image_files, is_hidden, warn_left_out, why_left_out
-from runtime.images import SUFFIXES, Image, decode_image, read_image
-from runtime.limits import max_file_bytes
-from runtime.masks import Mask
+from runtime.images.decode import SUFFIXES, Image, decode_image, read_image
+from runtime.images.folders import MAX_ENTRIES, image_files, is_hidden, warn_left_out, why_left_out
+from runtime.images.masks import Mask
 
 # Half calibrate, half verify; of the latter half are queries, so that one changed decision is less than two per cent.
 DEFAULT_COUNT = 256
@@ -110,7 +110,7 @@ def samples_from(path: str | os.PathLike[str], *, count: int = DEFAULT_COUNT) ->
     """Up to ``count`` images of a folder (searched recursively) or a zip (read without unpacking it).
 
     The label of an image is the name of the folder it lies in. Of more than ``count`` images, every n-th in the order
-    of their paths is taken, so that all labels are met. What is passed over, :mod:`runtime.folders` says.
+    of their paths is taken, so that all labels are met. What is passed over, :mod:`runtime.images.folders` says.
 
     Raises:
         SourceError: There is no such folder or zip, it holds no images, or one in it cannot be read; the message names

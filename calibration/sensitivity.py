@@ -17,8 +17,8 @@ import numpy as np
 from calibration.layers import Prepared
 from calibration.quantize import Ranges, Recipe, int8_graph
 from calibration.sessions import open_session
-from runtime.arrays import Array
-from runtime.parity import compare_rows
+from runtime.common.arrays import Array
+from runtime.parity.compare import compare_rows
 
 # Images that the layers are measured on, and how many multiplications all runs together may cost: about a minute.
 _MOST_IMAGES = 32

@@ -6,7 +6,7 @@ from typing import Any
 
 from onnx import ModelProto
 
-from runtime.vendors import import_onnxruntime
+from runtime.common.vendors import import_onnxruntime
 
 
 def open_session(model: ModelProto) -> Any:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from calibration.samples import SampleSet
-from runtime.preprocess import Preprocessor
-from runtime.spec import Deployment
+from runtime.bundle.spec import Deployment
+from runtime.images.preprocess import Preprocessor
 
 _ALIKE = 0.7
 """The least ratio of spreads that counts as alike, and one by the largest."""

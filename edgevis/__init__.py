@@ -11,12 +11,12 @@ if getattr(_runtime, "OWNER", None) != "edgevis":
         "Rename or move that one, or start Python from another folder."
     )
 
+from runtime.enrolment.quality import EnrolmentReport, Finding, Judgement
 from runtime.errors import *  # noqa: F403 - the tree of exceptions is public as it stands in that file's __all__
 from runtime.errors import __all__ as _errors
-from runtime.info import Info
 from runtime.predictor import Predictor
-from runtime.quality import EnrolmentReport, Finding, Judgement
 from runtime.results import Classification, Identification, Match, Segmentation
+from runtime.selection.info import Info
 
 __version__ = "0.1.0"
 

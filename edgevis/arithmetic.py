@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from runtime.spec import Graph
+from runtime.bundle.spec import Graph
 
 
 def graph_flops(module: nn.Module, graph: Graph) -> int:

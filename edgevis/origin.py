@@ -9,8 +9,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from runtime.common.json_data import from_json, parse_json
 from runtime.errors import WeightsError
-from runtime.jsondata import from_json, parse_json
 
 KEY = "edgevis"
 """The name of our entry in a safetensors file's metadata: JSON text."""

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.command import run_command
+from runtime.common.command import run_command
+from runtime.common.json_data import parse_json
+from runtime.common.text import progress_bar
 from runtime.errors import InputError
-from runtime.jsondata import parse_json
-from runtime.text import progress_bar
 
 _MANY_FILES = 1000
 
@@ -205,8 +205,8 @@ def _clock(seconds: float) -> str:
 
 def _list(arguments: argparse.Namespace) -> int:
     from edgevis import models
-    from runtime.jsondata import to_json
-    from runtime.text import text_table
+    from runtime.common.json_data import to_json
+    from runtime.common.text import text_table
 
     entries = [entry for entry in map(models.entry, models.names()) if entry.recipes]
     if arguments.json:

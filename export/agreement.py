@@ -23,14 +23,14 @@ from onnx import ModelProto
 from export.reference import golden_of, golden_rows
 from export.rounding import rounded_graph
 from export.stand_in import StandIn
-from runtime.arrays import Array, write_arrays
-from runtime.files import scratch_folder
-from runtime.machine import environment
-from runtime.manifest import MAX_DIFFERENCE, EngineRecord, OutputRecord, OutputsRecord
-from runtime.parity import BATCH_SIZES, golden_feeds, outputs_of, rows_of, run_in_batches
-from runtime.recorded import FILE, allowed, difference, floor_of
-from runtime.session import Session
-from runtime.spec import Deployment, Graph, Precision
+from runtime.bundle.manifest import MAX_DIFFERENCE, EngineRecord, OutputRecord, OutputsRecord
+from runtime.bundle.spec import Deployment, Graph, Precision
+from runtime.common.arrays import Array, write_arrays
+from runtime.common.files import scratch_folder
+from runtime.common.machine import environment
+from runtime.parity.compare import BATCH_SIZES, golden_feeds, outputs_of, rows_of, run_in_batches
+from runtime.parity.recorded import FILE, allowed, difference, floor_of
+from runtime.sessions.session import Session
 
 Sessions = Mapping[str, Session]
 Outputs = Mapping[str, Array]

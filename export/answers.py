@@ -11,22 +11,22 @@ from torch import nn
 
 from export.pictures import Pictures
 from export.reference import torch_outputs
-from runtime.answers.compare import AnswersCheck, compared, distances
-from runtime.answers.definition import steps_from_definition
-from runtime.answers.exercise import answers_of
-from runtime.answers.file import Answers, Header, arrays_of
-from runtime.answers.reference import reference_answers
-from runtime.arrays import Array, write_arrays
 from runtime.backends import NO_ARRAYS
-from runtime.bundle import staged_bundle
+from runtime.bundle.bundle import staged_bundle
+from runtime.bundle.manifest import ANSWERS, EngineRecord, Manifest
+from runtime.bundle.spec import Graph
+from runtime.common.arrays import Array, write_arrays
+from runtime.common.json_data import to_json
 from runtime.errors import ExportError, ParityError
-from runtime.jsondata import to_json
-from runtime.manifest import ANSWERS, EngineRecord, Manifest
-from runtime.opening import open_sessions
 from runtime.predictor import predictor_of
-from runtime.selection import Opened
-from runtime.session import Session
-from runtime.spec import Graph
+from runtime.selection.choose import Opened
+from runtime.sessions.open import open_sessions
+from runtime.sessions.session import Session
+from runtime.verification.answers.compare import AnswersCheck, compared, distances
+from runtime.verification.answers.definition import steps_from_definition
+from runtime.verification.answers.exercise import answers_of
+from runtime.verification.answers.file import Answers, Header, arrays_of
+from runtime.verification.answers.reference import reference_answers
 
 
 class TorchEngine:

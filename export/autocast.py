@@ -22,9 +22,9 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
+from runtime.common.vendors import import_onnxruntime
 from runtime.errors import ExportError
-from runtime.vendors import import_onnxruntime
 
 # What float16 computes well: everything that is not named here or below stays float32.
 # fmt: off

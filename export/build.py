@@ -14,16 +14,16 @@ from calibration.cache import default_folder
 from calibration.ranges import Method
 from export.candidates import DEFAULT_MAX_DROP, summary_text
 from export.reporter import Reporter
-from runtime.bundle import SUFFIX, Bundle
-from runtime.candidates import measured_text
-from runtime.command import run_command
-from runtime.console import report
+from runtime.bundle.build_report import measured_text
+from runtime.bundle.bundle import SUFFIX, Bundle
+from runtime.bundle.manifest import EngineRecord
+from runtime.bundle.spec import Precision
+from runtime.common.command import run_command
+from runtime.common.console import report
+from runtime.common.json_data import to_json
+from runtime.common.text import text_table
 from runtime.errors import EdgevisError
-from runtime.jsondata import to_json
-from runtime.manifest import EngineRecord
-from runtime.parity import DISTANCE_HEADERS, NOT_YET_PROVED, decisions_text, distance_cells
-from runtime.spec import Precision
-from runtime.text import text_table
+from runtime.parity.compare import DISTANCE_HEADERS, NOT_YET_PROVED, decisions_text, distance_cells
 
 _DESCRIPTION = """\
 Export a model to ONNX, compile it for a target, prove every engine against PyTorch on real images, write a bundle.

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from runtime.bundle.manifest import Candidate, EngineRecord, Int8Search, Proof
+from runtime.bundle.spec import Deployment
 from runtime.errors import MissingDependencyError, UnavailableError
-from runtime.manifest import Candidate, EngineRecord, Int8Search, Proof
-from runtime.opening import open_graphs
-from runtime.spec import Deployment
+from runtime.sessions.open import open_graphs
 
 DEFAULT_MAX_DROP = 0.005
 """One decision of two hundred may change, and embeddings may turn by a mean cosine of 0.995."""

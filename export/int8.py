@@ -45,17 +45,17 @@ from calibration.search import search
 from calibration.sensitivity import LayerSensitivity, measure_sensitivity
 from export import compilers
 from runtime import backends
-from runtime.arrays import Array
+from runtime.bundle.manifest import EngineRecord, Int8Search
+from runtime.bundle.spec import Deployment
+from runtime.common.arrays import Array
+from runtime.common.files import scratch_folder
+from runtime.common.json_data import to_json
 from runtime.errors import MissingDependencyError, UnavailableError, UnknownBackendError
-from runtime.files import scratch_folder
-from runtime.jsondata import to_json
-from runtime.latency import interleaved
-from runtime.manifest import EngineRecord, Int8Search
-from runtime.opening import open_graphs
-from runtime.parity import golden_feeds, outputs_of
-from runtime.proving import one_image
-from runtime.session import Session
-from runtime.spec import Deployment
+from runtime.parity.compare import golden_feeds, outputs_of
+from runtime.parity.latency import interleaved
+from runtime.parity.measure import one_image
+from runtime.sessions.open import open_graphs
+from runtime.sessions.session import Session
 
 # The engine that judges for those that do not run on this processor: it is always there, and the dozens of TensorRT
 # engines that a search would try take minutes each.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from calibration.drop import decisions_of
-from runtime.arrays import Array
+from runtime.bundle.spec import Deployment, Precision
+from runtime.common.arrays import Array
 from runtime.errors import InputError
-from runtime.spec import Deployment, Precision
 
 
 def unmeasurable_text(deployment: Deployment, reference: Mapping[str, Array]) -> str:

@@ -15,10 +15,10 @@ from onnxscript import ir, optimizer
 from torch import Tensor, nn
 
 from edgevis import ops
-from runtime.discovery import names_in
+from runtime.bundle.onnx_file import non_finite_weight
+from runtime.bundle.spec import Graph, TensorSpec
+from runtime.common.discovery import names_in
 from runtime.errors import ExportError
-from runtime.onnxfile import non_finite_weight
-from runtime.spec import Graph, TensorSpec
 
 # The opset that torch 2.13's exporter writes without its version converter, which inlines model-local functions and
 # fails on optional inputs. ONNX Runtime >= 1.19, OpenVINO 2026 and TensorRT 10.3 all read it.

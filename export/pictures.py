@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from calibration.masks import central_object
 from calibration.samples import MAX_SIDE, limited
-from runtime.answers.file import MAX_PICTURES
+from runtime.bundle.spec import Preprocess
 from runtime.errors import InputError
-from runtime.folders import image_files
-from runtime.images import Image, read_image
-from runtime.masks import Mask
-from runtime.spec import Preprocess
+from runtime.images.decode import Image, read_image
+from runtime.images.folders import image_files
+from runtime.images.masks import Mask
+from runtime.verification.answers.file import MAX_PICTURES
 
 DRAWN = "drawn by the build"
 MIN_GIVEN = 2
@@ -38,7 +38,7 @@ class Pictures:
     Attributes:
         images: Each (H, W, 3) uint8 BGR.
         masks: For each where its object is, (H, W) bool; None of what is not enrolled.
-        shows, enrolled: See :class:`runtime.answers.file.Header`.
+        shows, enrolled: See :class:`runtime.verification.answers.file.Header`.
         source: Where they come from, without machine paths.
     """
 

@@ -42,18 +42,18 @@ from export.targets import NOTHING_ASKED, PlanSettings, Target
 from export.triton import FOLDER as TRITON
 from export.triton import write_repository
 from export.verify import embedding_output, prove_engines
-from runtime.arrays import Array, write_arrays
-from runtime.bundle import GOLDEN, Bundle, write_bundle
-from runtime.candidates import search_text
+from runtime.backends._tensorrt.spec import BuildSpec
+from runtime.bundle.build_report import search_text
+from runtime.bundle.bundle import GOLDEN, Bundle, write_bundle
+from runtime.bundle.identity import encoder_identity
+from runtime.bundle.manifest import ANSWERS, Calibration, EngineRecord, Manifest, Weights
+from runtime.bundle.spec import Deployment, Precision
+from runtime.common.arrays import Array, write_arrays
+from runtime.common.files import scratch_folder
+from runtime.common.json_data import to_json
+from runtime.common.machine import machine_name
 from runtime.errors import ExportError, WeightsError
-from runtime.files import scratch_folder
-from runtime.identity import encoder_identity
-from runtime.jsondata import to_json
-from runtime.machine import machine_name
-from runtime.manifest import ANSWERS, Calibration, EngineRecord, Manifest, Weights
 from runtime.open_set.space import FILE as OPEN_SET
-from runtime.spec import Deployment, Precision
-from runtime.tensorrt.spec import BuildSpec
 
 UNTRAINED = (
     "RANDOM WEIGHTS: this model has not been trained. Its engines are proved to compute what the PyTorch model "

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from runtime.backends._tensorrt.spec import Shape
+from runtime.bundle.spec import MAX_BATCH, Deployment, Graph, TensorSpec
 from runtime.errors import InputError
-from runtime.spec import MAX_BATCH, Deployment, Graph, TensorSpec
-from runtime.tensorrt.spec import Shape
 
 Profiles = Mapping[str, tuple[Shape, Shape, Shape]]
 

@@ -17,11 +17,11 @@ from torch import nn
 
 from calibration.samples import SampleSet
 from edgevis.arithmetic import graph_flops
-from runtime.arrays import Array
+from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
+from runtime.common.arrays import Array
 from runtime.errors import ExportError
-from runtime.parity import BATCH_SIZES
-from runtime.preprocess import Preprocessor
-from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
+from runtime.images.preprocess import Preprocessor
+from runtime.parity.compare import BATCH_SIZES
 
 GOLDEN_ROWS = max(BATCH_SIZES)
 """At most so many rows go into ``golden.npz`` and through PyTorch at once."""

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import IO
 
-from runtime.text import progress_bar, size_text
+from runtime.common.text import progress_bar, size_text
 
 
 class Reporter:

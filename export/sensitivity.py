@@ -16,9 +16,9 @@ from calibration.chart import bar_chart
 from calibration.ranges import Method
 from calibration.sensitivity import LayerSensitivity
 from export.reporter import Reporter
-from runtime.command import run_command
-from runtime.jsondata import to_json
-from runtime.text import text_table
+from runtime.common.command import run_command
+from runtime.common.json_data import to_json
+from runtime.common.text import text_table
 
 _HEADERS = ("layer", "operator", "weight", "operations", "1 - cosine", "SQNR dB", "back to float as no.")
 _CHARTED = 40

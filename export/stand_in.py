@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from runtime.arrays import Array
 from runtime.backends import NO_ARRAYS
+from runtime.common.arrays import Array
+from runtime.common.vendors import import_onnxruntime
 from runtime.errors import EngineError
-from runtime.vendors import import_onnxruntime
 
 # ONNX Runtime 1.31 rounds a convolution's float bias to int32 in steps of input scale times weight scale, and takes
 # that product in the scales' type: in float16 it is nearly zero, and OSNet x0.25 came out at a cosine of 0.30 instead

@@ -24,12 +24,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runtime.backends import load as load_backend
-from runtime.bundle import Bundle
-from runtime.command import run_command
-from runtime.enginefiles import EngineFiles
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.engine_files import EngineFiles
+from runtime.bundle.manifest import EngineRecord
+from runtime.bundle.spec import Deployment, Graph, TensorSpec
+from runtime.common.command import run_command
 from runtime.errors import ExportError, InputError
-from runtime.manifest import EngineRecord
-from runtime.spec import Deployment, Graph, TensorSpec
 
 FOLDER = "triton"
 MAX_QUEUE_DELAY_US = 2000
@@ -237,7 +237,7 @@ def _plans(record: EngineRecord, files: Mapping[str, EngineFiles]) -> dict[str, 
     if record.backend != "tensorrt":
         raise InputError(f"--plans needs an engine of tensorrt, not {record.name}")
     load_backend(record.backend).devices()
-    from runtime.tensorrt.backend import plan_bytes
+    from runtime.backends._tensorrt.backend import plan_bytes
 
     return {graph: plan_bytes(file, "tensorrt") for graph, file in files.items()}
 

@@ -26,7 +26,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from edgevis import EdgevisError, Predictor
-from runtime.images import decode_image
+from runtime.images.decode import decode_image
 
 
 class TritonPythonModel:

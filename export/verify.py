@@ -11,16 +11,16 @@ from types import MappingProxyType
 
 from export.agreement import Agreement
 from export.stand_in import StandIn
-from runtime.arrays import Array
+from runtime.bundle.manifest import EngineRecord, GraphParity
+from runtime.bundle.spec import Deployment, Graph, Precision
+from runtime.common.arrays import Array
+from runtime.common.machine import machine_name
 from runtime.errors import ParityError
-from runtime.latency import interleaved
-from runtime.machine import machine_name
-from runtime.manifest import EngineRecord, GraphParity
-from runtime.opening import open_graphs
-from runtime.parity import distance_text
-from runtime.proving import measure_engine, one_image
-from runtime.session import Session
-from runtime.spec import Deployment, Graph, Precision
+from runtime.parity.compare import distance_text
+from runtime.parity.latency import interleaved
+from runtime.parity.measure import measure_engine, one_image
+from runtime.sessions.open import open_graphs
+from runtime.sessions.session import Session
 
 _LATENCY_SECONDS = 0.4  # for each engine
 

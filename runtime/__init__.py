@@ -1,6 +1,6 @@
 """The torch-free inference layer of edgevis. Import :mod:`edgevis`, not this package."""
 
-from runtime.vendors import silence_telemetry
+from runtime.common.vendors import silence_telemetry
 
 # `runtime` is a generic name: edgevis/__init__.py looks for this mark to tell ours from another one on the path.
 OWNER = "edgevis"

@@ -31,10 +31,7 @@ A message says what is wrong, what was given, what is allowed and how to mend it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from runtime.quality import EnrolmentReport
+from typing import Any
 
 __all__ = [
     "BackendError",
@@ -111,10 +108,11 @@ class EnrolmentRefusedError(InputError):
     """The images given for a label are not fit to be enrolled; nothing was enrolled.
 
     Attributes:
-        report: What speaks against each image; None only where this was not raised by ``Predictor.enroll``.
+        report: An :class:`edgevis.EnrolmentReport`: what speaks against each image; None only where this was not raised
+        by ``Predictor.enroll``.
     """
 
-    def __init__(self, message: str, *, report: EnrolmentReport | None = None) -> None:
+    def __init__(self, message: str, *, report: Any = None) -> None:
         super().__init__(message)
         self.report = report
 

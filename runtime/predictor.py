@@ -13,9 +13,11 @@ from typing import Any, overload
 import numpy as np
 
 from runtime import tasks
-from runtime.arrays import Array
-from runtime.bundle import Bundle
-from runtime.enrolment import (
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.identity import NOT_COVERED
+from runtime.common.arrays import Array
+from runtime.common.forking import fork_waits, holds_up_forks
+from runtime.enrolment.file import (
     LOCK_TIMEOUT_S,
     MAX_LABEL_LENGTH,
     Encoder,
@@ -26,21 +28,19 @@ from runtime.enrolment import (
     save_enrolment,
     update_enrolment,
 )
+from runtime.enrolment.quality import EnrolmentReport, image_names
 from runtime.errors import EdgevisError, EnrolmentError, InputError
-from runtime.forking import fork_waits, holds_up_forks
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.rows import counts_by_label
-from runtime.identity import NOT_COVERED
-from runtime.images import Image, ImageLike, as_images, orientation_of, several
-from runtime.info import Info
-from runtime.masks import MaskLike, as_masks
+from runtime.images.decode import Image, ImageLike, as_images, orientation_of, several
+from runtime.images.masks import MaskLike, as_masks
+from runtime.images.preprocess import Preprocessor
 from runtime.open_set.bundled import open_set_arrays
 from runtime.open_set.decision import OpenSet, OpenSetInfo
 from runtime.open_set.strangers import MAX_STRANGERS
-from runtime.preprocess import Preprocessor
-from runtime.quality import EnrolmentReport, image_names
-from runtime.selection import Opened, open_best
-from runtime.sources import Source, frames
+from runtime.selection.choose import Opened, open_best
+from runtime.selection.info import Info
+from runtime.streams.sources import Source, frames
 from runtime.tasks import Result
 
 _STRANGERS_BATCH = 32  # frames that a calibration holds at once
@@ -171,7 +171,7 @@ class Predictor:
 
         Args:
             images: One image – (H, W, 3) uint8 BGR, the path or the bytes of an image file, or a PIL image; see
-                :mod:`runtime.images` – or a list of them.
+                :mod:`runtime.images.decode` – or a list of them.
             top_k: How many labels a result ranks at most.
 
         Returns:
@@ -223,7 +223,7 @@ class Predictor:
             images: One image or several, as for :meth:`predict`.
             masks: For few-shot segmentation, where the object is in each image: (H, W) bool, or integers of which one
                 value besides 0 marks the object, of the image's size; a path or a PIL image of such; see
-                :mod:`runtime.masks`.
+                :mod:`runtime.images.masks`.
             strict: Enrol nothing when anything speaks against any of the images.
 
         Returns:

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from runtime.drawing import annotated, color_of, draw_tag, tag_scale
+from runtime.common.json_data import to_json
 from runtime.errors import InputError, UnknownLabelError
-from runtime.images import Image
-from runtime.jsondata import to_json
+from runtime.images.decode import Image
+from runtime.images.draw import annotated, color_of, draw_tag, tag_scale
 
 _STRIP_PIXELS = 1 << 20
 _KEPT = 0.55  # how much of the picture shows through a tinted label
@@ -49,7 +49,7 @@ class Classification:
         return dict(to_json(self))
 
     def plot(self, image: Image, pictures: Mapping[str, Image] | None = None) -> Image:
-        """A copy of ``image`` with the classes and their scores; see :func:`runtime.drawing.annotated`."""
+        """A copy of ``image`` with the classes and their scores; see :func:`runtime.images.draw.annotated`."""
         return annotated(image, self.label, tuple(zip(self.labels, self.scores, strict=True)), pictures)
 
 
@@ -75,7 +75,7 @@ class Identification:
         return {"label": self.label, "score": self.score, "matches": matches, "speed_ms": dict(self.speed_ms)}
 
     def plot(self, image: Image, pictures: Mapping[str, Image] | None = None) -> Image:
-        """A copy of ``image`` with the matches and their scores; see :func:`runtime.drawing.annotated`."""
+        """A copy of ``image`` with the matches and their scores; see :func:`runtime.images.draw.annotated`."""
         return annotated(image, self.label, self.matches, pictures)
 
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 from edgevis import __version__
-from runtime.command import run_command
-from runtime.console import abandon_output, report
-from runtime.discovery import names_in
+from runtime.common.command import run_command
+from runtime.common.console import abandon_output, report
+from runtime.common.discovery import names_in
 
 
 class Verb(Protocol):

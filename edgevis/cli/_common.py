@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edgevis import Predictor
-from runtime.drawings import is_drawing
-from runtime.folders import image_files
+from runtime.images.folders import image_files
+from runtime.images.picture_files import is_drawing
 from runtime.open_set.decision import OpenSetInfo
 from runtime.open_set.strangers import Rate
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevis import OutputError
-from runtime.drawings import may_be_drawn, write_drawing
+from runtime.images.picture_files import may_be_drawn, write_drawing
 
 
 class Outputs:

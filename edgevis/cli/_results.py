@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from edgevis import EdgevisError, InputError
 from edgevis.cli._common import json_text
-from runtime.console import report
-from runtime.text import row_format
+from runtime.common.console import report
+from runtime.common.text import row_format
 
 Entry = dict[str, Any]
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from edgevis import BackendError, InputError, Predictor
 from edgevis.cli._common import print_json
-from runtime.bundle import Bundle
-from runtime.images import Image
-from runtime.jsondata import to_json
-from runtime.latency import Latency, interleaved
-from runtime.text import text_table
+from runtime.bundle.bundle import Bundle
+from runtime.common.json_data import to_json
+from runtime.common.text import text_table
+from runtime.images.decode import Image
+from runtime.parity.latency import Latency, interleaved
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from edgevis import BackendError, MissingDependencyError, UnavailableError
 from edgevis.cli._common import print_json
 from runtime.backends import Finished
-from runtime.bundle import Bundle
-from runtime.finishing import can_finish, finish_engine, unfinished
-from runtime.jsondata import to_json
-from runtime.manifest import EngineRecord
-from runtime.parity import DISTANCE_HEADERS, decisions_text, distance_cells
-from runtime.text import size_text, text_table
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.manifest import EngineRecord
+from runtime.common.json_data import to_json
+from runtime.common.text import size_text, text_table
+from runtime.parity.compare import DISTANCE_HEADERS, decisions_text, distance_cells
+from runtime.selection.device_build import can_finish, finish_engine, unfinished
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,9 +19,9 @@ from edgevis.cli._common import (
     open_set_lines,
     print_json,
 )
-from runtime.enrolment import check_enrolment_path
-from runtime.images import SUFFIXES
-from runtime.jsondata import to_json
+from runtime.common.json_data import to_json
+from runtime.enrolment.file import check_enrolment_path
+from runtime.images.decode import SUFFIXES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

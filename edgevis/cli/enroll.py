@@ -15,8 +15,8 @@ from edgevis import (
     SourceError,
 )
 from edgevis.cli._common import add_engine_arguments, image_paths, open_predictor, print_json
-from runtime.console import report
-from runtime.enrolment import check_enrolment_path, enrolment_exists
+from runtime.common.console import report
+from runtime.enrolment.file import check_enrolment_path, enrolment_exists
 
 _OF_ONE_PICTURE = (SourceError, InputError)
 
@@ -122,5 +122,5 @@ def _refuse(failures: list[tuple[Path, EdgevisError]], count: int, *, skip: bool
 def _told(path: Path, error: EdgevisError) -> tuple[str, ...]:
     """What an error says of an image, with the image's name."""
     if isinstance(error, EnrolmentRefusedError) and error.report is not None:
-        return error.report.warnings
+        return tuple(error.report.warnings)
     return (str(error) if str(path) in str(error) else f"{path}: {error}",)

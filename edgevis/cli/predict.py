@@ -17,8 +17,8 @@ from edgevis.cli._common import (
 )
 from edgevis.cli._outputs import Outputs, places
 from edgevis.cli._results import Results, results_for
-from runtime.console import report
-from runtime.images import Image, read_image
+from runtime.common.console import report
+from runtime.images.decode import Image, read_image
 from runtime.tasks import Result
 
 _HEADERS = ("image", "label", "score", "ms")

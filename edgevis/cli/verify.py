@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 
 from edgevis.cli._common import print_json
-from runtime.answers.compare import PreprocessingCheck, check_preprocessing, read_answers
-from runtime.bundle import Bundle
-from runtime.identity import NOT_COVERED
-from runtime.jsondata import to_json
-from runtime.parity import DISTANCE_HEADERS, distance_cells
-from runtime.text import text_table
-from runtime.verification import EngineCheck, verify_bundle
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.identity import NOT_COVERED
+from runtime.common.json_data import to_json
+from runtime.common.text import text_table
+from runtime.parity.compare import DISTANCE_HEADERS, distance_cells
+from runtime.verification.answers.compare import PreprocessingCheck, check_preprocessing, read_answers
+from runtime.verification.verify import EngineCheck, verify_bundle
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

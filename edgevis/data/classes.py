@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from edgevis.data.files import Files, images_of, open_files
 from edgevis.data.splits import rows_of_split
 from runtime.errors import SourceError
-from runtime.images import Image
+from runtime.images.decode import Image
 
 
 @dataclass(frozen=True, slots=True, eq=False)

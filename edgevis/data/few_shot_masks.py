@@ -24,7 +24,7 @@ from edgevis.data.files import Files, open_files
 from edgevis.data.masks import IGNORE, as_class_ids, read_class_ids, read_pair
 from edgevis.data.segmentation import MaskedImages
 from runtime.errors import InputError, SourceError
-from runtime.images import Image
+from runtime.images.decode import Image
 
 FOLDS = 4
 PASCAL_CLASSES, COCO_CLASSES = 20, 80

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from runtime.common.files import ZIP_ERRORS, open_regular
+from runtime.common.json_data import parse_json
+from runtime.common.limits import max_file_bytes
 from runtime.errors import EdgevisError, InputError, SchemaError, SourceError
-from runtime.files import ZIP_ERRORS, open_regular
-from runtime.folders import MAX_ENTRIES, files_below, is_hidden, warn_left_out, why_left_out
-from runtime.images import SUFFIXES, Image, decode_image
-from runtime.jsondata import parse_json
-from runtime.limits import max_file_bytes
+from runtime.images.decode import SUFFIXES, Image, decode_image
+from runtime.images.folders import MAX_ENTRIES, files_below, is_hidden, warn_left_out, why_left_out
 
 MAX_TABLE_BYTES = 64 << 20
 
@@ -295,10 +295,10 @@ def open_files(path: str | os.PathLike[str], *, inside: str = "") -> Files:
     Raises:
         SourceError: There is no such folder or zip, it cannot be listed, holds no file there, or a zip holds a name
             that leads out of it, a name twice, an encrypted file, or one that is neither stored nor deflated.
-        InputError: It holds more than :data:`runtime.folders.MAX_ENTRIES` files.
+        InputError: It holds more than :data:`runtime.images.folders.MAX_ENTRIES` files.
 
     Warns:
-        RuntimeWarning: Pictures that are left out, as :mod:`runtime.folders` says.
+        RuntimeWarning: Pictures that are left out, as :mod:`runtime.images.folders` says.
     """
     path = Path(path)
     left_out: list[str] = []

@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 from edgevis.data.files import Files
 from runtime.errors import InputError, SourceError
-from runtime.images import Image, decode_picture
-from runtime.masks import StoredMask, decode_mask, laid_beside
+from runtime.images.decode import Image, decode_picture
+from runtime.images.masks import StoredMask, decode_mask, laid_beside
 
 IGNORE = 255
 """The value of pixels that count neither as a class nor as background (PASCAL VOC's convention)."""
 
 
 def read_mask(files: Files, name: str) -> StoredMask:
-    """The numbers of a mask as :mod:`runtime.masks` takes them; of an alpha channel 0 and 1.
+    """The numbers of a mask as :mod:`runtime.images.masks` takes them; of an alpha channel 0 and 1.
 
     Raises:
         SourceError: It cannot be read, or holds colours.

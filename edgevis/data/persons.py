@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevis.data.splits import same_split
+from runtime.common.files import ZIP_ERRORS
 from runtime.errors import EdgevisError, InputError, SourceError
-from runtime.files import ZIP_ERRORS
-from runtime.images import decode_picture
-from runtime.masks import decode_mask, laid_beside
-from runtime.sources import video_capture
+from runtime.images.decode import decode_picture
+from runtime.images.masks import decode_mask, laid_beside
+from runtime.streams.sources import video_capture
 
 BACKGROUND = 0
 BODY = 1

@@ -13,8 +13,8 @@ from edgevis.data.files import Files, by_stem, open_files
 from edgevis.data.masks import as_class_ids, read_pair
 from edgevis.data.splits import rows_of_split
 from runtime.errors import SourceError
-from runtime.imageheader import read_header
-from runtime.images import Image
+from runtime.images.decode import Image
+from runtime.images.header import read_header
 
 
 @dataclass(frozen=True, slots=True, eq=False)

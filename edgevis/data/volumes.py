@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from edgevis.data.checks import at_least
 from edgevis.data.files import Files, open_files
 from runtime.errors import InputError, MissingDependencyError, SourceError
-from runtime.images import Image
+from runtime.images.decode import Image
 
 MAX_VOLUME_BYTES = 2 << 30
 """No file is unpacked to more."""

@@ -27,9 +27,9 @@ from edgevis.checkpoints import best_fit, check_finite, read_states
 from edgevis.models.entry import ModelEntry
 from edgevis.origin import read_origin
 from edgevis.state_dict import load_exactly
-from runtime.discovery import names_in
+from runtime.bundle.spec import Deployment
+from runtime.common.discovery import names_in
 from runtime.errors import ModelError, UnknownModelError, WeightsError
-from runtime.spec import Deployment
 
 __all__ = [
     "ModelEntry",

@@ -9,8 +9,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from edgevis.models.allowed import Allowed, one_of, whole
+from runtime.bundle.spec import MAX_SIDE, Deployment, Graph, Preprocess, TensorSpec
 from runtime.errors import InputError, ModelError
-from runtime.spec import MAX_SIDE, Deployment, Graph, Preprocess, TensorSpec
 
 SIDE = 256
 _MAX_BATCH = 8

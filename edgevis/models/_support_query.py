@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from edgevis.layers.mobilenetv2 import MobileNetV2Backbone
 from edgevis.layers.resnet import ResNet, resnet50, resnet101
 from edgevis.models.allowed import Allowed, one_of, whole
+from runtime.bundle.spec import HYBRID_MASK_FLIPS, MAX_SIDE, Deployment, Graph, Precision, Preprocess, TensorSpec
 from runtime.errors import InputError
-from runtime.spec import HYBRID_MASK_FLIPS, MAX_SIDE, Deployment, Graph, Precision, Preprocess, TensorSpec
 
 Backbone = Literal["resnet50", "resnet101"]
 SmallBackbone = Literal["mobilenetv2"]

@@ -28,7 +28,7 @@ from edgevis.models import mobilenetv2
 from edgevis.models.allowed import CLASSES, one_of
 from edgevis.models.entry import ModelEntry
 from edgevis.models.resnet12 import PAPER, PREPROCESS, SMALL
-from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
+from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 
 EMBEDDING = 2 * CHANNELS[3]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from runtime.common.json_data import shown
 from runtime.errors import ModelError
-from runtime.jsondata import shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,8 @@ from edgevis.models.allowed import whole
 from edgevis.models.entry import ModelEntry
 from edgevis.models.hsnet import PAPER, SMALL
 from edgevis.state_dict import load_exactly
+from runtime.bundle.spec import Deployment
 from runtime.errors import InputError, ModelError
-from runtime.spec import Deployment
 
 SIDE = 417
 

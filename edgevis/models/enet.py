@@ -23,7 +23,7 @@ from edgevis.layers.max_unpooling import Places, max_pool_with_places, max_unpoo
 from edgevis.models._segmentation import SIDE, SegmentationModel, deployment, deployment_of
 from edgevis.models.entry import ModelEntry
 from edgevis.models.residual_unet import PAPER, SMALL
-from runtime.spec import Deployment
+from runtime.bundle.spec import Deployment
 
 _WIDTH = 16
 # By how much a bottleneck narrows.

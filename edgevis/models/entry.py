@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from edgevis.models.recipe import Recipe
-from runtime.spec import Deployment, Precision
+from runtime.bundle.spec import Deployment, Precision
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from edgevis.layers.position_attention import PositionAttention
 from edgevis.models.allowed import CLASSES, whole
 from edgevis.models.entry import ModelEntry, PaperCount
 from edgevis.models.recipe import IdentityRecipe
+from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.errors import ModelError
-from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
 
 HEIGHT = 384
 """Of the paper's images; the width is half of it."""

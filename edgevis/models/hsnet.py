@@ -39,8 +39,8 @@ from edgevis.models._support_query import (
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import SupportQueryRecipe
 from edgevis.state_dict import load_exactly
+from runtime.bundle.spec import Deployment
 from runtime.errors import InputError, ModelError
-from runtime.spec import Deployment
 
 SIDE = 417
 

@@ -17,7 +17,7 @@ from edgevis.layers.mobilenetv2 import CHANNELS, stages, stem
 from edgevis.models.allowed import CLASSES
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import EpisodeRecipe
-from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
+from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 
 EMBEDDING = 1280
 

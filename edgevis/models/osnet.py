@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from edgevis.models.allowed import CLASSES_OR_NONE
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import IdentityRecipe
+from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.errors import ModelError
-from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
 
 EMBEDDING = 512
 

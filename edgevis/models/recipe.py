@@ -14,8 +14,8 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from edgevis.models.allowed import SWITCH, TEXT, Allowed, number, one_of, or_null, several, whole
+from runtime.common.json_data import from_json, to_json
 from runtime.errors import InputError
-from runtime.jsondata import from_json, to_json
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "step", "cosine"]

@@ -18,7 +18,7 @@ from edgevis.layers.resnet12 import CHANNELS, ResNet12
 from edgevis.models.allowed import CLASSES_OR_NONE
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import EpisodeRecipe
-from runtime.spec import Deployment, Graph, Preprocess, TensorSpec
+from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 
 EMBEDDING = CHANNELS[3]
 

@@ -38,8 +38,8 @@ from edgevis.models.allowed import Allowed, one_of, whole
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import SupportQueryRecipe
 from edgevis.state_dict import load_exactly
+from runtime.bundle.spec import Deployment
 from runtime.errors import InputError, ModelError
-from runtime.spec import Deployment
 
 Variant = Literal["pascal", "coco", "fss"]
 

@@ -20,7 +20,7 @@ from edgevis import models
 from edgevis.open_set.embeddings import Part, background_of, embedder_of, scene_of
 from edgevis.open_set.fit import choose_space, fit, same_cosine
 from edgevis.open_set.sidecar import SUFFIX, Header, weights_digest, write_sidecar
-from runtime.command import run_command
+from runtime.common.command import run_command
 from runtime.errors import InputError
 from runtime.gallery.state import Scoring
 from runtime.open_set.statistics import OpenSetStatistics

@@ -17,10 +17,10 @@ from edgevis.data.persons import persons_from_ccp
 from edgevis.open_set.enrolments import Scene
 from edgevis.open_set.views import camera_look, plain_look
 from edgevis.origin import read_origin
-from runtime.arrays import Array, unit_rows
+from runtime.common.arrays import Array, unit_rows
 from runtime.errors import InputError
-from runtime.images import Image
-from runtime.preprocess import Preprocessor
+from runtime.images.decode import Image
+from runtime.images.preprocess import Preprocessor
 
 _BATCH = 32
 

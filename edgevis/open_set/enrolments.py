@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 from runtime.open_set.enrolled import Features, best_of_others, features_of, label_scores
 from runtime.open_set.space import ScoreSpace
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgevis.open_set.enrolments import Drawn, Scene, all_draws, draws
 from edgevis.open_set.space import space_of
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 from runtime.gallery.state import Scoring
 from runtime.open_set.enrolled import FEATURES
 from runtime.open_set.space import ScoreSpace

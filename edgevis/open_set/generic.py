@@ -19,11 +19,11 @@ from edgevis import models
 from edgevis.open_set.embeddings import Part, embedder_of, scene_of
 from edgevis.open_set.enrolments import Scene
 from edgevis.open_set.fit import fit, same_cosine
-from runtime.command import run_command
+from runtime.common.command import run_command
+from runtime.common.files import atomic_write
+from runtime.common.json_data import to_json
 from runtime.errors import InputError
-from runtime.files import atomic_write
 from runtime.gallery.state import Scoring
-from runtime.jsondata import to_json
 from runtime.open_set.generic import PATH
 
 _SCORINGS: dict[str, Scoring] = {"reid": "nearest", "classify": "prototype"}

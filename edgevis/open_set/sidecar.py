@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from runtime.arrays import Array, read_arrays, write_arrays
+from runtime.common.arrays import Array, read_arrays, write_arrays
+from runtime.common.json_data import from_json, parse_json, to_json
 from runtime.errors import SchemaError, WeightsError
-from runtime.jsondata import from_json, parse_json, to_json
 from runtime.open_set.space import MAX_BYTES, ScoreSpace
 from runtime.open_set.statistics import OpenSetStatistics
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from runtime.arrays import Array, unit_rows
+from runtime.common.arrays import Array, unit_rows
 from runtime.open_set.space import ScoreSpace
 
 COHORT = 128

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from edgevis.data.persons import Person
-from runtime.images import Image
+from runtime.images.decode import Image
 
 _ASPECT = 0.42  # width over height of a detector's box of a standing person
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn, optim
 
 from edgevis.origin import KEY, Origin, metadata
 from edgevis.state_dict import non_finite
+from runtime.common.files import atomic_write
+from runtime.common.json_data import from_json, parse_json, to_json
 from runtime.errors import InputError, SchemaError, WeightsError
-from runtime.files import atomic_write
-from runtime.jsondata import from_json, parse_json, to_json
 
 HALVED = "matrices float16, vectors (batch norm, biases) float32; no num_batches_tracked"
 """What :func:`write_halved` writes, in words."""

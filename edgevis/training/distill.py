@@ -39,10 +39,10 @@ from edgevis.data.persons import Person, persons_from_ccp, persons_from_video
 from edgevis.models.osnet import DEPLOYMENT, OSNet, osnet_x0_25
 from edgevis.training.checkpoint import write_halved
 from edgevis.training.finite import diverged, non_finite_state
-from runtime.command import run_command
+from runtime.bundle.spec import Preprocess
+from runtime.common.command import run_command
+from runtime.common.files import atomic_write
 from runtime.errors import InputError
-from runtime.files import atomic_write
-from runtime.spec import Preprocess
 
 VIEWS_HELD_OUT = 2
 _PREFETCH = 4
@@ -54,7 +54,7 @@ _LAST_SCALES = frozenset({"0.bn.weight", "bn.weight", "conv3.bn.weight", "downsa
 def network_input(views: NDArray[np.uint8], preprocess: Preprocess) -> Tensor:
     """(N, h, w, 3) uint8 BGR of the input's own size -> (N, 3, h, w) float32 in channels-last memory.
 
-    What ``runtime.preprocess`` makes of the same images, in one batch and without resizing.
+    What ``runtime.images.preprocess`` makes of the same images, in one batch and without resizing.
     """
     pixels = torch.from_numpy(views)
     if preprocess.color == "RGB":

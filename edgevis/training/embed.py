@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from edgevis.training.finite import require_finite
-from runtime.arrays import Array, unit_rows
-from runtime.images import Image
-from runtime.preprocess import Preprocessor
+from runtime.common.arrays import Array, unit_rows
+from runtime.images.decode import Image
+from runtime.images.preprocess import Preprocessor
 
 _BATCH = 32
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn, optim
 
 from edgevis.state_dict import non_finite
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 from runtime.errors import EdgevisError
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevis.data.files import Files, open_files
-from runtime.files import atomic_write
+from runtime.common.files import atomic_write
 
 DATA = "data.csv"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from runtime.images import Image
+from runtime.images.decode import Image
 
 MAX_BYTES = 2 << 30
 
@@ -15,8 +15,8 @@ MAX_BYTES = 2 << 30
 class ImageStore:
     """Images by their number, read when first asked for.
 
-    An evaluation's are to be resized by :meth:`runtime.preprocess.Preprocessor.fit` alone, as a predictor does: of an
-    image that was shrunk before, OSNet's embedding has a cosine of 0.994 to the predictor's.
+    An evaluation's are to be resized by :meth:`runtime.images.preprocess.Preprocessor.fit` alone, as a predictor does:
+    of an image that was shrunk before, OSNet's embedding has a cosine of 0.994 to the predictor's.
 
     Args:
         read: From a number to an image, (H, W, 3) uint8 BGR, made no larger than needed.

@@ -34,8 +34,8 @@ from edgevis.training.finite import TrainingError, diverged, non_finite_state
 from edgevis.training.freeze import train_but_frozen
 from edgevis.training.objective import Batch, Evaluation, Objective
 from edgevis.training.resume import BEST, LAST
+from runtime.common.files import atomic_write
 from runtime.errors import EdgevisError
-from runtime.files import atomic_write
 
 LOG = "log.csv"
 

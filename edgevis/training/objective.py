@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from edgevis.data.leakage import SplitCheck
 from edgevis.metrics.interval import half_width
 from edgevis.models.recipe import Recipe
-from runtime.images import Image
-from runtime.spec import Deployment
+from runtime.bundle.spec import Deployment
+from runtime.images.decode import Image
 
 if TYPE_CHECKING:
     from edgevis.training.teacher import Teacher
@@ -104,7 +104,7 @@ class Objective(Protocol):
 
 
 class Task(Protocol):
-    """A module in ``edgevis/training/tasks/``, named as :attr:`runtime.spec.Deployment.task`."""
+    """A module in ``edgevis/training/tasks/``, named as :attr:`runtime.bundle.spec.Deployment.task`."""
 
     def objective(
         self,

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from edgevis.training.images import resized
-from runtime.arrays import Array
-from runtime.images import Image
+from runtime.common.arrays import Array
+from runtime.images.decode import Image
 
 Colour = tuple[int, int, int]
 

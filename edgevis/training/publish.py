@@ -26,11 +26,11 @@ from edgevis.training.checkpoint import HALVED, write_halved
 from edgevis.training.identity import DATA, list_data, read_listing, summary_of
 from edgevis.training.resume import BEST, REPORT
 from edgevis.training.run import Request, train
-from runtime.bundle import sha256
-from runtime.command import run_command
+from runtime.bundle.bundle import sha256
+from runtime.common.command import run_command
+from runtime.common.files import atomic_write, scratch_folder
+from runtime.common.json_data import parse_json
 from runtime.errors import InputError
-from runtime.files import atomic_write, scratch_folder
-from runtime.jsondata import parse_json
 
 
 def publish(

@@ -20,8 +20,8 @@ from edgevis.training.identity import (
     read_listing,
     summary_of,
 )
+from runtime.common.files import write_lock
 from runtime.errors import InputError
-from runtime.files import write_lock
 
 LAST, BEST, REPORT = "last.safetensors", "best.safetensors", "report.json"
 

@@ -39,10 +39,10 @@ from edgevis.training.resume import (
 )
 from edgevis.training.teacher import open_teacher, teacher_file
 from edgevis.training.warm_start import load_backbone, load_what_fits
-from runtime.bundle import sha256
+from runtime.bundle.bundle import sha256
+from runtime.common.files import atomic_write
+from runtime.common.json_data import to_json
 from runtime.errors import InputError
-from runtime.files import atomic_write
-from runtime.jsondata import to_json
 
 SAMPLES = "samples.json"
 

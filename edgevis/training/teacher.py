@@ -16,11 +16,11 @@ from edgevis.origin import Origin, read_origin
 from edgevis.training.objective import Batch, Objective
 from edgevis.training.precision import in_float32
 from edgevis.training.warm_start import load_what_fits
-from runtime.bundle import sha256
+from runtime.bundle.bundle import sha256
+from runtime.bundle.spec import Deployment
 from runtime.errors import InputError
-from runtime.images import Image
-from runtime.preprocess import Preprocessor
-from runtime.spec import Deployment
+from runtime.images.decode import Image
+from runtime.images.preprocess import Preprocessor
 
 Answers = Callable[[Any, Tensor], tuple[Tensor, Sequence[Tensor]]]
 """How a task asks a model: image (B, 3, h, w) -> embedding (B, d) and the logits (B, classes) of each classifier."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgevis.data.draw import below
 from edgevis.training.images import resized
-from runtime.images import Image
+from runtime.images.decode import Image
 
 _ATTEMPTS = 10
 

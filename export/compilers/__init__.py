@@ -7,10 +7,10 @@ from typing import Protocol, cast
 
 from onnx import ModelProto
 
-from runtime.discovery import load_from, names_in
+from runtime.backends._tensorrt.spec import BuildSpec
+from runtime.bundle.spec import Precision
+from runtime.common.discovery import load_from, names_in
 from runtime.errors import ExportError
-from runtime.spec import Precision
-from runtime.tensorrt.spec import BuildSpec
 
 GRAPHS = "graphs"
 ENGINES = "engines"

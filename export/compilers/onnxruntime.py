@@ -9,9 +9,9 @@ from onnx import ModelProto
 
 from export.compilers import ENGINES, engine_path, graph_path
 from runtime import backends
+from runtime.backends._tensorrt.spec import BuildSpec
+from runtime.bundle.spec import Precision
 from runtime.errors import CompileError
-from runtime.spec import Precision
-from runtime.tensorrt.spec import BuildSpec
 
 
 def check() -> None:

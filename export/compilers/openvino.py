@@ -9,10 +9,10 @@ from onnx import ModelProto, inliner
 
 from export.compilers import engine_path
 from runtime import backends
+from runtime.backends._tensorrt.spec import BuildSpec
+from runtime.bundle.spec import Precision
+from runtime.common.vendors import import_openvino
 from runtime.errors import CompileError
-from runtime.spec import Precision
-from runtime.tensorrt.spec import BuildSpec
-from runtime.vendors import import_openvino
 
 
 def check() -> None:

@@ -8,9 +8,9 @@ import onnx
 from onnx import ModelProto
 
 from export.compilers import engine_path, graph_path
+from runtime.backends._tensorrt.spec import BuildSpec, spec_path
+from runtime.bundle.spec import Precision
 from runtime.errors import CompileError
-from runtime.spec import Precision
-from runtime.tensorrt.spec import BuildSpec, spec_path
 
 
 def check() -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from onnx import ModelProto
 
 from export.compilers import engine_path
+from runtime.backends._tensorrt import vendor
+from runtime.backends._tensorrt.backend import PLAN
+from runtime.backends._tensorrt.compiler import build_engine
+from runtime.backends._tensorrt.spec import BuildSpec
+from runtime.bundle.spec import Precision
 from runtime.errors import CompileError
-from runtime.spec import Precision
-from runtime.tensorrt import vendor
-from runtime.tensorrt.backend import PLAN
-from runtime.tensorrt.compiler import build_engine
-from runtime.tensorrt.spec import BuildSpec
 
 
 def check() -> None:

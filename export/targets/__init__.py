@@ -10,15 +10,15 @@ from typing import cast
 from calibration.quantize import Recipe
 from export.profiles import Profiles
 from runtime import backends
-from runtime.discovery import load_from, names_in
+from runtime.backends._tensorrt.spec import BuildSpec
+from runtime.bundle.spec import Precision
+from runtime.common.discovery import load_from, names_in
 from runtime.errors import ExportError, MissingDependencyError, UnavailableError, UnknownBackendError
-from runtime.spec import Precision
-from runtime.tensorrt.spec import BuildSpec
 
 
 @dataclass(frozen=True, slots=True)
 class PlanSettings:
-    """What is asked of plans besides shapes; the fields are :class:`runtime.tensorrt.spec.BuildSpec`'s.
+    """What is asked of plans besides shapes; the fields are :class:`runtime.backends._tensorrt.spec.BuildSpec`'s.
 
     None and False are what the target or TensorRT does unasked.
     """

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Protocol, cast, runtime_checkable
 
-from runtime.arrays import Array
-from runtime.discovery import load_from, names_in
-from runtime.enginefiles import EngineFiles
+from runtime.bundle.engine_files import EngineFiles
+from runtime.bundle.spec import Precision
+from runtime.common.arrays import Array
+from runtime.common.discovery import load_from, names_in
 from runtime.errors import UnknownBackendError
-from runtime.spec import Precision
 
 NO_ARRAYS: Mapping[str, Array] = MappingProxyType({})
 
@@ -23,10 +23,10 @@ NO_ARRAYS: Mapping[str, Array] = MappingProxyType({})
 class Engine(Protocol):
     """One graph, compiled and ready. ``run`` may be called by several threads at once.
 
-    ``run`` takes one array per input, C-contiguous and already checked by :class:`runtime.session.Session`, and returns
-    one array per output. The arrays it returns belong to the caller; those it is given are never written. ``resident``
-    are inputs that nobody will write to either, and that later runs are likely to be given again: the same arrays need
-    not be copied, or sent to a device, twice.
+    ``run`` takes one array per input, C-contiguous and already checked by :class:`runtime.sessions.session.Session`,
+    and returns one array per output. The arrays it returns belong to the caller; those it is given are never written.
+    ``resident`` are inputs that nobody will write to either, and that later runs are likely to be given again: the same
+    arrays need not be copied, or sent to a device, twice.
     """
 
     @property

@@ -21,14 +21,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from runtime.arrays import Array
 from runtime.backends import NO_ARRAYS
-from runtime.cachefolder import cache_folder
-from runtime.cuda import open_device
-from runtime.enginefiles import EngineFiles
+from runtime.backends._cuda import open_device
+from runtime.bundle.engine_files import EngineFiles
+from runtime.bundle.spec import Precision
+from runtime.common.arrays import Array
+from runtime.common.cache_folder import cache_folder
+from runtime.common.vendors import import_onnxruntime as _vendor
 from runtime.errors import EngineError, MissingDependencyError, UnavailableError, UnknownBackendError
-from runtime.spec import Precision
-from runtime.vendors import import_onnxruntime as _vendor
 
 # BF16 and FP16 would need kernels that ONNX Runtime's CPU provider does not have for convolutions.
 PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16", "int8")}

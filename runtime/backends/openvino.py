@@ -11,12 +11,12 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.arrays import Array
 from runtime.backends import NO_ARRAYS
-from runtime.enginefiles import EngineFiles
+from runtime.bundle.engine_files import EngineFiles
+from runtime.bundle.spec import Precision
+from runtime.common.arrays import Array
+from runtime.common.vendors import import_openvino as _vendor
 from runtime.errors import EngineError, UnavailableError, UnknownBackendError
-from runtime.spec import Precision
-from runtime.vendors import import_openvino as _vendor
 
 # INT8 lies in the graph, as Q/DQ; what is left in float then runs as float32.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}

@@ -8,11 +8,11 @@ A plan's arithmetic is in its graph: precision is not said again here.
 
 from __future__ import annotations
 
-from runtime.enginefiles import EngineFiles
-from runtime.spec import Precision
-from runtime.tensorrt import backend
-from runtime.tensorrt.cache import Found
-from runtime.tensorrt.engine import PlanEngine
+from runtime.backends._tensorrt import backend
+from runtime.backends._tensorrt.cache import Found
+from runtime.backends._tensorrt.engine import PlanEngine
+from runtime.bundle.engine_files import EngineFiles
+from runtime.bundle.spec import Precision
 
 
 def devices() -> tuple[str, ...]:

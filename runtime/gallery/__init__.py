@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 from runtime.results import Match
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 from runtime.gallery.queries import Queries, Query
 
 NO_ROW = -1

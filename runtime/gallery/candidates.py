@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 from runtime.gallery.blocks import Vectors
 from runtime.gallery.packed import PackedVectors, gathered
 from runtime.gallery.queries import Query

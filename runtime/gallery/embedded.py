@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 from runtime.errors import InputError, UnknownLabelError
 from runtime.gallery.index import IndexInfo
 from runtime.gallery.kernels import KERNELS, best_kernel

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.arrays import Array, unit_rows
+from runtime.common.arrays import Array, unit_rows
 from runtime.gallery.candidates import Candidates
 from runtime.gallery.queries import Queries, Query
 from runtime.gallery.search import best, likely_positions, ranked

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime.arrays import Array
-from runtime.vendors import import_onnxruntime
+from runtime.common.arrays import Array
+from runtime.common.vendors import import_onnxruntime
 
 # MatMulInteger over "codes" (N, D) uint8 with the zero point 128 and "weights" (D, C): serialised, because building a
 # model would need the package onnx. int8 weights are twice as fast where the processor has instructions for them;

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 from runtime.gallery.blocks import MAX_LENGTH, Vectors
 from runtime.gallery.kernels import Kernel
 from runtime.gallery.queries import Queries, Query

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 
 _FINER = 254  # steps of the second plane in one of the first
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 from runtime.gallery.blocks import PlainVectors, multiply
 from runtime.gallery.candidates import Candidates
 from runtime.gallery.packed import PackedVectors

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 from runtime.gallery.blocks import Block
 
 Scoring = Literal["nearest", "prototype", "blend"]

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 from runtime.gallery.blocks import NO_ROW, Block, PlainVectors, Tail
 from runtime.gallery.indexing import Indexing
 from runtime.gallery.kernels import best_kernel

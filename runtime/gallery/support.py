@@ -10,9 +10,9 @@ from functools import cached_property
 
 import numpy as np
 
-from runtime.arrays import Array
+from runtime.bundle.spec import TensorSpec
+from runtime.common.arrays import Array
 from runtime.errors import InputError, UnknownLabelError
-from runtime.spec import TensorSpec
 
 
 @dataclass(frozen=True)

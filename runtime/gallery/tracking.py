@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.arrays import Array, unit_rows
+from runtime.common.arrays import Array, unit_rows
 from runtime.errors import InputError
 from runtime.gallery.queries import Queries
 from runtime.gallery.search import best

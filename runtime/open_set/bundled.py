@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from runtime.arrays import Array, read_arrays
-from runtime.bundle import Bundle
+from runtime.bundle.bundle import Bundle
+from runtime.common.arrays import Array, read_arrays
+from runtime.common.json_data import from_json
 from runtime.errors import IntegrityError
-from runtime.jsondata import from_json
 from runtime.open_set.space import FILE, MAX_BYTES, ScoreSpace, space_from
 from runtime.open_set.statistics import OpenSetStatistics
 

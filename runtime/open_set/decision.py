@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 from runtime.errors import InputError
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.state import State

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.arrays import Array, unit_rows
+from runtime.common.arrays import Array, unit_rows
 
 FEATURES = ("log_labels", "stranger_mean", "stranger_high", "genuine_median", "genuine_low")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from runtime.jsondata import from_json, parse_json
+from runtime.common.json_data import from_json, parse_json
 from runtime.open_set.statistics import OpenSetStatistics
 
 PATH = Path(__file__).with_name("generic.json")

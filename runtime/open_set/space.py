@@ -21,7 +21,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from runtime.arrays import Array, unit_rows
+from runtime.common.arrays import Array, unit_rows
 from runtime.errors import SchemaError
 
 FILE = "open_set.npz"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.arrays import Array
+from runtime.common.arrays import Array
 
 MIN_RATE, MAX_RATE = 1e-4, 0.5
 MIN_STRANGERS = 20

@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, cast
 
-from runtime.arrays import Array
-from runtime.discovery import load_from, names_in
+from runtime.bundle.spec import Deployment
+from runtime.common.arrays import Array
+from runtime.common.discovery import load_from, names_in
+from runtime.enrolment.quality import EnrolmentReport
 from runtime.errors import SchemaError
 from runtime.gallery import Enrolled
-from runtime.images import Image
-from runtime.masks import Mask
+from runtime.images.decode import Image
+from runtime.images.masks import Mask
+from runtime.images.preprocess import Preprocessor
 from runtime.open_set.decision import OpenSet
-from runtime.preprocess import Preprocessor
-from runtime.quality import EnrolmentReport
 from runtime.results import Classification, Identification, Segmentation
-from runtime.session import Session
-from runtime.spec import Deployment
+from runtime.sessions.session import Session
 
 Result: TypeAlias = Classification | Identification | Segmentation
 

@@ -9,17 +9,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from runtime.arrays import Array, unit_rows
-from runtime.errors import InputError, SchemaError
-from runtime.gallery.embedded import EmbeddedGallery
-from runtime.gallery.state import Scoring
-from runtime.images import Image
-from runtime.masks import Mask
-from runtime.open_set.bundled import statistics_of
-from runtime.open_set.decision import DEFAULT_RATE, OpenSet, checked_rate
-from runtime.open_set.space import FILE as OPEN_SET
-from runtime.open_set.space import space_from
-from runtime.quality import (
+from runtime.bundle.spec import TensorSpec
+from runtime.common.arrays import Array, unit_rows
+from runtime.enrolment.quality import (
     EnrolmentReport,
     Finding,
     inspect,
@@ -29,10 +21,18 @@ from runtime.quality import (
     thumbnails,
     without_direction,
 )
-from runtime.quality_bounds import Bounds
-from runtime.quality_relations import relations
+from runtime.enrolment.quality_bounds import Bounds
+from runtime.enrolment.quality_relations import relations
+from runtime.errors import InputError, SchemaError
+from runtime.gallery.embedded import EmbeddedGallery
+from runtime.gallery.state import Scoring
+from runtime.images.decode import Image
+from runtime.images.masks import Mask
+from runtime.open_set.bundled import statistics_of
+from runtime.open_set.decision import DEFAULT_RATE, OpenSet, checked_rate
+from runtime.open_set.space import FILE as OPEN_SET
+from runtime.open_set.space import space_from
 from runtime.results import Match
-from runtime.spec import TensorSpec
 from runtime.tasks import Context, Result
 
 MAX_DIMENSION = 1 << 16

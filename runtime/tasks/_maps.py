@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from runtime.arrays import Array
+from runtime.bundle.spec import Preprocess
+from runtime.common.arrays import Array
 from runtime.errors import SchemaError
-from runtime.images import Image
+from runtime.images.decode import Image
 from runtime.results import Segmentation
-from runtime.spec import Preprocess
 
 STRIP_VALUES = 1 << 23
 """How many float32 values of maps at an image's size stand in memory at once: 32 MiB."""

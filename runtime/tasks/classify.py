@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from runtime.enrolment.quality_bounds import CLASSIFY
 from runtime.errors import EnrolmentError
-from runtime.quality_bounds import CLASSIFY
 from runtime.results import Classification, Match
 from runtime.tasks import Context, Task
 from runtime.tasks._embedding import EmbeddingTask

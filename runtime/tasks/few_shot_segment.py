@@ -18,12 +18,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from runtime.arrays import Array
-from runtime.errors import EnrolmentError, InputError, SchemaError
-from runtime.gallery.support import Supports, SupportSets
-from runtime.images import Image
-from runtime.masks import Mask
-from runtime.quality import (
+from runtime.bundle.spec import TensorSpec
+from runtime.common.arrays import Array
+from runtime.enrolment.quality import (
     EnrolmentReport,
     Finding,
     inspect,
@@ -33,11 +30,14 @@ from runtime.quality import (
     report_on,
     thumbnails,
 )
-from runtime.quality_bounds import FEW_SHOT_SEGMENT
-from runtime.resize import resize_aligned, rows_aligned, widened
+from runtime.enrolment.quality_bounds import FEW_SHOT_SEGMENT
+from runtime.errors import EnrolmentError, InputError, SchemaError
+from runtime.gallery.support import Supports, SupportSets
+from runtime.images.decode import Image
+from runtime.images.masks import Mask
+from runtime.images.resize import resize_aligned, rows_aligned, widened
 from runtime.results import Segmentation
-from runtime.session import Resident
-from runtime.spec import TensorSpec
+from runtime.sessions.session import Resident
 from runtime.tasks import Context, Result, Task
 from runtime.tasks._maps import probability_of, segmentation_of, size_of, stretched, strips
 

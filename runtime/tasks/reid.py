@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from runtime.quality_bounds import REID
+from runtime.enrolment.quality_bounds import REID
 from runtime.results import Identification, Match
 from runtime.tasks import Context, Task
 from runtime.tasks._embedding import EmbeddingTask

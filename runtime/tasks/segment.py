@@ -15,14 +15,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from runtime.arrays import Array
+from runtime.bundle.spec import TensorSpec
+from runtime.common.arrays import Array
+from runtime.enrolment.quality import EnrolmentReport
 from runtime.errors import EnrolmentError, InputError, SchemaError, UnknownLabelError
-from runtime.images import Image
-from runtime.masks import Mask
-from runtime.quality import EnrolmentReport
-from runtime.resize import rows_linear
+from runtime.images.decode import Image
+from runtime.images.masks import Mask
+from runtime.images.resize import rows_linear
 from runtime.results import Segmentation
-from runtime.spec import TensorSpec
 from runtime.tasks import Context, Result, Task
 from runtime.tasks._maps import probability_of, segmentation_of, size_of, stretched, strips
 

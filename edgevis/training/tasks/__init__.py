@@ -1,11 +1,11 @@
-"""What is trained for each task: one file each, named as :attr:`runtime.spec.Deployment.task`."""
+"""What is trained for each task: one file each, named as :attr:`runtime.bundle.spec.Deployment.task`."""
 
 from __future__ import annotations
 
 from typing import cast
 
 from edgevis.training.objective import Task
-from runtime.discovery import load_from
+from runtime.common.discovery import load_from
 from runtime.errors import InputError
 
 

@@ -30,11 +30,11 @@ from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from edgevis.training.precision import in_float32
 from edgevis.training.teacher import Teacher
 from edgevis.training.views import mirrored, relit, resized_crop
-from runtime.arrays import Array, unit_rows
+from runtime.bundle.spec import Deployment
+from runtime.common.arrays import Array, unit_rows
 from runtime.errors import InputError
-from runtime.images import Image
-from runtime.preprocess import Preprocessor
-from runtime.spec import Deployment
+from runtime.images.decode import Image
+from runtime.images.preprocess import Preprocessor
 
 # Larger than the input: a crop of half the area is then still about as large as it.
 _MARGIN = 1.3

@@ -34,10 +34,10 @@ from edgevis.training.pictures import RIGHT, Colour, beside, painted
 from edgevis.training.precision import in_float32
 from edgevis.training.teacher import Teacher
 from edgevis.training.views import relit
-from runtime.arrays import Array
-from runtime.images import Image
-from runtime.preprocess import Preprocessor
-from runtime.spec import Deployment
+from runtime.bundle.spec import Deployment
+from runtime.common.arrays import Array
+from runtime.images.decode import Image
+from runtime.images.preprocess import Preprocessor
 from runtime.tasks.few_shot_segment import aggregate_votes
 
 _VALIDATION_EPISODES = 60

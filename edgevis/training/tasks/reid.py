@@ -29,10 +29,10 @@ from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from edgevis.training.precision import in_float32
 from edgevis.training.teacher import Teacher
 from edgevis.training.views import erased, mirrored, relit, shifted
-from runtime.arrays import Array
-from runtime.images import Image
-from runtime.preprocess import Preprocessor
-from runtime.spec import Deployment
+from runtime.bundle.spec import Deployment
+from runtime.common.arrays import Array
+from runtime.images.decode import Image
+from runtime.images.preprocess import Preprocessor
 
 Side = tuple[Array, Array, Array]
 """Unit embeddings (N, d), identities (N,) and cameras (N,)."""

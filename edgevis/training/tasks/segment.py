@@ -32,11 +32,11 @@ from edgevis.training.objective import Batch, Evaluation, Measured
 from edgevis.training.pictures import RIGHT, painted
 from edgevis.training.precision import in_float32
 from edgevis.training.teacher import Teacher
-from runtime.arrays import Array
+from runtime.bundle.spec import Deployment
+from runtime.common.arrays import Array
 from runtime.errors import InputError
-from runtime.images import Image
-from runtime.preprocess import Preprocessor
-from runtime.spec import Deployment
+from runtime.images.decode import Image
+from runtime.images.preprocess import Preprocessor
 from runtime.tasks.segment import segmentation_from_logits, settings_of
 
 _PREDICT_BATCH = 8

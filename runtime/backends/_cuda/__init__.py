@@ -1,0 +1,164 @@
+"""One NVIDIA GPU behind a small protocol: its memory, streams and captured graphs.
+
+Each file here is one Python package for CUDA: ``cuda_bindings.py``, which is used unless the environment variable
+``EDGEVIS_CUDA`` says ``pycuda``. Both use the device's primary context, so that TensorRT, ONNX Runtime and PyTorch in
+the same process share it, and the GPU is the first one that ``CUDA_VISIBLE_DEVICES`` leaves visible.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.common.discovery import load_from
+from runtime.errors import UnknownBackendError
+
+VARIABLE = "EDGEVIS_CUDA"
+DEFAULT = "cuda-bindings"
+
+MemoryKind = Literal["device", "pinned", "mapped"]
+"""``device``: the GPU's own. ``pinned``: the host's, page-locked, so that copies run beside the caller. ``mapped``: the
+host's, page-locked and read by the GPU where it lies: on an integrated GPU, whose memory is the host's, nothing is
+copied then.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """What a plan and its proof depend on.
+
+    Attributes:
+        name: Such as ``"Orin"`` or ``"NVIDIA H100 PCIe"``.
+        compute_capability: Major and minor, (8, 7) for Orin.
+        driver: The driver, and the CUDA version that it brings.
+        integrated: Whether GPU and processor share their memory, as on a Jetson.
+    """
+
+    name: str
+    compute_capability: tuple[int, int]
+    driver: str
+    integrated: bool
+
+    @property
+    def sm(self) -> str:
+        """The compute capability as NVIDIA's tools write it, ``"SM87"``."""
+        return "SM{}{}".format(*self.compute_capability)
+
+
+class Memory:
+    """Some bytes; they are given back by :meth:`close`, which must not happen while the GPU uses them.
+
+    Attributes:
+        address: Where the GPU finds them; 0 for ``pinned`` memory.
+        host: (size,) uint8, where the processor finds them; None for ``device`` memory. Not valid after :meth:`close`.
+    """
+
+    def __init__(
+        self, size_bytes: int, *, address: int = 0, host: npt.NDArray[np.uint8] | None = None, free: Callable[[], None]
+    ) -> None:
+        self.size_bytes = size_bytes
+        self.address = address
+        self.host = host
+        self._free: Callable[[], None] | None = free
+
+    def close(self) -> None:
+        free, self._free, self.host = self._free, None, None
+        if free is not None:
+            free()
+
+
+class CapturedGraph(Protocol):
+    """Work that a stream was given once and that is started again as a whole."""
+
+    def launch(self) -> None:
+        """Start it on the stream that it was captured from."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Stream(Protocol):
+    """A queue of work for the GPU; one thread uses it at a time."""
+
+    @property
+    def handle(self) -> int:
+        """The ``cudaStream_t``, as TensorRT takes it."""
+        ...
+
+    def copy(self, target: Memory, source: Memory) -> None:
+        """Queue a copy of all of ``source``, one of the two being ``pinned`` and the other ``device``."""
+        ...
+
+    def capture(self, work: Callable[[], None]) -> CapturedGraph:
+        """What ``work`` queues, as a graph; nothing of it runs yet.
+
+        Raises:
+            EngineError: Something in it cannot be captured; the stream can be used as before.
+        """
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until everything that was queued is done."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Device(Protocol):
+    """The GPU. Threads may share it."""
+
+    @property
+    def info(self) -> DeviceInfo: ...
+
+    def current(self) -> AbstractContextManager[None]:
+        """Makes it the calling thread's device; all other calls, and TensorRT's, belong inside."""
+        ...
+
+    def allocate(self, size_bytes: int, kind: MemoryKind) -> Memory:
+        """Memory of at least one byte; EngineError when there is not enough."""
+        ...
+
+    def stream(self) -> Stream:
+        """A new stream."""
+        ...
+
+
+class _Package(Protocol):
+    def open_device(self) -> Device: ...
+
+
+def open_device() -> Device:
+    """The GPU, through the package that ``EDGEVIS_CUDA`` names.
+
+    Raises:
+        UnknownBackendError: The variable names another package.
+        MissingDependencyError: The package is not installed.
+        UnavailableError: There is no driver or no GPU.
+    """
+    return _opened(os.environ.get(VARIABLE) or DEFAULT)
+
+
+@cache
+def _opened(package: str) -> Device:
+    module = load_from(
+        __name__, package.replace("-", "_"), what="CUDA package", error=UnknownBackendError, hint=f" ({VARIABLE})"
+    )
+    return cast(_Package, module).open_device()
+
+
+def kernel_driver() -> str:
+    """The version of the NVIDIA driver that the kernel runs; empty where the system does not say."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    words = text.partition("\n")[0].split()
+    return next((word for word in words if word[:1].isdigit() and "." in word), "")

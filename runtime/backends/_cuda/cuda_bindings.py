@@ -1,0 +1,163 @@
+"""CUDA through NVIDIA's ``cuda-bindings``: wheels that install anywhere and need nothing but the driver."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from runtime.backends._cuda import CapturedGraph, Device, DeviceInfo, Memory, MemoryKind, Stream, kernel_driver
+from runtime.errors import EngineError, MissingDependencyError, UnavailableError
+
+_INDEX = 0
+
+
+def open_device() -> Device:
+    rt = _vendor()
+    version = 0
+    try:
+        version = _call(rt, "cudaDriverGetVersion")
+        if not version:
+            raise UnavailableError(
+                "there is no NVIDIA driver here: install one, or in a container start it with the NVIDIA runtime "
+                "(docker run --gpus all)"
+            )
+        count = _call(rt, "cudaGetDeviceCount")
+        if not count:
+            raise UnavailableError("the NVIDIA driver finds no GPU")
+        _call(rt, "cudaSetDevice", _INDEX)
+        return _Device(rt, _info(rt, version))
+    except EngineError as error:
+        built = ".".join(map(str, _split(rt.cudaRuntimeGetVersion()[1])))
+        found = ".".join(map(str, _split(version)))
+        raise UnavailableError(
+            f"the NVIDIA GPU cannot be used: {error}; cuda-bindings is for CUDA {built}, the driver brings {found}: "
+            f"pip install 'cuda-bindings=={_split(version)[0]}.*' if the first is newer"
+        ) from error
+    except UnavailableError:
+        raise
+    except Exception as error:  # a driver library that does not load comes as one of several classes
+        raise UnavailableError(f"the NVIDIA driver cannot be used: {error}") from error
+
+
+class _Device:
+    def __init__(self, rt: Any, info: DeviceInfo) -> None:
+        self._rt = rt
+        self.info = info
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        _call(self._rt, "cudaSetDevice", _INDEX)  # of this thread; it costs less than a microsecond
+        yield
+
+    def allocate(self, size_bytes: int, kind: MemoryKind) -> Memory:
+        rt = self._rt
+        if kind == "device":
+            address = int(_call(rt, "cudaMalloc", size_bytes))
+            return Memory(size_bytes, address=address, free=lambda: _call(rt, "cudaFree", address))
+        flags = rt.cudaHostAllocMapped if kind == "mapped" else rt.cudaHostAllocDefault
+        pointer = int(_call(rt, "cudaHostAlloc", size_bytes, flags))
+        host = np.ctypeslib.as_array((ctypes.c_uint8 * size_bytes).from_address(pointer))
+        address = int(_call(rt, "cudaHostGetDevicePointer", pointer, 0)) if kind == "mapped" else 0
+        return Memory(size_bytes, address=address, host=host, free=lambda: _call(rt, "cudaFreeHost", pointer))
+
+    def stream(self) -> Stream:
+        return _Stream(self._rt)
+
+
+class _Stream:
+    def __init__(self, rt: Any) -> None:
+        self._rt = rt
+        # Not ordered after the legacy default stream, which other code in the process may use.
+        self._stream = _call(rt, "cudaStreamCreateWithFlags", rt.cudaStreamNonBlocking)
+        self.handle = int(self._stream)
+
+    def copy(self, target: Memory, source: Memory) -> None:
+        kinds = self._rt.cudaMemcpyKind
+        kind = kinds.cudaMemcpyHostToDevice if source.host is not None else kinds.cudaMemcpyDeviceToHost
+        _call(self._rt, "cudaMemcpyAsync", _pointer(target), _pointer(source), source.size_bytes, kind, self._stream)
+
+    def capture(self, work: Callable[[], None]) -> CapturedGraph:
+        rt = self._rt
+        # Thread-local: what other threads do meanwhile, such as allocating, does not break the capture.
+        _call(rt, "cudaStreamBeginCapture", self._stream, rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        try:
+            work()
+        except BaseException:
+            rt.cudaStreamEndCapture(self._stream)  # or the stream stays in capture; its error is that of the work
+            raise
+        graph = _call(rt, "cudaStreamEndCapture", self._stream)
+        try:
+            return _Graph(rt, _call(rt, "cudaGraphInstantiate", graph, 0), self._stream)
+        finally:
+            _call(rt, "cudaGraphDestroy", graph)
+
+    def synchronize(self) -> None:
+        _call(self._rt, "cudaStreamSynchronize", self._stream)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            _call(self._rt, "cudaStreamDestroy", stream)
+
+
+class _Graph:
+    def __init__(self, rt: Any, executable: Any, stream: Any) -> None:
+        self._rt = rt
+        self._executable = executable
+        self._stream = stream
+
+    def launch(self) -> None:
+        _call(self._rt, "cudaGraphLaunch", self._executable, self._stream)
+
+    def close(self) -> None:
+        if self._executable is not None:
+            executable, self._executable = self._executable, None
+            _call(self._rt, "cudaGraphExecDestroy", executable)
+
+
+def _info(rt: Any, version: int) -> DeviceInfo:
+    def attribute(name: str) -> int:
+        return int(_call(rt, "cudaDeviceGetAttribute", getattr(rt.cudaDeviceAttr, name), _INDEX))
+
+    name = _call(rt, "cudaGetDeviceProperties", _INDEX).name
+    return DeviceInfo(
+        name=name.split(b"\0")[0].decode() if isinstance(name, bytes) else str(name),
+        compute_capability=(
+            attribute("cudaDevAttrComputeCapabilityMajor"),
+            attribute("cudaDevAttrComputeCapabilityMinor"),
+        ),
+        driver="CUDA {}.{} {}".format(*_split(version), kernel_driver()).strip(),
+        integrated=bool(attribute("cudaDevAttrIntegrated")),
+    )
+
+
+def _pointer(memory: Memory) -> int:
+    return memory.address if memory.host is None else int(memory.host.ctypes.data)
+
+
+def _split(version: int) -> tuple[int, int]:
+    return version // 1000, version % 1000 // 10
+
+
+def _call(rt: Any, name: str, *arguments: Any) -> Any:
+    """What a function of the CUDA runtime returns besides its status; EngineError when that is not success."""
+    status, *values = getattr(rt, name)(*arguments)
+    if status != rt.cudaError_t.cudaSuccess:
+        text = rt.cudaGetErrorString(status)[1]
+        hint = "; other programs or engines hold the GPU's memory" if "Memory" in status.name else ""
+        raise EngineError(f"{name}: {text.decode() if isinstance(text, bytes) else text} ({status.name}){hint}")
+    return values[0] if values else None
+
+
+def _vendor() -> Any:
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise MissingDependencyError(
+            "cuda-bindings is not installed: pip install cuda-bindings (or set EDGEVIS_CUDA=pycuda where that is)"
+        ) from error
+    return runtime

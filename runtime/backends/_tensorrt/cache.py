@@ -1,0 +1,274 @@
+"""Plans on disk: built once on a machine, used by every process, built again when what they depend on has changed.
+
+::
+
+    $EDGEVIS_CACHE/tensorrt/
+      KEY.plan      the plan as TensorRT wrote it; trtexec opens it
+      KEY.json      its SHA-256, what the key was made from, when it was built
+      NAME.timing   kernel times of one device and TensorRT version, which make the next build faster
+      build.lock    held while a plan is built
+
+A plan is read without a lock, because its name only appears once it is complete. Only one process builds at a time: two
+would disturb the kernel times that each measures, and a Jetson has memory for one. Those that wait find the plan made.
+The cache may be lost, damaged, full or read-only: then plans are built again, and a warning says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from runtime.backends._tensorrt.compiler import Built
+from runtime.common.cache_folder import cache_folder
+from runtime.common.files import atomic_write
+from runtime.common.json_data import from_json, parse_json, to_json
+from runtime.errors import EngineError, SchemaError
+
+MAX_BYTES = 16 << 30
+"""What all plans together may take; the ones that were not used for longest are deleted first."""
+
+_MAX_RECORD_BYTES = 1 << 16
+_ABANDONED_SECONDS = 24 * 3600.0
+
+_log = logging.getLogger("edgevis.tensorrt")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanKey:
+    """All that a plan depends on.
+
+    Attributes:
+        onnx_sha256: Of the graph's file.
+        spec: The build specification's JSON text: profiles and flags.
+        flavour: ``"tensorrt"`` or ``"tensorrt_rtx"``.
+        version: Of TensorRT.
+        sm: The GPU's compute capability, ``"SM87"``.
+        device: The GPU's name; two of one compute capability differ in cores and clocks.
+        driver: The driver's version.
+    """
+
+    onnx_sha256: str
+    spec: str
+    flavour: str
+    version: str
+    sm: str
+    device: str
+    driver: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of it all, the name of the plan's files."""
+        return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def machine_digest(self) -> str:
+        """The part that kernel times depend on."""
+        parts = [self.flavour, self.version, self.sm, self.device]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What lies beside a plan."""
+
+    sha256: str
+    key: PlanKey
+    created: str
+    build_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[T]):
+    """A plan that has been opened.
+
+    Attributes:
+        opened: What opening made of it.
+        built: Whether it was built just now.
+        seconds: How long that took.
+        reason: Why a plan that was in the cache could not be used; empty when there was none, or it could.
+        size_bytes: Of the plan.
+    """
+
+    opened: T
+    built: bool
+    seconds: float
+    reason: str
+    size_bytes: int
+
+
+class PlanCache:
+    """The plans of this machine.
+
+    Args:
+        folder: Where they lie; None for ``tensorrt/`` in :func:`runtime.common.cache_folder.cache_folder`.
+        max_bytes: What they may take together.
+    """
+
+    def __init__(self, folder: Path | None = None, *, max_bytes: int = MAX_BYTES) -> None:
+        self.folder = cache_folder() / "tensorrt" if folder is None else folder
+        self.max_bytes = max_bytes
+
+    def get(self, key: PlanKey, *, build: Callable[[bytes], Built], open_plan: Callable[[bytes], T]) -> Found[T]:
+        """The plan of that key, opened; it is built if there is none that can be.
+
+        Args:
+            key: What it depends on.
+            build: Makes it, from the kernel times of earlier builds, or ``b""``.
+            open_plan: Opens it; EngineError where it comes to nothing, as TensorRT says of a plan that it cannot use.
+
+        Raises:
+            EngineError: The plan that was built just now cannot be opened either.
+            CompileError, UnavailableError, MissingDependencyError: From ``build``.
+        """
+        opened, size, _ = self._try(key, open_plan)
+        if opened is not None:
+            return Found(opened, False, 0.0, "", size)
+        with self._lock():
+            opened, size, reason = self._try(key, open_plan)  # another process may have built it meanwhile
+            if opened is not None:
+                return Found(opened, False, 0.0, "", size)
+            if reason:
+                warnings.warn(f"the cached plan {self._plan(key).name} is built again: {reason}", stacklevel=2)
+            _log.info("building a plan for %s; this takes minutes", key.device)
+            started = time.monotonic()
+            made = build(self._timing_cache(key))
+            seconds = time.monotonic() - started
+            _log.info("built in %.0f s, %d bytes", seconds, len(made.plan))
+            self._keep(key, made, seconds)
+            opened = open_plan(made.plan)
+        return Found(opened, True, seconds, reason, len(made.plan))
+
+    def prune(self, max_bytes: int | None = None, *, keep: PlanKey | None = None) -> int:
+        """Delete the plans that were not used for longest, until the rest fits; returns how many bytes are left.
+
+        Args:
+            max_bytes: None for the cache's own limit.
+            keep: A plan that stays in any case.
+        """
+        limit = self.max_bytes if max_bytes is None else max_bytes
+        for partial in self.folder.glob(".*"):  # what a crash left of atomic_write
+            if _age_seconds(partial) > _ABANDONED_SECONDS:
+                partial.unlink(missing_ok=True)
+        plans = sorted(self.folder.glob("*.plan"), key=_age_seconds)  # last used first
+        kept = 0
+        for plan in plans:
+            size = _size_bytes(plan)
+            if kept + size > limit and not (keep is not None and plan == self._plan(keep)):
+                plan.with_suffix(".json").unlink(missing_ok=True)
+                plan.unlink(missing_ok=True)
+            else:
+                kept += size
+        return kept
+
+    def _plan(self, key: PlanKey) -> Path:
+        return self.folder / f"{key.digest}.plan"
+
+    def _try(self, key: PlanKey, open_plan: Callable[[bytes], T]) -> tuple[T | None, int, str]:
+        """The cached plan opened, its size, and if there is one that cannot be opened, why."""
+        path = self._plan(key)
+        try:
+            data = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None, 0, ""
+        except OSError as error:
+            return None, 0, f"it cannot be read: {error}"
+        try:
+            record = self._record(path)
+        except (OSError, SchemaError) as error:
+            return None, 0, f"its record cannot be read: {error}"
+        if record.key != key:
+            return None, 0, "its record is of another plan"
+        if hashlib.sha256(data).hexdigest() != record.sha256:
+            return None, 0, "it is damaged: its SHA-256 is not the one that was recorded"
+        try:
+            opened = open_plan(data)
+        except EngineError as error:
+            return None, 0, str(error)
+        with contextlib.suppress(OSError):  # a cache that is read-only is not pruned either
+            os.utime(path)  # when it was last used
+        return opened, len(data), ""
+
+    def _record(self, plan: Path) -> Record:
+        path = plan.with_suffix(".json")
+        if path.stat().st_size > _MAX_RECORD_BYTES:
+            raise SchemaError(f"{path.name} is too large")
+        return from_json(Record, parse_json(path.read_bytes()), path.name)
+
+    def _keep(self, key: PlanKey, made: Built, seconds: float) -> None:
+        """Put a plan into the cache; what cannot be kept is used all the same."""
+        path = self._plan(key)
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        record = Record(hashlib.sha256(made.plan).hexdigest(), key, created, round(seconds, 1))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # The record first: until the plan is there, it is a record of nothing.
+            _write(path.with_suffix(".json"), json.dumps(to_json(record), indent=2).encode())
+            _write(path, made.plan)
+            if made.timing_cache:
+                _write(self._timing_path(key), made.timing_cache)
+            self.prune(keep=key)
+        except OSError as error:
+            warnings.warn(
+                f"{self.folder} cannot keep what was built, so that the next start builds it again: {error}; "
+                "make room, or name another folder in EDGEVIS_CACHE",
+                stacklevel=3,
+            )
+
+    def _timing_path(self, key: PlanKey) -> Path:
+        return self.folder / f"{key.machine_digest}.timing"
+
+    def _timing_cache(self, key: PlanKey) -> bytes:
+        try:
+            return self._timing_path(key).read_bytes()
+        except OSError:
+            return b""
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.folder / "build.lock", os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError:  # read-only: nothing can be kept, so there is nothing to agree on
+            yield
+            return
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError as error:
+                _log.info("no lock in %s: %s", self.folder, error)  # as on some network drives
+            yield
+        finally:
+            os.close(descriptor)  # and with it the lock
+
+
+def _write(path: Path, data: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def _age_seconds(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:  # another process deleted it
+        return 0.0
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

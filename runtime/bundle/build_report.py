@@ -1,0 +1,42 @@
+"""What a build measured of its engines side by side, as text: for the build itself, and for who has only the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runtime.bundle.manifest import Candidate, Int8Search, Manifest
+from runtime.common.text import text_table
+
+
+def measured_text(manifest: Manifest) -> str:
+    """The table of the candidates, and a line for each search; empty where there was nothing to choose between."""
+    if manifest.calibration is None and all(item.kept for item in manifest.candidates):
+        return ""
+    searches = () if manifest.calibration is None else manifest.calibration.searches
+    return "\n".join([candidates_table(manifest.candidates), *(["", *map(search_text, searches)] if searches else [])])
+
+
+def candidates_table(candidates: Sequence[Candidate]) -> str:
+    """The candidates as text."""
+    rows = [
+        (
+            item.engine,
+            "–" if item.latency_ms is None else f"{item.latency_ms:.2f}",
+            "–" if item.drop is None else f"{item.drop:.4f}",
+            item.verdict,
+            "yes" if item.kept else "no",
+        )
+        for item in candidates
+    ]
+    return text_table(("candidate", "ms/image", "drop", "verdict", "in the bundle"), rows)
+
+
+def search_text(search: Int8Search) -> str:
+    """What the search found for one backend, for a table or a line of progress."""
+    speed = ""
+    if search.latency_ms is not None and search.naive_latency_ms is not None:
+        speed = f", {search.naive_latency_ms:.2f} -> {search.latency_ms:.2f} ms"
+    return (
+        f"{search.backend}: {len(search.kept_float)} of {search.layers} layers back in float, "
+        f"drop {search.naive_drop:.4f} -> {search.drop:.4f}{speed} ({search.trials} trials)"
+    )

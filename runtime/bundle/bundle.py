@@ -1,0 +1,273 @@
+"""Read, verify and write a bundle: the folder ``NAME.edgevis/``.
+
+A bundle may come from anywhere, so nothing in it is trusted: no path may leave the folder, sizes are bounded,
+every file is hashed before it is used, and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from runtime.bundle.engine_files import EngineFiles, read_engine
+from runtime.bundle.manifest import ANSWERS, MAX_MANIFEST_BYTES, FileRecord, Manifest
+from runtime.common import limits
+from runtime.common.arrays import Array, read_arrays
+from runtime.common.files import abandoned_folders, atomic_write, scratch_folder
+from runtime.errors import BundleNotFoundError, InputError, IntegrityError, SchemaError
+
+SUFFIX = ".edgevis"
+MANIFEST = "manifest.json"
+GOLDEN = "golden.npz"
+MAX_FILE_BYTES = 8 << 30
+
+_OLD = "old"
+_AT_FDCWD = -100  # linux/fcntl.h
+_RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+class Bundle:
+    """A bundle on disk whose manifest has been read; its files are checked when they are asked for.
+
+    Args:
+        path: The folder ``NAME.edgevis``.
+        digest: The manifest's digest as it was noted down where the bundle was built, 64 hexadecimal digits; every
+            file follows from it. None takes whatever bundle is there.
+
+    Raises:
+        BundleNotFoundError: There is no bundle there.
+        SchemaError: The manifest is malformed or of another schema version.
+        IntegrityError: The manifest is not what was written, is another one than ``digest``, or names a path outside
+            of the folder.
+        InputError: ``digest`` is none.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, digest: str | None = None) -> None:
+        self.path = Path(path)
+        manifest = self.path / MANIFEST
+        try:
+            self.manifest = Manifest.loads(self._read_manifest(manifest))
+        except OSError as error:
+            raise BundleNotFoundError(f"{manifest} cannot be read: {error}") from error
+        if digest is not None:
+            self._check_pinned(digest)
+        for name in self.manifest.files:
+            _check_path(name)
+        for engine in self.manifest.engines:
+            for name in engine.files.values():
+                if name not in self.manifest.files:
+                    raise SchemaError(f"{manifest}: engine {engine.name!r} names {name!r}, which is not under 'files'")
+
+    @property
+    def size_bytes(self) -> int:
+        """What all files of the bundle take, the manifest included."""
+        listed = sum(record.size_bytes for record in self.manifest.files.values())
+        return listed + (self.path / MANIFEST).stat().st_size
+
+    def file(self, name: str) -> Path:
+        """The path of a listed file, once its size and SHA-256 have been found right.
+
+        Raises:
+            IntegrityError: The file is not listed, missing, a link out of the bundle, too large, or altered.
+        """
+        path, record = self._listed(name)
+        try:
+            self._check_digest(name, record, sha256(path))
+        except OSError as error:
+            raise IntegrityError(f"{self.path}: the file {name!r} cannot be read: {error}") from error
+        return path
+
+    def read(self, name: str) -> bytes:
+        """The content of a listed file, checked as by :meth:`file`: what was hashed is what is returned."""
+        path, record = self._listed(name)
+        try:
+            with path.open("rb") as file:
+                data = file.read(record.size_bytes + 1)
+        except OSError as error:
+            raise IntegrityError(f"{self.path}: the file {name!r} cannot be read: {error}") from error
+        self._check_digest(name, record, hashlib.sha256(data).hexdigest())
+        return data
+
+    def engine_files(self, name: str) -> EngineFiles:
+        """An engine, read and found right: its main file, its companions and its external data.
+
+        Companions are the files beside it that differ from it in what follows the stem only, as OpenVINO's ``.bin``
+        does from its ``.xml``. One that is not listed is refused, as are external data of an ONNX graph that are not.
+        """
+        self._listed(name)
+        return read_engine(self.path / name, lambda path: self.read(path.relative_to(self.path).as_posix()))
+
+    def engine_file(self, name: str) -> Path:
+        """The path of an engine's main file, once all that :meth:`engine_files` reads has been found right."""
+        self.engine_files(name)
+        return self.path / name
+
+    def verify_files(self) -> int:
+        """Check every listed file as :meth:`file` does; returns how many there are."""
+        for name in self.manifest.files:
+            self.file(name)
+        return len(self.manifest.files)
+
+    def golden(self) -> dict[str, Array]:
+        """The arrays of ``golden.npz``: real inputs ``GRAPH/INPUT`` and the PyTorch outputs ``GRAPH/OUTPUT``."""
+        return self._arrays(GOLDEN)
+
+    def answers(self) -> dict[str, Array]:
+        """The arrays of ``answers.npz``, see :mod:`runtime.verification.answers`; empty for a bundle that has none."""
+        if ANSWERS not in self.manifest.files:
+            return {}
+        return self._arrays(ANSWERS)
+
+    def _arrays(self, name: str) -> dict[str, Array]:
+        return read_arrays(
+            self.file(name),
+            error=IntegrityError,
+            max_bytes=limits.max_golden_bytes(),
+            variable="EDGEVIS_MAX_GOLDEN_BYTES",
+        )
+
+    def _check_pinned(self, digest: str) -> None:
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest.lower()):
+            raise InputError(f"digest is {digest!r}; allowed: a manifest's digest, 64 hexadecimal digits")
+        if self.manifest.digest != digest.lower():
+            found = self.manifest.digest or "none: an earlier edgevis built it; build it again"
+            raise IntegrityError(f"{self.path} is not the bundle that was asked for: digest {digest}; it has {found}")
+
+    def _listed(self, name: str) -> tuple[Path, FileRecord]:
+        """The path and the record of a file that is listed, there, inside the bundle and of the right size."""
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise IntegrityError(f"{self.path}: the manifest lists no file {name!r}")
+        path = self.path / _check_path(name)
+        try:
+            self._check_file(path, name, record)
+        except OSError as error:
+            raise IntegrityError(f"{self.path}: the file {name!r} cannot be read: {error}") from error
+        return path, record
+
+    def _read_manifest(self, manifest: Path) -> bytes:
+        if not self.path.exists():
+            raise BundleNotFoundError(
+                f"there is no bundle at {self.path}; build one with: python -m export.build --model NAME --target cpu"
+            )
+        if not manifest.is_file():
+            raise BundleNotFoundError(f"{self.path} is not a bundle: it is no folder with a {MANIFEST}")
+        size = manifest.stat().st_size
+        if size > MAX_MANIFEST_BYTES:
+            raise SchemaError(f"{manifest} has {size} bytes; at most {MAX_MANIFEST_BYTES} are read")
+        return manifest.read_bytes()
+
+    def _check_file(self, path: Path, name: str, record: FileRecord) -> None:
+        if not path.is_file():
+            raise IntegrityError(f"{self.path}: the file {name!r} is missing; copy the bundle again")
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            raise IntegrityError(f"{self.path}: {name!r} is a link to {path.resolve()}, outside of the bundle")
+        size = path.stat().st_size
+        if size != record.size_bytes or size > MAX_FILE_BYTES:
+            raise IntegrityError(
+                f"{self.path}: {name!r} has {size} bytes; the manifest says {record.size_bytes} "
+                f"(at most {MAX_FILE_BYTES} are read): copy the bundle again"
+            )
+
+    def _check_digest(self, name: str, record: FileRecord, digest: str) -> None:
+        if digest != record.sha256:
+            raise IntegrityError(
+                f"{self.path}: {name!r} has been altered: its SHA-256 is {digest}, the manifest says {record.sha256}; "
+                "copy the bundle again"
+            )
+
+
+def staged_bundle(folder: Path, manifest: Manifest) -> Bundle:
+    """A bundle that is being built: the files in ``folder`` as they are now, and the manifest that will be written."""
+    bundle = Bundle.__new__(Bundle)
+    bundle.path = folder
+    bundle.manifest = replace(manifest, files=_record_files(folder))
+    return bundle
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_bundle(path: str | os.PathLike[str], fill: Callable[[Path], Manifest]) -> Bundle:
+    """Make a bundle at ``path``, replacing one that is there; it appears whole or not at all.
+
+    Args:
+        path: Where the bundle shall be; its name must end in ``.edgevis``.
+        fill: Writes the files into the empty folder it is given and returns the manifest; ``files`` of that
+            manifest is filled in here.
+
+    Raises:
+        BundleNotFoundError: ``path`` exists and is not a bundle, so it is not replaced.
+        SchemaError: The name is not a bundle's.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise SchemaError(f"{path}: a bundle's name ends in {SUFFIX}")
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise BundleNotFoundError(f"{path} exists and is not a bundle: it is left as it is; name another output")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}."
+    for left in abandoned_folders(prefix, path.parent):  # by builds that were killed
+        _put_back(left, path)
+        shutil.rmtree(left, ignore_errors=True)
+    with scratch_folder(prefix, parent=path.parent) as work:
+        try:
+            staged = work / "new"
+            staged.mkdir()
+            manifest = replace(fill(staged), files=_record_files(staged))
+            with atomic_write(staged / MANIFEST) as file:
+                file.write(manifest.dumps().encode())
+            bundle = Bundle(staged)
+            if not path.exists() or not _exchange(staged, path):
+                if path.exists():
+                    path.rename(work / _OLD)  # a crash before the next line leaves the old bundle here
+                staged.rename(path)
+            bundle.path = path
+            return bundle
+        finally:
+            _put_back(work, path)
+
+
+def _put_back(work: Path, path: Path) -> None:
+    """Give a bundle back its name that was being replaced when the build ended."""
+    if not path.exists() and (work / _OLD).exists():
+        (work / _OLD).rename(path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step that no crash can halve; False where Linux's renameat2 cannot do it."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # another system or a C library before glibc 2.28
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
+
+
+def _record_files(folder: Path) -> dict[str, FileRecord]:
+    records = {}
+    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # a manifest on disk must not name files that a power cut took
+        records[path.relative_to(folder).as_posix()] = FileRecord(path.stat().st_size, sha256(path))
+    return records
+
+
+def _check_path(name: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    # "" and "." have no parts; "C:x" is absolute on Windows.
+    outside = not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]
+    if outside or "\\" in name or "\0" in name:
+        raise IntegrityError(f"manifest.json names the file {name!r}, which is not a path inside the bundle")
+    return path

@@ -1,0 +1,54 @@
+"""What a manifest is known by: the digest of all that it says, and the identity of its encoder.
+
+Both guard against accidents: a value that an editor, a script or a bad copy changed. Neither is a signature: whoever
+changes a manifest on purpose can compute them anew. Who must know that a bundle is the very one that was built keeps
+its digest elsewhere and gives it to :class:`runtime.predictor.Predictor` or ``edgevis verify --digest``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from runtime.bundle.spec import Deployment
+from runtime.common.json_data import to_json
+
+DIGEST = "digest"
+"""The manifest's field that holds the digest of all the others."""
+
+NOT_COVERED = (
+    "an earlier edgevis built it, without a digest: that a value of its manifest was changed, such as of "
+    "preprocessing, would not be noticed; build it again: python -m export.build"
+)
+"""What is said of a bundle without a digest."""
+
+
+def manifest_digest(data: Mapping[str, Any]) -> str:
+    """SHA-256, in hexadecimal digits, over the canonical JSON of every field of a manifest but :data:`DIGEST`.
+
+    Canonical is: keys sorted, no spaces, every character beyond ASCII escaped, numbers as Python writes them. So the
+    layout of the file does not matter, and every value does.
+    """
+    rest = {key: value for key, value in data.items() if key != DIGEST}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def encoder_identity(model: str, deployment: Deployment | Mapping[str, Any], weights_sha256: str) -> str:
+    """Whose embeddings these are: the same for every precision, backend, exporter version and machine.
+
+    Args:
+        model: The model's name.
+        deployment: Its declaration, or that as JSON data; preprocessing and graphs count.
+        weights_sha256: The digest of its parameters.
+    """
+    data = to_json(deployment)
+    parts = {
+        "model": model,
+        "weights": weights_sha256,
+        "preprocess": data["preprocess"],
+        "graphs": data["graphs"],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

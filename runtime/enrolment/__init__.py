@@ -1,0 +1,1 @@
+"""What enrolments are stored as, and whether an image is fit to be enrolled."""

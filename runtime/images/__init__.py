@@ -1,0 +1,1 @@
+"""Pixels: read, resized, preprocessed and drawn in one way for every entrance."""

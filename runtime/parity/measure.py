@@ -1,0 +1,96 @@
+"""What proves an engine: its outputs and its decisions beside the PyTorch model's, and how long one image takes.
+
+A build does this on its own machine, and a device does it with ``golden.npz`` for engines that only run there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from runtime.bundle.manifest import Decisions, GraphParity, Proof
+from runtime.bundle.spec import Deployment, Precision
+from runtime.common.arrays import Array
+from runtime.parity.compare import TOLERANCES, golden_feeds, mask_agreement, measure_graph, nearest_agreement
+from runtime.sessions.session import Session
+
+# An enrolment made by one engine may be loaded by another when it was measured that this hardly changes a decision: of
+# a hundred queries in one engine's embeddings, against a gallery in the FP32 model's, at most five find another nearest
+# neighbour, and the embeddings point the same way. Two neighbours that are almost equally near change places at less,
+# so a share of 1 would refuse engines over ties.
+SHARING_MIN_AGREEMENT = 0.95
+SHARING_MIN_MEAN_COSINE = 0.99
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What came out for one engine.
+
+    Attributes:
+        proof: The proof; ``passed`` says whether every graph held the tolerance.
+        beyond: The graphs that did not.
+        shares_enrolments: Whether its embeddings may be exchanged with the FP32 model's.
+        outputs: ``GRAPH/OUTPUT``: what it gave for all rows, at the largest batch size.
+    """
+
+    proof: Proof
+    beyond: tuple[GraphParity, ...]
+    shares_enrolments: bool
+    outputs: Mapping[str, Array]
+
+
+def measure_engine(
+    sessions: Mapping[str, Session], precision: Precision, reference: Mapping[str, Array], *, machine: str
+) -> Measured:
+    """Run all graphs of an engine on real inputs and compare them with the PyTorch model.
+
+    Args:
+        sessions: Graph name to open session.
+        precision: The engine's; it says how far off it may be.
+        reference: ``GRAPH/INPUT`` and ``GRAPH/OUTPUT``, as in ``golden.npz``.
+        machine: What it runs on, for the proof.
+
+    Raises:
+        EngineError: The engine failed.
+    """
+    tolerance = TOLERANCES[precision]
+    parities: list[GraphParity] = []
+    decisions: Decisions | None = None
+    outputs: dict[str, Array] = {}
+    for session in sessions.values():
+        parity, actual = measure_graph(session, session.graph, reference)
+        parities.append(parity)
+        graph = session.graph.name
+        outputs |= {f"{graph}/{name}": array for name, array in actual.items()}
+        if "embedding" in actual:
+            decisions = nearest_agreement(reference[f"{graph}/embedding"], actual["embedding"])
+        elif "logits" in actual and actual["logits"].ndim >= 4:
+            # What an enrolment of few-shot segmentation holds is made by the graphs before.
+            cosine = min(item.mean_cosine for item in parities)
+            decisions = mask_agreement(reference[f"{graph}/logits"], actual["logits"], mean_cosine=cosine)
+    beyond = tuple(parity for parity in parities if not tolerance.holds(parity))
+    proof = Proof(not beyond, str(tolerance), machine, tuple(parities), decisions)
+    return Measured(proof, beyond, not beyond and _shares(decisions, rounds=precision != "fp32"), outputs)
+
+
+def one_image(
+    sessions: Mapping[str, Session], deployment: Deployment, reference: Mapping[str, Array]
+) -> Callable[[], object]:
+    """A call that runs one image through the graph that a prediction runs: the last one.
+
+    What that is given by an enrolment is resident.
+    """
+    session = sessions[deployment.graphs[-1].name]
+    inputs, _ = golden_feeds(reference, session.graph)
+    batched = {tensor.name for tensor in session.graph.inputs if tensor.batched}
+    resident = session.prepare({name: array for name, array in inputs.items() if name not in batched})
+    feeds = {name: array[:1] for name, array in inputs.items() if name in batched}
+    return lambda: session.run(feeds, resident)
+
+
+def _shares(decisions: Decisions | None, *, rounds: bool) -> bool:
+    if decisions is None or decisions.mean_cosine is None:
+        return False
+    if rounds and not decisions.measurable:  # of an engine that holds FP32's tolerance, the outputs say enough
+        return False
+    return decisions.agreement >= SHARING_MIN_AGREEMENT and decisions.mean_cosine >= SHARING_MIN_MEAN_COSINE

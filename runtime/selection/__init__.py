@@ -1,0 +1,1 @@
+"""Which engine of a bundle runs on this machine, and engines that are built on it."""

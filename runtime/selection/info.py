@@ -1,0 +1,60 @@
+"""What a predictor says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.bundle.manifest import Proof
+from runtime.common.json_data import to_json
+from runtime.gallery.index import IndexInfo
+from runtime.open_set.decision import OpenSetInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What runs, and what is known of it.
+
+    Attributes:
+        bundle: The bundle's folder.
+        model, task: The model's name and what it does.
+        trained: False when the model's weights are random.
+        weights: Where the weights came from.
+        backend, device, precision: The engine that runs.
+        threads: CPU threads it was given; None leaves the choice to the backend.
+        why: Why this engine, in one sentence.
+        skipped: What was better but cannot be used here, with the reason.
+        digest: The digest of the bundle's manifest, which was found right; empty for a bundle that an earlier edgevis
+            built: that a value of its manifest was changed would not be noticed.
+        encoder_identity: Whose embeddings these are.
+        parity: The engine's measured distance from the PyTorch model; None when it has not been measured.
+        labels: What is enrolled.
+        threshold: The open-set threshold; None when nothing is known of strangers yet.
+        open_set: The open-set operating point, its rates and how they are known; None for a task without scores
+            between labels.
+        search_index: What was measured of the approximate index of what is enrolled; None while searches are exact
+            and none is made.
+    """
+
+    bundle: str
+    model: str
+    task: str
+    trained: bool
+    weights: str
+    backend: str
+    device: str
+    precision: str
+    threads: int | None
+    why: str
+    skipped: tuple[str, ...]
+    digest: str
+    encoder_identity: str
+    parity: Proof | None
+    labels: tuple[str, ...]
+    threshold: float | None
+    open_set: OpenSetInfo | None
+    search_index: IndexInfo | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dict(to_json(self))

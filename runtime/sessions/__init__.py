@@ -1,0 +1,1 @@
+"""Open engines behind checks that all backends share."""

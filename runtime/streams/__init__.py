@@ -1,0 +1,1 @@
+"""Frames from cameras, video files, folders and addresses."""

@@ -1,0 +1,244 @@
+"""How far the answers of a predictor are from those that the build kept, and how far they may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.manifest import EngineRecord
+from runtime.bundle.spec import Precision, Preprocess
+from runtime.common.arrays import Array
+from runtime.common.json_data import shown, to_json
+from runtime.images.preprocess import Preprocessor
+from runtime.predictor import Predictor
+from runtime.verification.answers.exercise import answers_of
+from runtime.verification.answers.file import Answers, answers_from
+
+EXACT = 1e-5
+"""Of the size of a step: what the arithmetic of a table of float32 may be off."""
+
+NO_PICTURES = (
+    "it was built without pictures from pixel to answer, so that neither preprocessing nor postprocessing can be "
+    "proved; build it again: python -m export.build"
+)
+NONE_OFF: Mapping[str, float] = MappingProxyType({})
+_MEASURES = ("embedding", "operating point", "scores", "probability", "pixels", "decisions")
+
+# What engines of a precision may be off on any picture, beside twice of what the engine was where it was built: another
+# processor sums in another order, or rounds INT8 otherwise. What an engine computes is held closer on golden.npz; here
+# it is preprocessing, open-set values and postprocessing that would be wrong, and these are wrong by far more.
+_BOUNDS: Mapping[Precision, Mapping[str, float]] = {
+    "fp32": {"embedding": 1e-5, "operating point": 1e-3, "scores": 1e-3, "probability": 1e-3, "pixels": 2e-3},
+    "fp16": {"embedding": 1e-3, "operating point": 0.02, "scores": 0.02, "probability": 0.01, "pixels": 0.01},
+    "bf16": {"embedding": 0.02, "operating point": 0.1, "scores": 0.1, "probability": 0.05, "pixels": 0.05},
+    "int8": {"embedding": 0.05, "operating point": 0.15, "scores": 0.15, "probability": 0.1, "pixels": 0.1},
+}
+# Where pixels are a step off, as OpenCV's implementations round: four times what the build measured for half of them at
+# random. Twice that is all of them, in either direction.
+_ONE_STEP = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessingCheck:
+    """What this machine makes of the pictures of a bundle, beside what the build made of them.
+
+    Attributes:
+        status: ``passed``, ``failed``, or ``not covered`` for a bundle without pictures.
+        pictures: How many were compared.
+        max_steps: The largest difference, in steps of a pixel's 0..255.
+        reason: What differs, or why nothing was compared.
+    """
+
+    status: str
+    pictures: int = 0
+    max_steps: float = 0.0
+    reason: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """Whether every input tensor is the build's."""
+        return self.status == "passed" and self.max_steps <= EXACT
+
+
+@dataclass(frozen=True, slots=True)
+class AnswersCheck:
+    """How far a predictor's answers with one engine are from the PyTorch model's.
+
+    Attributes:
+        distances: By the names of :func:`distances`.
+        allowed: What each may be.
+        beyond: The names of those that are more.
+    """
+
+    distances: Mapping[str, float]
+    allowed: Mapping[str, float]
+    beyond: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        """What is beyond, in words; empty when nothing is."""
+        found = [f"{name} off by {self.distances[name]:.2g}, allowed {self.allowed[name]:.2g}" for name in self.beyond]
+        return "" if not found else "from pixel to answer: " + ", ".join(found)
+
+
+def read_answers(bundle: Bundle) -> Answers | None:
+    """The bundle's answers; None of one that has none. IntegrityError when they are damaged."""
+    arrays = bundle.answers()
+    return answers_from(arrays, bundle.manifest.deployment.preprocess.input) if arrays else None
+
+
+def check_preprocessing(bundle: Bundle, answers: Answers | None) -> PreprocessingCheck:
+    """Compare what the manifest declares, and the input tensors made here of the pictures, with the build's.
+
+    A picture of the input's own size is not resized: its tensor must be the build's but for the last bits. Of the
+    others every value may be a step of 0..255 off, or two with cubic interpolation: OpenCV's implementations for
+    different processors round in fixed point, each up to that far from the exact value. So does the luma of ``GRAY``.
+    """
+    if answers is None:
+        return PreprocessingCheck("not covered", reason=NO_PICTURES)
+    count = len(answers.pictures)
+    if (difference := _first_difference(answers.header.deployment, to_json(bundle.manifest.deployment))) is not None:
+        where, built, found = difference
+        reason = f"the manifest's deployment{where} is {shown(found)}; the bundle was built with {shown(built)}"
+        return PreprocessingCheck("failed", count, math.inf, reason)
+    spec = bundle.manifest.deployment.preprocess
+    preprocess = Preprocessor(spec)
+    made = [preprocess([picture])[0] for picture in answers.pictures]
+    steps = [_steps(tensor - built, spec) for tensor, built in zip(made, answers.inputs, strict=True)]
+    for index, (picture, off) in enumerate(zip(answers.pictures, steps, strict=True)):
+        rows, columns = picture.shape[:2]
+        allowed = _allowed_steps(spec, (rows, columns))
+        if not off <= allowed + EXACT:  # NaN is beyond, too
+            reason = (
+                f"preprocessing differs: picture {index} ({rows} x {columns} pixels), max difference {off:.3g} steps "
+                f"of a pixel's 0..255, allowed {allowed}: the OpenCV of this machine does not resize or convert as "
+                "the build's did, or this edgevis reads the manifest's preprocessing otherwise"
+            )
+            return PreprocessingCheck("failed", count, float(np.max(steps)), reason)
+    return PreprocessingCheck("passed", count, float(np.max(steps)))
+
+
+def check_answers(predictor: Predictor, record: EngineRecord, answers: Answers, *, exact: bool) -> AnswersCheck:
+    """Compare the answers of a predictor in which nothing is enrolled.
+
+    Args:
+        predictor: Runs the engine of ``record``.
+        record: Says what precision it has.
+        answers: The bundle's.
+        exact: Whether preprocessing makes the very input tensors of the build.
+
+    Raises:
+        EdgevisError: The predictor refuses a picture, or its engine fails.
+    """
+    found = answers_of(predictor, answers.header, answers.pictures, answers.masks)
+    known = answers.header.distances.get(record.name, {})
+    one_step = {} if exact else answers.header.one_step
+    return compared(answers.expected, found, record.precision, known, one_step)
+
+
+def compared(
+    expected: Mapping[str, Array],
+    found: Mapping[str, Array],
+    precision: Precision,
+    known: Mapping[str, float],
+    one_step: Mapping[str, float] = NONE_OFF,
+) -> AnswersCheck:
+    """Compare answers of an engine of ``precision``.
+
+    Args:
+        expected, found: As :func:`runtime.verification.answers.exercise.answers_of` returns them.
+        precision: Says how far off they may be.
+        known: How far off they were where the engine was built; of FP32 that allows nothing.
+        one_step: What one step of a pixel may do to them; nothing where every input tensor is the build's.
+    """
+    bounds = {
+        name: bound + 2 * known.get(name, 0.0) * (precision != "fp32") + _ONE_STEP * one_step.get(name, 0.0)
+        for name, bound in _BOUNDS[precision].items()
+    }
+    off = distances(expected, found, undecided=bounds["scores"] + bounds["operating point"])
+    allowed = {name: bounds.get(name, 0.0) for name in off}
+    beyond = tuple(name for name in off if not off[name] <= allowed[name])
+    return AnswersCheck(off, allowed, beyond)
+
+
+def distances(expected: Mapping[str, Array], found: Mapping[str, Array], *, undecided: float = 0.0) -> dict[str, float]:
+    """How far ``found`` is from ``expected``, each the worst over all pictures.
+
+    Args:
+        expected, found: As :func:`runtime.verification.answers.exercise.answers_of` returns them.
+        undecided: A decision counts where the score is further than this from the threshold, and from the next label.
+
+    Returns:
+        ``embedding``: 1 - cosine. ``operating point``: of a threshold or an expected rate. ``scores``: of a score.
+        ``decisions``: how many queries get another label. ``probability``: the mean over a picture's pixels.
+        ``pixels``: the share of a picture's pixels that get another label. Infinity where the two cannot be compared.
+    """
+    if {name: array.shape for name, array in expected.items()} != {name: array.shape for name, array in found.items()}:
+        kinds = [name for name in _MEASURES if any(name.startswith(kind) for kind in expected)] or ["answers"]
+        return dict.fromkeys(kinds, math.inf)
+    off: dict[str, list[float]] = {}
+    for name, array in expected.items():
+        wanted, other = np.asarray(array, np.float64), np.asarray(found[name], np.float64)
+        if name == "embedding":
+            # A model may make nothing of a picture; nothing has no direction, and is the same as nothing.
+            norms = np.linalg.norm(wanted, axis=1) * np.linalg.norm(other, axis=1)
+            alike = np.where(norms == 0, (wanted == other).all(axis=1), 0.0)
+            cosines = np.divide((wanted * other).sum(axis=1), norms, out=alike, where=norms != 0)
+            off["embedding"] = [float(1 - cosines.min())]
+        elif name == "operating":
+            off["operating point"] = [_largest(wanted, other)]
+        elif name == "scores":
+            off["scores"] = [_largest(wanted, other)]
+        elif name == "accepted":
+            decisive = _decisive(expected, undecided)
+            off["decisions"] = [float((wanted != other)[decisive].sum())]
+        elif name.startswith("labels/"):
+            off.setdefault("pixels", []).append(float((wanted != other).mean()))
+        elif name.startswith("probability/"):
+            off.setdefault("probability", []).append(float(np.abs(wanted - other).mean()))
+    return {name: float(np.max(values)) for name, values in off.items()}
+
+
+def _largest(expected: Array, found: Array) -> float:
+    """The largest difference; what is unknown on one side only is infinitely far."""
+    if (np.isnan(expected) != np.isnan(found)).any():
+        return math.inf
+    return float(np.nan_to_num(np.abs(expected - found)).max(initial=0.0))
+
+
+def _decisive(expected: Mapping[str, Array], undecided: float) -> Array:
+    """Which queries' labels do not hang on a difference of ``undecided``."""
+    scores, threshold = expected["scores"], float(expected["operating"][-1, 0, 0])
+    ranked = np.sort(scores, axis=1)[:, ::-1]
+    lead = ranked[:, 0] - ranked[:, 1] if ranked.shape[1] > 1 else np.full(len(ranked), np.inf)
+    to_threshold = np.full(len(ranked), np.inf) if math.isnan(threshold) else np.abs(ranked[:, 0] - threshold)
+    rejected = expected["accepted"] < 0  # of these, which label led does not matter
+    return np.asarray((to_threshold > undecided) & ((lead > undecided) | rejected))
+
+
+def _allowed_steps(spec: Preprocess, size: tuple[int, int]) -> int:
+    resized = 0 if size == (spec.height, spec.width) else 2 if spec.interpolation == "cubic" else 1
+    return resized + (spec.color == "GRAY")
+
+
+def _steps(difference: Array, spec: Preprocess) -> float:
+    """The largest value of (channels, h, w), in steps of a pixel's 0..255."""
+    step = np.array([spec.scale / std for std in spec.std])
+    return float((np.abs(difference).max(axis=(1, 2)) / step).max())
+
+
+def _first_difference(built: object, found: object, where: str = "") -> tuple[str, object, object] | None:
+    """Where two pieces of JSON data differ first, and what is there in each."""
+    if isinstance(built, Mapping) and isinstance(found, Mapping):
+        keys: Sequence[str] = [*built, *(key for key in found if key not in built)]
+        pairs = [(f"{where}.{key}", built.get(key), found.get(key)) for key in keys]
+    elif isinstance(built, list) and isinstance(found, list) and len(built) == len(found):
+        pairs = [(f"{where}[{index}]", *pair) for index, pair in enumerate(zip(built, found, strict=True))]
+    else:
+        return None if built == found else (where, built, found)
+    return next((item for pair in pairs if (item := _first_difference(pair[1], pair[2], pair[0]))), None)

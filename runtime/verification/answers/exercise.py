@@ -1,0 +1,123 @@
+"""What a predictor is asked with the pictures of ``answers.npz``, and its answers as arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from runtime.common.arrays import Array
+from runtime.images.decode import Image
+from runtime.images.masks import Mask
+from runtime.open_set.decision import OpenSetInfo
+from runtime.open_set.strangers import Rate
+from runtime.predictor import Predictor
+from runtime.results import Classification, Identification, Segmentation
+from runtime.tasks import Result
+from runtime.verification.answers.file import Header
+
+RATES = (None, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""False-accept rates that an operating point is asked for; None is the bundle's own."""
+
+_GRID = 4
+"""Of probabilities every fourth row and column is kept."""
+
+
+def answers_of(
+    predictor: Predictor, header: Header, pictures: Sequence[Image], masks: Sequence[Mask | None]
+) -> dict[str, Array]:
+    """Enrol some of the pictures and predict on others.
+
+    Args:
+        predictor: Nothing is enrolled in it yet; afterwards the pictures are.
+        header: Which picture shows what, which are enrolled, and which are predicted on.
+        pictures: Each (H, W, 3) uint8 BGR.
+        masks: Of those that are enrolled, where the task enrols with masks.
+
+    Returns:
+        For a task with scores between labels: ``embedding`` (pictures, D) float32 unit rows; ``operating`` (steps,
+        rates, 7) float64, after each step of the enrolment and at each of :data:`RATES` the threshold and the expected
+        FPIR and TPIR with their intervals, NaN where one is not known; ``scores`` (queries, labels) float64 in the
+        order of enrolment; ``accepted`` (queries,) int32, the label that came back or -1. For segmentation, of each
+        query ``labels/i`` (H, W) int16, the index of the label or -1, and ``probability/i``, float16 on a grid.
+
+    Raises:
+        EdgevisError: The predictor refuses a picture, or its engine fails.
+    """
+    queries = [pictures[index] for index in header.queries]
+    if predictor.info.open_set is None:
+        for label, chosen in _by_label(header).items():
+            if chosen and masks[chosen[0]] is not None:
+                marks = [mask for index in chosen if (mask := masks[index]) is not None]
+                predictor.enroll(label, [pictures[index] for index in chosen], masks=marks)
+        return _maps(predictor.predict(queries))
+    found = {"embedding": predictor.embed(list(pictures))}
+    found["operating"] = np.array([_operating_points(predictor) for _ in _enrolment(predictor, header, pictures)])
+    labels = predictor.labels
+    results = predictor.predict(queries, top_k=len(labels))
+    rankings = [_ranking(result) for result in results]
+    found["scores"] = np.array([[ranking[label] for label in labels] for ranking in rankings], np.float64)
+    accepted = [None if isinstance(result, Segmentation) else result.label for result in results]
+    found["accepted"] = np.array([-1 if label is None else labels.index(label) for label in accepted], np.int32)
+    return found
+
+
+def _by_label(header: Header) -> dict[str, list[int]]:
+    """For each label its pictures that are enrolled."""
+    chosen: dict[str, list[int]] = {}
+    for index, (shows, enrolled) in enumerate(zip(header.shows, header.enrolled, strict=True)):
+        if enrolled:
+            chosen.setdefault(f"label {shows}", []).append(index)
+    return chosen
+
+
+def _enrolment(predictor: Predictor, header: Header, pictures: Sequence[Image]) -> Iterator[None]:
+    """Enrol step by step, as a threshold is estimated by what is enrolled: one label, one image of each, all images."""
+    chosen = _by_label(header)
+    for label, indices in chosen.items():
+        predictor.enroll(label, pictures[indices[0]])
+        if len(predictor.labels) in (1, len(chosen)):
+            yield
+    for label, indices in chosen.items():
+        if indices[1:]:
+            predictor.enroll(label, [pictures[index] for index in indices[1:]])
+    yield
+
+
+def _operating_points(predictor: Predictor) -> list[list[float]]:
+    points = []
+    for rate in RATES:
+        predictor.false_accept_rate = rate
+        points.append(_numbers(predictor.info.open_set))
+    predictor.false_accept_rate = None
+    return points
+
+
+def _numbers(info: OpenSetInfo | None) -> list[float]:
+    if info is None or info.threshold is None:
+        return [math.nan] * 7
+    return [info.threshold, *_interval(info.expected_fpir), *_interval(info.expected_tpir)]
+
+
+def _interval(rate: Rate | None) -> tuple[float, float, float]:
+    return (math.nan,) * 3 if rate is None else (rate.value, rate.low, rate.high)
+
+
+def _ranking(result: Result) -> dict[str, float]:
+    """Label to score."""
+    if isinstance(result, Classification):
+        return dict(zip(result.labels, result.scores, strict=True))
+    if isinstance(result, Identification):
+        return dict(result.matches)
+    raise TypeError(f"a task with scores answers with {type(result).__name__}")
+
+
+def _maps(results: Sequence[Result]) -> dict[str, Array]:
+    found: dict[str, Array] = {}
+    for index, result in enumerate(results):
+        if not isinstance(result, Segmentation):
+            raise TypeError(f"a task without scores answers with {type(result).__name__}")
+        found[f"labels/{index}"] = result.label_map
+        found[f"probability/{index}"] = result.probability[::_GRID, ::_GRID].astype(np.float16)
+    return found

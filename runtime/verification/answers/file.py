@@ -1,0 +1,184 @@
+"""``answers.npz``: pictures, the input tensors that the build made of them, and the PyTorch model's answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from runtime.bundle.manifest import ANSWERS
+from runtime.bundle.spec import TensorSpec
+from runtime.common.arrays import Array
+from runtime.common.json_data import from_json, parse_json, to_json
+from runtime.errors import IntegrityError, SchemaError
+from runtime.images.decode import Image
+from runtime.images.masks import Mask
+
+MAX_PICTURES = 16
+_VERSION = 1
+_HEADER = "header"
+_EXPECTED = "expected/"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What is said of the pictures and answers.
+
+    Attributes:
+        source: Where the pictures come from, without machine paths.
+        deployment: The manifest's ``deployment`` that the answers were made with.
+        shows: For each picture a number: those of one number show the same. Those of a number below 0 are neither
+            enrolled nor predicted on: only their input tensors are compared.
+        enrolled: For each picture whether it is enrolled; the others are predicted on.
+        distances: Of each engine that ran where it was built: how far its answers were from the PyTorch model's, by the
+            names of :func:`runtime.verification.answers.compare.distances`.
+        one_step: How far the model's answers are off, by the same names, when half of the input's values are one step
+            of 0..255 too low.
+        version: Of the file's format.
+    """
+
+    source: str
+    deployment: Any
+    shows: tuple[int, ...]
+    enrolled: tuple[bool, ...]
+    distances: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    one_step: Mapping[str, float] = field(default_factory=dict)
+    version: int = _VERSION
+
+    @property
+    def queries(self) -> list[int]:
+        """Which pictures are predicted on."""
+        pairs = zip(self.shows, self.enrolled, strict=True)
+        return [index for index, (shows, enrolled) in enumerate(pairs) if shows >= 0 and not enrolled]
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What ``answers.npz`` holds.
+
+    Attributes:
+        header: What is said of the rest.
+        pictures: Each (H, W, 3) uint8 BGR, of its own size.
+        masks: For each picture where its object is, (H, W) bool; None where no mask is needed.
+        inputs: Of each picture the input tensor, (channels, height, width) float32, as the build made it.
+        expected: What :func:`runtime.verification.answers.exercise.answers_of` returned for the PyTorch model.
+    """
+
+    header: Header
+    pictures: tuple[Image, ...]
+    masks: tuple[Mask | None, ...]
+    inputs: tuple[npt.NDArray[np.float32], ...]
+    expected: Mapping[str, Array]
+
+
+def arrays_of(answers: Answers) -> dict[str, Array]:
+    """What :func:`answers_from` reads."""
+    header = json.dumps(to_json(answers.header), allow_nan=False).encode()
+    arrays: dict[str, Array] = {_HEADER: np.frombuffer(header, np.uint8)}
+    for index, (picture, mask) in enumerate(zip(answers.pictures, answers.masks, strict=True)):
+        arrays[f"picture/{index}"] = _differences(picture)
+        if mask is not None:
+            arrays[f"mask/{index}"] = np.packbits(mask, axis=1)
+    levels, indices = _levelled(answers.inputs)
+    arrays["levels"] = levels
+    arrays |= {f"input/{index}": _differences(array) for index, array in enumerate(indices)}
+    return arrays | {f"{_EXPECTED}{name}": array for name, array in answers.expected.items()}
+
+
+def answers_from(arrays: Mapping[str, Array], image: TensorSpec) -> Answers:
+    """Read what :func:`arrays_of` wrote.
+
+    Args:
+        arrays: Of ``answers.npz``.
+        image: The input that preprocessing makes.
+
+    Raises:
+        IntegrityError: An array is missing, or not of the dtype or shape that it must have.
+    """
+    try:
+        header = from_json(Header, parse_json(_array(arrays, _HEADER, np.uint8, 1).tobytes()), "header")
+    except SchemaError as error:
+        raise IntegrityError(f"{ANSWERS}: its header is damaged: {error}; build the bundle again") from error
+    count = len(header.shows)
+    if header.version != _VERSION:
+        raise IntegrityError(f"{ANSWERS} has version {header.version}; this edgevis reads {_VERSION}: build it again")
+    if not 1 <= count <= MAX_PICTURES or len(header.enrolled) != count or not header.queries:
+        raise IntegrityError(f"{ANSWERS}: {count} pictures; allowed: 1 to {MAX_PICTURES}, some to be predicted on")
+    levels = _array(arrays, "levels", np.float32, 2)
+    pictures, masks, inputs = [], [], []
+    for index in range(count):
+        picture = _sums(_array(arrays, f"picture/{index}", np.uint8, 3))
+        if picture.shape[2] != 3 or 0 in picture.shape:
+            raise IntegrityError(f"{ANSWERS}: picture {index} is {picture.shape}; needed: (H, W, 3)")
+        pictures.append(picture)
+        masks.append(_mask(arrays, f"mask/{index}", picture.shape[:2]))
+        planes = _sums(_array(arrays, f"input/{index}", np.uint8, 3))
+        if planes.shape != image.shape[1:] or len(levels) != len(planes) or int(planes.max()) >= levels.shape[1]:
+            raise IntegrityError(
+                f"{ANSWERS}: input {index} is {planes.shape}; needed: {image.shape[1:]} and its levels"
+            )
+        inputs.append(np.stack([values[plane] for values, plane in zip(levels, planes, strict=True)]))
+    expected = {
+        name.removeprefix(_EXPECTED): _numbers(name, array)
+        for name, array in arrays.items()
+        if name.startswith(_EXPECTED)
+    }
+    return Answers(header, tuple(pictures), tuple(masks), tuple(inputs), expected)
+
+
+def _array(arrays: Mapping[str, Array], name: str, dtype: npt.DTypeLike, rank: int) -> Array:
+    array = arrays.get(name)
+    if array is None or array.dtype != dtype or array.ndim != rank:
+        found = "missing" if array is None else f"{array.shape} {array.dtype}"
+        raise IntegrityError(f"{ANSWERS}: {name} is {found}; needed: {np.dtype(dtype)} of {rank} axes")
+    return array
+
+
+def _numbers(name: str, array: Array) -> Array:
+    if array.dtype not in (np.float16, np.float32, np.float64, np.int16, np.int32):
+        raise IntegrityError(f"{ANSWERS}: {name} is {array.dtype}; allowed: numbers")
+    return array
+
+
+def _mask(arrays: Mapping[str, Array], name: str, size: tuple[int, ...]) -> Mask | None:
+    if name not in arrays:
+        return None
+    packed = _array(arrays, name, np.uint8, 2)
+    if packed.shape != (size[0], (size[1] + 7) // 8):
+        raise IntegrityError(f"{ANSWERS}: {name} is {packed.shape}, which is not the mask of a picture of {size}")
+    return np.unpackbits(packed, axis=1, count=size[1]).astype(bool)
+
+
+def _levelled(tensors: Sequence[Array]) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.uint8]]]:
+    """The values that occur in each channel, (channels, at most 256), and each tensor as indices into them.
+
+    A pixel has 256 values, so that this loses nothing and takes a quarter of the bytes.
+    """
+    found = [
+        np.unique(np.concatenate([tensor[channel].ravel() for tensor in tensors])) for channel in range(len(tensors[0]))
+    ]
+    most = max(len(values) for values in found)
+    if most > 256:
+        raise ValueError(f"a channel of the input has {most} values; a pixel has 256")
+    levels = np.stack([np.pad(values, (0, most - len(values)), mode="edge") for values in found])
+    indices = [
+        np.stack([np.searchsorted(values, plane) for values, plane in zip(found, tensor, strict=True)]).astype(np.uint8)
+        for tensor in tensors
+    ]
+    return levels.astype(np.float32), indices
+
+
+def _differences(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Each byte less the one before it along the second axis, modulo 256: areas and gradients deflate to little."""
+    before = np.zeros_like(array)
+    before[:, 1:] = array[:, :-1]
+    return array - before
+
+
+def _sums(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The inverse of :func:`_differences`."""
+    return np.cumsum(array, axis=1, dtype=np.uint8)

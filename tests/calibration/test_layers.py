@@ -1,0 +1,143 @@
+"""Which nodes stay float by rule, and what INT8 then does to the decisions that hang on them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+from calibration.layers import Layer, Prepared, prepare
+from calibration.quantize import Recipe, int8_graph, measure_ranges
+from calibration.samples import samples_from_photographs
+from calibration.sessions import open_session
+from edgevis import models
+from edgevis.ops.cross_attention import onnx_function
+from export.onnx import onnx_from_module
+from export.reference import calibration_feeds
+from runtime.common.arrays import Array
+
+pytestmark = pytest.mark.torch
+
+OPERATORS = Recipe().operators
+
+
+def decisions_of(model: ModelProto, feed: dict[str, Array]) -> list[Array]:
+    """What each comparison in the graph decides."""
+    probe = ModelProto.FromString(model.SerializeToString())
+    names = [node.output[0] for node in probe.graph.node if node.op_type == "Greater"]
+    assert names, "the graph compares nothing"
+    del probe.graph.output[:]
+    probe.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.BOOL, None) for name in names)
+    made: list[Array] = open_session(probe).run(names, feed)
+    return made
+
+
+def flipped(wanted: list[Array], found: list[Array]) -> float:
+    """The largest share of places of one comparison that are decided otherwise."""
+    return max(float((one != other).mean()) for one, other in zip(wanted, found, strict=True))
+
+
+def test_int8_flips_no_mask_decision_of_real_images() -> None:
+    entry = models.entry("hsnet-hm")
+    module = models.module_from(entry, {"width": 4, "side": 129})
+    deployment = models.deployment_of(entry, module)
+    graph = deployment.graph("support")
+    samples = samples_from_photographs(height=129, width=129, count=16).with_masks()
+    feeds = list(calibration_feeds(module, deployment, graph, samples, batch=4))
+    prepared = prepare(onnx_from_module(module, graph), OPERATORS)
+    assert set(prepared.by_rule.values()) == {"a mask's comparison depends on it"}
+    ranges = measure_ranges(prepared, feeds[:3], Recipe())
+    wanted = decisions_of(prepared.model, feeds[3])
+    assert 0.05 < np.mean([decision.mean() for decision in wanted]) < 0.95
+    assert flipped(wanted, decisions_of(int8_graph(prepared, ranges, Recipe()), feeds[3])) <= 0.001
+
+    # The rule is what keeps them: with the backbone in INT8, many more flip.
+    model = prepared.model
+    without = Prepared(model, layers_of_all(model), {})
+    ranges = measure_ranges(without, feeds[:3], Recipe())
+    assert flipped(wanted, decisions_of(int8_graph(without, ranges, Recipe()), feeds[3])) > 0.001
+
+
+def layers_of_all(model: ModelProto) -> tuple[Layer, ...]:
+    """The layers of a graph whose comparisons have been made something else, so that no rule sees them."""
+    hidden = ModelProto.FromString(model.SerializeToString())
+    for node in hidden.graph.node:
+        if node.op_type == "Greater":
+            node.op_type = "Less"
+    return prepare(hidden, OPERATORS).layers
+
+
+def test_the_gate_of_cross_attention_stays_float() -> None:
+    text = """
+        <ir_version: 10, opset_import: ["" : 18, "edgevis" : 1]>
+        g (float[N, 4, 8, 8] image) => (float[N, 4, 8, 8] y)
+        <float[4, 4, 1, 1] w, float[2, 4] reduce, float[4, 2] expand>
+        { x = Conv(image, w)  y = edgevis.CrossAttention(image, x, reduce, expand) }
+    """
+    model = onnx.parser.parse_model(text)
+    fill(model)
+    model.functions.append(onnx_function())
+    prepared = prepare(model, OPERATORS)
+    assert [layer.operator for layer in prepared.layers] == ["Conv"]
+    assert list(prepared.by_rule.values()) == ["gate of cross-attention"] * 2
+    images = np.random.default_rng(1).standard_normal((8, 4, 8, 8)).astype(np.float32)
+    made = int8_graph(prepared, measure_ranges(prepared, [{"image": images}], Recipe()), Recipe())
+    for node in made.graph.node:
+        if node.op_type in ("Gemm", "Sigmoid"):
+            assert not any("rounded" in name for name in node.input)
+
+
+def test_matrix_products_beside_a_softmax_stay_float() -> None:
+    text = """
+        <ir_version: 10, opset_import: ["" : 18]>
+        g (float[N, 6, 8] image) => (float[N, 6, 8] y)
+        <float[8, 8] w, float half = {0.5}>
+        {
+            q = MatMul(image, w)
+            k = Transpose <perm: ints = [0, 2, 1]> (image)
+            scores = MatMul(q, k)
+            scaled = Mul(scores, half)
+            weights = Softmax <axis: int = -1> (scaled)
+            mixed = MatMul(weights, image)
+            y = MatMul(mixed, w)
+        }
+    """
+    model = onnx.parser.parse_model(text)
+    fill(model)
+    prepared = prepare(model, OPERATORS)
+    assert [layer.name for layer in prepared.layers] == ["MatMul_q", "MatMul_y"]
+    assert prepared.by_rule == {"MatMul_scores": "beside a softmax", "MatMul_mixed": "beside a softmax"}
+    assert [layer.operations for layer in prepared.layers] == [6 * 8 * 8] * 2
+
+
+def test_squeeze_and_excitation_stays_float() -> None:
+    text = """
+        <ir_version: 10, opset_import: ["" : 18]>
+        g (float[N, 4, 8, 8] image) => (float[N, 4, 8, 8] y)
+        <float[4, 4, 1, 1] w, float[2, 4, 1, 1] squeeze, float[4, 2, 1, 1] excite>
+        {
+            x = Conv(image, w)
+            mean = GlobalAveragePool(x)
+            a = Conv(mean, squeeze)
+            b = Conv(a, excite)
+            gate = Sigmoid(b)
+            y = Mul(x, gate)
+        }
+    """
+    model = onnx.parser.parse_model(text)
+    fill(model)
+    prepared = prepare(model, OPERATORS)
+    assert [layer.name for layer in prepared.layers] == ["Conv_x"]
+    assert [layer.operations for layer in prepared.layers] == [4 * 4 * 64]
+    assert set(prepared.by_rule.values()) == {"works on a single place"}
+
+
+def fill(model: ModelProto) -> None:
+    """Give the weights random values: the parser takes those without any for intermediate results."""
+    random = np.random.default_rng(0)
+    for value in model.graph.value_info:
+        shape = [size.dim_value for size in value.type.tensor_type.shape.dim]
+        array = random.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+    del model.graph.value_info[:]

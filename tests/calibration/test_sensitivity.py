@@ -1,0 +1,281 @@
+"""Which layers hurt in INT8, which go back to float for it, and what a build makes of the engines it measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto
+
+from calibration import quantize as quantization
+from calibration.layers import prepare
+from calibration.qdq import with_qdq
+from calibration.quantize import Ranges, Recipe, measure_ranges
+from calibration.search import search
+from calibration.sensitivity import LayerSensitivity, measure_sensitivity
+from edgevis import models
+from export import sensitivity as report
+from export.build import main
+from export.candidates import FASTEST, PASSES, candidates_of, drop_of_proof, summary_text
+from export.onnx import onnx_from_module
+from export.pipeline import Request, build_bundle
+from runtime.bundle.build_report import candidates_table
+from runtime.bundle.manifest import Decisions, EngineRecord, GraphParity, Manifest, Proof
+from runtime.errors import ExportError
+
+from built import Recorder
+from bundles import needs_openvino
+from tiny_models import GRAPH, feeds_of, pictures, reference_of, tiny_entry, tiny_net, write_pictures
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures") / "people", pictures(48))
+
+
+# --- sensitivity
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[LayerSensitivity, ...]:
+    prepared = prepare(onnx_from_module(tiny_net(), GRAPH), Recipe().operators)
+    ranges = measure_ranges(prepared, feeds_of(pictures(24)), Recipe())
+    # A range that is a hundred times too narrow ruins what reads it, and nothing else.
+    harmed = prepared.layers[1]
+    reads = next(node.input[0] for node in prepared.model.graph.node if node.name == harmed.name)
+    ranges = Ranges({**ranges.reach, reads: ranges.reach[reads] / 100}, ranges.shifts)
+    told: list[tuple[int, int]] = []
+    found = measure_sensitivity(
+        prepared,
+        ranges,
+        Recipe(placement="inputs"),
+        graph="embed",
+        inputs={"image": reference_of(tiny_net(), pictures(16, seed=9))["embed/image"]},
+        batched=["image"],
+        advance=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(number, len(found)) for number in range(1, len(found) + 1)]
+    return found
+
+
+def test_the_layer_that_was_harmed_is_the_worst(measured: tuple[LayerSensitivity, ...]) -> None:
+    assert [item.operator for item in measured] == ["Conv", "Conv", "Conv", "Gemm"]
+    worst = max(measured, key=lambda item: item.cosine_loss)
+    assert worst is measured[1]
+    assert worst.cosine_loss > 0.05
+    assert worst is min(measured, key=lambda item: item.sqnr_db)
+    assert all(0 < item.cosine_loss < 0.01 and item.sqnr_db > 20 for item in measured if item is not worst)
+    assert measured[1].weight == "model.depthwise.weight"
+    assert measured[1].operations == 16 * 9 * 16 * 8
+
+
+def test_table_and_chart_name_the_layers(measured: tuple[LayerSensitivity, ...]) -> None:
+    worst = sorted(measured, key=lambda item: -item.cosine_loss)
+    table = report.sensitivity_table(worst, top=2)
+    assert len(table.splitlines()) == 4
+    assert "model.depthwise.weight" in table.splitlines()[2]
+    chart = ET.fromstring(report.sensitivity_chart("tiny <net>", worst))  # noqa: S314 - our own text
+    texts = [element.text for element in chart.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[0] is not None
+    assert "tiny <net>" in texts[0]
+    assert texts[1] == "model.depthwise.weight"
+    lengths = [float(bar.attrib["width"]) for bar in list(chart.iter("{http://www.w3.org/2000/svg}rect"))[1:]]
+    assert lengths == sorted(lengths, reverse=True)
+    assert len(lengths) == 4
+
+
+def test_report_command(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "entry", lambda _: tiny_entry())
+    arguments = ["--model", "tiny", "--calibration-data", str(folder), "--output", str(tmp_path / "made" / "tiny")]
+    assert report.main(arguments) == 0
+    output, errors = capsys.readouterr()
+    assert output.startswith("layer")
+    assert "4 layers, each alone in INT8" in errors
+    data = json.loads((tmp_path / "made" / "tiny.json").read_text())
+    assert len(data) == 4
+    assert (tmp_path / "made" / "tiny.svg").read_text().startswith("<svg")
+    assert report.main(["--model", "tiny", "--calibration-data", "nowhere", "--quiet"]) == 1
+    assert capsys.readouterr().err == (
+        "error: the calibration data nowhere does not exist; allowed: a folder of images, or a .zip of them\n"
+    )
+
+
+# --- the search
+
+
+@given(st.integers(0, 300), st.integers(0, 300))
+def test_search_finds_about_the_fewest_layers_with_few_measurements(total: int, needed: int) -> None:
+    order = [str(number) for number in range(total)]
+    asked: list[int] = []
+
+    def measure(floats: frozenset[str]) -> float:
+        asked.append(len(floats))
+        assert floats == set(order[: len(floats)])
+        return 0.0 if len(floats) >= needed else 0.5
+
+    found = search(order, measure, max_drop=0.1)
+    assert found.trials == len(asked) == len(set(asked)) <= 10
+    assert found.floats in asked
+    if found.holds:
+        assert needed <= found.floats <= needed + max(1, round(total / 32))
+    else:
+        assert needed > round(7 / 8 * total)
+        assert found.drop == 0.5
+
+
+def test_search_that_finds_nothing_returns_what_lost_the_least() -> None:
+    found = search(["a", "b", "c", "d"], lambda floats: 0.9 if len(floats) != 2 else 0.3, max_drop=0.1)
+    assert (found.floats, found.drop, found.holds) == (2, 0.3, False)
+
+
+@needs_openvino
+def test_a_ruined_layer_goes_back_to_float(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the whole build: a layer whose range is wrong is found, put back, and the manifest says so."""
+    measure = quantization.measure_ranges
+
+    def wrong(prepared: quantization.Prepared, *rest: object) -> Ranges:
+        ranges = measure(prepared, *rest)  # type: ignore[arg-type]
+        node = next(node for node in prepared.model.graph.node if node.name == prepared.layers[1].name)
+        return Ranges({**ranges.reach, node.input[0]: ranges.reach[node.input[0]] / 100}, ranges.shifts)
+
+    monkeypatch.setattr("export.int8.measure_ranges", wrong)
+    request = Request(tiny_entry(), tmp_path / "tiny.edgevis", calibration_data=folder)
+    manifest = build_bundle(request, Recorder()).manifest
+    assert manifest.calibration is not None
+    searches = {item.backend: item for item in manifest.calibration.searches}
+    assert set(searches) == {"onnxruntime", "openvino"}
+    for item in searches.values():
+        assert item.holds
+        assert item.naive_drop > 0.05
+        assert item.drop <= item.max_drop == 0.005
+        assert any(name.startswith("embed/") for name in item.kept_float)
+        assert item.layers == 4
+        assert item.latency_ms
+    assert Manifest.loads(manifest.dumps()) == manifest
+
+
+@needs_openvino
+def test_max_drop_of_one_puts_nothing_back(folder: Path, tmp_path: Path) -> None:
+    request = Request(
+        tiny_entry(), tmp_path / "tiny.edgevis", precisions=("int8",), calibration_data=folder, max_drop=1.0
+    )
+    calibration = build_bundle(request, Recorder()).manifest.calibration
+    assert calibration is not None
+    assert all((item.kept_float, item.trials) == ((), 1) for item in calibration.searches)
+
+
+# --- candidates
+
+
+def record(name: str, precision: str, latency_ms: float, agreement: float = 1.0) -> EngineRecord:
+    proof = Proof(
+        True,
+        "",
+        "",
+        (GraphParity("embed", (1,), 0.0, 1.0, 0.999),),
+        Decisions("rank-1 agreement", agreement, 64, 0.999),
+    )
+    files = {"embed": "graphs/embed.onnx"}
+    return EngineRecord(name, precision, "cpu", files, latency_ms, proof)  # type: ignore[arg-type]
+
+
+def test_the_fastest_that_passes_is_kept_and_a_float_one() -> None:
+    made = [
+        record("a", "fp32", 4.0),
+        record("b", "fp32", 3.0),
+        record("b", "bf16", 1.0, agreement=0.9),
+        record("a", "int8", 2.0),
+        record("b", "int8", 5.0),
+        record("c", "int8", 0.1),
+    ]
+    proved = [item for item in made if item.name != "c-int8"]
+    found = candidates_of(made, proved, unopened={"c-int8": "no device"}, max_drop=0.01, choose=True)
+    assert [(item.engine, item.verdict, item.kept) for item in found] == [
+        ("b-bf16", "loses more than 0.01", False),
+        ("a-int8", FASTEST, True),
+        ("b-fp32", PASSES, True),
+        ("a-fp32", PASSES, False),
+        ("b-int8", PASSES, False),
+        ("c-int8", "cannot run here: no device", False),
+    ]
+    assert summary_text(found) == ""
+    assert "0.1000" in candidates_table(found)
+    assert all(item.kept for item in candidates_of(proved, proved, unopened={}, max_drop=0.01, choose=False))
+
+
+def test_what_became_of_int8_is_said() -> None:
+    def said(*made: EngineRecord) -> str:
+        return summary_text(candidates_of(made, made, unopened={}, max_drop=0.01, choose=False))
+
+    fp32, slow = record("a", "fp32", 4.0), record("a", "int8", 9.0)
+    assert said(fp32) == ""
+    assert said(fp32, slow) == "INT8 passes, and is not the fastest here; the fastest that passes is a-fp32, 4.00 ms"
+    bad = record("a", "int8", 1.0, agreement=0.5)
+    assert said(fp32, bad) == "no INT8 engine passes; the fastest that passes is a-fp32, 4.00 ms"
+    assert bad.proof is not None
+    assert drop_of_proof(bad.proof) == 0.5
+
+
+@needs_openvino
+def test_precision_auto(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "entry", lambda _: tiny_entry())
+    output = tmp_path / "tiny.edgevis"
+    arguments = ["--model", "tiny", "--precision", "auto", "--calibration-data", str(folder), "--no-cache"]
+    assert main([*arguments, "--output", str(output)]) == 0
+    text = capsys.readouterr().out
+    manifest = Manifest.loads((output / "manifest.json").read_bytes())
+    assert {item.engine for item in manifest.candidates} == {
+        *("onnxruntime-fp32", "openvino-fp32", "openvino-bf16", "onnxruntime-int8", "openvino-int8")
+    }
+    kept = {item.engine for item in manifest.candidates if item.kept}
+    assert {engine.name for engine in manifest.engines} == kept
+    assert 1 <= len(kept) <= 2
+    assert any(engine.precision == "fp32" for engine in manifest.engines)
+    measured = [item for item in manifest.candidates if item.drop is not None]
+    best = next(item for item in measured if item.verdict == FASTEST)
+    assert best.kept
+    assert all(item.latency_ms >= best.latency_ms for item in measured if item.verdict == PASSES)  # type: ignore[operator]
+    assert all(item.engine in text and item.verdict in text for item in measured)
+    files = {path.relative_to(output).parts[1] for path in (output / "engines").rglob("*") if path.is_file()}
+    assert files <= {engine.name for engine in manifest.engines} | {"openvino-fp32"}
+
+
+# --- the linter, through the build
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    ("kind", "message"), [("uint8", "it works on UINT8"), ("zero point", r"its zero point is \[3\]")]
+)
+def test_a_broken_graph_fails_the_build_and_names_the_node(
+    kind: str, message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def broken(*arguments: object, **options: object) -> ModelProto:
+        made = with_qdq(*arguments, **options)  # type: ignore[arg-type]
+        node = next((node for node in made.graph.node if node.op_type == "QuantizeLinear"), None)
+        if node is not None:
+            names.append(node.name)
+            (zero,) = (tensor for tensor in made.graph.initializer if tensor.name == node.input[2])
+            value = np.array(0, np.uint8) if kind == "uint8" else np.array(3, np.int8)
+            zero.CopyFrom(TensorProto(name=zero.name, data_type=2 if kind == "uint8" else 3, raw_data=value.tobytes()))
+        return made
+
+    monkeypatch.setattr("calibration.quantize.with_qdq", broken)
+    request = Request(tiny_entry(), tmp_path / "tiny.edgevis", calibration_data=folder)
+    with pytest.raises(ExportError, match=message) as caught:
+        build_bundle(request, Recorder())
+    assert f"node {names[0]!r} (QuantizeLinear)" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,440 @@
+"""A whole build: what ends up in the bundle, what is left when it fails, and what the command line says."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from calibration.samples import samples_from_photographs
+from edgevis import Predictor, models
+from edgevis.models import ModelEntry
+from edgevis.open_set.sidecar import Header, weights_digest, write_sidecar
+from edgevis.open_set.space import space_of
+from export import targets
+from export.build import main
+from export.pipeline import UNTRAINED, Request, build_bundle
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.identity import encoder_identity
+from runtime.bundle.spec import Deployment, Graph, TensorSpec
+from runtime.common.arrays import unit_rows
+from runtime.common.json_data import to_json
+from runtime.errors import ExportError, InputError, MissingDependencyError, ParityError, UnknownModelError, WeightsError
+from runtime.open_set.generic import generic
+from runtime.verification.verify import verify_bundle
+
+from built import Recorder
+from bundles import needs_openvino, python_environment
+from locations import ROOT
+from tiny_models import (
+    DEPLOYMENT,
+    GRAPH,
+    PREPROCESS,
+    TinyNet,
+    pictures,
+    reference_of,
+    tiny_entry,
+    tiny_net,
+    write_pictures,
+)
+
+pytestmark = [pytest.mark.torch, needs_openvino]
+
+ENGINES = ["onnxruntime-fp32", "openvino-fp32", "onnxruntime-int8", "openvino-int8"]
+
+
+class Drifting(TinyNet):
+    """Computes something else once it has been exported, as a miscompiled model does."""
+
+    def embed(self, image: Tensor) -> Tensor:
+        embedding = super().embed(image)
+        return embedding * 1.001 if torch.compiler.is_exporting() else embedding
+
+
+@pytest.fixture(scope="module")
+def folder_of_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures") / "people", pictures(48))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, folder_of_pictures: Path) -> tuple[Bundle, Recorder]:
+    """A bundle with trained weights in FP32 and INT8, calibrated on a folder."""
+    folder = tmp_path_factory.mktemp("built")
+    checkpoint = folder / "weights.safetensors"
+    save_file(tiny_net(seed=3).state_dict(), checkpoint)
+    recorder = Recorder()
+    request = Request(tiny_entry(), folder / "tiny.edgevis", checkpoint=checkpoint, calibration_data=folder_of_pictures)
+    return build_bundle(request, recorder), recorder
+
+
+@pytest.fixture
+def quick(tmp_path: Path, folder_of_pictures: Path) -> Request:
+    """A request that builds one precision."""
+    return Request(tiny_entry(), tmp_path / "tiny.edgevis", precisions=("fp32",), calibration_data=folder_of_pictures)
+
+
+def test_stages_come_in_order(built: tuple[Bundle, Recorder]) -> None:
+    _, recorder = built
+    assert recorder.stages == [
+        "weights",
+        "samples",
+        "onnx",
+        "reference",
+        "calibrate",
+        "layers",
+        "search",
+        "compile",
+        "parity",
+        "answers",
+    ]
+    assert list(recorder.details) == recorder.stages
+    # The tiny model's statistics are drawn at random: no images are like those of its training.
+    (warning,) = recorder.warnings
+    assert warning.startswith("the calibration images are unlike")
+
+
+def test_manifest_says_what_was_built(built: tuple[Bundle, Recorder]) -> None:
+    manifest = built[0].manifest
+    assert (manifest.name, manifest.model, manifest.target) == ("tiny", "tiny", "cpu")
+    assert [engine.name for engine in manifest.engines] == ENGINES
+    assert all(engine.proved and engine.latency_ms for engine in manifest.engines)
+    assert manifest.weights.trained
+    assert manifest.weights.source == "weights.safetensors"
+    assert manifest.weights.sha256 == weights_digest(tiny_net(seed=3))
+    assert manifest.parameters == models.parameters(tiny_net())
+    assert manifest.calibration is not None
+    assert (manifest.calibration.images, manifest.calibration.source) == (24, "people")
+    assert {"edgevis", "onnx", "onnxruntime", "openvino", "torch", "python"} <= set(manifest.tools)
+    assert manifest.encoder_identity == encoder_identity("tiny", DEPLOYMENT, manifest.weights.sha256)
+    assert manifest.created.endswith("+00:00")
+
+
+def test_files_are_where_the_design_says(built: tuple[Bundle, Recorder]) -> None:
+    assert sorted(built[0].manifest.files) == [
+        "answers.npz",
+        "engines/onnxruntime-int8/embed.onnx",
+        "engines/openvino-fp32/embed.bin",
+        "engines/openvino-fp32/embed.xml",
+        "engines/openvino-int8/embed.bin",
+        "engines/openvino-int8/embed.xml",
+        "golden.npz",
+        "graphs/embed.onnx",
+        "recorded.npz",
+    ]
+
+
+def test_no_file_tells_of_the_machine(built: tuple[Bundle, Recorder]) -> None:
+    secrets = (str(built[0].path.parent), str(ROOT), str(Path(torch.__file__).parent))
+    for path in built[0].path.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            assert not any(secret.encode() in data for secret in secrets), path.name
+
+
+def test_golden_inputs_are_preprocessed_photographs_and_none_of_the_calibration(
+    built: tuple[Bundle, Recorder],
+) -> None:
+    golden = built[0].golden()
+    assert set(golden) == {"embed/image", "embed/embedding"}
+    size = built[0].manifest.deployment.preprocess
+    photographs = samples_from_photographs(height=size.height, width=size.width, count=8)
+    for name, expected in reference_of(tiny_net(seed=3), photographs).items():
+        np.testing.assert_allclose(golden[name], expected, rtol=1e-5, atol=1e-5)  # another order of summation
+    given = reference_of(tiny_net(seed=3), pictures(48))["embed/image"]
+    assert not any((given == image).all(axis=(1, 2, 3)).any() for image in golden["embed/image"])
+
+
+def test_the_bundle_proves_itself_again(built: tuple[Bundle, Recorder]) -> None:
+    assert [(check.engine, check.status) for check in verify_bundle(built[0])] == [(name, "passed") for name in ENGINES]
+
+
+def test_predictor_runs_it(built: tuple[Bundle, Recorder]) -> None:
+    samples = pictures(6, seed=8)
+    wanted = reference_of(tiny_net(seed=3), samples)["embed/embedding"]
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    with Predictor(built[0].path, precision="fp32", backend="openvino") as predictor:
+        np.testing.assert_allclose(predictor.embed(list(samples.images)), wanted, atol=1e-5)
+
+
+def test_what_was_measured_beside_the_weights_goes_into_the_bundle(quick: Request, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "weights.safetensors"
+    save_file(tiny_net(seed=3).state_dict(), checkpoint)
+    dimension = DEPLOYMENT.graphs[0].outputs[0].shape[-1]
+    assert isinstance(dimension, int)
+    rows = unit_rows(np.random.default_rng(0).standard_normal((40, dimension)))
+    space = space_of(rows, np.repeat(np.arange(10), 4), shrink=0.5, neighbours=3, strength=0.5, cohort=8)
+    statistics = generic("nearest")
+    beside = tmp_path / "weights.open_set.npz"
+    write_sidecar(beside, Header("tiny", weights_digest(tiny_net(seed=3)), "a command", statistics), space)
+    recorder = Recorder()
+    bundle = build_bundle(replace(quick, checkpoint=checkpoint), recorder)
+    assert "open set" in recorder.stages
+    assert bundle.manifest.deployment.postprocess["open_set"] == to_json(statistics)
+    with Predictor(bundle.path) as predictor:
+        predictor.enroll("anna", pictures(2).images[0])
+        assert predictor.info.open_set is not None
+        assert predictor.info.open_set.method == "estimated"
+    write_sidecar(beside, Header("tiny", weights_digest(tiny_net(seed=4)), "a command", statistics), space)
+    with pytest.raises(WeightsError, match="was measured on other weights"):
+        build_bundle(replace(quick, checkpoint=checkpoint), Recorder())
+
+
+def test_random_weights_are_said_loudly(quick: Request) -> None:
+    recorder = Recorder()
+    manifest = build_bundle(quick, recorder).manifest
+    assert recorder.warnings == [UNTRAINED]
+    assert not manifest.weights.trained
+    assert manifest.weights.source == "random, seed 0"
+    assert manifest.calibration is None
+    assert "calibrate" not in recorder.stages
+
+
+def test_weights_of_which_nothing_was_measured_bring_nothing(built: tuple[Bundle, Recorder]) -> None:
+    assert "open_set" not in built[0].manifest.deployment.postprocess
+
+
+# --- identity
+
+
+def test_identity_follows_weights_preprocessing_and_graphs_only() -> None:
+    digest = weights_digest(tiny_net())
+    identity = encoder_identity("tiny", DEPLOYMENT, digest)
+    assert identity == encoder_identity("tiny", replace(DEPLOYMENT, postprocess={"x": 1}, max_batch=2), digest)
+    wide = replace(DEPLOYMENT, graphs=(Graph("embed", GRAPH.inputs, (TensorSpec("embedding", "float32", ("N", 8)),)),))
+    others = {
+        encoder_identity("tiny2", DEPLOYMENT, digest),
+        encoder_identity("tiny", replace(DEPLOYMENT, preprocess=replace(PREPROCESS, color="BGR")), digest),
+        encoder_identity("tiny", wide, digest),
+        encoder_identity("tiny", DEPLOYMENT, weights_digest(tiny_net(seed=1))),
+    }
+    assert len(others - {identity}) == 4
+
+
+def test_weights_digest_ignores_only_the_counters() -> None:
+    model = tiny_net()
+    digest = weights_digest(model)
+    model.norm.num_batches_tracked += 7
+    assert weights_digest(model) == digest
+    model.norm.running_mean[0] += 1e-3
+    assert weights_digest(model) != digest
+    assert weights_digest(tiny_net().to(torch.bfloat16)) != digest
+
+
+# --- failing
+
+
+def test_a_fault_leaves_nothing(quick: Request) -> None:
+    drifting = replace(quick, entry=replace(tiny_entry(), build=lambda: Drifting().eval()))
+    with pytest.raises(ParityError, match="graph 'embed' of the engine onnxruntime-fp32"):
+        build_bundle(drifting, Recorder())
+    assert list(quick.output.parent.iterdir()) == []
+
+
+def test_a_fault_keeps_the_bundle_that_was_there(quick: Request) -> None:
+    build_bundle(quick, Recorder())
+    before = {path: path.read_bytes() for path in quick.output.rglob("*") if path.is_file()}
+    drifting = replace(quick, entry=replace(tiny_entry(), build=lambda: Drifting().eval()))
+    with pytest.raises(ParityError):
+        build_bundle(drifting, Recorder())
+    with pytest.raises(KeyboardInterrupt):
+        build_bundle(quick, Recorder(interrupt_at="parity"))
+    assert {path: path.read_bytes() for path in quick.output.rglob("*") if path.is_file()} == before
+    assert list(quick.output.parent.iterdir()) == [quick.output]
+
+
+@pytest.mark.parametrize("stage", ["weights", "samples", "onnx", "reference", "compile", "parity", "answers"])
+def test_an_interrupt_at_any_stage_leaves_nothing(quick: Request, stage: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        build_bundle(quick, Recorder(interrupt_at=stage))
+    assert list(quick.output.parent.iterdir()) == []
+
+
+def test_a_termination_leaves_nothing(tmp_path: Path, folder_of_pictures: Path) -> None:
+    """In a process of its own: pytest's fault handler gives signals a stack that is too small for some processors."""
+    command = [sys.executable, "-m", "export.build", "--model", "enet", "--option", "side=64", "--precision", "fp32"]
+    command += ["--calibration-data", str(folder_of_pictures), "--output", str(tmp_path / "enet.edgevis")]
+    env = {**python_environment(), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        begun = next(line for line in process.stdout if line.startswith("samples"))
+        assert begun
+        assert [path.name[:13] for path in tmp_path.iterdir()] == [".enet.edgevis"]
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert errors.splitlines()[-1] == "terminated: nothing was written"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_checkpoint(quick: Request, tmp_path: Path) -> None:
+    save_file({"stem.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match=r"other\.safetensors does not fit"):
+        build_bundle(replace(quick, checkpoint=tmp_path / "other.safetensors"), Recorder())
+
+
+def test_precision_that_the_target_lacks(quick: Request) -> None:
+    with pytest.raises(ExportError, match="target 'cpu' has no precision 'fp16'; it has fp32, bf16, int8"):
+        build_bundle(replace(quick, precisions=("fp16",)), Recorder())
+
+
+def test_unknown_target(quick: Request) -> None:
+    with pytest.raises(ExportError, match="no target 'toaster'; known: cpu"):
+        build_bundle(replace(quick, target="toaster"), Recorder())
+
+
+def test_missing_compiler_is_found_before_the_work(quick: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    recorder = Recorder()
+    with pytest.raises(MissingDependencyError, match=r"pip install 'edgevis\[openvino\]'"):
+        build_bundle(quick, recorder)
+    assert not recorder.stages
+
+
+def test_graph_with_other_inputs(quick: Request) -> None:
+    support = Graph("embed", (*GRAPH.inputs, TensorSpec("gain", "float32", ("N", 32, 16))), GRAPH.outputs)
+
+    class Masked(TinyNet):
+        def embed(self, image: Tensor, gain: Tensor) -> Tensor:  # type: ignore[override]
+            return super().embed(image * gain[:, None])
+
+    entry = replace(tiny_entry(deployment=Deployment("reid", (support,), PREPROCESS)), build=lambda: Masked().eval())
+    with pytest.raises(ExportError, match=r"graph 'embed' takes .*'gain'.*; a build makes"):
+        build_bundle(replace(quick, entry=entry), Recorder())
+
+
+# --- the command line
+
+
+@pytest.fixture
+def tiny_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line finds the tiny model as it finds those in edgevis/models."""
+
+    def entry(name: str) -> ModelEntry:
+        if name != "tiny":
+            raise UnknownModelError(f"no model {name!r}; known: tiny")
+        return tiny_entry()
+
+    monkeypatch.setattr(models, "entry", entry)
+
+
+@pytest.mark.usefixtures("tiny_by_name")
+def test_command_line(
+    tmp_path: Path,
+    folder_of_pictures: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status = main(["--model", "tiny", "--precision", "fp32", "--calibration-data", str(folder_of_pictures)])
+    output, errors = capsys.readouterr()
+    assert status == 0
+    assert Bundle(tmp_path / "bundles" / "tiny.edgevis").manifest.model == "tiny"
+    lines = output.splitlines()
+    stages = [line.split()[0] for line in lines if " s " in line]
+    assert stages == ["start", "weights", "samples", "onnx", "reference", "compile", "parity", "answers", "bundle"]
+    assert any(line.startswith("onnxruntime-fp32 ") and "rank-1 agreement 1.000 of 24" in line for line in lines)
+    assert lines[-1] == "next: edgevis info bundles/tiny.edgevis"
+    assert "RANDOM WEIGHTS" in errors
+    assert "RANDOM WEIGHTS" in output
+    assert "\033" not in output, "no terminal codes where there is no terminal"
+
+
+@pytest.mark.usefixtures("tiny_by_name")
+def test_command_line_json(tmp_path: Path, folder_of_pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "x.edgevis"
+    arguments = ["--model", "tiny", "--precision", "int8", "--output", str(output), "--json", "--quiet", "--no-cache"]
+    assert main([*arguments, "--calibration-data", str(folder_of_pictures)]) == 0
+    text, errors = capsys.readouterr()
+    data = json.loads(text)
+    assert data["bundle"] == str(output)
+    assert [engine["precision"] for engine in data["engines"]] == ["int8", "int8"]
+    assert data["weights"]["trained"] is False
+    assert data["size_bytes"] == sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    assert errors == f"warning: {UNTRAINED}\n"
+
+
+@pytest.mark.usefixtures("tiny_by_name")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nothing"], "no model 'nothing'"),
+        (["--model", "tiny", "--target", "toaster"], "no target 'toaster'"),
+        (["--model", "tiny", "--calibration-data", "nowhere"], "nowhere does not exist"),
+        (["--model", "tiny", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
+        (["--model", "tiny", "--output", "tiny"], "ends in .edgevis"),
+    ],
+)
+def test_command_line_errors(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "--quiet"]) == 1
+    output, errors = capsys.readouterr()
+    assert output == ""
+    assert message in errors
+    assert errors.rstrip().endswith("nothing was written")
+    assert "Traceback" not in errors
+    assert not list(tmp_path.rglob("*.edgevis"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--model", "tiny", "--precision", "fp33"], ["--model", "tiny", "--precision", ","]]
+)
+def test_command_line_misuse(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in (*models.names(), *targets.names()))
+    assert main(["--list", "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert [model["name"] for model in data["models"]] == models.names()
+    assert set(data["targets"]) == set(targets.names())
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_targets_are_consistent(name: str) -> None:
+    target = targets.load(name)
+    assert target.summary
+    assert set(target.default_precisions) <= set(target.compilers)
+    assert all(target.compilers.values())
+
+
+def test_samples_that_are_too_few(quick: Request, tmp_path: Path) -> None:
+    few = write_pictures(tmp_path / "few", pictures(5))
+    with pytest.raises(InputError, match="few holds 5 images"):
+        build_bundle(replace(quick, calibration_data=few), Recorder())
+
+
+@pytest.mark.parametrize("module", ["export.build", "edgevis.train"])
+def test_lists_are_printed_to_any_terminal_and_an_output_that_takes_nothing_is_one_line(module: str) -> None:
+    def listed(after: str, *python: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", "-c", f'"$@" {after}', "bash", sys.executable, *python, "-m", module, "--list"]
+        env = {**python_environment(), "PYTHONIOENCODING": "ascii:strict"}
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+    assert listed("", "-OO").returncode == 0
+    for after, message in (("> /dev/full", "No space left"), (">&-", "standard output is closed")):
+        done = listed(after)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
