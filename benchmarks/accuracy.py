@@ -5,10 +5,10 @@
     python -m benchmarks.accuracy few-shot-segmentation --data ccp_dev.zip --published mobilenetv2_100.safetensors
     python -m benchmarks.accuracy boxes --data hippocampus_dev.zip
 
-Each arm of a comparison is one training (``edgevis.train``) with the same data, seed, budget and evaluation, in its
-own folder below ``--output``. An arm that is finished is not trained again, one that was interrupted goes on; ``--only
-ARM`` trains one arm, so that several processes or machines can share the work. The table gives each figure with its
-95 % interval, and the difference to the first arm with the interval of the difference: both saw the same episodes,
+Each variant of a comparison is one training (``edgevis.train``) with the same data, seed, budget and evaluation, in its
+own folder below ``--output``. A variant that is finished is not trained again, one that was interrupted goes on;
+``--only VARIANT`` trains one variant, so that several processes or machines can share the work. The table gives each
+figure with its 95 % interval, and the difference to the first variant with its interval: both saw the same episodes,
 persons or volumes (see ``edgevis.metrics.jackknife``).
 """
 
@@ -32,7 +32,7 @@ from runtime.common.json_data import parse_json
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class Variant:
     """One training of a comparison.
 
     Attributes:
@@ -53,29 +53,29 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Arms that are trained and measured alike.
+    """Variants that are trained and measured alike.
 
     Attributes:
-        arms: The first is what the others are compared with.
-        values: Of every arm's recipe.
+        variants: The first is what the others are compared with.
+        values: Of every variant's recipe.
     """
 
-    arms: tuple[Arm, ...]
+    variants: tuple[Variant, ...]
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of one arm.
+    """One figure of one variant.
 
     Attributes:
         half_width95: Of the figure's 95 % interval.
-        difference: To the same figure of the first arm; None for the first.
+        difference: To the same figure of the first variant; None for the first.
         difference_half_width95: Of its 95 % interval, on the same units.
         seconds: The training's.
     """
 
-    arm: str
+    variant: str
     parameters: int
     figure: str
     value: float
@@ -87,23 +87,23 @@ class Row:
 
 
 _TEACHER = "osnet-x0-25"
-# MobileNetV2 up to where AFL-Net's branches part: no arm moves it.
+# MobileNetV2 up to where AFL-Net's branches part: no variant moves it.
 _STEM = ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2", "blocks.3")
 
 COMPARISONS: Mapping[str, Comparison] = {
     "few-shot": Comparison(
         (
-            Arm("fusion", "afl-net", {"backbone": "mobilenetv2"}, {"frozen": ["stem"]}, published="backbone"),
-            Arm(
+            Variant("fusion", "afl-net", {"backbone": "mobilenetv2"}, {"frozen": ["stem"]}, published="backbone"),
+            Variant(
                 "fusion-no-attention",
                 "afl-net-no-attention",
                 {"backbone": "mobilenetv2"},
                 {"frozen": ["stem"]},
                 published="backbone",
             ),
-            Arm("global", "mobilenetv2", values={"objective": "global", "frozen": _STEM}, published="weights"),
-            Arm("local", "mobilenetv2", values={"objective": "local", "frozen": _STEM}, published="weights"),
-            Arm("published", "mobilenetv2", values={"epochs": 0}, published="weights"),
+            Variant("global", "mobilenetv2", values={"objective": "global", "frozen": _STEM}, published="weights"),
+            Variant("local", "mobilenetv2", values={"objective": "local", "frozen": _STEM}, published="weights"),
+            Variant("published", "mobilenetv2", values={"epochs": 0}, published="weights"),
         ),
         {
             "mixed": True,
@@ -119,24 +119,24 @@ COMPARISONS: Mapping[str, Comparison] = {
     ),
     "reid": Comparison(
         (
-            Arm("epri-net", "epri-net", {"height": 192}, published="teacher"),
-            Arm("epri-net-baseline", "epri-net-baseline", {"height": 192}, published="teacher"),
-            Arm("osnet-fine-tuned", "osnet-x0-25", published="weights"),
-            Arm("osnet-published", "osnet-x0-25", values={"epochs": 0}, published="weights"),
+            Variant("epri-net", "epri-net", {"height": 192}, published="teacher"),
+            Variant("epri-net-baseline", "epri-net-baseline", {"height": 192}, published="teacher"),
+            Variant("osnet-fine-tuned", "osnet-x0-25", published="weights"),
+            Variant("osnet-published", "osnet-x0-25", values={"epochs": 0}, published="weights"),
         ),
         # EfficientNet-b0 begins at random here: what it learns, it learns from the teacher.
         {"epochs": 20, "distill_embedding": 20.0},
     ),
     "few-shot-segmentation": Comparison(
         tuple(
-            Arm(masking, f"hsnet-{masking}", {"backbone": "mobilenetv2", "side": 129}, published="backbone")
+            Variant(masking, f"hsnet-{masking}", {"backbone": "mobilenetv2", "side": 129}, published="backbone")
             for masking in ("hm", "fm", "im")
         ),
         {"epochs": 12, "steps_per_epoch": 80, "test_episodes": 1000},
     ),
     "boxes": Comparison(
         tuple(
-            Arm(name, "enet", {"side": 64}, values)
+            Variant(name, "enet", {"side": 64}, values)
             for name, values in (
                 ("boxes", {"supervision": "boxes"}),
                 ("boxes-quasimax", {"supervision": "boxes", "smooth_max": "quasimax"}),
@@ -159,9 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--published", metavar="FILE", type=Path, help="published weights: a backbone's, a whole model's or a teacher's"
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="(default: runs/COMPARISON)")
-    parser.add_argument("--only", metavar="ARM", help="train this arm alone and print no table")
+    parser.add_argument("--only", metavar="VARIANT", help="train this variant alone and print no table")
     parser.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", type=setting, default=[], help="another value for every arm"
+        "--set", metavar="KEY=VALUE", action="append", type=setting, default=[], help="another value for every variant"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
@@ -170,8 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = arguments.output or Path("runs", arguments.comparison)
     try:
         comparison = COMPARISONS[arguments.comparison]
-        for arm in _chosen(comparison, arguments.only):
-            _train(arm, comparison, arguments, output / arm.name)
+        for variant in _chosen(comparison, arguments.only):
+            _train(variant, comparison, arguments, output / variant.name)
         if arguments.only is not None:
             return 0
     except (EdgevisError, OSError) as error:
@@ -179,36 +179,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     return report(
         lambda: _rows(comparison, output),
-        headers=("arm", "parameters", "figure", "value", "to the first", "epochs", "minutes"),
+        headers=("variant", "parameters", "figure", "value", "to the first", "epochs", "minutes"),
         cells=_cells,
         as_json=arguments.json,
     )
 
 
-def _chosen(comparison: Comparison, only: str | None) -> tuple[Arm, ...]:
-    names = [arm.name for arm in comparison.arms]
+def _chosen(comparison: Comparison, only: str | None) -> tuple[Variant, ...]:
+    names = [variant.name for variant in comparison.variants]
     if only is not None and only not in names:
-        raise InputError(f"there is no arm {only!r}; allowed: {', '.join(names)}")
-    return tuple(arm for arm in comparison.arms if only in (None, arm.name))
+        raise InputError(f"there is no variant {only!r}; allowed: {', '.join(names)}")
+    return tuple(variant for variant in comparison.variants if only in (None, variant.name))
 
 
-def _train(arm: Arm, comparison: Comparison, arguments: argparse.Namespace, output: Path) -> None:
+def _train(variant: Variant, comparison: Comparison, arguments: argparse.Namespace, output: Path) -> None:
     if (output / REPORT).exists():
         return
-    if arm.published is not None and arguments.published is None:
-        raise InputError(f"the arm {arm.name!r} begins with published weights: name them with --published FILE")
-    print(f"-- {arm.name}", file=sys.stderr)
+    if variant.published is not None and arguments.published is None:
+        raise InputError(f"the variant {variant.name!r} begins with published weights: name them with --published FILE")
+    print(f"-- {variant.name}", file=sys.stderr)
     request = Request(
-        model=arm.model,
+        model=variant.model,
         data=arguments.data,
         output=output,
         recipe="small",
-        values={**comparison.values, **dict(arguments.set), **arm.values},
-        options=arm.options,
-        weights=arguments.published if arm.published == "weights" else None,
-        backbone=arguments.published if arm.published == "backbone" else None,
-        teacher=arguments.published if arm.published == "teacher" else None,
-        teacher_model=_TEACHER if arm.published == "teacher" else None,
+        values={**comparison.values, **dict(arguments.set), **variant.values},
+        options=variant.options,
+        weights=arguments.published if variant.published == "weights" else None,
+        backbone=arguments.published if variant.published == "backbone" else None,
+        teacher=arguments.published if variant.published == "teacher" else None,
+        teacher_model=_TEACHER if variant.published == "teacher" else None,
         resume=True,
         seed=arguments.seed,
         precision=arguments.precision,
@@ -217,16 +217,16 @@ def _train(arm: Arm, comparison: Comparison, arguments: argparse.Namespace, outp
 
 
 def _rows(comparison: Comparison, output: Path) -> list[Row]:
-    first = _read(output / comparison.arms[0].name / SAMPLES)
+    first = _read(output / comparison.variants[0].name / SAMPLES)
     rows = []
-    for number, arm in enumerate(comparison.arms):
-        found, samples = _read(output / arm.name / REPORT), _read(output / arm.name / SAMPLES)
-        parameters = models.parameters(models.module_from(models.entry(arm.model), found["options"]))
+    for number, variant in enumerate(comparison.variants):
+        found, samples = _read(output / variant.name / REPORT), _read(output / variant.name / SAMPLES)
+        parameters = models.parameters(models.module_from(models.entry(variant.model), found["options"]))
         for name, figure in found["evaluation"]["figures"].items():
             by, width = difference(samples[name], first[name]) if number else (None, None)
             rows.append(
                 Row(
-                    arm.name,
+                    variant.name,
                     parameters,
                     name,
                     figure["value"],
@@ -246,7 +246,7 @@ def _read(path: Path) -> Any:
 
 def _cells(row: Row) -> tuple[str, ...]:
     return (
-        row.arm,
+        row.variant,
         f"{row.parameters:,}",
         row.figure,
         f"{row.value:.3f} ± {row.half_width95:.3f}",

@@ -19,7 +19,7 @@ from typing import cast
 import cv2
 import numpy as np
 
-from benchmarks.scenes import FixedCamera, OtherCamera, PhotoPan, Scene, View
+from benchmarks.video_scenes import FixedCamera, OtherCamera, PhotoPan, Scene, View
 from edgevis import EdgevisError, Identification, Predictor, SourceError
 from edgevis.cli._common import open_set_lines
 from edgevis.cli.bench import HEADERS, MEASURED, time_engines
@@ -28,8 +28,6 @@ from runtime.common.json_data import to_json
 from runtime.common.text import markdown_table, text_table
 from runtime.images.decode import Image
 from runtime.images.draw import color_at, color_of, draw_tag
-
-SHARED_VIDEO = Path("../shared/data/video/one-by-one-person-detection.mp4")
 
 
 @dataclass
@@ -54,7 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--bundle", required=True, help="a Re-ID bundle that recognises")
     parser.add_argument("--timed", nargs="*", default=[], help="more bundles for the table of latencies")
-    parser.add_argument("--video", type=Path, help="a video of a fixed camera whose first second shows nobody")
+    parser.add_argument(
+        "--video",
+        type=Path,
+        help="a video of a fixed camera whose first second shows nobody (default: a pan over photographs)",
+    )
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for what is made (default: demo)")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each bundle and batch size (default: 4)")
     arguments = parser.parse_args(argv)
@@ -68,8 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(bundle: str, timed: Sequence[str], video: Path | None, output: Path, *, seconds: float) -> None:
     """Enrol, watch, draw, time; see the module."""
-    if video is None and SHARED_VIDEO.is_file():
-        video = SHARED_VIDEO
     scene: Scene = PhotoPan() if video is None else FixedCamera(video)
     output.mkdir(parents=True, exist_ok=True)
     print(f"\nScene: {scene.name}")

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.accuracy``: arms trained alike, measured on the same images, and compared."""
+"""``python -m benchmarks.accuracy``: variants trained alike, measured on the same images, and compared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.torch
 def test_arms_are_trained_once_and_compared_on_the_same_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, output = write_masks(tmp_path / "data"), tmp_path / "arms"
+    data, output = write_masks(tmp_path / "data"), tmp_path / "variants"
     arguments = ["boxes", "--data", str(data), "--output", str(output), "--json"]
     arguments += ["--set", "epochs=1", "--set", "steps_per_epoch=1", "--set", "batch=2"]
     assert main([*arguments, "--only", "mil"]) == 0
@@ -29,9 +29,9 @@ def test_arms_are_trained_once_and_compared_on_the_same_images(
     assert main(arguments) == 0
     assert (output / "mil" / "report.json").stat().st_mtime_ns == written
     rows = json.loads(capsys.readouterr().out)
-    assert [row["arm"] for row in rows] == [arm.name for arm in COMPARISONS["boxes"].arms]
+    assert [row["variant"] for row in rows] == [variant.name for variant in COMPARISONS["boxes"].variants]
     assert rows[0]["difference"] is None
-    samples = [json.loads((output / row["arm"] / "samples.json").read_text())["Dice"] for row in rows]
+    samples = [json.loads((output / row["variant"] / "samples.json").read_text())["Dice"] for row in rows]
     for row, own in zip(rows[1:], samples[1:], strict=True):
         assert row["difference"] == pytest.approx(np.mean(own) - np.mean(samples[0]), abs=1e-9)
         assert row["parameters"] == models.parameters(models.create("enet"))
@@ -41,23 +41,23 @@ def test_arms_are_trained_once_and_compared_on_the_same_images(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["boxes", "--only", "best"], "there is no arm 'best'; allowed: boxes, boxes-quasimax, mil, masks"),
+        (["boxes", "--only", "best"], "there is no variant 'best'; allowed: boxes, boxes-quasimax, mil, masks"),
         (
             ["few-shot", "--only", "global"],
-            "the arm 'global' begins with published weights: name them with --published",
+            "the variant 'global' begins with published weights: name them with --published",
         ),
     ],
 )
 def test_what_is_missing_is_said(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*arguments, "--data", str(tmp_path), "--output", str(tmp_path / "arms")]) == 1
+    assert main([*arguments, "--data", str(tmp_path), "--output", str(tmp_path / "variants")]) == 1
     assert message in capsys.readouterr().err
 
 
 def test_every_arm_can_be_made() -> None:
     for comparison in COMPARISONS.values():
-        for arm in comparison.arms:
-            entry = models.entry(arm.model)
-            entry.recipes["small"].with_values({**comparison.values, **arm.values})
-            models.module_from(entry, arm.options)
+        for variant in comparison.variants:
+            entry = models.entry(variant.model)
+            entry.recipes["small"].with_values({**comparison.values, **variant.values})
+            models.module_from(entry, variant.options)

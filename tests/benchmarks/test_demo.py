@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import demo
-from benchmarks.scenes import Box, FixedCamera, PhotoPan
+from benchmarks.video_scenes import Box, FixedCamera, PhotoPan
 from edgevis import SourceError
 from runtime.images.decode import Image, read_image
 from runtime.streams.sources import frames
@@ -92,7 +92,6 @@ def test_the_demo_writes_all_it_promises(
     over: str, visitors: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PhotoPan, "length", 60)
-    monkeypatch.setattr(demo, "SHARED_VIDEO", tmp_path / "not there.mp4")
     output = tmp_path / "out"
     command = ["--bundle", str(tiny_bundle), "--output", str(output), "--seconds", "0.1"]
     assert demo.main(command + (["--video", str(visitors)] if over == "video" else [])) == 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import parameters
-from benchmarks.scenes import PhotoPan
+from benchmarks.video_scenes import PhotoPan
 from calibration.samples import samples_from_photographs
 from edgevis import cli, models
 

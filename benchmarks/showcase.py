@@ -1,4 +1,4 @@
-"""What the weights that ship do besides persons: ``python -m benchmarks.things`` (``make demo`` builds what it needs).
+"""Pictures of what the weights that ship do besides Re-ID: ``python -m benchmarks.showcase`` (run by ``make demo``).
 
 On photographs that wheels carry, with three bundles:
 
@@ -6,7 +6,7 @@ On photographs that wheels carry, with three bundles:
 - few-shot segmentation is shown one thing in one photograph, by a polygon, and finds it in another photograph;
 - segmentation finds what looks like the cell nuclei whose boxes taught it: galaxies.
 
-Writes ``things.jpg`` into the output folder. The photographs are nobody's training data, and none of this is a
+Writes ``showcase.jpg`` into the output folder. The photographs are nobody's training data, and none of this is a
 measurement: see docs/accuracy.md for those.
 """
 
@@ -21,7 +21,7 @@ from typing import cast
 import cv2
 import numpy as np
 
-from benchmarks.scenes import photograph
+from benchmarks.video_scenes import photograph
 from edgevis import Classification, EdgevisError, Predictor, Segmentation, SourceError
 from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, painted, tile
 from runtime.common.arrays import Array
@@ -55,7 +55,7 @@ _SIDE = 150
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw; an error of ours becomes one line and exit status 1."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.things", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.showcase", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--classify", metavar="BUNDLE", required=True, help="few-shot classification")
     parser.add_argument("--find", metavar="BUNDLE", required=True, help="few-shot segmentation")
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         rows = [classified(arguments.classify), found(arguments.find), segmented(arguments.segment)]
-        path = arguments.output / "things.jpg"
+        path = arguments.output / "showcase.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not cv2.imwrite(str(path), stacked(rows), [cv2.IMWRITE_JPEG_QUALITY, 90]):
             raise SourceError(f"{path} cannot be written")

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks import things
+from benchmarks import showcase
 from edgevis import models
 from export.build import main as build
 from runtime.bundle.bundle import Bundle
@@ -31,19 +31,19 @@ def test_three_bundles_make_a_picture(
     bundles = ["--find", str(finder), "--segment", str(segmenter), "--classify"]
     capsys.readouterr()
     classifier = str(small_bundle(tmp_path_factory, "resnet12"))
-    assert things.main([*bundles, classifier, "--output", str(tmp_path / "demo")]) == 0
+    assert showcase.main([*bundles, classifier, "--output", str(tmp_path / "demo")]) == 0
     printed = capsys.readouterr().out
     assert "of 32 views recognised, one picture of each enrolled" in printed
     assert printed.count("Few-shot segmentation: ") == printed.count("Segmentation: ") == 3
-    picture = cv2.imread(str(tmp_path / "demo" / "things.jpg"))
+    picture = cv2.imread(str(tmp_path / "demo" / "showcase.jpg"))
     assert picture is not None
     assert picture.shape[0] > 900
-    assert things.main([*bundles, str(tmp_path), "--output", str(tmp_path / "demo")]) == 1
+    assert showcase.main([*bundles, str(tmp_path), "--output", str(tmp_path / "demo")]) == 1
 
 
 def test_a_view_is_square_and_unlike_the_others() -> None:
     image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
-    one, other = (things._view(image, np.random.default_rng(seed)) for seed in (1, 2))
+    one, other = (showcase._view(image, np.random.default_rng(seed)) for seed in (1, 2))
     assert one.shape == other.shape == (60, 60, 3)
     assert np.abs(one.astype(int) - other).mean() > 10
 
