@@ -25,10 +25,10 @@ from export import compilers, int8
 from export.agreement import Agreement, write_recorded
 from export.autocast import half_from_float
 from export.compilers import graph_path
+from export.cpu_proxy import CpuProxy
 from export.onnx import onnx_from_module
 from export.reference import calibration_feeds, golden_of, needs_masks, reference_of
-from export.stand_in import StandIn
-from export.verify import prove_engines
+from export.verify import check_parity
 from runtime.bundle.bundle import GOLDEN, Bundle, write_bundle
 from runtime.bundle.identity import encoder_identity
 from runtime.bundle.manifest import EngineRecord, Manifest, Weights
@@ -112,17 +112,17 @@ class Subject:
 
     def build(self, record: EngineRecord, folder: Path, *, threads: int | None = None) -> str:
         """What the build's gate says to the engine in ``folder``; empty where it lets it pass."""
-        stand_ins = {}
+        cpu_proxies = {}
         if record.backend == GPU:
-            stand_ins[record.name] = {graph: folder / file for graph, file in record.files.items()}
+            cpu_proxies[record.name] = {graph: folder / file for graph, file in record.files.items()}
         try:
-            proved = prove_engines(
+            proved = check_parity(
                 [replace(record, proof=None, graph_proof=None, recorded=None)],
                 bundle=folder,
                 deployment=self.deployment,
                 reference=self.reference,
                 advance=lambda done, total: None,
-                stand_ins=stand_ins,
+                cpu_proxies=cpu_proxies,
                 agreement=self._agreement,
                 threads=threads,
             )
@@ -273,13 +273,13 @@ def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
                 _close(_open(record, work, deployment, None))
             except UnavailableError:  # BF16 on a processor without it
                 records.remove(record)
-        proved = prove_engines(
+        proved = check_parity(
             records,
             bundle=work,
             deployment=deployment,
             reference=reference,
             advance=lambda done, total: None,
-            stand_ins={
+            cpu_proxies={
                 record.name: {graph: work / file for graph, file in record.files.items()}
                 for record in records
                 if record.backend == GPU
@@ -354,7 +354,7 @@ def _open(record: EngineRecord, folder: Path, deployment: Deployment, threads: i
     if record.backend != GPU:
         return open_graphs(record, deployment, lambda file: folder / file, threads=threads)
     return {
-        graph.name: Session(StandIn(folder / record.files[graph.name]), graph, max_batch=deployment.max_batch)
+        graph.name: Session(CpuProxy(folder / record.files[graph.name]), graph, max_batch=deployment.max_batch)
         for graph in deployment.graphs
     }
 

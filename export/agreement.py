@@ -20,9 +20,9 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
+from export.cpu_proxy import CpuProxy
 from export.reference import golden_of, golden_rows
 from export.rounding import rounded_graph
-from export.stand_in import StandIn
 from runtime.bundle.manifest import MAX_DIFFERENCE, EngineRecord, OutputRecord, OutputsRecord
 from runtime.bundle.spec import Deployment, Graph, Precision
 from runtime.common.arrays import Array, write_arrays
@@ -216,7 +216,7 @@ def _run(model: ModelProto, graph: Graph, golden: Mapping[str, Array]) -> dict[s
     with scratch_folder("edgevis-graph-") as folder:
         path = Path(folder, f"{graph.name}.onnx")
         onnx.save(model, path)
-        engine = StandIn(path, exact=True)
+        engine = CpuProxy(path, exact=True)
     session = Session(engine, graph, max_batch=max(BATCH_SIZES))
     try:
         return run_in_batches(session, graph, inputs, size=max(BATCH_SIZES), rows=rows_of(graph, inputs))

@@ -1,37 +1,18 @@
-"""``python -m export.build``: a PyTorch model becomes a bundle. Arguments and output; the work is in pipeline.py."""
+"""``python -m export.build``: a PyTorch model becomes a bundle. Its command; the work is in :mod:`export.pipeline`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, get_args
 
-from calibration.cache import default_folder
-from calibration.ranges import Method
-from export.candidates import DEFAULT_MAX_DROP, summary_text
+from export.arguments import build_parser, request_from
+from export.report import list_all, print_report
 from export.reporter import Reporter
-from runtime.bundle.build_report import measured_text
-from runtime.bundle.bundle import SUFFIX, Bundle
-from runtime.bundle.manifest import EngineRecord
-from runtime.bundle.spec import Precision
 from runtime.common.command import run_command
 from runtime.common.console import report
-from runtime.common.json_data import to_json
-from runtime.common.text import text_table
 from runtime.errors import EdgevisError
-from runtime.parity.compare import DISTANCE_HEADERS, NOT_YET_PROVED, decisions_text, distance_cells
-
-_DESCRIPTION = """\
-Export a model to ONNX, compile it for a target, prove every engine against PyTorch on real images, write a bundle.
-
-Each stage prints one line with its time and what it made. Nothing is written unless every stage succeeds; a bundle
-that is already there is then replaced, and otherwise left as it is.
-"""
-_AUTO = "auto"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,10 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    parser = _parser()
+    parser = build_parser()
     arguments = parser.parse_args(argv)
     if arguments.list:
-        return _list(arguments)
+        return list_all(as_json=arguments.json)
     if not arguments.model:
         parser.error("--model is needed; --list shows the models")
     try:
@@ -54,297 +35,18 @@ def _main(argv: Sequence[str] | None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m export.build", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", metavar="NAME", help="a model of edgevis.models; see --list")
-    parser.add_argument("--target", metavar="NAME", default="cpu", help="where it shall run (default: cpu); see --list")
-    parser.add_argument(
-        "--precision",
-        metavar="P",
-        action="append",
-        type=_precisions,
-        help=f"{', '.join(get_args(Precision))}; several with commas or by repeating (default for cpu: fp32,int8; for "
-        "few-shot segmentation fp32; bf16 needs a processor that has it). INT8 without fp32 is possible; fp32 is what "
-        "other precisions fall back to. auto: all that the target has are built and measured here; the fastest that "
-        "loses no more than --max-drop is kept, and the fastest fp32 engine to fall back to",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        metavar="FILE",
-        type=Path,
-        help=".safetensors or .pt weights (default: those that ship with edgevis; where none do, random ones)",
-    )
-    parser.add_argument(
-        "--calibration-data",
-        metavar="PATH",
-        type=Path,
-        help="a folder or zip of real images, one sub-folder per person or class: they set INT8 scales and prove "
-        "the engines. Eight of them go into the bundle as golden.npz "
-        "(default: crops of photographs in the wheels of scikit-image and Matplotlib)",
-    )
-    parser.add_argument(
-        "--calibration",
-        metavar="METHOD",
-        choices=get_args(Method),
-        help=f"how INT8's ranges follow from the values that were seen: {', '.join(get_args(Method))} (default: the "
-        "target's, mse)",
-    )
-    parser.add_argument(
-        "--max-drop",
-        metavar="SHARE",
-        type=_share,
-        default=DEFAULT_MAX_DROP,
-        help="what INT8 may lose: the share of decisions that differ from the float model's, and 1 - mean cosine of "
-        "what the graphs make. The most harmful layers go back to float until it holds; 1 leaves all in INT8, "
-        "and keeps it where the images cannot show what it loses (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--cache",
-        metavar="DIR",
-        type=Path,
-        default=default_folder(),
-        help="where measured ranges are kept between builds (default: %(default)s; None keeps nothing)",
-    )
-    parser.add_argument("--no-cache", action="store_true", help="measure ranges anew and keep nothing")
-    parser.add_argument(
-        "--option",
-        metavar="NAME=VALUE",
-        action="append",
-        type=_option,
-        default=[],
-        help="an option of the model, such as backbone=resnet101 or side=257; may be repeated",
-    )
-    for flag, what in (("min", "smallest"), ("opt", "usual"), ("max", "largest")):
-        parser.add_argument(
-            f"--{flag}-shapes",
-            metavar="NAME:1x3x…",
-            action="append",
-            default=[],
-            help=f"the {what} shape that an engine of jetson, datacenter or rtx is built for, such as image:"
-            "8x3x256x128; inputs with the same open axis follow; several with commas or by repeating"
-            + {
-                "min": " (default: one image)",
-                "opt": " (default: one image, for datacenter 8)",
-                "max": " (default: the model's largest batch, which it sets, too)",
-            }[flag],
-        )
-    parser.add_argument(
-        "--workspace",
-        metavar="MIB",
-        type=_mebibytes,
-        help="the most device memory that a layer of a TensorRT plan may take for scratch (default: jetson 2048, "
-        "datacenter all)",
-    )
-    parser.add_argument(
-        "--optimization-level",
-        metavar="N",
-        type=int,
-        choices=range(6),
-        help="0 to 5: how long TensorRT searches for fast kernels (default: TensorRT's own)",
-    )
-    parser.add_argument(
-        "--version-compatible",
-        action="store_true",
-        help="later releases of TensorRT may load the plan of an earlier one; it may be slower",
-    )
-    parser.add_argument(
-        "--hardware-compatible",
-        action="store_true",
-        help="one plan for all GPUs from Ampere on, for a cache that a mixed fleet shares; it may be slower. "
-        "datacenter only",
-    )
-    parser.add_argument(
-        "--golden-pictures",
-        metavar="DIR",
-        type=Path,
-        help="a folder of 2 to 15 image files, one sub-folder for each thing they show, to prove the way from pixel to "
-        "answer with. They are COPIED INTO THE BUNDLE, at most 1024 pixels a side: whoever gets the bundle gets them "
-        "(default: pictures that the build draws)",
-    )
-    parser.add_argument("--output", metavar="PATH", type=Path, help="the bundle (default: bundles/NAME.edgevis)")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-    parser.add_argument("--quiet", action="store_true", help="no progress and no table; warnings and errors remain")
-    parser.add_argument("--list", action="store_true", help="list the models and targets, and stop")
-    return parser
-
-
-def _precisions(text: str) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    for name in names:
-        if name not in (*get_args(Precision), _AUTO):
-            raise argparse.ArgumentTypeError(f"no precision {name!r}; known: {', '.join(get_args(Precision))}, {_AUTO}")
-    if not names:
-        raise argparse.ArgumentTypeError("no precision is named")
-    return names
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share; allowed: 0 to 1")
-    return value
-
-
-def _mebibytes(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 1 << 20):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of MiB; allowed: 1 to {1 << 20}")
-    return int(text) << 20
-
-
-def _option(text: str) -> tuple[str, str | int]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, int(value) if value.isdecimal() else value
-
-
 def _build(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     # With --json, standard output holds nothing but the object.
     reporter = Reporter(sys.stderr if arguments.json else sys.stdout, quiet=arguments.quiet)
     reporter.begin("start")
-    from edgevis import models  # torch takes a second or two: --help need not wait for it
-    from export.pipeline import UNTRAINED, Request, build_bundle
-    from export.profiles import Wanted
-    from export.targets import PlanSettings
+    request = request_from(arguments)  # imports torch
+    from export.pipeline import build_bundle
 
-    entry = models.entry(arguments.model)
-    output = arguments.output or Path("bundles", f"{arguments.model}{SUFFIX}")
-    named = tuple(name for names in arguments.precision or () for name in names)
-    # `auto` beside other names: these are the candidates.
-    precisions = tuple(name for name in named if name != _AUTO) or None
-    reporter.end(f"{entry.name} for {arguments.target}")
-    bundle = build_bundle(
-        Request(
-            entry=entry,
-            output=output,
-            target=arguments.target,
-            precisions=precisions,
-            checkpoint=arguments.checkpoint,
-            calibration_data=arguments.calibration_data,
-            options=dict(arguments.option),
-            seed=arguments.seed,
-            shapes=Wanted(_shapes(arguments.min_shapes), _shapes(arguments.opt_shapes), _shapes(arguments.max_shapes)),
-            calibration=arguments.calibration,
-            max_drop=arguments.max_drop,
-            cache=None if arguments.no_cache else arguments.cache,
-            choose=_AUTO in named,
-            golden_pictures=arguments.golden_pictures,
-            settings=PlanSettings(
-                workspace_bytes=arguments.workspace,
-                optimization_level=arguments.optimization_level,
-                version_compatible=arguments.version_compatible,
-                hardware_compatible=arguments.hardware_compatible,
-            ),
-        ),
-        reporter,
-    )
-    seconds, size = time.perf_counter() - started, bundle.size_bytes
-    reporter.line("bundle", str(bundle.path), seconds, size)
-    if arguments.json:
-        sys.stdout.write(json.dumps(_summary(bundle, seconds, size), indent=2, allow_nan=False) + "\n")
-    if not arguments.quiet:
-        reporter.write(_table(bundle.manifest.engines))
-        if any(engine.proof is None for engine in bundle.manifest.engines):
-            reporter.write(f"\n{NOT_YET_PROVED}\n")
-        if text := measured_text(bundle.manifest):
-            reporter.write(f"\n{text}\n")
-        if summary := summary_text(bundle.manifest.candidates):
-            reporter.write(f"{summary}\n")
-        if not bundle.manifest.weights.trained:
-            reporter.write(f"\n{UNTRAINED}\n")
-        reporter.write(f"\nnext: edgevis info {bundle.path}\n")
+    reporter.end(f"{request.entry.name} for {request.target}")
+    bundle = build_bundle(request, reporter)
+    print_report(bundle, reporter, seconds=time.perf_counter() - started, as_json=arguments.json)
     return 0
-
-
-def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    from export.profiles import parsed_shapes
-
-    return parsed_shapes(",".join(texts)) if texts else {}
-
-
-def _list(arguments: argparse.Namespace) -> int:
-    from edgevis import models
-    from export import targets
-
-    entries = [models.entry(name) for name in models.names()]
-    shipped = {entry.name: bool(entry.weights) for entry in entries}
-    if arguments.json:
-        listed = {
-            "models": [
-                {
-                    "name": entry.name,
-                    "task": entry.deployment.task,
-                    "parameters": entry.parameters,
-                    "weights_shipped": shipped[entry.name],
-                    "paper": entry.paper,
-                }
-                for entry in entries
-            ],
-            "targets": {name: targets.load(name).summary for name in targets.names()},
-        }
-        sys.stdout.write(json.dumps(listed, indent=2) + "\n")
-        return 0
-    rows = [
-        (
-            entry.name,
-            entry.deployment.task,
-            f"{entry.parameters:,}",
-            "shipped" if shipped[entry.name] else "none",
-            entry.paper,
-        )
-        for entry in entries
-    ]
-    sys.stdout.write(text_table(("model", "task", "parameters", "weights", "paper"), rows) + "\n\n")
-    summaries = [(name, targets.load(name).summary) for name in targets.names()]
-    sys.stdout.write(text_table(("target", "for"), summaries) + "\n")
-    return 0
-
-
-def _table(engines: Sequence[EngineRecord]) -> str:
-    rows = []
-    for engine in engines:
-        measured = engine.measured
-        graphs = measured.graphs if measured else ()
-        decisions = measured.decisions if measured else None
-        rows.append(
-            (
-                engine.name if engine.proof else f"{engine.name} (not yet proved)",
-                *distance_cells(graphs),
-                decisions_text(decisions),
-                "-" if engine.latency_ms is None else f"{engine.latency_ms:.2f}",
-                "yes" if engine.shares_enrolments else "no",
-            )
-        )
-    headers = ("engine", *DISTANCE_HEADERS, "decisions", "ms/image", "shares enrolments")
-    return f"\n{text_table(headers, rows)}\n"
-
-
-def _summary(bundle: Bundle, seconds: float, size_bytes: int) -> dict[str, Any]:
-    manifest = bundle.manifest
-    return {
-        "bundle": str(bundle.path),
-        "model": manifest.model,
-        "target": manifest.target,
-        "seconds": round(seconds, 2),
-        "size_bytes": size_bytes,
-        "parameters": manifest.parameters,
-        "digest": manifest.digest,
-        "encoder_identity": manifest.encoder_identity,
-        "weights": to_json(manifest.weights),
-        "calibration": to_json(manifest.calibration),
-        "engines": to_json(manifest.engines),
-        "candidates": to_json(manifest.candidates),
-        "open_set": to_json(manifest.deployment.postprocess.get("open_set")),
-        "machine": manifest.machine,
-        "tools": to_json(manifest.tools),
-    }
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ from runtime.sessions.session import Session
 
 # The engine that judges for those that do not run on this processor: it is always there, and the dozens of TensorRT
 # engines that a search would try take minutes each.
-_STAND_IN = "onnxruntime"
+_CPU_PROXY = "onnxruntime"
 _LATENCY_SECONDS = 0.3
 
 Advance = Callable[[int, int], None]
@@ -217,14 +217,14 @@ def int8_graphs(
     for number, name in enumerate(names, start=1):
         own = device == "cpu" and _runs_here(name)
         known = (
-            None if own else next((item for item in searches if item.measured_with == _STAND_IN != item.backend), None)
+            None if own else next((item for item in searches if item.measured_with == _CPU_PROXY != item.backend), None)
         )
-        if known is not None:  # judged by the same stand-in, it would find the same
+        if known is not None:  # judged by the same proxy, it would find the same
             graphs[name] = graphs[known.backend]
             searches.append(replace(known, backend=name))
             advance(number, len(names))
             continue
-        runner = _Runner(name if own else _STAND_IN, deployment, reference)
+        runner = _Runner(name if own else _CPU_PROXY, deployment, reference)
         naive = {}
         for placement in get_args(Placement):
             trial = replace(recipe, placement=placement)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import onnx
@@ -19,29 +18,29 @@ from torch import nn
 
 from calibration.lint import lint_quantized
 from calibration.quantize import Recipe, calibration_digest
-from calibration.ranges import Method
 from calibration.samples import SampleSet, samples_from, samples_from_photographs, split
 from calibration.sensitivity import LayerSensitivity
 from calibration.unlike import unlike_text
 from edgevis import __version__, models
-from edgevis.models.entry import ModelEntry
 from edgevis.open_set.sidecar import sidecar_of, weights_digest
 from edgevis.origin import read_origin
 from export import compilers, int8, targets
 from export.agreement import Agreement, write_recorded
 from export.answers import write_answers
 from export.autocast import half_from_float
-from export.candidates import DEFAULT_MAX_DROP, candidates_of, no_int8_text, unopenable
 from export.compilers import graph_path
+from export.engine_selection import candidates_of, no_int8_text, unopenable
 from export.measurable import unmeasurable_text, without_int8
 from export.onnx import onnx_from_module
 from export.pictures import drawn_pictures, given_pictures
-from export.profiles import Profiles, Wanted, limited, profiles_of
-from export.reference import affordable, calibration_feeds, golden_of, golden_rows, needs_masks, reference_of
-from export.targets import NOTHING_ASKED, PlanSettings, Target
+from export.profiles import Profiles, profiles_of, with_profile_max_batch
+from export.reference import calibration_feeds, golden_of, golden_rows, limit_samples, needs_masks, reference_of
+from export.report import UNTRAINED
+from export.request import BuildProgress, BuildRequest
+from export.targets import Target
 from export.triton import FOLDER as TRITON
 from export.triton import write_repository
-from export.verify import embedding_output, prove_engines
+from export.verify import check_parity, embedding_output
 from runtime.backends._tensorrt.spec import BuildSpec
 from runtime.bundle.build_report import search_text
 from runtime.bundle.bundle import GOLDEN, Bundle, write_bundle
@@ -55,71 +54,13 @@ from runtime.common.machine import machine_name
 from runtime.errors import ExportError, WeightsError
 from runtime.open_set.space import FILE as OPEN_SET
 
-UNTRAINED = (
-    "RANDOM WEIGHTS: this model has not been trained. Its engines are proved to compute what the PyTorch model "
-    "computes, and that means nothing. Give trained weights with --checkpoint."
-)
-
 _CALIBRATION_BATCH = 4
 # The peak of an activation differs little between images, and float16's range has a margin of 4 above it.
 _AUTOCAST_IMAGES = 8
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy", "tensorrt-rtx-cu13-libs")
 
 
-class Progress(Protocol):
-    """Told what a build does; stages come one after the other."""
-
-    def begin(self, stage: str) -> None: ...
-
-    def advance(self, done: int, total: int) -> None: ...
-
-    def end(self, detail: str, *, size_bytes: int | None = None) -> None: ...
-
-    def warn(self, message: str) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to build.
-
-    Attributes:
-        entry: The model.
-        output: The bundle's path, ending in ``.edgevis``.
-        target: A name in :mod:`export.targets`.
-        precisions: None for the model's default ones, or the target's.
-        checkpoint: Weights to load; None for those that ship with edgevis or, without any, random ones.
-        calibration_data: A folder or zip of images; None for the photographs in the wheels of dependencies.
-        options: Of the model, such as ``{"backbone": "resnet101"}``.
-        seed: Of random weights.
-        shapes: What engines shall be built for, where a target's engines have a range of shapes.
-        calibration: How INT8's ranges follow from values; None for the target's way.
-        max_drop: What INT8 may lose, see :func:`calibration.drop.drop_of`; 1 puts no layer back to float.
-        cache: Where measured ranges are kept between builds; None for nowhere.
-        choose: Build ``precisions``, or all that the target has and this machine can run, and keep the fastest
-            engine that loses no more than ``max_drop`` and, to fall back to, the fastest FP32 engine.
-        settings: Of plans, where the target has them.
-        golden_pictures: A folder of pictures that go into the bundle, to prove the way from pixel to answer; None for
-            drawn ones.
-    """
-
-    entry: ModelEntry
-    output: Path
-    target: str = "cpu"
-    precisions: tuple[Precision, ...] | None = None
-    checkpoint: Path | None = None
-    calibration_data: Path | None = None
-    options: Mapping[str, str | int] = field(default_factory=dict)
-    seed: int = 0
-    shapes: Wanted = Wanted()  # noqa: RUF009  # frozen
-    calibration: Method | None = None
-    max_drop: float = DEFAULT_MAX_DROP
-    cache: Path | None = None
-    choose: bool = False
-    settings: PlanSettings = NOTHING_ASKED
-    golden_pictures: Path | None = None
-
-
-def build_bundle(request: Request, progress: Progress) -> Bundle:
+def build_bundle(request: BuildRequest, progress: BuildProgress) -> Bundle:
     """Build, prove and write a bundle. If anything fails, nothing is written and a bundle that was there stays.
 
     Raises:
@@ -144,7 +85,7 @@ def build_bundle(request: Request, progress: Progress) -> Bundle:
     return write_bundle(request.output, fill)
 
 
-def measure_layers(request: Request, progress: Progress) -> tuple[LayerSensitivity, ...]:
+def measure_layers(request: BuildRequest, progress: BuildProgress) -> tuple[LayerSensitivity, ...]:
     """What each layer of a model alone does in INT8, without building a bundle; ``request.output`` does not matter.
 
     Raises:
@@ -164,7 +105,7 @@ def measure_layers(request: Request, progress: Progress) -> tuple[LayerSensitivi
     )[1]
 
 
-def _checked_precisions(request: Request, target: Target) -> tuple[Precision, ...]:
+def _checked_precisions(request: BuildRequest, target: Target) -> tuple[Precision, ...]:
     # A model that leaves a precision out does so for what INT8 costs it; float16 costs nothing.
     own = {*(request.entry.precisions or target.default_precisions), "fp16"}
     usual = tuple(precision for precision in target.default_precisions if precision in own)
@@ -178,7 +119,7 @@ def _checked_precisions(request: Request, target: Target) -> tuple[Precision, ..
 
 
 def _build(
-    request: Request, target: Target, precisions: Sequence[Precision], folder: Path, progress: Progress
+    request: BuildRequest, target: Target, precisions: Sequence[Precision], folder: Path, progress: BuildProgress
 ) -> Manifest:
     progress.begin("weights")
     module, weights = _load(request)
@@ -186,7 +127,7 @@ def _build(
     profiles: Mapping[str, Profiles] = {}
     if target.profiled:
         profiles = profiles_of(deployment, request.shapes, usual_batch=target.usual_batch)
-        deployment = limited(deployment, profiles)
+        deployment = with_profile_max_batch(deployment, profiles)
     count = models.parameters(module)
     progress.end(f"{weights.source}; {count:,} parameters")
     if not weights.trained:
@@ -243,15 +184,15 @@ def _build(
     named = bool(request.precisions) and not request.choose
     optional = frozenset[Precision]() if named else frozenset(precisions) - {"fp32"}
     with scratch_folder("edgevis-graphs-") as work:
-        stand_ins = _stand_ins(records, graphs, target, folder, work)
-        proved = prove_engines(
+        cpu_proxies = _cpu_proxies(records, graphs, target, folder, work)
+        proved = check_parity(
             [record for record in records if record.name not in unopened],
             bundle=folder,
             deployment=deployment,
             reference=reference,
             optional=optional,
             advance=progress.advance,
-            stand_ins=stand_ins,
+            cpu_proxies=cpu_proxies,
             agreement=agreement,
         )
     engines = proved.engines
@@ -295,7 +236,7 @@ def _build(
     return manifest
 
 
-def _load(request: Request) -> tuple[nn.Module, Weights]:
+def _load(request: BuildRequest) -> tuple[nn.Module, Weights]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
         module = models.module_from(request.entry, request.options)
@@ -312,7 +253,7 @@ def _load(request: Request) -> tuple[nn.Module, Weights]:
     return module, Weights(trained=trained, source=source, sha256=weights_digest(module))
 
 
-def _with_trained_options(request: Request) -> Request:
+def _with_trained_options(request: BuildRequest) -> BuildRequest:
     """With the options that the weights were trained with, where they say so: nobody need repeat them."""
     path = request.checkpoint or models.shipped_weights(request.entry, request.options)
     origin = None if path is None else read_origin(path)
@@ -325,19 +266,19 @@ def _with_trained_options(request: Request) -> Request:
     return replace(request, options={**origin.options, **request.options})
 
 
-def _samples(request: Request, module: nn.Module, deployment: Deployment) -> tuple[SampleSet, SampleSet]:
+def _samples(request: BuildRequest, module: nn.Module, deployment: Deployment) -> tuple[SampleSet, SampleSet]:
     """The images to calibrate on, and those to verify on."""
     if request.calibration_data is not None:
         samples = samples_from(request.calibration_data)
     else:
         samples = samples_from_photographs(height=deployment.preprocess.height, width=deployment.preprocess.width)
-    to_calibrate, to_verify = (affordable(part, module, deployment) for part in split(samples))
+    to_calibrate, to_verify = (limit_samples(part, module, deployment) for part in split(samples))
     if needs_masks(deployment):
         return to_calibrate.with_masks(), to_verify.with_masks()
     return to_calibrate, to_verify
 
 
-def _golden(request: Request, module: nn.Module, deployment: Deployment) -> dict[str, Array] | None:
+def _golden(request: BuildRequest, module: nn.Module, deployment: Deployment) -> dict[str, Array] | None:
     """What goes into the bundle of a build on the user's images, which do not; None where they are not the user's."""
     if request.calibration_data is None:
         return None
@@ -348,11 +289,11 @@ def _golden(request: Request, module: nn.Module, deployment: Deployment) -> dict
     return reference_of(module, deployment, samples, lambda done, total: None)
 
 
-def _recipe(request: Request, target: Target) -> Recipe:
+def _recipe(request: BuildRequest, target: Target) -> Recipe:
     return replace(target.recipe, method=request.calibration or target.recipe.method)
 
 
-def _export(module: nn.Module, deployment: Deployment, folder: Path, progress: Progress) -> dict[str, ModelProto]:
+def _export(module: nn.Module, deployment: Deployment, folder: Path, progress: BuildProgress) -> dict[str, ModelProto]:
     progress.begin("onnx")
     made, size = {}, 0
     for number, graph in enumerate(deployment.graphs, start=1):
@@ -368,7 +309,7 @@ def _export(module: nn.Module, deployment: Deployment, folder: Path, progress: P
 
 
 def _calibrate(
-    request: Request,
+    request: BuildRequest,
     recipe: Recipe,
     floats: Mapping[str, ModelProto],
     module: nn.Module,
@@ -376,7 +317,7 @@ def _calibrate(
     weights_sha256: str,
     samples: SampleSet,
     reference: Mapping[str, Array],
-    progress: Progress,
+    progress: BuildProgress,
 ) -> tuple[int8.Calibrated, tuple[LayerSensitivity, ...]]:
     """The ranges of every graph, and what each layer alone does in INT8."""
     progress.begin("calibrate")
@@ -406,7 +347,7 @@ def _calibrate(
 
 
 def _quantize(
-    request: Request,
+    request: BuildRequest,
     target: Target,
     floats: Mapping[str, ModelProto],
     module: nn.Module,
@@ -414,7 +355,7 @@ def _quantize(
     weights_sha256: str,
     samples: SampleSet,
     reference: Mapping[str, Array],
-    progress: Progress,
+    progress: BuildProgress,
 ) -> tuple[int8.Searched, Calibration]:
     """For each backend its INT8 graphs, and how they were made."""
     recipe = _recipe(request, target)
@@ -456,7 +397,7 @@ def _autocast(
     module: nn.Module,
     deployment: Deployment,
     samples: SampleSet,
-    progress: Progress,
+    progress: BuildProgress,
 ) -> None:
     """Replace the graphs of those precisions that the target wants in float16 where they are not int8."""
     progress.begin("autocast")
@@ -484,7 +425,7 @@ def _compile(
     target: Target,
     specs: Mapping[Precision, Mapping[str, BuildSpec]],
     folder: Path,
-    progress: Progress,
+    progress: BuildProgress,
 ) -> list[EngineRecord]:
     progress.begin("compile")
     records = []
@@ -506,7 +447,7 @@ def _compile(
     return records
 
 
-def _stand_ins(
+def _cpu_proxies(
     records: Sequence[EngineRecord],
     graphs: Mapping[tuple[str, Precision], Mapping[str, ModelProto]],
     target: Target,
@@ -514,18 +455,18 @@ def _stand_ins(
     work: Path,
 ) -> dict[str, dict[str, Path]]:
     """For the engines that cannot run here: the ONNX files that they are made of, written where they are in none."""
-    stand_ins: dict[str, dict[str, Path]] = {}
+    cpu_proxies: dict[str, dict[str, Path]] = {}
     for record in records:
         if target.runs_here(record.backend):
             continue
-        files = stand_ins[record.name] = {}
+        files = cpu_proxies[record.name] = {}
         for graph, model in graphs[record.backend, record.precision].items():
             path = folder / record.files[graph]
             if path.suffix != ".onnx":
                 path = work / f"{record.name}-{graph}.onnx"
                 onnx.save(model, path)
             files[graph] = path
-    return stand_ins
+    return cpu_proxies
 
 
 def _proved_text(engines: Sequence[EngineRecord], images: int) -> str:
@@ -547,7 +488,7 @@ def _remove_files_of_none(made: Sequence[EngineRecord], kept: Sequence[EngineRec
 
 
 def _write_triton(
-    engines: Sequence[EngineRecord], deployment: Deployment, name: str, folder: Path, progress: Progress
+    engines: Sequence[EngineRecord], deployment: Deployment, name: str, folder: Path, progress: BuildProgress
 ) -> None:
     """A model repository inside the bundle, with the engine that a predictor would take."""
     progress.begin("triton")
@@ -560,7 +501,7 @@ def _write_triton(
 
 
 def _with_open_set(
-    deployment: Deployment, weights: Weights, checkpoint: Path | None, folder: Path, progress: Progress
+    deployment: Deployment, weights: Weights, checkpoint: Path | None, folder: Path, progress: BuildProgress
 ) -> Deployment:
     """The deployment with what was measured of the weights for open-set identification; its arrays go to ``folder``."""
     found = None if embedding_output(deployment) is None else sidecar_of(weights.sha256, checkpoint)
@@ -574,7 +515,7 @@ def _with_open_set(
 
 
 def _answer(
-    request: Request, target: Target, manifest: Manifest, module: nn.Module, folder: Path, progress: Progress
+    request: BuildRequest, target: Target, manifest: Manifest, module: nn.Module, folder: Path, progress: BuildProgress
 ) -> None:
     """Pictures and what the model makes of them, from pixel to answer, go to ``folder``."""
     progress.begin("answers")

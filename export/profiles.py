@@ -13,7 +13,7 @@ Profiles = Mapping[str, tuple[Shape, Shape, Shape]]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ShapeProfileRequest:
     """Shapes that the user asks for, input name to shape; they hold for every graph that takes such an input.
 
     Attributes:
@@ -30,7 +30,7 @@ class Wanted:
         return bool(self.smallest or self.usual or self.largest)
 
 
-def profiles_of(deployment: Deployment, wanted: Wanted, *, usual_batch: int) -> dict[str, Profiles]:
+def profiles_of(deployment: Deployment, request: ShapeProfileRequest, *, usual_batch: int) -> dict[str, Profiles]:
     """Graph name to the shapes of its inputs.
 
     Inputs that share an axis have the same size there, so that one of them says it for all.
@@ -40,15 +40,15 @@ def profiles_of(deployment: Deployment, wanted: Wanted, *, usual_batch: int) -> 
             another one; the sizes are not in order; the smallest batch is not 1.
     """
     known = {tensor.name for graph in deployment.graphs for tensor in graph.inputs}
-    for flag, shapes in (("min", wanted.smallest), ("opt", wanted.usual), ("max", wanted.largest)):
+    for flag, shapes in (("min", request.smallest), ("opt", request.usual), ("max", request.largest)):
         for name in shapes:
             if name not in known:
                 allowed = ", ".join(sorted(known))
                 raise InputError(f"--{flag}-shapes: the model has no input {name!r}; it takes {allowed}")
-    return {graph.name: _profiles(graph, deployment.max_batch, wanted, usual_batch) for graph in deployment.graphs}
+    return {graph.name: _profiles(graph, deployment.max_batch, request, usual_batch) for graph in deployment.graphs}
 
 
-def limited(deployment: Deployment, profiles: Mapping[str, Profiles]) -> Deployment:
+def with_profile_max_batch(deployment: Deployment, profiles: Mapping[str, Profiles]) -> Deployment:
     """The deployment with the largest batch that all its engines take."""
     sizes = [
         shape[axis]
@@ -79,12 +79,12 @@ def parsed_shapes(text: str) -> dict[str, Shape]:
     return shapes
 
 
-def _profiles(graph: Graph, max_batch: int, wanted: Wanted, usual_batch: int) -> Profiles:
+def _profiles(graph: Graph, max_batch: int, request: ShapeProfileRequest, usual_batch: int) -> Profiles:
     axes = {size for tensor in graph.inputs for size in tensor.shape if isinstance(size, str)}
-    smallest = dict.fromkeys(axes, 1) | _sizes(graph, wanted.smallest, "min")
-    largest = dict.fromkeys(axes, max_batch) | _sizes(graph, wanted.largest, "max")
+    smallest = dict.fromkeys(axes, 1) | _sizes(graph, request.smallest, "min")
+    largest = dict.fromkeys(axes, max_batch) | _sizes(graph, request.largest, "max")
     usual = {axis: min(max(usual_batch if axis == "N" else 1, smallest[axis]), largest[axis]) for axis in axes}
-    usual |= _sizes(graph, wanted.usual, "opt")
+    usual |= _sizes(graph, request.usual, "opt")
     for axis in sorted(axes):
         low, middle, high = smallest[axis], usual[axis], largest[axis]
         if not 1 <= low <= middle <= high <= MAX_BATCH:

@@ -45,7 +45,7 @@ def golden_rows(deployment: Deployment) -> int:
     return max(1, min(GOLDEN_ROWS, _MAX_GOLDEN_BYTES // _row_bytes(deployment)))
 
 
-def affordable(samples: SampleSet, module: nn.Module, deployment: Deployment) -> SampleSet:
+def limit_samples(samples: SampleSet, module: nn.Module, deployment: Deployment) -> SampleSet:
     """As many of the images as a build can compute and hold the tensors of, and not fewer than the largest batch."""
     flops = sum(graph_flops(module, graph) for graph in deployment.graphs)
     count = int(min(_MAX_REFERENCE_BYTES // _row_bytes(deployment), _MAX_REFERENCE_FLOPS // max(flops, 1)))

@@ -78,9 +78,10 @@ def sensitivity_chart(model: str, worst: Sequence[LayerSensitivity]) -> str:
 
 def _measure(arguments: argparse.Namespace) -> tuple[LayerSensitivity, ...]:
     from edgevis import models
-    from export.pipeline import Request, measure_layers
+    from export.pipeline import measure_layers
+    from export.request import BuildRequest
 
-    request = Request(
+    request = BuildRequest(
         entry=models.entry(arguments.model),
         output=Path(),
         checkpoint=arguments.checkpoint,

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from export.agreement import Agreement
-from export.stand_in import StandIn
+from export.cpu_proxy import CpuProxy
 from runtime.bundle.manifest import EngineRecord, GraphParity
 from runtime.bundle.spec import Deployment, Graph, Precision
 from runtime.common.arrays import Array
@@ -24,11 +24,11 @@ from runtime.sessions.session import Session
 
 _LATENCY_SECONDS = 0.4  # for each engine
 
-NO_STAND_INS: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
+NO_CPU_PROXIES: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Proved:
+class CheckedEngines:
     """What the gate let pass.
 
     Attributes:
@@ -42,7 +42,7 @@ class Proved:
     recorded: Mapping[str, Array]
 
 
-def prove_engines(
+def check_parity(
     records: Sequence[EngineRecord],
     *,
     bundle: Path,
@@ -50,10 +50,10 @@ def prove_engines(
     reference: Mapping[str, Array],
     advance: Callable[[int, int], None],
     optional: Container[Precision] = (),
-    stand_ins: Mapping[str, Mapping[str, Path]] = NO_STAND_INS,
+    cpu_proxies: Mapping[str, Mapping[str, Path]] = NO_CPU_PROXIES,
     agreement: Agreement | None = None,
     threads: int | None = None,
-) -> Proved:
+) -> CheckedEngines:
     """The records with their proofs, latencies and whether they share enrolments with the FP32 model.
 
     Args:
@@ -64,7 +64,7 @@ def prove_engines(
             what the PyTorch model makes of them in float32.
         advance: Called with the number of engines that have been measured, and of all.
         optional: Precisions whose engines may be left out.
-        stand_ins: For those engines that cannot run here, by their names: graph name to the ONNX file that it is made
+        cpu_proxies: For those engines that cannot run here, by their names: graph name to the ONNX file that it is made
             of. These are run by ONNX Runtime on the processor, and held to the same tolerance.
         agreement: What engines are compared with besides PyTorch: the graphs that they were compiled from.
         threads: CPU threads for the engines; None leaves the choice to the vendor.
@@ -78,8 +78,8 @@ def prove_engines(
     with ExitStack() as stack:
         opened: dict[str, dict[str, Session]] = {}
         for record in records:
-            if record.name in stand_ins:
-                sessions = _open_stand_in(stand_ins[record.name], deployment)
+            if record.name in cpu_proxies:
+                sessions = _open_cpu_proxy(cpu_proxies[record.name], deployment)
             else:
                 sessions = open_graphs(record, deployment, lambda file: bundle / file, threads=threads)
             opened[record.name] = sessions
@@ -91,21 +91,21 @@ def prove_engines(
         arrays: dict[str, Array] = {}
         for number, record in enumerate(records, start=1):
             complaints: list[str] = []
-            twin = _twin(record, proved, stand_ins)
-            if twin is not None:
+            same_graph = _same_graph(record, proved, cpu_proxies)
+            if same_graph is not None:
                 measured = replace(
                     record,
-                    graph_proof=twin.graph_proof,
-                    shares_enrolments=twin.shares_enrolments,
-                    recorded=twin.recorded,
+                    graph_proof=same_graph.graph_proof,
+                    shares_enrolments=same_graph.shares_enrolments,
+                    recorded=same_graph.recorded,
                 )
             else:
-                stands_in = record.name in stand_ins
+                is_proxy = record.name in cpu_proxies
                 sessions = opened[record.name]
-                measured, outputs = _prove(record, sessions, reference, machine, complaints, stands_in=stands_in)
+                measured, outputs = _prove(record, sessions, reference, machine, complaints, is_proxy=is_proxy)
                 if agreement is not None:
                     reopen = partial(_reopen, record, deployment, bundle)
-                    outcome = agreement.check(measured, sessions, outputs, reopen=None if stands_in else reopen)
+                    outcome = agreement.check(measured, sessions, outputs, reopen=None if is_proxy else reopen)
                     measured = outcome.record
                     # An engine that is not its graph is far from PyTorch for that reason, and calibration is no cure.
                     complaints = list(outcome.complaints) or complaints
@@ -116,7 +116,7 @@ def prove_engines(
             advance(number, len(records))
         if broken:
             raise ParityError("\n".join(broken))
-        ran = [record for record in proved if record.name not in stand_ins]
+        ran = [record for record in proved if record.name not in cpu_proxies]
         latency = interleaved(
             {record.name: one_image(opened[record.name], deployment, reference) for record in ran},
             seconds=_LATENCY_SECONDS * len(ran),
@@ -125,24 +125,24 @@ def prove_engines(
         replace(record, latency_ms=round(latency[record.name].p50_ms, 3)) if record.name in latency else record
         for record in proved
     )
-    return Proved(engines, tuple(refused), arrays)
+    return CheckedEngines(engines, tuple(refused), arrays)
 
 
 def _reopen(record: EngineRecord, deployment: Deployment, bundle: Path, threads: int) -> dict[str, Session]:
     return open_graphs(record, deployment, lambda file: bundle / file, threads=threads)
 
 
-def _twin(
-    record: EngineRecord, proved: Sequence[EngineRecord], stand_ins: Mapping[str, Mapping[str, Path]]
+def _same_graph(
+    record: EngineRecord, proved: Sequence[EngineRecord], cpu_proxies: Mapping[str, Mapping[str, Path]]
 ) -> EngineRecord | None:
     """An engine that is made of the same graphs and whose graphs are proved."""
-    files = stand_ins.get(record.name)
-    return next((other for other in proved if files and stand_ins.get(other.name) == files), None)
+    files = cpu_proxies.get(record.name)
+    return next((other for other in proved if files and cpu_proxies.get(other.name) == files), None)
 
 
-def _open_stand_in(files: Mapping[str, Path], deployment: Deployment) -> dict[str, Session]:
+def _open_cpu_proxy(files: Mapping[str, Path], deployment: Deployment) -> dict[str, Session]:
     return {
-        graph.name: Session(StandIn(files[graph.name]), graph, max_batch=deployment.max_batch)
+        graph.name: Session(CpuProxy(files[graph.name]), graph, max_batch=deployment.max_batch)
         for graph in deployment.graphs
     }
 
@@ -163,7 +163,7 @@ def _prove(
     machine: str,
     broken: list[str],
     *,
-    stands_in: bool,
+    is_proxy: bool,
 ) -> tuple[EngineRecord, Mapping[str, Array]]:
     """The record with its proof, and the engine's outputs.
 
@@ -171,10 +171,10 @@ def _prove(
 
     What stands in for an engine proves its graphs, not the engine.
     """
-    where = f"ONNX Runtime on {machine}" if stands_in else machine
+    where = f"ONNX Runtime on {machine}" if is_proxy else machine
     measured = measure_engine(sessions, record.precision, reference, machine=where)
     broken.extend(_complaint(record, parity, measured.proof.tolerance) for parity in measured.beyond)
-    if stands_in:
+    if is_proxy:
         proved = replace(record, graph_proof=measured.proof, shares_enrolments=measured.shares_enrolments)
     else:
         proved = replace(record, proof=measured.proof, shares_enrolments=measured.shares_enrolments)

@@ -35,7 +35,7 @@ class PlanSettings:
         return {name: value for name, value in values.items() if value is not None and value is not False}
 
 
-NOTHING_ASKED = PlanSettings()
+DEFAULT_SETTINGS = PlanSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Target:
     triton: bool = False
     compute_capabilities: tuple[str, ...] = ()
 
-    def spec(self, profiles: Profiles, precision: Precision, settings: PlanSettings = NOTHING_ASKED) -> BuildSpec:
+    def spec(self, profiles: Profiles, precision: Precision, settings: PlanSettings = DEFAULT_SETTINGS) -> BuildSpec:
         """How the engine of one graph shall be built.
 
         Raises:

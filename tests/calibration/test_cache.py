@@ -12,7 +12,8 @@ import pytest
 from calibration import cache
 from calibration.cache import Key, load, store
 from calibration.quantize import Ranges
-from export.pipeline import Request, build_bundle
+from export.pipeline import build_bundle
+from export.request import BuildRequest
 
 from built import Recorder
 from tiny_models import pictures, tiny_entry, write_pictures
@@ -113,7 +114,7 @@ def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 def test_a_build_uses_it_and_says_so(tmp_path: Path) -> None:
     first = write_pictures(tmp_path / "people", pictures(32))
     other = write_pictures(tmp_path / "others", pictures(32, seed=5))
-    request = Request(
+    request = BuildRequest(
         tiny_entry(),
         tmp_path / "tiny.edgevis",
         target="jetson",  # on "cpu", of two graphs that lose the same the one is taken that was faster just then

@@ -21,9 +21,10 @@ from calibration.sensitivity import LayerSensitivity, measure_sensitivity
 from edgevis import models
 from export import sensitivity as report
 from export.build import main
-from export.candidates import FASTEST, PASSES, candidates_of, drop_of_proof, summary_text
+from export.engine_selection import FASTEST, PASSES, candidates_of, drop_of_proof, summary_text
 from export.onnx import onnx_from_module
-from export.pipeline import Request, build_bundle
+from export.pipeline import build_bundle
+from export.request import BuildRequest
 from runtime.bundle.build_report import candidates_table
 from runtime.bundle.manifest import Decisions, EngineRecord, GraphParity, Manifest, Proof
 from runtime.errors import ExportError
@@ -148,7 +149,7 @@ def test_a_ruined_layer_goes_back_to_float(folder: Path, tmp_path: Path, monkeyp
         return Ranges({**ranges.reach, node.input[0]: ranges.reach[node.input[0]] / 100}, ranges.shifts)
 
     monkeypatch.setattr("export.int8.measure_ranges", wrong)
-    request = Request(tiny_entry(), tmp_path / "tiny.edgevis", calibration_data=folder)
+    request = BuildRequest(tiny_entry(), tmp_path / "tiny.edgevis", calibration_data=folder)
     manifest = build_bundle(request, Recorder()).manifest
     assert manifest.calibration is not None
     searches = {item.backend: item for item in manifest.calibration.searches}
@@ -165,7 +166,7 @@ def test_a_ruined_layer_goes_back_to_float(folder: Path, tmp_path: Path, monkeyp
 
 @needs_openvino
 def test_max_drop_of_one_puts_nothing_back(folder: Path, tmp_path: Path) -> None:
-    request = Request(
+    request = BuildRequest(
         tiny_entry(), tmp_path / "tiny.edgevis", precisions=("int8",), calibration_data=folder, max_drop=1.0
     )
     calibration = build_bundle(request, Recorder()).manifest.calibration
@@ -274,7 +275,7 @@ def test_a_broken_graph_fails_the_build_and_names_the_node(
         return made
 
     monkeypatch.setattr("calibration.quantize.with_qdq", broken)
-    request = Request(tiny_entry(), tmp_path / "tiny.edgevis", calibration_data=folder)
+    request = BuildRequest(tiny_entry(), tmp_path / "tiny.edgevis", calibration_data=folder)
     with pytest.raises(ExportError, match=message) as caught:
         build_bundle(request, Recorder())
     assert f"node {names[0]!r} (QuantizeLinear)" in str(caught.value)

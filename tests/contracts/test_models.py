@@ -23,8 +23,8 @@ from edgevis import EnrolmentError, InputError, Predictor, Segmentation, models
 from edgevis.origin import read_origin
 from export import targets
 from export.autocast import half_from_float
-from export.profiles import Wanted, profiles_of
-from export.stand_in import StandIn
+from export.cpu_proxy import CpuProxy
+from export.profiles import ShapeProfileRequest, profiles_of
 from runtime import backends
 from runtime.backends._tensorrt.compiler import build_engine
 from runtime.bundle.bundle import Bundle
@@ -225,7 +225,7 @@ def test_tensorrt_builds_it_in_every_precision(name: str, bundle: Bundle, tmp_pa
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX has wheels for x86-64 only")
     target = targets.load("rtx")
     deployment = bundle.manifest.deployment
-    profiles = profiles_of(deployment, Wanted(), usual_batch=target.usual_batch)
+    profiles = profiles_of(deployment, ShapeProfileRequest(), usual_batch=target.usual_batch)
     for graph, model in graphs_of(bundle):
         feeds = [inputs_of(graph, 1, 1)]
         half = half_from_float(model, feeds)
@@ -245,7 +245,7 @@ def test_tensorrt_builds_it_in_every_precision(name: str, bundle: Bundle, tmp_pa
 def run(model: ModelProto, feed: Mapping[str, Array], folder: Path) -> dict[str, Array]:
     """What ONNX Runtime makes of it; no value may be infinite or NaN."""
     onnx.save(model, folder / "model.onnx")
-    made = StandIn(folder / "model.onnx").run(feed)
+    made = CpuProxy(folder / "model.onnx").run(feed)
     assert all(np.isfinite(array).all() for array in made.values())
     return made
 

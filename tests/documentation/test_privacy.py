@@ -17,11 +17,12 @@ _CALIBRATE = """
 import sys, time
 from pathlib import Path
 from built import Recorder
-from export.pipeline import Request, build_bundle
+from export.pipeline import build_bundle
+from export.request import BuildRequest
 from tiny_models import pictures, tiny_entry, write_pictures
 
 photographs = write_pictures(Path(sys.argv[1]) / "people", pictures(48))
-request = Request(
+request = BuildRequest(
     tiny_entry(), Path(sys.argv[1]) / "tiny.edgevis", precisions=("fp32", "int8"), calibration_data=photographs
 )
 print(sorted(record.name for record in build_bundle(request, Recorder()).manifest.engines))

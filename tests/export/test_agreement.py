@@ -14,10 +14,11 @@ from onnx import ModelProto
 import export.pipeline
 from benchmarks.fault_kinds import Fault, faults_of, planted
 from calibration.unlike import spread_ratio, unlike_text
-from export.candidates import UNMEASURABLE, summary_text
-from export.pipeline import Request, build_bundle
+from export.cpu_proxy import CpuProxy
+from export.engine_selection import UNMEASURABLE, summary_text
+from export.pipeline import build_bundle
+from export.request import BuildRequest
 from export.rounding import rounded_graph
-from export.stand_in import StandIn
 from runtime.bundle.bundle import MANIFEST, Bundle
 from runtime.bundle.manifest import Candidate
 from runtime.errors import InputError, ParityError
@@ -41,7 +42,7 @@ def folder_of_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, folder_of_pictures: Path) -> Bundle:
     output = tmp_path_factory.mktemp("agreement") / "tiny.edgevis"
-    return build_bundle(Request(tiny_entry(), output, calibration_data=folder_of_pictures), Recorder())
+    return build_bundle(BuildRequest(tiny_entry(), output, calibration_data=folder_of_pictures), Recorder())
 
 
 def faulty_compile(monkeypatch: pytest.MonkeyPatch, kind: str, backend: str) -> None:
@@ -66,7 +67,7 @@ def test_a_compiler_that_does_not_compile_the_graph_stops_the_build(
     tmp_path: Path, folder_of_pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faulty_compile(monkeypatch, "weights shuffled", "onnxruntime")
-    request = Request(
+    request = BuildRequest(
         tiny_entry(), tmp_path / "x.edgevis", precisions=("fp32", "int8"), calibration_data=folder_of_pictures
     )
     with pytest.raises(ParityError) as caught:
@@ -81,7 +82,7 @@ def test_an_engine_that_was_not_named_is_left_out(
 ) -> None:
     faulty_compile(monkeypatch, "weights x2", "openvino")
     recorder = Recorder()
-    request = Request(tiny_entry(), tmp_path / "x.edgevis", calibration_data=folder_of_pictures)
+    request = BuildRequest(tiny_entry(), tmp_path / "x.edgevis", calibration_data=folder_of_pictures)
     made = build_bundle(request, recorder)
     assert "openvino-int8" not in [record.name for record in made.manifest.engines]
     assert any("the engine openvino-int8 and its graph disagree" in text for text in recorder.warnings)
@@ -130,7 +131,7 @@ def test_rounded_graphs_lose_what_their_type_loses(bundle: Bundle, precision: st
     golden = bundle.golden()
     rounded = rounded_graph(onnx.load(bundle.path / "graphs" / "embed.onnx"), precision)  # type: ignore[arg-type]
     onnx.save(rounded, tmp_path / "x.onnx")
-    made = StandIn(tmp_path / "x.onnx", exact=True).run({"image": golden["embed/image"]})["embedding"]
+    made = CpuProxy(tmp_path / "x.onnx", exact=True).run({"image": golden["embed/image"]})["embedding"]
     wanted = golden["embed/embedding"]
     error = float(np.abs(made - wanted).max() / np.abs(wanted).max())
     steps = {"fp16": 2.0**-11, "bf16": 2.0**-8}[precision]
@@ -183,11 +184,11 @@ def test_summaries_of_all_outcomes(candidates: list[Candidate], text: str) -> No
 # --- images that show nothing
 
 
-def trained_request(folder: Path, data: Path, **changes: object) -> Request:
+def trained_request(folder: Path, data: Path, **changes: object) -> BuildRequest:
     from safetensors.torch import save_file
 
     save_file(tiny_net(seed=3).state_dict(), folder / "weights.safetensors")
-    request = Request(
+    request = BuildRequest(
         tiny_entry(), folder / "x.edgevis", checkpoint=folder / "weights.safetensors", calibration_data=data
     )
     return replace(request, **changes)  # type: ignore[arg-type]

@@ -18,7 +18,8 @@ from export.answers import write_answers
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
 from export.pictures import DRAWN, Pictures, drawn_pictures, given_pictures
-from export.pipeline import Request, build_bundle
+from export.pipeline import build_bundle
+from export.request import BuildRequest
 from runtime.bundle.bundle import GOLDEN, Bundle, write_bundle
 from runtime.bundle.identity import encoder_identity
 from runtime.bundle.manifest import ANSWERS, EngineRecord, Manifest, Weights
@@ -196,7 +197,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
 def test_a_build_carries_the_pictures_it_was_given_and_none_of_the_calibration(tmp_path: Path) -> None:
     calibration = pictures(24)
     given = pictures(4, seed=77, labels=2)
-    request = Request(
+    request = BuildRequest(
         entry=tiny_entry(),
         output=tmp_path / "tiny.edgevis",
         precisions=("fp32",),

@@ -15,8 +15,8 @@ from calibration.lint import lint_quantized
 from calibration.quantize import quantize
 from edgevis.ops.cross_attention import onnx_function
 from export.autocast import half_from_float
+from export.cpu_proxy import CpuProxy
 from export.onnx import onnx_from_module
-from export.stand_in import StandIn
 from runtime.common.arrays import Array
 from runtime.errors import ExportError
 from runtime.parity.compare import compare_rows
@@ -202,6 +202,6 @@ def test_a_quantised_graph_keeps_its_integers(tmp_path: Path) -> None:
     for name, model in (("float", quantized), ("half", half)):
         path = tmp_path / f"{name}.onnx"
         onnx.save(model, path)
-        engine = StandIn(path)
+        engine = CpuProxy(path)
         found.append(engine.run(feeds[0])["embedding"])
     assert compare_rows(*found)[1].min() > 0.999

@@ -22,7 +22,9 @@ from edgevis.open_set.sidecar import Header, weights_digest, write_sidecar
 from edgevis.open_set.space import space_of
 from export import targets
 from export.build import main
-from export.pipeline import UNTRAINED, Request, build_bundle
+from export.pipeline import build_bundle
+from export.report import UNTRAINED
+from export.request import BuildRequest
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.identity import encoder_identity
 from runtime.bundle.spec import Deployment, Graph, TensorSpec
@@ -72,14 +74,18 @@ def built(tmp_path_factory: pytest.TempPathFactory, folder_of_pictures: Path) ->
     checkpoint = folder / "weights.safetensors"
     save_file(tiny_net(seed=3).state_dict(), checkpoint)
     recorder = Recorder()
-    request = Request(tiny_entry(), folder / "tiny.edgevis", checkpoint=checkpoint, calibration_data=folder_of_pictures)
+    request = BuildRequest(
+        tiny_entry(), folder / "tiny.edgevis", checkpoint=checkpoint, calibration_data=folder_of_pictures
+    )
     return build_bundle(request, recorder), recorder
 
 
 @pytest.fixture
-def quick(tmp_path: Path, folder_of_pictures: Path) -> Request:
+def quick(tmp_path: Path, folder_of_pictures: Path) -> BuildRequest:
     """A request that builds one precision."""
-    return Request(tiny_entry(), tmp_path / "tiny.edgevis", precisions=("fp32",), calibration_data=folder_of_pictures)
+    return BuildRequest(
+        tiny_entry(), tmp_path / "tiny.edgevis", precisions=("fp32",), calibration_data=folder_of_pictures
+    )
 
 
 def test_stages_come_in_order(built: tuple[Bundle, Recorder]) -> None:
@@ -165,7 +171,7 @@ def test_predictor_runs_it(built: tuple[Bundle, Recorder]) -> None:
         np.testing.assert_allclose(predictor.embed(list(samples.images)), wanted, atol=1e-5)
 
 
-def test_what_was_measured_beside_the_weights_goes_into_the_bundle(quick: Request, tmp_path: Path) -> None:
+def test_what_was_measured_beside_the_weights_goes_into_the_bundle(quick: BuildRequest, tmp_path: Path) -> None:
     checkpoint = tmp_path / "weights.safetensors"
     save_file(tiny_net(seed=3).state_dict(), checkpoint)
     dimension = DEPLOYMENT.graphs[0].outputs[0].shape[-1]
@@ -188,7 +194,7 @@ def test_what_was_measured_beside_the_weights_goes_into_the_bundle(quick: Reques
         build_bundle(replace(quick, checkpoint=checkpoint), Recorder())
 
 
-def test_random_weights_are_said_loudly(quick: Request) -> None:
+def test_random_weights_are_said_loudly(quick: BuildRequest) -> None:
     recorder = Recorder()
     manifest = build_bundle(quick, recorder).manifest
     assert recorder.warnings == [UNTRAINED]
@@ -232,14 +238,14 @@ def test_weights_digest_ignores_only_the_counters() -> None:
 # --- failing
 
 
-def test_a_fault_leaves_nothing(quick: Request) -> None:
+def test_a_fault_leaves_nothing(quick: BuildRequest) -> None:
     drifting = replace(quick, entry=replace(tiny_entry(), build=lambda: Drifting().eval()))
     with pytest.raises(ParityError, match="graph 'embed' of the engine onnxruntime-fp32"):
         build_bundle(drifting, Recorder())
     assert list(quick.output.parent.iterdir()) == []
 
 
-def test_a_fault_keeps_the_bundle_that_was_there(quick: Request) -> None:
+def test_a_fault_keeps_the_bundle_that_was_there(quick: BuildRequest) -> None:
     build_bundle(quick, Recorder())
     before = {path: path.read_bytes() for path in quick.output.rglob("*") if path.is_file()}
     drifting = replace(quick, entry=replace(tiny_entry(), build=lambda: Drifting().eval()))
@@ -252,7 +258,7 @@ def test_a_fault_keeps_the_bundle_that_was_there(quick: Request) -> None:
 
 
 @pytest.mark.parametrize("stage", ["weights", "samples", "onnx", "reference", "compile", "parity", "answers"])
-def test_an_interrupt_at_any_stage_leaves_nothing(quick: Request, stage: str) -> None:
+def test_an_interrupt_at_any_stage_leaves_nothing(quick: BuildRequest, stage: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         build_bundle(quick, Recorder(interrupt_at=stage))
     assert list(quick.output.parent.iterdir()) == []
@@ -275,23 +281,23 @@ def test_a_termination_leaves_nothing(tmp_path: Path, folder_of_pictures: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wrong_checkpoint(quick: Request, tmp_path: Path) -> None:
+def test_wrong_checkpoint(quick: BuildRequest, tmp_path: Path) -> None:
     save_file({"stem.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match=r"other\.safetensors does not fit"):
         build_bundle(replace(quick, checkpoint=tmp_path / "other.safetensors"), Recorder())
 
 
-def test_precision_that_the_target_lacks(quick: Request) -> None:
+def test_precision_that_the_target_lacks(quick: BuildRequest) -> None:
     with pytest.raises(ExportError, match="target 'cpu' has no precision 'fp16'; it has fp32, bf16, int8"):
         build_bundle(replace(quick, precisions=("fp16",)), Recorder())
 
 
-def test_unknown_target(quick: Request) -> None:
+def test_unknown_target(quick: BuildRequest) -> None:
     with pytest.raises(ExportError, match="no target 'toaster'; known: cpu"):
         build_bundle(replace(quick, target="toaster"), Recorder())
 
 
-def test_missing_compiler_is_found_before_the_work(quick: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_compiler_is_found_before_the_work(quick: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     recorder = Recorder()
     with pytest.raises(MissingDependencyError, match=r"pip install 'edgevis\[openvino\]'"):
@@ -299,7 +305,7 @@ def test_missing_compiler_is_found_before_the_work(quick: Request, monkeypatch: 
     assert not recorder.stages
 
 
-def test_graph_with_other_inputs(quick: Request) -> None:
+def test_graph_with_other_inputs(quick: BuildRequest) -> None:
     support = Graph("embed", (*GRAPH.inputs, TensorSpec("gain", "float32", ("N", 32, 16))), GRAPH.outputs)
 
     class Masked(TinyNet):
@@ -418,7 +424,7 @@ def test_targets_are_consistent(name: str) -> None:
     assert all(target.compilers.values())
 
 
-def test_samples_that_are_too_few(quick: Request, tmp_path: Path) -> None:
+def test_samples_that_are_too_few(quick: BuildRequest, tmp_path: Path) -> None:
     few = write_pictures(tmp_path / "few", pictures(5))
     with pytest.raises(InputError, match="few holds 5 images"):
         build_bundle(replace(quick, calibration_data=few), Recorder())

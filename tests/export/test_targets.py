@@ -17,13 +17,15 @@ from onnx import TensorProto
 from calibration.lint import lint_quantized
 from edgevis import Predictor
 from edgevis.cli import main as edgevis
-from export import build, targets
+from export import targets
 from export.build import main
-from export.candidates import candidates_of, summary_text
-from export.pipeline import Request, build_bundle
-from export.profiles import Wanted, limited, parsed_shapes, profiles_of
+from export.engine_selection import candidates_of, summary_text
+from export.pipeline import build_bundle
+from export.profiles import ShapeProfileRequest, parsed_shapes, profiles_of, with_profile_max_batch
+from export.report import engines_table
+from export.request import BuildRequest
 from export.targets import PlanSettings
-from export.verify import prove_engines
+from export.verify import check_parity
 from runtime.backends._tensorrt.spec import BuildSpec, spec_path
 from runtime.bundle.build_report import measured_text
 from runtime.bundle.bundle import Bundle
@@ -66,12 +68,12 @@ def built(tmp_path_factory: pytest.TempPathFactory, folder_of_pictures: Path) ->
     made = {}
     for name in GPU:
         recorder = Recorder()
-        request = Request(
+        request = BuildRequest(
             tiny_entry(),
             tmp_path_factory.mktemp(name) / "tiny.edgevis",
             target=name,
             calibration_data=folder_of_pictures,
-            shapes=Wanted(largest={"image": (4, 3, HEIGHT, WIDTH)}),
+            shapes=ShapeProfileRequest(largest={"image": (4, 3, HEIGHT, WIDTH)}),
             settings=PlanSettings(optimization_level=2 if name == "jetson" else None),
         )
         try:
@@ -185,7 +187,7 @@ def test_a_builds_whole_summary_whatever_becomes_of_int8(
         choose=False,
     )
     assert measured_text(replace(manifest, candidates=candidates))
-    assert build._table(manifest.engines)
+    assert engines_table(manifest.engines)
     if not runs_here(target, "tensorrt"):
         assert summary_text(candidates).startswith(text)
         assert bool(summary_text(candidates)) == bool(text)
@@ -239,7 +241,7 @@ def test_info_and_verify_say_not_yet_proved(
 def test_a_graph_that_computes_something_else_fails_the_build(
     built: Mapping[str, tuple[Bundle, Recorder]], tmp_path: Path
 ) -> None:
-    """The stand-in is held to the engine's tolerance."""
+    """The CPU proxy is held to the engine's tolerance."""
     graph = tmp_path / "embed.onnx"
     graph.write_bytes((bundle_of(built, "jetson").path / "graphs" / "embed.onnx").read_bytes())
     record = EngineRecord("tensorrt", "fp16", "cuda", {"embed": "embed.onnx"})
@@ -248,9 +250,9 @@ def test_a_graph_that_computes_something_else_fails_the_build(
         "deployment": DEPLOYMENT,
         "reference": reference_of(tiny_net(), pictures(16)),
         "advance": lambda done, total: None,
-        "stand_ins": {record.name: {"embed": graph}},
+        "cpu_proxies": {record.name: {"embed": graph}},
     }
-    proved = prove_engines([record], **arguments)
+    proved = check_parity([record], **arguments)
     assert proved.engines[0].graph_proof is not None
     assert not proved.refused
     model = onnx.load(graph)
@@ -260,7 +262,7 @@ def test_a_graph_that_computes_something_else_fails_the_build(
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values[::-1]), tensor.name))
     onnx.save(model, graph)
     with pytest.raises(ParityError, match="graph 'embed' of the engine tensorrt-fp16"):
-        prove_engines([record], **arguments)
+        check_parity([record], **arguments)
 
 
 def test_a_build_needs_a_vendor_only_where_it_compiles(
@@ -268,7 +270,7 @@ def test_a_build_needs_a_vendor_only_where_it_compiles(
 ) -> None:
     for module in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
         monkeypatch.setitem(sys.modules, module, None)
-    request = Request(
+    request = BuildRequest(
         tiny_entry(), tmp_path / "x.edgevis", target="jetson", precisions=("fp16",), calibration_data=folder_of_pictures
     )
     assert [record.name for record in build_bundle(request, Recorder()).manifest.engines] == ["tensorrt-fp16"]
@@ -308,45 +310,45 @@ TWO = Deployment(
 
 
 def test_default_shapes_follow_from_the_deployment() -> None:
-    profiles = profiles_of(TWO, Wanted(), usual_batch=4)
+    profiles = profiles_of(TWO, ShapeProfileRequest(), usual_batch=4)
     assert profiles["support"]["mask"] == ((1, 8, 8), (4, 8, 8), (8, 8, 8))
     assert profiles["query"]["features"] == ((1, 4), (1, 4), (8, 4)), "one shot is the usual number"
-    assert limited(TWO, profiles) == TWO
-    assert profiles_of(TWO, Wanted(), usual_batch=64)["support"]["mask"][1] == (8, 8, 8)
+    assert with_profile_max_batch(TWO, profiles) == TWO
+    assert profiles_of(TWO, ShapeProfileRequest(), usual_batch=64)["support"]["mask"][1] == (8, 8, 8)
 
 
 def test_one_input_sets_the_axis_of_the_others_and_the_largest_batch() -> None:
-    wanted = Wanted(usual={"image": (2, 3, 8, 8)}, largest={"image": (16, 3, 8, 8)})
+    wanted = ShapeProfileRequest(usual={"image": (2, 3, 8, 8)}, largest={"image": (16, 3, 8, 8)})
     profiles = profiles_of(TWO, wanted, usual_batch=1)
     assert profiles["support"]["mask"] == ((1, 8, 8), (2, 8, 8), (16, 8, 8))
-    assert limited(TWO, profiles).max_batch == 8, "no more shots than 8"
-    small = profiles_of(TWO, Wanted(largest={"features": (2, 4)}), usual_batch=1)
-    assert limited(TWO, small).max_batch == 2
+    assert with_profile_max_batch(TWO, profiles).max_batch == 8, "no more shots than 8"
+    small = profiles_of(TWO, ShapeProfileRequest(largest={"features": (2, 4)}), usual_batch=1)
+    assert with_profile_max_batch(TWO, small).max_batch == 2
 
 
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
         (
-            Wanted(largest={"picture": (1, 3, 8, 8)}),
+            ShapeProfileRequest(largest={"picture": (1, 3, 8, 8)}),
             "--max-shapes: the model has no input 'picture'; it takes fea",
         ),
         (
-            Wanted(usual={"image": (1, 3, 8)}),
+            ShapeProfileRequest(usual={"image": (1, 3, 8)}),
             "--opt-shapes: 'image' has the shape 1x3x8; graph 'support' takes",
         ),
-        (Wanted(largest={"image": (1, 3, 9, 8)}), "'image' has the shape 1x3x9x8"),
-        (Wanted(largest={"image": (0, 3, 8, 8)}), "'image' has the shape 0x3x8x8"),
-        (Wanted(usual={"image": (9, 3, 8, 8)}), "axis N has the sizes min 1, opt 9, max 8"),
-        (Wanted(largest={"image": (9999, 3, 8, 8)}), "min 1, opt 1, max 9999"),
-        (Wanted(smallest={"image": (2, 3, 8, 8)}), "axis N begins at 2; allowed: 1"),
+        (ShapeProfileRequest(largest={"image": (1, 3, 9, 8)}), "'image' has the shape 1x3x9x8"),
+        (ShapeProfileRequest(largest={"image": (0, 3, 8, 8)}), "'image' has the shape 0x3x8x8"),
+        (ShapeProfileRequest(usual={"image": (9, 3, 8, 8)}), "axis N has the sizes min 1, opt 9, max 8"),
+        (ShapeProfileRequest(largest={"image": (9999, 3, 8, 8)}), "min 1, opt 1, max 9999"),
+        (ShapeProfileRequest(smallest={"image": (2, 3, 8, 8)}), "axis N begins at 2; allowed: 1"),
         (
-            Wanted(largest={"image": (4, 3, 8, 8), "mask": (2, 8, 8)}),
+            ShapeProfileRequest(largest={"image": (4, 3, 8, 8), "mask": (2, 8, 8)}),
             "--max-shapes: the inputs of graph 'support' disagree on axis N: 4 and 2",
         ),
     ],
 )
-def test_wrong_shapes(wanted: Wanted, message: str) -> None:
+def test_wrong_shapes(wanted: ShapeProfileRequest, message: str) -> None:
     with pytest.raises(InputError, match=message):
         profiles_of(TWO, wanted, usual_batch=1)
 
@@ -367,9 +369,9 @@ def test_two_shapes_of_one_input() -> None:
 
 
 def test_shapes_for_a_target_without_profiles(tmp_path: Path) -> None:
-    wanted = Wanted(largest={"image": (4, 3, HEIGHT, WIDTH)})
+    wanted = ShapeProfileRequest(largest={"image": (4, 3, HEIGHT, WIDTH)})
     with pytest.raises(ExportError, match="'cpu' has engines for any shape; leave --min-shapes"):
-        build_bundle(Request(tiny_entry(), tmp_path / "x.edgevis", shapes=wanted), Recorder())
+        build_bundle(BuildRequest(tiny_entry(), tmp_path / "x.edgevis", shapes=wanted), Recorder())
 
 
 SHAPES = {"x": ((1, 4), (2, 4), (8, 4))}
@@ -399,7 +401,7 @@ def test_plan_settings_without_effect_are_refused(
     target: str, asked: PlanSettings, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError, match=message):
-        build_bundle(Request(tiny_entry(), tmp_path / "x.edgevis", target=target, settings=asked), Recorder())
+        build_bundle(BuildRequest(tiny_entry(), tmp_path / "x.edgevis", target=target, settings=asked), Recorder())
 
 
 @pytest.mark.parametrize(

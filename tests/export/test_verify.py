@@ -15,7 +15,7 @@ from calibration.quantize import quantize
 from export import compilers
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
-from export.verify import embedding_output, machine_name, prove_engines
+from export.verify import check_parity, embedding_output, machine_name
 from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.spec import Deployment, Graph, Precision, Preprocess, TensorSpec
 from runtime.common.arrays import Array
@@ -60,7 +60,7 @@ def compiled(
 
 
 def prove(records: list[EngineRecord], folder: Path, reference: dict[str, Array]) -> tuple[EngineRecord, ...]:
-    proved = prove_engines(
+    proved = check_parity(
         records, bundle=folder, deployment=DEPLOYMENT, reference=reference, advance=lambda done, total: None
     )
     assert not proved.refused
@@ -72,7 +72,7 @@ def test_engines_that_are_right(
 ) -> None:
     records = compiled(tmp_path, models, precisions=("fp32", "int8"))
     steps: list[tuple[int, int]] = []
-    proved = prove_engines(
+    proved = check_parity(
         records,
         bundle=tmp_path,
         deployment=DEPLOYMENT,
@@ -190,7 +190,7 @@ def test_without_an_embedding_nothing_is_shared(
     assert embedding_output(deployment) is None
     records = compiled(tmp_path, (model, models[1]))[:1]
     renamed = {"embed/image": reference["embed/image"], "embed/logits": reference["embed/embedding"]}
-    (proved,) = prove_engines(
+    (proved,) = check_parity(
         records, bundle=tmp_path, deployment=deployment, reference=renamed, advance=lambda done, total: None
     ).engines
     assert proved.proved

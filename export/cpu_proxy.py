@@ -16,7 +16,7 @@ from runtime.errors import EngineError
 _WRONG_WITH_HALF_SCALES = ["WeightBiasQuantization"]
 
 
-class StandIn:
+class CpuProxy:
     """Runs an ONNX file in the types that it says; what the processor's kernels lack, ONNX Runtime casts.
 
     Args:

@@ -93,14 +93,14 @@ def drop_of_proof(proof: Proof) -> float:
 
 def summary_text(candidates: Sequence[Candidate]) -> str:
     """What became of INT8 where it does not win, in one sentence; empty where it does, or where there was none."""
-    eights = [item for item in candidates if item.engine.endswith("-int8")]
+    int8_graphs = [item for item in candidates if item.engine.endswith("-int8")]
     best = next((item for item in candidates if item.verdict in (FASTEST, FIRST)), None)
-    if not eights or best in eights:
+    if not int8_graphs or best in int8_graphs:
         return ""
     instead = "" if best is None else f"; {_named(best)}"
-    if all(item.verdict == UNMEASURABLE for item in eights):
+    if all(item.verdict == UNMEASURABLE for item in int8_graphs):
         return f"INT8 could not be measured on these images, and does not count as passed{instead}"
-    if not any(item.verdict == PASSES for item in eights):
+    if not any(item.verdict == PASSES for item in int8_graphs):
         return f"no INT8 engine passes{instead}"
     return (
         f"INT8 passes, and is not the {'first' if best is None or best.latency_ms is None else 'fastest here'}{instead}"

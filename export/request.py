@@ -1,0 +1,68 @@
+"""What a build is asked for, and whom it tells how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from calibration.ranges import Method
+from edgevis.models.entry import ModelEntry
+from export.engine_selection import DEFAULT_MAX_DROP
+from export.profiles import ShapeProfileRequest
+from export.targets import DEFAULT_SETTINGS, PlanSettings
+from runtime.bundle.spec import Precision
+
+
+class BuildProgress(Protocol):
+    """Told what a build does; stages come one after the other."""
+
+    def begin(self, stage: str) -> None: ...
+
+    def advance(self, done: int, total: int) -> None: ...
+
+    def end(self, detail: str, *, size_bytes: int | None = None) -> None: ...
+
+    def warn(self, message: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """What to build.
+
+    Attributes:
+        entry: The model.
+        output: The bundle's path, ending in ``.edgevis``.
+        target: A name in :mod:`export.targets`.
+        precisions: None for the model's default ones, or the target's.
+        checkpoint: Weights to load; None for those that ship with edgevis or, without any, random ones.
+        calibration_data: A folder or zip of images; None for the photographs in the wheels of dependencies.
+        options: Of the model, such as ``{"backbone": "resnet101"}``.
+        seed: Of random weights.
+        shapes: What engines shall be built for, where a target's engines have a range of shapes.
+        calibration: How INT8's ranges follow from values; None for the target's way.
+        max_drop: What INT8 may lose, see :func:`calibration.drop.drop_of`; 1 puts no layer back to float.
+        cache: Where measured ranges are kept between builds; None for nowhere.
+        choose: Build ``precisions``, or all that the target has and this machine can run, and keep the fastest
+            engine that loses no more than ``max_drop`` and, to fall back to, the fastest FP32 engine.
+        settings: Of plans, where the target has them.
+        golden_pictures: A folder of pictures that go into the bundle, to prove the way from pixel to answer; None for
+            drawn ones.
+    """
+
+    entry: ModelEntry
+    output: Path
+    target: str = "cpu"
+    precisions: tuple[Precision, ...] | None = None
+    checkpoint: Path | None = None
+    calibration_data: Path | None = None
+    options: Mapping[str, str | int] = field(default_factory=dict)
+    seed: int = 0
+    shapes: ShapeProfileRequest = ShapeProfileRequest()  # noqa: RUF009  # frozen
+    calibration: Method | None = None
+    max_drop: float = DEFAULT_MAX_DROP
+    cache: Path | None = None
+    choose: bool = False
+    settings: PlanSettings = DEFAULT_SETTINGS
+    golden_pictures: Path | None = None
