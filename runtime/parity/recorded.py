@@ -23,20 +23,25 @@ from runtime.common import limits
 from runtime.common.arrays import Array, read_arrays
 from runtime.common.machine import environment
 from runtime.errors import IntegrityError
-from runtime.parity.compare import BATCH_SIZES, TOLERANCES, golden_feeds, rows_of, run_in_batches
+from runtime.parity.compare import (
+    BATCH_SIZES,
+    TOLERANCES,
+    golden_feeds,
+    rows_of,
+    run_in_batches,
+    settle_flips,
+)
 from runtime.sessions.session import Session
 
 FILE = "recorded.npz"
 
-_FLOOR = 1e-4
+FLOOR = 1e-4
 """What float32 engines may differ by: the order of summation."""
 # Of what was measured, which is the largest of a few runs: others may lie a little further apart. On the same kernels
 # another order of summation turns some roundings over, fewer than kernels that fuse otherwise do: OSNet x0.25 in INT8
 # lies 0.011 apart with another level of ONNX Runtime's optimisation, 0.018 with AVX-512 VNNI instead of AMX, 0.026 from
 # the independent run, and 0.000 with other thread counts and batch sizes.
 _VARIATION, _SAME_KERNELS, _OTHER_KERNELS = 1.5, 0.5, 2.0
-# An element that a discontinuity turned over may be several times the others' size.
-_FLIP_SIZE = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +66,32 @@ class Deviation:
         return self.difference <= self.allowed
 
 
-def difference(expected: Array, actual: Array) -> float:
-    """The relative difference of two arrays with one row for each image; infinite for NaN or other shapes."""
-    if expected.shape != actual.shape:
+def difference(expected: Array, actual: Array, *, flipped: float = 0.0) -> float:
+    """The relative difference of two arrays with one row for each image; infinite for NaN or other shapes.
+
+    Args:
+        expected: (N, ...) numbers.
+        actual: The same shape.
+        flipped: The share of elements, 0..1, that a discontinuity may have decided otherwise, see
+            :attr:`runtime.bundle.spec.Graph.max_flipped`: the furthest ones are left out. A fault moves all elements,
+            a flip a few of them far: what these may add would hide the fault.
+    """
+    if expected.shape != actual.shape or not np.isfinite(actual).all():
         return math.inf
-    wanted = np.asarray(expected, np.float64).reshape(len(expected), -1)
-    found = np.asarray(actual, np.float64).reshape(len(actual), -1)
+    if flipped:
+        actual = settle_flips(expected, actual, flipped)[0]
+    reference = np.asarray(expected, np.float64).reshape(len(expected), -1)
+    measured = np.asarray(actual, np.float64).reshape(len(actual), -1)
     with np.errstate(invalid="ignore", over="ignore"):
-        energy = (wanted**2).sum(axis=1)
-        error = ((found - wanted) ** 2).sum(axis=1)
+        energy = (reference**2).sum(axis=1)
+        error = ((measured - reference) ** 2).sum(axis=1)
     # A row that is (nearly) zero among others is measured by what the others are.
     scale = np.maximum(energy, max(1e-6 * float(energy.mean()), 1e-30))
-    apart = float((error / scale).mean())
-    return math.sqrt(apart) if math.isfinite(apart) else math.inf
+    relative = float((error / scale).mean())
+    return math.sqrt(relative) if math.isfinite(relative) else math.inf
 
 
-def floor_of(flipped: float) -> float:
-    """What engines may differ by where rounding does not carry: see :attr:`runtime.bundle.spec.Graph.max_flipped`."""
-    return _FLOOR + _FLIP_SIZE * math.sqrt(flipped)
-
-
-def allowed(record: OutputRecord, *, same_kernels: bool, flipped: float = 0.0) -> float:
+def allowed(record: OutputRecord, *, same_kernels: bool) -> float:
     """How far an engine may be from its recorded output.
 
     Args:
@@ -89,12 +99,10 @@ def allowed(record: OutputRecord, *, same_kernels: bool, flipped: float = 0.0) -
         same_kernels: On the build's machine and with the build's packages the kernels are the same, and only their
             order of summation is open; elsewhere they may round in other places, as the build's engine and an
             independent run of its graph do.
-        flipped: :attr:`runtime.bundle.spec.Graph.max_flipped`.
     """
-    floor = floor_of(flipped)
     if same_kernels:
-        return _VARIATION * record.variation + _SAME_KERNELS * record.kernels + floor
-    return _OTHER_KERNELS * max(record.variation, record.kernels) + floor
+        return _VARIATION * record.variation + _SAME_KERNELS * record.kernels + FLOOR
+    return _OTHER_KERNELS * max(record.variation, record.kernels) + FLOOR
 
 
 def read_recorded(bundle: Bundle, record: EngineRecord) -> dict[str, Array] | None:
@@ -168,10 +176,10 @@ def deviations(
             made = run_in_batches(session, graph, inputs, size=size, rows=shown)
             for name, array in wanted.items():
                 expected = array[:shown] if name in in_batches else array
-                worst[name] = max(worst[name], difference(expected, made[name]))
+                worst[name] = max(worst[name], difference(expected, made[name], flipped=graph.max_flipped))
         for name, value in worst.items():
             item = measures[f"{graph.name}/{name}"]
-            bound = allowed(item, same_kernels=same, flipped=graph.max_flipped)
+            bound = allowed(item, same_kernels=same)
             found.append(Deviation(item.output, value, bound, same))
     return tuple(found)
 
