@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -42,6 +42,8 @@ from runtime.selection.choose import Opened, open_best
 from runtime.selection.info import Info
 from runtime.streams.sources import Source, frames
 from runtime.tasks import Result
+
+_log = logging.getLogger("edgevis.bundle")
 
 _STRANGERS_BATCH = 32  # frames that a calibration holds at once
 
@@ -92,7 +94,7 @@ class Predictor:
             raise InputError(f"threads is {threads!r}; allowed: None or an int >= 1 and <= {MAX_THREADS}")
         found = Bundle(bundle, digest=digest)
         if not found.manifest.digest:
-            warnings.warn(f"{found.path.name}: {NOT_COVERED}", RuntimeWarning, stacklevel=2)
+            _log.warning("%s: %s", found.path.name, NOT_COVERED)
         tasks.load(found.manifest.deployment.task)  # before an engine is opened
         opened = open_best(found, backend=backend, device=device, precision=precision, threads=threads)
         self._start(found, opened, threads=threads, false_accept_rate=false_accept_rate, index_from=index_from)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -17,6 +18,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from runtime.predictor import Predictor
 
 from bundles import GRAPHS, Tiny, write_tiny_bundle
+from logs import WATCH
 
 # The same examples in every run: a red build means a changed program. HYPOTHESIS_PROFILE=search looks for new ones.
 for _name, _derandomize in (("repeatable", True), ("search", False)):
@@ -34,6 +36,18 @@ def pytest_configure(config: pytest.Config) -> None:
     set_hypothesis_home_dir(Path(tempfile.gettempdir(), "edgevis-hypothesis"))  # not into the working folder
     # The installed package is tested from an empty folder, where no pyproject.toml says this.
     config.addinivalue_line("filterwarnings", "error")
+
+
+@pytest.fixture(autouse=True)
+def no_unexpected_warning_in_the_log(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As `filterwarnings = error` for Python's warnings; a test that takes `caplog` looks for itself."""
+    log = logging.getLogger("edgevis")
+    WATCH.messages.clear()
+    log.addHandler(WATCH)
+    yield
+    log.removeHandler(WATCH)
+    if "caplog" not in request.fixturenames:
+        assert WATCH.messages == []
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from edgevis import __version__
 from runtime.common.command import run_command
-from runtime.common.console import abandon_output, report
+from runtime.common.console import abandon_output, add_verbosity, log_to_stderr
 from runtime.common.discovery import names_in
 
 
@@ -41,19 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub = verbs.add_parser(spoken, help=text.partition("\n")[0], description=text)
         verb.add_arguments(sub)
         sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+        add_verbosity(sub)
         modules[spoken] = verb
-    warnings.showwarning = _show_warning
 
     def run() -> int:
         arguments = parser.parse_args(argv)
         try:
-            return modules[arguments.verb].run(arguments)
+            with log_to_stderr(arguments.verbose, arguments.quiet):
+                return modules[arguments.verb].run(arguments)
         except BrokenPipeError:  # the reader, such as `head`, has gone
             abandon_output()
             return 0
 
     return run_command(run)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    report(message, kind="warning")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from runtime.images.folders import image_files
 from runtime.images.picture_files import is_drawing
 from runtime.open_set.decision import OpenSetInfo
 from runtime.open_set.strangers import Rate
+
+_log = logging.getLogger("edgevis.cli")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +74,7 @@ def image_paths(arguments: list[str], *, drawings: bool = False) -> list[Path]:
             (drawn if not drawings and is_drawing(argument) else paths).append(argument)
     if drawn and paths:
         more = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""
-        warnings.warn(f"{shown(drawn[0])}{more} left out: edgevis drew it", RuntimeWarning, stacklevel=2)
+        _log.warning("%s%s left out: edgevis drew it", shown(drawn[0]), more)
     return paths or drawn
 
 

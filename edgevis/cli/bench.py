@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import warnings
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ from runtime.common.json_data import to_json
 from runtime.common.text import text_table
 from runtime.images.decode import Image
 from runtime.parity.latency import Latency, interleaved
+
+_log = logging.getLogger("edgevis.cli")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +115,7 @@ def each_engine(bundle: Bundle, *, threads: int | None = None) -> Iterator[tuple
                 threads=threads,
             )
         except BackendError as error:
-            warnings.warn(f"{record.name} is left out: {error}", RuntimeWarning, stacklevel=2)
+            _log.warning("%s is left out: %s", record.name, error)
         else:
             yield record.name, opened
 

@@ -285,20 +285,20 @@ class Files:
         return data
 
 
-def open_files(path: str | os.PathLike[str], *, inside: str = "") -> Files:
+def open_files(path: str | os.PathLike[str], *, inside: str = "", say_left_out: bool = True) -> Files:
     """List a folder (with the folders that it links to) or a zip.
 
     Args:
         path: The folder or zip.
         inside: A folder in it; names then start there.
+        say_left_out: Whether to log the pictures that are left out.
 
     Raises:
         SourceError: There is no such folder or zip, it cannot be listed, holds no file there, or a zip holds a name
             that leads out of it, a name twice, an encrypted file, or one that is neither stored nor deflated.
         InputError: It holds more than :data:`runtime.images.folders.MAX_ENTRIES` files.
 
-    Warns:
-        RuntimeWarning: Pictures that are left out, as :mod:`runtime.images.folders` says.
+    Pictures that are left out are logged, as :mod:`runtime.images.folders` says.
     """
     path = Path(path)
     left_out: list[str] = []
@@ -324,7 +324,8 @@ def open_files(path: str | os.PathLike[str], *, inside: str = "") -> Files:
     if not found:
         raise SourceError(f"{path} holds no files" + (f" in {prefix}" if prefix else ""))
     left_out += filter(None, (why_left_out(name) for name in found))
-    warn_left_out(left_out, str(path))
+    if say_left_out:
+        warn_left_out(left_out, str(path))
     return Files(path, prefix, dict(sorted(found.items())))
 
 

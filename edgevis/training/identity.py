@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -57,9 +56,7 @@ def list_data(data: Path, *, output: Path, known: Mapping[str, DataFile]) -> tup
     Raises:
         SourceError: The data cannot be listed, or a file cannot be read.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pictures left out: the task's own reader says so
-        files = open_files(data)
+    files = open_files(data, say_left_out=False)  # the task's own reader says it
     own = _inside(data, output)
     names = [name for name in files.names if not (own and name.startswith(own))]
     pool = ThreadPoolExecutor(_READERS)  # hashing and reading release the interpreter's lock

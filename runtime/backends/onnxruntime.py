@@ -8,11 +8,11 @@ for each new shape when that is first run, which takes minutes and is kept in th
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
 import threading
-import warnings
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -29,6 +29,8 @@ from runtime.common.arrays import Array
 from runtime.common.cache_folder import cache_folder
 from runtime.common.vendors import import_onnxruntime as _vendor
 from runtime.errors import EngineError, MissingDependencyError, UnavailableError, UnknownBackendError
+
+_log = logging.getLogger("edgevis.onnxruntime")
 
 # BF16 and FP16 would need kernels that ONNX Runtime's CPU provider does not have for convolutions.
 PRECISIONS = {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16", "int8")}
@@ -160,10 +162,8 @@ class _CudaEngine(_Engine):
             )
         self._session.disable_fallback()
         if on_processor:
-            warnings.warn(
-                f"{files.name}: part of it runs on the processor, and its data cross the bus: {on_processor}",
-                RuntimeWarning,
-                stacklevel=4,
+            _log.warning(
+                "%s: part of it runs on the processor, and its data cross the bus: %s", files.name, on_processor
             )
         self._lock = threading.Lock()
         self._resident: dict[int, tuple[weakref.ref[Array], Any]] = {}

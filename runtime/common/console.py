@@ -1,11 +1,15 @@
-"""Standard output and error of the command lines: they take any text, and what they cannot take is told once."""
+"""Standard output and error of the command lines: any text, what is logged, and what they cannot take is told once."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from runtime.errors import OutputError
 
@@ -35,6 +39,54 @@ def report(message: object, *, kind: str = "error") -> None:
     with contextlib.suppress(OSError):
         sys.stderr.write(f"{kind}: {message}\n")
         sys.stderr.flush()
+
+
+def add_verbosity(parser: argparse.ArgumentParser, *, quiet: str = "no warnings; errors remain") -> None:
+    """``-v`` and ``-q``, for :func:`log_to_stderr`.
+
+    Args:
+        parser: The command line's.
+        quiet: What a single ``-q`` does.
+    """
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=0, help="say also what goes as it should; -vv everything"
+    )
+    parser.add_argument("-q", "--quiet", action="count", default=0, help=quiet)
+
+
+@contextmanager
+def log_to_stderr(verbose: int = 0, quiet: int = 0) -> Iterator[None]:
+    """Write what the log ``edgevis`` is given to standard error, one line each: warnings and errors.
+
+    A line that was written before is not repeated.
+
+    Args:
+        verbose: 1 writes what is said for information, too, 2 everything.
+        quiet: 1 writes errors only.
+    """
+    log = logging.getLogger("edgevis")
+    handler, level = _StandardError(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.WARNING + 10 * (min(quiet, 1) - min(verbose, 2)))
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
+
+
+class _StandardError(logging.Handler):
+    """Calls :func:`report`, once for each line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._written:
+            self._written.add(text)
+            report(text, kind=record.levelname.lower())
 
 
 def end_output(status: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -19,13 +20,14 @@ import struct
 import tempfile
 import threading
 import time
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+_log = logging.getLogger("edgevis.files")
 
 _PRIVATE, _SHARED, _OWNER = 0o600, 0o666, 0o700
 _POLL_SECONDS = 0.02
@@ -310,11 +312,7 @@ def _lock_until(descriptor: int, end: float) -> bool:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            warnings.warn(
-                f"this file system has no locks ({error}): let only one process write there",
-                RuntimeWarning,
-                stacklevel=5,
-            )
+            _log.warning("this file system has no locks (%s): let only one process write there", error)
             return True
         else:
             return True

@@ -9,15 +9,17 @@ A damaged picture is listed; reading it raises.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from runtime.errors import InputError, SourceError
 from runtime.images.decode import SUFFIXES, UNREAD_SUFFIXES
 from runtime.images.picture_files import is_drawing
+
+_log = logging.getLogger("edgevis.images")
 
 MAX_ENTRIES = 2_000_000
 """A folder with more files and folders than this is a mistake in the path."""
@@ -76,9 +78,9 @@ def why_left_out(name: str, mode: int | None = stat.S_IFREG) -> str | None:
 
 
 def warn_left_out(reasons: Sequence[str], where: str) -> None:
-    """Warn of what :func:`why_left_out` says, where it says anything."""
+    """Log a warning of what :func:`why_left_out` says, where it says anything."""
     if reasons:
-        warnings.warn(f"left out of {where}: {_shown(reasons)}", RuntimeWarning, stacklevel=3)
+        _log.warning("left out of %s: %s", where, _shown(reasons))
 
 
 def is_hidden(name: str) -> bool:

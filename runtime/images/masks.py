@@ -15,9 +15,9 @@ Every mask, in enrolment and in training, is read by these rules:
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
-import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +32,8 @@ from runtime.images.decode import Image, decode_pixels, read_image_file
 from runtime.images.exif import upright
 from runtime.images.foreign import Pil, array_from, is_pil, pil_orientation
 from runtime.images.header import Header, png_chunks, read_header
+
+_log = logging.getLogger("edgevis.images")
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 """(H, W) bool, True on the object."""
@@ -197,11 +199,11 @@ def _as_mask(value: MaskLike, image: Image, orientation: int, name: str) -> Mask
         raise InputError(f"{name} has the values {_shown(found)}; {_cure(found, marks)}")
     mask: Mask = numbers == marks[0]
     if mask.all():
-        warnings.warn(
-            f"{name} marks every pixel: all of it is {marks[0]}, which leaves nothing to tell the object from; set "
-            "what is not the object to 0",
-            RuntimeWarning,
-            stacklevel=4,
+        _log.warning(
+            "%s marks every pixel: all of it is %s, which leaves nothing to tell the object from; set what is not the "
+            "object to 0",
+            name,
+            marks[0],
         )
     return mask
 

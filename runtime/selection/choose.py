@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
@@ -23,6 +23,8 @@ from runtime.parity.recorded import deviation_text, deviations, read_recorded
 from runtime.selection.device_build import can_finish, finish_engine, unfinished, with_local_proof
 from runtime.sessions.open import open_sessions
 from runtime.sessions.session import Session
+
+_log = logging.getLogger("edgevis.selection")
 
 # Up to here reading the golden inputs takes a few milliseconds, beside the hundreds that opening an engine takes.
 _CHEAP_BYTES = 16 << 20
@@ -81,12 +83,10 @@ def open_best(bundle: Bundle, *, backend: str, device: str, precision: str | Non
         except EngineError as error:
             skipped.append(f"{record.name}: {error}")
             last = error
-            warnings.warn(
-                f"{bundle.path.name}: the engine {record.name} did not open: {error}", RuntimeWarning, stacklevel=3
-            )
+            _log.warning("%s: the engine %s did not open: %s", bundle.path.name, record.name, error)
         else:
             if doubt:
-                warnings.warn(f"{bundle.path.name}: the engine {record.name}: {doubt}", RuntimeWarning, stacklevel=3)
+                _log.warning("%s: the engine %s: %s", bundle.path.name, record.name, doubt)
             measured_here = record not in bundle.manifest.engines
             why = _why(record, candidates, skipped, measured_here=measured_here) + _waiting(bundle, record)
             return Opened(record, sessions, why, tuple(skipped))

@@ -32,7 +32,7 @@ from runtime.sessions.open import open_sessions
 _LATENCY_SECONDS = 0.5
 _MAX_BYTES = 1 << 20
 
-_log = logging.getLogger("edgevis.finishing")
+_log = logging.getLogger("edgevis.device_build")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from runtime.bundle.engine_files import read_engine
 from runtime.errors import UnavailableError, UnknownBackendError
 
 from bundles import FP32_TOLERANCE, HEIGHT, WIDTH, Tiny, TinyEngine, expected_embeddings, float_onnx, write_engine
+from logs import logged_warnings
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 NAMES_NODES = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")  # since 1.24
@@ -54,7 +55,7 @@ def test_what_tensorrt_is_told(
 def test_nodes_on_the_processor_are_named(file: Path) -> None:
     """The engine for the GPU, told to run on the processor: it says so, and computes the same."""
     named = "5 nodes: 1 Conv, 1 Flatten, 1 Gemm" if NAMES_NODES else "some nodes, which onnxruntime .* does not name"
-    with pytest.warns(RuntimeWarning, match=rf"embed\.onnx: part of it runs on the processor, .*: {named}"):
+    with logged_warnings(match=rf"embed\.onnx: part of it runs on the processor, .*: {named}"):
         engine = backend._CudaEngine(onnxruntime, read_engine(file), None, ON_PROCESSOR)
     images = np.random.default_rng(0).standard_normal((3, 3, HEIGHT, WIDTH)).astype(np.float32)
     expected = expected_embeddings(images, Tiny().weights)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from runtime.common.cache_folder import cache_folder
 from runtime.errors import CompileError, EngineError
 
 from bundles import HEIGHT, WIDTH, Tiny, float_onnx, installed, python_command, python_environment
+from logs import logged_warnings
 from plan_builder import KEY, Builder, same
 
 
@@ -91,12 +91,11 @@ def test_a_damaged_plan_is_built_again_and_the_reason_said(
 ) -> None:
     cache.get(KEY, build=Builder(), open_plan=same)
     damage(plan_file(cache))
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with logged_warnings(match=f"is built again: {reason}") as said:
         found = cache.get(KEY, build=Builder(b"another"), open_plan=same)
     assert found.opened == b"another"
     assert found.reason.startswith(reason)
-    assert f"is built again: {reason}" in str(said[0].message)
+    assert f"is built again: {reason}" in said[0]
     if plan_file(cache).is_file():
         assert cache.get(KEY, build=must_not_build, open_plan=same).opened == b"another"
 
@@ -107,7 +106,7 @@ def test_a_record_of_another_plan_is_not_believed(cache: PlanCache) -> None:
     data = json.loads(record.read_text())
     data["key"]["driver"] = "CUDA 13.0"
     record.write_text(json.dumps(data))
-    with pytest.warns(UserWarning, match="its record is of another plan"):
+    with logged_warnings(match="its record is of another plan"):
         assert cache.get(KEY, build=Builder(b"another"), open_plan=same).opened == b"another"
 
 
@@ -120,7 +119,7 @@ def test_a_plan_that_comes_to_nothing_is_built_again(cache: PlanCache) -> None:
         return plan
 
     cache.get(KEY, build=Builder(), open_plan=same)
-    with pytest.warns(UserWarning, match="is built again: .*version tag does not match"):
+    with logged_warnings(match="is built again: .*version tag does not match"):
         assert cache.get(KEY, build=Builder(b"another"), open_plan=deserialise).opened == b"another"
 
 
@@ -182,17 +181,16 @@ def test_what_a_crash_left_is_cleared_away_when_it_is_old(cache: PlanCache) -> N
 def test_where_nothing_can_be_kept_it_works_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     cache = PlanCache(tmp_path / "file" / "cache")
-    with pytest.warns(UserWarning, match="cannot keep what was built"):
+    with logged_warnings(match="cannot keep what was built"):
         assert cache.get(KEY, build=Builder(), open_plan=same).opened == b"a plan"
 
 
 _FULL = """
-import resource, sys, warnings
+import resource, sys
 from pathlib import Path
 from runtime.backends._tensorrt.cache import PlanCache
 from plan_builder import KEY, Builder, same
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # as a full disk: a write fails in the middle
-warnings.simplefilter("always")
 found = PlanCache(Path(sys.argv[1])).get(KEY, build=Builder(b"x" * 100_000), open_plan=same)
 print(len(found.opened), found.built)
 """

@@ -36,6 +36,7 @@ from bundles import (
     write_model,
     write_tiny_bundle,
 )
+from logs import logged_warnings
 
 TINY = Tiny()
 
@@ -125,7 +126,7 @@ def test_a_plan_is_built_once(flavour: Flavour, tmp_path: Path, monkeypatch: pyt
     assert not finish(read_engine(file), flavour).built
     (plan,) = (tmp_path / "cache" / "tensorrt").glob("*.plan")
     plan.write_bytes(plan.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match="is built again"):
+    with logged_warnings(match="is built again"):
         assert finish(read_engine(file), flavour).built
 
 

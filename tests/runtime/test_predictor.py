@@ -43,6 +43,7 @@ from bundles import (
     tiny_weights,
     write_tiny_bundle,
 )
+from logs import logged_warnings
 
 PICTURES = [picture(seed) for seed in range(6)]
 TOLERANCE = 1e-5  # unit rows of a float32 engine against float64
@@ -243,7 +244,7 @@ def test_weights_that_are_not_finite_are_named_when_the_engine_opens(tmp_path: P
     weights = tiny_weights()
     broken = Tiny(weights=replace(weights, dense_bias=np.full_like(weights.dense_bias, value)))
     with (
-        pytest.warns(RuntimeWarning, match="did not open"),
+        logged_warnings(match="did not open"),
         pytest.raises(EngineError, match="the weight 'dense_bias' holds NaN or infinity"),
     ):
         opened(tmp_path, broken)

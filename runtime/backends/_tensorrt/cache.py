@@ -22,7 +22,6 @@ import json
 import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,7 +141,7 @@ class PlanCache:
             if opened is not None:
                 return Found(opened, False, 0.0, "", size)
             if reason:
-                warnings.warn(f"the cached plan {self._plan(key).name} is built again: {reason}", stacklevel=2)
+                _log.warning("the cached plan %s is built again: %s", self._plan(key).name, reason)
             _log.info("building a plan for %s; this takes minutes", key.device)
             started = time.monotonic()
             made = build(self._timing_cache(key))
@@ -222,10 +221,11 @@ class PlanCache:
                 _write(self._timing_path(key), made.timing_cache)
             self.prune(keep=key)
         except OSError as error:
-            warnings.warn(
-                f"{self.folder} cannot keep what was built, so that the next start builds it again: {error}; "
-                "make room, or name another folder in EDGEVIS_CACHE",
-                stacklevel=3,
+            _log.warning(
+                "%s cannot keep what was built, so that the next start builds it again: %s; make room, or name another "
+                "folder in EDGEVIS_CACHE",
+                self.folder,
+                error,
             )
 
     def _timing_path(self, key: PlanKey) -> Path:

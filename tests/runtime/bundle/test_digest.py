@@ -22,6 +22,7 @@ from runtime.predictor import Predictor
 from runtime.verification.answers.compare import NO_PICTURES
 
 from bundles import Tiny, TinyEngine, edited_manifest, json_paths, mutate, picture, signed, write_tiny_bundle
+from logs import logged_warnings
 
 WHOLE = Tiny(
     engines=[TinyEngine(), TinyEngine(precision="int8")], postprocess={"false_accept_rate": 0.05, "table": [[1.0, 2]]}
@@ -157,7 +158,7 @@ def test_a_bundle_without_a_digest_opens_and_says_so(tiny_bundle: Path, capsys: 
     data = json.loads((tiny_bundle / MANIFEST).read_text())
     del data[DIGEST]
     (tiny_bundle / MANIFEST).write_text(json.dumps(data))
-    with pytest.warns(RuntimeWarning, match="build it again: python -m export.build"):
+    with logged_warnings(match="build it again: python -m export.build"):
         predictor = Predictor(tiny_bundle)
     with predictor:
         assert predictor.info.digest == ""

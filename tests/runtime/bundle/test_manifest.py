@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import json
 import sys
-import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from runtime.errors import BackendError, BundleError, IntegrityError, SchemaErro
 from runtime.predictor import Predictor
 
 from bundles import Tiny, TinyEngine, json_paths, mutate, picture, signed, write_tiny_bundle
+from logs import ignored_warnings
 
 WHOLE = Tiny(engines=[TinyEngine(), TinyEngine(precision="int8", latency_ms=None, proved=False)])
 
@@ -324,8 +324,7 @@ def _at(data: Any, path: tuple[str | int, ...]) -> Any:
 
 
 def _quietly_opened(folder: Path) -> Predictor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".* did not open", category=RuntimeWarning)
+    with ignored_warnings(match="did not open"):
         return Predictor(folder, threads=1)
 
 
