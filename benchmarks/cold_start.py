@@ -29,7 +29,7 @@ start = time.perf_counter()
 import sys
 import edgevis
 imported = time.perf_counter()
-from edgevis.cli.bench import enroll_example, example_image
+from runtime.verification.timing import enroll_example, example_image
 bundle, backend, precision = sys.argv[1:]
 ready = time.perf_counter()
 predictor = edgevis.Predictor(bundle, backend=backend, precision=precision)
@@ -47,7 +47,7 @@ import torch
 from edgevis import models
 imported = time.perf_counter()
 import json
-from edgevis.cli.bench import example_image
+from runtime.verification.timing import example_image
 from runtime.images.preprocess import Preprocessor
 declared = models.entry(sys.argv[1])
 options = json.loads(sys.argv[2])

@@ -21,13 +21,13 @@ import numpy as np
 
 from benchmarks.video_scenes import FixedCamera, OtherCamera, PhotoPan, Scene, View
 from edgevis import EdgevisError, Identification, Predictor, SourceError
-from edgevis.cli._common import open_set_lines
-from edgevis.cli.bench import HEADERS, MEASURED, time_engines
 from runtime.bundle.bundle import Bundle
 from runtime.common.json_data import to_json
 from runtime.common.text import markdown_table, text_table
 from runtime.images.decode import Image
 from runtime.images.draw import color_at, color_of, draw_tag
+from runtime.open_set.text import open_set_lines
+from runtime.verification.timing import HEADERS, MEASURED, time_engines
 
 
 @dataclass

@@ -24,7 +24,6 @@ import torch
 from benchmarks import cold_start
 from benchmarks.latency_chart import draw
 from edgevis import EdgevisError, ExportError, InputError, Predictor, models
-from edgevis.cli.bench import batch_sizes, enroll_example, example_image
 from runtime.bundle.bundle import SUFFIX, Bundle
 from runtime.bundle.manifest import EngineRecord, Manifest
 from runtime.common.arrays import Array
@@ -37,6 +36,7 @@ from runtime.images.preprocess import Preprocessor
 from runtime.parity.latency import interleaved
 from runtime.sessions.open import open_sessions
 from runtime.sessions.session import Session
+from runtime.verification.timing import batch_sizes, enroll_example, example_image
 
 EAGER = "PyTorch eager"
 HEADERS = (

@@ -24,7 +24,6 @@ import numpy as np
 from benchmarks.det_curves import Curve, draw
 from benchmarks.report import report
 from edgevis import InputError, Predictor
-from edgevis.cli.bench import each_engine
 from edgevis.open_set.embeddings import Part, in_batches, labelled_images
 from edgevis.open_set.enrolments import Scene, Selection, selections
 from runtime.bundle.bundle import Bundle
@@ -35,6 +34,7 @@ from runtime.gallery.state import Scoring
 from runtime.open_set.bundled import space_of, statistics_of
 from runtime.open_set.decision import DEFAULT_RATE, OpenSet
 from runtime.open_set.enrolled import label_scores
+from runtime.verification.timing import each_engine
 
 RATES = (0.01, 0.05, DEFAULT_RATE, 0.1)
 CALIBRATED_ON = 100

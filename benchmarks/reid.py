@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import report
-from edgevis.cli.bench import each_engine
 from edgevis.data import read_pku_reid
 from edgevis.metrics import reid_ranking
 from runtime.bundle.bundle import Bundle
 from runtime.common.arrays import Array, unit_rows
 from runtime.images.decode import Image
 from runtime.images.preprocess import Preprocessor
+from runtime.verification.timing import each_engine
 
 RANKS = (1, 5, 10)
 _BATCH = 32

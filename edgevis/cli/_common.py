@@ -14,8 +14,6 @@ from typing import Any
 from edgevis import Predictor
 from runtime.images.folders import image_files
 from runtime.images.picture_files import is_drawing
-from runtime.open_set.decision import OpenSetInfo
-from runtime.open_set.strangers import Rate
 
 _log = logging.getLogger("edgevis.cli")
 
@@ -76,22 +74,6 @@ def image_paths(arguments: list[str], *, drawings: bool = False) -> list[Path]:
         more = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""
         _log.warning("%s%s left out: edgevis drew it", shown(drawn[0]), more)
     return paths or drawn
-
-
-def open_set_lines(found: OpenSetInfo) -> list[str]:
-    """The open-set operating point in a few lines of text."""
-
-    def rate(value: Rate | None) -> str:
-        return "unknown" if value is None else f"{value.value:.1%} (95 %: {value.low:.1%} to {value.high:.1%})"
-
-    threshold = "none" if found.threshold is None else f"{found.threshold:.3f}"
-    asked = f"{found.false_accept_rate:.2%} of strangers accepted"
-    return [
-        f"open set    threshold {threshold}, {found.method}; asked: {asked}",
-        f"            strangers accepted (FPIR), to be expected: {rate(found.expected_fpir)}",
-        f"            enrolled recognised (TPIR), to be expected: {rate(found.expected_tpir)}",
-        f"            {found.note}",
-    ]
 
 
 def print_json(data: Mapping[str, Any]) -> None:

@@ -16,12 +16,12 @@ from edgevis.cli._common import (
     add_rate_argument,
     image_paths,
     open_predictor,
-    open_set_lines,
     print_json,
 )
 from runtime.common.json_data import to_json
 from runtime.enrolment.file import check_enrolment_path
 from runtime.images.decode import SUFFIXES
+from runtime.open_set.text import open_set_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,13 +6,14 @@ import argparse
 from dataclasses import replace
 
 from edgevis import BackendError
-from edgevis.cli._common import add_engine_arguments, add_rate_argument, open_predictor, open_set_lines, print_json
+from edgevis.cli._common import add_engine_arguments, add_rate_argument, open_predictor, print_json
 from runtime.bundle.build_report import measured_text
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.identity import NOT_COVERED
 from runtime.bundle.manifest import EngineRecord, Manifest
 from runtime.common.json_data import to_json
 from runtime.common.text import size_text, text_table
+from runtime.open_set.text import open_set_lines
 from runtime.parity.compare import DISTANCE_HEADERS, NOT_YET_PROVED, decisions_text, distance_cells
 from runtime.selection.device_build import with_local_proof
 

@@ -1,0 +1,22 @@
+"""The open-set operating point for people to read."""
+
+from __future__ import annotations
+
+from runtime.open_set.decision import OpenSetInfo
+from runtime.open_set.strangers import Rate
+
+
+def open_set_lines(found: OpenSetInfo) -> list[str]:
+    """The open-set operating point in a few lines of text."""
+
+    def rate(value: Rate | None) -> str:
+        return "unknown" if value is None else f"{value.value:.1%} (95 %: {value.low:.1%} to {value.high:.1%})"
+
+    threshold = "none" if found.threshold is None else f"{found.threshold:.3f}"
+    asked = f"{found.false_accept_rate:.2%} of strangers accepted"
+    return [
+        f"open set    threshold {threshold}, {found.method}; asked: {asked}",
+        f"            strangers accepted (FPIR), to be expected: {rate(found.expected_fpir)}",
+        f"            enrolled recognised (TPIR), to be expected: {rate(found.expected_tpir)}",
+        f"            {found.note}",
+    ]

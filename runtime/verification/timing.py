@@ -1,0 +1,110 @@
+"""How long the engines of a bundle take on this machine, one round of each in turn, so that none is favoured."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.bundle.bundle import Bundle
+from runtime.errors import BackendError, InputError
+from runtime.images.decode import Image
+from runtime.parity.latency import Latency, interleaved
+from runtime.predictor import Predictor
+
+_log = logging.getLogger("edgevis.bench")
+
+MEASURED = "a 240x480 image to its result among one enrolled example, preprocessing included"
+HEADERS = ("engine", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s")
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long one engine takes for one batch."""
+
+    engine: str
+    batch: int
+    latency: Latency
+    images_per_second: float
+
+    def cells(self) -> tuple[str, ...]:
+        """A row under :data:`HEADERS`."""
+        times = (self.latency.p50_ms, self.latency.p90_ms, self.latency.p99_ms)
+        return (self.engine, str(self.batch), *(f"{ms:.2f}" for ms in times), f"{self.images_per_second:.0f}")
+
+
+def time_engines(bundle: Bundle, batches: list[int], *, seconds: float, threads: int | None = None) -> list[Timing]:
+    """Time all engines that open here, in turn.
+
+    Args:
+        bundle: The bundle.
+        batches: How many images one call gets.
+        seconds: How long to measure each batch size, all engines together.
+        threads: CPU threads for each engine.
+
+    Raises:
+        BackendError: No engine opens.
+    """
+    image = example_image()
+    timings = []
+    with ExitStack() as stack:
+        predictors = {name: stack.enter_context(opened) for name, opened in each_engine(bundle, threads=threads)}
+        if not predictors:
+            raise BackendError(f"{bundle.path}: no engine can be opened here")
+        for predictor in predictors.values():
+            enroll_example(predictor)
+        for size in batches:
+            calls = {
+                name: functools.partial(predictor.predict, [image] * size) for name, predictor in predictors.items()
+            }
+            for name, latency in interleaved(calls, seconds=seconds).items():
+                timings.append(Timing(name, size, latency, size / latency.p50_ms * 1e3))
+    return timings
+
+
+def example_image() -> Image:
+    """As a detector would cut it from a 1080p frame. Its content does not change how long an engine takes."""
+    return np.random.default_rng(0).integers(0, 256, (480, 240, 3), np.uint8)
+
+
+def enroll_example(predictor: Predictor) -> None:
+    """One example, of which a prediction takes as long as of any other, where the task takes any."""
+    if predictor.info.task == "segment":  # its classes are fixed
+        return
+    image, mask = example_image(), None
+    if predictor.info.task == "few_shot_segment":
+        mask = np.zeros(image.shape[:2], bool)
+        mask[: image.shape[0] // 2] = True
+    predictor.enroll("example", image, masks=mask)
+
+
+def each_engine(bundle: Bundle, *, threads: int | None = None) -> Iterator[tuple[str, Predictor]]:
+    """A predictor, for the caller to close, on each engine that opens here; a warning names the others."""
+    for record in bundle.manifest.engines:
+        try:
+            opened = Predictor(
+                bundle.path,
+                backend=record.backend,
+                device=record.device,
+                precision=record.precision,
+                threads=threads,
+            )
+        except BackendError as error:
+            _log.warning("%s is left out: %s", record.name, error)
+        else:
+            yield record.name, opened
+
+
+def batch_sizes(text: str) -> list[int]:
+    """What ``--batch`` says; InputError when it is not sizes separated by commas."""
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1 or max(sizes) > 4096:
+        raise InputError(f"--batch is {text!r}; allowed: sizes of 1 to 4096, separated by commas, such as 1,8")
+    return sizes
