@@ -194,12 +194,11 @@ def deviation_text(deviation: Deviation) -> str:
 
 
 def held_to_text(record: EngineRecord) -> str:
-    """What an engine is held to: the tolerance of its precision, and what was recorded of it."""
-    tolerance = str(TOLERANCES[record.precision])
+    """What an engine is held to: what was recorded of it or, where nothing was, the tolerance of its precision."""
     if record.recorded is None or not record.recorded.outputs:
-        return tolerance
+        return str(TOLERANCES[record.precision])
     bound = max(allowed(item, same_kernels=_same_kernels(record)) for item in record.recorded.outputs)
-    return f"{tolerance}; its recorded outputs within {bound:.1e}"
+    return f"recorded outputs within {bound:.1e}"
 
 
 def _same_kernels(record: EngineRecord) -> bool:
