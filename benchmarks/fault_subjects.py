@@ -14,16 +14,16 @@ from onnx import ModelProto
 
 from benchmarks.fault_kinds import inlined
 from benchmarks.reid import Split, read_split
-from calibration.quantize import Recipe
-from calibration.samples import SampleSet, samples_from_photographs, split
-from calibration.sensitivity import LayerSensitivity
+from calibration.data.samples import SampleSet, samples_from_photographs, split
+from calibration.quantize.config import QuantizationConfig
+from calibration.search.sensitivity import LayerSensitivity
 from edgevis import EdgevisError, models
 from edgevis.metrics import reid_ranking
 from edgevis.open_set.sidecar import weights_digest
 from edgevis.origin import read_origin
 from export import compilers, int8
 from export.agreement import Agreement, write_recorded
-from export.autocast import half_from_float
+from export.autocast import fp16_from_fp32
 from export.compilers import graph_path
 from export.cpu_proxy import CpuProxy
 from export.onnx import onnx_from_module
@@ -246,12 +246,12 @@ def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
         for backend, precision in kind.engines
     }
     agreement = Agreement(dict(graphs), searched.outputs, (), deployment, reference)
-    halves = [key for key in graphs if key[0] == GPU]
-    if halves:
+    fp16_graphs = [key for key in graphs if key[0] == GPU]
+    if fp16_graphs:
         agreement = replace(agreement, autocast=("int8", "fp16"))
-    for key in halves:
+    for key in fp16_graphs:
         graphs[key] = {
-            graph.name: half_from_float(
+            graph.name: fp16_from_fp32(
                 graphs[key][graph.name], calibration_feeds(module, deployment, graph, calibrate, batch=4)
             )
             for graph in deployment.graphs
@@ -311,25 +311,25 @@ def _searched(
     calibrate: SampleSet,
     reference: Mapping[str, Array],
 ) -> int8.Searched:
-    recipe = Recipe()
+    config = QuantizationConfig()
     calibrated = int8.calibrate(
         floats,
         lambda name: calibration_feeds(module, deployment, deployment.graph(name), calibrate, batch=4),
-        recipe=recipe,
+        config=config,
         key=lambda graph, digest: (_ for _ in ()).throw(AssertionError("no cache")),
         folder=None,
     )
     layers: tuple[LayerSensitivity, ...] = ()
     if kind.layers:
-        layers = int8.sensitivities(calibrated, deployment, reference, recipe, lambda done, total: None)
-    return int8.int8_graphs(
+        layers = int8.layer_sensitivities(calibrated, deployment, reference, config, lambda done, total: None)
+    return int8.search_int8(
         calibrated,
         layers,
         names=[backend for backend, precision in kind.engines if precision == "int8"],
         device="cpu",
         deployment=deployment,
         reference=reference,
-        recipe=recipe,
+        config=config,
         max_drop=0.005,
         advance=lambda done, total: None,
     )

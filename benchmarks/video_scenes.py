@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import cv2
 import numpy as np
 
-from calibration.samples import wheel_file
+from calibration.data.samples import wheel_file
 from edgevis import SourceError
 from runtime.images.decode import Image, read_image
 from runtime.streams.sources import frames

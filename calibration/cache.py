@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.quantize import Ranges
+from calibration.quantize.graph import Ranges
 from runtime.common.arrays import Array, read_arrays, write_arrays
 from runtime.common.cache_folder import cache_folder
 from runtime.common.json_data import parse_json, to_json
 from runtime.errors import SchemaError, UnavailableError
 
-_SCHEMA = 1
+_SCHEMA = 2
 _SUFFIX = ".ranges.npz"
 MAX_ENTRIES = 64
 """Files that a cache keeps; the ones that were not used for the longest time go first."""
@@ -88,8 +88,8 @@ def store(folder: Path, key: Key, ranges: Ranges) -> None:
     Raises:
         OSError: The folder cannot be written to.
     """
-    arrays: dict[str, Array] = {f"reach/{name}": np.array(value) for name, value in ranges.reach.items()}
-    arrays |= {f"shift/{name}": array for name, array in ranges.shifts.items()}
+    arrays: dict[str, Array] = {f"amax/{name}": np.array(value) for name, value in ranges.amax.items()}
+    arrays |= {f"bias_correction/{name}": array for name, array in ranges.bias_correction.items()}
     if sum(array.nbytes for array in arrays.values()) > MAX_ENTRY_BYTES // 2:
         return
     digest = np.frombuffer(bytes.fromhex(_digest(arrays)), np.uint8)
@@ -114,11 +114,13 @@ def _read(path: Path) -> dict[str, Array]:
 
 
 def _ranges(arrays: Mapping[str, Array]) -> Ranges:
-    reach = {name.partition("/")[2]: float(value) for name, value in arrays.items() if name.startswith("reach/")}
-    shifts = {name.partition("/")[2]: value for name, value in arrays.items() if name.startswith("shift/")}
-    if not all(np.isfinite(value) and value > 0 for value in reach.values()):
+    amax = {name.partition("/")[2]: float(value) for name, value in arrays.items() if name.startswith("amax/")}
+    bias_correction = {
+        name.partition("/")[2]: value for name, value in arrays.items() if name.startswith("bias_correction/")
+    }
+    if not all(np.isfinite(value) and value > 0 for value in amax.values()):
         raise ValueError("a range is not a positive number")
-    return Ranges(reach, shifts)
+    return Ranges(amax, bias_correction)
 
 
 def _digest(arrays: Mapping[str, Array]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from calibration.cache import default_folder
-from calibration.ranges import Method
+from calibration.quantize.ranges import Method
 from export.engine_selection import DEFAULT_MAX_DROP
 from runtime.bundle.bundle import SUFFIX
 from runtime.bundle.spec import Precision

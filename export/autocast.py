@@ -63,7 +63,7 @@ _MAX_SMALL = 4096
 _OPSET_OF_HALF_SCALES = 19
 
 
-def half_from_float(model: ModelProto, feeds: Iterable[Mapping[str, Array]]) -> ModelProto:
+def fp16_from_fp32(model: ModelProto, feeds: Iterable[Mapping[str, Array]]) -> ModelProto:
     """The graph in float16 where that is safe.
 
     Args:

@@ -86,7 +86,7 @@ def candidates_of(
 
 
 def drop_of_proof(proof: Proof) -> float:
-    """What an engine loses, as :func:`calibration.drop.drop_of` counts it."""
+    """What an engine loses, as :func:`calibration.search.accuracy_drop.drop_of` counts it."""
     lost = 1.0 - min(parity.mean_cosine for parity in proof.graphs)
     return max(lost, 0.0 if proof.decisions is None else 1.0 - proof.decisions.agreement, 0.0)
 

@@ -36,13 +36,14 @@ from typing import get_args
 from onnx import ModelProto
 
 from calibration import cache
-from calibration.drop import drop_of
-from calibration.layers import Prepared, prepare
-from calibration.qdq import Placement
-from calibration.quantize import Ranges, Recipe, int8_graph, measure_ranges
-from calibration.samples import SampleSet
-from calibration.search import search
-from calibration.sensitivity import LayerSensitivity, measure_sensitivity
+from calibration.data.samples import SampleSet
+from calibration.quantize.config import QuantizationConfig
+from calibration.quantize.graph import Ranges, int8_graph, measure_ranges
+from calibration.quantize.qdq import Placement
+from calibration.quantize.rules import Prepared, prepare
+from calibration.search.accuracy_drop import drop_of
+from calibration.search.search import search
+from calibration.search.sensitivity import LayerSensitivity, measure_sensitivity
 from export import compilers
 from runtime import backends
 from runtime.bundle.manifest import EngineRecord, Int8Search
@@ -63,7 +64,6 @@ _CPU_PROXY = "onnxruntime"
 _LATENCY_SECONDS = 0.3
 
 Advance = Callable[[int, int], None]
-Floats = frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,32 +101,32 @@ NOT_SEARCHED = Searched({}, (), {})
 
 
 def calibrate(
-    floats: Mapping[str, ModelProto],
+    fp32_graphs: Mapping[str, ModelProto],
     feeds: Callable[[str], Iterator[Mapping[str, Array]]],
     *,
-    recipe: Recipe,
+    config: QuantizationConfig,
     key: Callable[[str, str], cache.Key],
     folder: Path | None,
 ) -> Calibrated:
     """Measure the ranges of every graph, or take them from the cache.
 
     Args:
-        floats: Graph name to float graph.
+        fp32_graphs: Graph name to float graph.
         feeds: From a graph's name to batches of its real inputs; not called where the cache has the ranges.
-        recipe: How.
+        config: How.
         key: From a graph's name and the digest of its ONNX to what its ranges depend on.
         folder: The cache; None for none.
     """
     prepared, ranges, notes = {}, {}, {}
-    for name, model in floats.items():
-        prepared[name] = prepare(model, recipe.operators)
+    for name, model in fp32_graphs.items():
+        prepared[name] = prepare(model, config.operators)
         if folder is None:
             found, notes[name] = None, "no cache"
         else:
             entry = key(name, hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest())
             found, notes[name] = cache.load(folder, entry)
         if found is None:
-            found = measure_ranges(prepared[name], feeds(name), recipe)
+            found = measure_ranges(prepared[name], feeds(name), config)
             if folder is not None:
                 try:
                     cache.store(folder, entry, found)
@@ -137,14 +137,14 @@ def calibrate(
 
 
 def cache_key(
-    model: str, *, weights: str, samples: SampleSet, deployment: Deployment, recipe: Recipe
+    model: str, *, weights: str, samples: SampleSet, deployment: Deployment, config: QuantizationConfig
 ) -> Callable[[str, str], cache.Key]:
     """What :func:`calibrate` asks for. Where Q/DQ go does not matter to the ranges."""
 
     def digest(value: object) -> str:
         return hashlib.sha256(repr(to_json(value)).encode()).hexdigest()
 
-    algorithm = digest(replace(recipe, placement="outputs"))
+    algorithm = digest(replace(config, placement="outputs"))
     return lambda graph, onnx_digest: cache.Key(
         model=f"{model}/{graph}",
         weights=weights,
@@ -155,8 +155,12 @@ def cache_key(
     )
 
 
-def sensitivities(
-    calibrated: Calibrated, deployment: Deployment, reference: Mapping[str, Array], recipe: Recipe, advance: Advance
+def layer_sensitivities(
+    calibrated: Calibrated,
+    deployment: Deployment,
+    reference: Mapping[str, Array],
+    config: QuantizationConfig,
+    advance: Advance,
 ) -> tuple[LayerSensitivity, ...]:
     """Those of all graphs, measured on the images that verify."""
     total = sum(len(prepared.layers) for prepared in calibrated.prepared.values())
@@ -171,7 +175,7 @@ def sensitivities(
         found += measure_sensitivity(
             calibrated.prepared[graph.name],
             calibrated.ranges[graph.name],
-            replace(recipe, placement="inputs"),
+            replace(config, placement="inputs"),
             graph=graph.name,
             inputs=inputs,
             batched=[tensor.name for tensor in graph.inputs if tensor.batched],
@@ -180,7 +184,7 @@ def sensitivities(
     return tuple(found)
 
 
-def int8_graphs(
+def search_int8(
     calibrated: Calibrated,
     sensitivity: Sequence[LayerSensitivity],
     *,
@@ -188,7 +192,7 @@ def int8_graphs(
     device: str,
     deployment: Deployment,
     reference: Mapping[str, Array],
-    recipe: Recipe,
+    config: QuantizationConfig,
     max_drop: float,
     advance: Advance,
 ) -> Searched:
@@ -206,11 +210,11 @@ def int8_graphs(
         device: The kind of device that the engines are for.
         deployment: The model's graphs.
         reference: Real inputs and what PyTorch makes of them.
-        recipe: How graphs are quantised.
-        max_drop: See :func:`calibration.drop.drop_of`.
+        config: How graphs are quantised.
+        max_drop: See :func:`calibration.search.accuracy_drop.drop_of`.
         advance: Called with the number of backends that are done, and of all.
     """
-    order = [f"{item.graph}/{item.layer}" for item in sorted(sensitivity, key=lambda item: -item.price)]
+    order = [f"{item.graph}/{item.layer}" for item in sorted(sensitivity, key=lambda item: -item.sensitivity_per_mac)]
     graphs: dict[str, dict[str, ModelProto]] = {}
     searches: list[Int8Search] = []
     outputs: dict[str, Mapping[str, Array]] = {}
@@ -227,18 +231,18 @@ def int8_graphs(
         runner = _Runner(name if own else _CPU_PROXY, deployment, reference)
         naive = {}
         for placement in get_args(Placement):
-            trial = replace(recipe, placement=placement)
+            trial = replace(config, placement=placement)
             naive[placement] = runner.measure(_graphs(calibrated, trial, frozenset()))
         least = min(drop for drop, _ in naive.values())
         fitting = [placement for placement, (drop, _) in naive.items() if drop <= least + max_drop / 4]
         chosen = min(fitting, key=lambda placement: naive[placement][1 if own else 0])
-        trial = replace(recipe, placement=chosen)
+        trial = replace(config, placement=chosen)
 
-        def lost(floats: Floats, runner: _Runner = runner, trial: Recipe = trial) -> float:
-            return runner.drop(_graphs(calibrated, trial, floats))
+        def lost(excluded: frozenset[str], runner: _Runner = runner, trial: QuantizationConfig = trial) -> float:
+            return runner.drop(_graphs(calibrated, trial, excluded))
 
         found = search(order, lost, max_drop=max_drop)
-        kept = order[: found.floats]
+        kept = order[: found.excluded]
         graphs[name] = _graphs(calibrated, trial, frozenset(kept))
         before, after, made = runner.compare(_graphs(calibrated, trial, frozenset()), graphs[name])
         if own:
@@ -323,14 +327,14 @@ class _Runner:
                     session.close()
 
 
-def _graphs(calibrated: Calibrated, recipe: Recipe, floats: Floats) -> dict[str, ModelProto]:
+def _graphs(calibrated: Calibrated, config: QuantizationConfig, excluded: frozenset[str]) -> dict[str, ModelProto]:
     """The INT8 graphs of a model with these layers, named ``GRAPH/NODE``, in float."""
     return {
         name: int8_graph(
             prepared,
             calibrated.ranges[name],
-            recipe,
-            floats={layer.name for layer in prepared.layers if f"{name}/{layer.name}" in floats},
+            config,
+            nodes_to_exclude={layer.name for layer in prepared.layers if f"{name}/{layer.name}" in excluded},
         )
         for name, prepared in calibrated.prepared.items()
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from calibration.drop import decisions_of
+from calibration.search.accuracy_drop import decisions_of
 from runtime.bundle.spec import Deployment, Precision
 from runtime.common.arrays import Array
 from runtime.errors import InputError

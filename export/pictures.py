@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from calibration.masks import central_object
-from calibration.samples import MAX_SIDE, limited
+from calibration.data.masks import central_object
+from calibration.data.samples import MAX_SIDE, limited
 from runtime.bundle.spec import Preprocess
 from runtime.errors import InputError
 from runtime.images.decode import Image, read_image
@@ -89,7 +89,7 @@ def drawn_pictures(preprocess: Preprocess, *, few: bool) -> Pictures:
 
 
 def given_pictures(folder: str | os.PathLike[str], preprocess: Preprocess) -> Pictures:
-    """The image files of a folder, shrunk to :data:`calibration.samples.MAX_SIDE`; their folders' names are not kept.
+    """The image files of a folder, shrunk to :data:`calibration.data.samples.MAX_SIDE`, without their folders' names.
 
     Those in one sub-folder show the same: the first of each are enrolled, the later ones are predicted on.
 

@@ -16,18 +16,18 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from calibration.lint import lint_quantized
-from calibration.quantize import Recipe, calibration_digest
-from calibration.samples import SampleSet, samples_from, samples_from_photographs, split
-from calibration.sensitivity import LayerSensitivity
-from calibration.unlike import unlike_text
+from calibration.data.activation_spread import unlike_text
+from calibration.data.samples import SampleSet, samples_from, samples_from_photographs, split
+from calibration.quantize.config import QuantizationConfig, calibration_digest
+from calibration.quantize.lint import lint_quantized
+from calibration.search.sensitivity import LayerSensitivity
 from edgevis import __version__, models
 from edgevis.open_set.sidecar import sidecar_of, weights_digest
 from edgevis.origin import read_origin
 from export import compilers, int8, targets
 from export.agreement import Agreement, write_recorded
 from export.answers import write_answers
-from export.autocast import half_from_float
+from export.autocast import fp16_from_fp32
 from export.compilers import graph_path
 from export.engine_selection import candidates_of, no_int8_text, unopenable
 from export.measurable import unmeasurable_text, without_int8
@@ -101,7 +101,15 @@ def measure_layers(request: BuildRequest, progress: BuildProgress) -> tuple[Laye
     reference = reference_of(module, deployment, to_verify, progress.advance)
     progress.end(f"PyTorch in float32 on {len(to_verify)} images")
     return _calibrate(
-        request, _recipe(request, target), floats, module, deployment, weights.sha256, to_calibrate, reference, progress
+        request,
+        _quantization_config(request, target),
+        floats,
+        module,
+        deployment,
+        weights.sha256,
+        to_calibrate,
+        reference,
+        progress,
     )[1]
 
 
@@ -149,7 +157,7 @@ def _build(
         size_bytes=(folder / GOLDEN).stat().st_size,
     )
 
-    eights = int8.NOT_SEARCHED
+    int8_graphs = int8.NOT_SEARCHED
     calibration = None
     unmeasurable = unmeasurable_text(deployment, reference) if "int8" in precisions else ""
     if unmeasurable and weights.trained:  # of random weights nothing is claimed
@@ -157,17 +165,17 @@ def _build(
     if "int8" in precisions:
         if weights.trained and (unlike := unlike_text(module, deployment, to_calibrate)):
             progress.warn(unlike)
-        eights, calibration = _quantize(
+        int8_graphs, calibration = _quantize(
             request, target, floats, module, deployment, weights.sha256, to_calibrate, reference, progress
         )
 
     # What each engine is made of; those that are made of the same share the very object.
     graphs: dict[tuple[str, Precision], Mapping[str, ModelProto]] = {
-        (name, precision): eights.graphs[name] if precision == "int8" else floats
+        (name, precision): int8_graphs.graphs[name] if precision == "int8" else floats
         for precision in precisions
         for name in target.compilers[precision]
     }
-    agreement = Agreement(dict(graphs), eights.outputs, target.autocast, deployment, reference, golden)
+    agreement = Agreement(dict(graphs), int8_graphs.outputs, target.autocast, deployment, reference, golden)
     if set(precisions) & set(target.autocast):
         _autocast(graphs, target, module, deployment, to_calibrate, progress)
 
@@ -289,8 +297,8 @@ def _golden(request: BuildRequest, module: nn.Module, deployment: Deployment) ->
     return reference_of(module, deployment, samples, lambda done, total: None)
 
 
-def _recipe(request: BuildRequest, target: Target) -> Recipe:
-    return replace(target.recipe, method=request.calibration or target.recipe.method)
+def _quantization_config(request: BuildRequest, target: Target) -> QuantizationConfig:
+    return replace(target.quantization, method=request.calibration or target.quantization.method)
 
 
 def _export(module: nn.Module, deployment: Deployment, folder: Path, progress: BuildProgress) -> dict[str, ModelProto]:
@@ -310,7 +318,7 @@ def _export(module: nn.Module, deployment: Deployment, folder: Path, progress: B
 
 def _calibrate(
     request: BuildRequest,
-    recipe: Recipe,
+    config: QuantizationConfig,
     floats: Mapping[str, ModelProto],
     module: nn.Module,
     deployment: Deployment,
@@ -333,16 +341,16 @@ def _calibrate(
             progress.advance(done, total)
 
     key = int8.cache_key(
-        request.entry.name, weights=weights_sha256, samples=samples, deployment=deployment, recipe=recipe
+        request.entry.name, weights=weights_sha256, samples=samples, deployment=deployment, config=config
     )
-    calibrated = int8.calibrate(floats, feeds, recipe=recipe, key=key, folder=request.cache)
+    calibrated = int8.calibrate(floats, feeds, config=config, key=key, folder=request.cache)
     notes = ", ".join(sorted(set(calibrated.notes.values())))
-    progress.end(f"{len(samples)} images ({notes}): {recipe}")
+    progress.end(f"{len(samples)} images ({notes}): {config}")
 
     progress.begin("layers")
-    sensitivity = int8.sensitivities(calibrated, deployment, reference, recipe, progress.advance)
-    by_rule = sum(len(prepared.by_rule) for prepared in calibrated.prepared.values())
-    progress.end(f"{len(sensitivity)} layers, each alone in INT8; {by_rule} more are float by rule")
+    sensitivity = int8.layer_sensitivities(calibrated, deployment, reference, config, progress.advance)
+    excluded_by_rule = sum(len(prepared.excluded_by_rule) for prepared in calibrated.prepared.values())
+    progress.end(f"{len(sensitivity)} layers, each alone in INT8; {excluded_by_rule} more are float by rule")
     return calibrated, sensitivity
 
 
@@ -358,19 +366,19 @@ def _quantize(
     progress: BuildProgress,
 ) -> tuple[int8.Searched, Calibration]:
     """For each backend its INT8 graphs, and how they were made."""
-    recipe = _recipe(request, target)
+    config = _quantization_config(request, target)
     calibrated, sensitivity = _calibrate(
-        request, recipe, floats, module, deployment, weights_sha256, samples, reference, progress
+        request, config, floats, module, deployment, weights_sha256, samples, reference, progress
     )
     progress.begin("search")
-    searched = int8.int8_graphs(
+    searched = int8.search_int8(
         calibrated,
         sensitivity,
         names=target.compilers["int8"],
         device=target.device,
         deployment=deployment,
         reference=reference,
-        recipe=recipe,
+        config=config,
         max_drop=request.max_drop,
         advance=progress.advance,
     )
@@ -380,12 +388,12 @@ def _quantize(
             progress.warn(no_int8_text(search))
     calibration = Calibration(
         digest=calibration_digest(
-            samples, preprocess=deployment.preprocess, weights_sha256=weights_sha256, recipe=recipe
+            samples, preprocess=deployment.preprocess, weights_sha256=weights_sha256, config=config
         ),
         images=len(samples),
         source=samples.source,
-        recipe=str(recipe),
-        by_rule=sum(len(prepared.by_rule) for prepared in calibrated.prepared.values()),
+        recipe=str(config),
+        by_rule=sum(len(prepared.excluded_by_rule) for prepared in calibrated.prepared.values()),
         searches=searched.searches,
     )
     return searched, calibration
@@ -404,18 +412,20 @@ def _autocast(
     few = samples.subset(range(min(len(samples), _AUTOCAST_IMAGES)))
     chosen = [key for key in graphs if key[1] in target.autocast]
     sources = {(id(graphs[key]), key[1]): graphs[key] for key in chosen}
-    halves: dict[tuple[int, Precision], Mapping[str, ModelProto]] = {}
+    fp16_graphs: dict[tuple[int, Precision], Mapping[str, ModelProto]] = {}
     for (identity, precision), source in sources.items():
         made = {}
         for graph in deployment.graphs:
             feeds = calibration_feeds(module, deployment, graph, few, batch=_CALIBRATION_BATCH)
-            made[graph.name] = half_from_float(source[graph.name], feeds)
+            made[graph.name] = fp16_from_fp32(source[graph.name], feeds)
             if precision == "int8":
                 lint_quantized(made[graph.name])
-            progress.advance(len(halves) * len(deployment.graphs) + len(made), len(sources) * len(deployment.graphs))
-        halves[identity, precision] = made
+            progress.advance(
+                len(fp16_graphs) * len(deployment.graphs) + len(made), len(sources) * len(deployment.graphs)
+            )
+        fp16_graphs[identity, precision] = made
     for key in chosen:
-        graphs[key] = halves[id(graphs[key]), key[1]]
+        graphs[key] = fp16_graphs[id(graphs[key]), key[1]]
     cast = ", ".join(dict.fromkeys(precision for _, precision in chosen))
     progress.end(f"float16 where {len(few)} images show that it is safe: {cast}")
 

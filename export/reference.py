@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from calibration.samples import SampleSet
+from calibration.data.samples import SampleSet
 from edgevis.arithmetic import graph_flops
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.common.arrays import Array

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from calibration.ranges import Method
+from calibration.quantize.ranges import Method
 from edgevis.models.entry import ModelEntry
 from export.engine_selection import DEFAULT_MAX_DROP
 from export.profiles import ShapeProfileRequest
@@ -42,7 +42,7 @@ class BuildRequest:
         seed: Of random weights.
         shapes: What engines shall be built for, where a target's engines have a range of shapes.
         calibration: How INT8's ranges follow from values; None for the target's way.
-        max_drop: What INT8 may lose, see :func:`calibration.drop.drop_of`; 1 puts no layer back to float.
+        max_drop: What INT8 may lose, see :func:`calibration.search.accuracy_drop.drop_of`; 1 excludes no layer.
         cache: Where measured ranges are kept between builds; None for nowhere.
         choose: Build ``precisions``, or all that the target has and this machine can run, and keep the fastest
             engine that loses no more than ``max_drop`` and, to fall back to, the fastest FP32 engine.

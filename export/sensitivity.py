@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from calibration.chart import bar_chart
-from calibration.ranges import Method
-from calibration.sensitivity import LayerSensitivity
+from calibration.quantize.ranges import Method
+from calibration.search.chart import bar_chart
+from calibration.search.sensitivity import LayerSensitivity
 from export.reporter import Reporter
 from runtime.common.command import run_command
 from runtime.common.json_data import to_json
 from runtime.common.text import text_table
 
-_HEADERS = ("layer", "operator", "weight", "operations", "1 - cosine", "SQNR dB", "back to float as no.")
+_HEADERS = ("layer", "operator", "weight", "macs", "1 - cosine", "SQNR dB", "back to float as no.")
 _CHARTED = 40
 
 
@@ -54,13 +54,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def sensitivity_table(worst: Sequence[LayerSensitivity], *, top: int) -> str:
     """The first ``top`` of all layers as text, in the order given."""
-    order = sorted(worst, key=lambda item: -item.price)
+    order = sorted(worst, key=lambda item: -item.sensitivity_per_mac)
     rows = [
         (
             f"{item.graph}/{item.layer}",
             item.operator,
             item.weight or "–",
-            f"{item.operations:,}",
+            f"{item.macs:,}",
             f"{item.cosine_loss:.6f}",
             f"{item.sqnr_db:.1f}",
             str(order.index(item) + 1),

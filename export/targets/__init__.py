@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from calibration.quantize import Recipe
+from calibration.quantize.config import QuantizationConfig
 from export.profiles import Profiles
 from runtime import backends
 from runtime.backends._tensorrt.spec import BuildSpec
@@ -47,7 +47,7 @@ class Target:
         device: The kind of device in the manifest.
         compilers: The compilers for each precision that the target has; a compiler makes one engine.
         default_precisions: What a build makes unless it is told.
-        recipe: How INT8 graphs are quantised for it.
+        quantization: How INT8 graphs are quantised for it.
         machine: What ``platform.machine()`` says where its engines run; elsewhere none is proved, even if there is
             such a device. Empty is any.
         autocast: The precisions whose graphs compute in float16 what is safe and not in int8.
@@ -63,7 +63,7 @@ class Target:
     device: str
     compilers: Mapping[Precision, tuple[str, ...]]
     default_precisions: tuple[Precision, ...]
-    recipe: Recipe = field(default_factory=Recipe)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     machine: str = ""
     autocast: tuple[Precision, ...] = ()
     profiled: bool = False

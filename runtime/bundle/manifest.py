@@ -276,7 +276,7 @@ class Calibration:
         images: How many images.
         source: The folder or the set's name, without machine paths.
         recipe: The quantisation algorithm in words.
-        by_rule: How many layers are float because of what they do, see :mod:`calibration.layers`.
+        by_rule: How many layers are float because of what they do, see :mod:`calibration.quantize.rules`.
         searches: What came out for each backend.
     """
 

@@ -11,7 +11,7 @@ import pytest
 
 from calibration import cache
 from calibration.cache import Key, load, store
-from calibration.quantize import Ranges
+from calibration.quantize.graph import Ranges
 from export.pipeline import build_bundle
 from export.request import BuildRequest
 
@@ -23,7 +23,9 @@ RANGES = Ranges({"image": 2.5, "relu": 0.1}, {"node_Conv_1": np.array([0.5, -0.2
 
 
 def same(one: Ranges, other: Ranges) -> bool:
-    return one.reach == other.reach and all(np.array_equal(one.shifts[name], other.shifts[name]) for name in one.shifts)
+    return one.amax == other.amax and all(
+        np.array_equal(one.bias_correction[name], other.bias_correction[name]) for name in one.bias_correction
+    )
 
 
 def entry(folder: Path) -> Path:
@@ -63,7 +65,7 @@ def test_altered_numbers_are_not_used(tmp_path: Path) -> None:
     path = entry(tmp_path)
     with np.load(path) as data:
         arrays = {name: data[name] for name in data.files}
-    np.savez(path.with_suffix(""), **{**arrays, "reach/image": np.array(2.4)})
+    np.savez(path.with_suffix(""), **{**arrays, "amax/image": np.array(2.4)})
     path.with_suffix("").with_suffix(".ranges.npz")
     assert load(tmp_path, KEY) == (None, "the entry in the cache is damaged")
 

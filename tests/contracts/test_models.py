@@ -16,13 +16,13 @@ import torch
 from onnx import ModelProto, inliner, shape_inference
 from torch import nn
 
-from calibration.lint import lint_quantized
-from calibration.quantize import quantize
-from calibration.samples import SampleSet, samples_from_photographs
+from calibration.data.samples import SampleSet, samples_from_photographs
+from calibration.quantize.graph import quantize
+from calibration.quantize.lint import lint_quantized
 from edgevis import EnrolmentError, InputError, Predictor, Segmentation, models
 from edgevis.origin import read_origin
 from export import targets
-from export.autocast import half_from_float
+from export.autocast import fp16_from_fp32
 from export.cpu_proxy import CpuProxy
 from export.profiles import ShapeProfileRequest, profiles_of
 from runtime import backends
@@ -228,8 +228,8 @@ def test_tensorrt_builds_it_in_every_precision(name: str, bundle: Bundle, tmp_pa
     profiles = profiles_of(deployment, ShapeProfileRequest(), usual_batch=target.usual_batch)
     for graph, model in graphs_of(bundle):
         feeds = [inputs_of(graph, 1, 1)]
-        half = half_from_float(model, feeds)
-        quantized = half_from_float(quantize(model, feeds), feeds)
+        half = fp16_from_fp32(model, feeds)
+        quantized = fp16_from_fp32(quantize(model, feeds), feeds)
         lint_quantized(quantized)
         wanted, found = run(model, feeds[0], tmp_path), run(half, feeds[0], tmp_path)
         for key, array in found.items():

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import parameters
 from benchmarks.video_scenes import PhotoPan
-from calibration.samples import samples_from_photographs
+from calibration.data.samples import samples_from_photographs
 from edgevis import cli, models
 
 from built import built_bundle, small_bundle

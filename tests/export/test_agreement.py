@@ -13,7 +13,7 @@ from onnx import ModelProto
 
 import export.pipeline
 from benchmarks.fault_kinds import Fault, faults_of, planted
-from calibration.unlike import spread_ratio, unlike_text
+from calibration.data.activation_spread import spread_ratio, unlike_text
 from export.cpu_proxy import CpuProxy
 from export.engine_selection import UNMEASURABLE, summary_text
 from export.pipeline import build_bundle
@@ -197,7 +197,7 @@ def trained_request(folder: Path, data: Path, **changes: object) -> BuildRequest
 
 @pytest.fixture(scope="module")
 def black(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from calibration.samples import sample_set
+    from calibration.data.samples import sample_set
 
     random = np.random.default_rng(0)
     images = [random.integers(0, 3, (32, 16, 3)).astype(np.uint8) for _ in range(32)]
@@ -245,7 +245,7 @@ def test_calibration_images_are_compared_with_the_trainings_spread() -> None:
     assert ratio is not None
     assert 0.8 < ratio < 1.25
     assert not unlike_text(module, DEPLOYMENT, samples)
-    from calibration.samples import sample_set
+    from calibration.data.samples import sample_set
 
     dark = sample_set([image // 16 for image in samples.images], samples.labels, "dark")
     assert "unlike those that the model was trained on" in unlike_text(module, DEPLOYMENT, dark)

@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper, parser, shape_inference
 
-from calibration.lint import lint_quantized
-from calibration.quantize import quantize
+from calibration.quantize.graph import quantize
+from calibration.quantize.lint import lint_quantized
 from edgevis.ops.cross_attention import onnx_function
-from export.autocast import half_from_float
+from export.autocast import fp16_from_fp32
 from export.cpu_proxy import CpuProxy
 from export.onnx import onnx_from_module
 from runtime.common.arrays import Array
@@ -73,7 +73,7 @@ CONV = "h = Conv <kernel_shape: ints = [1, 1]> (x, w) "
 def test_inputs_and_outputs_stay_float32_and_the_middle_becomes_float16() -> None:
     model = model_of(CONV + "r = Relu (h) y = Conv <kernel_shape: ints = [1, 1]> (r, w)", w=weight(8, 8, 1, 1))
     feed = images()
-    half = half_from_float(model, [feed])
+    half = fp16_from_fp32(model, [feed])
     assert [item.op_type for item in half.graph.node] == ["Cast", "Conv", "Relu", "Conv", "Cast"]
     assert {item.data_type for item in half.graph.initializer} == {TensorProto.FLOAT16}
     for given, made in ((model.graph.input, half.graph.input), (model.graph.output, half.graph.output)):
@@ -105,14 +105,14 @@ def test_what_needs_float32_keeps_it(body: str, kind: str) -> None:
         six=np.ones(6, np.float32),
         zero=np.array(0, np.float32),
     )
-    half = half_from_float(model, [images()])
+    half = fp16_from_fp32(model, [images()])
     assert in_half(half, "Conv")
     assert not in_half(half, kind)
 
 
 def test_a_small_average_is_float16() -> None:
     model = model_of(CONV + "y = AveragePool <kernel_shape: ints = [2, 2]> (h)", w=weight(8, 8, 1, 1))
-    half = half_from_float(model, [images()])
+    half = fp16_from_fp32(model, [images()])
     assert node(half, "AveragePool").output[0] != "y", "the cast makes the output"
     assert in_half(half, "AveragePool")
 
@@ -122,7 +122,7 @@ def test_edgevis_operators_stay_float32_as_they_are_defined() -> None:
     model = model_of(body, w=weight(8, 8, 1, 1), reduce=weight(2, 8), expand=weight(8, 2))
     model.functions.append(onnx_function())
     feed = images()
-    half = half_from_float(model, [feed])
+    half = fp16_from_fp32(model, [feed])
     kinds = [item.op_type for item in half.graph.node]
     assert kinds == ["Cast", "Conv", "Cast", "CrossAttention", "Cast", "Conv", "Cast"]
     assert compare_rows(outputs(model, feed), outputs(half, feed))[0] < 2e-3
@@ -135,7 +135,7 @@ def test_weights_beyond_float16_keep_their_node(scale: float) -> None:
         if tensor.name == "v":
             values = np.full((8, 8, 1, 1), scale, np.float32)
             tensor.CopyFrom(numpy_helper.from_array(values, "v"))
-    half = half_from_float(model, [images(1e-2)])
+    half = fp16_from_fp32(model, [images(1e-2)])
     first, second = (item for item in half.graph.node if item.op_type == "Conv")
     assert types_of(half)[first.output[0]] == TensorProto.FLOAT16
     assert second.input[1] == "v", "the weights are the float32 ones"
@@ -145,15 +145,15 @@ def test_weights_beyond_float16_keep_their_node(scale: float) -> None:
 def test_values_beyond_float16_keep_their_node(scale: float) -> None:
     """The graph and its weights are the same: what real images make of them decides."""
     model = model_of(CONV + "r = Relu (h) y = Softmax (r)", w=weight(8, 8, 1, 1))
-    assert in_half(half_from_float(model, [images()]), "Conv")
-    half = half_from_float(model, [images(), images(scale)] if scale > 1 else [images(scale)])
+    assert in_half(fp16_from_fp32(model, [images()]), "Conv")
+    half = fp16_from_fp32(model, [images(), images(scale)] if scale > 1 else [images(scale)])
     assert not in_half(half, "Conv")
     assert not [item for item in half.graph.node if item.op_type == "Cast"]
 
 
 def test_a_tensor_that_two_types_read_is_cast_once() -> None:
     body = CONV + "a = Exp (h) b = Exp (h) c = Add (a, b) y = Relu (c)"
-    half = half_from_float(model_of(body, w=weight(8, 8, 1, 1)), [images(0.1)])
+    half = fp16_from_fp32(model_of(body, w=weight(8, 8, 1, 1)), [images(0.1)])
     casts = [item for item in half.graph.node if item.op_type == "Cast" and item.input[0] == "h"]
     assert len(casts) == 1
 
@@ -161,7 +161,7 @@ def test_a_tensor_that_two_types_read_is_cast_once() -> None:
 def test_an_output_that_is_read_again_has_its_name() -> None:
     model = model_of(CONV + "y = Relu (h) z = Conv <kernel_shape: ints = [1, 1]> (y, w)", w=weight(8, 8, 1, 1))
     model.graph.output.append(onnx.helper.make_tensor_value_info("z", TensorProto.FLOAT, ("N", 8, 6, 6)))
-    half = half_from_float(model, [images()])
+    half = fp16_from_fp32(model, [images()])
     assert [value.name for value in half.graph.output] == ["y", "z"]
     assert [item.op_type for item in half.graph.node].count("Cast") == 3
 
@@ -169,18 +169,18 @@ def test_an_output_that_is_read_again_has_its_name() -> None:
 def test_the_given_model_is_not_changed() -> None:
     model = model_of(CONV + "y = Relu (h)", w=weight(8, 8, 1, 1))
     before = model.SerializeToString()
-    half_from_float(model, [images()])
+    fp16_from_fp32(model, [images()])
     assert model.SerializeToString() == before
 
 
 def test_no_images_and_values_that_are_not_finite() -> None:
     model = model_of(CONV + "y = Relu (h)", w=weight(8, 8, 1, 1))
     with pytest.raises(ExportError, match="there is no image"):
-        half_from_float(model, [])
+        fp16_from_fp32(model, [])
     broken = images()
     broken["x"][0, 0, 0, 0] = np.nan
     with pytest.raises(ExportError, match="values that are not finite"):
-        half_from_float(model, [broken])
+        fp16_from_fp32(model, [broken])
 
 
 @pytest.mark.torch
@@ -189,7 +189,7 @@ def test_a_quantised_graph_keeps_its_integers(tmp_path: Path) -> None:
     net = tiny_net()
     feeds = feeds_of(pictures(24))
     quantized = quantize(onnx_from_module(net, GRAPH), feeds)
-    half = half_from_float(quantized, feeds[:2])
+    half = fp16_from_fp32(quantized, feeds[:2])
     lint_quantized(half)
     for kind in ("QuantizeLinear", "DequantizeLinear"):
         counts = [[item.op_type for item in model.graph.node].count(kind) for model in (quantized, half)]

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from calibration.samples import samples_from_photographs
+from calibration.data.samples import samples_from_photographs
 from edgevis import Predictor, models
 from edgevis.models import ModelEntry
 from edgevis.open_set.sidecar import Header, weights_digest, write_sidecar

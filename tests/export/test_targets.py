@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from calibration.lint import lint_quantized
+from calibration.quantize.lint import lint_quantized
 from edgevis import Predictor
 from edgevis.cli import main as edgevis
 from export import targets

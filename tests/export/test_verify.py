@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import ModelProto, helper, numpy_helper
 
-from calibration.quantize import quantize
+from calibration.quantize.graph import quantize
 from export import compilers
 from export.compilers import graph_path
 from export.onnx import onnx_from_module

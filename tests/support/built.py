@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from calibration.samples import samples_from_photographs
+from calibration.data.samples import samples_from_photographs
 from edgevis import models
 from export.build import main
 

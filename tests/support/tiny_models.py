@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from calibration.samples import SampleSet, sample_set
+from calibration.data.samples import SampleSet, sample_set
 from edgevis.models import ModelEntry
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.common.arrays import Array

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
-from calibration.samples import samples_from
+from calibration.data.samples import samples_from
 from edgevis.data import files as files_module
 from edgevis.data.files import open_files
 from edgevis.data.masks import read_class_ids, read_mask

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calibration.samples import samples_from
+from calibration.data.samples import samples_from
 from edgevis.data import read_fss1000, read_instances, read_masked_images
 from edgevis.data.files import images_of, open_files
 from edgevis.data.masks import read_class_ids

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 
-from calibration.masks import central_object
+from calibration.data.masks import central_object
 from runtime.common.files import ZIP_ERRORS
 from runtime.common.limits import max_file_bytes
 from runtime.errors import EdgevisError, InputError, MissingDependencyError, SourceError
@@ -87,7 +87,7 @@ class SampleSet:
         return sample_set([self.images[i] for i in chosen], [self.labels[i] for i in chosen], self.source, masks)
 
     def with_masks(self) -> SampleSet:
-        """The same with a mask for each image; those that have none get :func:`calibration.masks.central_object`."""
+        """The same images with a mask each, by :func:`calibration.data.masks.central_object` where there are none."""
         return (
             self
             if self.masks

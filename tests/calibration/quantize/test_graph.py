@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from calibration.layers import prepare
-from calibration.lint import lint_quantized
-from calibration.quantize import Ranges, Recipe, calibration_digest, int8_graph, measure_ranges, quantize
-from calibration.ranges import Histogram, Method
+from calibration.quantize.config import QuantizationConfig, calibration_digest
+from calibration.quantize.graph import Ranges, int8_graph, measure_ranges, quantize
+from calibration.quantize.lint import lint_quantized
+from calibration.quantize.ranges import Histogram, Method
+from calibration.quantize.rules import prepare
 from export.onnx import onnx_from_module
 from runtime.bundle.spec import Preprocess
 from runtime.common.arrays import Array
@@ -130,7 +131,7 @@ def test_the_float_model_is_left_alone(model: ModelProto) -> None:
 
 
 def test_says_nothing(model: ModelProto, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-    quantize(model, feeds_of(pictures(8)), recipe=Recipe(method="percentile"))
+    quantize(model, feeds_of(pictures(8)), config=QuantizationConfig(method="percentile"))
     assert capfd.readouterr() == ("", "")
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -138,7 +139,7 @@ def test_says_nothing(model: ModelProto, capfd: pytest.CaptureFixture[str], capl
 @pytest.mark.parametrize("method", ["percentile", "entropy", "minmax"])
 def test_other_methods(model: ModelProto, method: Method) -> None:
     reference = reference_of(tiny_net(), pictures(16, seed=9))
-    made = quantize(model, feeds_of(pictures(48)), recipe=Recipe(method=method))
+    made = quantize(model, feeds_of(pictures(48)), config=QuantizationConfig(method=method))
     session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"image": reference["embed/image"]})
     assert compare_rows(reference["embed/embedding"], found)[1].min() >= INT8_COSINE
@@ -162,11 +163,11 @@ def test_model_local_functions_are_inlined() -> None:
 
 def test_means_of_the_channels_are_corrected(model: ModelProto) -> None:
     reference = reference_of(tiny_net(), pictures(48, seed=9))
-    prepared = prepare(model, Recipe().operators)
-    ranges = measure_ranges(prepared, feeds_of(pictures(48)), Recipe())
+    prepared = prepare(model, QuantizationConfig().operators)
+    ranges = measure_ranges(prepared, feeds_of(pictures(48)), QuantizationConfig())
     errors = []
-    for shifts in ({}, ranges.shifts):
-        made = int8_graph(prepared, Ranges(ranges.reach, shifts), Recipe())
+    for bias_correction in ({}, ranges.bias_correction):
+        made = int8_graph(prepared, Ranges(ranges.amax, bias_correction), QuantizationConfig())
         session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
         (found,) = session.run(None, {"image": reference["embed/image"]})
         errors.append(np.abs((found - reference["embed/embedding"]).mean(axis=0)).mean())
@@ -174,15 +175,17 @@ def test_means_of_the_channels_are_corrected(model: ModelProto) -> None:
 
 
 def test_layers_that_stay_float_are_as_they_were(model: ModelProto) -> None:
-    prepared = prepare(model, Recipe().operators)
-    ranges = measure_ranges(prepared, feeds_of(pictures(8)), Recipe())
+    prepared = prepare(model, QuantizationConfig().operators)
+    ranges = measure_ranges(prepared, feeds_of(pictures(8)), QuantizationConfig())
     kept = prepared.layers[1].name
-    made = int8_graph(prepared, ranges, Recipe(placement="inputs"), floats={kept})
+    made = int8_graph(prepared, ranges, QuantizationConfig(placement="inputs"), nodes_to_exclude={kept})
     before = {node.name: node for node in prepared.model.graph.node}
     after = {node.name: node for node in made.graph.node}
     assert list(after[kept].input) == list(before[kept].input)
     assert all(after[layer.name].input[1].endswith("_rounded") for layer in prepared.layers if layer.name != kept)
-    nothing = int8_graph(prepared, ranges, Recipe(), floats={layer.name for layer in prepared.layers})
+    nothing = int8_graph(
+        prepared, ranges, QuantizationConfig(), nodes_to_exclude={layer.name for layer in prepared.layers}
+    )
     assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in nothing.graph.node}
 
 
@@ -214,13 +217,19 @@ def test_values_that_are_not_finite_are_named(model: ModelProto) -> None:
 
 def test_digest_says_what_the_scales_depend_on() -> None:
     samples = pictures(8)
-    digest = calibration_digest(samples, preprocess=PREPROCESS, weights_sha256="00", recipe=Recipe())
-    assert digest == calibration_digest(samples, preprocess=PREPROCESS, weights_sha256="00", recipe=Recipe())
+    digest = calibration_digest(samples, preprocess=PREPROCESS, weights_sha256="00", config=QuantizationConfig())
+    assert digest == calibration_digest(
+        samples, preprocess=PREPROCESS, weights_sha256="00", config=QuantizationConfig()
+    )
     others = {
-        calibration_digest(pictures(8, seed=2), preprocess=PREPROCESS, weights_sha256="00", recipe=Recipe()),
-        calibration_digest(samples, preprocess=Preprocess(32, 16), weights_sha256="00", recipe=Recipe()),
-        calibration_digest(samples, preprocess=PREPROCESS, weights_sha256="01", recipe=Recipe()),
-        calibration_digest(samples, preprocess=PREPROCESS, weights_sha256="00", recipe=Recipe(method="minmax")),
+        calibration_digest(
+            pictures(8, seed=2), preprocess=PREPROCESS, weights_sha256="00", config=QuantizationConfig()
+        ),
+        calibration_digest(samples, preprocess=Preprocess(32, 16), weights_sha256="00", config=QuantizationConfig()),
+        calibration_digest(samples, preprocess=PREPROCESS, weights_sha256="01", config=QuantizationConfig()),
+        calibration_digest(
+            samples, preprocess=PREPROCESS, weights_sha256="00", config=QuantizationConfig(method="minmax")
+        ),
     }
     assert len(others - {digest}) == 4
 
@@ -240,9 +249,9 @@ def test_histogram_keeps_every_value(parts: list[Array]) -> None:
     assert histogram.peak == everything.max()
     if histogram.peak > 0:
         assert histogram.peak <= histogram.top
-        assert histogram.reach("minmax", 0) == histogram.peak
+        assert histogram.amax("minmax", 0) == histogram.peak
         for method in ("mse", "percentile", "entropy"):
-            assert 0 < histogram.reach(method, 99.9) <= histogram.peak
+            assert 0 < histogram.amax(method, 99.9) <= histogram.peak
 
 
 def test_percentile_is_that_of_the_values() -> None:
@@ -251,22 +260,22 @@ def test_percentile_is_that_of_the_values() -> None:
     for part in np.array_split(values, 7):
         histogram.add(part)
     # Two bins of at most twice the peak / 2048.
-    assert histogram.reach("percentile", 99.0) == pytest.approx(np.percentile(np.abs(values), 99.0), abs=0.02)
+    assert histogram.amax("percentile", 99.0) == pytest.approx(np.percentile(np.abs(values), 99.0), abs=0.02)
 
 
 def test_mse_cuts_a_lonely_outlier_off() -> None:
     values = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
     values[0] = 40.0
 
-    def error(reach: float) -> float:
-        scale = reach / 127
+    def error(amax: float) -> float:
+        scale = amax / 127
         return float(((values - np.clip(np.round(values / scale), -127, 127) * scale) ** 2).mean())
 
     histogram = Histogram()
     histogram.add(values)
-    reach = histogram.reach("mse", 0)
-    assert reach < 0.75 * histogram.peak
-    assert error(reach) < 0.8 * error(histogram.peak)
+    amax = histogram.amax("mse", 0)
+    assert amax < 0.75 * histogram.peak
+    assert error(amax) < 0.8 * error(histogram.peak)
 
 
 def test_entropy_cuts_a_thin_tail_off_and_keeps_what_is_evenly_used() -> None:
@@ -276,8 +285,8 @@ def test_entropy_cuts_a_thin_tail_off_and_keeps_what_is_evenly_used() -> None:
     values = random.standard_normal(100_000).astype(np.float32)
     values[:20] *= 10
     tailed.add(values)
-    assert even.reach("entropy", 0) > 0.9 * even.peak
-    assert np.percentile(np.abs(values), 99) < tailed.reach("entropy", 0) < 0.5 * tailed.peak
+    assert even.amax("entropy", 0) > 0.9 * even.peak
+    assert np.percentile(np.abs(values), 99) < tailed.amax("entropy", 0) < 0.5 * tailed.peak
 
 
 def test_entropy_does_not_count_zeros() -> None:
@@ -285,7 +294,7 @@ def test_entropy_does_not_count_zeros() -> None:
     without, with_zeros = Histogram(), Histogram()
     without.add(values)
     with_zeros.add(np.concatenate([values, np.zeros(80_000, np.float32)]))
-    assert with_zeros.reach("entropy", 0) == pytest.approx(without.reach("entropy", 0))
+    assert with_zeros.amax("entropy", 0) == pytest.approx(without.amax("entropy", 0))
 
 
 def test_large_arrays_are_counted_in_part_but_their_peak_is_not_missed() -> None:
@@ -301,7 +310,7 @@ def test_a_tensor_that_is_always_zero() -> None:
     histogram = Histogram()
     histogram.add(np.zeros((4, 4), np.float32))
     histogram.add(np.zeros((0, 4), np.float32))
-    assert histogram.reach("mse", 0) == 1.0
+    assert histogram.amax("mse", 0) == 1.0
 
 
 # --- the linter

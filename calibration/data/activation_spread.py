@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from calibration.samples import SampleSet
+from calibration.data.samples import SampleSet
 from runtime.bundle.spec import Deployment
 from runtime.images.preprocess import Preprocessor
 

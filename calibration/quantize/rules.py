@@ -40,13 +40,13 @@ class Layer:
         name: The node's name in the graph.
         operator: Its ONNX operator.
         weight: The name of its weight; empty for a product of two activations.
-        operations: Multiplications for one image, as far as shapes tell; 0 where they do not.
+        macs: Multiplications for one image, as far as shapes tell; 0 where they do not.
     """
 
     name: str
     operator: str
     weight: str
-    operations: int
+    macs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,12 @@ class Prepared:
     Attributes:
         model: Functions are inlined, shapes inferred, every node named.
         layers: What may become int8, in the graph's order.
-        by_rule: The nodes that would be layers and stay float, and why.
+        excluded_by_rule: The nodes that would be layers and stay float, and why.
     """
 
     model: ModelProto
     layers: tuple[Layer, ...]
-    by_rule: Mapping[str, str]
+    excluded_by_rule: Mapping[str, str]
 
 
 def prepare(model: ModelProto, operators: tuple[str, ...]) -> Prepared:
@@ -81,23 +81,23 @@ def prepare(model: ModelProto, operators: tuple[str, ...]) -> Prepared:
     attention = _attention(nodes)
     shapes = _shapes(whole)
     constants = {tensor.name: tensor.dims for tensor in whole.graph.initializer}
-    layers, by_rule = [], {}
+    layers, excluded_by_rule = [], {}
     for node in nodes:
         if node.op_type not in operators:
             continue
         if node.name in decided:
-            by_rule[node.name] = "a mask's comparison depends on it"
+            excluded_by_rule[node.name] = "a mask's comparison depends on it"
         elif node.output[0] in of_gates:
-            by_rule[node.name] = "gate of cross-attention"
+            excluded_by_rule[node.name] = "gate of cross-attention"
         elif node.name in attention:
-            by_rule[node.name] = "beside a softmax"
+            excluded_by_rule[node.name] = "beside a softmax"
         elif node.op_type == "Conv" and shapes.get(node.output[0], ())[2:] == (1, 1):
-            by_rule[node.name] = "works on a single place"
+            excluded_by_rule[node.name] = "works on a single place"
         else:
             weight = next((name for name in node.input[:2] if name in constants), "")
-            operations = _operations(node, constants.get(weight), shapes)
-            layers.append(Layer(node.name, node.op_type, weight, operations))
-    return Prepared(whole, tuple(layers), by_rule)
+            macs = _macs(node, constants.get(weight), shapes)
+            layers.append(Layer(node.name, node.op_type, weight, macs))
+    return Prepared(whole, tuple(layers), excluded_by_rule)
 
 
 def _inlined(model: ModelProto, operator: str) -> tuple[ModelProto, frozenset[str]]:
@@ -169,7 +169,7 @@ def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _operations(node: NodeProto, weight: Sequence[int] | None, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _macs(node: NodeProto, weight: Sequence[int] | None, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Multiplications of a layer for one image."""
     made = shapes.get(node.output[0], ())
     if weight is None:  # each value of a product of activations is a sum over the first one's last axis

@@ -7,10 +7,11 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
-from calibration.layers import Layer, Prepared, prepare
-from calibration.quantize import Recipe, int8_graph, measure_ranges
-from calibration.samples import samples_from_photographs
-from calibration.sessions import open_session
+from calibration.data.samples import samples_from_photographs
+from calibration.quantize.config import QuantizationConfig
+from calibration.quantize.graph import int8_graph, measure_ranges
+from calibration.quantize.rules import Layer, Prepared, prepare
+from calibration.quantize.sessions import open_session
 from edgevis import models
 from edgevis.ops.cross_attention import onnx_function
 from export.onnx import onnx_from_module
@@ -19,7 +20,7 @@ from runtime.common.arrays import Array
 
 pytestmark = pytest.mark.torch
 
-OPERATORS = Recipe().operators
+OPERATORS = QuantizationConfig().operators
 
 
 def decisions_of(model: ModelProto, feed: dict[str, Array]) -> list[Array]:
@@ -46,17 +47,17 @@ def test_int8_flips_no_mask_decision_of_real_images() -> None:
     samples = samples_from_photographs(height=129, width=129, count=16).with_masks()
     feeds = list(calibration_feeds(module, deployment, graph, samples, batch=4))
     prepared = prepare(onnx_from_module(module, graph), OPERATORS)
-    assert set(prepared.by_rule.values()) == {"a mask's comparison depends on it"}
-    ranges = measure_ranges(prepared, feeds[:3], Recipe())
+    assert set(prepared.excluded_by_rule.values()) == {"a mask's comparison depends on it"}
+    ranges = measure_ranges(prepared, feeds[:3], QuantizationConfig())
     wanted = decisions_of(prepared.model, feeds[3])
     assert 0.05 < np.mean([decision.mean() for decision in wanted]) < 0.95
-    assert flipped(wanted, decisions_of(int8_graph(prepared, ranges, Recipe()), feeds[3])) <= 0.001
+    assert flipped(wanted, decisions_of(int8_graph(prepared, ranges, QuantizationConfig()), feeds[3])) <= 0.001
 
     # The rule is what keeps them: with the backbone in INT8, many more flip.
     model = prepared.model
     without = Prepared(model, layers_of_all(model), {})
-    ranges = measure_ranges(without, feeds[:3], Recipe())
-    assert flipped(wanted, decisions_of(int8_graph(without, ranges, Recipe()), feeds[3])) > 0.001
+    ranges = measure_ranges(without, feeds[:3], QuantizationConfig())
+    assert flipped(wanted, decisions_of(int8_graph(without, ranges, QuantizationConfig()), feeds[3])) > 0.001
 
 
 def layers_of_all(model: ModelProto) -> tuple[Layer, ...]:
@@ -80,9 +81,11 @@ def test_the_gate_of_cross_attention_stays_float() -> None:
     model.functions.append(onnx_function())
     prepared = prepare(model, OPERATORS)
     assert [layer.operator for layer in prepared.layers] == ["Conv"]
-    assert list(prepared.by_rule.values()) == ["gate of cross-attention"] * 2
+    assert list(prepared.excluded_by_rule.values()) == ["gate of cross-attention"] * 2
     images = np.random.default_rng(1).standard_normal((8, 4, 8, 8)).astype(np.float32)
-    made = int8_graph(prepared, measure_ranges(prepared, [{"image": images}], Recipe()), Recipe())
+    made = int8_graph(
+        prepared, measure_ranges(prepared, [{"image": images}], QuantizationConfig()), QuantizationConfig()
+    )
     for node in made.graph.node:
         if node.op_type in ("Gemm", "Sigmoid"):
             assert not any("rounded" in name for name in node.input)
@@ -107,8 +110,8 @@ def test_matrix_products_beside_a_softmax_stay_float() -> None:
     fill(model)
     prepared = prepare(model, OPERATORS)
     assert [layer.name for layer in prepared.layers] == ["MatMul_q", "MatMul_y"]
-    assert prepared.by_rule == {"MatMul_scores": "beside a softmax", "MatMul_mixed": "beside a softmax"}
-    assert [layer.operations for layer in prepared.layers] == [6 * 8 * 8] * 2
+    assert prepared.excluded_by_rule == {"MatMul_scores": "beside a softmax", "MatMul_mixed": "beside a softmax"}
+    assert [layer.macs for layer in prepared.layers] == [6 * 8 * 8] * 2
 
 
 def test_squeeze_and_excitation_stays_float() -> None:
@@ -129,8 +132,8 @@ def test_squeeze_and_excitation_stays_float() -> None:
     fill(model)
     prepared = prepare(model, OPERATORS)
     assert [layer.name for layer in prepared.layers] == ["Conv_x"]
-    assert [layer.operations for layer in prepared.layers] == [4 * 4 * 64]
-    assert set(prepared.by_rule.values()) == {"works on a single place"}
+    assert [layer.macs for layer in prepared.layers] == [4 * 4 * 64]
+    assert set(prepared.excluded_by_rule.values()) == {"works on a single place"}
 
 
 def fill(model: ModelProto) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from calibration.qdq import with_qdq
-from calibration.sessions import open_session
+from calibration.quantize.qdq import with_qdq
+from calibration.quantize.sessions import open_session
 from runtime.common.arrays import Array
 
 _SUFFIX = "_int8_branch"
@@ -23,21 +23,21 @@ _SUFFIX = "_int8_branch"
 _OPERATORS = ("Conv", "Gemm")
 
 
-def mean_shifts(
-    model: ModelProto, reach: Mapping[str, float], layers: Collection[str], feeds: Iterable[Mapping[str, Array]]
+def measure_bias_correction(
+    model: ModelProto, amax: Mapping[str, float], layers: Collection[str], feeds: Iterable[Mapping[str, Array]]
 ) -> dict[str, Array]:
     """For each layer that can have a bias, ``mean(float - int8)`` of its result: (channels,) float32.
 
     Args:
         model: The float graph, every node named; it is not changed.
-        reach: As for :func:`calibration.qdq.with_qdq`.
+        amax: As for :func:`calibration.quantize.qdq.with_qdq`.
         layers: Names of nodes.
         feeds: Batches of real inputs.
     """
     probe, means = _with_branches(model, layers)
     if not means:
         return {}
-    probe = with_qdq(probe, reach, {f"{name}{_SUFFIX}" for name in means}, placement="inputs")
+    probe = with_qdq(probe, amax, {f"{name}{_SUFFIX}" for name in means}, placement="inputs")
     del probe.graph.output[:]
     probe.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in means.values())
     session = open_session(probe)

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto
 
-from calibration import quantize as quantization
-from calibration.layers import prepare
-from calibration.qdq import with_qdq
-from calibration.quantize import Ranges, Recipe, measure_ranges
-from calibration.search import search
-from calibration.sensitivity import LayerSensitivity, measure_sensitivity
+from calibration.quantize import graph as quantization
+from calibration.quantize.config import QuantizationConfig
+from calibration.quantize.graph import Ranges, measure_ranges
+from calibration.quantize.qdq import with_qdq
+from calibration.quantize.rules import prepare
+from calibration.search.search import search
+from calibration.search.sensitivity import LayerSensitivity, measure_sensitivity
 from edgevis import models
 from export import sensitivity as report
 from export.build import main
@@ -46,17 +47,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured() -> tuple[LayerSensitivity, ...]:
-    prepared = prepare(onnx_from_module(tiny_net(), GRAPH), Recipe().operators)
-    ranges = measure_ranges(prepared, feeds_of(pictures(24)), Recipe())
+    prepared = prepare(onnx_from_module(tiny_net(), GRAPH), QuantizationConfig().operators)
+    ranges = measure_ranges(prepared, feeds_of(pictures(24)), QuantizationConfig())
     # A range that is a hundred times too narrow ruins what reads it, and nothing else.
     harmed = prepared.layers[1]
     reads = next(node.input[0] for node in prepared.model.graph.node if node.name == harmed.name)
-    ranges = Ranges({**ranges.reach, reads: ranges.reach[reads] / 100}, ranges.shifts)
+    ranges = Ranges({**ranges.amax, reads: ranges.amax[reads] / 100}, ranges.bias_correction)
     told: list[tuple[int, int]] = []
     found = measure_sensitivity(
         prepared,
         ranges,
-        Recipe(placement="inputs"),
+        QuantizationConfig(placement="inputs"),
         graph="embed",
         inputs={"image": reference_of(tiny_net(), pictures(16, seed=9))["embed/image"]},
         batched=["image"],
@@ -74,7 +75,7 @@ def test_the_layer_that_was_harmed_is_the_worst(measured: tuple[LayerSensitivity
     assert worst is min(measured, key=lambda item: item.sqnr_db)
     assert all(0 < item.cosine_loss < 0.01 and item.sqnr_db > 20 for item in measured if item is not worst)
     assert measured[1].weight == "model.depthwise.weight"
-    assert measured[1].operations == 16 * 9 * 16 * 8
+    assert measured[1].macs == 16 * 9 * 16 * 8
 
 
 def test_table_and_chart_name_the_layers(measured: tuple[LayerSensitivity, ...]) -> None:
@@ -118,24 +119,24 @@ def test_search_finds_about_the_fewest_layers_with_few_measurements(total: int, 
     order = [str(number) for number in range(total)]
     asked: list[int] = []
 
-    def measure(floats: frozenset[str]) -> float:
-        asked.append(len(floats))
-        assert floats == set(order[: len(floats)])
-        return 0.0 if len(floats) >= needed else 0.5
+    def measure(excluded: frozenset[str]) -> float:
+        asked.append(len(excluded))
+        assert excluded == set(order[: len(excluded)])
+        return 0.0 if len(excluded) >= needed else 0.5
 
     found = search(order, measure, max_drop=0.1)
     assert found.trials == len(asked) == len(set(asked)) <= 10
-    assert found.floats in asked
+    assert found.excluded in asked
     if found.holds:
-        assert needed <= found.floats <= needed + max(1, round(total / 32))
+        assert needed <= found.excluded <= needed + max(1, round(total / 32))
     else:
         assert needed > round(7 / 8 * total)
         assert found.drop == 0.5
 
 
 def test_search_that_finds_nothing_returns_what_lost_the_least() -> None:
-    found = search(["a", "b", "c", "d"], lambda floats: 0.9 if len(floats) != 2 else 0.3, max_drop=0.1)
-    assert (found.floats, found.drop, found.holds) == (2, 0.3, False)
+    found = search(["a", "b", "c", "d"], lambda excluded: 0.9 if len(excluded) != 2 else 0.3, max_drop=0.1)
+    assert (found.excluded, found.drop, found.holds) == (2, 0.3, False)
 
 
 @needs_openvino
@@ -146,7 +147,7 @@ def test_a_ruined_layer_goes_back_to_float(folder: Path, tmp_path: Path, monkeyp
     def wrong(prepared: quantization.Prepared, *rest: object) -> Ranges:
         ranges = measure(prepared, *rest)  # type: ignore[arg-type]
         node = next(node for node in prepared.model.graph.node if node.name == prepared.layers[1].name)
-        return Ranges({**ranges.reach, node.input[0]: ranges.reach[node.input[0]] / 100}, ranges.shifts)
+        return Ranges({**ranges.amax, node.input[0]: ranges.amax[node.input[0]] / 100}, ranges.bias_correction)
 
     monkeypatch.setattr("export.int8.measure_ranges", wrong)
     request = BuildRequest(tiny_entry(), tmp_path / "tiny.edgevis", calibration_data=folder)
@@ -274,7 +275,7 @@ def test_a_broken_graph_fails_the_build_and_names_the_node(
             zero.CopyFrom(TensorProto(name=zero.name, data_type=2 if kind == "uint8" else 3, raw_data=value.tobytes()))
         return made
 
-    monkeypatch.setattr("calibration.quantize.with_qdq", broken)
+    monkeypatch.setattr("calibration.quantize.graph.with_qdq", broken)
     request = BuildRequest(tiny_entry(), tmp_path / "tiny.edgevis", calibration_data=folder)
     with pytest.raises(ExportError, match=message) as caught:
         build_bundle(request, Recorder())

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from calibration.samples import (
+from calibration.data.samples import (
     MAX_SIDE,
     MIN_COUNT,
     PHOTOGRAPHS_SOURCE,

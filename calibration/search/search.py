@@ -12,23 +12,23 @@ _RESOLUTION = 1 / 32
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """What the search came to.
 
     Attributes:
-        floats: How many layers went back.
+        excluded: How many layers went back.
         drop: What is lost with them in float.
-        holds: Whether that is within what was allowed; if not, ``floats`` is what lost the least.
+        holds: Whether that is within what was allowed; if not, ``excluded`` is what lost the least.
         trials: How many graphs were measured.
     """
 
-    floats: int
+    excluded: int
     drop: float
     holds: bool
     trials: int
 
 
-def search(order: Sequence[str], measure: Callable[[frozenset[str]], float], *, max_drop: float) -> Found:
+def search(order: Sequence[str], measure: Callable[[frozenset[str]], float], *, max_drop: float) -> SearchResult:
     """The fewest layers in float with which no more than ``max_drop`` is lost.
 
     It takes for granted that more layers in float lose less; where they do not, by chance, it may end with a few
@@ -51,7 +51,7 @@ def search(order: Sequence[str], measure: Callable[[frozenset[str]], float], *, 
     holding = next((count for count in steps if drop(count) <= max_drop), None)
     if holding is None:
         best = min(measured, key=lambda count: measured[count])
-        return Found(best, measured[best], False, len(measured))
+        return SearchResult(best, measured[best], False, len(measured))
     failing = max((count for count in measured if count < holding), default=holding)
     while holding - failing > max(1, round(_RESOLUTION * total)):
         middle = (holding + failing) // 2
@@ -59,4 +59,4 @@ def search(order: Sequence[str], measure: Callable[[frozenset[str]], float], *, 
             holding = middle
         else:
             failing = middle
-    return Found(holding, measured[holding], True, len(measured))
+    return SearchResult(holding, measured[holding], True, len(measured))

@@ -22,32 +22,32 @@ INT8_MAX = 127
 
 def with_qdq(
     model: ModelProto,
-    reach: Mapping[str, float],
+    amax: Mapping[str, float],
     layers: Collection[str],
     *,
     placement: Placement = "outputs",
-    shifts: Mapping[str, Array] | None = None,
+    bias_correction: Mapping[str, Array] | None = None,
 ) -> ModelProto:
     """The graph with symmetric int8 around some of its nodes; the rest is as it was.
 
     Args:
         model: A float graph without model-local functions, every node named; it is not changed.
-        reach: The magnitude that 127 stands for, for each activation that may be rounded.
+        amax: The magnitude that 127 stands for, for each activation that may be rounded.
         layers: Names of Conv, Gemm and MatMul nodes. Activations get one scale per tensor, constant weights one per
             output channel; biases stay float (TensorRT's parser fails on INT32 behind DequantizeLinear).
         placement: ``inputs`` rounds what a layer reads. ``outputs`` also rounds what a convolution makes, which lets
             ONNX Runtime and OpenVINO fuse more and costs accuracy.
-        shifts: For a layer's name what to add to each channel of its result, (channels,).
+        bias_correction: For a layer's name what to add to each channel of its result, (channels,).
     """
     made = ModelProto()
     made.CopyFrom(model)
-    writer = _Writer(made, reach)
+    writer = _Writer(made, amax)
     for node in made.graph.node:
         chosen = node.name in layers
         if chosen:
             writer.round_inputs(node)
-            if shifts and node.name in shifts:
-                writer.add_to_bias(node, shifts[node.name])
+            if bias_correction and node.name in bias_correction:
+                writer.add_to_bias(node, bias_correction[node.name])
         writer.nodes.append(node)
         if chosen and placement == "outputs" and node.op_type == "Conv":
             writer.round_output(node)
@@ -55,10 +55,10 @@ def with_qdq(
 
 
 class _Writer:
-    def __init__(self, model: ModelProto, reach: Mapping[str, float]) -> None:
+    def __init__(self, model: ModelProto, amax: Mapping[str, float]) -> None:
         self.nodes: list[NodeProto] = []
         self._model = model
-        self._reach = reach
+        self._amax = amax
         self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self._outputs = {value.name for value in model.graph.output}
         self._activations: dict[str, str] = {}
@@ -69,12 +69,12 @@ class _Writer:
         for index, name in enumerate(node.input[:2]):
             if name in self._constants:
                 node.input[index] = self._weight(name, _channel_axis(node, len(self._constants[name].dims)))
-            elif name in self._reach:
+            elif name in self._amax:
                 node.input[index] = self._activation(name)
 
     def round_output(self, node: NodeProto) -> None:
         name = node.output[0]
-        if name in self._reach and name not in self._outputs:
+        if name in self._amax and name not in self._outputs:
             self._activation(name)
             self._rounded_for_all.add(name)
 
@@ -105,7 +105,7 @@ class _Writer:
 
     def _activation(self, name: str) -> str:
         if name not in self._activations:
-            scale = self._store(f"{name}_scale", np.array(self._reach[name] / INT8_MAX, np.float32))
+            scale = self._store(f"{name}_scale", np.array(self._amax[name] / INT8_MAX, np.float32))
             zero = self._store(f"{name}_zero_point", np.array(0, np.int8))
             integers, result = f"{name}_quantized", f"{name}_rounded"
             self.nodes.append(

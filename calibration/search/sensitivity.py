@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from calibration.layers import Prepared
-from calibration.quantize import Ranges, Recipe, int8_graph
-from calibration.sessions import open_session
+from calibration.quantize.config import QuantizationConfig
+from calibration.quantize.graph import Ranges, int8_graph
+from calibration.quantize.rules import Prepared
+from calibration.quantize.sessions import open_session
 from runtime.common.arrays import Array
 from runtime.parity.compare import compare_rows
 
 # Images that the layers are measured on, and how many multiplications all runs together may cost: about a minute.
 _MOST_IMAGES = 32
 _FEWEST_IMAGES = 2
-_OPERATIONS = 1.2e12
+_MACS = 1.2e12
 _BATCH = 8
 
 
@@ -36,7 +37,7 @@ class LayerSensitivity:
         layer: The node's name.
         operator: Its ONNX operator.
         weight: The name of its weight; empty for a product of two activations.
-        operations: Multiplications for one image: what int8 makes faster.
+        macs: Multiplications for one image: what int8 makes faster.
         cosine_loss: 1 - mean cosine between the rows of the outputs, of the output where it is the most.
         sqnr_db: Signal to quantisation noise of the outputs, ``10 log10(sum float^2 / sum (float - int8)^2)``, of the
             output where it is the least; 200 where nothing changes.
@@ -46,30 +47,30 @@ class LayerSensitivity:
     layer: str
     operator: str
     weight: str
-    operations: int
+    macs: int
     cosine_loss: float
     sqnr_db: float
 
     @property
-    def price(self) -> float:
+    def sensitivity_per_mac(self) -> float:
         """The loss for each multiplication that int8 makes faster: the layers with the highest go back to float first.
 
         By the loss alone, the search put OSNet x0.25's largest layers back first, and with 16 of them INT8 was slower
-        than FP32; by the price it is faster than FP32 with 80 layers back.
+        than FP32; by the sensitivity_per_mac it is faster than FP32 with 80 layers back.
         """
-        return self.cosine_loss / max(self.operations, 1)
+        return self.cosine_loss / max(self.macs, 1)
 
 
 def images_for(prepared: Prepared) -> int:
     """On how many images the layers of a graph are measured."""
-    operations = sum(layer.operations for layer in prepared.layers) * len(prepared.layers)
-    return int(np.clip(_OPERATIONS // max(operations, 1), _FEWEST_IMAGES, _MOST_IMAGES))
+    macs = sum(layer.macs for layer in prepared.layers) * len(prepared.layers)
+    return int(np.clip(_MACS // max(macs, 1), _FEWEST_IMAGES, _MOST_IMAGES))
 
 
 def measure_sensitivity(
     prepared: Prepared,
     ranges: Ranges,
-    recipe: Recipe,
+    config: QuantizationConfig,
     *,
     graph: str,
     inputs: Mapping[str, Array],
@@ -81,7 +82,7 @@ def measure_sensitivity(
     Args:
         prepared: The float graph; it is run once, and each layer is compared with that run.
         ranges: Measured on other images than ``inputs``.
-        recipe: How the graph is quantised.
+        config: How the graph is quantised.
         graph: Its name, for the report.
         inputs: Real inputs by name; the first :func:`images_for` rows count.
         batched: The inputs that have one row for each image.
@@ -98,13 +99,11 @@ def measure_sensitivity(
     every = {layer.name for layer in prepared.layers}
     measured = []
     for number, layer in enumerate(prepared.layers, start=1):
-        made = int8_graph(prepared, ranges, recipe, floats=every - {layer.name})
+        made = int8_graph(prepared, ranges, config, nodes_to_exclude=every - {layer.name})
         found = _run(open_session(made), names, feeds)
         losses, ratios = zip(*map(_distance, wanted, found), strict=True)
         measured.append(
-            LayerSensitivity(
-                graph, layer.name, layer.operator, layer.weight, layer.operations, max(losses), min(ratios)
-            )
+            LayerSensitivity(graph, layer.name, layer.operator, layer.weight, layer.macs, max(losses), min(ratios))
         )
         advance(number, len(prepared.layers))
     return tuple(measured)

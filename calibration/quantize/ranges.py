@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, shape_inference
 
-from calibration.sessions import open_session
+from calibration.quantize.sessions import open_session
 from runtime.common.arrays import Array
 from runtime.errors import ExportError
 
@@ -68,7 +68,7 @@ class Histogram:
         self.counts += np.bincount(bins, minlength=_BINS)
         self.peak = max(self.peak, peak)
 
-    def reach(self, method: Method, percentile: float) -> float:
+    def amax(self, method: Method, percentile: float) -> float:
         """The magnitude that the largest integer shall stand for; 1 for a tensor that was always zero.
 
         Args:

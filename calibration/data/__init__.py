@@ -1,0 +1,1 @@
+"""The images that a build calibrates and verifies on."""

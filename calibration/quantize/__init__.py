@@ -1,0 +1,1 @@
+"""From a float32 ONNX graph to one with QuantizeLinear and DequantizeLinear."""

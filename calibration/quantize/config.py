@@ -1,0 +1,51 @@
+"""How a graph is quantised."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from calibration.data.samples import SampleSet
+from calibration.quantize.qdq import Placement
+from calibration.quantize.ranges import Method
+from runtime.bundle.spec import Preprocess
+from runtime.common.json_data import to_json
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationConfig:
+    """How a graph is quantised: symmetric int8, weights per channel, activations per tensor, biases in float.
+
+    Attributes:
+        method: How an activation's range follows from its values, see
+            :meth:`calibration.quantize.ranges.Histogram.amax`. ``mse`` has nothing to tune and kept OSNet x0.25
+            closest to float on every calibration set. Mean cosine on PKU-Reid: 0.986 calibrated on the wheels'
+            photographs (``percentile`` 0.986, ``minmax`` 0.984), 0.980 on fashion photographs (0.979, 0.971), 0.993 on
+            PKU-Reid (0.991, 0.988).
+        percentile: What ``percentile`` keeps, in per cent.
+        operators: The operators whose inputs and weights become int8. Additions are not among them: where both terms
+            come from convolutions they are int8 already, and where not, rounding them cost OSNet x0.25 two points of
+            mAP and made no engine faster.
+        placement: What is rounded around them, see :func:`calibration.quantize.qdq.with_qdq`.
+    """
+
+    method: Method = "mse"
+    percentile: float = 99.999
+    operators: tuple[str, ...] = ("Conv", "Gemm", "MatMul")
+    placement: Placement = "outputs"
+
+    def __str__(self) -> str:
+        ranges = f"percentile {self.percentile:g}" if self.method == "percentile" else self.method
+        return (
+            f"Q/DQ, symmetric int8, weights per channel, activation ranges by {ranges}, means corrected, "
+            f"{'/'.join(self.operators)}"
+        )
+
+
+def calibration_digest(
+    samples: SampleSet, *, preprocess: Preprocess, weights_sha256: str, config: QuantizationConfig
+) -> str:
+    """What the INT8 scales depend on, in one digest: images, preprocessing, weights, config."""
+    parts = [samples.digest, to_json(preprocess), weights_sha256, to_json(config)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

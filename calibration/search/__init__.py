@@ -1,0 +1,1 @@
+"""Which layers stay float so that INT8 keeps its accuracy."""
