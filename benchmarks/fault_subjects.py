@@ -117,7 +117,7 @@ class Subject:
             cpu_proxies[record.name] = {graph: folder / file for graph, file in record.files.items()}
         try:
             proved = check_parity(
-                [replace(record, proof=None, graph_proof=None, recorded=None)],
+                [replace(record, parity=None, graph_parity=None, recorded=None)],
                 bundle=folder,
                 deployment=self.deployment,
                 reference=self.reference,

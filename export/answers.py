@@ -19,7 +19,7 @@ from runtime.common.arrays import Array, write_arrays
 from runtime.common.json_data import to_json
 from runtime.errors import ExportError, ParityError
 from runtime.predictor import predictor_of
-from runtime.selection.choose import Opened
+from runtime.selection.choose import SelectedEngine
 from runtime.sessions.open import open_sessions
 from runtime.sessions.session import Session
 from runtime.verification.answers.compare import AnswersCheck, compared, distances
@@ -92,7 +92,9 @@ def write_answers(
     advance(1, 1 + len(here))
     off: dict[str, dict[str, float]] = {}
     for number, record in enumerate(here if answers.expected else (), start=2):
-        with predictor_of(bundle, Opened(record, open_sessions(bundle, record, threads=None), "", ())) as predictor:
+        with predictor_of(
+            bundle, SelectedEngine(record, open_sessions(bundle, record, threads=None), "", ())
+        ) as predictor:
             found = answers_of(predictor, header, pictures.images, pictures.masks)
         off[record.name] = distances(answers.expected, found)
         check = compared(answers.expected, found, record.precision, off[record.name])

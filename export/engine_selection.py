@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from runtime.bundle.manifest import Candidate, EngineRecord, Int8Search, Proof
+from runtime.bundle.manifest import Candidate, EngineRecord, Int8Search, ParityReport
 from runtime.bundle.spec import Deployment
 from runtime.errors import MissingDependencyError, UnavailableError
 from runtime.sessions.open import open_graphs
@@ -61,8 +61,8 @@ def candidates_of(
         elif record.name not in measured:
             found.append(Candidate(record.name, None, None, "beyond its tolerance, or not what its graph says", False))
         else:
-            proof = measured[record.name].measured
-            drop = None if proof is None else round(drop_of_proof(proof), 6)
+            proof = measured[record.name].measured_parity
+            drop = None if proof is None else round(drop_of_parity(proof), 6)
             measurable = proof is None or proof.decisions is None or proof.decisions.measurable
             if record.precision == "fp32":
                 verdict = PASSES
@@ -79,13 +79,13 @@ def candidates_of(
         replace(
             item,
             verdict=item.verdict if item is not fastest else FIRST if item.latency_ms is None else FASTEST,
-            kept=item.kept or item is fastest or item is fallback,
+            in_bundle=item.in_bundle or item is fastest or item is fallback,
         )
         for item in found
     )
 
 
-def drop_of_proof(proof: Proof) -> float:
+def drop_of_parity(proof: ParityReport) -> float:
     """What an engine loses, as :func:`calibration.search.accuracy_drop.drop_of` counts it."""
     lost = 1.0 - min(parity.mean_cosine for parity in proof.graphs)
     return max(lost, 0.0 if proof.decisions is None else 1.0 - proof.decisions.agreement, 0.0)
@@ -117,7 +117,7 @@ def _named(best: Candidate) -> str:
 def no_int8_text(search: Int8Search) -> str:
     """That a search found nothing."""
     return (
-        f"{search.backend}: no INT8 graph loses at most {search.max_drop:g}; with {len(search.kept_float)} of "
+        f"{search.backend}: no INT8 graph loses at most {search.max_drop:g}; with {len(search.float_layers)} of "
         f"{search.layers} layers in float it loses {search.drop:.4f}. Calibrate on images like those it will see, or "
         "allow more with --max-drop"
     )

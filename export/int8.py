@@ -258,7 +258,7 @@ def search_int8(
                 latency_ms=round(after, 3) if own else None,
                 naive_latency_ms=round(before, 3) if own else None,
                 layers=len(order),
-                kept_float=tuple(kept),
+                float_layers=tuple(kept),
                 trials=found.trials,
             )
         )

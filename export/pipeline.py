@@ -215,7 +215,7 @@ def _build(
         choose=request.choose,
         left_out=[f"{name}-int8" for name in target.compilers["int8"]] if unmeasurable and not calibration else (),
     )
-    kept = {candidate.engine for candidate in candidates if candidate.kept}
+    kept = {candidate.engine for candidate in candidates if candidate.in_bundle}
     engines = tuple(engine for engine in engines if engine.name in kept)
     _remove_files_of_none(records, engines, folder)
     write_recorded(engines, proved.recorded, folder)
@@ -392,8 +392,8 @@ def _quantize(
         ),
         images=len(samples),
         source=samples.source,
-        recipe=str(config),
-        by_rule=sum(len(prepared.excluded_by_rule) for prepared in calibrated.prepared.values()),
+        algorithm=str(config),
+        excluded_by_rule=sum(len(prepared.excluded_by_rule) for prepared in calibrated.prepared.values()),
         searches=searched.searches,
     )
     return searched, calibration
@@ -480,7 +480,7 @@ def _cpu_proxies(
 
 
 def _proved_text(engines: Sequence[EngineRecord], images: int) -> str:
-    proved = sum(engine.proof is not None for engine in engines)
+    proved = sum(engine.parity is not None for engine in engines)
     waiting = len(engines) - proved
     parts = [f"{proved} engines on {images} images hold their tolerance"] if proved or not waiting else []
     if waiting:

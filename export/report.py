@@ -14,7 +14,7 @@ from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import EngineRecord
 from runtime.common.json_data import to_json
 from runtime.common.text import text_table
-from runtime.parity.compare import DISTANCE_HEADERS, NOT_YET_PROVED, decisions_text, distance_cells
+from runtime.parity.compare import DISTANCE_HEADERS, PARITY_NOT_MEASURED, decisions_text, distance_cells
 
 UNTRAINED = (
     "RANDOM WEIGHTS: this model has not been trained. Its engines are proved to compute what the PyTorch model "
@@ -29,8 +29,8 @@ def print_report(bundle: Bundle, reporter: Reporter, *, seconds: float, as_json:
     if as_json:
         sys.stdout.write(json.dumps(_summary(bundle, seconds, size), indent=2, allow_nan=False) + "\n")
     reporter.write(engines_table(bundle.manifest.engines))
-    if any(engine.proof is None for engine in bundle.manifest.engines):
-        reporter.write(f"\n{NOT_YET_PROVED}\n")
+    if any(engine.parity is None for engine in bundle.manifest.engines):
+        reporter.write(f"\n{PARITY_NOT_MEASURED}\n")
     if text := measured_text(bundle.manifest):
         reporter.write(f"\n{text}\n")
     if summary := summary_text(bundle.manifest.candidates):
@@ -83,12 +83,12 @@ def engines_table(engines: Sequence[EngineRecord]) -> str:
     """The engines as text, with what was measured of each."""
     rows = []
     for engine in engines:
-        measured = engine.measured
+        measured = engine.measured_parity
         graphs = measured.graphs if measured else ()
         decisions = measured.decisions if measured else None
         rows.append(
             (
-                engine.name if engine.proof else f"{engine.name} (not yet proved)",
+                engine.name if engine.parity else f"{engine.name} (parity not measured yet)",
                 *distance_cells(graphs),
                 decisions_text(decisions),
                 "-" if engine.latency_ms is None else f"{engine.latency_ms:.2f}",

@@ -95,7 +95,7 @@ def check_parity(
             if same_graph is not None:
                 measured = replace(
                     record,
-                    graph_proof=same_graph.graph_proof,
+                    graph_parity=same_graph.graph_parity,
                     shares_enrolments=same_graph.shares_enrolments,
                     recorded=same_graph.recorded,
                 )
@@ -173,11 +173,11 @@ def _prove(
     """
     where = f"ONNX Runtime on {machine}" if is_proxy else machine
     measured = measure_engine(sessions, record.precision, reference, machine=where)
-    broken.extend(_complaint(record, parity, measured.proof.tolerance) for parity in measured.beyond)
+    broken.extend(_complaint(record, parity, measured.parity.tolerance) for parity in measured.beyond)
     if is_proxy:
-        proved = replace(record, graph_proof=measured.proof, shares_enrolments=measured.shares_enrolments)
+        proved = replace(record, graph_parity=measured.parity, shares_enrolments=measured.shares_enrolments)
     else:
-        proved = replace(record, proof=measured.proof, shares_enrolments=measured.shares_enrolments)
+        proved = replace(record, parity=measured.parity, shares_enrolments=measured.shares_enrolments)
     return proved, measured.outputs
 
 

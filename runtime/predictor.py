@@ -38,7 +38,7 @@ from runtime.images.preprocess import Preprocessor
 from runtime.open_set.bundled import open_set_arrays
 from runtime.open_set.decision import OpenSet, OpenSetInfo
 from runtime.open_set.strangers import MAX_STRANGERS
-from runtime.selection.choose import Opened, open_best
+from runtime.selection.choose import SelectedEngine, open_best
 from runtime.selection.info import Info
 from runtime.streams.sources import Source, frames
 from runtime.tasks import Result
@@ -102,7 +102,7 @@ class Predictor:
     def _start(
         self,
         bundle: Bundle,
-        opened: Opened,
+        opened: SelectedEngine,
         *,
         threads: int | None = None,
         false_accept_rate: float | None = None,
@@ -482,7 +482,7 @@ class Predictor:
             skipped=self._opened.skipped,
             digest=manifest.digest,
             encoder_identity=manifest.encoder_identity,
-            parity=record.proof,
+            parity=record.parity,
             labels=self.labels,
             threshold=self.threshold,
             open_set=None if self._task.open_set is None else self._task.open_set.info,
@@ -494,7 +494,7 @@ class Predictor:
             raise EdgevisError("this predictor has been closed; open another one")
 
 
-def predictor_of(bundle: Bundle, opened: Opened, preprocess: Preprocessor | None = None) -> Predictor:
+def predictor_of(bundle: Bundle, opened: SelectedEngine, preprocess: Preprocessor | None = None) -> Predictor:
     """A predictor of an engine that is open already; the predictor closes it.
 
     A build and ``edgevis verify`` run each engine, and the PyTorch model, as a customer's predictor would be run;

@@ -1,7 +1,7 @@
-"""Finish a bundle on the device that it is for: build its engines here, prove them, remember the proof.
+"""Build a bundle's engines on the device that runs them, measure their parity, and cache both.
 
-Plans and proofs lie in the cache ($EDGEVIS_CACHE, or ~/.cache/edgevis), not in the bundle. They count until the driver,
-the GPU, TensorRT or the bundle changes; then this is to be done again.
+Plans and parity reports are stored in the cache ($EDGEVIS_CACHE, or ~/.cache/edgevis), not in the bundle. They are
+valid until the driver, the GPU, TensorRT or the bundle changes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from edgevis import BackendError, MissingDependencyError, UnavailableError
 from edgevis.cli._common import print_json
-from runtime.backends import Finished
+from runtime.backends import DeviceBuildResult
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import EngineRecord
 from runtime.common.json_data import to_json
 from runtime.common.text import size_text, text_table
 from runtime.parity.compare import DISTANCE_HEADERS, decisions_text, distance_cells
-from runtime.selection.device_build import can_finish, finish_engine, unfinished
+from runtime.selection.device_build import build_on_device, can_build_here, needs_device_build
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,14 +38,14 @@ class Outcome:
 
 def run(arguments: argparse.Namespace) -> int:
     bundle = Bundle(arguments.bundle)
-    records = [record for record in bundle.manifest.engines if unfinished(record)]
+    records = [record for record in bundle.manifest.engines if needs_device_build(record)]
     if not records:
         return _nothing_to_do(bundle, as_json=arguments.json)
     say = _silent if arguments.json else _say
-    outcomes = [_finish(bundle, record, say) for record in records]
+    outcomes = [_build(bundle, record, say) for record in records]
     if all(outcome.status == "not here" for outcome in outcomes):
         raise UnavailableError(
-            "no engine of this bundle can be finished on this machine:\n  "
+            "no engine of this bundle can be built on this machine:\n  "
             + "\n  ".join(f"{outcome.engine}: {outcome.reason}" for outcome in outcomes)
         )
     passed = all(outcome.status != "failed" for outcome in outcomes)
@@ -61,23 +61,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if passed else 1
 
 
-def _finish(bundle: Bundle, record: EngineRecord, say: Callable[[str], None]) -> Outcome:
-    def report(graph: str, made: Finished) -> None:
+def _build(bundle: Bundle, record: EngineRecord, say: Callable[[str], None]) -> Outcome:
+    def report(graph: str, made: DeviceBuildResult) -> None:
         how = f"built in {made.seconds:.0f} s" if made.built else "ready before"
         why = f", again: {made.reason}" if made.reason else ""
         say(f"{record.name} {graph}: {how}, {size_text(made.size_bytes)}{why}")
 
-    if can_finish(record):
+    if can_build_here(record):
         say(f"{record.name}: building what is not in the cache; a graph can take minutes")
     try:
-        done = finish_engine(bundle, record, report=report)
+        done = build_on_device(bundle, record, report=report)
     except (MissingDependencyError, UnavailableError) as error:
         return Outcome(record.name, "not here", record, str(error))
     except BackendError as error:
         return Outcome(record.name, "failed", record, str(error))
-    if done.proved:
+    if done.holds_parity:
         return Outcome(record.name, "passed", done)
-    tolerance = done.proof.tolerance if done.proof else ""
+    tolerance = done.parity.tolerance if done.parity else ""
     return Outcome(record.name, "failed", done, f"beyond its tolerance: {tolerance}; it is not chosen unasked")
 
 
@@ -85,15 +85,15 @@ def _nothing_to_do(bundle: Bundle, *, as_json: bool) -> int:
     if as_json:
         print_json({"bundle": str(bundle.path), "passed": True, "engines": []})
     else:
-        print(f"{bundle.path}: every engine was finished and proved when it was built; there is nothing to do")
+        print(f"{bundle.path}: every engine was complete when the bundle was built; there is nothing to do")
     return 0
 
 
 def _row(outcome: Outcome) -> tuple[str, ...]:
     record = outcome.record
     latency = "–" if record.latency_ms is None else f"{record.latency_ms:.2f}"
-    graphs = record.proof.graphs if record.proof else ()
-    decisions = decisions_text(record.proof.decisions if record.proof else None)
+    graphs = record.parity.graphs if record.parity else ()
+    decisions = decisions_text(record.parity.decisions if record.parity else None)
     shares = "yes" if record.shares_enrolments else "no"
     return (outcome.engine, outcome.status, latency, *distance_cells(graphs), decisions, shares)
 
@@ -106,7 +106,7 @@ def _data(outcome: Outcome) -> dict[str, object]:
         "reason": outcome.reason,
         "latency_ms": record.latency_ms,
         "shares_enrolments": record.shares_enrolments,
-        "proof": to_json(record.proof),
+        "parity": to_json(record.parity),
     }
 
 

@@ -14,8 +14,8 @@ from runtime.bundle.manifest import EngineRecord, Manifest
 from runtime.common.json_data import to_json
 from runtime.common.text import size_text, text_table
 from runtime.open_set.text import open_set_lines
-from runtime.parity.compare import DISTANCE_HEADERS, NOT_YET_PROVED, decisions_text, distance_cells
-from runtime.selection.device_build import with_local_proof
+from runtime.parity.compare import DISTANCE_HEADERS, PARITY_NOT_MEASURED, decisions_text, distance_cells
+from runtime.selection.device_build import with_local_parity
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     except BackendError as error:
         running, reason = None, str(error)
     # After opening: what was finished just now counts.
-    engines = tuple(with_local_proof(bundle, record) for record in bundle.manifest.engines)
+    engines = tuple(with_local_parity(bundle, record) for record in bundle.manifest.engines)
     manifest = replace(bundle.manifest, engines=engines)
     if arguments.json:
         print_json(
@@ -57,8 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join([f"{'enrolled':<12}{len(running.labels)} labels", *open_set_lines(running.open_set)]))
     print()
     print(engine_table(manifest))
-    if any(record.proof is None and record.graph_proof for record in manifest.engines):
-        print(f"\n{NOT_YET_PROVED}")
+    if any(record.parity is None and record.graph_parity for record in manifest.engines):
+        print(f"\n{PARITY_NOT_MEASURED}")
     if text := measured_text(manifest):
         print(f"\nWhen it was built:\n{text}")
     return 0
@@ -73,8 +73,8 @@ def engine_table(manifest: Manifest) -> str:
 def _row(record: EngineRecord) -> tuple[str, ...]:
     latency = "–" if record.latency_ms is None else f"{record.latency_ms:.2f}"
     shares = "yes" if record.shares_enrolments else "no"
-    measured = record.measured
+    measured = record.measured_parity
     graphs = measured.graphs if measured else ()
     agreed = decisions_text(measured.decisions if measured else None)
-    name = record.name if record.proof else f"{record.name} (not yet proved)"
+    name = record.name if record.parity else f"{record.name} (parity not measured yet)"
     return (name, record.device, latency, *distance_cells(graphs), agreed, shares)

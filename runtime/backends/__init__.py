@@ -69,19 +69,19 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-class FinishedOnDevice(Protocol):
-    """What a backend offers besides, whose engines are finished, and can only be proved, where they run."""
+class BuildsOnDevice(Protocol):
+    """A backend whose engines are compiled, and their parity measured, on the device that runs them."""
 
     def fingerprint(self, device: str) -> Mapping[str, str]:
-        """What a proof of its engines on that device depends on, such as versions and the GPU's name.
+        """What an engine's parity on that device depends on, such as versions and the GPU's name.
 
         Raises:
             MissingDependencyError, UnavailableError, UnknownBackendError: It cannot use that device here.
         """
         ...
 
-    def finish(self, files: EngineFiles) -> Finished:
-        """Make what :meth:`Backend.open_engine` opens, unless that was done before.
+    def build_on_device(self, files: EngineFiles) -> DeviceBuildResult:
+        """Compile what :meth:`Backend.open_engine` opens; a compiled engine in the cache is used again.
 
         Raises:
             EngineError: The vendor refused the file.
@@ -89,22 +89,22 @@ class FinishedOnDevice(Protocol):
         ...
 
 
-class Finished(Protocol):
-    """What came of finishing an engine."""
+class DeviceBuildResult(Protocol):
+    """The result of building one graph of an engine on the device."""
 
     @property
     def built(self) -> bool:
-        """Whether it was made just now."""
+        """Whether it was compiled now; False where it was in the cache."""
         ...
 
     @property
     def seconds(self) -> float:
-        """How long that took."""
+        """The compile time in seconds."""
         ...
 
     @property
     def reason(self) -> str:
-        """Why one that was there could not be used; empty when there was none, or it could."""
+        """Why a cached engine could not be used; empty if there was none, or it was used."""
         ...
 
     @property

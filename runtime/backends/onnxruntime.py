@@ -56,7 +56,7 @@ def devices() -> tuple[str, ...]:
 
 
 def fingerprint(device: str) -> dict[str, str]:
-    """See :meth:`runtime.backends.FinishedOnDevice.fingerprint`."""
+    """See :meth:`runtime.backends.BuildsOnDevice.fingerprint`."""
     ort = _vendor()
     if device not in devices():
         cure = "" if _CUDA in ort.get_available_providers() else ": pip install onnxruntime-gpu in place of onnxruntime"
@@ -72,8 +72,8 @@ def fingerprint(device: str) -> dict[str, str]:
     }
 
 
-def finish(files: EngineFiles) -> _AsItIs:
-    """See :meth:`runtime.backends.FinishedOnDevice.finish`: the graph is opened as it is."""
+def build_on_device(files: EngineFiles) -> _AsItIs:
+    """See :meth:`runtime.backends.BuildsOnDevice.build_on_device`: the graph is opened as it is."""
     return _AsItIs(len(files.main))
 
 

@@ -27,5 +27,5 @@ def fingerprint(device: str) -> dict[str, str]:
     return backend.fingerprint("tensorrt", device)
 
 
-def finish(files: EngineFiles) -> Found[None]:
-    return backend.finish(files, "tensorrt")
+def build_on_device(files: EngineFiles) -> Found[None]:
+    return backend.build_on_device(files, "tensorrt")

@@ -26,5 +26,5 @@ def fingerprint(device: str) -> dict[str, str]:
     return backend.fingerprint("tensorrt_rtx", device)
 
 
-def finish(files: EngineFiles) -> Found[None]:
-    return backend.finish(files, "tensorrt_rtx")
+def build_on_device(files: EngineFiles) -> Found[None]:
+    return backend.build_on_device(files, "tensorrt_rtx")

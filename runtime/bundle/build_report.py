@@ -10,7 +10,7 @@ from runtime.common.text import text_table
 
 def measured_text(manifest: Manifest) -> str:
     """The table of the candidates, and a line for each search; empty where there was nothing to choose between."""
-    if manifest.calibration is None and all(item.kept for item in manifest.candidates):
+    if manifest.calibration is None and all(item.in_bundle for item in manifest.candidates):
         return ""
     searches = () if manifest.calibration is None else manifest.calibration.searches
     return "\n".join([candidates_table(manifest.candidates), *(["", *map(search_text, searches)] if searches else [])])
@@ -24,7 +24,7 @@ def candidates_table(candidates: Sequence[Candidate]) -> str:
             "–" if item.latency_ms is None else f"{item.latency_ms:.2f}",
             "–" if item.drop is None else f"{item.drop:.4f}",
             item.verdict,
-            "yes" if item.kept else "no",
+            "yes" if item.in_bundle else "no",
         )
         for item in candidates
     ]
@@ -37,6 +37,6 @@ def search_text(search: Int8Search) -> str:
     if search.latency_ms is not None and search.naive_latency_ms is not None:
         speed = f", {search.naive_latency_ms:.2f} -> {search.latency_ms:.2f} ms"
     return (
-        f"{search.backend}: {len(search.kept_float)} of {search.layers} layers back in float, "
+        f"{search.backend}: {len(search.float_layers)} of {search.layers} layers back in float, "
         f"drop {search.naive_drop:.4f} -> {search.drop:.4f}{speed} ({search.trials} trials)"
     )

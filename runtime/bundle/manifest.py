@@ -10,11 +10,14 @@ from functools import partial
 from typing import Any
 
 from runtime.bundle.identity import DIGEST, encoder_identity, manifest_digest
+from runtime.bundle.migrate import SCHEMA_1, schema_2_from_1
 from runtime.bundle.spec import Deployment, Precision
 from runtime.common.json_data import from_json, parse_json, shown, to_json
 from runtime.errors import IntegrityError, SchemaError
 
-SCHEMA = 1
+SCHEMA = 2
+"""The version of the JSON names that :meth:`Manifest.dumps` writes."""
+
 MAX_MANIFEST_BYTES = 4 << 20
 ANSWERS = "answers.npz"
 """The file of a bundle that holds pictures and what the model makes of them, see
@@ -93,8 +96,8 @@ class Decisions:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
-    """The measured parity of one engine with the PyTorch model, and on what machine it was measured.
+class ParityReport:
+    """How far one engine is from the PyTorch model, and on what machine that was measured.
 
     Attributes:
         passed: Whether the engine held the tolerance of its precision.
@@ -158,13 +161,13 @@ class EngineRecord:
     Attributes:
         backend: The file in ``runtime/backends/`` that opens it.
         precision: The arithmetic it runs in.
-        device: The kind of device that it is for, and that the proof is of.
+        device: The kind of device that it is for, and that its parity is measured on.
         files: Graph name to the path of its file inside the bundle.
         latency_ms: Median time of one image through the graph that predicts, where it was built; None if it was not
             run there.
-        proof: Its measured parity; None when it has not been proved yet.
-        graph_proof: Of an engine that could not run where it was built: the measured parity of the graph that it is
-            made of, run by ONNX Runtime on the processor. That is no proof of the engine.
+        parity: Its measured parity; None when it has not been measured yet.
+        graph_parity: Of an engine that could not run where it was built: the measured parity of the graph that it is
+            made of, run by ONNX Runtime on the processor. It says nothing of the engine's own arithmetic.
         shares_enrolments: Whether embeddings of this engine, or of the graph that it is made of where it could not
             run, were measured to be exchangeable with the FP32 model's.
         recorded: What its outputs on the golden inputs were, where its precision rounds; None for FP32, which is held
@@ -176,8 +179,8 @@ class EngineRecord:
     device: str
     files: Mapping[str, str]
     latency_ms: float | None = None
-    proof: Proof | None = None
-    graph_proof: Proof | None = None
+    parity: ParityReport | None = None
+    graph_parity: ParityReport | None = None
     shares_enrolments: bool = False
     recorded: OutputsRecord | None = None
 
@@ -187,14 +190,14 @@ class EngineRecord:
         return f"{self.backend}-{self.precision}"
 
     @property
-    def proved(self) -> bool:
+    def holds_parity(self) -> bool:
         """Whether parity was measured and held."""
-        return self.proof is not None and self.proof.passed
+        return self.parity is not None and self.parity.passed
 
     @property
-    def measured(self) -> Proof | None:
-        """The engine's own proof, or where there is none that of its graph."""
-        return self.proof or self.graph_proof
+    def measured_parity(self) -> ParityReport | None:
+        """The engine's own parity, or that of its graph where the engine has not been measured."""
+        return self.parity or self.graph_parity
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +229,7 @@ class Int8Search:
         latency_ms: Median time of one image through the graph that predicts; None where it cannot be run.
         naive_latency_ms: The same with no layer put back.
         layers: How many layers may be INT8.
-        kept_float: Those of them that were put back to float, as ``GRAPH/NODE``, the most harmful ones first.
+        float_layers: Those of them that were put back to float, as ``GRAPH/NODE``, the most harmful ones first.
         trials: How many graphs were measured.
     """
 
@@ -239,7 +242,7 @@ class Int8Search:
     latency_ms: float | None
     naive_latency_ms: float | None
     layers: int
-    kept_float: tuple[str, ...]
+    float_layers: tuple[str, ...]
     trials: int
 
     @property
@@ -257,14 +260,14 @@ class Candidate:
         latency_ms: Median time of one image; None if it was not run.
         drop: What it loses against the float model, as in :class:`Int8Search`; None if it was not run.
         verdict: ``fastest``, ``passes``, or why it is out of the question.
-        kept: Whether it is in the bundle.
+        in_bundle: Whether the bundle holds it.
     """
 
     engine: str
     latency_ms: float | None
     drop: float | None
     verdict: str
-    kept: bool
+    in_bundle: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,19 +275,19 @@ class Calibration:
     """What the INT8 scales were measured on.
 
     Attributes:
-        digest: Digest of the images, the preprocessing, the weights and the recipe.
+        digest: Digest of the images, the preprocessing, the weights and the algorithm.
         images: How many images.
         source: The folder or the set's name, without machine paths.
-        recipe: The quantisation algorithm in words.
-        by_rule: How many layers are float because of what they do, see :mod:`calibration.quantize.rules`.
+        algorithm: The quantisation algorithm in words.
+        excluded_by_rule: How many layers are float because of what they do, see :mod:`calibration.quantize.rules`.
         searches: What came out for each backend.
     """
 
     digest: str
     images: int
     source: str
-    recipe: str
-    by_rule: int = 0
+    algorithm: str
+    excluded_by_rule: int = 0
     searches: tuple[Int8Search, ...] = ()
 
 
@@ -302,7 +305,6 @@ class Manifest:
         parameters: How many there are.
         engines: The compiled forms.
         files: Every other file of the bundle by its path.
-        labels: Class names of a model with fixed classes.
         calibration: What INT8 was calibrated on; None without an INT8 engine.
         candidates: All engines that the build measured, the fastest first; some may not be in the bundle.
         options: The options that the model was built with, where they are not the default ones.
@@ -322,7 +324,6 @@ class Manifest:
     parameters: int
     engines: tuple[EngineRecord, ...]
     files: Mapping[str, FileRecord]
-    labels: tuple[str, ...] = ()
     calibration: Calibration | None = None
     candidates: tuple[Candidate, ...] = ()
     options: Mapping[str, str | int] = field(default_factory=dict)
@@ -350,10 +351,12 @@ class Manifest:
 
     @classmethod
     def loads(cls, text: str | bytes) -> Manifest:
-        """Read JSON text.
+        """Read JSON text, also of the schema before, see :mod:`runtime.bundle.migrate`.
+
+        The digest and the encoder's identity are checked against the text as it was written.
 
         Raises:
-            SchemaError: Not JSON, another schema version, an unknown or missing field, a value out of range.
+            SchemaError: Not JSON, an unsupported schema version, an unknown or missing field, a value out of range.
             IntegrityError: The digest, or the encoder's identity, is not that of what the manifest says.
         """
         try:
@@ -362,18 +365,25 @@ class Manifest:
             raise SchemaError(f"manifest.json is {error}") from error
         if not isinstance(data, Mapping):
             raise SchemaError(f"manifest.json must hold a JSON object, got {type(data).__name__}")
-        if data.get("schema") != SCHEMA:
-            raise SchemaError(
-                f"manifest.json has schema {shown(data.get('schema'))}; this version of edgevis reads {SCHEMA}: "
-                "build the bundle again, or install the edgevis that wrote it"
-            )
-        manifest = from_json(cls, data, "manifest")
+        manifest = from_json(cls, _of_this_schema(data), "manifest")
         try:
             _check_digest(manifest, data)
             _check_identity(manifest, data)
         except RecursionError as error:  # what could just be read, nested as deep as Python allows
             raise SchemaError("manifest.json is nested too deep") from error
         return manifest
+
+
+def _of_this_schema(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    schema = data.get("schema")
+    if type(schema) is int and schema == SCHEMA:
+        return data
+    if type(schema) is int and schema == SCHEMA_1:
+        return schema_2_from_1(data)
+    raise SchemaError(
+        f"manifest.json has schema {shown(schema)}; this version of edgevis reads {SCHEMA_1} and {SCHEMA}: build the "
+        "bundle again with: python -m export.build; or install the edgevis that wrote it"
+    )
 
 
 def _check_digest(manifest: Manifest, data: Mapping[str, Any]) -> None:

@@ -322,9 +322,9 @@ def distance_text(parity: GraphParity) -> str:
     )
 
 
-NOT_YET_PROVED = (
-    "not yet proved: such an engine could not run where it was built; what is shown is the distance of the graph that "
-    "it is made of, run by ONNX Runtime on the processor. On the device: edgevis build-engine BUNDLE"
+PARITY_NOT_MEASURED = (
+    "parity not measured yet: this engine could not run where it was built; the distance shown is that of its graph, "
+    "run by ONNX Runtime on the processor. On the device: edgevis build-engine BUNDLE"
 )
 DISTANCE_HEADERS = ("max rel. error", "min cosine", "mean cosine")
 

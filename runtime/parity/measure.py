@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from runtime.bundle.manifest import Decisions, GraphParity, Proof
+from runtime.bundle.manifest import Decisions, GraphParity, ParityReport
 from runtime.bundle.spec import Deployment, Precision
 from runtime.common.arrays import Array
 from runtime.parity.compare import TOLERANCES, golden_feeds, mask_agreement, measure_graph, nearest_agreement
@@ -23,17 +23,17 @@ SHARING_MIN_MEAN_COSINE = 0.99
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class EngineMeasurement:
     """What came out for one engine.
 
     Attributes:
-        proof: The proof; ``passed`` says whether every graph held the tolerance.
+        parity: The report; ``passed`` says whether every graph held the tolerance.
         beyond: The graphs that did not.
         shares_enrolments: Whether its embeddings may be exchanged with the FP32 model's.
         outputs: ``GRAPH/OUTPUT``: what it gave for all rows, at the largest batch size.
     """
 
-    proof: Proof
+    parity: ParityReport
     beyond: tuple[GraphParity, ...]
     shares_enrolments: bool
     outputs: Mapping[str, Array]
@@ -41,14 +41,14 @@ class Measured:
 
 def measure_engine(
     sessions: Mapping[str, Session], precision: Precision, reference: Mapping[str, Array], *, machine: str
-) -> Measured:
+) -> EngineMeasurement:
     """Run all graphs of an engine on real inputs and compare them with the PyTorch model.
 
     Args:
         sessions: Graph name to open session.
         precision: The engine's; it says how far off it may be.
         reference: ``GRAPH/INPUT`` and ``GRAPH/OUTPUT``, as in ``golden.npz``.
-        machine: What it runs on, for the proof.
+        machine: What it runs on, for the report.
 
     Raises:
         EngineError: The engine failed.
@@ -69,8 +69,8 @@ def measure_engine(
             cosine = min(item.mean_cosine for item in parities)
             decisions = mask_agreement(reference[f"{graph}/logits"], actual["logits"], mean_cosine=cosine)
     beyond = tuple(parity for parity in parities if not tolerance.holds(parity))
-    proof = Proof(not beyond, str(tolerance), machine, tuple(parities), decisions)
-    return Measured(proof, beyond, not beyond and _shares(decisions, rounds=precision != "fp32"), outputs)
+    report = ParityReport(not beyond, str(tolerance), machine, tuple(parities), decisions)
+    return EngineMeasurement(report, beyond, not beyond and _shares(decisions, rounds=precision != "fp32"), outputs)
 
 
 def one_image(

@@ -1,4 +1,4 @@
-"""Which engine of a bundle runs: the fastest one that is proved and that this machine can open."""
+"""Select the engine that runs: the fastest one whose parity held and that this machine can open."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runtime.errors import (
     UnknownBackendError,
 )
 from runtime.parity.recorded import deviation_text, deviations, read_recorded
-from runtime.selection.device_build import can_finish, finish_engine, unfinished, with_local_proof
+from runtime.selection.device_build import build_on_device, can_build_here, needs_device_build, with_local_parity
 from runtime.sessions.open import open_sessions
 from runtime.sessions.session import Session
 
@@ -32,7 +32,7 @@ _ONE_ROW = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class SelectedEngine:
     """The engine that runs.
 
     Attributes:
@@ -48,7 +48,9 @@ class Opened:
     skipped: tuple[str, ...]
 
 
-def open_best(bundle: Bundle, *, backend: str, device: str, precision: str | None, threads: int | None) -> Opened:
+def open_best(
+    bundle: Bundle, *, backend: str, device: str, precision: str | None, threads: int | None
+) -> SelectedEngine:
     """Open the best engine that the arguments allow.
 
     Without a precision, only engines count whose decisions were measured to be the PyTorch model's: FP32, and others
@@ -68,9 +70,9 @@ def open_best(bundle: Bundle, *, backend: str, device: str, precision: str | Non
     last: BackendError | None = None
     for record in candidates:
         try:
-            if unfinished(record):
-                record = finish_engine(bundle, record)
-                if not record.proved and len(candidates) > 1:
+            if needs_device_build(record):
+                record = build_on_device(bundle, record)
+                if not record.holds_parity and len(candidates) > 1:
                     raise EngineError("it does not compute what was trained; `edgevis verify` shows how far it is off")
             sessions = open_sessions(bundle, record, threads=threads)
             doubt = _unlike_recorded(bundle, record, sessions)
@@ -89,7 +91,7 @@ def open_best(bundle: Bundle, *, backend: str, device: str, precision: str | Non
                 _log.warning("%s: the engine %s: %s", bundle.path.name, record.name, doubt)
             measured_here = record not in bundle.manifest.engines
             why = _why(record, candidates, skipped, measured_here=measured_here) + _waiting(bundle, record)
-            return Opened(record, sessions, why, tuple(skipped))
+            return SelectedEngine(record, sessions, why, tuple(skipped))
     if last is None or len(candidates) == 1:
         raise last or UnknownBackendError(f"{bundle.path} holds no engine")
     raise type(last)(f"{bundle.path}: no engine can be opened here:\n  " + "\n  ".join(skipped)) from last
@@ -132,7 +134,7 @@ def _candidates(bundle: Bundle, backend: str, device: str, precision: str | None
         backends.load(backend)
     if precision is not None and precision not in get_args(Precision):
         raise UnknownBackendError(f"there is no precision {precision!r}; known: {', '.join(get_args(Precision))}")
-    engines = [with_local_proof(bundle, record) for record in bundle.manifest.engines]
+    engines = [with_local_parity(bundle, record) for record in bundle.manifest.engines]
     fitting = [
         record
         for record in engines
@@ -147,14 +149,14 @@ def _candidates(bundle: Bundle, backend: str, device: str, precision: str | None
         )
     if precision is None:
         fitting = [record for record in fitting if _exact(record)] or fitting
-    return sorted(fitting, key=lambda record: (_doubt(record), record.latency_ms or math.inf))
+    return sorted(fitting, key=lambda record: (_parity_rank(record), record.latency_ms or math.inf))
 
 
-def _doubt(record: EngineRecord) -> int:
-    """Proved engines come first, those not proved yet next, those whose proof failed last."""
-    if record.proof is None:
+def _parity_rank(record: EngineRecord) -> int:
+    """0: parity held; 1: not measured yet; 2: parity failed. Lower ranks are preferred."""
+    if record.parity is None:
         return 1
-    return 0 if record.proof.passed else 2
+    return 0 if record.parity.passed else 2
 
 
 def _exact(record: EngineRecord) -> bool:
@@ -162,21 +164,23 @@ def _exact(record: EngineRecord) -> bool:
 
 
 def _waiting(bundle: Bundle, chosen: EngineRecord) -> str:
-    """What could be better once it is finished on this machine, which takes too long to be done unasked."""
+    """Names the engines that `edgevis build-engine` could still build here; a predictor builds none unasked."""
     names = [
         record.name
         for record in bundle.manifest.engines
-        if record.name != chosen.name and can_finish(record) and not with_local_proof(bundle, record).proof
+        if record.name != chosen.name and can_build_here(record) and not with_local_parity(bundle, record).parity
     ]
-    return f"; `edgevis build-engine` has not finished {', '.join(names)} here" if names else ""
+    return f"; `edgevis build-engine` has not built {', '.join(names)} here" if names else ""
 
 
 def _why(record: EngineRecord, candidates: list[EngineRecord], skipped: list[str], *, measured_here: bool) -> str:
-    doubt = ("proved", "not proved yet", "ITS PROOF FAILED: it does not compute what was trained")[_doubt(record)]
+    parity = ("parity held", "parity not measured yet", "PARITY FAILED: it does not compute what was trained")[
+        _parity_rank(record)
+    ]
     if len(candidates) == 1:
-        return f"the only engine that was asked for; {doubt}"
+        return f"the only engine that was asked for; {parity}"
     if record.latency_ms is None:
-        return f"the first of {len(candidates)} that opens; {doubt}"
+        return f"the first of {len(candidates)} that opens; {parity}"
     passed_over = f"; {len(skipped)} better cannot be used here" if skipped else ""
     whose = "this machine's" if measured_here else "the build's"
-    return f"the fastest of {len(candidates)} by {whose} {record.latency_ms:.2f} ms per image; {doubt}{passed_over}"
+    return f"the fastest of {len(candidates)} by {whose} {record.latency_ms:.2f} ms per image; {parity}{passed_over}"

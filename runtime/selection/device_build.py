@@ -1,8 +1,8 @@
-"""Finish an engine on the device: make what it opens, prove it there against ``golden.npz``, remember the proof.
+"""Build an engine on the device: compile its graphs, measure its parity against ``golden.npz``, cache the report.
 
-A bundle for a Jetson or a datacenter GPU holds graphs; plans are made where they run, and only there can they be
-proved. The proof lies in this machine's cache, not in the bundle, whose files are hashed. It counts for these very
-files, this GPU, this driver and this version of the vendor's package; when any of them changes, there is none.
+A bundle for a Jetson or a datacenter GPU holds graphs. TensorRT compiles them into plans on the machine that runs them,
+so parity can only be measured there. The report is stored in this machine's cache, because the bundle's files are
+hashed. It is valid for these files, this GPU, this driver and this version of the vendor's package.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from runtime import backends
-from runtime.backends import Finished, FinishedOnDevice
+from runtime.backends import BuildsOnDevice, DeviceBuildResult
 from runtime.bundle.bundle import GOLDEN, Bundle
-from runtime.bundle.manifest import EngineRecord, Proof
+from runtime.bundle.manifest import EngineRecord, ParityReport
 from runtime.common.cache_folder import cache_folder
 from runtime.common.files import atomic_write
 from runtime.common.json_data import from_json, parse_json, to_json
@@ -36,13 +36,13 @@ _log = logging.getLogger("edgevis.device_build")
 
 
 @dataclass(frozen=True, slots=True)
-class LocalProof:
-    """What was measured of an engine on this machine.
+class LocalParity:
+    """The parity and latency of an engine, measured on this machine.
 
     Attributes:
-        engine: Its name.
-        fingerprint: The versions and the device it counts for.
-        proof: The measured parity.
+        engine: The engine's name.
+        fingerprint: The versions and the device that the measurement is valid for.
+        parity: The measured parity.
         latency_ms: Median time of one image through the graph that predicts.
         shares_enrolments: Whether embeddings may be exchanged with the FP32 model's.
         created: Date and time, ISO 8601, UTC.
@@ -50,28 +50,28 @@ class LocalProof:
 
     engine: str
     fingerprint: Mapping[str, str]
-    proof: Proof
+    parity: ParityReport
     latency_ms: float
     shares_enrolments: bool
     created: str
 
 
-def unfinished(record: EngineRecord) -> bool:
-    """Whether the build left this engine to be finished and proved where it runs."""
-    return record.proof is None and record.device != "cpu" and _finisher(record) is not None
+def needs_device_build(record: EngineRecord) -> bool:
+    """Whether this engine must be compiled and measured on the device that runs it."""
+    return record.parity is None and record.device != "cpu" and _device_builder(record) is not None
 
 
-def can_finish(record: EngineRecord) -> bool:
-    """Whether it is such an engine and this machine has what it needs."""
+def can_build_here(record: EngineRecord) -> bool:
+    """Whether :func:`needs_device_build` is true and this machine has the package and the device."""
     try:
-        return unfinished(record) and bool(_fingerprint(record))
+        return needs_device_build(record) and bool(_fingerprint(record))
     except BackendError:
         return False
 
 
-def with_local_proof(bundle: Bundle, record: EngineRecord) -> EngineRecord:
-    """The record with what was measured of it on this machine; unchanged where nothing was."""
-    if not unfinished(record):
+def with_local_parity(bundle: Bundle, record: EngineRecord) -> EngineRecord:
+    """The record with this machine's measurement; unchanged where there is none."""
+    if not needs_device_build(record):
         return record
     try:
         known = _read(bundle, record, _fingerprint(record))
@@ -80,30 +80,32 @@ def with_local_proof(bundle: Bundle, record: EngineRecord) -> EngineRecord:
     return record if known is None else _with(record, known)
 
 
-def finish_engine(
-    bundle: Bundle, record: EngineRecord, *, report: Callable[[str, Finished], None] = lambda graph, made: None
+def build_on_device(
+    bundle: Bundle, record: EngineRecord, *, report: Callable[[str, DeviceBuildResult], None] = lambda graph, made: None
 ) -> EngineRecord:
-    """Make what an unfinished engine opens, prove it, and remember that.
+    """Compile an engine's graphs, measure its parity and latency, and cache the measurement.
 
     Args:
         bundle: The bundle.
         record: One of its engines.
-        report: Told of each graph when it is ready.
+        report: Called with each graph's name and the result of its build.
 
     Returns:
-        The record with its proof, which may say that the engine is beyond its tolerance.
+        The record with its parity, which may say that the engine is beyond its tolerance.
 
     Raises:
         IntegrityError: A file of the bundle is missing or altered.
-        MissingDependencyError, UnavailableError: Not on this machine; the message says what is missing.
+        MissingDependencyError, UnavailableError: This machine lacks a package or a device; the message names it.
         EngineError: The vendor refused a graph, or failed.
     """
-    backend = _finisher(record)
+    backend = _device_builder(record)
     if backend is None:
-        raise UnavailableError(f"the engines of {record.backend} are finished when they are built")
+        raise UnavailableError(
+            f"the engines of {record.backend} are complete when the bundle is built; they need no build on the device"
+        )
     fingerprint = _fingerprint(record)
     for graph in bundle.manifest.deployment.graphs:
-        report(graph.name, backend.finish(bundle.engine_files(record.files[graph.name])))
+        report(graph.name, backend.build_on_device(bundle.engine_files(record.files[graph.name])))
     golden = bundle.golden()
     with ExitStack() as stack:
         sessions = open_sessions(bundle, record, threads=None)
@@ -116,42 +118,47 @@ def finish_engine(
             {record.name: one_image(sessions, bundle.manifest.deployment, golden)}, seconds=_LATENCY_SECONDS
         )
     # What the graph gave when the bundle was built binds the engine that is made of it.
-    proof = replace(
-        measured.proof,
-        passed=all(deviation.holds for deviation in apart) if apart else measured.proof.passed,
+    parity = replace(
+        measured.parity,
+        passed=all(deviation.holds for deviation in apart) if apart else measured.parity.passed,
         tolerance=held_to_text(record),
     )
-    found = LocalProof(
+    measurement = LocalParity(
         engine=record.name,
         fingerprint=fingerprint,
-        proof=proof,
+        parity=parity,
         latency_ms=round(latency[record.name].p50_ms, 3),
         # The build measured the graph's decisions on more images than a bundle carries, where it could run the graph.
-        shares_enrolments=proof.passed and (measured.shares_enrolments or record.shares_enrolments),
+        shares_enrolments=parity.passed and (measured.shares_enrolments or record.shares_enrolments),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    _write(bundle, record, found)
-    return _with(record, found)
+    _write(bundle, record, measurement)
+    return _with(record, measurement)
 
 
-def _finisher(record: EngineRecord) -> FinishedOnDevice | None:
+def _device_builder(record: EngineRecord) -> BuildsOnDevice | None:
     if record.backend not in backends.names():  # of a newer version: opening it says so
         return None
     module = backends.load(record.backend)
-    return module if isinstance(module, FinishedOnDevice) else None
+    return module if isinstance(module, BuildsOnDevice) else None
 
 
 def _fingerprint(record: EngineRecord) -> dict[str, str]:
-    backend = _finisher(record)
+    backend = _device_builder(record)
     return {} if backend is None else dict(backend.fingerprint(record.device))
 
 
-def _with(record: EngineRecord, found: LocalProof) -> EngineRecord:
-    return replace(record, proof=found.proof, latency_ms=found.latency_ms, shares_enrolments=found.shares_enrolments)
+def _with(record: EngineRecord, measurement: LocalParity) -> EngineRecord:
+    return replace(
+        record,
+        parity=measurement.parity,
+        latency_ms=measurement.latency_ms,
+        shares_enrolments=measurement.shares_enrolments,
+    )
 
 
 def _path(bundle: Bundle, record: EngineRecord, fingerprint: Mapping[str, str]) -> Path:
-    """Where the proof of these very files on this machine lies."""
+    """The cache file of the measurement of these files on this machine."""
     files = bundle.manifest.files
     stems = {Path(file).with_suffix("").as_posix() for file in record.files.values()}
     # With companions, such as the specification beside a graph.
@@ -163,27 +170,27 @@ def _path(bundle: Bundle, record: EngineRecord, fingerprint: Mapping[str, str]) 
         "fingerprint": dict(fingerprint),
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / "proofs" / f"{digest}.json"
+    return cache_folder() / "parity" / f"{digest}.json"
 
 
-def _read(bundle: Bundle, record: EngineRecord, fingerprint: Mapping[str, str]) -> LocalProof | None:
+def _read(bundle: Bundle, record: EngineRecord, fingerprint: Mapping[str, str]) -> LocalParity | None:
     path = _path(bundle, record, fingerprint)
     try:
         if path.stat().st_size > _MAX_BYTES:
             return None
-        found = from_json(LocalProof, parse_json(path.read_bytes()), path.name)
+        measurement = from_json(LocalParity, parse_json(path.read_bytes()), path.name)
     except (OSError, SchemaError):  # none, or one that cannot be read: it is measured again
         return None
     # A version of edgevis with another tolerance measures again.
-    return found if found.proof.tolerance == held_to_text(record) else None
+    return measurement if measurement.parity.tolerance == held_to_text(record) else None
 
 
-def _write(bundle: Bundle, record: EngineRecord, found: LocalProof) -> None:
+def _write(bundle: Bundle, record: EngineRecord, measurement: LocalParity) -> None:
     try:
-        path = _path(bundle, record, found.fingerprint)
+        path = _path(bundle, record, measurement.fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            file.write(json.dumps(to_json(found), indent=2, allow_nan=False).encode())
+            file.write(json.dumps(to_json(measurement), indent=2, allow_nan=False).encode())
     # A full disk; NaN, which JSON does not have; a user without a home folder.
     except (OSError, ValueError, UnavailableError) as error:
-        _log.warning("the cache cannot keep the proof of %s, so that it is measured again: %s", record.name, error)
+        _log.warning("the parity of %s cannot be cached and will be measured again: %s", record.name, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.bundle.manifest import Proof
+from runtime.bundle.manifest import ParityReport
 from runtime.common.json_data import to_json
 from runtime.gallery.index import IndexInfo
 from runtime.open_set.decision import OpenSetInfo
@@ -49,7 +49,7 @@ class Info:
     skipped: tuple[str, ...]
     digest: str
     encoder_identity: str
-    parity: Proof | None
+    parity: ParityReport | None
     labels: tuple[str, ...]
     threshold: float | None
     open_set: OpenSetInfo | None

@@ -22,7 +22,7 @@ from runtime.parity.compare import BATCH_SIZES, distance_text
 from runtime.parity.measure import measure_engine
 from runtime.parity.recorded import Deviation, deviation_text, deviations, held_to_text, read_recorded
 from runtime.predictor import predictor_of
-from runtime.selection.choose import Opened
+from runtime.selection.choose import SelectedEngine
 from runtime.sessions.open import open_sessions
 from runtime.sessions.session import Session
 from runtime.verification.answers.compare import (
@@ -127,7 +127,7 @@ def _check(
     status = "failed" if reasons else "passed"
     if record.precision != "fp32" and not apart:
         reasons.append(NOT_RECORDED)
-    return EngineCheck(record.name, status, held_to, measured.proof.graphs, "; ".join(reasons), apart, answered)
+    return EngineCheck(record.name, status, held_to, measured.parity.graphs, "; ".join(reasons), apart, answered)
 
 
 def _answered(
@@ -139,7 +139,7 @@ def _answered(
 ) -> AnswersCheck | None:
     if answers is None or not answers.expected or preprocessing.status != "passed":
         return None
-    with predictor_of(bundle, Opened(record, sessions, "", ())) as predictor:
+    with predictor_of(bundle, SelectedEngine(record, sessions, "", ())) as predictor:
         return check_answers(predictor, record, answers, exact=preprocessing.exact)
 
 

@@ -112,7 +112,7 @@ def test_manifest_says_what_was_built(built: tuple[Bundle, Recorder]) -> None:
     manifest = built[0].manifest
     assert (manifest.name, manifest.model, manifest.target) == ("tiny", "tiny", "cpu")
     assert [engine.name for engine in manifest.engines] == ENGINES
-    assert all(engine.proved and engine.latency_ms for engine in manifest.engines)
+    assert all(engine.holds_parity and engine.latency_ms for engine in manifest.engines)
     assert manifest.weights.trained
     assert manifest.weights.source == "weights.safetensors"
     assert manifest.weights.sha256 == weights_digest(tiny_net(seed=3))

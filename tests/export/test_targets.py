@@ -102,15 +102,15 @@ def test_engines_come_fastest_first_and_say_what_is_proved(
     for record in bundle.manifest.engines:
         assert record.device == "cuda"
         if runs_here(target, record.backend):
-            assert record.proved
-            assert record.graph_proof is None
+            assert record.holds_parity
+            assert record.graph_parity is None
             continue
-        assert record.proof is None
+        assert record.parity is None
         assert record.latency_ms is None
-        assert record.graph_proof is not None
-        assert record.graph_proof.passed
-        assert record.graph_proof.machine.startswith("ONNX Runtime on ")
-        (parity,) = record.graph_proof.graphs
+        assert record.graph_parity is not None
+        assert record.graph_parity.passed
+        assert record.graph_parity.machine.startswith("ONNX Runtime on ")
+        (parity,) = record.graph_parity.graphs
         assert parity.mean_cosine > {"fp32": 0.99999, "fp16": 0.9999, "int8": 0.97}[record.precision]
         if record.precision == "fp16":
             assert parity.max_relative_error > 1e-5, "it was not the float32 graph that was run"
@@ -222,15 +222,15 @@ def test_info_and_verify_say_not_yet_proved(
     bundle = str(bundle_of(built, "jetson").path)
     assert edgevis(["info", bundle]) == 0
     text = capsys.readouterr().out
-    assert "tensorrt-fp16 (not yet proved)" in text
+    assert "tensorrt-fp16 (parity not measured yet)" in text
     assert "edgevis build-engine BUNDLE" in text
     measured = text[text.index("When it was built:") :]
     assert "candidate" in measured
     assert "layers back in float" in measured
     assert edgevis(["info", bundle, "--json"]) == 0
     engine = json.loads(capsys.readouterr().out)["manifest"]["engines"][1]
-    assert engine["proof"] is None
-    assert engine["graph_proof"]["passed"] is True
+    assert engine["parity"] is None
+    assert engine["graph_parity"]["passed"] is True
     assert edgevis(["verify", bundle]) == 1
     text = capsys.readouterr().out
     assert "not run" in text
@@ -253,7 +253,7 @@ def test_a_graph_that_computes_something_else_fails_the_build(
         "cpu_proxies": {record.name: {"embed": graph}},
     }
     proved = check_parity([record], **arguments)
-    assert proved.engines[0].graph_proof is not None
+    assert proved.engines[0].graph_parity is not None
     assert not proved.refused
     model = onnx.load(graph)
     for tensor in model.graph.initializer:

@@ -82,15 +82,15 @@ def test_engines_that_are_right(
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert [record.name for record in proved] == [record.name for record in records]
     for record in proved:
-        assert record.proved
-        assert record.proof is not None
-        assert record.proof.machine == machine_name()
+        assert record.holds_parity
+        assert record.parity is not None
+        assert record.parity.machine == machine_name()
         assert record.latency_ms is not None
         assert record.latency_ms > 0
-        (parity,) = record.proof.graphs
+        (parity,) = record.parity.graphs
         assert parity.graph == "embed"
         assert parity.batch_sizes == (1, 2, 5, 8)
-        decisions = record.proof.decisions
+        decisions = record.parity.decisions
         assert decisions is not None
         assert decisions.count == 40
         assert decisions.mean_cosine is not None
@@ -193,9 +193,9 @@ def test_without_an_embedding_nothing_is_shared(
     (proved,) = check_parity(
         records, bundle=tmp_path, deployment=deployment, reference=renamed, advance=lambda done, total: None
     ).engines
-    assert proved.proved
-    assert proved.proof is not None
-    assert proved.proof.decisions is None
+    assert proved.holds_parity
+    assert proved.parity is not None
+    assert proved.parity.decisions is None
     assert not proved.shares_enrolments
 
 

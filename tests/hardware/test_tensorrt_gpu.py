@@ -15,7 +15,7 @@ import pytest
 
 from edgevis.cli import main
 from runtime import backends
-from runtime.backends._tensorrt.backend import finish
+from runtime.backends._tensorrt.backend import build_on_device
 from runtime.backends._tensorrt.engine import PlanEngine
 from runtime.backends._tensorrt.vendor import Flavour
 from runtime.bundle.engine_files import read_engine
@@ -122,19 +122,19 @@ def test_threads_at_once(engine: PlanEngine) -> None:
 def test_a_plan_is_built_once(flavour: Flavour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEVIS_CACHE", str(tmp_path / "cache"))
     file = write_engine(tmp_path, TinyEngine(flavour), TINY)
-    assert finish(read_engine(file), flavour).built
-    assert not finish(read_engine(file), flavour).built
+    assert build_on_device(read_engine(file), flavour).built
+    assert not build_on_device(read_engine(file), flavour).built
     (plan,) = (tmp_path / "cache" / "tensorrt").glob("*.plan")
     plan.write_bytes(plan.read_bytes()[:1000])
     with logged_warnings(match="is built again"):
-        assert finish(read_engine(file), flavour).built
+        assert build_on_device(read_engine(file), flavour).built
 
 
 def test_from_a_bundle_to_results(
     flavour: Flavour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("EDGEVIS_CACHE", str(tmp_path / "cache"))
-    made = TinyEngine(flavour, latency_ms=None, proved=False, shares_enrolments=False, device="cuda")
+    made = TinyEngine(flavour, latency_ms=None, with_parity=False, shares_enrolments=False, device="cuda")
     bundle = write_tiny_bundle(tmp_path / "gpu.edgevis", Tiny(engines=[TinyEngine(latency_ms=1e6), made]))
     assert main(["build-engine", str(bundle)]) == 0
     assert "passed" in capsys.readouterr().out

@@ -28,7 +28,7 @@ import runtime
 from runtime.backends._tensorrt.spec import BuildSpec, spec_path
 from runtime.bundle.bundle import GOLDEN, MANIFEST, sha256, write_bundle
 from runtime.bundle.identity import DIGEST, encoder_identity, manifest_digest
-from runtime.bundle.manifest import Decisions, EngineRecord, GraphParity, Manifest, Proof, Weights
+from runtime.bundle.manifest import Decisions, EngineRecord, GraphParity, Manifest, ParityReport, Weights
 from runtime.bundle.spec import Deployment, Graph, Precision, Preprocess, TensorSpec
 from runtime.common.arrays import write_arrays
 from runtime.open_set.space import FILE as OPEN_SET
@@ -83,7 +83,7 @@ class TinyEngine:
     backend: str = "onnxruntime"
     precision: Precision = "fp32"
     latency_ms: float | None = 1.0
-    proved: bool = True
+    with_parity: bool = True
     shares_enrolments: bool = True
     device: str = "cpu"
 
@@ -409,7 +409,7 @@ def _tensor(images: Sequence[Array], spec: Preprocess) -> Array:
 
 
 def _record(engine: TinyEngine, graph: str, file: str) -> EngineRecord:
-    proof = Proof(
+    report = ParityReport(
         passed=True,
         tolerance="cosine >= 0.99999",
         machine="the machine of the tests",
@@ -422,7 +422,7 @@ def _record(engine: TinyEngine, graph: str, file: str) -> EngineRecord:
         device=engine.device,
         files={graph: file},
         latency_ms=engine.latency_ms,
-        proof=proof if engine.proved else None,
+        parity=report if engine.with_parity else None,
         shares_enrolments=engine.shares_enrolments,
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime.bundle.bundle import write_bundle
 from runtime.bundle.identity import encoder_identity
-from runtime.bundle.manifest import EngineRecord, GraphParity, Manifest, Proof, Weights
+from runtime.bundle.manifest import EngineRecord, GraphParity, Manifest, ParityReport, Weights
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 
 from bundles import write_model
@@ -142,7 +142,7 @@ def write(path: Path, deployment: Deployment, models: Mapping[str, Any], backend
             place = folder / "engines" / f"{backend}-fp32"
             place.mkdir(parents=True, exist_ok=True)
             files[name] = write_model(place / f"{name}.onnx", model, backend).relative_to(folder).as_posix()
-        proof = Proof(True, "none", "drawn", tuple(GraphParity(name, (1,), 0.0, 1.0, 1.0) for name in models))
+        report = ParityReport(True, "none", "drawn", tuple(GraphParity(name, (1,), 0.0, 1.0, 1.0) for name in models))
         return Manifest(
             name=path.stem,
             model="colours",
@@ -151,7 +151,7 @@ def write(path: Path, deployment: Deployment, models: Mapping[str, Any], backend
             encoder_identity=encoder_identity("colours", deployment, "0" * 64),
             weights=Weights(True, "written by hand", "0" * 64),
             parameters=0,
-            engines=(EngineRecord(backend, "fp32", "cpu", files, 1.0, proof),),
+            engines=(EngineRecord(backend, "fp32", "cpu", files, 1.0, report),),
             files={},
         )
 

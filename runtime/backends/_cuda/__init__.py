@@ -33,7 +33,7 @@ copied then.
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """What a plan and its proof depend on.
+    """What a plan and its parity depend on.
 
     Attributes:
         name: Such as ``"Orin"`` or ``"NVIDIA H100 PCIe"``.

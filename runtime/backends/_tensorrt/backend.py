@@ -31,15 +31,15 @@ def devices(flavour: Flavour) -> tuple[str, ...]:
 
 
 def fingerprint(flavour: Flavour, device: str) -> dict[str, str]:
-    """See :meth:`runtime.backends.FinishedOnDevice.fingerprint`."""
+    """See :meth:`runtime.backends.BuildsOnDevice.fingerprint`."""
     _check_device(flavour, device)
     devices(flavour)
     info = open_device().info
     return {flavour: vendor.version(flavour), "gpu": f"{info.name} {info.sm}", "driver": info.driver}
 
 
-def finish(files: EngineFiles, flavour: Flavour) -> Found[None]:
-    """See :meth:`runtime.backends.FinishedOnDevice.finish`."""
+def build_on_device(files: EngineFiles, flavour: Flavour) -> Found[None]:
+    """See :meth:`runtime.backends.BuildsOnDevice.build_on_device`."""
     device = open_device()
     with device.current():
         found = _open(files, flavour, device)

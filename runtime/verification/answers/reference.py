@@ -16,7 +16,7 @@ from runtime.images.decode import Image
 from runtime.images.masks import Mask
 from runtime.images.preprocess import Preprocessor
 from runtime.predictor import predictor_of
-from runtime.selection.choose import Opened
+from runtime.selection.choose import SelectedEngine
 from runtime.sessions.session import Session
 from runtime.verification.answers.compare import distances
 from runtime.verification.answers.exercise import answers_of
@@ -65,7 +65,7 @@ def reference_answers(
     record = EngineRecord(REFERENCE, "fp32", "cpu", dict.fromkeys(sessions, ""))
 
     def run(how: Preprocessor) -> dict[str, Array]:
-        predictor = predictor_of(bundle, Opened(record, sessions, "", ()), how)
+        predictor = predictor_of(bundle, SelectedEngine(record, sessions, "", ()), how)
         return answers_of(predictor, header, pictures, masks)
 
     try:

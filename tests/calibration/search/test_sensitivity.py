@@ -22,12 +22,12 @@ from calibration.search.sensitivity import LayerSensitivity, measure_sensitivity
 from edgevis import models
 from export import sensitivity as report
 from export.build import main
-from export.engine_selection import FASTEST, PASSES, candidates_of, drop_of_proof, summary_text
+from export.engine_selection import FASTEST, PASSES, candidates_of, drop_of_parity, summary_text
 from export.onnx import onnx_from_module
 from export.pipeline import build_bundle
 from export.request import BuildRequest
 from runtime.bundle.build_report import candidates_table
-from runtime.bundle.manifest import Decisions, EngineRecord, GraphParity, Manifest, Proof
+from runtime.bundle.manifest import Decisions, EngineRecord, GraphParity, Manifest, ParityReport
 from runtime.errors import ExportError
 
 from built import Recorder
@@ -159,7 +159,7 @@ def test_a_ruined_layer_goes_back_to_float(folder: Path, tmp_path: Path, monkeyp
         assert item.holds
         assert item.naive_drop > 0.05
         assert item.drop <= item.max_drop == 0.005
-        assert any(name.startswith("embed/") for name in item.kept_float)
+        assert any(name.startswith("embed/") for name in item.float_layers)
         assert item.layers == 4
         assert item.latency_ms
     assert Manifest.loads(manifest.dumps()) == manifest
@@ -172,14 +172,14 @@ def test_max_drop_of_one_puts_nothing_back(folder: Path, tmp_path: Path) -> None
     )
     calibration = build_bundle(request, Recorder()).manifest.calibration
     assert calibration is not None
-    assert all((item.kept_float, item.trials) == ((), 1) for item in calibration.searches)
+    assert all((item.float_layers, item.trials) == ((), 1) for item in calibration.searches)
 
 
 # --- candidates
 
 
 def record(name: str, precision: str, latency_ms: float, agreement: float = 1.0) -> EngineRecord:
-    proof = Proof(
+    proof = ParityReport(
         True,
         "",
         "",
@@ -201,7 +201,7 @@ def test_the_fastest_that_passes_is_kept_and_a_float_one() -> None:
     ]
     proved = [item for item in made if item.name != "c-int8"]
     found = candidates_of(made, proved, unopened={"c-int8": "no device"}, max_drop=0.01, choose=True)
-    assert [(item.engine, item.verdict, item.kept) for item in found] == [
+    assert [(item.engine, item.verdict, item.in_bundle) for item in found] == [
         ("b-bf16", "loses more than 0.01", False),
         ("a-int8", FASTEST, True),
         ("b-fp32", PASSES, True),
@@ -211,7 +211,7 @@ def test_the_fastest_that_passes_is_kept_and_a_float_one() -> None:
     ]
     assert summary_text(found) == ""
     assert "0.1000" in candidates_table(found)
-    assert all(item.kept for item in candidates_of(proved, proved, unopened={}, max_drop=0.01, choose=False))
+    assert all(item.in_bundle for item in candidates_of(proved, proved, unopened={}, max_drop=0.01, choose=False))
 
 
 def test_what_became_of_int8_is_said() -> None:
@@ -223,8 +223,8 @@ def test_what_became_of_int8_is_said() -> None:
     assert said(fp32, slow) == "INT8 passes, and is not the fastest here; the fastest that passes is a-fp32, 4.00 ms"
     bad = record("a", "int8", 1.0, agreement=0.5)
     assert said(fp32, bad) == "no INT8 engine passes; the fastest that passes is a-fp32, 4.00 ms"
-    assert bad.proof is not None
-    assert drop_of_proof(bad.proof) == 0.5
+    assert bad.parity is not None
+    assert drop_of_parity(bad.parity) == 0.5
 
 
 @needs_openvino
@@ -240,7 +240,7 @@ def test_precision_auto(
     assert {item.engine for item in manifest.candidates} == {
         *("onnxruntime-fp32", "openvino-fp32", "openvino-bf16", "onnxruntime-int8", "openvino-int8")
     }
-    kept = {item.engine for item in manifest.candidates if item.kept}
+    kept = {item.engine for item in manifest.candidates if item.in_bundle}
     assert {engine.name for engine in manifest.engines} == kept
     assert 1 <= len(kept) <= 2
     assert any(engine.precision == "fp32" for engine in manifest.engines)

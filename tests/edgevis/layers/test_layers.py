@@ -190,7 +190,7 @@ def test_a_low_epri_net_is_built(tmp_path_factory: pytest.TempPathFactory) -> No
     path = built_bundle(tmp_path_factory, "epri-net-fpb", "--option", "height=160", "--precision", "fp32")
     manifest = Bundle(path).manifest
     assert manifest.deployment.preprocess.input.shape == ("N", 3, 160, 80)
-    assert all(engine.proved for engine in manifest.engines)
+    assert all(engine.holds_parity for engine in manifest.engines)
 
 
 def test_epri_net_trains_through_every_parameter() -> None:

@@ -43,13 +43,13 @@ ENGINE = "engines/onnxruntime-fp32/embed.onnx"
 
 
 def test_a_bundle_reads_back_as_it_was_written(tmp_path: Path) -> None:
-    tiny = Tiny(engines=[TinyEngine(), TinyEngine(precision="int8", latency_ms=0.5, proved=False)])
+    tiny = Tiny(engines=[TinyEngine(), TinyEngine(precision="int8", latency_ms=0.5, with_parity=False)])
     path = write_tiny_bundle(tmp_path / "whole.edgevis", tiny)
     bundle = Bundle(path)
     assert bundle.path == path
     assert bundle.manifest.deployment == tiny.deployment
     assert [engine.name for engine in bundle.manifest.engines] == ["onnxruntime-fp32", "onnxruntime-int8"]
-    assert [engine.proved for engine in bundle.manifest.engines] == [True, False]
+    assert [engine.holds_parity for engine in bundle.manifest.engines] == [True, False]
     assert bundle.verify_files() == 3
     assert Manifest.loads(bundle.manifest.dumps()) == bundle.manifest
     assert set(bundle.manifest.files) == set(tree(path)) - {MANIFEST}

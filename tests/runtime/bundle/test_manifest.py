@@ -24,7 +24,7 @@ from runtime.predictor import Predictor
 from bundles import Tiny, TinyEngine, json_paths, mutate, picture, signed, write_tiny_bundle
 from logs import ignored_warnings
 
-WHOLE = Tiny(engines=[TinyEngine(), TinyEngine(precision="int8", latency_ms=None, proved=False)])
+WHOLE = Tiny(engines=[TinyEngine(), TinyEngine(precision="int8", latency_ms=None, with_parity=False)])
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def data(folder: Path) -> dict[str, Any]:
     """The manifest's JSON data with every optional field filled; tests change copies of it."""
     manifest = Bundle(folder).manifest
     calibration = Calibration("ab" * 32, 64, "made in code", "min-max")
-    full = dataclasses.replace(manifest, labels=("cat", "dog"), calibration=calibration)
+    full = dataclasses.replace(manifest, calibration=calibration)
     return dict(json.loads(full.dumps()))
 
 
@@ -59,7 +59,6 @@ def loads(data: dict[str, Any]) -> Manifest:
 
 def test_the_full_manifest_reads_back(data: dict[str, Any]) -> None:
     manifest = loads(data)
-    assert manifest.labels == ("cat", "dog")
     assert manifest.calibration == Calibration("ab" * 32, 64, "made in code", "min-max")
     assert to_json(manifest) == data
     assert manifest.digest == manifest_digest(data)
@@ -87,16 +86,16 @@ def test_what_is_not_a_json_object(text: bytes) -> None:
         Manifest.loads(text)
 
 
-@pytest.mark.parametrize("schema", [0, 2, 99, -1, 10**400, "1", None, True, 1.0, [1], {}])
+@pytest.mark.parametrize("schema", [0, 3, 99, -1, 10**400, "1", None, True, 1.0, [1], {}])
 def test_another_schema_is_refused(data: dict[str, Any], schema: object) -> None:
     with pytest.raises(SchemaError, match="schema"):
         loads({**data, "schema": schema})
 
 
 def test_a_future_schema_says_what_to_do(data: dict[str, Any]) -> None:
-    message = "has schema 2; this version of edgevis reads 1: build the bundle again, or install the edgevis that wrote"
+    message = "has schema 3; this version of edgevis reads 1 and 2: build the bundle again with: python -m export.build"
     with pytest.raises(SchemaError, match=message):
-        loads({**data, "schema": 2, "a field of the future": 1})
+        loads({**data, "schema": 3, "a field of the future": 1})
 
 
 def test_a_manifest_without_schema(data: dict[str, Any]) -> None:
@@ -127,8 +126,8 @@ def test_a_missing_field_is_refused_where_it_is_needed(data: dict[str, Any]) -> 
             loads(changed)
             continue
         refused.add(path[-1])
-    assert {"name", "deployment", "height", "engines", "files", "sha256", "passed", "shape", "recipe"} <= refused
-    assert not {"labels", "tools", "calibration", "latency_ms", "decisions", "fit"} & refused
+    assert {"name", "deployment", "height", "engines", "files", "sha256", "passed", "shape", "algorithm"} <= refused
+    assert not {"tools", "calibration", "latency_ms", "decisions", "fit"} & refused
 
 
 # One value of every kind that JSON has, and the hard ones of each kind.
@@ -156,7 +155,7 @@ VALUES: list[Any] = [
 
 
 def test_a_value_of_another_type_is_refused_everywhere(data: dict[str, Any]) -> None:
-    nullable = {"latency_ms", "proof", "decisions", "mean_cosine", "calibration"}
+    nullable = {"latency_ms", "parity", "decisions", "mean_cosine", "calibration"}
     for path in paths(data):
         if path[:2] == ("deployment", "postprocess") and len(path) > 2:
             continue

@@ -52,12 +52,12 @@ def test_the_fastest_wins(tmp_path: Path) -> None:
         engines = [replace(ORT, latency_ms=fp32_ms), replace(INT8, latency_ms=int8_ms)]
         found = info(bundle_of(tmp_path, engines))
         assert (found.backend, found.device, found.precision) == ("onnxruntime", "cpu", wanted)
-        assert found.why == "the fastest of 2 by the build's 1.00 ms per image; proved"
+        assert found.why == "the fastest of 2 by the build's 1.00 ms per image; parity held"
         assert found.skipped == ()
 
 
-def test_a_proved_engine_goes_before_a_faster_one_that_is_not(tmp_path: Path) -> None:
-    bundle = bundle_of(tmp_path, [replace(ORT, latency_ms=9.0), replace(INT8, latency_ms=0.1, proved=False)])
+def test_a_measured_engine_goes_before_a_faster_one_that_is_not(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, [replace(ORT, latency_ms=9.0), replace(INT8, latency_ms=0.1, with_parity=False)])
     assert info(bundle).precision == "fp32"
     assert info(bundle, precision="int8").precision == "int8"
     assert info(bundle, precision="int8").parity is None
@@ -66,7 +66,7 @@ def test_a_proved_engine_goes_before_a_faster_one_that_is_not(tmp_path: Path) ->
 def test_an_engine_that_failed_its_proof_is_not_taken_unasked(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path, [replace(ORT, latency_ms=9.0), INT8])
     with edited_manifest(bundle) as data:
-        data["engines"][1]["proof"]["passed"] = False
+        data["engines"][1]["parity"]["passed"] = False
     assert info(bundle).precision == "fp32"
 
 
@@ -75,19 +75,19 @@ def test_a_measured_engine_goes_before_one_that_is_not(tmp_path: Path) -> None:
     assert info(bundle).precision == "int8"
 
 
-def test_engines_that_were_neither_measured_nor_proved(tmp_path: Path) -> None:
-    bundle = bundle_of(tmp_path, [replace(engine, latency_ms=None, proved=False) for engine in (ORT, INT8)])
+def test_engines_that_were_have_neither_latency_nor_parity(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, [replace(engine, latency_ms=None, with_parity=False) for engine in (ORT, INT8)])
     found = info(bundle)
     assert found.precision == "fp32"
-    assert found.why == "the first of 2 that opens; not proved yet"
+    assert found.why == "the first of 2 that opens; parity not measured yet"
 
 
 def test_an_engine_whose_proof_failed_comes_last_and_says_so(tmp_path: Path) -> None:
-    bundle = bundle_of(tmp_path, [replace(ORT, latency_ms=1.0), replace(INT8, latency_ms=9.0, proved=False)])
+    bundle = bundle_of(tmp_path, [replace(ORT, latency_ms=1.0), replace(INT8, latency_ms=9.0, with_parity=False)])
     with edited_manifest(bundle) as data:
-        data["engines"][0]["proof"]["passed"] = False
+        data["engines"][0]["parity"]["passed"] = False
     assert info(bundle).precision == "int8"
-    assert "ITS PROOF FAILED" in info(bundle, precision="fp32").why
+    assert "PARITY FAILED" in info(bundle, precision="fp32").why
 
 
 def test_fp32_is_what_others_are_measured_against(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_the_engine_that_is_asked_for_runs(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path, [ORT, INT8])
     found = info(bundle, precision="fp32")
     assert found.precision == "fp32"
-    assert found.why == "the only engine that was asked for; proved"
+    assert found.why == "the only engine that was asked for; parity held"
     assert info(bundle, backend="onnxruntime", device="cpu", precision="int8").precision == "int8"
 
 
@@ -132,7 +132,7 @@ def test_a_broken_engine_falls_back_with_a_warning(tmp_path: Path) -> None:
     with predictor:
         assert predictor.info.precision == "fp32"
         assert predictor.info.why == (
-            "the fastest of 2 by the build's 2.00 ms per image; proved; 1 better cannot be used here"
+            "the fastest of 2 by the build's 2.00 ms per image; parity held; 1 better cannot be used here"
         )
         (skipped,) = predictor.info.skipped
         assert skipped.startswith("onnxruntime-int8: cannot open embed.onnx")

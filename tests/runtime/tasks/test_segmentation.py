@@ -32,7 +32,7 @@ from runtime.bundle.spec import TensorSpec
 from runtime.common.json_data import to_json
 from runtime.images.resize import resize_aligned, rows_aligned, rows_linear, widened
 from runtime.predictor import predictor_of
-from runtime.selection.choose import Opened
+from runtime.selection.choose import SelectedEngine
 from runtime.sessions.open import open_sessions
 from runtime.tasks import _maps as maps
 from runtime.verification.answers.compare import AnswersCheck, check_answers
@@ -508,7 +508,7 @@ def answers_with(bundle: Bundle, header: Header, pictures: list[Array], masks: l
 
 def checked(bundle: Bundle, answers: Answers) -> AnswersCheck:
     record = bundle.manifest.engines[0]
-    with predictor_of(bundle, Opened(record, open_sessions(bundle, record, threads=1), "", ())) as predictor:
+    with predictor_of(bundle, SelectedEngine(record, open_sessions(bundle, record, threads=1), "", ())) as predictor:
         return check_answers(predictor, record, answers, exact=True)
 
 
