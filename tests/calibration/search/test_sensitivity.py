@@ -246,7 +246,7 @@ def test_precision_auto(
     assert any(engine.precision == "fp32" for engine in manifest.engines)
     measured = [item for item in manifest.candidates if item.drop is not None]
     best = next(item for item in measured if item.verdict == FASTEST)
-    assert best.kept
+    assert best.in_bundle
     assert all(item.latency_ms >= best.latency_ms for item in measured if item.verdict == PASSES)  # type: ignore[operator]
     assert all(item.engine in text and item.verdict in text for item in measured)
     files = {path.relative_to(output).parts[1] for path in (output / "engines").rglob("*") if path.is_file()}
