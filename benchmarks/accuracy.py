@@ -24,9 +24,10 @@ from typing import Any, Literal
 from benchmarks.report import report
 from edgevis import EdgevisError, InputError, models
 from edgevis.metrics import difference
-from edgevis.train import Watcher, setting
+from edgevis.train import setting
+from edgevis.training.progress import ConsoleProgress
 from edgevis.training.resume import REPORT
-from edgevis.training.run import SAMPLES, Request, train
+from edgevis.training.run import SAMPLES, TrainingRequest, train
 from runtime.common.command import run_command
 from runtime.common.json_data import parse_json
 
@@ -101,8 +102,8 @@ COMPARISONS: Mapping[str, Comparison] = {
                 {"frozen": ["stem"]},
                 published="backbone",
             ),
-            Variant("global", "mobilenetv2", values={"objective": "global", "frozen": _STEM}, published="weights"),
-            Variant("local", "mobilenetv2", values={"objective": "local", "frozen": _STEM}, published="weights"),
+            Variant("global", "mobilenetv2", values={"loss": "global", "frozen": _STEM}, published="weights"),
+            Variant("local", "mobilenetv2", values={"loss": "local", "frozen": _STEM}, published="weights"),
             Variant("published", "mobilenetv2", values={"epochs": 0}, published="weights"),
         ),
         {
@@ -198,7 +199,7 @@ def _train(variant: Variant, comparison: Comparison, arguments: argparse.Namespa
     if variant.published is not None and arguments.published is None:
         raise InputError(f"the variant {variant.name!r} begins with published weights: name them with --published FILE")
     print(f"-- {variant.name}", file=sys.stderr)
-    request = Request(
+    request = TrainingRequest(
         model=variant.model,
         data=arguments.data,
         output=output,
@@ -213,7 +214,7 @@ def _train(variant: Variant, comparison: Comparison, arguments: argparse.Namespa
         seed=arguments.seed,
         precision=arguments.precision,
     )
-    train(request, Watcher(sys.stderr, quiet=False))
+    train(request, ConsoleProgress(sys.stderr, quiet=False))
 
 
 def _rows(comparison: Comparison, output: Path) -> list[Row]:

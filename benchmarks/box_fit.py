@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from benchmarks.report import report
 from edgevis import InputError, models
-from edgevis.train import Watcher, setting
+from edgevis.train import setting
+from edgevis.training.progress import ConsoleProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,10 @@ def measured(
     import torch
     from lightning_fabric import Fabric
 
-    from edgevis.origin import Origin
-    from edgevis.training.checkpoint import Progress
+    from edgevis.provenance import Provenance
+    from edgevis.training.checkpoint import TrainingState
     from edgevis.training.loop import Run, evaluated, fit
-    from edgevis.training.tasks.segment import objective
+    from edgevis.training.tasks.segment import training_task
     from runtime.common.json_data import to_json
 
     entry = models.entry("enet")
@@ -69,12 +70,12 @@ def measured(
     model = models.module_from(entry, options)
     deployment = models.deployment_of(entry, model)
     boxes, masks = (
-        objective(data, recipe.with_values(changed), deployment, options=options, seed=seed)
+        training_task(data, recipe.with_values(changed), deployment, options=options, seed=seed)
         for changed in ({}, {"supervision": "masks"})  # the same images are set aside
     )
     epochs: list[Epoch] = []
 
-    class Witness(Watcher):
+    class Witness(ConsoleProgress):
         """Measures what no training from boxes may see."""
 
         def epoch(self, row: Mapping[str, float], epochs_: int, seconds: float) -> None:
@@ -86,8 +87,8 @@ def measured(
             super().epoch({**row, "Dice": dice}, epochs_, seconds)
 
     with tempfile.TemporaryDirectory() as output:
-        origin = Origin(entry.name, options, to_json(recipe), dict(boxes.data), seed, 0, None)
-        run = Run(model, boxes, recipe, origin, Path(output), Progress({}, 0, 0.0, None, ()))
+        provenance = Provenance(entry.name, options, to_json(recipe), dict(boxes.data), seed, 0, None)
+        run = Run(model, boxes, recipe, provenance, Path(output), TrainingState({}, 0, 0.0, None, ()))
         fit(run, Fabric(accelerator="cpu", devices=1), Witness(sys.stderr, quiet=quiet))
     correlation = rank_correlation([item.box_fit for item in epochs], [item.dice for item in epochs])
     return [replace(item, correlation=correlation) for item in epochs]

@@ -20,7 +20,7 @@ from calibration.search.sensitivity import LayerSensitivity
 from edgevis import EdgevisError, models
 from edgevis.metrics import reid_ranking
 from edgevis.open_set.sidecar import weights_digest
-from edgevis.origin import read_origin
+from edgevis.provenance import read_provenance
 from export import compilers, int8
 from export.agreement import Agreement, write_recorded
 from export.autocast import fp16_from_fp32
@@ -225,8 +225,8 @@ def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
     kind = SUBJECTS[name]
     entry = models.entry(kind.model)
     weights = models.shipped_weights(entry, kind.options)
-    origin = None if weights is None else read_origin(weights)
-    options = {**({} if origin is None else origin.options), **kind.options}
+    provenance = None if weights is None else read_provenance(weights)
+    options = {**({} if provenance is None else provenance.options), **kind.options}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = models.module_from(entry, options)

@@ -22,7 +22,7 @@ from torch.nn import functional
 from benchmarks.report import report
 from edgevis import EdgevisError
 from edgevis.losses import box_tightness_loss
-from edgevis.losses.box_tightness_smooth import SmoothMax
+from edgevis.losses.box_tightness.smooth import SmoothMax
 
 ANGLES = (-40, -20, 0, 20, 40)
 BOXES = ((20, 30, 90, 110), (120, 20, 230, 90), (30, 140, 100, 240), (130, 130, 220, 210))

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from edgevis import EdgevisError, models
-from edgevis.arithmetic import graph_flops
+from edgevis.flops import graph_flops
 from edgevis.models import ModelEntry
 from runtime.common.files import atomic_write
 from runtime.common.json_data import to_json

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.video_scenes import photograph
 from edgevis import Classification, EdgevisError, Predictor, Segmentation, SourceError
-from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, painted, tile
+from edgevis.training.visualize import GIVEN, RIGHT, WRONG, Colour, painted, tile
 from runtime.common.arrays import Array
 from runtime.images.decode import Image
 

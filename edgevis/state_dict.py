@@ -13,7 +13,7 @@ from runtime.errors import WeightsError
 _LISTED = 6
 
 
-def load_exactly(
+def load_strict(
     module: nn.Module,
     tensors: Mapping[str, Tensor],
     *,

@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgevis.training.progress import ConsoleProgress
 from runtime.common.command import run_command
 from runtime.common.json_data import parse_json
-from runtime.common.text import progress_bar
 from runtime.errors import InputError
-
-_MANY_FILES = 1000
 
 _DESCRIPTION = """\
 Train a model on images, evaluate it by its task's measure, and write weights that export.build takes.
@@ -118,11 +116,11 @@ def _value(text: str) -> Any:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from edgevis.training.run import Request, train  # torch takes a second or two: --help need not wait for it
+    from edgevis.training.run import TrainingRequest, train  # torch takes a second or two: --help need not wait for it
 
-    watcher = Watcher(sys.stderr if arguments.json else sys.stdout, quiet=arguments.quiet)
+    listener = ConsoleProgress(sys.stderr if arguments.json else sys.stdout, quiet=arguments.quiet)
     report = train(
-        Request(
+        TrainingRequest(
             model=arguments.model,
             data=arguments.data,
             output=arguments.output or Path("runs", arguments.model),
@@ -145,7 +143,7 @@ def _train(arguments: argparse.Namespace) -> int:
             workers=arguments.workers,
             allow_leakage=arguments.allow_leakage,
         ),
-        watcher,
+        listener,
     )
     if report is None:  # not the first of several processes
         return 0
@@ -164,43 +162,6 @@ def _config(path: Path | None) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a JSON object of the recipe's values")
     return values
-
-
-class Watcher:
-    """A line for each epoch, and where the output is a terminal a bar between them and over the data."""
-
-    def __init__(self, stream: Any, *, quiet: bool) -> None:
-        self._stream, self._quiet = stream, quiet
-        self._bar = stream.isatty() and not quiet
-
-    def reading(self, done: int, total: int) -> None:
-        if self._bar and (done == total or done % max(1, total // 100) == 0):
-            self._stream.write("\r\033[K" + ("" if done == total else f"data {progress_bar(done, total)}"))
-            self._stream.flush()
-        elif not self._bar and done == 0 and total >= _MANY_FILES:
-            self.note(f"reads {total} files to check the data")
-
-    def step(self, epoch: int, done: int, total: int, loss: float) -> None:
-        if self._bar:
-            self._stream.write(f"\r\033[Kepoch {epoch + 1} {progress_bar(done, total)}  loss {loss:.4f}")
-            self._stream.flush()
-
-    def epoch(self, row: Mapping[str, float], epochs: int, seconds: float) -> None:
-        done = int(row["epoch"])
-        left = seconds / done * (epochs - done)
-        figures = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
-        self.note(f"epoch {done}/{epochs}  {_clock(seconds)}, {_clock(left)} left  {figures}")
-
-    def note(self, message: str) -> None:
-        if not self._quiet:
-            self._stream.write(("\r\033[K" if self._bar else "") + message + "\n")
-            self._stream.flush()
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}"
 
 
 def _list(arguments: argparse.Namespace) -> int:

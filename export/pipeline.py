@@ -23,7 +23,7 @@ from calibration.quantize.lint import lint_quantized
 from calibration.search.sensitivity import LayerSensitivity
 from edgevis import __version__, models
 from edgevis.open_set.sidecar import sidecar_of, weights_digest
-from edgevis.origin import read_origin
+from edgevis.provenance import read_provenance
 from export import compilers, int8, targets
 from export.agreement import Agreement, write_recorded
 from export.answers import write_answers
@@ -264,14 +264,14 @@ def _load(request: BuildRequest) -> tuple[nn.Module, Weights]:
 def _with_trained_options(request: BuildRequest) -> BuildRequest:
     """With the options that the weights were trained with, where they say so: nobody need repeat them."""
     path = request.checkpoint or models.shipped_weights(request.entry, request.options)
-    origin = None if path is None else read_origin(path)
-    if origin is None:
+    provenance = None if path is None else read_provenance(path)
+    if provenance is None:
         return request
-    if origin.model != request.entry.name:
+    if provenance.model != request.entry.name:
         raise WeightsError(
-            f"{path} holds weights of {origin.model!r}, not of {request.entry.name!r}: --model {origin.model}"
+            f"{path} holds weights of {provenance.model!r}, not of {request.entry.name!r}: --model {provenance.model}"
         )
-    return replace(request, options={**origin.options, **request.options})
+    return replace(request, options={**provenance.options, **request.options})
 
 
 def _samples(request: BuildRequest, module: nn.Module, deployment: Deployment) -> tuple[SampleSet, SampleSet]:

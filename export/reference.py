@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from calibration.data.samples import SampleSet
-from edgevis.arithmetic import graph_flops
+from edgevis.flops import graph_flops
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.common.arrays import Array
 from runtime.errors import ExportError

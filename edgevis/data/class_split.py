@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgevis.data.classes import LabelledImages, labelled, read_class_folders
-from edgevis.data.draw import draw_at, sample
 from edgevis.data.files import open_files
 from edgevis.data.leakage import Side, SplitCheck, same_spelling
 from edgevis.data.mixed import mixed_split
+from edgevis.data.rng import draw_at, sample
 from edgevis.data.splits import EVALUATED, Role, role_of, roles_of_rows
 from runtime.errors import InputError, SourceError
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgevis.data.checks import Label, at_least, positions_by_label
-from edgevis.data.draw import draw_at, sample
+from edgevis.data.rng import draw_at, sample
 from runtime.errors import InputError
 
 

@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgevis.data.draw import draw_at, sample
 from edgevis.data.few_shot_masks import (
     FOLDS,
     ClassMasks,
@@ -35,6 +34,7 @@ from edgevis.data.few_shot_masks import (
 from edgevis.data.files import Files, open_files
 from edgevis.data.leakage import Side, SplitCheck, listed
 from edgevis.data.mask_split import groups_of, is_blank, rows_once
+from edgevis.data.rng import draw_at, sample
 from edgevis.data.segmentation import masked_images
 from edgevis.data.segmentation_episodes import Queries
 from runtime.errors import InputError

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from numpy.typing import ArrayLike
 
 from edgevis.data.checks import Label, at_least, positions_by_label
-from edgevis.data.draw import below, draw_at, sample, shuffled
+from edgevis.data.rng import below, draw_at, sample, shuffled
 from runtime.errors import InputError
 
 

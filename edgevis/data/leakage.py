@@ -20,7 +20,7 @@ from runtime.errors import InputError
 _SHOWN = 5
 
 File = tuple[Files, str]
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +52,7 @@ class SplitCheck:
         progress: Told how many files are read, of how many.
     """
 
-    def __init__(self, *, allow_leakage: bool = False, progress: Progress | None = None) -> None:
+    def __init__(self, *, allow_leakage: bool = False, progress: ProgressCallback | None = None) -> None:
         self.allow_leakage = allow_leakage
         self._progress = progress
         self._digests: dict[tuple[str, str, str], bytes] = {}

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgevis.data.draw import draw_at, sample
 from edgevis.data.files import Files, open_files
 from edgevis.data.leakage import File, Side, SplitCheck, counted, listed
 from edgevis.data.masks import read_mask
+from edgevis.data.rng import draw_at, sample
 from edgevis.data.segmentation import (
     InstanceImages,
     MaskedImages,

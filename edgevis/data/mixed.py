@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from edgevis.data.checks import Label, at_least, positions_by_label
-from edgevis.data.draw import draw_at, sample, shuffled
+from edgevis.data.rng import draw_at, sample, shuffled
 from runtime.errors import InputError
 
 

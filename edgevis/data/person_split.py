@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevis.data.draw import draw_at, sample
 from edgevis.data.files import open_files
 from edgevis.data.leakage import Side, SplitCheck
 from edgevis.data.reid import DISTRACTOR, PersonImages, read_market1501, read_person_table, unmatched
+from edgevis.data.rng import draw_at, sample
 from edgevis.data.splits import Role
 from runtime.errors import InputError
 

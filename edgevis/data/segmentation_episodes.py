@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgevis.data.checks import at_least
-from edgevis.data.draw import below, draw_at, sample
 from edgevis.data.few_shot_masks import ClassMask, ClassMasks
+from edgevis.data.rng import below, draw_at, sample
 from runtime.errors import InputError
 
 Queries = Literal["by class", "in turn"]

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from edgevis.state_dict import load_exactly
+from edgevis.state_dict import load_strict
 from runtime.errors import InputError, ModelError
 
 EXPANSION = 4
@@ -153,7 +153,7 @@ def load_imagenet_weights(backbone: ResNet, state_dict: Mapping[str, Tensor]) ->
     tensors = {
         name: tensor for name, tensor in state_dict.items() if backbone.num_classes or not name.startswith("fc.")
     }
-    load_exactly(
+    load_strict(
         backbone, tensors, source="the state dict", hint="Take the weights of the network of the same depth and width"
     )
 

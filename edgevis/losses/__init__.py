@@ -1,9 +1,13 @@
 """What the papers train with, one file for each."""
 
 from edgevis.losses.attention_fusion import AttentionFusionLoss, CosineEpisodeLoss
-from edgevis.losses.box_tightness import BoxTightnessLoss, box_tightness_loss
-from edgevis.losses.box_tightness_baseline import MILBaselineLoss, mil_baseline_loss
-from edgevis.losses.box_tightness_pairwise import pairwise_loss
+from edgevis.losses.box_tightness import (
+    BoxTightnessLoss,
+    MILBaselineLoss,
+    box_tightness_loss,
+    mil_baseline_loss,
+    pairwise_loss,
+)
 from edgevis.losses.cosine import cosine_logits, prototypes, squared_distance_logits
 from edgevis.losses.distillation import DistillationLoss, embedding_distillation_loss, logit_distillation_loss
 from edgevis.losses.reid import ReIDLoss, hard_triplet_loss, smoothed_cross_entropy

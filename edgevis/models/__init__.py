@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from edgevis.checkpoints import best_fit, check_finite, read_states
 from edgevis.models.entry import ModelEntry
-from edgevis.origin import read_origin
-from edgevis.state_dict import load_exactly
+from edgevis.provenance import read_provenance
+from edgevis.state_dict import load_strict
 from runtime.bundle.spec import Deployment
 from runtime.common.discovery import names_in
 from runtime.errors import ModelError, UnknownModelError, WeightsError
@@ -133,17 +133,18 @@ def shipped_weights(model: str | ModelEntry, options: Mapping[str, object] = Map
 
     Args:
         model: One of :func:`names`, or a declaration.
-        options: Those that are asked for, besides the weights' own (see :func:`edgevis.origin.read_origin`). An option
-            that changes no parameter, such as the side of the images, fits.
+        options: Those that are asked for, besides the weights' own (see
+            :func:`edgevis.provenance.read_provenance`). An option that changes no parameter, such as the side of the
+            images, fits.
     """
     declared = entry(model) if isinstance(model, str) else model
     if declared.weights is None:
         return None
     path = _WEIGHTS / declared.weights
-    origin = read_origin(path)
+    provenance = read_provenance(path)
     try:
         with torch.device("meta"):
-            module = module_from(declared, {**({} if origin is None else origin.options), **options})
+            module = module_from(declared, {**({} if provenance is None else provenance.options), **options})
     except ModelError:
         return None
     with safe_open(path, "pt") as file:
@@ -172,7 +173,7 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
     check_size(path)
     found = best_fit(path, model.state_dict())
     hint = "Create the model with the options that the checkpoint was made with"
-    load_exactly(model, found.tensors, source=str(path), hint=hint)
+    load_strict(model, found.tensors, source=str(path), hint=hint)
     for note in found.notes:
         _log.warning("%s: %s", path.name, note)
 

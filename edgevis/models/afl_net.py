@@ -284,7 +284,7 @@ _PAPER = "Tang et al.: Task-Specific Few-Shot Image Classification, section 3 an
 # For backbone=mobilenetv2 with published weights. The rate is the better of two by the validation classes of Grocery.
 FINE_TUNE = replace(
     SMALL,
-    objective="fusion",
+    loss="fusion",
     epochs=8,
     steps_per_epoch=30,
     optimizer="adamw",
@@ -294,8 +294,8 @@ FINE_TUNE = replace(
     frozen=("stem",),
 )
 RECIPES = {
-    "paper": replace(PAPER, objective="fusion"),
-    "small": replace(SMALL, objective="fusion"),
+    "paper": replace(PAPER, loss="fusion"),
+    "small": replace(SMALL, loss="fusion"),
     "fine-tune": FINE_TUNE,
 }
 

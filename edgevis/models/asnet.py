@@ -34,7 +34,7 @@ from edgevis.models._support_query import (
 from edgevis.models.allowed import whole
 from edgevis.models.entry import ModelEntry
 from edgevis.models.hsnet import PAPER, SMALL
-from edgevis.state_dict import load_exactly
+from edgevis.state_dict import load_strict
 from runtime.bundle.spec import Deployment
 from runtime.errors import InputError, ModelError
 
@@ -274,7 +274,7 @@ def load_official_learner(model: ASNet, state_dict: Mapping[str, Tensor]) -> Non
         WeightsError: Names or shapes are not the learner's; nothing was copied.
     """
     tensors = official_learner(state_dict, prefix="learner.", renames=())
-    load_exactly(
+    load_strict(
         model.learner,
         {
             name: tensor.squeeze(2) if tensor.dim() == 5 and tensor.shape[2] == 1 else tensor

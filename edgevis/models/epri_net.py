@@ -21,7 +21,7 @@ from edgevis.layers.efficientnet import HEAD_CHANNELS, EfficientNetB0
 from edgevis.layers.position_attention import PositionAttention
 from edgevis.models.allowed import CLASSES, whole
 from edgevis.models.entry import ModelEntry, PaperCount
-from edgevis.models.recipe import IdentityRecipe
+from edgevis.models.recipe import ReIDRecipe
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.errors import ModelError
 
@@ -264,7 +264,7 @@ def epri_net_pam(*, num_identities: int = 751, height: int = HEIGHT) -> EPRINet:
 
 # Section IV.B, for weights that begin with ImageNet's. Its learning rates, 3.5e-6 to 3.5e-5, are a tenth of those of
 # FPB, from which it comes; --set learning_rate=3.5e-4 are those. Random patch is left out: the paper only names it.
-PAPER = IdentityRecipe(
+PAPER = ReIDRecipe(
     epochs=120,
     optimizer="adam",
     learning_rate=3.5e-5,

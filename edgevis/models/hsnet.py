@@ -37,8 +37,8 @@ from edgevis.models._support_query import (
     map_side,
 )
 from edgevis.models.entry import ModelEntry
-from edgevis.models.recipe import SupportQueryRecipe
-from edgevis.state_dict import load_exactly
+from edgevis.models.recipe import FewShotSegmentationRecipe
+from edgevis.state_dict import load_strict
 from runtime.bundle.spec import Deployment
 from runtime.errors import InputError, ModelError
 
@@ -318,11 +318,11 @@ def load_official_learner(model: HSNet | HSNetLearner, state_dict: Mapping[str, 
     hint = "Create the model with the backbone that the checkpoint was trained with"
     if isinstance(model, HSNetLearner) or not backbone:
         target = model if isinstance(model, HSNetLearner) else model.learner
-        load_exactly(
+        load_strict(
             target, learner, source="the official state dict", hint=hint, name_in_checkpoint=_official_learner_name
         )
         return
-    load_exactly(
+    load_strict(
         model,
         {**backbone, **{f"hpn_learner.{name}": tensor for name, tensor in learner.items()}},
         source="the official state dict",
@@ -400,7 +400,7 @@ DEPLOYMENT = _deployment(SIDE, _support_shapes(SIDE, (3, 4, 6, 3), (256, 512, 10
 
 # HM, section 4 (implementation details): HSNet's Adam and constant rate, batch 20; an epoch is one pass over the
 # training images, and the best of up to 2000 is kept. Its PASCAL runs also change light and colour (photometric=0.4).
-PAPER = SupportQueryRecipe(epochs=2000, optimizer="adam", learning_rate=1e-3, batch=20)
+PAPER = FewShotSegmentationRecipe(epochs=2000, optimizer="adam", learning_rate=1e-3, batch=20)
 SMALL = replace(
     PAPER,
     epochs=20,

@@ -84,7 +84,7 @@ def mobilenetv2(*, num_classes: int = 1000) -> MobileNetV2:
 
 # Fine-tuning of the published weights; the paper of the network has no few-shot training.
 _SMALL = EpisodeRecipe(
-    objective="local",
+    loss="local",
     epochs=10,
     steps_per_epoch=40,
     optimizer="adamw",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgevis.models.allowed import CLASSES_OR_NONE
 from edgevis.models.entry import ModelEntry
-from edgevis.models.recipe import IdentityRecipe
+from edgevis.models.recipe import ReIDRecipe
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.errors import ModelError
 
@@ -172,7 +172,7 @@ def osnet_x0_25(*, num_identities: int = 0) -> OSNet:
 
 
 # The paper trains 250 epochs from nothing on larger data; this is for fine-tuning the published or shipped weights.
-_SMALL = IdentityRecipe(
+_SMALL = ReIDRecipe(
     epochs=30,
     optimizer="adamw",
     learning_rate=1e-3,

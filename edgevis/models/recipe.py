@@ -42,7 +42,7 @@ class Recipe:
         optimizer: ``sgd`` with momentum, ``adam`` or ``adamw``.
         learning_rate: Its peak.
         momentum: Of SGD; Adam's first moment.
-        second_moment: Adam's.
+        adam_beta2: Adam's.
         weight_decay: For all parameters, as the papers' code has it.
         schedule: ``constant``; ``step`` multiplies by ``decay`` at each of ``milestones``; ``cosine`` is half a cosine
             down to zero. It counts epochs from 0, warm-up included.
@@ -59,7 +59,7 @@ class Recipe:
     optimizer: Optimizer = "sgd"
     learning_rate: float
     momentum: float = 0.9
-    second_moment: float = 0.999
+    adam_beta2: float = 0.999
     weight_decay: float = 0.0
     schedule: Schedule = "constant"
     milestones: tuple[int, ...] = ()
@@ -74,7 +74,7 @@ class Recipe:
         "steps_per_epoch": whole(0, _MOST),
         "learning_rate": number(0, above=True),
         "momentum": number(0, 1, below=True),
-        "second_moment": number(0, 1, below=True),
+        "adam_beta2": number(0, 1, below=True),
         "weight_decay": number(0),
         "milestones": several(whole(0, _MOST), least=0, more=", rising", holds=_rising),
         "decay": number(0),
@@ -123,7 +123,7 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaughtRecipe(Recipe):
+class DistillationRecipe(Recipe):
     """What trainings have in common that can also learn from a teacher; without one these values are not used.
 
     Attributes:
@@ -144,11 +144,11 @@ class TaughtRecipe(Recipe):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeRecipe(TaughtRecipe):
+class EpisodeRecipe(DistillationRecipe):
     """Few-shot classification.
 
     Attributes:
-        objective: ``fusion`` is AFL-Net's three terms, ``global`` a linear classifier over all training classes,
+        loss: ``fusion`` is AFL-Net's three terms, ``global`` a linear classifier over all training classes,
             ``local`` episodes by cosine to prototypes.
         way, shot, query: Of the episodes that it trains on.
         episodes_per_step: Episodes in a batch; ``global`` draws as many images.
@@ -164,7 +164,7 @@ class EpisodeRecipe(TaughtRecipe):
             norms keep their statistics.
     """
 
-    objective: Literal["fusion", "global", "local"]
+    loss: Literal["fusion", "global", "local"]
     way: int = 5
     shot: int = 1
     query: int = 15
@@ -199,7 +199,7 @@ class EpisodeRecipe(TaughtRecipe):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IdentityRecipe(TaughtRecipe):
+class ReIDRecipe(DistillationRecipe):
     """Person Re-ID.
 
     Attributes:
@@ -244,7 +244,7 @@ class IdentityRecipe(TaughtRecipe):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SupportQueryRecipe(Recipe):
+class FewShotSegmentationRecipe(Recipe):
     """Few-shot segmentation.
 
     Attributes:
@@ -276,7 +276,7 @@ class SupportQueryRecipe(Recipe):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaskRecipe(Recipe):
+class SegmentationRecipe(Recipe):
     """Segmentation, from boxes or from masks.
 
     Attributes:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from edgevis.models._segmentation import SIDE, SegmentationModel, deployment, deployment_of
 from edgevis.models.entry import ModelEntry
-from edgevis.models.recipe import MaskRecipe
+from edgevis.models.recipe import SegmentationRecipe
 
 _WIDTHS = (32, 64, 128, 256)
 _BRIDGE = 512
@@ -120,8 +120,8 @@ def residual_unet(*, in_channels: int = 1, classes: int = 1, side: int = SIDE) -
 DEPLOYMENT = deployment()
 
 # Section 3.2, PROMISE12; the number of epochs is not stated. Its best row: softmax, alpha 6, angles -40 to 40 by 20.
-PAPER = MaskRecipe(
-    supervision="boxes", epochs=200, optimizer="adam", learning_rate=1e-4, second_moment=0.99, batch=16, flip=True
+PAPER = SegmentationRecipe(
+    supervision="boxes", epochs=200, optimizer="adam", learning_rate=1e-4, adam_beta2=0.99, batch=16, flip=True
 )
 SMALL = replace(PAPER, epochs=20, learning_rate=5e-4, schedule="cosine", warm_up_epochs=1, batch=8, clip_norm=1.0)
 

@@ -81,9 +81,9 @@ def resnet12(*, num_classes: int = 0) -> FewShotResNet12:
 
 
 # Section 4 (implementation details). What it leaves open is Meta-Baseline's: 5-way, 1 shot, 15 queries, and its
-# augmentation. The Local rows of table 1 train with objective=local, the Global ones with objective=global.
+# augmentation. The Local rows of table 1 train with loss=local, the Global ones with loss=global.
 PAPER = EpisodeRecipe(
-    objective="global",
+    loss="global",
     epochs=100,
     steps_per_epoch=200,
     optimizer="sgd",

@@ -36,8 +36,8 @@ from edgevis.models._support_query import (
 )
 from edgevis.models.allowed import Allowed, one_of, whole
 from edgevis.models.entry import ModelEntry
-from edgevis.models.recipe import SupportQueryRecipe
-from edgevis.state_dict import load_exactly
+from edgevis.models.recipe import FewShotSegmentationRecipe
+from edgevis.state_dict import load_strict
 from runtime.bundle.spec import Deployment
 from runtime.errors import InputError, ModelError
 
@@ -366,7 +366,7 @@ def load_official_learner(model: VAT, state_dict: Mapping[str, Tensor]) -> None:
         ),
         constants=("relative_position_index", "attn_mask"),
     )
-    load_exactly(
+    load_strict(
         model.learner,
         {
             name: tensor.unsqueeze(4) if name.endswith("query_conv.weight") and tensor.dim() == 4 else tensor
@@ -413,7 +413,7 @@ DEPLOYMENT = deployment(
 )
 
 # HM, section 4: VAT's AdamW and constant rate; batch 4 for PASCAL-5i and FSS-1000, 8 for COCO-20i.
-_PAPER = SupportQueryRecipe(epochs=300, optimizer="adamw", learning_rate=5e-4, batch=4)
+_PAPER = FewShotSegmentationRecipe(epochs=300, optimizer="adamw", learning_rate=5e-4, batch=4)
 _SMALL = replace(
     _PAPER,
     epochs=20,

@@ -16,7 +16,7 @@ from edgevis.data import read_class_table, read_pku_reid
 from edgevis.data.persons import persons_from_ccp
 from edgevis.open_set.enrolments import Scene
 from edgevis.open_set.views import camera_look, plain_look
-from edgevis.origin import read_origin
+from edgevis.provenance import read_provenance
 from runtime.common.arrays import Array, unit_rows
 from runtime.errors import InputError
 from runtime.images.decode import Image
@@ -102,8 +102,8 @@ def in_batches(embed: Callable[[list[Image]], Array], images: Iterator[Image]) -
 
 def embedder_of(declared: models.ModelEntry, weights: Path) -> tuple[Embedder, nn.Module]:
     """An embedder, and its module with these weights, created with the options that they were trained with."""
-    origin = read_origin(weights)
-    module = models.module_from(declared, {} if origin is None else origin.options)
+    provenance = read_provenance(weights)
+    module = models.module_from(declared, {} if provenance is None else provenance.options)
     models.load_weights(module, weights)
     return Embedder(declared, module), module
 

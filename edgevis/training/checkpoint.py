@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn, optim
 
-from edgevis.origin import KEY, Origin, metadata
+from edgevis.provenance import KEY, Provenance, metadata
 from edgevis.state_dict import non_finite
 from runtime.common.files import atomic_write
 from runtime.common.json_data import from_json, parse_json, to_json
@@ -41,7 +41,7 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainingState:
     """What a training needs besides tensors to go on.
 
     Attributes:
@@ -61,12 +61,12 @@ class Progress:
     sessions: tuple[Session, ...] = ()
 
 
-def write_weights(path: Path, model: nn.Module, origin: Origin) -> None:
-    """The model's state dict with its origin; WeightsError, and nothing is written, where a tensor is not finite."""
-    _write(path, dict(model.state_dict()), to_json(origin))
+def write_weights(path: Path, model: nn.Module, provenance: Provenance) -> None:
+    """Write a model's state dict with its provenance; WeightsError, and no file, where a tensor is not finite."""
+    _write(path, dict(model.state_dict()), to_json(provenance))
 
 
-def write_halved(path: Path, tensors: Mapping[str, Tensor], origin: Origin | None) -> None:
+def write_halved(path: Path, tensors: Mapping[str, Tensor], provenance: Provenance | None) -> None:
     """Weights to ship, see :data:`HALVED`; the folder is made.
 
     Batch norm's variances leave the range of float16; its counters are dropped, for nothing reads them.
@@ -80,10 +80,12 @@ def write_halved(path: Path, tensors: Mapping[str, Tensor], origin: Origin | Non
         if not name.endswith("num_batches_tracked")
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, halved, None if origin is None else to_json(origin))
+    _write(path, halved, None if provenance is None else to_json(provenance))
 
 
-def write_state(path: Path, modules: Mapping[str, nn.Module], optimizer: optim.Optimizer, progress: Progress) -> None:
+def write_state(
+    path: Path, modules: Mapping[str, nn.Module], optimizer: optim.Optimizer, training: TrainingState
+) -> None:
     """Everything that a training needs to go on; WeightsError, and nothing is written, where a tensor is not finite."""
     tensors = {
         f"{name}/{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()
@@ -95,12 +97,12 @@ def write_state(path: Path, modules: Mapping[str, nn.Module], optimizer: optim.O
                 tensors[f"optimizer/{index}/{key}"] = value
             else:
                 numbers.setdefault(str(index), {})[key] = value
-    _write(path, tensors, {"progress": to_json(progress), "optimizer": numbers})
+    _write(path, tensors, {"state": to_json(training), "optimizer": numbers})
 
 
-def read_progress(path: Path) -> Progress:
+def read_training_state(path: Path) -> TrainingState:
     """What :func:`write_state` wrote besides tensors."""
-    return from_json(Progress, _state_text(path)["progress"], f"{path.name}: progress")
+    return from_json(TrainingState, _state_text(path)["state"], f"{path.name}: state")
 
 
 def read_state(path: Path, modules: Mapping[str, nn.Module], optimizer: optim.Optimizer) -> None:
@@ -140,7 +142,12 @@ def _state_text(path: Path) -> dict[str, Any]:
     if text is None:
         raise InputError(f"{path} is no checkpoint of a training")
     data = parse_json(text)
-    if not isinstance(data, dict) or set(data) != {"progress", "optimizer"}:
+    if isinstance(data, dict) and set(data) == {"progress", "optimizer"}:
+        raise SchemaError(
+            f"{path} is a checkpoint of edgevis 0.1, whose recipes have other names: finish that training with 0.1, or "
+            "begin it again in another --output"
+        )
+    if not isinstance(data, dict) or set(data) != {"state", "optimizer"}:
         raise SchemaError(f"{path} is no checkpoint of a training, or of another version of edgevis")
     return data
 

@@ -4,7 +4,7 @@ A training's folder::
 
     OUTPUT/
       last.safetensors      everything that it needs to go on, after each epoch
-      best.safetensors      the weights that validated best, in float32, with their origin
+      best.safetensors      the weights that validated best, in float32, with their provenance
       data.csv              the SHA-256 of each file of the data
       log.csv               a row for each epoch
       events.out.*          the same for TensorBoard
@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
@@ -28,28 +28,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from edgevis.models import load_weights
 from edgevis.models.recipe import Recipe
-from edgevis.origin import Origin
-from edgevis.training.checkpoint import Progress, read_state, write_state, write_weights
+from edgevis.provenance import Provenance
+from edgevis.training.checkpoint import TrainingState, read_state, write_state, write_weights
 from edgevis.training.finite import TrainingError, diverged, non_finite_state
 from edgevis.training.freeze import train_but_frozen
-from edgevis.training.objective import Batch, Evaluation, Objective
+from edgevis.training.progress import ProgressListener
 from edgevis.training.resume import BEST, LAST
+from edgevis.training.task import Batch, Evaluation, TrainingTask
 from runtime.common.files import atomic_write
 from runtime.errors import EdgevisError
 
 LOG = "log.csv"
-
-
-class Watcher(Protocol):
-    """Told how a training goes; only in the first of several processes."""
-
-    def reading(self, done: int, total: int) -> None: ...
-
-    def step(self, epoch: int, done: int, total: int, loss: float) -> None: ...
-
-    def epoch(self, row: Mapping[str, float], epochs: int, seconds: float) -> None: ...
-
-    def note(self, message: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,81 +47,81 @@ class Run:
 
     Attributes:
         model: In any state of :meth:`~torch.nn.Module.train`; its frozen parameters stay frozen.
-        objective: What it learns.
+        task: What it learns.
         recipe: How.
-        origin: What the weights will say of themselves; the epoch does not matter.
+        provenance: What the weights will say of themselves; the epoch does not matter.
         output: The folder.
         workers: Processes that make batches ahead; 0 makes them between the steps.
         begun: How far it is, by :func:`edgevis.training.resume.begin`.
     """
 
     model: nn.Module
-    objective: Objective
+    task: TrainingTask
     recipe: Recipe
-    origin: Origin
+    provenance: Provenance
     output: Path
-    begun: Progress
+    begun: TrainingState
     workers: int = 0
 
 
-def fit(run: Run, fabric: Any, watcher: Watcher) -> Progress:
+def fit(run: Run, fabric: Any, listener: ProgressListener) -> TrainingState:
     """Train until the recipe's last epoch; afterwards the model has the weights that validated best.
 
     Args:
         run: What.
         fabric: A launched ``lightning_fabric.Fabric``.
-        watcher: Told of each step and epoch.
+        listener: Told of each step and epoch.
 
     Raises:
         WeightsError: The folder's checkpoint is damaged, or of another model.
         TrainingError: The loss, the weights or the outputs are not finite. What was written before stays.
         OSError: The disk is full; the last checkpoint stays whole.
     """
-    recipe, objective = run.recipe, run.objective
-    step = _Step(run.model, objective)
+    recipe, task = run.recipe, run.task
+    step = _Step(run.model, task)
     step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     optimizer = _optimizer(step, recipe)
     parts = {"model": run.model, "criterion": step.criterion}
-    progress = run.begun
-    if progress.epochs:
+    state = run.begun
+    if state.epochs:
         read_state(run.output / LAST, parts, optimizer)
     wrapped, prepared = fabric.setup(step, optimizer)
-    started = time.monotonic() - progress.seconds
-    with _TensorBoard(run.output, progress, enabled=fabric.is_global_zero) as board:
-        for epoch in range(progress.epochs, recipe.epochs):
+    started = time.monotonic() - state.seconds
+    with _TensorBoard(run.output, state, enabled=fabric.is_global_zero) as board:
+        for epoch in range(state.epochs, recipe.epochs):
             # A model's own randomness, such as dropout, follows from seed and epoch, so that it need not be stored.
-            torch.manual_seed(zlib.crc32(f"{run.origin.seed} {epoch} {fabric.global_rank}".encode()))
-            means = _epoch(run, epoch, wrapped, prepared, fabric, watcher, parts)
+            torch.manual_seed(zlib.crc32(f"{run.provenance.seed} {epoch} {fabric.global_rank}".encode()))
+            means = _epoch(run, epoch, wrapped, prepared, fabric, listener, parts)
             said = non_finite_state(parts, optimizer)
             if not _everywhere(fabric, not said):
-                last_step = f"epoch {epoch + 1}, step {objective.steps_per_epoch}"
+                last_step = f"epoch {epoch + 1}, step {task.steps_per_epoch}"
                 raise diverged(f"weights are not finite after {last_step}", said, epoch=epoch)
             row = {"epoch": float(epoch + 1), **means}
-            progress = replace(progress, epochs=epoch + 1, history=(*progress.history, row))
-            progress = _validated(run, progress, fabric, watcher)
-            progress = replace(progress, seconds=round(time.monotonic() - started, 3))
+            state = replace(state, epochs=epoch + 1, history=(*state.history, row))
+            state = _validated(run, state, fabric, listener)
+            state = replace(state, seconds=round(time.monotonic() - started, 3))
             if fabric.is_global_zero:
-                write_state(run.output / LAST, parts, optimizer, progress)
-                _write_log(run.output / LOG, progress.history)
-                board.write(progress.history[-1])
-                watcher.epoch(progress.history[-1], recipe.epochs, progress.seconds)
+                write_state(run.output / LAST, parts, optimizer, state)
+                _write_log(run.output / LOG, state.history)
+                board.write(state.history[-1])
+                listener.epoch(state.history[-1], recipe.epochs, state.seconds)
             fabric.barrier()
-    if fabric.is_global_zero and progress.best is None:  # nothing was validated: the last is the best
-        write_weights(run.output / BEST, run.model, replace(run.origin, epoch=progress.epochs))
+    if fabric.is_global_zero and state.best is None:  # nothing was validated: the last is the best
+        write_weights(run.output / BEST, run.model, replace(run.provenance, epoch=state.epochs))
     fabric.barrier()
     load_weights(run.model, run.output / BEST)
-    return progress
+    return state
 
 
 class _TensorBoard:
     """Writes each epoch's figures for TensorBoard; rows after the checkpoint that a crash left are hidden."""
 
-    def __init__(self, folder: Path, progress: Progress, *, enabled: bool) -> None:
+    def __init__(self, folder: Path, state: TrainingState, *, enabled: bool) -> None:
         self._writer: Any = None
         if enabled:
             import tensorboardX  # half a second that --help need not wait for
 
-            self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=progress.epochs + 1)
+            self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=state.epochs + 1)
 
     def __enter__(self) -> _TensorBoard:
         return self
@@ -152,32 +141,32 @@ class _TensorBoard:
 class _Step(nn.Module):
     """From a batch to the loss: one module with all that is trained, so that gradients of processes are averaged."""
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    def __init__(self, model: nn.Module, task: TrainingTask) -> None:
         super().__init__()
         self.model = model
-        self.criterion = objective.criterion()
-        self._objective = objective
+        self.criterion = task.criterion()
+        self._task = task
 
     def forward(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        return self._objective.loss(self.model, self.criterion, batch, epoch)
+        return self._task.loss(self.model, self.criterion, batch, epoch)
 
 
 class _Batches(Dataset[Batch]):
     """The batches of one epoch by the number of their step."""
 
-    def __init__(self, objective: Objective, epoch: int, rank: int) -> None:
-        self._objective, self._epoch, self._rank = objective, epoch, rank
+    def __init__(self, task: TrainingTask, epoch: int, rank: int) -> None:
+        self._task, self._epoch, self._rank = task, epoch, rank
 
     def __len__(self) -> int:
-        return self._objective.steps_per_epoch
+        return self._task.steps_per_epoch
 
     def __getitem__(self, step: int) -> Batch:
-        return self._objective.batch(self._epoch, step, self._rank)
+        return self._task.batch(self._epoch, step, self._rank)
 
 
 def _optimizer(step: nn.Module, recipe: Recipe) -> optim.Optimizer:
     trained = [parameter for parameter in step.parameters() if parameter.requires_grad]
-    betas = (recipe.momentum, recipe.second_moment)
+    betas = (recipe.momentum, recipe.adam_beta2)
     if recipe.optimizer == "sgd":
         return optim.SGD(trained, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     kind = optim.Adam if recipe.optimizer == "adam" else optim.AdamW
@@ -190,11 +179,11 @@ def _epoch(
     wrapped: Any,
     optimizer: Any,
     fabric: Any,
-    watcher: Watcher,
+    listener: ProgressListener,
     parts: Mapping[str, nn.Module],
 ) -> dict[str, float]:
     """One epoch; the means of the loss's terms."""
-    recipe, steps = run.recipe, run.objective.steps_per_epoch
+    recipe, steps = run.recipe, run.task.steps_per_epoch
     train_but_frozen(wrapped)
     sums: dict[str, float] = {}
     for number, batch in enumerate(_loaded(run, epoch, fabric.global_rank)):
@@ -226,7 +215,7 @@ def _epoch(
         for name, term in {"loss": loss, **(terms if len(terms) > 1 else {})}.items():
             sums[name] = sums.get(name, 0.0) + term.item()
         if fabric.is_global_zero:
-            watcher.step(epoch, number + 1, steps, loss.item())
+            listener.step(epoch, number + 1, steps, loss.item())
     means = {name: total / steps for name, total in sums.items()}
     if fabric.world_size > 1:
         means = {name: float(value) for name, value in fabric.all_reduce(means, reduce_op="mean").items()}
@@ -247,22 +236,22 @@ def _packed(tensor: Tensor) -> Tensor:
 
 
 def _loaded(run: Run, epoch: int, rank: int) -> Iterator[Batch]:
-    batches = _Batches(run.objective, epoch, rank)
+    batches = _Batches(run.task, epoch, rank)
     # batch_size=None: an item is a batch already. Workers are forked anew each epoch, so they hold no state.
     return iter(DataLoader(batches, batch_size=None, num_workers=run.workers))
 
 
-def _validated(run: Run, progress: Progress, fabric: Any, watcher: Watcher) -> Progress:
+def _validated(run: Run, state: TrainingState, fabric: Any, listener: ProgressListener) -> TrainingState:
     """With the validation's figures in the last row, and the weights kept if they are the best.
 
     A figure that is no number is in no row, and is never the best.
     """
-    every, epochs = run.recipe.validate_every, progress.epochs
+    every, epochs = run.recipe.validate_every, state.epochs
     if not every or not (epochs % every == 0 or epochs == run.recipe.epochs):
-        return progress
+        return state
     if fabric.is_global_zero:
         try:
-            found = evaluated(run.model, run.objective.validate)
+            found = evaluated(run.model, run.task.validate)
         except TrainingError as error:
             raise TrainingError(f"in the validation after epoch {epochs}: {error}") from error
         if found is not None:
@@ -270,12 +259,12 @@ def _validated(run: Run, progress: Progress, fabric: Any, watcher: Watcher) -> P
             figures = {name: value for name, value in values.items() if math.isfinite(value)}
             first, value = next(iter(values.items()))
             if first not in figures:
-                watcher.note(f"the {first} of epoch {epochs} is {value}: it cannot be the best")
-            elif progress.best is None or value > progress.best:
-                write_weights(run.output / BEST, run.model, replace(run.origin, epoch=epochs))
-                progress = replace(progress, best=value)
-            progress = replace(progress, history=(*progress.history[:-1], {**progress.history[-1], **figures}))
-    return progress
+                listener.note(f"the {first} of epoch {epochs} is {value}: it cannot be the best")
+            elif state.best is None or value > state.best:
+                write_weights(run.output / BEST, run.model, replace(run.provenance, epoch=epochs))
+                state = replace(state, best=value)
+            state = replace(state, history=(*state.history[:-1], {**state.history[-1], **figures}))
+    return state
 
 
 def evaluated(model: nn.Module, evaluate: Any) -> Evaluation | None:

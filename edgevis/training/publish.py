@@ -2,8 +2,8 @@
 
     python -m edgevis.training.publish runs/NAME --data DATA --sources sources.json --output NAME.safetensors
 
-Writes the weights with their origin, matrices in float16, and beside them NAME.json: what was trained on what by which
-command, the licences of what it learned from, and the task's measure of the file itself, after rounding.
+Writes the weights with their provenance, matrices in float16, and beside them NAME.json: what was trained on what by
+which command, the licences of what it learned from, and the task's measure of the file itself, after rounding.
 
 ``sources.json`` lists what the training used, ``[{"name": ..., "authors": ..., "licence": ..., "source": ...,
 "sha256": ...}, ...]``; each file of the training's report must be among them, by its hash.
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from edgevis.models import read_weights
-from edgevis.origin import read_origin
-from edgevis.train import Watcher
+from edgevis.provenance import read_provenance
 from edgevis.training.checkpoint import HALVED, write_halved
 from edgevis.training.identity import DATA, list_data, read_listing, summary_of
+from edgevis.training.progress import ConsoleProgress
 from edgevis.training.resume import BEST, REPORT
-from edgevis.training.run import Request, train
+from edgevis.training.run import TrainingRequest, train
 from runtime.bundle.bundle import sha256
 from runtime.common.command import run_command
 from runtime.common.files import atomic_write, scratch_folder
@@ -45,9 +45,9 @@ def publish(
         OSError: The disk is full; nothing half-written is left.
     """
     report = _read(run / REPORT)
-    origin = read_origin(run / BEST)
-    if origin is None or not isinstance(report, dict):
-        raise InputError(f"{run} holds no finished training: {REPORT} and {BEST} with its origin")
+    provenance = read_provenance(run / BEST)
+    if provenance is None or not isinstance(report, dict):
+        raise InputError(f"{run} holds no finished training: {REPORT} and {BEST} with its provenance")
     if sha256(run / BEST) != report["weights"]["sha256"]:
         raise InputError(f"{run / REPORT} is of other weights than {BEST}: finish the training with --resume")
     known = {source.get("sha256") for source in sources}
@@ -57,13 +57,13 @@ def publish(
     listing = list_data(data, output=run, known=read_listing(run / DATA))
     if summary_of(listing) != report["data_files"]:
         raise InputError(
-            f"{data} is not what {origin.model!r} was trained on: its files differ; give the training's data"
+            f"{data} is not what {provenance.model!r} was trained on: its files differ; give the training's data"
         )
-    write_halved(output, read_weights(run / BEST), origin)
-    evaluation = _evaluated(output, origin.model, data, report)
+    write_halved(output, read_weights(run / BEST), provenance)
+    evaluation = _evaluated(output, provenance.model, data, report)
     found = {
-        "model": origin.model,
-        "options": dict(origin.options),
+        "model": provenance.model,
+        "options": dict(provenance.options),
         "file": {
             "name": output.name,
             "bytes": output.stat().st_size,
@@ -88,7 +88,7 @@ def _evaluated(weights: Path, model: str, data: Path, report: Mapping[str, Any])
     """The task's measure of the file as it is."""
     recipe = {name: value for name, value in report["recipe"].items() if name != "name"}
     with scratch_folder("edgevis-publish-") as folder:
-        request = Request(
+        request = TrainingRequest(
             model,
             data,
             folder / "evaluation",
@@ -99,7 +99,7 @@ def _evaluated(weights: Path, model: str, data: Path, report: Mapping[str, Any])
             seed=report["seed"],
             allow_leakage="leakage" in report["data"],
         )
-        found = train(request, Watcher(sys.stderr, quiet=True))
+        found = train(request, ConsoleProgress(sys.stderr, quiet=True))
     return None if found is None else found["evaluation"]
 
 

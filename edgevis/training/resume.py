@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from edgevis.models.recipe import Recipe
-from edgevis.origin import read_origin
-from edgevis.training.checkpoint import Progress, read_progress
+from edgevis.provenance import read_provenance
+from edgevis.training.checkpoint import TrainingState, read_training_state
 from edgevis.training.identity import (
     DATA,
     DataFile,
@@ -61,7 +61,7 @@ def only_training(output: Path) -> Iterator[None]:
 
 def begin(
     output: Path, identity: Mapping[str, Any], data: Path | None, *, resume: bool
-) -> tuple[Progress, tuple[DataFile, ...]]:
+) -> tuple[TrainingState, tuple[DataFile, ...]]:
     """How far the folder's training is, and the files of its data.
 
     Args:
@@ -77,27 +77,27 @@ def begin(
         WeightsError, SchemaError: The checkpoint is damaged.
     """
     path = output / LAST
-    progress = None
+    state = None
     if not path.exists():
         _require_unfinished(output, identity, resume=resume)
     elif not resume:
         raise InputError(f"{path} is of a training that was begun: go on with --resume, or name another --output")
     else:
-        progress = read_progress(path)
+        state = read_training_state(path)
     listing: tuple[DataFile, ...] = ()
     known: dict[str, DataFile] = {}
     if data is not None:
         known = read_listing(output / DATA)
         listing = list_data(data, output=output, known=known)
         identity = {**identity, FILES: summary_of(listing)}
-    if progress is None:
-        return Progress(identity, 0, 0.0, None, ()), listing
-    was = {name: progress.identity.get(name) for name in identity}
+    if state is None:
+        return TrainingState(identity, 0, 0.0, None, ()), listing
+    was = {name: state.identity.get(name) for name in identity}
     found = list(differences(_compared(was), _compared(identity)))
     if was.get(FILES) != identity.get(FILES):
         changed = changed_files(known, listing) if known else "the files have changed"
         found.append(f"data files: {changed}")
-    epochs, wanted = planned_epochs(progress.identity), planned_epochs(identity)
+    epochs, wanted = planned_epochs(state.identity), planned_epochs(identity)
     if wanted < epochs:
         found.append(f"recipe.{_EPOCHS} was {epochs}, is {wanted}; it may only grow")
     if found:
@@ -105,12 +105,12 @@ def begin(
             f"{path} is of another training: {'; '.join(found)}. Go on with what it was begun with, or name another "
             "--output"
         )
-    if progress.best is not None and not (output / BEST).exists():
+    if state.best is not None and not (output / BEST).exists():
         raise InputError(
-            f"{BEST}, the weights that validated best ({progress.best:.4g}), is missing in {output}: put it back, or "
+            f"{BEST}, the weights that validated best ({state.best:.4g}), is missing in {output}: put it back, or "
             "begin again in another --output"
         )
-    return replace(progress, identity=identity), listing
+    return replace(state, identity=identity), listing
 
 
 def planned_epochs(identity: Mapping[str, Any]) -> int:
@@ -141,16 +141,16 @@ def _compared(identity: Mapping[str, Any]) -> dict[str, Any]:
 def _require_unfinished(output: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
     """Refuse to begin where the weights of another training lie."""
     best, report = (output / BEST).exists(), (output / REPORT).exists()
-    origin = read_origin(output / BEST) if best else None
+    provenance = read_provenance(output / BEST) if best else None
     if not best and not report:
         return
-    if origin is not None and origin.epoch == 0:  # weights that were evaluated, not trained: so they are again
+    if provenance is not None and provenance.epoch == 0:  # weights that were evaluated, not trained: so they are again
         return
     if not resume:
         raise InputError(f"{output} holds the weights or the report of a training: name another --output")
     # A training that was killed between its first best weights and its first checkpoint begins again.
     first = int(identity["recipe"].get("validate_every") or 1)
-    if report or origin is None or origin.epoch > first:
+    if report or provenance is None or provenance.epoch > first:
         raise InputError(
             f"{output} holds a training without its {LAST}, so that it cannot go on: put the file back, or name "
             "another --output"

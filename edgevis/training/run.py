@@ -21,14 +21,14 @@ from edgevis import __version__, models
 from edgevis.data.leakage import SplitCheck, listed
 from edgevis.models.allowed import one_of, whole
 from edgevis.models.recipe import EpisodeRecipe, Recipe
-from edgevis.origin import Origin
+from edgevis.provenance import Provenance
 from edgevis.training import tasks
-from edgevis.training.checkpoint import Progress, Session
+from edgevis.training.checkpoint import Session, TrainingState
 from edgevis.training.freeze import freeze
 from edgevis.training.identity import DATA, write_listing
-from edgevis.training.loop import Run, Watcher, evaluated, fit
+from edgevis.training.loop import Run, evaluated, fit
 from edgevis.training.memory import keep_freed_memory
-from edgevis.training.objective import Evaluation
+from edgevis.training.progress import ProgressListener
 from edgevis.training.resume import (
     BEST,
     FILES,
@@ -37,8 +37,9 @@ from edgevis.training.resume import (
     growth_note,
     only_training,
 )
+from edgevis.training.task import Evaluation
 from edgevis.training.teacher import open_teacher, teacher_file
-from edgevis.training.warm_start import load_backbone, load_what_fits
+from edgevis.training.warm_start import load_backbone, load_matching
 from runtime.bundle.bundle import sha256
 from runtime.common.files import atomic_write
 from runtime.common.json_data import to_json
@@ -61,7 +62,7 @@ _ALLOWED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class TrainingRequest:
     """What to train.
 
     Attributes:
@@ -101,7 +102,7 @@ class Request:
     allow_leakage: bool = False
 
 
-def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
+def train(request: TrainingRequest, listener: ProgressListener) -> dict[str, Any] | None:
     """Train, evaluate and write the report, which is returned by the first process and None by the others.
 
     Raises:
@@ -116,11 +117,11 @@ def train(request: Request, watcher: Watcher) -> dict[str, Any] | None:
             stack.enter_context(only_training(request.output))
             stack.enter_context(_ending_processes(fabric))
         fabric.launch()
-        return _train(request, entry, recipe, fabric, watcher)
+        return _train(request, entry, recipe, fabric, listener)
 
 
 def _train(
-    request: Request, entry: models.ModelEntry, recipe: Recipe, fabric: Any, watcher: Watcher
+    request: TrainingRequest, entry: models.ModelEntry, recipe: Recipe, fabric: Any, listener: ProgressListener
 ) -> dict[str, Any] | None:
     if fabric.device.type == "cpu":
         keep_freed_memory()
@@ -130,57 +131,58 @@ def _train(
     if _taught(request):
         teacher = open_teacher(request.teacher, request.teacher_model, student=deployment, recipe=recipe)
         teacher.model.to(fabric.device)
-    check = SplitCheck(allow_leakage=request.allow_leakage, progress=watcher.reading if fabric.is_global_zero else None)
-    objective = tasks.load(deployment.task).objective(
+    reading = listener.reading if fabric.is_global_zero else None
+    check = SplitCheck(allow_leakage=request.allow_leakage, progress=reading)
+    task = tasks.load(deployment.task).training_task(
         request.data, recipe, deployment, options=request.options, seed=request.seed, teacher=teacher, check=check
     )
     if teacher is not None:
-        teacher.require_classes(objective, request.seed)
-    for name, needed in objective.model_options.items():
+        teacher.require_classes(task, request.seed)
+    for name, needed in task.model_options.items():
         if request.options.get(name, needed) != needed:
             raise InputError(f"{name} is {request.options[name]}; allowed: {needed}, as the data have, or leave it out")
-    options = {**objective.model_options, **request.options}
+    options = {**task.model_options, **request.options}
     taught = None if teacher is None else teacher.identity
-    origin = Origin(entry.name, options, to_json(recipe), dict(objective.data), request.seed, 0, taught)
+    provenance = Provenance(entry.name, options, to_json(recipe), dict(task.data), request.seed, 0, taught)
     # One process hashes the data; the others end when it refuses them.
-    progress, listing = begin(
+    state, listing = begin(
         request.output,
-        _identity(request, origin, fabric),
+        _identity(request, provenance, fabric),
         request.data if fabric.is_global_zero else None,
         resume=request.resume,
     )
     torch.manual_seed(request.seed)
     model = models.module_from(entry, options)
     if request.weights is not None:
-        note = load_what_fits(model, request.weights, heads=entry.classifier)
+        note = load_matching(model, request.weights, heads=entry.classifier)
         if note and fabric.is_global_zero:
-            watcher.note(note)
+            listener.note(note)
     if request.backbone is not None:
         load_backbone(model, request.backbone)
     frozen = freeze(model, recipe.frozen) if isinstance(recipe, EpisodeRecipe) else 0
     if fabric.is_global_zero:
         size = f"{models.parameters(model):,} parameters" + (f", {frozen:,} frozen" if frozen else "")
-        watcher.note(f"{entry.name}, {size}; {_sentence(objective.data)}")
+        listener.note(f"{entry.name}, {size}; {_sentence(task.data)}")
         if teacher is not None:
-            watcher.note(f"teacher: {teacher.identity['model']}, {models.parameters(teacher.model):,} parameters")
+            listener.note(f"teacher: {teacher.identity['model']}, {models.parameters(teacher.model):,} parameters")
         write_listing(request.output / DATA, listing)
-        _tell_going_on(watcher, recipe, progress)
-    if progress.epochs < recipe.epochs:
-        session = Session(progress.epochs + 1, recipe.epochs, _machine(), _versions())
-        progress = replace(progress, sessions=(*progress.sessions, session))
-    progress = fit(Run(model, objective, recipe, origin, request.output, progress, request.workers), fabric, watcher)
+        _tell_going_on(listener, recipe, state)
+    if state.epochs < recipe.epochs:
+        session = Session(state.epochs + 1, recipe.epochs, _machine(), _versions())
+        state = replace(state, sessions=(*state.sessions, session))
+    state = fit(Run(model, task, recipe, provenance, request.output, state, request.workers), fabric, listener)
     if not fabric.is_global_zero:
         return None
-    found = evaluated(model, objective.test)
+    found = evaluated(model, task.test)
     if found is not None:
-        watcher.note(f"{found.split}: " + ", ".join(f"{name} {figure}" for name, figure in found.figures.items()))
-    report = _report(request, origin, progress, found)
+        listener.note(f"{found.split}: " + ", ".join(f"{name} {figure}" for name, figure in found.figures.items()))
+    report = _report(request, provenance, state, found)
     _write(request.output, report, found)
-    watcher.note(f"written: {request.output}")
+    listener.note(f"written: {request.output}")
     return report
 
 
-def command_of(request: Request) -> str:
+def command_of(request: TrainingRequest) -> str:
     """The command that asks for this training, with the names of files alone and without its output folder."""
     parts = [request.model, "--data", request.data.name, "--recipe", request.recipe]
     for flag, pairs in (("--option", request.options), ("--set", request.values)):
@@ -197,11 +199,11 @@ def command_of(request: Request) -> str:
     return shlex.join(("python", "-m", "edgevis.train", *parts))
 
 
-def _taught(request: Request) -> bool:
+def _taught(request: TrainingRequest) -> bool:
     return request.teacher is not None or request.teacher_model is not None
 
 
-def _files(request: Request) -> dict[str, Path | None]:
+def _files(request: TrainingRequest) -> dict[str, Path | None]:
     """What a training is made from, by what for."""
     return {
         "data": request.data,
@@ -211,7 +213,7 @@ def _files(request: Request) -> dict[str, Path | None]:
     }
 
 
-def _recipe(entry: models.ModelEntry, request: Request) -> Recipe:
+def _recipe(entry: models.ModelEntry, request: TrainingRequest) -> Recipe:
     if not entry.recipes:
         raise InputError(f"{entry.name!r} has no recipe; python -m edgevis.train --list shows the models that have")
     if request.recipe not in entry.recipes:
@@ -219,7 +221,7 @@ def _recipe(entry: models.ModelEntry, request: Request) -> Recipe:
     return entry.recipes[request.recipe].with_values(request.values)
 
 
-def _fabric(request: Request) -> Any:
+def _fabric(request: TrainingRequest) -> Any:
     from lightning_fabric import Fabric  # seconds that an error in the arguments need not wait for
 
     for name, own in _ALLOWED.items():
@@ -262,16 +264,16 @@ def _ending_processes(fabric: Any) -> Iterator[None]:
         raise
 
 
-def _identity(request: Request, origin: Origin, fabric: Any) -> dict[str, Any]:
+def _identity(request: TrainingRequest, provenance: Provenance, fabric: Any) -> dict[str, Any]:
     """What must be the same for a checkpoint to be of this training, besides the contents of its data."""
     files = (("weights", request.weights), ("backbone", request.backbone))
     identity: dict[str, Any] = {
-        "model": origin.model,
-        "options": dict(origin.options),
-        "recipe": {"name": request.recipe, **origin.recipe},
-        "data": dict(origin.data),
-        "seed": origin.seed,
-        "teacher": origin.teacher,
+        "model": provenance.model,
+        "options": dict(provenance.options),
+        "recipe": {"name": request.recipe, **provenance.recipe},
+        "data": dict(provenance.data),
+        "seed": provenance.seed,
+        "teacher": provenance.teacher,
         "precision": request.precision,
         "devices": fabric.world_size,
         **{name: None if path is None else _digest(path) for name, path in files},
@@ -284,12 +286,12 @@ def _digest(path: Path) -> str:
     return sha256(path)
 
 
-def _tell_going_on(watcher: Watcher, recipe: Recipe, progress: Progress) -> None:
-    if progress.epochs:
-        watcher.note(f"goes on after epoch {progress.epochs} of {recipe.epochs}")
-        was = progress.sessions[-1].epochs if progress.sessions else recipe.epochs
+def _tell_going_on(listener: ProgressListener, recipe: Recipe, state: TrainingState) -> None:
+    if state.epochs:
+        listener.note(f"goes on after epoch {state.epochs} of {recipe.epochs}")
+        was = state.sessions[-1].epochs if state.sessions else recipe.epochs
         if recipe.epochs > was:
-            watcher.note(growth_note(recipe, was, progress.epochs))
+            listener.note(growth_note(recipe, was, state.epochs))
 
 
 def _machine() -> str:
@@ -307,15 +309,17 @@ def _number(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _report(request: Request, origin: Origin, progress: Progress, found: Evaluation | None) -> dict[str, Any]:
-    contents = progress.identity[FILES]  # of a folder there is no other hash
+def _report(
+    request: TrainingRequest, provenance: Provenance, state: TrainingState, found: Evaluation | None
+) -> dict[str, Any]:
+    contents = state.identity[FILES]  # of a folder there is no other hash
     return {
-        "model": origin.model,
-        "options": dict(origin.options),
-        "recipe": {"name": request.recipe, **origin.recipe},
-        "data": dict(origin.data),
+        "model": provenance.model,
+        "options": dict(provenance.options),
+        "recipe": {"name": request.recipe, **provenance.recipe},
+        "data": dict(provenance.data),
         "command": command_of(request),
-        "teacher": None if origin.teacher is None else dict(origin.teacher),
+        "teacher": None if provenance.teacher is None else dict(provenance.teacher),
         "files": {
             name: {"name": path.name, "sha256": sha256(path) if path.is_file() else contents["sha256"]}
             for name, path in _files(request).items()
@@ -324,10 +328,10 @@ def _report(request: Request, origin: Origin, progress: Progress, found: Evaluat
         "data_files": contents,
         "weights": {"name": BEST, "sha256": sha256(request.output / BEST)},
         "precision": request.precision,
-        "seed": origin.seed,
-        "epochs": len(progress.history),
-        "seconds": progress.seconds,
-        "sessions": to_json(progress.sessions),
+        "seed": provenance.seed,
+        "epochs": len(state.history),
+        "seconds": state.seconds,
+        "sessions": to_json(state.sessions),
         "machine": _machine(),
         "versions": _versions(),
         "evaluation": None

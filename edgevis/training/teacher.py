@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from edgevis import models
 from edgevis.losses import DistillationLoss
-from edgevis.models.recipe import Recipe, TaughtRecipe
-from edgevis.origin import Origin, read_origin
-from edgevis.training.objective import Batch, Objective
+from edgevis.models.recipe import DistillationRecipe, Recipe
+from edgevis.provenance import Provenance, read_provenance
 from edgevis.training.precision import in_float32
-from edgevis.training.warm_start import load_what_fits
+from edgevis.training.task import Batch, TrainingTask
+from edgevis.training.warm_start import load_matching
 from runtime.bundle.bundle import sha256
 from runtime.bundle.spec import Deployment
 from runtime.errors import InputError
@@ -40,7 +40,7 @@ class Teacher:
         student: The student's.
         recipe: Weights of the terms.
         identity: What a checkpoint and a weights file say of it.
-        origin: What its own weights say; None if nothing.
+        provenance: What its own weights say; None if nothing.
     """
 
     def __init__(
@@ -49,34 +49,34 @@ class Teacher:
         deployment: Deployment,
         *,
         student: Deployment,
-        recipe: TaughtRecipe,
+        recipe: DistillationRecipe,
         identity: Mapping[str, Any],
-        origin: Origin | None,
+        provenance: Provenance | None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the batches are
         self.identity = identity
-        self._origin = origin
+        self._origin = provenance
         self._deployment, self._student, self._recipe = deployment, student, recipe
         same = deployment.preprocess == student.preprocess
         self._preprocess = None if same else Preprocessor(deployment.preprocess)
 
-    def require_classes(self, objective: Objective, seed: int) -> None:
+    def require_classes(self, task: TrainingTask, seed: int) -> None:
         """InputError if logits are to be learned and the teacher's are not of the same classes in the same order.
 
         Which classes a training has follows from its data and its seed; their names are not stored.
         """
-        weight, origin = self._recipe.distill_logits, self._origin
+        weight, provenance = self._recipe.distill_logits, self._origin
         if not weight:
             return
-        if origin is None:
+        if provenance is None:
             raise InputError(
                 f"recipe: distill_logits is {weight:g}, but the teacher's weights do not say on which classes it was "
                 "trained; allowed: weights that edgevis.train wrote, or distill_logits=0"
             )
-        pairs: dict[str, tuple[object, object]] = {"seed": (origin.seed, seed)}
-        pairs |= {f"data's {name!r}": (origin.data.get(name), value) for name, value in objective.data.items()}
-        pairs |= {f"option {name!r}": (origin.options.get(name), n) for name, n in objective.model_options.items()}
+        pairs: dict[str, tuple[object, object]] = {"seed": (provenance.seed, seed)}
+        pairs |= {f"data's {name!r}": (provenance.data.get(name), value) for name, value in task.data.items()}
+        pairs |= {f"option {name!r}": (provenance.options.get(name), n) for name, n in task.model_options.items()}
         for name, (its, own) in pairs.items():
             if its != own:
                 raise InputError(
@@ -142,7 +142,7 @@ def open_teacher(path: Path | None, name: str | None, *, student: Deployment, re
         InputError: The recipe has no use for a teacher, or this one is not known or of another task.
         WeightsError: The file cannot be read, or its tensors are not the model's.
     """
-    if not isinstance(recipe, TaughtRecipe):
+    if not isinstance(recipe, DistillationRecipe):
         raise InputError(
             f"the task {student.task!r} does not learn from a teacher; allowed: few-shot classification and person "
             "Re-ID. Leave --teacher and --teacher-model out"
@@ -153,22 +153,22 @@ def open_teacher(path: Path | None, name: str | None, *, student: Deployment, re
             "of them above 0"
         )
     file = teacher_file(path, name)
-    origin = read_origin(file)
-    entry = models.entry(_model(file, origin, name))
+    provenance = read_provenance(file)
+    entry = models.entry(_model(file, provenance, name))
     if entry.deployment.task != student.task:
         raise InputError(
             f"the teacher {entry.name!r} is a model for the task {entry.deployment.task!r}; allowed: {student.task!r}, "
             "as the model that learns"
         )
-    options = {} if origin is None else dict(origin.options)
+    options = {} if provenance is None else dict(provenance.options)
     model = models.module_from(entry, options)
-    if origin is None:
-        load_what_fits(model, file, heads=entry.classifier)  # of the embedding nothing is missing
+    if provenance is None:
+        load_matching(model, file, heads=entry.classifier)  # of the embedding nothing is missing
     else:
         models.load_weights(model, file)
     identity = {"model": entry.name, "options": options, "sha256": sha256(file)}
     deployment = models.deployment_of(entry, model)
-    return Teacher(model, deployment, student=student, recipe=recipe, identity=identity, origin=origin)
+    return Teacher(model, deployment, student=student, recipe=recipe, identity=identity, provenance=provenance)
 
 
 def teacher_file(path: Path | None, name: str | None) -> Path:
@@ -183,12 +183,12 @@ def teacher_file(path: Path | None, name: str | None) -> Path:
     return shipped
 
 
-def _model(file: Path, origin: Origin | None, name: str | None) -> str:
-    if origin is None and name is None:
+def _model(file: Path, provenance: Provenance | None, name: str | None) -> str:
+    if provenance is None and name is None:
         raise InputError(f"{file} does not say of which model it is; add --teacher-model NAME")
-    if origin is not None and name not in (None, origin.model):
-        raise InputError(f"{file} holds weights of {origin.model!r}, not of {name!r}: leave --teacher-model out")
-    return origin.model if origin is not None else str(name)
+    if provenance is not None and name not in (None, provenance.model):
+        raise InputError(f"{file} holds weights of {provenance.model!r}, not of {name!r}: leave --teacher-model out")
+    return provenance.model if provenance is not None else str(name)
 
 
 def _width(deployment: Deployment) -> int:

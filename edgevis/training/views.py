@@ -8,19 +8,19 @@ import random
 import cv2
 import numpy as np
 
-from edgevis.data.draw import below
+from edgevis.data.rng import below
 from edgevis.training.images import resized
 from runtime.images.decode import Image
 
 _ATTEMPTS = 10
 
 
-def mirrored(image: Image, draw: random.Random) -> Image:
+def random_horizontal_flip(image: Image, draw: random.Random) -> Image:
     """Left and right exchanged in half of the cases."""
     return np.ascontiguousarray(image[:, ::-1]) if draw.random() < 0.5 else image
 
 
-def resized_crop(image: Image, draw: random.Random, *, height: int, width: int, least: float) -> Image:
+def random_resized_crop(image: Image, draw: random.Random, *, height: int, width: int, least: float) -> Image:
     """A random part of between ``least`` of the area and all of it, of sides 3:4 to 4:3, resized (Szegedy et al. 2015).
 
     With ``least`` 1 it is the largest middle part of the wanted proportions.
@@ -39,7 +39,7 @@ def resized_crop(image: Image, draw: random.Random, *, height: int, width: int, 
     return resized(image[top : top + h, left : left + w], height, width)
 
 
-def shifted(image: Image, draw: random.Random, *, pad: int) -> Image:
+def random_crop(image: Image, draw: random.Random, *, pad: int) -> Image:
     """The image moved by up to ``pad`` pixels in both directions, black where nothing was."""
     if not pad:
         return image
@@ -50,7 +50,7 @@ def shifted(image: Image, draw: random.Random, *, pad: int) -> Image:
     return padded[top : top + height, left : left + width]
 
 
-def relit(image: Image, draw: random.Random, *, strength: float) -> Image:
+def color_jitter(image: Image, draw: random.Random, *, strength: float) -> Image:
     """Brightness, contrast and saturation each changed by a factor of 1 - strength to 1 + strength."""
     if not strength:
         return image
@@ -63,7 +63,7 @@ def relit(image: Image, draw: random.Random, *, strength: float) -> Image:
     return np.clip(np.rint(grey + (values - grey) * factors[2]), 0, 255).astype(np.uint8)
 
 
-def erased(image: Image, draw: random.Random, *, chance: float) -> Image:
+def random_erasing(image: Image, draw: random.Random, *, chance: float) -> Image:
     """With that chance a rectangle of 2 to 40 % of the area filled with noise (Zhong et al., AAAI 2020)."""
     if draw.random() >= chance:
         return image

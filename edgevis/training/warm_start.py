@@ -8,7 +8,7 @@ from torch import nn
 
 from edgevis.checkpoints import best_fit
 from edgevis.models import check_size
-from edgevis.state_dict import load_exactly
+from edgevis.state_dict import load_strict
 from runtime.errors import InputError
 
 
@@ -29,10 +29,10 @@ def load_backbone(model: nn.Module, path: Path) -> None:
         check_size(path)
         own = backbone.state_dict()
         tensors = best_fit(path, own).tensors
-        load_exactly(backbone, {name: tensors[name] for name in own if name in tensors}, source=str(path))
+        load_strict(backbone, {name: tensors[name] for name in own if name in tensors}, source=str(path))
 
 
-def load_what_fits(model: nn.Module, path: Path, *, heads: tuple[str, ...]) -> str:
+def load_matching(model: nn.Module, path: Path, *, heads: tuple[str, ...]) -> str:
     """Copy a checkpoint into the model; heads that it lacks, or has for other classes, stay as they are.
 
     Args:
@@ -55,5 +55,5 @@ def load_what_fits(model: nn.Module, path: Path, *, heads: tuple[str, ...]) -> s
         if not (name.startswith(heads) if heads else False) or (name in own and own[name].shape == tensor.shape)
     }
     anew = {name: own[name] for name in own if name not in kept and heads and name.startswith(heads)}
-    load_exactly(model, {**kept, **anew}, source=str(path))
+    load_strict(model, {**kept, **anew}, source=str(path))
     return f"begun anew: {', '.join(sorted(anew))}" if anew else ""

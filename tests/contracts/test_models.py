@@ -20,7 +20,7 @@ from calibration.data.samples import SampleSet, samples_from_photographs
 from calibration.quantize.graph import quantize
 from calibration.quantize.lint import lint_quantized
 from edgevis import EnrolmentError, InputError, Predictor, Segmentation, models
-from edgevis.origin import read_origin
+from edgevis.provenance import read_provenance
 from export import targets
 from export.autocast import fp16_from_fp32
 from export.cpu_proxy import CpuProxy
@@ -56,10 +56,10 @@ def small(name: str) -> tuple[nn.Module, Deployment]:
     """The module that the bundle was built from."""
     options = SMALL.get(name, {})
     shipped = models.shipped_weights(name, options)
-    origin = None if shipped is None else read_origin(shipped)
+    provenance = None if shipped is None else read_provenance(shipped)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = models.create(name, **{**({} if origin is None else origin.options), **options})
+        module = models.create(name, **{**({} if provenance is None else provenance.options), **options})
     if shipped is not None:
         models.load_weights(module, shipped)
     return module, models.deployment_of(models.entry(name), module)

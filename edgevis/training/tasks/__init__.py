@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from edgevis.training.objective import Task
+from edgevis.training.task import Task
 from runtime.common.discovery import load_from
 from runtime.errors import InputError
 

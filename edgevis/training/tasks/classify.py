@@ -19,17 +19,17 @@ from torch import Tensor, nn
 
 from edgevis.data import EpisodeSampler
 from edgevis.data.class_split import HELD_DRAW, NOVEL_DRAW, ClassSplit, split_classes
-from edgevis.data.draw import below, draw_at
 from edgevis.data.leakage import SplitCheck, counted, listed
+from edgevis.data.rng import below, draw_at
 from edgevis.losses import AttentionFusionLoss, CosineEpisodeLoss
 from edgevis.models.recipe import EpisodeRecipe, Recipe, recipe_of
 from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore, shrunk
-from edgevis.training.objective import Batch, Evaluation, Measured
-from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from edgevis.training.precision import in_float32
+from edgevis.training.task import Batch, Evaluation, MetricValue
 from edgevis.training.teacher import Teacher
-from edgevis.training.views import mirrored, relit, resized_crop
+from edgevis.training.views import color_jitter, random_horizontal_flip, random_resized_crop
+from edgevis.training.visualize import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array, unit_rows
 from runtime.errors import InputError
@@ -42,7 +42,7 @@ _MARGIN = 1.3
 _TRAIN_DRAW, _VIEW_DRAW, _VALIDATION_DRAW, _TEST_DRAW = range(max(NOVEL_DRAW, HELD_DRAW) + 1, 6)
 
 
-def objective(
+def training_task(
     data: Path,
     recipe: Recipe,
     deployment: Deployment,
@@ -51,15 +51,15 @@ def objective(
     seed: int,
     teacher: Teacher | None = None,
     check: SplitCheck | None = None,
-) -> EpisodeObjective:
-    """See :class:`edgevis.training.objective.Task`."""
+) -> EpisodeTask:
+    """See :class:`edgevis.training.task.TaskFactory`."""
     own = recipe_of(EpisodeRecipe, recipe)
     split = split_classes(data, held_out=own.held_out, mixed=own.mixed, seed=seed, check=check or SplitCheck())
-    return EpisodeObjective(split, own, deployment, data=data.name, seed=seed, teacher=teacher)
+    return EpisodeTask(split, own, deployment, data=data.name, seed=seed, teacher=teacher)
 
 
-class EpisodeObjective:
-    """See :class:`edgevis.training.objective.Objective`; of a model it calls the graph ``encode``."""
+class EpisodeTask:
+    """See :class:`edgevis.training.task.TrainingTask`; of a model it calls the graph ``encode``."""
 
     def __init__(
         self,
@@ -71,10 +71,10 @@ class EpisodeObjective:
         seed: int,
         teacher: Teacher | None = None,
     ) -> None:
-        if teacher is not None and recipe.objective == "local" and recipe.distill_logits:
+        if teacher is not None and recipe.loss == "local" and recipe.distill_logits:
             raise InputError(
-                f"recipe: distill_logits is {recipe.distill_logits:g} with the objective 'local', which has no logits; "
-                "allowed: the objectives fusion and global, or distill_logits=0"
+                f"recipe: distill_logits is {recipe.distill_logits:g} with the loss 'local', which has no logits; "
+                "allowed: the losses fusion and global, or distill_logits=0"
             )
         self._recipe, self._seed, self._split, self._teacher = recipe, seed, split, teacher
         images = split.images
@@ -92,7 +92,7 @@ class EpisodeObjective:
         self._fitted = ImageStore(lambda index: self._preprocess.fit(images[index][0]))
         self._name = data
         # Too few images are better found now than after the last epoch.
-        if recipe.objective != "global":
+        if recipe.loss != "global":
             if small := self._smaller(split.train, recipe.shot + recipe.query, "an episode"):
                 raise InputError(
                     f"{data}: {counted(small, 'class')} too small to train on: {listed(small)}; lower query or shot, "
@@ -105,7 +105,7 @@ class EpisodeObjective:
 
     @property
     def model_options(self) -> Mapping[str, int | str]:
-        return {} if self._recipe.objective == "local" else {"num_classes": self._classes}
+        return {} if self._recipe.loss == "local" else {"num_classes": self._classes}
 
     @property
     def data(self) -> Mapping[str, object]:
@@ -134,9 +134,9 @@ class EpisodeObjective:
     def criterion(self) -> nn.Module:
         recipe = self._recipe
         criterion: nn.Module = nn.CrossEntropyLoss()
-        if recipe.objective == "fusion":
+        if recipe.loss == "fusion":
             criterion = AttentionFusionLoss(scale=recipe.scale)
-        elif recipe.objective == "local":
+        elif recipe.loss == "local":
             criterion = CosineEpisodeLoss(scale=recipe.scale)
         return criterion if self._teacher is None else self._teacher.added_to(criterion)
 
@@ -154,12 +154,12 @@ class EpisodeObjective:
         recipe, image, target = self._recipe, batch["image"], batch["target"]
         sizes = {"way": recipe.way, "shot": recipe.shot, "query": recipe.query}
         terms: dict[str, Tensor]
-        if recipe.objective == "fusion":
+        if recipe.loss == "fusion":
             found = model(image)
             embedding, logits = found.embedding, [found.global_logits]
             rows = (found.global_logits, found.local_embedding, embedding)
             terms = {"fusion": in_float32(criterion, *rows, target, **sizes)}
-        elif recipe.objective == "global":
+        elif recipe.loss == "global":
             embedding, logits = _answers(model, image)
             terms = {"global": in_float32(criterion, logits[0], target)}
         else:
@@ -222,7 +222,7 @@ class EpisodeObjective:
 
     def _drawn(self, epoch: int, step: int, rank: int) -> list[int]:
         """Positions of the batch's images, class-major in each episode."""
-        if self._recipe.objective == "global":
+        if self._recipe.loss == "global":
             draw, train = draw_at(self._seed, _TRAIN_DRAW, epoch, step, rank), self._split.train
             return [train[below(draw, len(train))] for _ in range(self._rows)]
         sampler, count = self._sampler(epoch), self._recipe.episodes_per_step
@@ -235,9 +235,9 @@ class EpisodeObjective:
 
     def _view(self, position: int, draw: random.Random) -> Image:
         recipe, (height, width) = self._recipe, self._size
-        image = resized_crop(self._images[position], draw, height=height, width=width, least=recipe.crop)
-        image = mirrored(image, draw) if recipe.flip else image
-        return relit(image, draw, strength=recipe.jitter)
+        image = random_resized_crop(self._images[position], draw, height=height, width=width, least=recipe.crop)
+        image = random_horizontal_flip(image, draw) if recipe.flip else image
+        return color_jitter(image, draw, strength=recipe.jitter)
 
     def _test_sampler(self, among: Sequence[int], shot: int, salt: int, *, whole: bool) -> EpisodeSampler:
         """Episodes to evaluate with; ``whole`` as of :meth:`_episodes`."""
@@ -257,7 +257,7 @@ class EpisodeObjective:
 
     def _episodes(
         self, model: Any, among: Sequence[int], shots: Sequence[int], salt: int, *, picture: bool, whole: bool = False
-    ) -> tuple[dict[str, Measured], Image]:
+    ) -> tuple[dict[str, MetricValue], Image]:
         """Figures by the number of shots, and the picture of the first episode.
 
         Args:
@@ -274,20 +274,20 @@ class EpisodeObjective:
         device = next(model.parameters()).device
         images = [self._fitted[position] for position in among]
         rows = embeddings(model.encode, images, self._preprocess, device)
-        figures: dict[str, Measured] = {}
+        figures: dict[str, MetricValue] = {}
         shown = np.zeros((1, 1, 3), np.uint8)
         for shot in shots:
             sampler = self._test_sampler(among, shot, salt, whole=whole)
             accuracies = []
             for number in range(recipe.test_episodes):
                 episode = sampler.episode(number)
-                learned = rows[[[place[p] for p in row] for row in episode.shots.tolist()]]
-                asked = rows[[[place[p] for p in row] for row in episode.queries.tolist()]]
-                found = answers(learned, asked)
-                accuracies.append(float((found == np.arange(len(found))[:, None]).mean()))
+                support = rows[[[place[p] for p in row] for row in episode.shots.tolist()]]
+                query = rows[[[place[p] for p in row] for row in episode.queries.tolist()]]
+                predicted = nearest_prototype(support, query)
+                accuracies.append(float((predicted == np.arange(len(predicted))[:, None]).mean()))
                 if picture and number == 0 and shot == shots[0]:
-                    shown = self._picture(episode.shots, episode.queries, found)
-            figures[f"{sampler.way}-way {shot}-shot"] = Measured(float(np.mean(accuracies)), tuple(accuracies))
+                    shown = self._picture(episode.shots, episode.queries, predicted)
+            figures[f"{sampler.way}-way {shot}-shot"] = MetricValue(float(np.mean(accuracies)), tuple(accuracies))
         return figures, shown
 
     def _picture(self, shots: Array, queries: Array, found: Array) -> Image:
@@ -309,21 +309,21 @@ def _answers(model: Any, image: Tensor) -> tuple[Tensor, list[Tensor]]:
     return embedding, [model.classifier(embedding)]
 
 
-def answers(learned: Array, asked: Array) -> Array:
+def nearest_prototype(support: Array, query: Array) -> Array:
     """The nearest prototype of each query by cosine.
 
     Args:
-        learned: (way, shot, d) unit rows.
-        asked: (way, query, d) unit rows.
+        support: (way, shot, d) unit rows.
+        query: (way, queries, d) unit rows.
 
     Returns:
-        (way, query) int64; -1 where two are equally near, so that the order of the classes decides nothing.
+        (way, queries) int64; -1 where two are equally near, so that the order of the classes decides nothing.
     """
-    prototypes = unit_rows(learned.mean(1))
-    cosines = asked @ prototypes.T
+    prototypes = unit_rows(support.mean(1))
+    cosines = query @ prototypes.T
     nearest = cosines == cosines.max(-1, keepdims=True)
-    found: Array = np.where(nearest.sum(-1) == 1, nearest.argmax(-1), -1)
-    return found
+    predicted: Array = np.where(nearest.sum(-1) == 1, nearest.argmax(-1), -1)
+    return predicted
 
 
 def _tile(image: Image, colour: Colour, side: int = 84) -> Image:

@@ -19,21 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.data import ClassMasks, SegmentationEpisodes
-from edgevis.data.draw import draw_at
 from edgevis.data.few_shot_masks import ClassMask
 from edgevis.data.few_shot_split import CLASS_DRAW, FewShotSplit, split_masked_classes
 from edgevis.data.leakage import SplitCheck
+from edgevis.data.rng import draw_at
 from edgevis.data.segmentation_episodes import Queries
 from edgevis.losses import dice_loss, segmentation_loss
 from edgevis.metrics import SegmentationScore
-from edgevis.models.recipe import Recipe, SupportQueryRecipe, recipe_of
+from edgevis.models.recipe import FewShotSegmentationRecipe, Recipe, recipe_of
 from edgevis.training.finite import require_finite
 from edgevis.training.images import resized
-from edgevis.training.objective import Batch, Evaluation, Measured
-from edgevis.training.pictures import RIGHT, Colour, beside, painted
 from edgevis.training.precision import in_float32
+from edgevis.training.task import Batch, Evaluation, MetricValue
 from edgevis.training.teacher import Teacher
-from edgevis.training.views import relit
+from edgevis.training.views import color_jitter
+from edgevis.training.visualize import RIGHT, Colour, beside, painted
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
 from runtime.images.decode import Image
@@ -47,7 +47,7 @@ _TRUTH: Colour = (240, 160, 60)
 _VIEW_DRAW, _VALIDATION_DRAW, _TEST_DRAW = range(CLASS_DRAW + 1, 4)
 
 
-def objective(
+def training_task(
     data: Path,
     recipe: Recipe,
     deployment: Deployment,
@@ -56,9 +56,9 @@ def objective(
     seed: int,
     teacher: Teacher | None = None,
     check: SplitCheck | None = None,
-) -> PairObjective:
-    """See :class:`edgevis.training.objective.Task`."""
-    own = recipe_of(SupportQueryRecipe, recipe)
+) -> FewShotSegmentationTask:
+    """See :class:`edgevis.training.task.TaskFactory`."""
+    own = recipe_of(FewShotSegmentationRecipe, recipe)
     split = split_masked_classes(
         data,
         fold=own.fold,
@@ -67,16 +67,16 @@ def objective(
         seed=seed,
         check=check or SplitCheck(),
     )
-    return PairObjective(split, own, deployment, data=data.name, seed=seed)
+    return FewShotSegmentationTask(split, own, deployment, data=data.name, seed=seed)
 
 
-class PairObjective:
-    """See :class:`edgevis.training.objective.Objective`; of a model it calls ``support`` and ``query``."""
+class FewShotSegmentationTask:
+    """See :class:`edgevis.training.task.TrainingTask`; of a model it calls ``support`` and ``query``."""
 
     def __init__(
         self,
         split: FewShotSplit,
-        recipe: SupportQueryRecipe,
+        recipe: FewShotSegmentationRecipe,
         deployment: Deployment,
         *,
         data: str,
@@ -126,7 +126,7 @@ class PairObjective:
             mirror = recipe.flip and draw.random() < 0.5
             for position in (query, support):
                 image, mask = self._example(position, class_id)
-                image = relit(image, draw, strength=recipe.photometric)
+                image = color_jitter(image, draw, strength=recipe.photometric)
                 images.append(np.ascontiguousarray(image[:, ::-1]) if mirror else image)
                 masks.append(np.ascontiguousarray(mask[:, ::-1]) if mirror else mask)
         tensor, marked = torch.from_numpy(self._preprocess(images)), torch.from_numpy(np.stack(masks))
@@ -151,7 +151,7 @@ class PairObjective:
         return Evaluation("classes set aside", {"mIoU": figures["1-shot mIoU"]})
 
     def test(self, model: Any) -> Evaluation | None:
-        figures: dict[str, Measured] = {}
+        figures: dict[str, MetricValue] = {}
         pictures: dict[str, Image] = {}
         fewest = len(self._test.members)
         for shot in self._recipe.test_shots:
@@ -176,7 +176,7 @@ class PairObjective:
 
     def _scored(
         self, model: Any, data: ClassMasks, shot: int, count: int, salt: int
-    ) -> tuple[dict[str, Measured], Image, int]:
+    ) -> tuple[dict[str, MetricValue], Image, int]:
         """The figures, the picture of some episodes, and how many classes were asked for."""
         device = next(model.parameters()).device
         episodes = SegmentationEpisodes(data, shot=shot, episodes=count, queries=self._queries, seed=self._seed + salt)
@@ -198,7 +198,7 @@ class PairObjective:
                 shown.append(_drawn(episode.supports, episode.query, found))
         samples = {name: tuple(values.tolist()) for name, values in score.samples().items()}
         values_by_name = {"mIoU": score.mean_iou, "FB-IoU": score.fb_iou}
-        figures = {f"{shot}-shot {name}": Measured(value, samples[name]) for name, value in values_by_name.items()}
+        figures = {f"{shot}-shot {name}": MetricValue(value, samples[name]) for name, value in values_by_name.items()}
         return figures, np.vstack(shown), len(score.class_iou)
 
 

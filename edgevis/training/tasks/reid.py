@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.data import IdentitySampler, PersonImages
-from edgevis.data.draw import draw_at
 from edgevis.data.leakage import SplitCheck
 from edgevis.data.person_split import HELD_DRAW, PersonSplit, split_persons
+from edgevis.data.rng import draw_at
 from edgevis.losses import ReIDLoss
 from edgevis.metrics import grouped_mean, reid_queries
-from edgevis.models.recipe import IdentityRecipe, Recipe, recipe_of
+from edgevis.models.recipe import Recipe, ReIDRecipe, recipe_of
 from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore
-from edgevis.training.objective import Batch, Evaluation, Measured
-from edgevis.training.pictures import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from edgevis.training.precision import in_float32
+from edgevis.training.task import Batch, Evaluation, MetricValue
 from edgevis.training.teacher import Teacher
-from edgevis.training.views import erased, mirrored, relit, shifted
+from edgevis.training.views import color_jitter, random_crop, random_erasing, random_horizontal_flip
+from edgevis.training.visualize import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
 from runtime.images.decode import Image
@@ -42,7 +42,7 @@ _QUERIES_SHOWN = 6
 _VIEW_DRAW = HELD_DRAW + 1
 
 
-def objective(
+def training_task(
     data: Path,
     recipe: Recipe,
     deployment: Deployment,
@@ -51,20 +51,20 @@ def objective(
     seed: int,
     teacher: Teacher | None = None,
     check: SplitCheck | None = None,
-) -> IdentityObjective:
-    """See :class:`edgevis.training.objective.Task`."""
-    own = recipe_of(IdentityRecipe, recipe)
+) -> ReIDTask:
+    """See :class:`edgevis.training.task.TaskFactory`."""
+    own = recipe_of(ReIDRecipe, recipe)
     split = split_persons(data, held_out=own.held_out, seed=seed, check=check or SplitCheck())
-    return IdentityObjective(split, own, deployment, data=data.name, seed=seed, teacher=teacher)
+    return ReIDTask(split, own, deployment, data=data.name, seed=seed, teacher=teacher)
 
 
-class IdentityObjective:
-    """See :class:`edgevis.training.objective.Objective`; of a model it calls ``embed``, ``branches`` and ``logits``."""
+class ReIDTask:
+    """See :class:`edgevis.training.task.TrainingTask`; of a model it calls ``embed``, ``branches`` and ``logits``."""
 
     def __init__(
         self,
         split: PersonSplit,
-        recipe: IdentityRecipe,
+        recipe: ReIDRecipe,
         deployment: Deployment,
         *,
         data: str,
@@ -178,9 +178,9 @@ class IdentityObjective:
 
     def _view(self, position: int, draw: random.Random) -> Image:
         recipe = self._recipe
-        image = shifted(self._images[position], draw, pad=recipe.pad)
-        image = mirrored(image, draw) if recipe.flip else image
-        return erased(relit(image, draw, strength=recipe.jitter), draw, chance=recipe.erase)
+        image = random_crop(self._images[position], draw, pad=recipe.pad)
+        image = random_horizontal_flip(image, draw) if recipe.flip else image
+        return random_erasing(color_jitter(image, draw, strength=recipe.jitter), draw, chance=recipe.erase)
 
     def _picture(self, order: Array) -> Image:
         """Some queries, each with its nearest gallery images, framed by right or wrong."""
@@ -201,7 +201,7 @@ def _answers(model: Any, image: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
     return torch.cat(branches, 1), model.logits(branches)
 
 
-def _ranked(query: Side, gallery: Side) -> tuple[dict[str, Measured], Array]:
+def _ranked(query: Side, gallery: Side) -> tuple[dict[str, MetricValue], Array]:
     """The figures, and for each query the gallery's positions, the nearest first."""
     distances = 1 - query[0] @ gallery[0].T
     found = reid_queries(distances, query[1], gallery[1], query[2], gallery[2])
@@ -209,7 +209,7 @@ def _ranked(query: Side, gallery: Side) -> tuple[dict[str, Measured], Array]:
     persons = query[1][found.query].tolist()
     columns = {"mAP": found.precision, "rank-1": (found.first == 0).astype(np.float64)}
     means = {name: grouped_mean(values, persons) for name, values in columns.items()}
-    figures = {name: Measured(value, tuple(samples.tolist())) for name, (value, samples) in means.items()}
+    figures = {name: MetricValue(value, tuple(samples.tolist())) for name, (value, samples) in means.items()}
     return figures, distances.argsort(1, kind="stable")
 
 

@@ -19,19 +19,19 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.data import InstanceImages, MaskedImages, boxes_from_class_ids
-from edgevis.data.draw import below, draw_at
 from edgevis.data.leakage import SplitCheck
 from edgevis.data.mask_split import HELD_DRAW, TEST_DRAW, split_masks
+from edgevis.data.rng import below, draw_at
 from edgevis.losses import BoxTightnessLoss, MILBaselineLoss
 from edgevis.metrics import box_fit as box_fit  # measured by scripts under this name
 from edgevis.metrics import box_fit_per_volume, dice_per_volume
-from edgevis.models.recipe import MaskRecipe, Recipe, recipe_of
+from edgevis.models.recipe import Recipe, SegmentationRecipe, recipe_of
 from edgevis.training.finite import require_finite
 from edgevis.training.images import resized
-from edgevis.training.objective import Batch, Evaluation, Measured
-from edgevis.training.pictures import RIGHT, painted
 from edgevis.training.precision import in_float32
+from edgevis.training.task import Batch, Evaluation, MetricValue
 from edgevis.training.teacher import Teacher
+from edgevis.training.visualize import RIGHT, painted
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
 from runtime.errors import InputError
@@ -72,7 +72,7 @@ class Examples:
     volumes: tuple[str, ...]
 
 
-def objective(
+def training_task(
     data: Path,
     recipe: Recipe,
     deployment: Deployment,
@@ -81,15 +81,15 @@ def objective(
     seed: int,
     teacher: Teacher | None = None,
     check: SplitCheck | None = None,
-) -> MaskObjective:
-    """See :class:`edgevis.training.objective.Task`."""
-    own = recipe_of(MaskRecipe, recipe)
+) -> SegmentationTask:
+    """See :class:`edgevis.training.task.TaskFactory`."""
+    own = recipe_of(SegmentationRecipe, recipe)
     if options.get("classes", 1) != 1:
         raise InputError(f"classes is {options['classes']!r}; training knows one kind of object: leave the option out")
     from_boxes = own.supervision != "masks"
     split = split_masks(data, held_out=own.held_out, from_boxes=from_boxes, seed=seed, check=check or SplitCheck())
     examples = _examples(split.data)
-    return MaskObjective(
+    return SegmentationTask(
         examples,
         split.train,
         split.validation,
@@ -102,8 +102,8 @@ def objective(
     )
 
 
-class MaskObjective:
-    """See :class:`edgevis.training.objective.Objective`."""
+class SegmentationTask:
+    """See :class:`edgevis.training.task.TrainingTask`."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class MaskObjective:
         trained: Sequence[int],
         validation: Sequence[int],
         test: tuple[Examples, Sequence[int]],
-        recipe: MaskRecipe,
+        recipe: SegmentationRecipe,
         deployment: Deployment,
         *,
         data: str,
@@ -189,7 +189,7 @@ class MaskObjective:
         pairs = [(found, example.boxes) for example, found in self._found(model, self._examples, self._validation)]
         volumes = [self._examples.volumes[place] for place in self._validation]
         fits = box_fit_per_volume([found for found, _ in pairs], [boxes for _, boxes in pairs], volumes)
-        return Evaluation(where, {"box fit": Measured(float(np.mean(list(fits.values()))))})
+        return Evaluation(where, {"box fit": MetricValue(float(np.mean(list(fits.values()))))})
 
     def test(self, model: nn.Module) -> Evaluation | None:
         test, places = self._test
@@ -218,7 +218,9 @@ class MaskObjective:
                 )
                 yield example, found.mask
 
-    def _dice(self, model: nn.Module, examples: Examples, places: Sequence[int]) -> tuple[dict[str, Measured], Image]:
+    def _dice(
+        self, model: nn.Module, examples: Examples, places: Sequence[int]
+    ) -> tuple[dict[str, MetricValue], Image]:
         predictions: list[Array] = []
         targets: list[Array] = []
         shown: list[Image] = []
@@ -229,7 +231,7 @@ class MaskObjective:
                 shown.append(_drawn(example, found))
         volumes = [examples.volumes[place] for place in places]
         values = tuple(dice_per_volume(predictions, targets, volumes).values())
-        return {"Dice": Measured(float(np.mean(values)), values)}, np.hstack(shown)
+        return {"Dice": MetricValue(float(np.mean(values)), values)}, np.hstack(shown)
 
 
 def fitted(example: Example, preprocess: Preprocessor) -> Example:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgevis.data import EpisodeSampler, IdentitySampler, mixed_split
-from edgevis.data.draw import below, draw_at, sample
+from edgevis.data.rng import below, draw_at, sample
 from runtime.errors import InputError
 
 CLASSES, IMAGES = 6, 9

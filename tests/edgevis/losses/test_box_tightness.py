@@ -20,9 +20,9 @@ from edgevis.losses import (
     mil_baseline_loss,
     pairwise_loss,
 )
-from edgevis.losses.box_tightness_bags import class_masks, positive_bags
-from edgevis.losses.box_tightness_lines import lines_of
-from edgevis.losses.box_tightness_sampling import bilinear, bordered, taps
+from edgevis.losses.box_tightness.bags import class_masks, positive_bags
+from edgevis.losses.box_tightness.lines import lines_of
+from edgevis.losses.box_tightness.sampling import bilinear, bordered, taps
 from runtime.errors import InputError
 
 from locations import GOLDEN_FOLDER
@@ -165,7 +165,7 @@ def test_many_small_groups_give_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
     pred = torch.rand(2, 2, 33, 40, generator=random)
     boxes = _random_boxes(random, 8, height=33, width=40)
     whole = positive_bags(pred, boxes, (-20.0, 0.0, 50.0), "softmax", 4.0, per_box=True)
-    monkeypatch.setattr("edgevis.losses.box_tightness_bags._POINTS_CPU", 50)
+    monkeypatch.setattr("edgevis.losses.box_tightness.bags._POINTS_CPU", 50)
     parts = positive_bags(pred, boxes, (-20.0, 0.0, 50.0), "softmax", 4.0, per_box=True)
     torch.testing.assert_close(parts[0], whole[0])
     assert torch.equal(parts[1], whole[1])

@@ -224,7 +224,7 @@ def test_prefixes_that_freeze_nothing_or_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "objective", "frozen"),
+    ("model", "loss", "frozen"),
     [
         ("afl-net", "fusion", "stem"),
         ("afl-net", "local", "stem"),
@@ -233,7 +233,7 @@ def test_prefixes_that_freeze_nothing_or_all() -> None:
     ],
 )
 def test_every_objective_leaves_it(
-    model: str, objective: str, frozen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, loss: str, frozen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Over two epochs, between which a validation runs the model in evaluation mode."""
     option = {"backbone": "mobilenetv2"} if model == "afl-net" else {}
@@ -241,7 +241,7 @@ def test_every_objective_leaves_it(
     begun = models.create(model, **option).state_dict()
     save_file(begun, tmp_path / "begun.safetensors")
     settings = {
-        "objective": objective, "frozen": json.dumps(frozen.split()), "epochs": 2, "steps_per_epoch": 1, "way": 2,
+        "loss": loss, "frozen": json.dumps(frozen.split()), "epochs": 2, "steps_per_epoch": 1, "way": 2,
         "query": 1, "episodes_per_step": 1, "held_out": 0.3, "test_way": 2, "test_query": 2, "test_episodes": 2,
         "warm_up_epochs": 0,
     }  # fmt: skip

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from edgevis import models
-from edgevis.origin import read_origin
+from edgevis.provenance import read_provenance
 from runtime.errors import ModelError, UnknownModelError, WeightsError
 from runtime.images.preprocess import Preprocessor
 
@@ -33,8 +33,8 @@ def test_shipped_weights_load(name: str) -> None:
         return
     assert path.is_file(), f"{path.name} is declared but not there"
     assert path.with_suffix(".json").is_file(), "weights without a word on where they come from"
-    origin = read_origin(path)
-    models.load_weights(models.create(name, **({} if origin is None else origin.options)), path)
+    provenance = read_provenance(path)
+    models.load_weights(models.create(name, **({} if provenance is None else provenance.options)), path)
 
 
 def test_unknown_model_lists_the_known() -> None:

@@ -128,10 +128,10 @@ def test_the_weights_that_ship_were_measured(name: str) -> None:
     declared = models.entry(name)
     weights = models.shipped_weights(declared)
     assert weights is not None
-    from edgevis.origin import read_origin
+    from edgevis.provenance import read_provenance
 
-    origin = read_origin(weights)
-    module = models.module_from(declared, {} if origin is None else origin.options)
+    provenance = read_provenance(weights)
+    module = models.module_from(declared, {} if provenance is None else provenance.options)
     models.load_weights(module, weights)
     found = sidecar_of(weights_digest(module), None)
     assert found is not None

@@ -84,9 +84,9 @@ def test_persons(tmp_path: Path) -> None:
         rows.append((name, person, camera, split))
     _table(data / "labels.csv", ("path", "pid", "camid", "split"), rows)
     recipe = models.entry("osnet-x0-25").recipes["small"].with_values({"held_out": 0.0})
-    objective = reid.objective(data, recipe, tiny.deployment, options={}, seed=0)
+    task = reid.training_task(data, recipe, tiny.deployment, options={}, seed=0)
     model = Embedder(tiny)
-    assert evaluated(model, objective.test) is not None
+    assert evaluated(model, task.test) is not None
     paths = [data / row[0] for split in ("query", "gallery") for row in rows if row[3] == split]
     expected = _predicted(write_tiny_bundle(tmp_path / "t.edgevis", tiny), paths)
     np.testing.assert_allclose(np.stack(model.rows), expected, atol=FP32_TOLERANCE)
@@ -107,9 +107,9 @@ def test_classes(fit: Any, interpolation: Any, tmp_path: Path) -> None:
     _table(data / "labels.csv", ("path", "class_name", "split"), rows)
     values = {"held_out": 0.0, "test_shots": [1], "test_episodes": 2, "test_query": 2, "way": 2, "shot": 1, "query": 1}
     recipe = models.entry("mobilenetv2").recipes["small"].with_values(values)
-    objective = classify.objective(data, recipe, tiny.deployment, options={}, seed=0)
+    task = classify.training_task(data, recipe, tiny.deployment, options={}, seed=0)
     model = Embedder(tiny)
-    assert evaluated(model, objective.test) is not None
+    assert evaluated(model, task.test) is not None
     expected = _predicted(
         write_tiny_bundle(tmp_path / "t.edgevis", tiny), [data / row[0] for row in rows if row[2] == "val"]
     )
@@ -156,13 +156,13 @@ def test_masks(tmp_path: Path) -> None:
     targets = [cv2.imread(str(data / "masks" / path.name), cv2.IMREAD_UNCHANGED) > 0 for path in paths]
     expected = dice_per_volume(found[2:], targets[2:], [path.stem for path in paths[2:]])
     recipe = models.entry("enet").recipes["small"].with_values({"held_out": 0.5})
-    objective = segment.objective(data, recipe, SEGMENT, options={}, seed=0)
-    test = evaluated(Levels(), objective.test)
+    task = segment.training_task(data, recipe, SEGMENT, options={}, seed=0)
+    test = evaluated(Levels(), task.test)
     assert test is not None
     # The last digit of a logit may put a pixel on the other side of the threshold.
     np.testing.assert_allclose(sorted(test.figures["Dice"].samples), sorted(expected.values()), atol=2e-3)
     assert 0.1 < np.mean(list(expected.values())) < 1, "the measure has something to tell apart"
-    held = evaluated(Levels(), objective.validate)
+    held = evaluated(Levels(), task.validate)
     assert held is not None
     fits = []
     for mask, target in zip(found[:2], targets[:2], strict=True):
@@ -211,8 +211,8 @@ def test_few_shot_masks(tmp_path: Path) -> None:
                 score.add(predictor.predict(str(query)).mask, masks[query], class_id)
     values = {"fold": 0, "test_shots": [1], "test_episodes": 4}
     recipe = models.entry("hsnet-hm").recipes["small"].with_values(values)
-    objective = few_shot_segment.objective(data, recipe, FEW_SHOT, options={}, seed=0)
-    found = evaluated(Colours(), objective.test)
+    task = few_shot_segment.training_task(data, recipe, FEW_SHOT, options={}, seed=0)
+    found = evaluated(Colours(), task.test)
     assert found is not None
     assert found.split == "novel classes", "all were asked for"
     assert found.figures["1-shot mIoU"].value == pytest.approx(score.mean_iou, abs=2e-3)

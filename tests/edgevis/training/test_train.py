@@ -23,21 +23,27 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgevis import Predictor, models
-from edgevis.data.draw import draw_at
-from edgevis.models.recipe import EpisodeRecipe, MaskRecipe
+from edgevis.data.rng import draw_at
+from edgevis.models.recipe import EpisodeRecipe, SegmentationRecipe
 from edgevis.models.resnet12 import SMALL as SMALL_EPISODES
-from edgevis.origin import read_origin
+from edgevis.provenance import read_provenance
 from edgevis.train import main
-from edgevis.training.checkpoint import Progress, read_progress, read_state, write_state
+from edgevis.training.checkpoint import TrainingState, read_state, read_training_state, write_state
 from edgevis.training.loop import evaluated
 from edgevis.training.publish import main as publish
 from edgevis.training.tasks import classify, few_shot_segment
-from edgevis.training.tasks.classify import answers
+from edgevis.training.tasks.classify import nearest_prototype
 from edgevis.training.tasks.segment import Example, fitted, flipped
-from edgevis.training.views import erased, mirrored, relit, resized_crop, shifted
+from edgevis.training.views import (
+    color_jitter,
+    random_crop,
+    random_erasing,
+    random_horizontal_flip,
+    random_resized_crop,
+)
 from export.build import main as build
 from runtime.bundle.spec import Preprocess
-from runtime.errors import InputError, WeightsError
+from runtime.errors import InputError, SchemaError, WeightsError
 from runtime.images.preprocess import Preprocessor
 
 from bundles import python_environment
@@ -71,12 +77,12 @@ def test_the_first_pictures_size_decides_nothing(side: int, tmp_path: Path) -> N
     data = write_six_classes(tmp_path / "data")
     recipe = models.entry("hsnet-hm").recipes["small"].with_values({"test_shots": [1]})
     deployment = models.entry("hsnet-hm").deployment
-    usual = few_shot_segment.objective(data, recipe, deployment, options={}, seed=0).data
+    usual = few_shot_segment.training_task(data, recipe, deployment, options={}, seed=0).data
     for folder in ("images", "masks"):
         path = str(data / folder / "000.png")
         picture = cv2.imread(path, cv2.IMREAD_UNCHANGED)
         cv2.imwrite(path, cv2.resize(picture, (side, side), interpolation=cv2.INTER_NEAREST))
-    assert few_shot_segment.objective(data, recipe, deployment, options={}, seed=0).data == usual
+    assert few_shot_segment.training_task(data, recipe, deployment, options={}, seed=0).data == usual
 
 
 def test_classes_that_no_image_shows_enough_of(tmp_path: Path) -> None:
@@ -89,7 +95,7 @@ def test_classes_that_no_image_shows_enough_of(tmp_path: Path) -> None:
     recipe = models.entry("hsnet-hm").recipes["small"].with_values({"test_shots": [1]})
     deployment = models.entry("hsnet-hm").deployment
     with pytest.raises(InputError, match=r"0 classes of which 2 or more images of each split show 0\.01 of its pixels"):
-        few_shot_segment.objective(data, recipe, deployment, options={}, seed=0)
+        few_shot_segment.training_task(data, recipe, deployment, options={}, seed=0)
 
 
 # --- every task
@@ -132,10 +138,10 @@ def test_every_task_trains_evaluates_and_draws(
     assert report["epochs"] == len(rows(output)) == 2
     assert cv2.imread(str(output / f"{picture}.png")) is not None
     assert list(output.glob("events.out.tfevents.*"))
-    origin = read_origin(output / "best.safetensors")
-    assert origin is not None
-    assert (origin.model, origin.epoch in (1, 2)) == (model, True)
-    models.load_weights(models.create(model, **origin.options), output / "best.safetensors")
+    provenance = read_provenance(output / "best.safetensors")
+    assert provenance is not None
+    assert (provenance.model, provenance.epoch in (1, 2)) == (model, True)
+    models.load_weights(models.create(model, **provenance.options), output / "best.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -167,13 +173,13 @@ def test_mixed_tasks_draw_base_classes_too(tmp_path: Path) -> None:
         SMALL_EPISODES, mixed=True, held_out=0.0, way=2, query=2, test_way=2, test_query=7, test_episodes=20
     )
     data = write_classes(tmp_path / "data")  # 12 images of each class: 7 queries beside 5 shots, of a half 1
-    task = classify.objective(data, recipe, entry.deployment, options={}, seed=0)
+    task = classify.training_task(data, recipe, entry.deployment, options={}, seed=0)
     assert (task.data["novel classes"], task.data["mixed classes"]) == (2, 4)
     found = evaluated(models.create("resnet12", num_classes=6), task.test)
     assert found is not None
     assert list(found.figures) == [f"{kind}2-way {shot}-shot" for kind in ("", "mixed ") for shot in (1, 5)]
     with pytest.raises(InputError, match="0 classes have 51 images or more"):  # before training, not after it
-        classify.objective(data, replace(recipe, test_query=50), entry.deployment, options={}, seed=0)
+        classify.training_task(data, replace(recipe, test_query=50), entry.deployment, options={}, seed=0)
     queries = {shot: task._test_sampler(task._split.mixed, shot, 0, whole=True).query for shot in (1, 5)}
     assert queries == {1: 5, 5: 1}
 
@@ -241,7 +247,7 @@ def started(command: list[str]) -> subprocess.Popen[str]:
 def wait_for_epoch(process: subprocess.Popen[str], output: Path, epochs: int) -> None:
     """Until that many epochs are in the checkpoint; every state in which it is seen is a whole one."""
     while process.poll() is None:
-        if (output / "last.safetensors").exists() and read_progress(output / "last.safetensors").epochs >= epochs:
+        if (output / "last.safetensors").exists() and read_training_state(output / "last.safetensors").epochs >= epochs:
             return
         time.sleep(0.01)
     assert process.returncode == 0, process.communicate()[1]
@@ -261,7 +267,7 @@ def test_ctrl_c_keeps_the_last_epoch(masks: Path, tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted: the same command with --resume goes on after the last whole epoch"
-    assert read_progress(tmp_path / "run" / "last.safetensors").epochs >= 1
+    assert read_training_state(tmp_path / "run" / "last.safetensors").epochs >= 1
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(masks: Path, tmp_path: Path) -> None:
@@ -323,7 +329,7 @@ def test_two_processes_train_one_model(masks: Path, tmp_path: Path) -> None:
     [
         (["nonesuch"], "no model 'nonesuch'"),
         (["hsnet-hm", "--recipe", "large"], "'hsnet-hm' has no recipe 'large'; allowed: paper, small"),
-        (["enet", "--set", "epoch=3"], "recipe: unknown field 'epoch'; allowed: alpha, angles, batch"),
+        (["enet", "--set", "epoch=3"], "recipe: unknown field 'epoch'; allowed: adam_beta2, alpha, angles, batch"),
         (["enet", "--set", "epochs=-1"], "recipe: epochs is -1; allowed: a whole number from 0 to"),
         (["enet", "--set", "epochs=many"], "recipe: epochs is 'many'; allowed: a whole number from 0 to"),
         (["enet", "--set", "momentum=1"], "momentum is 1"),
@@ -417,10 +423,10 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_learning_rates() -> None:
     step = EpisodeRecipe(
-        objective="local", epochs=10, learning_rate=1.0, schedule="step", milestones=(4, 8), warm_up_epochs=2
+        loss="local", epochs=10, learning_rate=1.0, schedule="step", milestones=(4, 8), warm_up_epochs=2
     )
     assert [round(step.rate(epoch), 6) for epoch in (0, 1, 2, 3.9, 4, 8)] == [0.1, 0.55, 1.0, 1.0, 0.1, 0.01]
-    cosine = MaskRecipe(supervision="boxes", epochs=10, learning_rate=2.0, schedule="cosine")
+    cosine = SegmentationRecipe(supervision="boxes", epochs=10, learning_rate=2.0, schedule="cosine")
     assert [round(cosine.rate(epoch), 6) for epoch in (0, 5, 10)] == [2.0, 1.0, 0.0]
 
 
@@ -441,7 +447,7 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
     adam = torch.optim.Adam(first.parameters())
     first(torch.ones(1, 3)).sum().backward()
     adam.step()
-    write_state(tmp_path / "s.safetensors", {"model": first}, adam, Progress({}, 1, 0.5, None, ()))
+    write_state(tmp_path / "s.safetensors", {"model": first}, adam, TrainingState({}, 1, 0.5, None, ()))
     again = nn.Linear(3, 2)
     other = torch.optim.Adam(again.parameters())
     read_state(tmp_path / "s.safetensors", {"model": again}, other)
@@ -453,11 +459,14 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
         read_state(tmp_path / "s.safetensors", {"other": again}, other)
     (tmp_path / "broken.safetensors").write_bytes(b"{}")
     with pytest.raises(WeightsError, match="cannot read"):
-        read_progress(tmp_path / "broken.safetensors")
+        read_training_state(tmp_path / "broken.safetensors")
     save_file({"x": torch.ones(1)}, tmp_path / "plain.safetensors")
     with pytest.raises(InputError, match="is no checkpoint of a training"):
-        read_progress(tmp_path / "plain.safetensors")
-    assert read_origin(tmp_path / "plain.safetensors") is None
+        read_training_state(tmp_path / "plain.safetensors")
+    save_file({"x": torch.ones(1)}, tmp_path / "old.safetensors", {"edgevis": '{"progress": {}, "optimizer": {}}'})
+    with pytest.raises(SchemaError, match=r"of edgevis 0\.1"):
+        read_training_state(tmp_path / "old.safetensors")
+    assert read_provenance(tmp_path / "plain.safetensors") is None
 
 
 def test_views_are_drawn_from_the_position_alone() -> None:
@@ -465,14 +474,18 @@ def test_views_are_drawn_from_the_position_alone() -> None:
 
     def view(seed: int) -> np.ndarray[Any, Any]:
         draw = draw_at(seed)
-        made = relit(mirrored(resized_crop(image, draw, height=32, width=16, least=0.4), draw), draw, strength=0.3)
-        return erased(shifted(made, draw, pad=3), draw, chance=1.0)
+        made = color_jitter(
+            random_horizontal_flip(random_resized_crop(image, draw, height=32, width=16, least=0.4), draw),
+            draw,
+            strength=0.3,
+        )
+        return random_erasing(random_crop(made, draw, pad=3), draw, chance=1.0)
 
     assert view(1).shape == (32, 16, 3)
     assert np.array_equal(view(1), view(1))
     assert not np.array_equal(view(1), view(2))
-    assert np.array_equal(resized_crop(image, draw_at(0), height=60, width=40, least=1.0), image)
-    assert relit(image, draw_at(0), strength=0.0) is image
+    assert np.array_equal(random_resized_crop(image, draw_at(0), height=60, width=40, least=1.0), image)
+    assert color_jitter(image, draw_at(0), strength=0.0) is image
 
 
 def test_boxes_follow_their_image() -> None:
@@ -492,9 +505,9 @@ def test_boxes_follow_their_image() -> None:
 def test_answers_are_the_nearest_prototypes() -> None:
     learned = np.eye(3, dtype=np.float32)[:, None]
     asked = np.eye(3, dtype=np.float32)[[[0, 1], [1, 1], [2, 0]]]
-    assert answers(learned, asked).tolist() == [[0, 1], [1, 1], [2, 0]]
+    assert nearest_prototype(learned, asked).tolist() == [[0, 1], [1, 1], [2, 0]]
     learned[2] = learned[1]
-    assert answers(learned, asked).tolist() == [[0, -1], [-1, -1], [-1, 0]], "equally near is no answer"
+    assert nearest_prototype(learned, asked).tolist() == [[0, -1], [-1, -1], [-1, 0]], "equally near is no answer"
 
 
 # --- publishing
@@ -523,9 +536,9 @@ def test_published_weights_are_half_as_large_and_say_where_they_come_from(
     assert output.stat().st_size < 0.6 * (tmp_path / "run" / "best.safetensors").stat().st_size
     before = json.loads((tmp_path / "run" / "report.json").read_text())["evaluation"]["figures"]["Dice"]["value"]
     assert said["evaluation"]["figures"]["Dice"]["value"] == pytest.approx(before, abs=0.02)
-    origin = read_origin(output)
-    assert origin is not None
-    models.load_weights(models.create("enet", **origin.options), output)
+    provenance = read_provenance(output)
+    assert provenance is not None
+    models.load_weights(models.create("enet", **provenance.options), output)
 
 
 def test_no_epochs_evaluate_what_a_training_begins_with(masks: Path, tmp_path: Path) -> None:

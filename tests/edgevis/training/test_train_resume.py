@@ -24,15 +24,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgevis import models
-from edgevis.models.recipe import MaskRecipe
-from edgevis.origin import Origin
+from edgevis.models.recipe import SegmentationRecipe
+from edgevis.provenance import Provenance
 from edgevis.train import main
-from edgevis.training.checkpoint import Progress, read_progress, read_state, write_halved, write_state
+from edgevis.training.checkpoint import TrainingState, read_state, read_training_state, write_halved, write_state
 from edgevis.training.finite import TrainingError, require_finite
 from edgevis.training.identity import list_data, read_listing, summary_of, write_listing
 from edgevis.training.loop import Run, _validated
-from edgevis.training.objective import Evaluation, Measured
 from edgevis.training.publish import main as publish
+from edgevis.training.task import Evaluation, MetricValue
 from runtime.errors import SourceError, WeightsError
 
 from bundles import python_environment
@@ -147,7 +147,7 @@ def test_what_is_missing_in_the_folder_is_said_before_the_training(
     (output / "best.safetensors").rename(tmp_path / "best")
     assert run(masks, output, "--resume", "--epochs", 2) == 1
     assert "best.safetensors, the weights that validated best" in capsys.readouterr().err
-    assert read_progress(output / "last.safetensors").epochs == 1
+    assert read_training_state(output / "last.safetensors").epochs == 1
     (tmp_path / "best").rename(output / "best.safetensors")
     (output / "last.safetensors").unlink()
     before = contents(output)
@@ -189,9 +189,9 @@ def test_a_training_that_is_ended_takes_its_workers_along(
         assert line in errors.splitlines()
         assert not [path for path in output.iterdir() if path.name.startswith(".")]
     # No lock is left, whatever is left of the workers; they end by themselves.
-    done = read_progress(output / "last.safetensors").epochs
+    done = read_training_state(output / "last.safetensors").epochs
     assert run(masks, output, "--resume", "--epochs", 1000, "--seed", 1) == 1
-    assert read_progress(output / "last.safetensors").epochs == done
+    assert read_training_state(output / "last.safetensors").epochs == done
     end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
@@ -265,7 +265,7 @@ def test_weights_that_diverge_end_the_training_and_keep_the_last_whole_epoch(
     assert "weights are not finite after epoch 2, step 1; '" in error
     assert "' holds " in error
     assert "the checkpoint of epoch 1 is whole" in error
-    assert read_progress(output / "last.safetensors").epochs == 1
+    assert read_training_state(output / "last.safetensors").epochs == 1
     for name in ("best.safetensors", "last.safetensors"):
         assert all(bool(tensor.isfinite().all()) for tensor in load_file(output / name).values())
     assert not (output / "report.json").exists()
@@ -288,13 +288,13 @@ def test_a_training_that_diverges_at_once_leaves_no_weights(
 
 
 class _Figures:
-    """An objective that validates as it is told."""
+    """A training task that validates as it is told."""
 
     def __init__(self, *values: float) -> None:
         self.values = list(values)
 
     def validate(self, model: nn.Module) -> Evaluation:
-        return Evaluation("nothing", {"score": Measured(self.values.pop(0)), "other": Measured(0.5)})
+        return Evaluation("nothing", {"score": MetricValue(self.values.pop(0)), "other": MetricValue(0.5)})
 
 
 class _Notes:
@@ -311,15 +311,15 @@ class _One:
 
 @pytest.mark.parametrize("figure", [math.nan, math.inf, -math.inf])
 def test_a_figure_that_is_no_number_is_never_the_best(figure: float, tmp_path: Path) -> None:
-    recipe = MaskRecipe(supervision="masks", epochs=4, learning_rate=1.0)
-    begun = Progress({}, 0, 0.0, None, ())
-    objective, notes = _Figures(figure, 0.25, figure), _Notes()
-    origin = Origin("enet", {}, {}, {}, 0, 0)
+    recipe = SegmentationRecipe(supervision="masks", epochs=4, learning_rate=1.0)
+    begun = TrainingState({}, 0, 0.0, None, ())
+    task, notes = _Figures(figure, 0.25, figure), _Notes()
+    provenance = Provenance("enet", {}, {}, {}, 0, 0)
     model = nn.Linear(1, 1)
-    training: Any = Run(model, objective, recipe, origin, tmp_path, begun)  # type: ignore[arg-type]
+    training: Any = Run(model, task, recipe, provenance, tmp_path, begun)  # type: ignore[arg-type]
     bests, progress = [], begun
     for epoch in (1, 2, 3):
-        progress = Progress({}, epoch, 0.0, progress.best, (*progress.history, {"epoch": float(epoch)}))
+        progress = TrainingState({}, epoch, 0.0, progress.best, (*progress.history, {"epoch": float(epoch)}))
         progress = _validated(training, progress, _One(), notes)  # type: ignore[arg-type]
         bests.append(progress.best)
     assert bests == [None, 0.25, 0.25]
@@ -330,7 +330,7 @@ def test_a_figure_that_is_no_number_is_never_the_best(figure: float, tmp_path: P
 def test_states_and_weights_that_are_not_finite_are_neither_written_nor_read(tmp_path: Path) -> None:
     model = nn.Linear(3, 2)
     sgd = torch.optim.SGD(model.parameters(), 0.1)
-    begun = Progress({}, 1, 0.5, None, ())
+    begun = TrainingState({}, 1, 0.5, None, ())
     path = tmp_path / "s.safetensors"
     write_state(path, {"model": model}, sgd, begun)
     whole = path.read_bytes()
@@ -376,8 +376,8 @@ def test_publishing_refuses_what_the_report_is_not_of(
     (masks / "images" / "000.png").write_bytes((masks / "images" / "001.png").read_bytes())
     assert publish(arguments) == 1
     assert "is not what 'enet' was trained on" in capsys.readouterr().err
-    origin = json.dumps({"model": "enet", "options": {}, "recipe": {}, "data": {}, "seed": 0, "epoch": 1})
-    save_file(load_file(output / "best.safetensors"), output / "best.safetensors", {"edgevis": origin})
+    provenance = json.dumps({"model": "enet", "options": {}, "recipe": {}, "data": {}, "seed": 0, "epoch": 1})
+    save_file(load_file(output / "best.safetensors"), output / "best.safetensors", {"edgevis": provenance})
     assert publish(arguments) == 1
     assert "report.json is of other weights than best.safetensors" in capsys.readouterr().err
     assert not (tmp_path / "w.safetensors").exists()

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgevis import models
-from edgevis.models.recipe import IdentityRecipe
-from edgevis.origin import read_origin
+from edgevis.models.recipe import ReIDRecipe
+from edgevis.provenance import read_provenance
 from edgevis.train import main
-from edgevis.training.run import Request, train
+from edgevis.training.run import TrainingRequest, train
 from edgevis.training.tasks.classify import _answers
 from edgevis.training.teacher import Teacher, open_teacher
 from runtime.bundle.bundle import sha256
@@ -96,10 +96,10 @@ def test_a_student_comes_to_point_where_its_teacher_does(persons: Path, tmp_path
         "options": {},
         "sha256": "5049016a667e70417d3143be7d86d8dcb901993ffdb5adc74e232417eff061c0",
     }
-    origin = read_origin(output / "best.safetensors")
-    assert origin is not None
-    assert origin.teacher == teacher
-    student = models.create("osnet-x0-25", **origin.options)
+    provenance = read_provenance(output / "best.safetensors")
+    assert provenance is not None
+    assert provenance.teacher == teacher
+    student = models.create("osnet-x0-25", **provenance.options)
     models.load_weights(student, output / "best.safetensors")  # nothing of the teacher is in it
 
 
@@ -118,11 +118,9 @@ def test_logits_fall(persons: Path, taught_teacher: Path, tmp_path: Path) -> Non
     assert found[-1] < found[0]
 
 
-@pytest.mark.parametrize("objective", ["local", "global"])
-def test_a_teacher_of_another_width_and_input_size(
-    objective: str, classes: Path, encoder: Path, tmp_path: Path
-) -> None:
-    values = {**CLASSES, "objective": objective}
+@pytest.mark.parametrize("loss", ["local", "global"])
+def test_a_teacher_of_another_width_and_input_size(loss: str, classes: Path, encoder: Path, tmp_path: Path) -> None:
+    values = {**CLASSES, "loss": loss}
     more = ("--teacher", encoder, "--teacher-model", "resnet12")
     output = trained("mobilenetv2", classes, tmp_path / "run", values, *more)
     assert 0 < column(output, "distill embedding")[0] < 2
@@ -148,13 +146,13 @@ def test_networks_of_one_and_two_branches_are_asked_for_the_same() -> None:
 
 def test_the_teacher_sees_the_views_of_the_student() -> None:
     recipe = models.entry("osnet-x0-25").recipes["small"]
-    assert isinstance(recipe, IdentityRecipe)
+    assert isinstance(recipe, ReIDRecipe)
     small, large = models.entry("osnet-x0-25"), models.entry("epri-net-baseline")
     images = list(np.random.default_rng(0).integers(0, 256, (2, 256, 128, 3), np.uint8))
 
     def made(entry: models.ModelEntry) -> Teacher:
         module = models.module_from(entry).train()
-        return Teacher(module, entry.deployment, student=small.deployment, recipe=recipe, identity={}, origin=None)
+        return Teacher(module, entry.deployment, student=small.deployment, recipe=recipe, identity={}, provenance=None)
 
     larger = made(large)
     assert not larger.model.training
@@ -173,7 +171,7 @@ class StoppedError(Exception):
 
 
 class Stops:
-    """A watcher that leaves a training after one of its epochs, as a kill would."""
+    """A listener that leaves a training after one of its epochs, as a kill would."""
 
     def __init__(self, after: int) -> None:
         self.after = after
@@ -200,7 +198,7 @@ def test_a_resumed_training_with_a_teacher_is_an_unbroken_one(
     name = "epri-net-baseline"
     more = ("--teacher", teachers[0], "--teacher-model", name)
     trained("osnet-x0-25", persons, tmp_path / "whole", values, *more)
-    request = Request(
+    request = TrainingRequest(
         "osnet-x0-25", persons, tmp_path / "broken", "small", values, teacher=teachers[0], teacher_model=name
     )
     with pytest.raises(StoppedError):
@@ -250,8 +248,8 @@ def test_teachers_that_do_not_fit(
             "distill_logits is 1, but the teacher's weights do not say on which classes it was trained",
         ),
         (
-            "resnet12", classes, [*resnet, *logits, "--set", "objective=local"],
-            "distill_logits is 1 with the objective 'local', which has no logits",
+            "resnet12", classes, [*resnet, *logits, "--set", "loss=local"],
+            "distill_logits is 1 with the loss 'local', which has no logits",
         ),
         (
             "osnet-x0-25", persons, ["--teacher", taught_teacher, *logits, "--seed", 1],

@@ -12,7 +12,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from edgevis.losses.box_tightness_checks import EPSILON, checked_number
+from edgevis.losses.box_tightness.checks import EPSILON, checked_number
 from runtime.errors import InputError
 
 SmoothMax = Literal["softmax", "quasimax", "max", "genmean"]

@@ -19,7 +19,7 @@ _MAX_BYTES = 8 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class Provenance:
     """Where weights come from; it travels in the metadata of every weights file that a training writes.
 
     Attributes:
@@ -41,7 +41,7 @@ class Origin:
     teacher: Mapping[str, Any] | None = None
 
 
-def read_origin(path: Path) -> Origin | None:
+def read_provenance(path: Path) -> Provenance | None:
     """Where weights come from; None if the file says nothing of it.
 
     Raises:
@@ -49,7 +49,7 @@ def read_origin(path: Path) -> Origin | None:
         SchemaError: What it says is not in our form.
     """
     text = metadata(path).get(KEY) if path.suffix == ".safetensors" else None
-    return None if text is None else from_json(Origin, parse_json(text), f"{path.name}: origin")
+    return None if text is None else from_json(Provenance, parse_json(text), f"{path.name}: provenance")
 
 
 def metadata(path: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ Batch = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MetricValue:
     """One figure of an evaluation.
 
     Attributes:
@@ -56,11 +56,11 @@ class Evaluation:
     """
 
     split: str
-    figures: Mapping[str, Measured]
+    figures: Mapping[str, MetricValue]
     pictures: Mapping[str, Image] = field(default_factory=dict)
 
 
-class Objective(Protocol):
+class TrainingTask(Protocol):
     """Data, loss and measure of one training.
 
     A batch depends on its epoch, its step and the process's rank only, and on the seed: so a run that goes on after a
@@ -106,7 +106,7 @@ class Objective(Protocol):
 class Task(Protocol):
     """A module in ``edgevis/training/tasks/``, named as :attr:`runtime.bundle.spec.Deployment.task`."""
 
-    def objective(
+    def training_task(
         self,
         data: Path,
         recipe: Recipe,
@@ -116,10 +116,10 @@ class Task(Protocol):
         seed: int,
         teacher: Teacher | None,
         check: SplitCheck,
-    ) -> Objective:
-        """Opens the data. Only with a :class:`edgevis.models.recipe.TaughtRecipe` there may be a teacher.
+    ) -> TrainingTask:
+        """Opens the data. Only with a :class:`edgevis.models.recipe.DistillationRecipe` there may be a teacher.
 
-        ``check`` compares what trains with what evaluates, and what it lets pass stands in :attr:`Objective.data`.
+        ``check`` compares what trains with what evaluates, and what it lets pass stands in :attr:`TrainingTask.data`.
 
         Raises:
             SourceError, InputError: They cannot be read, do not suffice, or share what they must not.

@@ -10,8 +10,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from edgevis.losses.box_tightness_bags import class_masks
-from edgevis.losses.box_tightness_checks import EPSILON, checked_boxes, checked_pred
+from edgevis.losses.box_tightness.bags import class_masks
+from edgevis.losses.box_tightness.checks import EPSILON, checked_boxes, checked_pred
 
 _NEIGHBOURS = tuple((dy, dx) for dy in (0, 1, 2) for dx in (0, 1, 2) if (dy, dx) != (1, 1))
 

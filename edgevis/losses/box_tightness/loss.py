@@ -19,10 +19,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from edgevis.losses.box_tightness_bags import class_masks, positive_bags
-from edgevis.losses.box_tightness_checks import EPSILON, checked_angles, checked_boxes, checked_number, checked_pred
-from edgevis.losses.box_tightness_pairwise import pairwise_loss
-from edgevis.losses.box_tightness_smooth import SmoothMax, checked_smooth_max
+from edgevis.losses.box_tightness.bags import class_masks, positive_bags
+from edgevis.losses.box_tightness.checks import EPSILON, checked_angles, checked_boxes, checked_number, checked_pred
+from edgevis.losses.box_tightness.pairwise import pairwise_loss
+from edgevis.losses.box_tightness.smooth import SmoothMax, checked_smooth_max
 from runtime.errors import InputError
 
 Definition = Literal["paper", "released"]

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgevis.losses.box_tightness_lines import crops_around, lines_of
-from edgevis.losses.box_tightness_sampling import bilinear, bordered, taps
-from edgevis.losses.box_tightness_smooth import SmoothMax, bag_values
+from edgevis.losses.box_tightness.lines import crops_around, lines_of
+from edgevis.losses.box_tightness.sampling import bilinear, bordered, taps
+from edgevis.losses.box_tightness.smooth import SmoothMax, bag_values
 
 # Arrays of so many numbers stay in a processor's cache; a GPU wants large ones.
 _POINTS_CPU, _POINTS = 1 << 15, 1 << 20
@@ -33,7 +33,7 @@ def positive_bags(
         pred: (B, C, H, W) floating point, 0 to 1.
         boxes: (N, 6) int64 on the CPU, image, class, x1, y1, x2, y2 inclusive, inside of their images.
         angles: In degrees, above -90 and below 90.
-        smooth_max, alpha: As of :func:`edgevis.losses.box_tightness_smooth.bag_values`.
+        smooth_max, alpha: As of :func:`edgevis.losses.box_tightness.smooth.bag_values`.
         per_box: Whether a box's mask is its own. Else it is the mask of all boxes of that class in that image, seen
             through the crop, and so are the height and width that a line must cross.
 
