@@ -28,11 +28,13 @@ from export.compilers import graph_path
 from export.cpu_proxy import CpuProxy
 from export.onnx import onnx_from_module
 from export.reference import calibration_feeds, golden_of, needs_masks, reference_of
+from export.reference_models.torch_module import TorchModel
 from export.verify import check_parity
-from runtime.bundle.bundle import GOLDEN, Bundle, write_bundle
+from runtime.bundle.bundle import GOLDEN, Bundle
 from runtime.bundle.identity import encoder_identity
 from runtime.bundle.manifest import EngineRecord, Manifest, Weights
 from runtime.bundle.spec import Deployment, Precision
+from runtime.bundle.staging import staged_bundle, write_manifest
 from runtime.common.arrays import Array, unit_rows, write_arrays
 from runtime.errors import UnavailableError
 from runtime.images.preprocess import Preprocessor
@@ -99,16 +101,14 @@ class Subject:
 
     def compiled(self, record: EngineRecord, graphs: Mapping[str, ModelProto], folder: Path) -> EngineRecord:
         """A copy of the bundle in ``folder`` with only this engine in it, compiled from other graphs."""
-
-        def fill(work: Path) -> Manifest:
+        with staged_bundle(folder) as work:
             files = _compile(record.backend, record.precision, graphs, work)
             for name in (GOLDEN, "recorded.npz"):
                 if (self.folder / name).exists():
                     shutil.copy(self.folder / name, work / name)
             manifest = Bundle(self.folder).manifest
-            return replace(manifest, engines=(replace(record, files=files),))
-
-        return write_bundle(folder, fill).manifest.engines[0]
+            write_manifest(work, replace(manifest, engines=(replace(record, files=files),)))
+        return Bundle(folder).manifest.engines[0]
 
     def build(self, record: EngineRecord, folder: Path, *, threads: int | None = None) -> str:
         """What the build's gate says to the engine in ``folder``; empty where it lets it pass."""
@@ -215,7 +215,7 @@ def _neighbours(wanted: Array, found: Array) -> float:
 
 
 def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
-    """Build and prove a subject's engines, as :mod:`export.pipeline` does.
+    """Build and prove a subject's engines, as :mod:`export.stages` does.
 
     Args:
         name: In :data:`SUBJECTS`.
@@ -234,13 +234,14 @@ def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
         models.load_weights(module, weights)
     digest = weights_digest(module)
     deployment = models.deployment_of(entry, module)
+    model = TorchModel(module)
     calibrate, verify = split(_samples(deployment, kind.samples))
-    reference = reference_of(module, deployment, verify, lambda done, total: None)
+    reference = reference_of(model, deployment, verify, lambda done, total: None)
     floats = {graph.name: inlined(onnx_from_module(module, graph)) for graph in deployment.graphs}
     precisions = {precision for _, precision in kind.engines}
     searched = int8.NOT_SEARCHED
     if "int8" in precisions:
-        searched = _searched(kind, module, deployment, floats, calibrate, reference)
+        searched = _searched(kind, model, deployment, floats, calibrate, reference)
     graphs: dict[tuple[str, Precision], Mapping[str, ModelProto]] = {
         (backend, precision): searched.graphs[backend] if precision == "int8" else floats
         for backend, precision in kind.engines
@@ -252,15 +253,16 @@ def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
     for key in fp16_graphs:
         graphs[key] = {
             graph.name: fp16_from_fp32(
-                graphs[key][graph.name], calibration_feeds(module, deployment, graph, calibrate, batch=4)
+                graphs[key][graph.name], calibration_feeds(model, deployment, graph, calibrate, batch=4)
             )
             for graph in deployment.graphs
         }
 
-    def fill(work: Path) -> Manifest:
-        for graph, model in floats.items():
+    path = folder.with_suffix(".edgevis")
+    with staged_bundle(path) as work:
+        for graph, onnx_model in floats.items():
             graph_path(work, graph).parent.mkdir(exist_ok=True)
-            onnx.save(model, graph_path(work, graph))
+            onnx.save(onnx_model, graph_path(work, graph))
         write_arrays(work / GOLDEN, golden_of(reference, deployment))
         records = [
             EngineRecord(
@@ -288,24 +290,24 @@ def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
             optional=("fp16", "bf16", "int8"),  # what this model loses too much in has nothing to be broken
         )
         write_recorded(proved.engines, proved.recorded, work)
-        return Manifest(
+        manifest = Manifest(
             name, kind.model, "cpu", deployment, encoder_identity(kind.model, deployment, digest),
             Weights(weights is not None, "", digest),
             models.parameters(module), proved.engines, {},
         )  # fmt: skip
-
-    bundle = write_bundle(folder.with_suffix(".edgevis"), fill)
+        write_manifest(work, manifest)
+    bundle = Bundle(path)
     persons = data is not None and deployment.task == "reid"
     sides = (read_split(data, "query"), read_split(data, "gallery")) if persons and data else None
     unseen = _samples(deployment, 48, seed=1)
-    judge = _Judge(deployment, reference_of(module, deployment, unseen, lambda done, total: None), sides)
+    judge = _Judge(deployment, reference_of(model, deployment, unseen, lambda done, total: None), sides)
     measure = "mAP, rank-1" if sides else "mask IoU" if _makes_masks(deployment) else "neighbours' mAP"
     return Subject(name, bundle.path, deployment, reference, bundle.manifest.engines, measure, graphs, agreement, judge)
 
 
 def _searched(
     kind: Kind,
-    module: torch.nn.Module,
+    model: TorchModel,
     deployment: Deployment,
     floats: Mapping[str, ModelProto],
     calibrate: SampleSet,
@@ -314,7 +316,7 @@ def _searched(
     config = QuantizationConfig()
     calibrated = int8.calibrate(
         floats,
-        lambda name: calibration_feeds(module, deployment, deployment.graph(name), calibrate, batch=4),
+        lambda name: calibration_feeds(model, deployment, deployment.graph(name), calibrate, batch=4),
         config=config,
         key=lambda graph, digest: (_ for _ in ()).throw(AssertionError("no cache")),
         folder=None,

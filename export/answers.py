@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
-from torch import nn
 
 from export.pictures import Pictures
-from export.reference import torch_outputs
+from export.reference_models import ReferenceModel
 from runtime.backends import NO_ARRAYS
-from runtime.bundle.bundle import staged_bundle
 from runtime.bundle.manifest import ANSWERS, EngineRecord, Manifest
 from runtime.bundle.spec import Graph
+from runtime.bundle.staging import unfinished_bundle
 from runtime.common.arrays import Array, write_arrays
 from runtime.common.json_data import to_json
 from runtime.errors import ExportError, ParityError
@@ -29,18 +28,18 @@ from runtime.verification.answers.file import Answers, Header, arrays_of
 from runtime.verification.answers.reference import reference_answers
 
 
-class TorchEngine:
-    """One graph of the PyTorch model in float32 on one thread, where a predictor has an engine."""
+class ReferenceEngine:
+    """One graph of the reference model in float32 on one thread, where a predictor has an engine."""
 
-    def __init__(self, module: nn.Module, graph: Graph) -> None:
-        self._module, self._graph = module, graph
+    def __init__(self, model: ReferenceModel, graph: Graph) -> None:
+        self._model, self._graph = model, graph
         self.inputs = tuple(tensor.name for tensor in graph.inputs)
         self.outputs = tuple(tensor.name for tensor in graph.outputs)
 
     def run(self, feeds: Mapping[str, Array], resident: Mapping[str, Array] = NO_ARRAYS) -> dict[str, Array]:
         every = {**resident, **feeds}
-        made = torch_outputs(self._module, self._graph, [every[name] for name in self.inputs])
-        return dict(zip(self.outputs, made, strict=True))
+        outputs = self._model.outputs(self._graph, [every[name] for name in self.inputs])
+        return dict(zip(self.outputs, outputs, strict=True))
 
     def close(self) -> None:
         """The model belongs to the caller."""
@@ -49,7 +48,7 @@ class TorchEngine:
 def write_answers(
     folder: Path,
     manifest: Manifest,
-    module: nn.Module,
+    model: ReferenceModel,
     pictures: Pictures,
     *,
     here: Sequence[EngineRecord],
@@ -60,7 +59,7 @@ def write_answers(
     Args:
         folder: The bundle's; its engines and whatever its task reads are in it.
         manifest: What it will say.
-        module: The PyTorch model.
+        model: The reference model.
         pictures: What is enrolled and predicted on.
         here: Those of its engines that this machine can run.
         advance: Told after each engine.
@@ -74,11 +73,11 @@ def write_answers(
         ParityError: With an FP32 engine the predictor's answers are not those that it has with the PyTorch model.
         BackendError: An engine failed.
     """
-    bundle = staged_bundle(folder, manifest)
+    bundle = unfinished_bundle(folder, manifest)
     deployment = manifest.deployment
     header = Header(pictures.source, to_json(deployment), pictures.shows, pictures.enrolled)
     sessions = {
-        graph.name: Session(TorchEngine(module, graph), graph, max_batch=deployment.max_batch)
+        graph.name: Session(ReferenceEngine(model, graph), graph, max_batch=deployment.max_batch)
         for graph in deployment.graphs
     }
     answers = reference_answers(bundle, sessions, header, pictures.images, pictures.masks)

@@ -1,4 +1,4 @@
-"""``python -m export.build``: a PyTorch model becomes a bundle. Its command; the work is in :mod:`export.pipeline`."""
+"""``python -m export.build``: a PyTorch model becomes a bundle. Its command; the work is in :mod:`export.stages`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _build(arguments: argparse.Namespace) -> int:
     reporter = Reporter(sys.stderr if arguments.json else sys.stdout, quiet=arguments.quiet)
     reporter.begin("start")
     request = request_from(arguments)  # imports torch
-    from export.pipeline import build_bundle
+    from export.stages import build_bundle
 
     reporter.end(f"{request.entry.name} for {request.target}")
     bundle = build_bundle(request, reporter)

@@ -1,4 +1,4 @@
-"""Real inputs for every graph of a model, and what the PyTorch model makes of them.
+"""Real inputs for every graph of a model, and what the reference model makes of them.
 
 A graph's input is ``image``, ``mask``, or bears the name of an earlier graph's output: support features, say, that an
 enrolment makes and a prediction is given. One row of those stands for an enrolment.
@@ -7,16 +7,13 @@ enrolment makes and a prediction is given. One row of those stands for an enrolm
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 
 import cv2
 import numpy as np
-import torch
-from torch import nn
 
 from calibration.data.samples import SampleSet
-from edgevis.flops import graph_flops
+from export.reference_models import ReferenceModel
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.common.arrays import Array
 from runtime.errors import ExportError
@@ -34,6 +31,9 @@ _MAX_REFERENCE_FLOPS = 1.5e12
 
 _SHOTS = 1
 
+CALIBRATION_BATCH = 4
+"""Images that INT8's ranges and float16's are measured on at once."""
+
 
 def needs_masks(deployment: Deployment) -> bool:
     """Whether a graph takes ``mask``."""
@@ -45,21 +45,21 @@ def golden_rows(deployment: Deployment) -> int:
     return max(1, min(GOLDEN_ROWS, _MAX_GOLDEN_BYTES // _row_bytes(deployment)))
 
 
-def limit_samples(samples: SampleSet, module: nn.Module, deployment: Deployment) -> SampleSet:
+def limit_samples(samples: SampleSet, model: ReferenceModel, deployment: Deployment) -> SampleSet:
     """As many of the images as a build can compute and hold the tensors of, and not fewer than the largest batch."""
-    flops = sum(graph_flops(module, graph) for graph in deployment.graphs)
+    flops = sum(model.flops(graph) for graph in deployment.graphs)
     count = int(min(_MAX_REFERENCE_BYTES // _row_bytes(deployment), _MAX_REFERENCE_FLOPS // max(flops, 1)))
     count = max(GOLDEN_ROWS, count)
     return samples if len(samples) <= count else samples.subset(range(count))
 
 
 def reference_of(
-    module: nn.Module,
+    model: ReferenceModel,
     deployment: Deployment,
     samples: SampleSet,
     advance: Callable[[int, int], None],
 ) -> dict[str, Array]:
-    """``GRAPH/TENSOR`` to an array of one row per image: the inputs, and PyTorch's outputs for them in float32.
+    """``GRAPH/TENSOR`` to an array of one row per image: the inputs, and the model's outputs for them in float32.
 
     Inputs that an enrolment makes have one row for all images.
 
@@ -75,7 +75,7 @@ def reference_of(
         inputs = graph_inputs(graph, deployment.preprocess, given, made)
         parts: list[tuple[Array, ...]] = []
         for start in range(0, len(samples), rows):
-            parts.append(torch_outputs(module, graph, _rows(graph, inputs, start, start + rows)))
+            parts.append(model.outputs(graph, _rows(graph, inputs, start, start + rows)))
             advance(number * len(samples) + min(start + rows, len(samples)), total)
         outputs = [np.concatenate(column) for column in zip(*parts, strict=True)]
         named = dict(zip((tensor.name for tensor in graph.outputs), outputs, strict=True))
@@ -95,7 +95,7 @@ def golden_of(reference: Mapping[str, Array], deployment: Deployment) -> dict[st
 
 
 def calibration_feeds(
-    module: nn.Module, deployment: Deployment, graph: Graph, samples: SampleSet, *, batch: int
+    model: ReferenceModel, deployment: Deployment, graph: Graph, samples: SampleSet, *, batch: int
 ) -> Iterator[dict[str, Array]]:
     """Batches of real inputs of one graph; what an enrolment makes comes from the first image of each batch."""
     batch = min(batch, golden_rows(deployment))
@@ -105,7 +105,7 @@ def calibration_feeds(
         made: dict[str, Array] = {}
         for earlier in deployment.graphs[: deployment.graphs.index(graph)]:
             inputs = graph_inputs(earlier, deployment.preprocess, given, made)
-            outputs = torch_outputs(module, earlier, _rows(earlier, inputs, 0, _SHOTS))
+            outputs = model.outputs(earlier, _rows(earlier, inputs, 0, _SHOTS))
             made |= dict(zip((tensor.name for tensor in earlier.outputs), outputs, strict=True))
         yield graph_inputs(graph, deployment.preprocess, given, made)
 
@@ -142,21 +142,6 @@ def graph_inputs(
     return inputs
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: the same sums whatever the machine's number of cores.
-
-    It is also the safer choice for speed: on two busy cores, eight images of EPRI-Net took 1.3 s on one thread and
-    5 s on two that waited for each other.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _given(samples: SampleSet, preprocess: Preprocess) -> dict[str, Array]:
     given: dict[str, Array] = {"image": Preprocessor(preprocess)(samples.images)}
     if samples.masks:
@@ -164,13 +149,6 @@ def _given(samples: SampleSet, preprocess: Preprocess) -> dict[str, Array]:
         masks = [cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_NEAREST) for mask in samples.masks]
         given["mask"] = np.stack(masks)
     return given
-
-
-def torch_outputs(module: nn.Module, graph: Graph, inputs: Sequence[Array]) -> tuple[Array, ...]:
-    """What the PyTorch model makes of the inputs of a graph, in the graph's order, in float32 on one thread."""
-    with torch.no_grad(), one_thread():
-        made = getattr(module, graph.name)(*(torch.from_numpy(array) for array in inputs))
-    return tuple(tensor.numpy() for tensor in (made if isinstance(made, tuple) else (made,)))
 
 
 def _rows(graph: Graph, inputs: Mapping[str, Array], start: int, end: int) -> list[Array]:

@@ -66,3 +66,8 @@ class BuildRequest:
     choose: bool = False
     settings: PlanSettings = DEFAULT_SETTINGS
     golden_pictures: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.entry.name

@@ -78,8 +78,8 @@ def sensitivity_chart(model: str, worst: Sequence[LayerSensitivity]) -> str:
 
 def _measure(arguments: argparse.Namespace) -> tuple[LayerSensitivity, ...]:
     from edgevis import models
-    from export.pipeline import measure_layers
     from export.request import BuildRequest
+    from export.stages import measure_layers
 
     request = BuildRequest(
         entry=models.entry(arguments.model),

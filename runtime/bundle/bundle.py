@@ -1,4 +1,4 @@
-"""Read, verify and write a bundle: the folder ``NAME.edgevis/``.
+"""Read and verify a bundle: the folder ``NAME.edgevis/``; :mod:`runtime.bundle.staging` writes one.
 
 A bundle may come from anywhere, so nothing in it is trusted: no path may leave the folder, sizes are bounded,
 every file is hashed before it is used, and nothing is ever unpickled.
@@ -6,30 +6,21 @@ every file is hashed before it is used, and nothing is ever unpickled.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import re
-import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from runtime.bundle.engine_files import EngineFiles, read_engine
 from runtime.bundle.manifest import ANSWERS, MAX_MANIFEST_BYTES, FileRecord, Manifest
 from runtime.common import limits
 from runtime.common.arrays import Array, read_arrays
-from runtime.common.files import abandoned_folders, atomic_write, scratch_folder
 from runtime.errors import BundleNotFoundError, InputError, IntegrityError, SchemaError
 
 SUFFIX = ".edgevis"
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 MAX_FILE_BYTES = 8 << 30
-
-_OLD = "old"
-_AT_FDCWD = -100  # linux/fcntl.h
-_RENAME_EXCHANGE = 2  # linux/fs.h
 
 
 class Bundle:
@@ -183,14 +174,6 @@ class Bundle:
             )
 
 
-def staged_bundle(folder: Path, manifest: Manifest) -> Bundle:
-    """A bundle that is being built: the files in ``folder`` as they are now, and the manifest that will be written."""
-    bundle = Bundle.__new__(Bundle)
-    bundle.path = folder
-    bundle.manifest = replace(manifest, files=_record_files(folder))
-    return bundle
-
-
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
@@ -198,70 +181,6 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def write_bundle(path: str | os.PathLike[str], fill: Callable[[Path], Manifest]) -> Bundle:
-    """Make a bundle at ``path``, replacing one that is there; it appears whole or not at all.
-
-    Args:
-        path: Where the bundle shall be; its name must end in ``.edgevis``.
-        fill: Writes the files into the empty folder it is given and returns the manifest; ``files`` of that
-            manifest is filled in here.
-
-    Raises:
-        BundleNotFoundError: ``path`` exists and is not a bundle, so it is not replaced.
-        SchemaError: The name is not a bundle's.
-    """
-    path = Path(path)
-    if path.suffix != SUFFIX:
-        raise SchemaError(f"{path}: a bundle's name ends in {SUFFIX}")
-    if path.exists() and not (path / MANIFEST).is_file():
-        raise BundleNotFoundError(f"{path} exists and is not a bundle: it is left as it is; name another output")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}."
-    for left in abandoned_folders(prefix, path.parent):  # by builds that were killed
-        _put_back(left, path)
-        shutil.rmtree(left, ignore_errors=True)
-    with scratch_folder(prefix, parent=path.parent) as work:
-        try:
-            staged = work / "new"
-            staged.mkdir()
-            manifest = replace(fill(staged), files=_record_files(staged))
-            with atomic_write(staged / MANIFEST) as file:
-                file.write(manifest.dumps().encode())
-            bundle = Bundle(staged)
-            if not path.exists() or not _exchange(staged, path):
-                if path.exists():
-                    path.rename(work / _OLD)  # a crash before the next line leaves the old bundle here
-                staged.rename(path)
-            bundle.path = path
-            return bundle
-        finally:
-            _put_back(work, path)
-
-
-def _put_back(work: Path, path: Path) -> None:
-    """Give a bundle back its name that was being replaced when the build ended."""
-    if not path.exists() and (work / _OLD).exists():
-        (work / _OLD).rename(path)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders in one step that no crash can halve; False where Linux's renameat2 cannot do it."""
-    try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):  # another system or a C library before glibc 2.28
-        return False
-    return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
-
-
-def _record_files(folder: Path) -> dict[str, FileRecord]:
-    records = {}
-    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())  # a manifest on disk must not name files that a power cut took
-        records[path.relative_to(folder).as_posix()] = FileRecord(path.stat().st_size, sha256(path))
-    return records
 
 
 def _check_path(name: str) -> PurePosixPath:

@@ -12,8 +12,8 @@ import pytest
 from calibration import cache
 from calibration.cache import Key, load, store
 from calibration.quantize.graph import Ranges
-from export.pipeline import build_bundle
 from export.request import BuildRequest
+from export.stages import build_bundle
 
 from built import Recorder
 from tiny_models import pictures, tiny_entry, write_pictures

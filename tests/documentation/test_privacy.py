@@ -17,7 +17,7 @@ _CALIBRATE = """
 import sys, time
 from pathlib import Path
 from built import Recorder
-from export.pipeline import build_bundle
+from export.stages import build_bundle
 from export.request import BuildRequest
 from tiny_models import pictures, tiny_entry, write_pictures
 

@@ -11,14 +11,15 @@ import pytest
 import torch
 from onnx import ModelProto
 
-import export.pipeline
 from benchmarks.fault_kinds import Fault, faults_of, planted
 from calibration.data.activation_spread import spread_ratio, unlike_text
 from export.cpu_proxy import CpuProxy
 from export.engine_selection import UNMEASURABLE, summary_text
-from export.pipeline import build_bundle
-from export.request import BuildRequest
+from export.request import BuildProgress, BuildRequest
 from export.rounding import rounded_graph
+from export.stages import build_bundle
+from export.stages import compile as compile_engines
+from export.state import BuildState
 from runtime.bundle.bundle import MANIFEST, Bundle
 from runtime.bundle.manifest import Candidate
 from runtime.errors import InputError, ParityError
@@ -48,15 +49,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, folder_of_pictures: Path) -
 
 def faulty_compile(monkeypatch: pytest.MonkeyPatch, kind: str, backend: str) -> None:
     """A compiler that plants a fault into one INT8 engine after everything was measured."""
-    compile_right = export.pipeline._compile
+    compile_right = compile_engines.run
 
-    def compile_wrong(graphs: dict[tuple[str, str], dict[str, ModelProto]], *rest: object) -> object:
-        wrong = dict(graphs)
-        model = graphs[backend, "int8"]["embed"]
-        wrong[backend, "int8"] = {"embed": planted(model, _place(model, kind))}
-        return compile_right(wrong, *rest)  # type: ignore[arg-type]
+    def compile_wrong(state: BuildState, progress: BuildProgress) -> None:
+        model = state.graphs[backend, "int8"]["embed"]
+        state.graphs[backend, "int8"] = {"embed": planted(model, _place(model, kind))}
+        compile_right(state, progress)
 
-    monkeypatch.setattr(export.pipeline, "_compile", compile_wrong)
+    monkeypatch.setattr(compile_engines, "run", compile_wrong)
 
 
 def _place(model: ModelProto, kind: str) -> Fault:

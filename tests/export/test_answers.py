@@ -18,9 +18,10 @@ from export.answers import write_answers
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
 from export.pictures import DRAWN, Pictures, drawn_pictures, given_pictures
-from export.pipeline import build_bundle
+from export.reference_models.torch_module import TorchModel
 from export.request import BuildRequest
-from runtime.bundle.bundle import GOLDEN, Bundle, write_bundle
+from export.stages import build_bundle
+from runtime.bundle.bundle import GOLDEN, Bundle
 from runtime.bundle.identity import encoder_identity
 from runtime.bundle.manifest import ANSWERS, EngineRecord, Manifest, Weights
 from runtime.bundle.spec import Preprocess
@@ -31,7 +32,7 @@ from runtime.verification.answers.compare import check_preprocessing, read_answe
 from runtime.verification.answers.file import Answers
 
 from built import Recorder
-from bundles import needs_openvino
+from bundles import needs_openvino, write_bundle
 from tiny_models import (
     DEPLOYMENT,
     GRAPH,
@@ -73,7 +74,9 @@ def bundle_of(path: Path, engine: TinyNet, model: TinyNet, shown: Pictures) -> t
             engines=tuple(records),
             files={},
         )
-        made.append(write_answers(folder, manifest, model, shown, here=records, advance=lambda done, total: None))
+        made.append(
+            write_answers(folder, manifest, TorchModel(model), shown, here=records, advance=lambda done, total: None)
+        )
         return manifest
 
     return write_bundle(path, fill), made

@@ -22,9 +22,9 @@ from edgevis.open_set.sidecar import Header, weights_digest, write_sidecar
 from edgevis.open_set.space import space_of
 from export import targets
 from export.build import main
-from export.pipeline import build_bundle
 from export.report import UNTRAINED
 from export.request import BuildRequest
+from export.stages import build_bundle
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.identity import encoder_identity
 from runtime.bundle.spec import Deployment, Graph, TensorSpec

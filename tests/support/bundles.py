@@ -26,10 +26,11 @@ import pytest
 
 import runtime
 from runtime.backends._tensorrt.spec import BuildSpec, spec_path
-from runtime.bundle.bundle import GOLDEN, MANIFEST, sha256, write_bundle
+from runtime.bundle.bundle import GOLDEN, MANIFEST, Bundle, sha256
 from runtime.bundle.identity import DIGEST, encoder_identity, manifest_digest
 from runtime.bundle.manifest import Decisions, EngineRecord, GraphParity, Manifest, ParityReport, Weights
 from runtime.bundle.spec import Deployment, Graph, Precision, Preprocess, TensorSpec
+from runtime.bundle.staging import staged_bundle, write_manifest
 from runtime.common.arrays import write_arrays
 from runtime.open_set.space import FILE as OPEN_SET
 
@@ -165,6 +166,13 @@ def write_tiny_bundle(path: Path, tiny: Tiny | None = None) -> Path:
 
     write_bundle(path, fill)
     return path
+
+
+def write_bundle(path: Path, fill: Callable[[Path], Manifest]) -> Bundle:
+    """Stage a bundle: ``fill`` writes its files into the folder that it is given and returns the manifest."""
+    with staged_bundle(path) as folder:
+        write_manifest(folder, fill(folder))
+    return Bundle(path)
 
 
 def write_engine(folder: Path, engine: TinyEngine, tiny: Tiny) -> Path:

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bundle.bundle import write_bundle
 from runtime.bundle.identity import encoder_identity
 from runtime.bundle.manifest import EngineRecord, GraphParity, Manifest, ParityReport, Weights
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 
-from bundles import write_model
+from bundles import write_bundle, write_model
 
 SIDE = 32
 PLAIN = Preprocess(SIDE, SIDE, "BGR")

@@ -16,6 +16,7 @@ from edgevis import models
 from edgevis.ops.cross_attention import onnx_function
 from export.onnx import onnx_from_module
 from export.reference import calibration_feeds
+from export.reference_models.torch_module import TorchModel
 from runtime.common.arrays import Array
 
 pytestmark = pytest.mark.torch
@@ -45,7 +46,7 @@ def test_int8_flips_no_mask_decision_of_real_images() -> None:
     deployment = models.deployment_of(entry, module)
     graph = deployment.graph("support")
     samples = samples_from_photographs(height=129, width=129, count=16).with_masks()
-    feeds = list(calibration_feeds(module, deployment, graph, samples, batch=4))
+    feeds = list(calibration_feeds(TorchModel(module), deployment, graph, samples, batch=4))
     prepared = prepare(onnx_from_module(module, graph), OPERATORS)
     assert set(prepared.excluded_by_rule.values()) == {"a mask's comparison depends on it"}
     ranges = measure_ranges(prepared, feeds[:3], QuantizationConfig())

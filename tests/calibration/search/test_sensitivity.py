@@ -24,8 +24,8 @@ from export import sensitivity as report
 from export.build import main
 from export.engine_selection import FASTEST, PASSES, candidates_of, drop_of_parity, summary_text
 from export.onnx import onnx_from_module
-from export.pipeline import build_bundle
 from export.request import BuildRequest
+from export.stages import build_bundle
 from runtime.bundle.build_report import candidates_table
 from runtime.bundle.manifest import Decisions, EngineRecord, GraphParity, Manifest, ParityReport
 from runtime.errors import ExportError

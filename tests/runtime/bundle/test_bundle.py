@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from runtime.bundle import bundle as bundle_module
-from runtime.bundle.bundle import GOLDEN, MANIFEST, MAX_FILE_BYTES, Bundle, write_bundle
+from runtime.bundle import staging
+from runtime.bundle.bundle import GOLDEN, MANIFEST, MAX_FILE_BYTES, Bundle
 from runtime.bundle.manifest import Manifest
+from runtime.bundle.staging import staged_bundle
 from runtime.errors import BundleNotFoundError, IntegrityError, SchemaError
 from runtime.predictor import Predictor
 
@@ -36,6 +38,7 @@ from bundles import (
     succeeded,
     tiny_weights,
     tree,
+    write_bundle,
     write_tiny_bundle,
 )
 
@@ -363,6 +366,13 @@ def test_a_manifest_that_names_a_file_that_was_not_written(tiny_bundle: Path) ->
     assert tree(tiny_bundle.parent) == before
 
 
+def test_a_block_that_writes_no_manifest(tiny_bundle: Path) -> None:
+    before = tree(tiny_bundle.parent)
+    with pytest.raises(BundleNotFoundError, match="is not a bundle"), staged_bundle(tiny_bundle) as folder:
+        (folder / "engine.onnx").write_bytes(b"alone")
+    assert tree(tiny_bundle.parent) == before
+
+
 def test_what_is_no_bundle_is_not_replaced(tiny_bundle: Path) -> None:
     manifest = Bundle(tiny_bundle).manifest
     precious = tiny_bundle.parent / "photos.edgevis"
@@ -387,14 +397,12 @@ def test_a_name_that_is_not_a_bundles(tmp_path: Path, name: str) -> None:
 _KILLED_BUILD = """
 import sys, time
 from pathlib import Path
-from runtime.bundle.bundle import Bundle, write_bundle
+from runtime.bundle.staging import staged_bundle
 
-path = Path(sys.argv[1])
-def fill(folder):
+with staged_bundle(Path(sys.argv[1])) as folder:
     (folder / "half.onnx").write_bytes(b"half")
     print("writing", flush=True)
     time.sleep(60)
-write_bundle(path, fill)
 """
 
 
@@ -418,23 +426,23 @@ def test_a_killed_build_leaves_the_old_bundle_usable(tiny_bundle: Path) -> None:
 _KILLED_AT_STEP = """
 import os, signal, sys
 from pathlib import Path
-from runtime.bundle.bundle import Bundle, write_bundle
+from runtime.bundle.bundle import Bundle
+from runtime.bundle.staging import staged_bundle, write_manifest
 
 path, steps_left = Path(sys.argv[1]), int(sys.argv[2])
 manifest = Bundle(path).manifest
-def fill(folder):
-    for name in manifest.files:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"new")
-    sys.addaudithook(count)
-    return manifest
 def count(event, arguments):
     global steps_left
     if event in ("os.rename", "os.remove", "os.rmdir"):
         steps_left -= 1
         if steps_left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
-write_bundle(path, fill)
+with staged_bundle(path) as folder:
+    for name in manifest.files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"new")
+    sys.addaudithook(count)
+    write_manifest(folder, manifest)
 """
 
 
@@ -460,7 +468,7 @@ def test_a_build_killed_at_any_step_of_the_exchange_leaves_a_whole_bundle(tiny_b
 @pytest.fixture
 def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a system or a file system without renameat2's exchange."""
-    monkeypatch.setattr(bundle_module, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(staging, "_exchange", lambda one, other: False)
 
 
 @pytest.mark.usefixtures("no_exchange")
@@ -493,13 +501,12 @@ def test_the_old_bundle_comes_back_when_the_new_one_cannot_take_its_place(
 _SLEEPING_BUILD = """
 import sys, time
 from pathlib import Path
-from runtime.bundle.bundle import write_bundle
+from runtime.bundle.staging import staged_bundle
 
-def fill(folder):
+with staged_bundle(Path(sys.argv[1])) as folder:
     (folder / "engine.onnx").write_bytes(bytes(1000))
     print("building", flush=True)
     time.sleep(60)
-write_bundle(Path(sys.argv[1]), fill)
 """
 
 
@@ -543,13 +550,12 @@ def test_a_bundle_that_a_killed_build_had_put_aside_comes_back(tiny_bundle: Path
 _FULL_DISK_BUILD = """
 import resource, sys
 from pathlib import Path
-from runtime.bundle.bundle import write_bundle
+from runtime.bundle.staging import staged_bundle
 
-def fill(folder):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-    (folder / "engine.onnx").write_bytes(bytes(8192))
 try:
-    write_bundle(Path(sys.argv[1]), fill)
+    with staged_bundle(Path(sys.argv[1])) as folder:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        (folder / "engine.onnx").write_bytes(bytes(8192))
 except OSError as error:
     print(error.strerror)
 """

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from edgevis.cli import main
-from runtime.bundle.bundle import MANIFEST, Bundle, write_bundle
+from runtime.bundle.bundle import MANIFEST, Bundle
 from runtime.bundle.identity import DIGEST, NOT_COVERED, encoder_identity, manifest_digest
 from runtime.bundle.manifest import ANSWERS, Manifest
 from runtime.common.arrays import write_arrays
@@ -21,7 +21,17 @@ from runtime.errors import BundleError, InputError, IntegrityError, SchemaError
 from runtime.predictor import Predictor
 from runtime.verification.answers.compare import NO_PICTURES
 
-from bundles import Tiny, TinyEngine, edited_manifest, json_paths, mutate, picture, signed, write_tiny_bundle
+from bundles import (
+    Tiny,
+    TinyEngine,
+    edited_manifest,
+    json_paths,
+    mutate,
+    picture,
+    signed,
+    write_bundle,
+    write_tiny_bundle,
+)
 from logs import logged_warnings
 
 WHOLE = Tiny(

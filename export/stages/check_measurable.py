@@ -1,13 +1,31 @@
-"""Whether the images can show what INT8 loses: a measure that no engine could fail proves nothing."""
+"""Leave INT8 out where the images cannot show what it loses: a measure that no engine could fail proves nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
 from calibration.search.accuracy_drop import decisions_of
+from export.request import BuildProgress
+from export.state import BuildState
 from runtime.bundle.spec import Deployment, Precision
 from runtime.common.arrays import Array
 from runtime.errors import InputError
+
+
+def run(state: BuildState, progress: BuildProgress) -> None:
+    """Take INT8 out of ``precisions`` where nothing can be measured; of random weights nothing is claimed.
+
+    Raises:
+        InputError: Nothing would be left.
+    """
+    if "int8" not in state.precisions or not state.weights.trained:
+        return
+    if not (reason := unmeasurable_text(state.deployment, state.reference)):
+        return
+    max_drop = state.request.max_drop
+    state.precisions = without_int8(state.precisions, reason, max_drop=max_drop, warn=progress.warn)
+    if "int8" not in state.precisions:
+        state.left_out = tuple(f"{name}-int8" for name in state.target.compilers["int8"])
 
 
 def unmeasurable_text(deployment: Deployment, reference: Mapping[str, Array]) -> str:

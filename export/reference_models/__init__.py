@@ -1,0 +1,36 @@
+"""The models that engines are compared with: a PyTorch module, or a float32 ONNX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from onnx import ModelProto
+
+from calibration.data.samples import SampleSet
+from runtime.bundle.spec import Deployment, Graph
+from runtime.common.arrays import Array
+
+
+class ReferenceModel(Protocol):
+    """What a build exports and proves its engines against."""
+
+    def outputs(self, graph: Graph, inputs: Sequence[Array]) -> tuple[Array, ...]:
+        """The outputs of a graph in float32, in the graph's order, computed on one thread."""
+        ...
+
+    def flops(self, graph: Graph) -> int:
+        """Floating-point operations of one image in that graph."""
+        ...
+
+    def to_onnx(self, graph: Graph) -> ModelProto:
+        """The graph as a self-contained float32 ONNX model with the inputs and outputs that ``graph`` declares.
+
+        Raises:
+            ExportError: It cannot be exported, or computes from other inputs.
+        """
+        ...
+
+    def calibration_warning(self, deployment: Deployment, samples: SampleSet) -> str:
+        """A warning where the calibration images are unlike the training's; empty where alike or unknown."""
+        ...

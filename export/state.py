@@ -1,0 +1,97 @@
+"""What one build has come to: the request, and what each stage adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from onnx import ModelProto
+
+from calibration.data.samples import SampleSet
+from calibration.quantize.config import QuantizationConfig
+from calibration.search.sensitivity import LayerSensitivity
+from export.int8 import NOT_SEARCHED, Calibrated, Searched
+from export.profiles import Profiles
+from export.reference_models import ReferenceModel
+from export.request import BuildRequest
+from export.targets import Target
+from runtime.bundle.manifest import Calibration, Candidate, EngineRecord, Manifest, Weights
+from runtime.bundle.spec import Deployment, Precision
+from runtime.common.arrays import Array
+
+EngineKey = tuple[str, Precision]
+"""The backend and the precision of an engine."""
+
+Graphs = Mapping[str, ModelProto]
+"""Graph name to ONNX model."""
+
+
+@dataclass(slots=True, eq=False)
+class BuildState:
+    """The state of a build; stages run in order, and each reads what earlier ones have set.
+
+    Attributes:
+        request: What is built.
+        target: Where it shall run.
+        precisions: Those that are built; INT8 leaves where the images cannot show what it loses.
+        folder: The staged bundle's; what a stage writes goes there.
+        model: What engines are compared with. Set by ``load``, as are the next four.
+        deployment: The model's graphs and preprocessing; ``open_set`` adds its statistics.
+        weights: Where they come from, and their digest.
+        parameters: How many there are.
+        profiles: Graph name to the shapes that engines are built for; empty where the target has no such range.
+        calibration_samples, verification_samples: Images, with masks where a graph takes one. Set by ``samples``.
+        float_graphs: The graphs in float32. Set by ``to_onnx``.
+        reference: ``GRAPH/TENSOR`` to one row per verification image: inputs, and the model's outputs. Set by
+            ``reference``.
+        golden: The same of the images that go into the bundle; None where those are the first of ``reference``.
+        left_out: Names of engines that are not built, because nothing could be measured of them.
+        calibrated: INT8's ranges; None where no INT8 is built. Set by ``calibrate``.
+        sensitivity: What each layer alone does in INT8. Set by ``calibrate``.
+        search: INT8 graphs for each backend. Set by ``search_int8``.
+        calibration: How they were made; None where no INT8 is built.
+        graphs: What each engine is compiled from; engines that are compiled from the same share the very object. Set
+            by ``search_int8``; ``cast_fp16`` replaces those that compute in float16.
+        uncast_graphs: The same before the casts to float16.
+        records: The compiled engines. Set by ``compile``.
+        engines: Those that are in the bundle, with what was measured of them. Set by ``check_parity``.
+        candidates: What became of every engine.
+        manifest: What the bundle says of itself. Set by ``describe``.
+    """
+
+    request: BuildRequest
+    target: Target
+    precisions: tuple[Precision, ...]
+    folder: Path
+    model: ReferenceModel = field(init=False)
+    deployment: Deployment = field(init=False)
+    weights: Weights = field(init=False)
+    parameters: int = field(init=False)
+    profiles: Mapping[str, Profiles] = field(init=False)
+    calibration_samples: SampleSet = field(init=False)
+    verification_samples: SampleSet = field(init=False)
+    float_graphs: Graphs = field(init=False)
+    reference: Mapping[str, Array] = field(init=False)
+    golden: Mapping[str, Array] | None = None
+    left_out: tuple[str, ...] = ()
+    calibrated: Calibrated | None = None
+    sensitivity: tuple[LayerSensitivity, ...] = ()
+    search: Searched = NOT_SEARCHED
+    calibration: Calibration | None = None
+    graphs: dict[EngineKey, Graphs] = field(init=False)
+    uncast_graphs: Mapping[EngineKey, Graphs] = field(init=False)
+    records: tuple[EngineRecord, ...] = ()
+    engines: tuple[EngineRecord, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    manifest: Manifest = field(init=False)
+
+    @property
+    def quantization(self) -> QuantizationConfig:
+        """How INT8 graphs are quantised."""
+        config = self.target.quantization
+        return replace(config, method=self.request.calibration or config.method)
+
+    def graph_paths(self, record: EngineRecord) -> dict[str, Path]:
+        """Graph name to the main file of that engine."""
+        return {graph: self.folder / file for graph, file in record.files.items()}
