@@ -8,6 +8,7 @@ from typing import Any
 from onnx import ModelProto, inliner
 
 from export.compilers import engine_path
+from export.metadata import SECTION
 from runtime import backends
 from runtime.backends._tensorrt.spec import BuildSpec
 from runtime.bundle.spec import Precision
@@ -45,6 +46,8 @@ def ir_from_onnx(model: ModelProto, path: Path) -> None:
     try:
         ir = openvino.Core().read_model(model=inlined.SerializeToString(), weights=b"")
         _fold(ir)
+        for entry in model.metadata_props:
+            ir.set_rt_info(entry.value, [SECTION, entry.key])
         openvino.save_model(ir, path, compress_to_fp16=False)
     except Exception as error:  # OpenVINO raises bare RuntimeError, and others from its bindings
         raise CompileError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from export import compilers
+from export.metadata import describe_graph
 from export.request import BuildProgress
 from export.state import BuildState, EngineKey
 from runtime.bundle.manifest import EngineRecord
@@ -28,6 +29,7 @@ def _compile(state: BuildState, key: EngineKey) -> EngineRecord:
     backend, precision = key
     files = {}
     for graph, model in state.graphs[key].items():
+        describe_graph(model, name=state.request.name, graph=graph, deployment=state.deployment)
         profiles = state.profiles.get(graph)
         path = compilers.load(backend).engine_from_onnx(
             model,

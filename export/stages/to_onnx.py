@@ -6,6 +6,7 @@ import onnx
 from onnx import ModelProto
 
 from export.compilers import graph_path
+from export.metadata import describe_graph
 from export.request import BuildProgress
 from export.state import BuildState
 
@@ -20,10 +21,11 @@ def run(state: BuildState, progress: BuildProgress) -> None:
     graphs: dict[str, ModelProto] = {}
     size_bytes = 0
     for number, graph in enumerate(state.deployment.graphs, start=1):
-        graphs[graph.name] = state.model.to_onnx(graph)
+        graphs[graph.name] = model = state.model.to_onnx(graph)
+        describe_graph(model, name=state.request.name, graph=graph.name, deployment=state.deployment)
         path = graph_path(state.folder, graph.name)
         path.parent.mkdir(exist_ok=True)
-        onnx.save(graphs[graph.name], path)
+        onnx.save(model, path)
         size_bytes += path.stat().st_size
         progress.advance(number, len(state.deployment.graphs))
     state.float_graphs = graphs

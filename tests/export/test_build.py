@@ -10,18 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from calibration.data.samples import samples_from_photographs
-from edgevis import Predictor, models
+from edgevis import Predictor, __version__, models
 from edgevis.models import ModelEntry
 from edgevis.open_set.sidecar import Header, weights_digest, write_sidecar
 from edgevis.open_set.space import space_of
 from export import targets
 from export.build import main
+from export.metadata import describe_graph
+from export.onnx import onnx_from_module
 from export.report import UNTRAINED
 from export.request import BuildRequest
 from export.stages import build_bundle
@@ -30,6 +33,7 @@ from runtime.bundle.identity import encoder_identity
 from runtime.bundle.spec import Deployment, Graph, TensorSpec
 from runtime.common.arrays import unit_rows
 from runtime.common.json_data import to_json
+from runtime.common.vendors import import_openvino
 from runtime.errors import ExportError, InputError, MissingDependencyError, ParityError, UnknownModelError, WeightsError
 from runtime.open_set.generic import generic
 from runtime.verification.verify import verify_bundle
@@ -136,6 +140,32 @@ def test_files_are_where_the_design_says(built: tuple[Bundle, Recorder]) -> None
         "graphs/embed.onnx",
         "recorded.npz",
     ]
+
+
+def test_graph_files_say_what_they_are(built: tuple[Bundle, Recorder]) -> None:
+    """What Netron and other runtimes show; nothing of it differs between two builds."""
+    expected = {
+        "model_name": "tiny",
+        "graph": "embed",
+        "task": "reid",
+        "edgevis_version": __version__,
+        "preprocess": json.dumps(to_json(DEPLOYMENT.preprocess), sort_keys=True),
+    }
+    for name in ("graphs/embed.onnx", "engines/onnxruntime-int8/embed.onnx"):
+        model = onnx.load(built[0].path / name)
+        assert {item.key: item.value for item in model.metadata_props} == expected
+        assert (model.producer_name, model.producer_version) == ("edgevis", __version__)
+        assert "task reid" in model.doc_string
+    for precision in ("fp32", "int8"):
+        ir = import_openvino().Core().read_model(built[0].path / f"engines/openvino-{precision}/embed.xml")
+        assert {key: ir.get_rt_info(["model_info", key]).astype(str) for key in expected} == expected
+
+
+def test_labels_of_a_model_with_fixed_ones_are_in_its_graphs() -> None:
+    model = onnx_from_module(tiny_net(), GRAPH)
+    deployment = replace(DEPLOYMENT, postprocess={"labels": ["scratch", "dent"]})
+    describe_graph(model, name="tiny", graph="embed", deployment=deployment)
+    assert {item.key: item.value for item in model.metadata_props}["labels"] == '["scratch", "dent"]'
 
 
 def test_no_file_tells_of_the_machine(built: tuple[Bundle, Recorder]) -> None:
