@@ -14,7 +14,7 @@ from runtime.bundle.bundle import SUFFIX
 from runtime.bundle.spec import Precision
 
 if TYPE_CHECKING:
-    from export.request import BuildRequest
+    from export.request import BuildRequest, OnnxSource
 
 _DESCRIPTION = """\
 Export a model to ONNX, compile it for a target, prove every engine against PyTorch on real images, write a bundle.
@@ -23,6 +23,7 @@ Each stage prints one line with its time and what it made. Nothing is written un
 that is already there is then replaced, and otherwise left as it is.
 """
 _AUTO = "auto"
+_ONNX_TASKS = ("reid", "classify", "segment")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,6 +32,29 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m export.build", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", metavar="NAME", help="a model of edgevis.models; see --list")
+    parser.add_argument(
+        "--onnx",
+        metavar="FILE",
+        type=Path,
+        help="your own float32 ONNX file in place of --model: one image (N, 3 or 1, H, W), one output, open batch, "
+        "weights inside. Its engines are proved against it, run by ONNX Runtime with nothing optimised",
+    )
+    parser.add_argument(
+        "--task",
+        metavar="TASK",
+        choices=_ONNX_TASKS,
+        help=f"what the ONNX file is for: {', '.join(_ONNX_TASKS)}; the output is an embedding (N, D), for segment "
+        "logits (N, classes, height, width)",
+    )
+    parser.add_argument(
+        "--preprocess",
+        metavar="FIELDS",
+        default="",
+        help="how an image becomes the ONNX file's input: color=RGB,scale=1/255,mean=0.485:0.456:0.406,"
+        "std=0.229:0.224:0.225, also fit, interpolation, pad_value and, where the graph leaves them open, height and "
+        "width; or a .json file with these fields (default: RGB, 1/255, mean 0, std 1, stretched)",
+    )
+    parser.add_argument("--labels", metavar="A,B", default="", help="one name for each class, for --task segment")
     parser.add_argument("--target", metavar="NAME", default="cpu", help="where it shall run (default: cpu); see --list")
     parser.add_argument(
         "--precision",
@@ -176,6 +200,19 @@ def _option(text: str) -> tuple[str, str | int]:
     return name, int(value) if value.isdecimal() else value
 
 
+def contradiction(arguments: argparse.Namespace) -> str:
+    """What is missing, or excludes each other; empty where nothing does."""
+    if arguments.onnx is None:
+        for name in ("task", "preprocess", "labels"):
+            if getattr(arguments, name):
+                return f"--{name} goes with --onnx"
+        return "" if arguments.model else "--model or --onnx is needed; --list shows the models"
+    for name in ("model", "checkpoint", "option"):
+        if getattr(arguments, name):
+            return f"--onnx takes no --{name}"
+    return "" if arguments.task else f"--onnx needs --task; allowed: {', '.join(_ONNX_TASKS)}"
+
+
 def request_from(arguments: argparse.Namespace) -> BuildRequest:
     """What parsed arguments ask for.
 
@@ -187,11 +224,11 @@ def request_from(arguments: argparse.Namespace) -> BuildRequest:
     from export.request import BuildRequest
     from export.targets import PlanSettings
 
-    entry = models.entry(arguments.model)
+    entry = models.entry(arguments.model) if arguments.onnx is None else _onnx_source(arguments)
     named = tuple(name for names in arguments.precision or () for name in names)
     return BuildRequest(
         entry=entry,
-        output=arguments.output or Path("bundles", f"{arguments.model}{SUFFIX}"),
+        output=arguments.output or Path("bundles", f"{entry.name}{SUFFIX}"),
         target=arguments.target,
         # `auto` beside other names: these are the candidates.
         precisions=tuple(name for name in named if name != _AUTO) or None,
@@ -214,6 +251,14 @@ def request_from(arguments: argparse.Namespace) -> BuildRequest:
             hardware_compatible=arguments.hardware_compatible,
         ),
     )
+
+
+def _onnx_source(arguments: argparse.Namespace) -> OnnxSource:
+    from export.preprocess_option import parsed_preprocess
+    from export.request import OnnxSource
+
+    labels = tuple(label.strip() for label in arguments.labels.split(",") if label.strip())
+    return OnnxSource(arguments.onnx, arguments.task, parsed_preprocess(arguments.preprocess), labels)
 
 
 def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:

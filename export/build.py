@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from export.arguments import build_parser, request_from
+from export.arguments import build_parser, contradiction, request_from
 from export.report import list_all, print_report
 from export.reporter import Reporter
 from runtime.common.command import run_command
@@ -25,8 +25,8 @@ def _main(argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.list:
         return list_all(as_json=arguments.json)
-    if not arguments.model:
-        parser.error("--model is needed; --list shows the models")
+    if problem := contradiction(arguments):
+        parser.error(problem)
     try:
         return _build(arguments)
     except (EdgevisError, OSError) as error:  # OSError: the disk is full, the folder is read-only

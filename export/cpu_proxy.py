@@ -20,26 +20,32 @@ class CpuProxy:
     """Runs an ONNX file in the types that it says; what the processor's kernels lack, ONNX Runtime casts.
 
     Args:
-        path: The file.
+        source: The file, or the serialised model.
         exact: Run every node as the file says it, nothing fused: Q/DQ then round between float operations.
+        threads: CPU threads; 0 is what ONNX Runtime takes.
 
     Raises:
         EngineError: ONNX Runtime refuses the file.
         MissingDependencyError: It is not installed.
     """
 
-    def __init__(self, path: Path, *, exact: bool = False) -> None:
+    def __init__(self, source: Path | bytes, *, exact: bool = False, threads: int = 0) -> None:
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors only: they come back as exceptions
         if exact:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=_WRONG_WITH_HALF_SCALES
+                source if isinstance(source, bytes) else str(source),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=_WRONG_WITH_HALF_SCALES,
             )
         except Exception as error:  # its exception classes share no base but Exception
-            raise EngineError(f"ONNX Runtime {onnxruntime.__version__} cannot open {path.name}: {error}") from error
+            name = "the graph" if isinstance(source, bytes) else source.name
+            raise EngineError(f"ONNX Runtime {onnxruntime.__version__} cannot open {name}: {error}") from error
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
 

@@ -75,13 +75,13 @@ def onnx_from_module(module: nn.Module, graph: Graph) -> ModelProto:
         raise ExportError(f"graph {graph.name!r} cannot be exported to ONNX: {reason[0]}") from error
     if program is None:
         raise ExportError(f"graph {graph.name!r}: the exporter returned nothing")
-    _fold_constants(program.model)
+    fold_constants(program.model)
     model = program.model_proto
     model.ir_version = min(model.ir_version, IR_VERSION)
     strip_metadata(model)
     _define_operators(model)
     onnx.checker.check_model(model, full_check=True)
-    _check_io(model, graph)
+    check_io(model, graph)
     # Finite weights may still make infinite ones, such as a batch norm whose variance is negative.
     if (name := non_finite_weight(model.SerializeToString(), {})) is not None:
         raise ExportError(
@@ -91,7 +91,7 @@ def onnx_from_module(module: nn.Module, graph: Graph) -> ModelProto:
     return model
 
 
-def _fold_constants(model: ir.Model) -> None:
+def fold_constants(model: ir.Model) -> None:
     """Compute what depends on weights alone: the exporter of torch 2.13 leaves it where a weight is large.
 
     Engines do so when they load; quantisation would take such a weight for an activation.
@@ -192,7 +192,8 @@ def _strip_node(node: onnx.NodeProto) -> None:
             _strip_graph(graph)
 
 
-def _check_io(model: ModelProto, graph: Graph) -> None:
+def check_io(model: ModelProto, graph: Graph) -> None:
+    """ExportError unless the model has the inputs and outputs that ``graph`` declares."""
     for what, found, wanted in (
         ("input", model.graph.input, graph.inputs),
         ("output", model.graph.output, graph.outputs),

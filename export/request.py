@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from calibration.quantize.ranges import Method
 from edgevis.models.entry import ModelEntry
@@ -28,11 +29,37 @@ class BuildProgress(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class OnnxSource:
+    """Somebody's own ONNX file, in the place of a model of :mod:`edgevis.models`.
+
+    Attributes:
+        path: The file: one float32 image (N, 3 or 1, H, W) to one output, weights inside.
+        task: ``reid`` or ``classify`` with an embedding (N, D) as output, ``segment`` with logits (N, classes, h, w).
+        preprocess: Fields of :class:`runtime.bundle.spec.Preprocess` as JSON data; height and width only where the
+            graph leaves them open.
+        labels: One name for each class of ``segment``.
+        precisions: None: what the target makes.
+    """
+
+    path: Path
+    task: str
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    precisions: tuple[Precision, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name: the file's, with a hyphen for each character that a name cannot have."""
+        name = re.sub("[^A-Za-z0-9_.-]", "-", self.path.stem)[:64]
+        return name if name[:1].isalpha() else f"model-{name}"[:64]
+
+
+@dataclass(frozen=True, slots=True)
 class BuildRequest:
     """What to build.
 
     Attributes:
-        entry: The model.
+        entry: The model, or an ONNX file.
         output: The bundle's path, ending in ``.edgevis``.
         target: A name in :mod:`export.targets`.
         precisions: None for the model's default ones, or the target's.
@@ -51,7 +78,7 @@ class BuildRequest:
             drawn ones.
     """
 
-    entry: ModelEntry
+    entry: ModelEntry | OnnxSource
     output: Path
     target: str = "cpu"
     precisions: tuple[Precision, ...] | None = None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from onnx import ModelProto
 
 from calibration.data.samples import SampleSet
+from runtime.bundle.manifest import Weights
 from runtime.bundle.spec import Deployment, Graph
 from runtime.common.arrays import Array
 
 
 class ReferenceModel(Protocol):
-    """What a build exports and proves its engines against."""
+    """What a build exports and proves its engines against. ``str()`` of it says what computes."""
 
     def outputs(self, graph: Graph, inputs: Sequence[Array]) -> tuple[Array, ...]:
         """The outputs of a graph in float32, in the graph's order, computed on one thread."""
@@ -34,3 +36,20 @@ class ReferenceModel(Protocol):
     def calibration_warning(self, deployment: Deployment, samples: SampleSet) -> str:
         """A warning where the calibration images are unlike the training's; empty where alike or unknown."""
         ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A model with what its source says of it.
+
+    Attributes:
+        model: It runs in float32.
+        deployment: Its graphs and preprocessing.
+        weights: Where they come from, and their digest.
+        parameters: How many there are.
+    """
+
+    model: ReferenceModel
+    deployment: Deployment
+    weights: Weights
+    parameters: int

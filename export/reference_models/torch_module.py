@@ -11,8 +11,14 @@ from torch import nn
 
 from calibration.data.activation_spread import unlike_text
 from calibration.data.samples import SampleSet
+from edgevis import __version__, models
 from edgevis.flops import graph_flops
+from edgevis.models.entry import ModelEntry
+from edgevis.open_set.sidecar import weights_digest
 from export.onnx import onnx_from_module
+from export.reference_models import LoadedModel
+from export.request import BuildRequest
+from runtime.bundle.manifest import Weights
 from runtime.bundle.spec import Deployment, Graph
 from runtime.common.arrays import Array
 
@@ -26,6 +32,9 @@ class TorchModel:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
+
+    def __str__(self) -> str:
+        return "PyTorch"
 
     def outputs(self, graph: Graph, inputs: Sequence[Array]) -> tuple[Array, ...]:
         with torch.no_grad(), one_thread():
@@ -55,3 +64,27 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def load_module(entry: ModelEntry, request: BuildRequest) -> LoadedModel:
+    """Make a model of :mod:`edgevis.models` and load its weights.
+
+    Raises:
+        ModelError: The model has no such option.
+        WeightsError: The checkpoint does not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(request.seed)
+        module = models.module_from(entry, request.options)
+    shipped = models.shipped_weights(entry, request.options)
+    if request.checkpoint is not None:
+        models.load_weights(module, request.checkpoint)
+        source = request.checkpoint.name
+    elif shipped is not None:
+        models.load_weights(module, shipped)
+        source = f"shipped with edgevis {__version__}: {shipped.name}"
+    else:
+        source = f"random, seed {request.seed}"
+    trained = request.checkpoint is not None or shipped is not None
+    weights = Weights(trained=trained, source=source, sha256=weights_digest(module))
+    return LoadedModel(TorchModel(module), models.deployment_of(entry, module), weights, models.parameters(module))

@@ -11,7 +11,7 @@ from calibration.search.sensitivity import LayerSensitivity
 from edgevis import models
 from edgevis.provenance import read_provenance
 from export import compilers, targets
-from export.request import BuildProgress, BuildRequest
+from export.request import BuildProgress, BuildRequest, OnnxSource
 from export.stages import (
     answers,
     calibrate,
@@ -107,6 +107,8 @@ def measure_layers(request: BuildRequest, progress: BuildProgress) -> tuple[Laye
 
 def _with_trained_options(request: BuildRequest) -> BuildRequest:
     """With the options that the weights were trained with, where they say so: nobody need repeat them."""
+    if isinstance(request.entry, OnnxSource):
+        return request
     path = request.checkpoint or models.shipped_weights(request.entry, request.options)
     provenance = None if path is None else read_provenance(path)
     if provenance is None:

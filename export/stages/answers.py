@@ -30,7 +30,7 @@ def run(state: BuildState, progress: BuildProgress) -> None:
         pictures = pictures.all_queries()
     here = [record for record in state.engines if state.target.runs_here(record.backend)]
     answers = write_answers(state.folder, state.manifest, state.model, pictures, here=here, advance=progress.advance)
-    ran = f", {len(here)} engines answer as PyTorch does" if here and answers.expected else ""
+    ran = f", {len(here)} engines answer as the model does" if here and answers.expected else ""
     progress.end(
         f"{len(pictures.images)} pictures from pixel to answer{ran}: {pictures.source}",
         size_bytes=(state.folder / ANSWERS).stat().st_size,
@@ -43,6 +43,6 @@ def run(state: BuildState, progress: BuildProgress) -> None:
             "give others, sharp and well lit, or leave the option out for drawn ones"
         )
     progress.warn(
-        "the PyTorch model makes nothing of the pictures that can be enrolled: `edgevis verify` will prove "
+        "the model makes nothing of the pictures that can be enrolled: `edgevis verify` will prove "
         "preprocessing on them, but no answers"
     )

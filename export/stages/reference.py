@@ -23,7 +23,7 @@ def run(state: BuildState, progress: BuildProgress) -> None:
     path = state.folder / GOLDEN
     write_arrays(path, golden_of(state.golden or state.reference, deployment))
     progress.end(
-        f"PyTorch in float32 on {images} images; {golden_rows(deployment)} "
+        f"{state.model} in float32 on {images} images; {golden_rows(deployment)} "
         f"{'of them' if state.golden is None else 'photographs, none of them yours,'} kept as {GOLDEN}",
         size_bytes=path.stat().st_size,
     )
