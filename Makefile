@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SOURCES := $(shell find edgevis runtime export calibration -name '*.py' -o -name '*.safetensors')
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(addsuffix .edgevis/manifest.json,$(addprefix bundles/,osnet-x0-25 afl-net hsnet-hm enet))
@@ -35,6 +35,10 @@ lint: $(INSTALLED)
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
 
+# Writes site/; a warning ends it.
+docs: $(INSTALLED)
+	$(RUN) -m mkdocs build --strict --quiet
+
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip $(PIP_ARGS)
@@ -42,4 +46,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf demo bundles build dist *.egg-info
+	rm -rf demo bundles build dist site *.egg-info

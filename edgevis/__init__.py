@@ -18,7 +18,7 @@ from runtime.predictor import Predictor
 from runtime.results import Classification, Identification, Match, Segmentation
 from runtime.selection.info import Info
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Classification",

@@ -109,7 +109,7 @@ class EnrolmentRefusedError(InputError):
 
     Attributes:
         report: An :class:`edgevis.EnrolmentReport`: what speaks against each image; None only where this was not raised
-        by ``Predictor.enroll``.
+            by ``Predictor.enroll``.
     """
 
     def __init__(self, message: str, *, report: Any = None) -> None:
