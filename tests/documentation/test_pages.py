@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import json
 import re
 import shutil
@@ -116,8 +116,7 @@ CHECKS: Mapping[str, Callable[[Path, list[str]], None]] = {
 def test_python_that_is_not_run_compiles_and_imports_what_exists(block: Block) -> None:
     for node in ast.walk(ast.parse(block.code, block.page)):
         if isinstance(node, ast.Import):
-            for name in node.names:
-                importlib.import_module(name.name)
+            assert [name.name for name in node.names if importlib.util.find_spec(name.name) is None] == [], block.where
         elif isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module or "")
             missing = [name.name for name in node.names if not hasattr(module, name.name)]
@@ -126,9 +125,18 @@ def test_python_that_is_not_run_compiles_and_imports_what_exists(block: Block) -
 
 @pytest.mark.parametrize(
     ("where", "command"),
-    [(block.where, line) for block in MARKED if block.language == "sh" for line in commands(block.code)] + INLINE,
+    [(block.where, line) for block in MARKED if block.language == "sh" for line in commands(block.code)],
 )
 def test_a_command_that_is_not_run_has_the_right_arguments(where: str, command: str) -> None:
+    _check_command(where, command, mention=False)
+
+
+@pytest.mark.parametrize(("page", "command"), INLINE)
+def test_a_command_in_the_text_has_the_right_arguments(page: str, command: str) -> None:
+    _check_command(page, command, mention=True)
+
+
+def _check_command(where: str, command: str, *, mention: bool) -> None:
     name, *arguments = doc_pages.words(command)
     if name == "make":
         plan = subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -137,8 +145,10 @@ def test_a_command_that_is_not_run_has_the_right_arguments(where: str, command: 
         _check_pip(arguments)
     elif name == ".ci/run":
         assert (ROOT / ".ci" / "run").is_file()
+    elif arguments[:2] == ["-m", "pytest"]:
+        assert [file for file in arguments[2:] if not (ROOT / file).is_file()] == [], where
     else:
-        _check_values(doc_pages.parsed(command))
+        _check_values(doc_pages.parsed(command, mention=mention))
 
 
 def _check_pip(arguments: list[str]) -> None:

@@ -33,6 +33,7 @@ PAGES = tuple(
 
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w.-]*)[^\n]*\n(?P<code>.*?)^(?P=indent)```$", re.M | re.S)
 _MARK = re.compile(r"<!-- (?P<kind>not run|shows|continues)(?:: (?P<reason>[^>]+))? -->\s*\Z")
+_COMMAND = re.compile(r"edgevis(-export)? [a-z-]|python -m [\w.]+|make [a-z]|pip install")
 _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
 
@@ -141,8 +142,12 @@ class Parsed(BaseException):
         self.arguments = arguments
 
 
-def parsed(command: str) -> argparse.Namespace:
+def parsed(command: str, *, mention: bool = False) -> argparse.Namespace:
     """The arguments that the command's own parser makes of a command line; nothing is run.
+
+    Args:
+        command: A command line.
+        mention: Text mentions the command: arguments that it requires may be absent.
 
     Raises:
         pytest.fail.Exception: The parser refuses them.
@@ -152,6 +157,8 @@ def parsed(command: str) -> argparse.Namespace:
     original = argparse.ArgumentParser.parse_args
 
     def parse(parser: argparse.ArgumentParser, *given: object, **named: object) -> argparse.Namespace:
+        if mention:
+            _require_nothing(parser)
         raise Parsed(original(parser, *given, **named))  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -165,6 +172,14 @@ def parsed(command: str) -> argparse.Namespace:
                 pytest.fail(f"the parser refuses {command!r}")
             return argparse.Namespace()
     raise AssertionError(f"{command!r} did not parse its arguments")
+
+
+def _require_nothing(parser: argparse.ArgumentParser) -> None:
+    for action in parser._actions:
+        action.required = False
+        if isinstance(action.choices, Mapping):  # the parsers of verbs
+            for verb in action.choices.values():
+                _require_nothing(verb)
 
 
 def run_python(block: Block, namespace: dict[str, object]) -> None:

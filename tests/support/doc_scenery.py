@@ -1,4 +1,4 @@
-"""The files that the README and the pages in docs/ name: images, masks, videos and bundles, as a user would have them."""
+"""The files that the README and the pages in docs/ name: images, masks, videos and bundles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.video_scenes import PhotoPan
-from calibration.samples import samples_from_photographs
+from calibration.data.samples import samples_from_photographs
 from runtime.images.decode import Image
 
 from built import small_bundle
