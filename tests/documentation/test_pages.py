@@ -36,6 +36,8 @@ def test_each_block_runs_or_says_why_not(page: str) -> None:
         if block.mark == "not run":
             assert block.language in {"python", "sh"}, block.where
             assert block.reason, f"{block.where}: no reason"
+        elif block.mark == "tested by":
+            assert Path(page).name in (ROOT / block.reason).read_text(), block.where
         elif block.language in {"python", "sh"}:
             assert block.mark in {"", "continues"}, f"{block.where}: what runs needs no mark"
         else:

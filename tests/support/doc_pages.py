@@ -6,7 +6,8 @@ A fenced block runs as it stands unless an HTML comment on the line before it sa
 
 Then its commands are parsed by the real argument parsers and its Python is compiled and its imports are resolved. A
 Python block has a namespace of its own; ``<!-- continues -->`` gives it that of the Python block before it. A block of
-another language shows a file or an output and says of what: ``<!-- shows: a manifest -->``.
+another language shows a file or an output and says of what: ``<!-- shows: a manifest -->``. A worked example that a test of its
+own reads from the page and runs names it: ``<!-- tested by: tests/contracts/test_extensions.py -->``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PAGES = tuple(
 """The pages that are tested, relative to the repository."""
 
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w.-]*)[^\n]*\n(?P<code>.*?)^(?P=indent)```$", re.M | re.S)
-_MARK = re.compile(r"<!-- (?P<kind>not run|shows|continues)(?:: (?P<reason>[^>]+))? -->\s*\Z")
+_MARK = re.compile(r"<!-- (?P<kind>not run|shows|continues|tested by)(?:: (?P<reason>[^>]+))? -->\s*\Z")
 _COMMAND = re.compile(r"edgevis(-export)? [a-z-]|python -m [\w.]+|make [a-z]|pip install")
 _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 
@@ -45,7 +46,7 @@ class Block:
         page: Its file, relative to the repository.
         line: The line of its first line of code, from 1.
         language: The word after the fence; may be empty.
-        mark: ``not run``, ``shows`` or ``continues``; empty without a mark.
+        mark: ``not run``, ``shows``, ``continues`` or ``tested by``; empty without a mark.
         reason: What the mark says after its colon.
         code: Without indentation.
     """
