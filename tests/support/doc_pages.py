@@ -6,8 +6,8 @@ A fenced block runs as it stands unless an HTML comment on the line before it sa
 
 Then its commands are parsed by the real argument parsers and its Python is compiled and its imports are resolved. A
 Python block has a namespace of its own; ``<!-- continues -->`` gives it that of the Python block before it. A block of
-another language shows a file or an output and says of what: ``<!-- shows: a manifest -->``. A worked example that a test of its
-own reads from the page and runs names it: ``<!-- tested by: tests/contracts/test_extensions.py -->``.
+another language shows a file or an output and says of what: ``<!-- shows: a manifest -->``. A worked example that
+another test reads from the page and runs names that test: ``<!-- tested by: tests/contracts/test_extensions.py -->``.
 """
 
 from __future__ import annotations
