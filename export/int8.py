@@ -45,7 +45,7 @@ from calibration.search.accuracy_drop import drop_of
 from calibration.search.search import search
 from calibration.search.sensitivity import LayerSensitivity, measure_sensitivity
 from export import compilers
-from runtime import backends
+from runtime import backends, tasks
 from runtime.bundle.manifest import EngineRecord, Int8Search
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
@@ -305,6 +305,7 @@ class _Runner:
                     graph,
                     self._reference,
                     {tensor.name: outputs[f"{graph.name}/{tensor.name}"] for tensor in graph.outputs},
+                    tasks.load(self._deployment.task).agreement,
                 )
                 for graph in self._deployment.graphs
             ),

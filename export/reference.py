@@ -14,6 +14,7 @@ import numpy as np
 
 from calibration.data.samples import SampleSet
 from export.reference_models import ReferenceModel
+from runtime import tasks
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.common.arrays import Array
 from runtime.errors import ExportError
@@ -36,8 +37,8 @@ CALIBRATION_BATCH = 4
 
 
 def needs_masks(deployment: Deployment) -> bool:
-    """Whether a graph takes ``mask``."""
-    return any(tensor.name == "mask" for graph in deployment.graphs for tensor in graph.inputs)
+    """Whether an example of a label is an image with a mask."""
+    return tasks.load(deployment.task).TRAITS.enrolment == "images and masks"
 
 
 def golden_rows(deployment: Deployment) -> int:

@@ -23,6 +23,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from runtime import tasks
 from runtime.backends import load as load_backend
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.engine_files import EngineFiles
@@ -279,10 +280,11 @@ def _described(tensor: TensorSpec, batched: bool) -> _Tensor:
 
 def _predictor_outputs(deployment: Deployment) -> list[_Tensor]:
     outputs: list[_Tensor] = [("result", "TYPE_STRING", (1,))]
-    tensors = [tensor for graph in deployment.graphs for tensor in graph.outputs]
-    sizes = [tensor.shape[1] for tensor in tensors if tensor.name == "embedding" and len(tensor.shape) == 2]
-    if sizes:
-        outputs.append(("embedding", "TYPE_FP32", (sizes[0] if isinstance(sizes[0], int) else -1,)))
+    embedding = tasks.load(deployment.task).TRAITS.embedding
+    if embedding is not None:
+        graph, _, output = embedding.partition("/")
+        tensor = next(tensor for tensor in deployment.graph(graph).outputs if tensor.name == output)
+        outputs.append(("embedding", "TYPE_FP32", (tensor.shape[1] if isinstance(tensor.shape[1], int) else -1,)))
     else:
         outputs.append(("mask", "TYPE_STRING", (1,)))
     return outputs

@@ -26,6 +26,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from edgevis import EdgevisError, Predictor
+from runtime import tasks
 from runtime.images.decode import decode_image
 
 
@@ -43,7 +44,7 @@ class TritonPythonModel:
             device=parameters["device"],
             precision=parameters["precision"] or None,
         )
-        self._enrolled = bool(parameters.get("enrolment")) or self._predictor.info.task == "segment"
+        self._enrolled = bool(parameters.get("enrolment")) or _takes_no_enrolment(self._predictor)
         if parameters.get("enrolment"):
             self._predictor.load(Path(args["model_repository"], parameters["enrolment"]))
         # Triton counts a model as ready after this: no client waits for what happens at first use.
@@ -95,6 +96,10 @@ class TritonPythonModel:
         if "mask" in wanted:
             made["mask"] = np.array([_png(result) if result else b"" for result in results], np.object_)[:, None]
         return made
+
+
+def _takes_no_enrolment(predictor: Predictor) -> bool:
+    return tasks.load(predictor.info.task).TRAITS.enrolment == "nothing"
 
 
 def _png(result: Any) -> bytes:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from export.agreement import Agreement
 from export.cpu_proxy import CpuProxy
+from runtime import tasks
 from runtime.bundle.manifest import EngineRecord, GraphParity
 from runtime.bundle.spec import Deployment, Graph, Precision
 from runtime.common.arrays import Array
@@ -18,7 +19,7 @@ from runtime.common.machine import machine_name
 from runtime.errors import ParityError
 from runtime.parity.compare import distance_text
 from runtime.parity.latency import interleaved
-from runtime.parity.measure import measure_engine, one_image
+from runtime.parity.measure import CompareDecisions, measure_engine, one_image
 from runtime.sessions.open import open_graphs
 from runtime.sessions.session import Session
 
@@ -75,6 +76,7 @@ def check_parity(
         BackendError: An engine cannot be opened or run here.
     """
     machine = machine_name()
+    decide = tasks.load(deployment.task).agreement
     with ExitStack() as stack:
         opened: dict[str, dict[str, Session]] = {}
         for record in records:
@@ -102,7 +104,9 @@ def check_parity(
             else:
                 is_proxy = record.name in cpu_proxies
                 sessions = opened[record.name]
-                measured, outputs = _prove(record, sessions, reference, machine, complaints, is_proxy=is_proxy)
+                measured, outputs = _prove(
+                    record, sessions, reference, machine, complaints, decide=decide, is_proxy=is_proxy
+                )
                 if agreement is not None:
                     reopen = partial(_reopen, record, deployment, bundle)
                     outcome = agreement.check(measured, sessions, outputs, reopen=None if is_proxy else reopen)
@@ -149,11 +153,11 @@ def _open_cpu_proxy(files: Mapping[str, Path], deployment: Deployment) -> dict[s
 
 def embedding_output(deployment: Deployment) -> tuple[Graph, str] | None:
     """The graph whose output is an embedding (N, D), and that output's name; None for a model without."""
-    for graph in deployment.graphs:
-        for tensor in graph.outputs:
-            if tensor.name == "embedding" and tensor.batched and len(tensor.shape) == 2:
-                return graph, tensor.name
-    return None
+    embedding = tasks.load(deployment.task).TRAITS.embedding
+    if embedding is None:
+        return None
+    graph, _, output = embedding.partition("/")
+    return deployment.graph(graph), output
 
 
 def _prove(
@@ -163,6 +167,7 @@ def _prove(
     machine: str,
     broken: list[str],
     *,
+    decide: CompareDecisions,
     is_proxy: bool,
 ) -> tuple[EngineRecord, Mapping[str, Array]]:
     """The record with its proof, and the engine's outputs.
@@ -172,7 +177,7 @@ def _prove(
     What stands in for an engine proves its graphs, not the engine.
     """
     where = f"ONNX Runtime on {machine}" if is_proxy else machine
-    measured = measure_engine(sessions, record.precision, reference, machine=where)
+    measured = measure_engine(sessions, record.precision, reference, agreement=decide, machine=where)
     broken.extend(_complaint(record, parity, measured.parity.tolerance) for parity in measured.beyond)
     if is_proxy:
         proved = replace(record, graph_parity=measured.parity, shares_enrolments=measured.shares_enrolments)

@@ -1,10 +1,10 @@
-"""What ``Predictor.predict`` returns: frozen data that can be drawn, printed and sent on."""
+"""The results of ``Predictor.predict``: frozen data that can be drawn, printed and sent on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -17,6 +17,45 @@ from runtime.images.draw import annotated, color_of, draw_tag, tag_scale
 
 _STRIP_PIXELS = 1 << 20
 _KEPT = 0.55  # how much of the picture shows through a tinted label
+
+
+class Result(Protocol):
+    """The result of one image, whatever its task."""
+
+    @property
+    def speed_ms(self) -> Mapping[str, float]:
+        """Milliseconds that one image took: ``preprocess``, ``inference``, ``postprocess``."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        ...
+
+    def plot(self, image: Image) -> Image:
+        """A copy of ``image``, (H, W, 3) uint8 BGR, with the result drawn on it."""
+        ...
+
+    def cells(self) -> tuple[str, str]:
+        """The label or labels and how sure they are, as text for a table's row."""
+        ...
+
+
+class Ranking(Result, Protocol):
+    """The result of a task with scores between labels."""
+
+    def plot(self, image: Image, pictures: Mapping[str, Image] | None = None) -> Image:
+        """A copy of ``image`` with the labels and their scores; ``pictures`` of the labels are drawn below it."""
+        ...
+
+    @property
+    def label(self) -> str | None:
+        """The best label; None below the open-set threshold."""
+        ...
+
+    @property
+    def ranking(self) -> tuple[Match, ...]:
+        """The best labels with their scores, best first."""
+        ...
 
 
 class Match(NamedTuple):
@@ -50,7 +89,16 @@ class Classification:
 
     def plot(self, image: Image, pictures: Mapping[str, Image] | None = None) -> Image:
         """A copy of ``image`` with the classes and their scores; see :func:`runtime.images.draw.annotated`."""
-        return annotated(image, self.label, tuple(zip(self.labels, self.scores, strict=True)), pictures)
+        return annotated(image, self.label, self.ranking, pictures)
+
+    def cells(self) -> tuple[str, str]:
+        """The label, and its cosine score."""
+        return self.label or "unknown", f"{self.score:.3f}"
+
+    @property
+    def ranking(self) -> tuple[Match, ...]:
+        """The best classes with their scores, best first."""
+        return tuple(map(Match, self.labels, self.scores))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +125,15 @@ class Identification:
     def plot(self, image: Image, pictures: Mapping[str, Image] | None = None) -> Image:
         """A copy of ``image`` with the matches and their scores; see :func:`runtime.images.draw.annotated`."""
         return annotated(image, self.label, self.matches, pictures)
+
+    def cells(self) -> tuple[str, str]:
+        """The label, and its cosine score."""
+        return self.label or "unknown", f"{self.score:.3f}"
+
+    @property
+    def ranking(self) -> tuple[Match, ...]:
+        """The same as ``matches``."""
+        return self.matches
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,6 +183,13 @@ class Segmentation:
             "found": found,
             "speed_ms": dict(self.speed_ms),
         }
+
+    def cells(self) -> tuple[str, str]:
+        """The labels that were found, and the share of the image that each covers."""
+        shares = [(label, share) for label, share in zip(self.labels, self.shares, strict=True) if share > 0]
+        return ", ".join(label for label, _ in shares) or "nothing", ", ".join(
+            f"{share:.1%}" for _, share in shares
+        ) or "–"
 
     def _summary(self, index: int) -> tuple[float, list[int]]:
         """The mean probability of a label that was found, and x0, y0, x1, y1 around it, the last two exclusive."""

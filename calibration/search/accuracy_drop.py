@@ -9,22 +9,22 @@ import numpy as np
 from runtime.bundle.manifest import Decisions
 from runtime.bundle.spec import Graph
 from runtime.common.arrays import Array
-from runtime.parity.compare import compare_rows, mask_agreement, nearest_agreement
+from runtime.parity.compare import compare_rows
+from runtime.parity.measure import CompareDecisions
 
 
-def decisions_of(graph: Graph, reference: Mapping[str, Array], found: Mapping[str, Array]) -> Decisions | None:
+def decisions_of(
+    graph: Graph, reference: Mapping[str, Array], found: Mapping[str, Array], agreement: CompareDecisions
+) -> Decisions | None:
     """How often a graph's outputs lead to the reference's decision; None for a graph that decides nothing.
 
     Args:
-        graph: With an output ``embedding`` it finds nearest neighbours, with ``logits`` of (N, ..., h, w) masks.
+        graph: The graph.
         reference: ``GRAPH/TENSOR``: PyTorch's outputs in float32.
         found: The engine's outputs for the same rows, by name.
+        agreement: The task's comparison, see :meth:`runtime.tasks.TaskModule.agreement`.
     """
-    if "embedding" in found:
-        return nearest_agreement(reference[f"{graph.name}/embedding"], found["embedding"])
-    if "logits" in found and found["logits"].ndim >= 4:
-        return mask_agreement(reference[f"{graph.name}/logits"], found["logits"])
-    return None
+    return agreement(reference, {f"{graph.name}/{name}": array for name, array in found.items()})
 
 
 def mean_cosine(graph: Graph, reference: Mapping[str, Array], found: Mapping[str, Array]) -> float:
@@ -36,12 +36,14 @@ def mean_cosine(graph: Graph, reference: Mapping[str, Array], found: Mapping[str
     return min(means)
 
 
-def drop_of(graph: Graph, reference: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+def drop_of(
+    graph: Graph, reference: Mapping[str, Array], found: Mapping[str, Array], agreement: CompareDecisions
+) -> float:
     """What is lost, 0..2: the share of changed decisions (1 - mask IoU), or 1 - mean cosine if that is more.
 
     Decisions are what a user sees; the cosine does not depend on how many images there are to decide about, and is
     all that a graph without decisions has.
     """
-    decisions = decisions_of(graph, reference, found)
+    decisions = decisions_of(graph, reference, found, agreement)
     lost = 1.0 - mean_cosine(graph, reference, found)
     return max(lost, 0.0 if decisions is None else 1.0 - decisions.agreement, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -17,9 +18,10 @@ from edgevis.cli._common import (
 )
 from edgevis.cli._outputs import Outputs, places
 from edgevis.cli._results import Results, results_for
+from runtime import tasks
 from runtime.common.console import report
 from runtime.images.decode import Image, read_image
-from runtime.tasks import Result
+from runtime.results import Ranking, Result
 
 _HEADERS = ("image", "label", "score", "ms")
 _WIDEST = 60
@@ -63,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     plots = None if arguments.plot is None else Outputs(arguments.plot, ".jpg", paths)
     masks = None if arguments.masks is None else Outputs(arguments.masks, ".png", paths)
     with open_predictor(arguments) as predictor:
-        segments = predictor.info.task in ("segment", "few_shot_segment")
+        segments = issubclass(tasks.load(predictor.info.task).TRAITS.result, Segmentation)
         if masks and not segments:
             raise InputError("--masks is for segmentation; this model's results have no masks")
         if pictures is not None and segments:
@@ -102,7 +104,7 @@ def _predict(
             if masks and isinstance(result, Segmentation):
                 entry["mask"] = masks.write(path, (result.label_map + 1).astype(np.uint8))
         finally:  # a full disk takes no result away
-            results.add(entry, (shown(place), *_cells(result), f"{sum(result.speed_ms.values()):.1f}"))
+            results.add(entry, (shown(place), *result.cells(), f"{sum(result.speed_ms.values()):.1f}"))
 
     failed = 0
     where = places(paths)
@@ -116,9 +118,7 @@ def _predict(
 
 
 def _drawn(result: Result, image: Image, pictures: dict[str, Image] | None) -> Image:
-    if pictures is None or isinstance(result, Segmentation):
-        return result.plot(image)
-    return result.plot(image, pictures)
+    return result.plot(image) if pictures is None else cast(Ranking, result).plot(image, pictures)
 
 
 def _widths(paths: list[Path], predictor: Predictor) -> tuple[int, ...]:
@@ -126,11 +126,3 @@ def _widths(paths: list[Path], predictor: Predictor) -> tuple[int, ...]:
     names = max(len(shown(place)) for place in places(paths).values())
     labels = max((len(label) for label in predictor.labels), default=0)
     return (min(names, _WIDEST), min(max(labels, len("unknown")), _WIDEST), -6, -7)
-
-
-def _cells(result: Result) -> tuple[str, str]:
-    """What was found, and how sure that is: a cosine, or the shares of the image that labels cover."""
-    if not isinstance(result, Segmentation):
-        return result.label or "unknown", f"{result.score:.3f}"
-    found = [(label, share) for label, share in zip(result.labels, result.shares, strict=True) if share > 0]
-    return ", ".join(label for label, _ in found) or "nothing", ", ".join(f"{share:.1%}" for _, share in found) or "–"

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from edgevis.models.allowed import Allowed, one_of, whole
 from runtime.bundle.spec import MAX_SIDE, Deployment, Graph, Preprocess, TensorSpec
+from runtime.common.json_data import to_json
 from runtime.errors import InputError, ModelError
+from runtime.tasks.segment import SegmentationSettings
 
 SIDE = 256
 _MAX_BATCH = 8
@@ -78,10 +80,11 @@ def deployment(*, in_channels: int = 1, classes: int = 1, side: int = SIDE, max_
             std=(0.25,) * in_channels,
             fit="stretch",
         ),
-        postprocess={
-            "labels": ["object"] if classes == 1 else [f"class-{index}" for index in range(1, classes + 1)],
-            "threshold": 0.5,
-        },
+        postprocess=to_json(
+            SegmentationSettings(
+                ("object",) if classes == 1 else tuple(f"class-{index}" for index in range(1, classes + 1))
+            )
+        ),
         max_batch=_MAX_BATCH,
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from calibration.search.accuracy_drop import decisions_of
 from export.request import BuildProgress
 from export.state import BuildState
+from runtime import tasks
 from runtime.bundle.spec import Deployment, Precision
 from runtime.common.arrays import Array
 from runtime.errors import InputError
@@ -35,9 +36,10 @@ def unmeasurable_text(deployment: Deployment, reference: Mapping[str, Array]) ->
         deployment: The model's graphs.
         reference: ``GRAPH/OUTPUT``: PyTorch's outputs for the images that verify.
     """
+    agreement = tasks.load(deployment.task).agreement
     for graph in deployment.graphs:
         own = {tensor.name: reference[f"{graph.name}/{tensor.name}"] for tensor in graph.outputs}
-        decisions = decisions_of(graph, reference, own)
+        decisions = decisions_of(graph, reference, own, agreement)
         if decisions is not None and not decisions.measurable:
             return (
                 f"the model hardly tells these images apart: an engine whose outputs say nothing of the image would "

@@ -2,7 +2,9 @@
 
 Each file here is one backend and its name is the backend's: ``openvino.py`` is ``backend="openvino"``. A new file is
 a new backend; there is no list to edit. Such a module satisfies :class:`Backend`; it imports its vendor's package
-inside :meth:`Backend.open_engine` and maps the vendor's exceptions to :mod:`runtime.errors` in one place.
+inside :meth:`Backend.open_engine` and maps the vendor's exceptions to :mod:`runtime.errors` in one place. A package
+outside edgevis adds a backend as an entry point of the group ``edgevis.backends``, named as the backend, that points to
+such a module.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ from typing import Protocol, cast, runtime_checkable
 from runtime.bundle.engine_files import EngineFiles
 from runtime.bundle.spec import Precision
 from runtime.common.arrays import Array
-from runtime.common.discovery import load_from, names_in
+from runtime.common.discovery import known_names, load_from
 from runtime.errors import UnknownBackendError
+
+GROUP = "edgevis.backends"
+"""The entry points of backends from other packages."""
 
 NO_ARRAYS: Mapping[str, Array] = MappingProxyType({})
 
@@ -113,9 +118,9 @@ class DeviceBuildResult(Protocol):
 
 def names() -> tuple[str, ...]:
     """The names of all backends, installed or not."""
-    return names_in(__name__)
+    return known_names(__name__, GROUP)
 
 
 def load(name: str) -> Backend:
     """The backend of that name; UnknownBackendError lists the known ones."""
-    return cast(Backend, load_from(__name__, name, what="backend", error=UnknownBackendError))
+    return cast(Backend, load_from(__name__, name, what="backend", error=UnknownBackendError, group=GROUP))

@@ -1,17 +1,19 @@
-"""What proves an engine: its outputs and its decisions beside the PyTorch model's, and how long one image takes.
+"""Measure an engine: its outputs and its decisions against the PyTorch model's, and the time of one image.
 
-A build does this on its own machine, and a device does it with ``golden.npz`` for engines that only run there.
+A build measures the engines that run on its own machine. A device measures those that only run there, with
+``golden.npz``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from runtime.bundle.manifest import Decisions, GraphParity, ParityReport
 from runtime.bundle.spec import Deployment, Precision
 from runtime.common.arrays import Array
-from runtime.parity.compare import TOLERANCES, golden_feeds, mask_agreement, measure_graph, nearest_agreement
+from runtime.parity.compare import TOLERANCES, golden_feeds, measure_graph
 from runtime.sessions.session import Session
 
 # An enrolment made by one engine may be loaded by another when it was measured that this hardly changes a decision: of
@@ -22,15 +24,19 @@ SHARING_MIN_AGREEMENT = 0.95
 SHARING_MIN_MEAN_COSINE = 0.99
 
 
+CompareDecisions: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, Array]], Decisions | None]
+"""How a task compares outputs, see :meth:`runtime.tasks.TaskModule.agreement`."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineMeasurement:
-    """What came out for one engine.
+    """The measured distance of one engine from the PyTorch model.
 
     Attributes:
         parity: The report; ``passed`` says whether every graph held the tolerance.
         beyond: The graphs that did not.
         shares_enrolments: Whether its embeddings may be exchanged with the FP32 model's.
-        outputs: ``GRAPH/OUTPUT``: what it gave for all rows, at the largest batch size.
+        outputs: ``GRAPH/OUTPUT`` to the engine's outputs for all rows, at the largest batch size.
     """
 
     parity: ParityReport
@@ -40,34 +46,37 @@ class EngineMeasurement:
 
 
 def measure_engine(
-    sessions: Mapping[str, Session], precision: Precision, reference: Mapping[str, Array], *, machine: str
+    sessions: Mapping[str, Session],
+    precision: Precision,
+    reference: Mapping[str, Array],
+    *,
+    agreement: CompareDecisions,
+    machine: str,
 ) -> EngineMeasurement:
     """Run all graphs of an engine on real inputs and compare them with the PyTorch model.
 
     Args:
         sessions: Graph name to open session.
-        precision: The engine's; it says how far off it may be.
+        precision: The engine's precision, which decides its tolerance.
         reference: ``GRAPH/INPUT`` and ``GRAPH/OUTPUT``, as in ``golden.npz``.
-        machine: What it runs on, for the report.
+        agreement: The task's comparison of decisions.
+        machine: The processor or accelerator that it runs on, for the report.
 
     Raises:
         EngineError: The engine failed.
     """
     tolerance = TOLERANCES[precision]
     parities: list[GraphParity] = []
-    decisions: Decisions | None = None
     outputs: dict[str, Array] = {}
     for session in sessions.values():
         parity, actual = measure_graph(session, session.graph, reference)
         parities.append(parity)
         graph = session.graph.name
         outputs |= {f"{graph}/{name}": array for name, array in actual.items()}
-        if "embedding" in actual:
-            decisions = nearest_agreement(reference[f"{graph}/embedding"], actual["embedding"])
-        elif "logits" in actual and actual["logits"].ndim >= 4:
-            # What an enrolment of few-shot segmentation holds is made by the graphs before.
-            cosine = min(item.mean_cosine for item in parities)
-            decisions = mask_agreement(reference[f"{graph}/logits"], actual["logits"], mean_cosine=cosine)
+    decisions = agreement(reference, outputs)
+    if decisions is not None and decisions.mean_cosine is None:
+        # Without embeddings an enrolment holds what a graph gives, such as support features.
+        decisions = replace(decisions, mean_cosine=min(item.mean_cosine for item in parities))
     beyond = tuple(parity for parity in parities if not tolerance.holds(parity))
     report = ParityReport(not beyond, str(tolerance), machine, tuple(parities), decisions)
     return EngineMeasurement(report, beyond, not beyond and _shares(decisions, rounds=precision != "fp32"), outputs)

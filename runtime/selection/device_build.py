@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from runtime import backends
+from runtime import backends, tasks
 from runtime.backends import BuildsOnDevice, DeviceBuildResult
 from runtime.bundle.bundle import GOLDEN, Bundle
 from runtime.bundle.manifest import EngineRecord, ParityReport
 from runtime.common.cache_folder import cache_folder
 from runtime.common.files import atomic_write
 from runtime.common.json_data import from_json, parse_json, to_json
-from runtime.errors import BackendError, SchemaError, UnavailableError
+from runtime.errors import BackendError, SchemaError, UnavailableError, UnknownBackendError
 from runtime.parity.latency import interleaved
 from runtime.parity.measure import measure_engine, one_image
 from runtime.parity.recorded import deviations, held_to_text, read_recorded
@@ -111,7 +111,13 @@ def build_on_device(
         sessions = open_sessions(bundle, record, threads=None)
         for session in sessions.values():
             stack.callback(session.close)
-        measured = measure_engine(sessions, record.precision, golden, machine=fingerprint.get("gpu", record.device))
+        measured = measure_engine(
+            sessions,
+            record.precision,
+            golden,
+            agreement=tasks.load(bundle.manifest.deployment.task).agreement,
+            machine=fingerprint.get("gpu", record.device),
+        )
         known = read_recorded(bundle, record)
         apart = () if known is None else deviations(record, sessions, golden, known)
         latency = interleaved(
@@ -137,9 +143,10 @@ def build_on_device(
 
 
 def _device_builder(record: EngineRecord) -> BuildsOnDevice | None:
-    if record.backend not in backends.names():  # of a newer version: opening it says so
+    try:
+        module = backends.load(record.backend)
+    except UnknownBackendError:  # opening the engine says so
         return None
-    module = backends.load(record.backend)
     return module if isinstance(module, BuildsOnDevice) else None
 
 

@@ -1,18 +1,21 @@
-"""What a bundle is for: each file here runs one kind of model behind the same verbs.
+"""The kinds of model that a bundle can hold: each file here runs one of them behind the same verbs.
 
 The file's name is the task's name in the manifest. A task gets the open sessions of the model's graphs and turns
-images into results; it knows nothing of backends.
+images into results; it knows nothing of backends. It also declares what other packages must know of it without
+opening it: see :class:`TaskModule`. A package outside edgevis adds a task as an entry point of the group
+``edgevis.tasks``, named as the task, that points to such a module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, cast
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
+from runtime.bundle.manifest import Decisions
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
-from runtime.common.discovery import load_from, names_in
+from runtime.common.discovery import known_names, load_from
 from runtime.enrolment.quality import EnrolmentReport
 from runtime.errors import SchemaError
 from runtime.gallery import Enrolled
@@ -20,20 +23,25 @@ from runtime.images.decode import Image
 from runtime.images.masks import Mask
 from runtime.images.preprocess import Preprocessor
 from runtime.open_set.decision import OpenSet
-from runtime.results import Classification, Identification, Segmentation
+from runtime.results import Result
 from runtime.sessions.session import Session
 
-Result: TypeAlias = Classification | Identification | Segmentation
+__all__ = ["Context", "EnrolmentKind", "Result", "Task", "TaskModule", "TaskTraits", "load", "names", "settings_of"]
+
+EnrolmentKind: TypeAlias = Literal["images", "images and masks", "nothing"]
+
+GROUP = "edgevis.tasks"
+"""The entry points of tasks from other packages."""
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a task works with.
+    """The open model that a task runs.
 
     Attributes:
-        deployment: What the model declares.
+        deployment: The model's declaration.
         sessions: An open session for each graph.
-        preprocess: From images to the input of a graph.
+        preprocess: Makes a graph's input of images.
         open_set: The arrays of the bundle's score space, see :mod:`runtime.open_set.space`; None where there is none.
         index_from: From how many enrolled rows on searches go through an approximate index; None for never.
     """
@@ -81,18 +89,59 @@ class Task(Protocol):
         ...
 
 
-class TaskModule(Protocol):
-    """What a module in this package offers."""
+@dataclass(frozen=True, slots=True)
+class TaskTraits:
+    """What other packages must know of a task without opening it.
 
-    def open_task(self, context: Context) -> Task: ...
+    Attributes:
+        result: The class of its results.
+        enrolment: What an example of a label is: images, images with a mask each, or nothing where the labels were
+            trained.
+        embedding: ``GRAPH/OUTPUT`` of the output that holds embeddings, (N, D) float32; None for a task without.
+    """
+
+    result: type
+    enrolment: EnrolmentKind = "images"
+    embedding: str | None = None
+
+
+class TaskModule(Protocol):
+    """The members of a module in this package."""
+
+    TRAITS: TaskTraits
+
+    def open_task(self, context: Context) -> Task:
+        """The task of an open model; SchemaError if its graphs or settings are not the task's."""
+        ...
+
+    def settings_from(self, postprocess: Mapping[str, Any]) -> Any:
+        """The task's settings, a frozen dataclass, from a manifest's ``postprocess``; SchemaError if they are wrong."""
+        ...
+
+    def agreement(self, reference: Mapping[str, Array], actual: Mapping[str, Array]) -> Decisions | None:
+        """How often an engine decides as the PyTorch model does.
+
+        Args:
+            reference: ``GRAPH/OUTPUT`` to the PyTorch model's outputs in float32, one row for each image.
+            actual: The same by the engine; it may hold only some of the graphs.
+
+        Returns:
+            None where ``actual`` lacks the output that decides.
+        """
+        ...
 
 
 def names() -> tuple[str, ...]:
     """The names of all tasks."""
-    return names_in(__name__)
+    return known_names(__name__, GROUP)
 
 
 def load(name: str) -> TaskModule:
     """The task of that name; SchemaError when a manifest names one that this version does not have."""
     hint = ": a newer edgevis built this bundle"
-    return cast(TaskModule, load_from(__name__, name, what="task", error=SchemaError, hint=hint))
+    return cast(TaskModule, load_from(__name__, name, what="task", error=SchemaError, hint=hint, group=GROUP))
+
+
+def settings_of(deployment: Deployment) -> Any:
+    """The typed settings of a deployment's task; SchemaError if ``postprocess`` is not as the task allows."""
+    return load(deployment.task).settings_from(deployment.postprocess)

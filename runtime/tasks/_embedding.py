@@ -1,14 +1,16 @@
-"""What the tasks share that compare an image's embedding with enrolled ones."""
+"""The part of the tasks that compares an image's embedding with enrolled ones."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from runtime.bundle.manifest import Decisions
 from runtime.bundle.spec import TensorSpec
 from runtime.common.arrays import Array, unit_rows
 from runtime.enrolment.quality import (
@@ -32,6 +34,8 @@ from runtime.open_set.bundled import statistics_of
 from runtime.open_set.decision import DEFAULT_RATE, OpenSet, checked_rate
 from runtime.open_set.space import FILE as OPEN_SET
 from runtime.open_set.space import space_from
+from runtime.open_set.statistics import OpenSetStatistics
+from runtime.parity.compare import nearest_agreement
 from runtime.results import Match
 from runtime.tasks import Context, Result
 
@@ -39,6 +43,33 @@ MAX_DIMENSION = 1 << 16
 
 ResultFrom: TypeAlias = Callable[[tuple[Match, ...], str | None, Mapping[str, float]], Result]
 """From the ranking, the label that is above the threshold (or None) and the times to a result."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingSettings:
+    """The settings of a task that compares embeddings.
+
+    Attributes:
+        false_accept_rate: The share of strangers, 0.0001..0.5, for whom any label may come back by default.
+        open_set: What was measured of the weights' scores; None where nothing was.
+    """
+
+    false_accept_rate: float = DEFAULT_RATE
+    open_set: OpenSetStatistics | None = None
+
+    @classmethod
+    def read(cls, postprocess: Mapping[str, Any]) -> EmbeddingSettings:
+        """From a manifest's ``postprocess``; SchemaError if a value is not allowed."""
+        try:
+            rate = checked_rate(postprocess.get("false_accept_rate", DEFAULT_RATE))
+        except InputError as error:
+            raise SchemaError(f"postprocess.{error}") from error
+        return cls(rate, statistics_of(postprocess))
+
+
+def embedding_agreement(output: str, reference: Mapping[str, Array], actual: Mapping[str, Array]) -> Decisions | None:
+    """Rank-1 agreement of the embeddings under the key ``output``; None where ``actual`` has none."""
+    return nearest_agreement(reference[output], actual[output]) if output in actual else None
 
 
 class EmbeddingTask:
@@ -66,16 +97,12 @@ class EmbeddingTask:
         if dimension > MAX_DIMENSION:
             raise SchemaError(f"graph {graph!r} has embeddings of {dimension} numbers; allowed: 1 to {MAX_DIMENSION}")
         space = None if context.open_set is None else space_from(context.open_set, dimension, OPEN_SET)
-        statistics = statistics_of(context.deployment.postprocess)
-        rate = context.deployment.postprocess.get("false_accept_rate", DEFAULT_RATE)
-        try:
-            rate = checked_rate(rate)
-        except InputError as error:
-            raise SchemaError(f"postprocess.{error}") from error
+        settings = EmbeddingSettings.read(context.deployment.postprocess)
+        measured = settings.open_set
         self.gallery = EmbeddedGallery(
-            dimension, statistics.scoring if statistics else scoring, index_from=context.index_from
+            dimension, measured.scoring if measured else scoring, index_from=context.index_from
         )
-        self.open_set = OpenSet(self.gallery, space, statistics, rate=rate)
+        self.open_set = OpenSet(self.gallery, space, measured, rate=settings.false_accept_rate)
         self._dimension = dimension
         self._session = context.sessions[graph]
         self._preprocess = context.preprocess

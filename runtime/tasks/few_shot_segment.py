@@ -11,13 +11,15 @@ section 4.4).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from runtime.bundle.manifest import Decisions
 from runtime.bundle.spec import TensorSpec
 from runtime.common.arrays import Array
 from runtime.enrolment.quality import (
@@ -36,14 +38,33 @@ from runtime.gallery.support import Supports, SupportSets
 from runtime.images.decode import Image
 from runtime.images.masks import Mask
 from runtime.images.resize import resize_aligned, rows_aligned, widened
+from runtime.parity.compare import mask_agreement
 from runtime.results import Segmentation
 from runtime.sessions.session import Resident
-from runtime.tasks import Context, Result, Task
+from runtime.tasks import Context, Result, Task, TaskTraits
 from runtime.tasks._maps import probability_of, segmentation_of, size_of, stretched, strips
+
+_LOGITS = "query/logits"
+
+TRAITS = TaskTraits(Segmentation, enrolment="images and masks")
+
+
+@dataclass(frozen=True, slots=True)
+class FewShotSegmentationSettings:
+    """This task has no settings: a pixel belongs to the object where its object logit is the greater one."""
 
 
 def open_task(context: Context) -> Task:
     return FewShotSegmentation(context)
+
+
+def settings_from(postprocess: Mapping[str, Any]) -> FewShotSegmentationSettings:
+    return FewShotSegmentationSettings()
+
+
+def agreement(reference: Mapping[str, Array], actual: Mapping[str, Array]) -> Decisions | None:
+    """Mask IoU of the query graph's logits, (N, K, 2, h, w)."""
+    return mask_agreement(reference[_LOGITS], actual[_LOGITS]) if _LOGITS in actual else None
 
 
 class FewShotSegmentation:

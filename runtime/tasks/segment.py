@@ -1,20 +1,21 @@
 """Segmentation into classes that were trained: one graph ``segment``, a map of logits for each class.
 
-``postprocess`` of the deployment: ``labels``, one name for each class; ``threshold``, 0..1, the probability from which
-a pixel counts (default 0.5). Classes are independent of each other: a pixel may reach none.
+``postprocess`` of the deployment holds :class:`SegmentationSettings`. Classes are independent of each other: a pixel
+may reach the threshold of none.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from runtime.bundle.manifest import Decisions
 from runtime.bundle.spec import TensorSpec
 from runtime.common.arrays import Array
 from runtime.enrolment.quality import EnrolmentReport
@@ -22,15 +23,37 @@ from runtime.errors import EnrolmentError, InputError, SchemaError, UnknownLabel
 from runtime.images.decode import Image
 from runtime.images.masks import Mask
 from runtime.images.resize import rows_linear
+from runtime.parity.compare import mask_agreement
 from runtime.results import Segmentation
-from runtime.tasks import Context, Result, Task
+from runtime.tasks import Context, Result, Task, TaskTraits
 from runtime.tasks._maps import probability_of, segmentation_of, size_of, stretched, strips
 
 _FIXED = "this model finds the classes that it was trained for; nothing can be enrolled or forgotten"
+_LOGITS = "segment/logits"
+
+TRAITS = TaskTraits(Segmentation, enrolment="nothing")
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentationSettings:
+    """The settings of a model that was trained for its classes.
+
+    Attributes:
+        labels: One name for each class, in the order of the logits.
+        threshold: The probability, 0..1, from which a pixel counts.
+    """
+
+    labels: tuple[str, ...]
+    threshold: float = 0.5
 
 
 def open_task(context: Context) -> Task:
     return SegmentationTask(context)
+
+
+def agreement(reference: Mapping[str, Array], actual: Mapping[str, Array]) -> Decisions | None:
+    """Mask IoU of the logits, (N, classes, h, w)."""
+    return mask_agreement(reference[_LOGITS], actual[_LOGITS]) if _LOGITS in actual else None
 
 
 class SegmentationTask:
@@ -42,7 +65,8 @@ class SegmentationTask:
     def __init__(self, context: Context) -> None:
         spec = context.deployment.graph("segment")
         stretched(context.deployment.preprocess)
-        labels, self._threshold = settings_of(context.deployment.postprocess)
+        settings = settings_from(context.deployment.postprocess)
+        labels, self._threshold = settings.labels, settings.threshold
         made = spec.outputs[0].shape
         logits = TensorSpec("logits", "float32", ("N", len(labels), *made[2:]))
         if spec.inputs != (context.deployment.preprocess.input,) or spec.outputs != (logits,) or len(made) != 4:
@@ -144,8 +168,12 @@ def _fitted(plane: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArra
     return np.asarray(cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
-def settings_of(postprocess: Mapping[str, Any]) -> tuple[tuple[str, ...], float]:
-    """The labels and the threshold that a deployment's ``postprocess`` says; SchemaError if they are not as allowed."""
+def settings_from(postprocess: Mapping[str, Any]) -> SegmentationSettings:
+    """From a manifest's ``postprocess``: ``labels`` and, optionally, ``threshold``.
+
+    Raises:
+        SchemaError: The labels are not distinct names, or the threshold is not a probability.
+    """
     labels, threshold = postprocess.get("labels"), postprocess.get("threshold", 0.5)
     if (
         not isinstance(labels, Sequence)
@@ -157,4 +185,4 @@ def settings_of(postprocess: Mapping[str, Any]) -> tuple[tuple[str, ...], float]
         raise SchemaError(f"postprocess: labels is {labels!r}; allowed: one name for each class, all different")
     if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
         raise SchemaError(f"postprocess: threshold is {threshold!r}; allowed: a probability, 0..1")
-    return tuple(labels), float(threshold)
+    return SegmentationSettings(tuple(labels), float(threshold))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from runtime import tasks
 from runtime.bundle.bundle import Bundle
 from runtime.errors import BackendError, InputError
 from runtime.images.decode import Image
@@ -72,11 +73,12 @@ def example_image() -> Image:
 
 
 def enroll_example(predictor: Predictor) -> None:
-    """One example, of which a prediction takes as long as of any other, where the task takes any."""
-    if predictor.info.task == "segment":  # its classes are fixed
+    """Enrol one example where the task enrols anything; what it shows does not change how long a prediction takes."""
+    enrolment = tasks.load(predictor.info.task).TRAITS.enrolment
+    if enrolment == "nothing":
         return
     image, mask = example_image(), None
-    if predictor.info.task == "few_shot_segment":
+    if enrolment == "images and masks":
         mask = np.zeros(image.shape[:2], bool)
         mask[: image.shape[0] // 2] = True
     predictor.enroll("example", image, masks=mask)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from runtime import tasks
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import EngineRecord, GraphParity
 from runtime.common.arrays import Array
@@ -106,7 +107,13 @@ def _check(
     except BackendError as error:
         return EngineCheck(record.name, "failed", held_to, reason=str(error))
     try:
-        measured = measure_engine(sessions, record.precision, golden, machine="")
+        measured = measure_engine(
+            sessions,
+            record.precision,
+            golden,
+            agreement=tasks.load(bundle.manifest.deployment.task).agreement,
+            machine="",
+        )
         known = read_recorded(bundle, record)
         apart = () if known is None else deviations(record, sessions, golden, known, batch_sizes=batch_sizes)
         answered = _answered(bundle, record, sessions, answers, preprocessing)

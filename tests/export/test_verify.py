@@ -15,9 +15,9 @@ from calibration.quantize.graph import quantize
 from export import compilers
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
-from export.verify import check_parity, embedding_output, machine_name
+from export.verify import check_parity, machine_name
 from runtime.bundle.manifest import EngineRecord
-from runtime.bundle.spec import Deployment, Graph, Precision, Preprocess, TensorSpec
+from runtime.bundle.spec import Graph, Precision, TensorSpec
 from runtime.common.arrays import Array
 from runtime.errors import CompileError, EngineError, ExportError, ParityError
 from runtime.parity.measure import SHARING_MIN_AGREEMENT, SHARING_MIN_MEAN_COSINE
@@ -187,7 +187,6 @@ def test_without_an_embedding_nothing_is_shared(
     model.graph.node[-1].output[0] = model.graph.output[0].name = "logits"
     graph = Graph("embed", GRAPH.inputs, (TensorSpec("logits", "float32", ("N", 24)),))
     deployment = replace(DEPLOYMENT, graphs=(graph,))
-    assert embedding_output(deployment) is None
     records = compiled(tmp_path, (model, models[1]))[:1]
     renamed = {"embed/image": reference["embed/image"], "embed/logits": reference["embed/embedding"]}
     (proved,) = check_parity(
@@ -197,14 +196,6 @@ def test_without_an_embedding_nothing_is_shared(
     assert proved.parity is not None
     assert proved.parity.decisions is None
     assert not proved.shares_enrolments
-
-
-def test_embedding_output_is_found_by_name_and_rank() -> None:
-    image = TensorSpec("image", "float32", ("N", 3, 8, 8))
-    encode = Graph("encode", (image,), (TensorSpec("embedding", "float32", ("N", 4)),))
-    field = Graph("field", (image,), (TensorSpec("embedding", "float32", ("N", 4, 8, 8)),))
-    assert embedding_output(Deployment("reid", (field, encode), Preprocess(8, 8))) == (encode, "embedding")
-    assert embedding_output(Deployment("reid", (field,), Preprocess(8, 8))) is None
 
 
 # --- the compilers

@@ -37,7 +37,7 @@ from runtime.common.arrays import Array
 from runtime.errors import InputError
 from runtime.images.decode import Image
 from runtime.images.preprocess import Preprocessor
-from runtime.tasks.segment import segmentation_from_logits, settings_of
+from runtime.tasks.segment import segmentation_from_logits, settings_from
 
 _PREDICT_BATCH = 8
 _SHOWN = 6
@@ -122,7 +122,8 @@ class SegmentationTask:
         self._examples, self._trained, self._validation, self._test = examples, trained, validation, test
         self._recipe, self._seed, self._name = recipe, seed, data
         self._preprocess = Preprocessor(deployment.preprocess)
-        self._labels, self._threshold = settings_of(deployment.postprocess)
+        settings = settings_from(deployment.postprocess)
+        self._labels, self._threshold = settings.labels, settings.threshold
         self._kept: dict[int, Example] = {}
 
     @property

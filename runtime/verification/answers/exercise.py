@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -13,8 +14,7 @@ from runtime.images.masks import Mask
 from runtime.open_set.decision import OpenSetInfo
 from runtime.open_set.strangers import Rate
 from runtime.predictor import Predictor
-from runtime.results import Classification, Identification, Segmentation
-from runtime.tasks import Result
+from runtime.results import Ranking, Result, Segmentation
 from runtime.verification.answers.file import Header
 
 RATES = (None, 0.01, 0.02, 0.05, 0.1, 0.2)
@@ -55,10 +55,10 @@ def answers_of(
     found = {"embedding": predictor.embed(list(pictures))}
     found["operating"] = np.array([_operating_points(predictor) for _ in _enrolment(predictor, header, pictures)])
     labels = predictor.labels
-    results = predictor.predict(queries, top_k=len(labels))
-    rankings = [_ranking(result) for result in results]
+    results = cast("list[Ranking]", predictor.predict(queries, top_k=len(labels)))  # as there are scores between labels
+    rankings = [dict(result.ranking) for result in results]
     found["scores"] = np.array([[ranking[label] for label in labels] for ranking in rankings], np.float64)
-    accepted = [None if isinstance(result, Segmentation) else result.label for result in results]
+    accepted = [result.label for result in results]
     found["accepted"] = np.array([-1 if label is None else labels.index(label) for label in accepted], np.int32)
     return found
 
@@ -104,20 +104,11 @@ def _interval(rate: Rate | None) -> tuple[float, float, float]:
     return (math.nan,) * 3 if rate is None else (rate.value, rate.low, rate.high)
 
 
-def _ranking(result: Result) -> dict[str, float]:
-    """Label to score."""
-    if isinstance(result, Classification):
-        return dict(zip(result.labels, result.scores, strict=True))
-    if isinstance(result, Identification):
-        return dict(result.matches)
-    raise TypeError(f"a task with scores answers with {type(result).__name__}")
-
-
 def _maps(results: Sequence[Result]) -> dict[str, Array]:
     found: dict[str, Array] = {}
     for index, result in enumerate(results):
-        if not isinstance(result, Segmentation):
-            raise TypeError(f"a task without scores answers with {type(result).__name__}")
+        if not isinstance(result, Segmentation):  # of another package's task only preprocessing is compared
+            continue
         found[f"labels/{index}"] = result.label_map
         found[f"probability/{index}"] = result.probability[::_GRID, ::_GRID].astype(np.float16)
     return found
