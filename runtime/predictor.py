@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, overload
 
@@ -17,35 +16,23 @@ from runtime.bundle.bundle import Bundle
 from runtime.bundle.identity import NOT_COVERED
 from runtime.common.arrays import Array
 from runtime.common.forking import fork_waits, holds_up_forks
-from runtime.enrolment.file import (
-    LOCK_TIMEOUT_S,
-    MAX_LABEL_LENGTH,
-    Encoder,
-    Enrolment,
-    check_encoder,
-    is_label,
-    load_enrolment,
-    save_enrolment,
-    update_enrolment,
-)
+from runtime.enrolment.file import LOCK_TIMEOUT_S, MAX_LABEL_LENGTH, Encoder, is_label
 from runtime.enrolment.quality import EnrolmentReport, image_names
-from runtime.errors import EdgevisError, EnrolmentError, InputError
+from runtime.enrolment.state import EnrolmentState
+from runtime.errors import EdgevisError, InputError
 from runtime.gallery.embedded import EmbeddedGallery
-from runtime.gallery.rows import counts_by_label
 from runtime.images.decode import Image, ImageLike, as_images, orientation_of, several
 from runtime.images.masks import MaskLike, as_masks
 from runtime.images.preprocess import Preprocessor
 from runtime.open_set.bundled import open_set_arrays
 from runtime.open_set.decision import OpenSet, OpenSetInfo
-from runtime.open_set.strangers import MAX_STRANGERS
+from runtime.open_set.strangers import sampled_rows
 from runtime.selection.choose import SelectedEngine, open_best
 from runtime.selection.info import Info
 from runtime.streams.sources import Source, frames
 from runtime.tasks import Result
 
 _log = logging.getLogger("edgevis.bundle")
-
-_STRANGERS_BATCH = 32  # frames that a calibration holds at once
 
 MAX_THREADS = 1024
 """CPU threads that an engine may be asked for: engines make as many as they are told, and fail in many ways."""
@@ -115,10 +102,6 @@ class Predictor:
         deployment = manifest.deployment
         task = tasks.load(deployment.task)
         self._changing = threading.RLock()  # held by what changes what is enrolled
-        # Of the file of the last load, save or update: its rows by label, and what was forgotten or set anew since.
-        self._known: dict[str, int] = {}
-        self._forgotten: set[str] = set()
-        self._reset = False
         self._threads = threads
         self._opened = opened
         self._closed = False
@@ -131,12 +114,12 @@ class Predictor:
             )
             if index_from is not None:
                 self._scored("index_from")
-            self._rate_given = false_accept_rate is not None
             if false_accept_rate is not None:
                 self._scored("false_accept_rate").set_rate(false_accept_rate)
             space = "" if self._task.open_set is None else self._task.open_set.space_digest
-            self._encoder = Encoder(
-                manifest.encoder_identity, manifest.model, record.name, record.shares_enrolments, space
+            encoder = Encoder(manifest.encoder_identity, manifest.model, record.name, record.shares_enrolments, space)
+            self._enrolment = EnrolmentState(
+                self._task.gallery, self._task.open_set, encoder, keep_rate=false_accept_rate is not None
             )
         except BaseException:
             self.close()
@@ -253,8 +236,7 @@ class Predictor:
     def forget(self, label: str) -> None:
         """Remove a label and all its examples; UnknownLabelError when it is not enrolled."""
         with self._changing:
-            self._task.gallery.remove(label)
-            self._forgotten.add(label)
+            self._enrolment.forget(label)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -279,7 +261,7 @@ class Predictor:
         if value is not None and not (number and -1.0 <= value <= 1.0):
             raise InputError(f"threshold is {value!r}; allowed: a cosine, -1..1, or None to have it fitted")
         self._scored("threshold").set_by_hand(None if value is None else float(value))
-        self._reset = True
+        self._enrolment.settings_changed()
 
     @property
     def false_accept_rate(self) -> float | None:
@@ -291,8 +273,7 @@ class Predictor:
     @holds_up_forks
     def false_accept_rate(self, value: float | None) -> None:
         self._scored("false_accept_rate").set_rate(value)
-        self._rate_given = value is not None
-        self._reset = True
+        self._enrolment.rate_changed(value)
 
     def calibrate(self, strangers: Source | None) -> OpenSetInfo:
         """Measure the open-set threshold on strangers: images in which nobody and nothing is enrolled.
@@ -314,30 +295,11 @@ class Predictor:
         """
         self._check_open()
         open_set = self._scored("calibration")
-        rows = None if strangers is None else self._strangers_of(strangers)
+        rows = None if strangers is None else sampled_rows(frames(strangers), self._task.scored_rows)
         with fork_waits():
             open_set.calibrate(rows)
-            self._reset = True
+            self._enrolment.settings_changed()
             return open_set.info
-
-    def _strangers_of(self, source: Source) -> Array:
-        """(S, D) float32 rows of the score space of evenly spaced frames of a source, at most twice as many as are
-        kept, and no more frames in memory than a batch.
-        """
-        rows: list[Array] = []
-        batch: list[Image] = []
-        stride = 1
-        for index, frame in enumerate(frames(source)):
-            if index % stride == 0:
-                batch.append(frame)
-            if len(batch) >= _STRANGERS_BATCH:
-                rows += list(self._task.scored_rows(batch))
-                batch = []
-            if len(rows) >= 2 * MAX_STRANGERS:
-                rows, stride = rows[::2], 2 * stride
-        if batch:
-            rows += list(self._task.scored_rows(batch))
-        return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
     def _scored(self, what: str) -> OpenSet:
         """The open-set decision; InputError for a task that has none."""
@@ -355,9 +317,7 @@ class Predictor:
             EnrolmentError: It cannot be written, or is a file of another kind; what was there is unchanged.
         """
         with self._changing:
-            enrolment = self._enrolment()
-            save_enrolment(path, enrolment)
-            self._agree(enrolment)
+            self._enrolment.save(path)
 
     @holds_up_forks
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -367,10 +327,9 @@ class Predictor:
             EnrolmentError: The file is missing or damaged; what is enrolled stays.
             EnrolmentMismatchError: Another encoder made it; what is enrolled stays.
         """
-        enrolment = load_enrolment(path)
-        check_encoder(enrolment.encoder, self._encoder, path)
+        enrolment = self._enrolment.read(path)
         with self._changing:
-            self._take(enrolment, path)
+            self._enrolment.take(enrolment, path)
 
     @holds_up_forks
     def update(self, path: str | os.PathLike[str], *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
@@ -388,57 +347,7 @@ class Predictor:
             EnrolmentMismatchError: Another encoder made it; it is unchanged.
         """
         with self._changing:
-            here = self._enrolment()
-            changed = update_enrolment(
-                path,
-                here,
-                known=self._known,
-                forgotten=frozenset(self._forgotten),
-                keep_settings=not self._reset,
-                adapt=self._in_space,
-                timeout_s=timeout_s,
-            )
-            if changed is not here:
-                self._take(changed, path)
-            self._agree(changed)
-
-    def _enrolment(self) -> Enrolment:
-        contents = self._task.gallery.contents()
-        open_set = self._task.open_set
-        if open_set is None:
-            return Enrolment(self._encoder, contents, None)
-        return Enrolment(self._encoder, contents, open_set.by_hand, open_set.strangers, open_set.own_rate)
-
-    def _in_space(self, enrolment: Enrolment) -> Enrolment:
-        """An enrolment of raw embeddings, as files had them before score spaces, in the space of this predictor."""
-        open_set = self._task.open_set
-        if open_set is None or enrolment.encoder.space == self._encoder.space:
-            return enrolment
-        rows = {label: open_set.project(rows) for label, rows in enrolment.rows.items()}
-        return replace(enrolment, encoder=self._encoder, rows=rows, strangers=None)
-
-    def _take(self, enrolment: Enrolment, path: str | os.PathLike[str]) -> None:
-        enrolment = self._in_space(enrolment)
-        open_set = self._task.open_set
-        if open_set is None and (enrolment.threshold is not None or enrolment.strangers is not None):
-            raise EnrolmentError(f"{path} does not fit this model: it has a threshold, and this task has no scores")
-        try:
-            self._task.gallery.replace(enrolment.rows)
-            if open_set is not None:
-                open_set.set_by_hand(enrolment.threshold)
-                open_set.calibrate(enrolment.strangers)
-                if not self._rate_given:
-                    open_set.set_rate(enrolment.false_accept_rate)
-                open_set.features()  # of a large enrolment these take a while: now, not at the first frame
-        except InputError as error:
-            raise EnrolmentError(f"{path} does not fit this model: {error}") from error
-        self._agree(enrolment)
-
-    def _agree(self, enrolment: Enrolment) -> None:
-        """Remember that a file holds this."""
-        self._known = counts_by_label(enrolment.rows)
-        self._forgotten = set()
-        self._reset = False
+            self._enrolment.update(path, timeout_s=timeout_s)
 
     def stream(
         self, source: Source, *, top_k: int = 5, on_error: Callable[[EdgevisError], object] | None = None

@@ -7,17 +7,20 @@ best score is known for the labels of now, so nothing has to be assumed of how t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from runtime.common.arrays import Array
+from runtime.images.decode import Image
 
 MIN_RATE, MAX_RATE = 1e-4, 0.5
 MIN_STRANGERS = 20
 MAX_STRANGERS = 2000
 """At most so many rows are kept; of more, every n-th."""
 
+_BATCH = 32  # frames in memory at once
 _TAIL_SHARE = 0.15
 _TAIL_ROWS = 8
 
@@ -29,6 +32,32 @@ class Rate:
     value: float
     low: float
     high: float
+
+
+def sampled_rows(frames: Iterable[Image], scored_rows: Callable[[Sequence[Image]], Array]) -> Array:
+    """The rows of evenly spaced frames, at most twice :data:`MAX_STRANGERS`.
+
+    Args:
+        frames: Each (H, W, 3) uint8 BGR; only a batch of them is in memory at once.
+        scored_rows: Makes (N, D) float32 unit rows of N images.
+
+    Returns:
+        (S, D) float32; (0, 0) without frames.
+    """
+    rows: list[Array] = []
+    batch: list[Image] = []
+    stride = 1
+    for index, frame in enumerate(frames):
+        if index % stride == 0:
+            batch.append(frame)
+        if len(batch) >= _BATCH:
+            rows += list(scored_rows(batch))
+            batch = []
+        if len(rows) >= 2 * MAX_STRANGERS:
+            rows, stride = rows[::2], 2 * stride
+    if batch:
+        rows += list(scored_rows(batch))
+    return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
 
 def threshold_at(scores: Array, rate: float, *, independent: float | None = None) -> float:

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,9 @@ from runtime.bundle.manifest import Decisions, EngineRecord, GraphParity, Manife
 from runtime.bundle.spec import Deployment, Graph, Precision, Preprocess, TensorSpec
 from runtime.bundle.staging import staged_bundle, write_manifest
 from runtime.common.arrays import write_arrays
+from runtime.enrolment.file import load_enrolment
 from runtime.open_set.space import FILE as OPEN_SET
+from runtime.predictor import Predictor
 
 Array = npt.NDArray[Any]
 
@@ -383,6 +386,14 @@ def succeeded(process: subprocess.CompletedProcess[str]) -> str:
     """What a subprocess printed; fails with its errors when it failed."""
     assert process.returncode == 0, process.stderr
     return process.stdout.strip()
+
+
+def enrolled_rows(predictor: Predictor) -> Mapping[str, Array]:
+    """Label to the rows that a predictor's enrolment file holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.enrolment"
+        predictor.save(path)
+        return load_enrolment(path).rows
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -26,7 +26,7 @@ from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.state import Scoring
 from runtime.predictor import Predictor
 
-from bundles import Array, Tiny, picture, textured, tiny_weights, write_tiny_bundle
+from bundles import Array, Tiny, enrolled_rows, picture, textured, tiny_weights, write_tiny_bundle
 
 PERSON = Preprocess(256, 128, mean=(0.5,) * 3, std=(0.5,) * 3)
 THING = Preprocess(224, 224, mean=(0.5,) * 3, std=(0.5,) * 3, fit="center-crop")
@@ -239,7 +239,7 @@ def test_the_report_of_an_enrolment(predictor: Predictor, tmp_path: Path) -> Non
     assert data["enrolled"] == 3
     assert data["judgements"][3]["findings"][0]["bound"] == REID.max_cosine
     assert data["warnings"] == list(report.warnings)
-    assert len(predictor._task.gallery.contents()["anna"]) == 3
+    assert len(enrolled_rows(predictor)["anna"]) == 3
     with pytest.raises(FrozenInstanceError):
         report.enrolled = 5  # type: ignore[misc]
 
@@ -282,10 +282,10 @@ def test_strict_enrols_nothing_and_lists_all(built: dict[str, Path], task: str) 
 
 def test_strict_leaves_what_is_known_of_a_label(predictor: Predictor) -> None:
     predictor.enroll("anna", textured(1, 64, 32))
-    before = predictor._task.gallery.contents()["anna"].copy()
+    before = enrolled_rows(predictor)["anna"]
     with pytest.raises(edgevis.InputError, match="duplicate"):
         predictor.enroll("anna", textured(1, 64, 32), strict=True)
-    np.testing.assert_array_equal(predictor._task.gallery.contents()["anna"], before)
+    np.testing.assert_array_equal(enrolled_rows(predictor)["anna"], before)
 
 
 def test_embeddings_without_direction_are_refused(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from runtime.verification.answers.compare import AnswersCheck, check_answers
 from runtime.verification.answers.file import Answers, Header, answers_from, arrays_of
 from runtime.verification.answers.reference import reference_answers
 
-from bundles import Array, edited_manifest, installed
+from bundles import Array, edited_manifest, enrolled_rows, installed
 from segmentation_bundles import FEW_SHOT, FIXED, GREY, SIDE, few_shot_onnx, fixed_onnx, write
 
 pytestmark = pytest.mark.skipif(not installed("onnx"), reason="onnx makes the graphs of these tests")
@@ -132,10 +132,10 @@ def test_shots_are_judged_by_their_object(few_shot: Path) -> None:
             ["unusable"],
             [],
         ]
-        assert predictor._task.gallery.contents()["red"].shape[0] == 3
+        assert enrolled_rows(predictor)["red"].shape[0] == 3
         with pytest.raises(EnrolmentRefusedError, match="the same picture and mask as one enrolled as 'red'"):
             predictor.enroll("red", scene((RED, 8, 8)), masks=square(8, 8), strict=True)
-        assert predictor._task.gallery.contents()["red"].shape[0] == 3
+        assert enrolled_rows(predictor)["red"].shape[0] == 3
 
 
 def test_shots_vote(few_shot: Path) -> None:
@@ -319,7 +319,7 @@ def test_masks_may_be_files_and_pil_images(few_shot: Path, tmp_path: Path) -> No
         predictor.enroll("array", scene((RED, 8, 8)), masks=mask)
         for name, given in forms.items():
             predictor.enroll(name, scene((RED, 8, 8)), masks=given)
-        rows = predictor._task.gallery.contents()
+        rows = enrolled_rows(predictor)
     for name in forms:
         np.testing.assert_array_equal(rows[name], rows["array"], err_msg=name)
 
@@ -341,7 +341,7 @@ def test_a_mask_of_a_photograph_that_exif_turns(few_shot: Path, tmp_path: Path, 
         predictor.enroll("array", upright, masks=mask)
         predictor.enroll("stored", given(), masks=mask_file)
         predictor.enroll("several", [given(), upright], masks=[mask_file, mask])
-        rows = predictor._task.gallery.contents()
+        rows = enrolled_rows(predictor)
         np.testing.assert_array_equal(rows["stored"], rows["array"])
         np.testing.assert_array_equal(rows["several"], np.concatenate([rows["array"]] * 2))
         exif[0x0112] = 3
