@@ -138,7 +138,7 @@ class Predictor:
         return f"<Predictor {self._bundle.path.name}: {record.name} on {record.device}, {len(self.labels)} labels>"
 
     def close(self) -> None:
-        """Give the engine's memory back. A closed predictor must not be used; closing twice does no harm."""
+        """Free the engine's memory. A closed predictor must not be used; closing twice does no harm."""
         if not self._closed:
             self._closed = True
             for session in self._opened.sessions.values():
@@ -152,7 +152,7 @@ class Predictor:
 
     @holds_up_forks
     def predict(self, images: ImageLike | Sequence[ImageLike], *, top_k: int = 5) -> Result | list[Result]:
-        """What the images show.
+        """Predict on one image or several.
 
         Args:
             images: One image – (H, W, 3) uint8 BGR, the path or the bytes of an image file, or a PIL image; see
@@ -198,7 +198,7 @@ class Predictor:
         masks: MaskLike | Sequence[MaskLike] | None = None,
         strict: bool = False,
     ) -> EnrolmentReport:
-        """Give examples of a label; a label that is known gets them in addition.
+        """Enrol examples of a label; a known label gets them in addition.
 
         Every image is judged: size, blur, exposure, whether it repeats another one, and whether it belongs to the
         label. Images that cannot work are left out, all others are enrolled; the report names both.
@@ -212,7 +212,7 @@ class Predictor:
             strict: Enrol nothing when anything speaks against any of the images.
 
         Returns:
-            What was enrolled, and what speaks against each image: see :class:`edgevis.EnrolmentReport`.
+            The number of enrolled images and the findings for each, see :class:`edgevis.EnrolmentReport`.
 
         Raises:
             InputError: The label, an image or a mask is not allowed; nothing has been enrolled.
@@ -240,7 +240,7 @@ class Predictor:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What is enrolled, in the order of enrolment; of a model with fixed classes, those."""
+        """The enrolled labels in order of enrolment; for a model with fixed classes, its classes."""
         return self._task.gallery.labels
 
     @property
@@ -265,7 +265,7 @@ class Predictor:
 
     @property
     def false_accept_rate(self) -> float | None:
-        """The FPIR that is asked: see the argument of that name; None for a task without scores between labels."""
+        """The target FPIR, see the argument of that name; None for a task without scores between labels."""
         open_set = self._task.open_set
         return None if open_set is None else open_set.rate
 
@@ -309,7 +309,7 @@ class Predictor:
 
     @holds_up_forks
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what is enrolled to a file, in place of what it holds; it appears whole or not at all.
+        """Write the enrolment to a file, replacing its content; the file appears whole or not at all.
 
         Where several processes enrol into one file, use :meth:`update`.
 
@@ -321,7 +321,7 @@ class Predictor:
 
     @holds_up_forks
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Take what a file holds in place of what is enrolled.
+        """Replace the enrolment by that of a file.
 
         Raises:
             EnrolmentError: The file is missing or damaged; what is enrolled stays.
@@ -333,7 +333,7 @@ class Predictor:
 
     @holds_up_forks
     def update(self, path: str | os.PathLike[str], *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
-        """Bring into a file what was enrolled and forgotten here since the last load, save or update.
+        """Merge into a file what was enrolled and forgotten here since the last load, save or update.
 
         What other processes have written to the file meanwhile stays, and is enrolled here afterwards. The file is
         locked only while it is read and written, not while images are embedded. It is made if there is none.
@@ -374,7 +374,7 @@ class Predictor:
     @property
     @holds_up_forks
     def info(self) -> Info:
-        """What runs: backend, device, precision, encoder identity, measured parity, and why this engine."""
+        """The running engine: backend, device, precision, encoder identity, measured parity, and why this engine."""
         manifest, record = self._bundle.manifest, self._opened.record
         gallery = self._task.gallery
         return Info(

@@ -67,7 +67,7 @@ class Match(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """Which enrolled class an image shows.
+    """The enrolled class that an image shows.
 
     Attributes:
         label: The best class; None when its score is below the open-set threshold.
@@ -103,7 +103,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class Identification:
-    """Who of the gallery is seen.
+    """The enrolled person that an image shows.
 
     Attributes:
         label: The best match; None when unknown: the gallery is empty or the score is below the open-set threshold.
@@ -138,13 +138,13 @@ class Identification:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segmentation:
-    """What each pixel of an image shows.
+    """The label of each pixel of an image.
 
     Attributes:
         mask: (H, W) bool at the image's own size: where anything was found.
-        probability: (H, W) float32, 0..1, of what is most probable there besides the background.
-        labels: What the model can find, in the order of ``label_map``.
-        label_map: (H, W) int16, the index into ``labels`` of what was found; -1 is background.
+        probability: (H, W) float32, 0..1, of the most probable label besides the background.
+        labels: The labels that the model can find, in the order of ``label_map``.
+        label_map: (H, W) int16, each pixel's index into ``labels``; -1 is background.
         speed_ms: Milliseconds that one image took: ``preprocess``, ``inference``, ``postprocess``.
     """
 
@@ -162,7 +162,7 @@ class Segmentation:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """For each label, the share of the image's pixels that it was found at, 0..1."""
+        """The share of the image's pixels that each label covers, 0..1."""
         counts = np.zeros(len(self.labels), np.int64)
         for rows in _strips(self.mask.shape):
             counts += np.bincount(self.label_map[rows][self.mask[rows]], minlength=len(self.labels))

@@ -46,7 +46,7 @@ class Engine(Protocol):
 
 
 class Backend(Protocol):
-    """What a module in this package offers."""
+    """The members of a module in this package."""
 
     def devices(self) -> tuple[str, ...]:
         """The kinds of device it can use here, best first, such as ``("cpu",)``.
@@ -78,7 +78,7 @@ class BuildsOnDevice(Protocol):
     """A backend whose engines are compiled, and their parity measured, on the device that runs them."""
 
     def fingerprint(self, device: str) -> Mapping[str, str]:
-        """What an engine's parity on that device depends on, such as versions and the GPU's name.
+        """The versions and the GPU's name that an engine's parity on that device is valid for.
 
         Raises:
             MissingDependencyError, UnavailableError, UnknownBackendError: It cannot use that device here.

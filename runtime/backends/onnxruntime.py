@@ -213,7 +213,7 @@ class _CudaEngine(_Engine):
 
 @contextlib.contextmanager
 def _source(files: EngineFiles) -> Iterator[bytes | str]:
-    """What a session is made from: the graph's bytes, or, with external data, the path of a private copy.
+    """The model argument of a session: the graph's bytes or, with external data, the path of a private copy.
 
     From bytes ONNX Runtime 1.32 looks for external data in the working folder, and where it takes them from memory
     instead it forgets those of subgraphs and functions. What it maps of the copy stays after the copy is removed.
@@ -231,7 +231,7 @@ def _source(files: EngineFiles) -> Iterator[bytes | str]:
 
 
 def processor_nodes(session: Any) -> Counter[str]:
-    """How many nodes of each operator ONNX Runtime gave to the processor, arithmetic with shapes left out.
+    """Counts the nodes of each operator that ONNX Runtime placed on the CPU, without shape arithmetic.
 
     The session must have been told to record it.
     """

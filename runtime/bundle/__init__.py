@@ -1,1 +1,1 @@
-"""What a bundle is: its specification, its manifest, reading, writing and checking it."""
+"""The bundle format: specification, manifest, reading, writing and checking."""

@@ -1,4 +1,4 @@
-"""What a build measured of its engines side by side, as text: for the build itself, and for who has only the bundle."""
+"""The measurements of a build's engines side by side, as text for the build and for ``edgevis info``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def candidates_table(candidates: Sequence[Candidate]) -> str:
 
 
 def search_text(search: Int8Search) -> str:
-    """What the search found for one backend, for a table or a line of progress."""
+    """The result of the INT8 search for one backend, as one line."""
     speed = ""
     if search.latency_ms is not None and search.naive_latency_ms is not None:
         speed = f", {search.naive_latency_ms:.2f} -> {search.latency_ms:.2f} ms"

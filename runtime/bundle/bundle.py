@@ -57,7 +57,7 @@ class Bundle:
 
     @property
     def size_bytes(self) -> int:
-        """What all files of the bundle take, the manifest included."""
+        """The size of all files of the bundle, the manifest included."""
         listed = sum(record.size_bytes for record in self.manifest.files.values())
         return listed + (self.path / MANIFEST).stat().st_size
 

@@ -94,7 +94,7 @@ def _no_graph(path: Path, error: ValueError) -> EngineError:
 
 
 def _inside(path: Path, location: str) -> Path:
-    """Where external data lie; ONNX says that a location is relative to the graph and does not leave its folder."""
+    """The path of external data. By ONNX's definition a location is relative to the graph and inside its folder."""
     parts = PurePosixPath(location)
     if not parts.parts or parts.is_absolute() or ".." in parts.parts or "\\" in location or "\0" in location:
         raise IntegrityError(

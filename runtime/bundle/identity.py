@@ -1,8 +1,8 @@
-"""What a manifest is known by: the digest of all that it says, and the identity of its encoder.
+"""The digest of a manifest, and the identity of its encoder.
 
-Both guard against accidents: a value that an editor, a script or a bad copy changed. Neither is a signature: whoever
-changes a manifest on purpose can compute them anew. Who must know that a bundle is the very one that was built keeps
-its digest elsewhere and gives it to :class:`runtime.predictor.Predictor` or ``edgevis verify --digest``.
+Both detect accidents: a value that an editor, a script or a bad copy changed. Neither is a signature, because anyone
+who edits a manifest can compute them again. To be sure that a bundle is the one that was built, keep its digest
+elsewhere and pass it to :class:`runtime.predictor.Predictor` or ``edgevis verify --digest``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from runtime.bundle.spec import Deployment
 from runtime.common.json_data import to_json
 
 DIGEST = "digest"
-"""The manifest's field that holds the digest of all the others."""
+"""The manifest's field that holds the digest of all other fields."""
 
 NOT_COVERED = (
     "an earlier edgevis built it, without a digest: that a value of its manifest was changed, such as of "
     "preprocessing, would not be noticed; build it again: python -m export.build"
 )
-"""What is said of a bundle without a digest."""
+"""The warning about a bundle without a digest."""
 
 
 def manifest_digest(data: Mapping[str, Any]) -> str:
@@ -37,7 +37,7 @@ def manifest_digest(data: Mapping[str, Any]) -> str:
 
 
 def encoder_identity(model: str, deployment: Deployment | Mapping[str, Any], weights_sha256: str) -> str:
-    """Whose embeddings these are: the same for every precision, backend, exporter version and machine.
+    """Identifies an encoder: the same for every precision, backend, exporter version and machine.
 
     Args:
         model: The model's name.

@@ -1,4 +1,4 @@
-"""``manifest.json``: what a bundle holds, whose it is, and what was measured of it."""
+"""``manifest.json``: the content of a bundle, its encoder's identity, and the measurements of its engines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCHEMA = 2
 
 MAX_MANIFEST_BYTES = 4 << 20
 ANSWERS = "answers.npz"
-"""The file of a bundle that holds pictures and what the model makes of them, see
+"""The file of a bundle that holds pictures and the model's answers to them, see
 :mod:`runtime.verification.answers`."""
 
 MOST_CHANCE = 0.5
@@ -48,7 +48,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class GraphParity:
-    """How far one graph of an engine is from the PyTorch model, the worst over all batch sizes and outputs.
+    """The distance of one graph of an engine from the PyTorch model, the worst over all batch sizes and outputs.
 
     Attributes:
         graph: The graph's name.
@@ -71,7 +71,7 @@ class GraphParity:
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """How often an engine decides as the PyTorch model does.
+    """The agreement of an engine's decisions with the PyTorch model's.
 
     Attributes:
         metric: What was decided, such as ``"rank-1 agreement"`` or ``"mask IoU"``.
@@ -97,7 +97,7 @@ class Decisions:
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:
-    """How far one engine is from the PyTorch model, and on what machine that was measured.
+    """The distance of one engine from the PyTorch model, and the machine that it was measured on.
 
     Attributes:
         passed: Whether the engine held the tolerance of its precision.
@@ -202,7 +202,7 @@ class EngineRecord:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Where the model's parameters came from.
+    """The origin of the model's parameters.
 
     Attributes:
         trained: False when the parameters are random; everything that shows the bundle says so loudly.
@@ -217,7 +217,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Int8Search:
-    """How much of one backend's INT8 engine is INT8, and what that was found by.
+    """The result of the INT8 search for one backend.
 
     Attributes:
         backend: The backend whose graphs these are.
@@ -272,7 +272,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What the INT8 scales were measured on.
+    """The images and the algorithm of the INT8 scales.
 
     Attributes:
         digest: Digest of the images, the preprocessing, the weights and the algorithm.
@@ -293,14 +293,14 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All that a bundle says of itself.
+    """The content of ``manifest.json``.
 
     Attributes:
         name: The bundle's name.
         model: The name in ``edgevis.models`` that made it.
         target: The target it was built for.
         deployment: Task, graphs, preprocessing, postprocessing.
-        encoder_identity: Whose embeddings these are: a digest over weights, preprocessing and graphs.
+        encoder_identity: A digest over weights, preprocessing and graphs, see :mod:`runtime.bundle.identity`.
         weights: Where the parameters came from.
         parameters: How many there are.
         engines: The compiled forms.

@@ -1,4 +1,4 @@
-"""What an ONNX graph reads and holds, found without ``onnx``: external data, and weights that are not finite."""
+"""Reads an ONNX file without ``onnx``: its external data, and weights that are not finite."""
 
 from __future__ import annotations
 

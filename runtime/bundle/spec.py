@@ -100,7 +100,7 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """From an image as OpenCV reads it, (H, W, 3) uint8 BGR, to a graph's input, (channels, height, width) float32.
+    """The preprocessing of an image, (H, W, 3) uint8 BGR, to a graph's input, (channels, height, width) float32.
 
     The value of a channel is ``(pixel * scale - mean) / std``; ``mean`` and ``std`` are in the order of ``color``.
 
@@ -129,12 +129,12 @@ class Preprocess:
 
     @property
     def channels(self) -> int:
-        """How many channels the graph's input has."""
+        """The number of channels of the graph's input."""
         return 1 if self.color == "GRAY" else 3
 
     @property
     def input(self) -> TensorSpec:
-        """What preprocessing makes: a batch of the input named ``image``."""
+        """The output of preprocessing: a batch of the input named ``image``."""
         return TensorSpec("image", "float32", ("N", self.channels, self.height, self.width))
 
     def __post_init__(self) -> None:
@@ -167,13 +167,13 @@ class Preprocess:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """All that the runtime must know of a model: declared once, beside the ``nn.Module``.
+    """The declaration of a model for the runtime: written once, beside the ``nn.Module``.
 
     Attributes:
         task: The file in ``runtime/tasks/`` that runs it.
         graphs: The functions that are exported.
         preprocess: How an image becomes the input named ``image``.
-        postprocess: The task's settings, each a plain JSON value; the task's file lists what it reads.
+        postprocess: The task's settings as JSON data; the task reads them with its ``settings_from``.
         max_batch: The largest batch that an engine is given at once; larger ones are run in chunks.
     """
 

@@ -1,1 +1,1 @@
-"""What every other package stands on: arrays, files, text, the command line's frame, the machine."""
+"""Helpers that every other package uses: arrays, files, text, the frame of a command line, the machine."""

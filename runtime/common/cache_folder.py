@@ -1,4 +1,4 @@
-"""Where this machine keeps what it made itself: plans, kernel timings, proofs. All of it can be deleted at any time."""
+"""The cache folder of this machine: plans, kernel timings, parity reports. It can be deleted at any time."""
 
 from __future__ import annotations
 

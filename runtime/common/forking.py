@@ -1,4 +1,4 @@
-"""What a forked child does with the engines and locks that it inherits.
+"""The handling of engines and locks that a forked child inherits.
 
 ``fork`` copies the memory of a process but only the one thread that called it. In the child an engine waits for worker
 threads that do not exist, whether it runs or is destroyed, and a lock that another thread held stays locked for ever.
@@ -31,7 +31,7 @@ P = ParamSpec("P")
 
 
 class Inheritable(Protocol):
-    """What holds something that a child must not use."""
+    """An object with a resource that a forked child must not use."""
 
     def after_fork(self) -> None:
         """Called in the child, where no other thread exists, before anything else uses the object."""
@@ -117,7 +117,7 @@ def _sleeps(task: Path) -> bool:
 
 
 def fork_waits() -> contextlib.AbstractContextManager[None]:
-    """What libraries with threads of their own are called within: another thread's fork waits until it is left.
+    """A context for calls of libraries that have threads: a fork by another thread waits until it ends.
 
     Engines are such libraries, and so are NumPy's BLAS and OpenCV. A fork in the middle of a matrix product leaves the
     child one that never ends.

@@ -25,7 +25,7 @@ _SHORT.maxstring = _SHORT.maxother = 60
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What the JSON text says; NaN and infinities, which JSON does not have, are refused.
+    """Parses JSON text; NaN and infinities, which JSON does not have, are refused.
 
     Raises:
         SchemaError: It is not JSON.

@@ -19,27 +19,27 @@ from runtime.errors import InputError
 
 
 def max_pixels() -> int:
-    """How many pixels a picture or mask may have."""
+    """The largest number of pixels of a picture or mask."""
     return _bound("EDGEVIS_MAX_PIXELS", 200_000_000)
 
 
 def max_file_bytes() -> int:
-    """How many bytes an image file may have."""
+    """The largest size of an image file in bytes."""
     return _bound("EDGEVIS_MAX_FILE_BYTES", 256 << 20)
 
 
 def max_enrolment_bytes() -> int:
-    """How many bytes the arrays of an enrolment may have."""
+    """The largest size of an enrolment's arrays in bytes."""
     return _bound("EDGEVIS_MAX_ENROLMENT_BYTES", 4 << 30)
 
 
 def max_golden_bytes() -> int:
-    """How many bytes the arrays of ``golden.npz``, or of ``answers.npz``, may have."""
+    """The largest size of the arrays of ``golden.npz`` or ``answers.npz`` in bytes."""
     return _bound("EDGEVIS_MAX_GOLDEN_BYTES", 1 << 30)
 
 
 def too_many_pixels(width: int, height: int) -> str | None:
-    """What a message says of a picture with more than :func:`max_pixels`; None when it has no more."""
+    """The error text for a picture with more than :func:`max_pixels`; None when it has no more."""
     most = max_pixels()
     if width * height <= most:
         return None

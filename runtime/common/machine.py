@@ -21,7 +21,7 @@ def machine_name() -> str:
 
 
 def environment(backend: str) -> dict[str, str]:
-    """What the results of a backend's CPU kernels depend on: equal environments run the same kernels.
+    """The versions and CPU features that select a backend's CPU kernels: equal environments run the same kernels.
 
     Args:
         backend: A name in :mod:`runtime.backends`.

@@ -1,1 +1,1 @@
-"""What enrolments are stored as, and whether an image is fit to be enrolled."""
+"""The enrolment file, the state of an open enrolment, and the quality checks of images."""

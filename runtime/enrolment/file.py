@@ -1,4 +1,4 @@
-"""``NAME.enrolment``: what a predictor has learned of its labels, in one file that outlives the process.
+"""``NAME.enrolment``: the enrolled rows and the open-set settings of a predictor, in one file.
 
 The file is an ``.npz`` of plain arrays: ``header`` and ``labels`` are JSON in UTF-8 bytes, ``counts`` (L,) int64 says
 how many embeddings each label has, ``embeddings`` (M, D) float32 holds them in that order. ``strangers`` (S, D) float32
@@ -39,7 +39,7 @@ _NAME_LENGTH, _NAME = (
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """Who made the embeddings of an enrolment.
+    """The encoder that made the embeddings of an enrolment.
 
     Attributes:
         identity: The encoder identity of the bundle.
@@ -69,7 +69,7 @@ class Enrolment:
     """The content of an enrolment file.
 
     Attributes:
-        encoder: Who made the embeddings.
+        encoder: The encoder that made the embeddings.
         rows: Label to (N, D) float32, in order of enrolment: unit rows of embeddings, or flattened support tensors.
         threshold: An open-set threshold set by hand; None where it is fitted.
         strangers: (S, D) float32 unit rows of the strangers that the threshold was measured on; None without.

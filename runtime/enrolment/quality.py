@@ -60,7 +60,7 @@ _THUMBNAIL = 16
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What speaks against an image.
+    """One reason against an image.
 
     Attributes:
         reason: One of :data:`Reason`.
@@ -94,7 +94,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class EnrolmentReport:
-    """What ``Predictor.enroll`` made of the images.
+    """The result of ``Predictor.enroll``.
 
     Attributes:
         label: The label that was enrolled.
@@ -156,7 +156,7 @@ def report_on(
 
 
 def image_names(images: ImageLike | Sequence[ImageLike]) -> list[str]:
-    """What to call each of the images given to ``enroll``: its path, or its place."""
+    """The names of the images given to ``enroll``: their paths, or their places in the list."""
     items = several(images)
     items = [images] if items is None else items
     return [
@@ -166,7 +166,7 @@ def image_names(images: ImageLike | Sequence[ImageLike]) -> list[str]:
 
 
 def inspect(image: Image, spec: Preprocess, bounds: Bounds, mask: Mask | None = None) -> list[Finding]:
-    """What speaks against an image by its pixels alone.
+    """The findings from an image's pixels alone.
 
     Args:
         image: (H, W, 3) uint8 BGR.

@@ -1,4 +1,4 @@
-"""What is allowed of an image that is enrolled: numbers, and where each comes from."""
+"""The bounds of the quality checks, and the measurement behind each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the embeddings of images to be enrolled relate to each other and to what is enrolled."""
+"""The checks that compare the embeddings of new images with each other and with the enrolled ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_OTHERS = 64  # of a label's enrolled images that are compared with each oth
 def relations(
     label: str, embeddings: Array, names: Sequence[str], gallery: EmbeddedGallery, bounds: Bounds
 ) -> list[list[Finding]]:
-    """What speaks against each image by its embedding.
+    """The findings for each image from its embedding.
 
     Args:
         label: The label they shall be enrolled as.

@@ -57,7 +57,7 @@ class Vectors(Protocol):
         ...
 
     def refined_bound(self, query: Query) -> float:
-        """How far a score of :meth:`refined` may be from the true one."""
+        """The largest error of a score of :meth:`refined`."""
         ...
 
 
@@ -191,7 +191,7 @@ class Tail:
 
     @property
     def room(self) -> int:
-        """How many rows may still be added."""
+        """The number of rows that still fit."""
         return self.capacity - self._size
 
     def append(self, rows: Array, numbers: Array, slots: Array, before: Array, norms: Array) -> None:

@@ -63,7 +63,7 @@ class EmbeddedGallery:
 
     @property
     def state(self) -> State:
-        """What is enrolled now; it does not change."""
+        """An immutable snapshot of the enrolled rows."""
         return self._store.state
 
     @property
@@ -72,7 +72,7 @@ class EmbeddedGallery:
 
     @property
     def label_count(self) -> int:
-        """How many labels there are, at no cost."""
+        """The number of labels, without building their list."""
         return self.state.label_count
 
     @property
@@ -127,7 +127,7 @@ class EmbeddedGallery:
 
     @property
     def index(self) -> IndexInfo | None:
-        """What was measured of the index; None while there is none."""
+        """The measurement of the index; None while there is none."""
         indexing = self._store.indexing
         return None if indexing is None else indexing.info
 

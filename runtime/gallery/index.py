@@ -34,7 +34,7 @@ _LIKENESS = 0.7  # cosine of a query that measures the recall to the row that it
 
 @dataclass(frozen=True, slots=True)
 class IndexInfo:
-    """What was measured of an index when it was made, on this machine.
+    """The speed and recall of an index, measured on this machine when it was made.
 
     Attributes:
         rows: Rows in the graph; newer ones are searched exactly.

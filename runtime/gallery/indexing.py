@@ -63,7 +63,7 @@ class Indexing:
         self.index = self._latest = None
 
     def _begins(self) -> tuple[State, RowIndex | None] | None:
-        """What to index now, and the index that grows into it; None while the one at hand fits."""
+        """The rows to index now, and the index that grows; None while the present index fits."""
         owner, latest = self._owner(), self._latest
         if owner is None or owner.state.row_count < self._index_from:
             return None

@@ -25,7 +25,7 @@ class Labels:
         self._rebuild(room)
 
     def __len__(self) -> int:
-        """How many labels there are."""
+        """The number of labels."""
         return self._alive
 
     def find(self, name: str) -> int | None:
@@ -55,7 +55,7 @@ class Labels:
             self._alive -= 1
 
     def _cell(self, name: str) -> int:
-        """Where the table has the label's slot, or the empty cell where the search for it ended."""
+        """The cell of the table that holds the label's slot, or the empty cell where it would be."""
         table, names = self._table, self.names
         mask = len(table) - 1
         cell = hash(name) & mask

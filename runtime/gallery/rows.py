@@ -77,7 +77,7 @@ def rows_by_label(rows: Mapping[str, Array]) -> RowsByLabel:
 
 
 def counts_by_label(rows: Mapping[str, Array]) -> dict[str, int]:
-    """How many rows each label has."""
+    """The number of rows of each label."""
     if isinstance(rows, RowsByLabel):
         return dict(zip(rows.labels, rows.counts.tolist(), strict=True))
     return {label: len(own) for label, own in rows.items()}

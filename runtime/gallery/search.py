@@ -74,7 +74,7 @@ def ranked(state: State, query: Query, found: Candidates, top_k: int) -> tuple[A
 
 
 def likely_positions(state: State, queries: Queries, top_k: int) -> Iterator[Array]:
-    """For each query ascending positions of the rows that may be the nearest of one of the ``top_k`` nearest labels."""
+    """For each query, ascending positions of the rows that can be nearest of one of the ``top_k`` nearest labels."""
     for part, scores, errors in _first_passes(state, queries):
         peaks = _peaks(scores)
         for index, error in enumerate(errors):

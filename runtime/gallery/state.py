@@ -19,7 +19,7 @@ _SLICE = 4096  # rows that are rebuilt at once
 
 @dataclass(eq=False)
 class Epoch:
-    """How long slots keep their meaning: until so many labels were forgotten that the rest are numbered anew.
+    """The period in which slots keep their meaning; it ends when the labels are numbered anew.
 
     Attributes:
         names: The label of each slot.
@@ -123,7 +123,7 @@ class State:
         return tuple(names[slot] for slot in self.live_slots.tolist())
 
     def __len__(self) -> int:
-        """How many positions there are; those of removed rows count."""
+        """The number of positions, removed rows included."""
         return int(self.starts[-1])
 
     def behind(self, number: int) -> State:

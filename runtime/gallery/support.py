@@ -29,7 +29,7 @@ class Supports:
 
     @cached_property
     def shots(self) -> tuple[int, ...]:
-        """How many shots each label has, in order."""
+        """The number of shots of each label, in order."""
         return tuple(len(rows) for rows in self.rows.values())
 
     @cached_property
@@ -59,7 +59,7 @@ class SupportSets:
 
     @property
     def state(self) -> Supports:
-        """What is enrolled now; it does not change."""
+        """An immutable snapshot of the enrolled support tensors."""
         return self._state
 
     @property

@@ -33,5 +33,5 @@ def run_all(jobs: Sequence[Callable[[], None]], *, threads: int) -> None:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

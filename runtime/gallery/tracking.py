@@ -27,7 +27,7 @@ _MANY = 64  # probes for which one product with all rows takes less time than a 
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """What :class:`BestScores` knows of one state of the gallery.
+    """The best scores in one state of the gallery.
 
     Attributes:
         version: The gallery's version.

@@ -1,4 +1,4 @@
-"""What counts as an image: an OpenCV array, a path or the bytes of an image file, a PIL image.
+"""Accepted images: an OpenCV array, a path or the bytes of an image file, a PIL image.
 
 Everything becomes an OpenCV array here, and every entrance – prediction, enrolment, streams, calibration, training,
 Triton – comes through :func:`as_image` or :func:`decode_image`, so that one picture has the same pixels whichever way
@@ -145,7 +145,7 @@ def several(value: Any) -> Sequence[Any] | None:
 
 
 def orientation_of(value: ImageLike) -> int:
-    """How an image was stored, 1..8 as EXIF counts; 1 is upright, or an array, of which nothing is known.
+    """The EXIF orientation of an image, 1..8; 1 for an upright image and for an array.
 
     Raises:
         SourceError: A path or bytes that cannot be read.
@@ -345,7 +345,7 @@ def _check_array(array: npt.NDArray[Any], name: str) -> Image:
 
 
 def _type_hint(array: npt.NDArray[Any]) -> str | None:
-    """How these values become 0..255."""
+    """The hint that says how these values become 0..255."""
     if array.dtype == np.uint8 or array.size == 0:
         return None
     if array.dtype == np.bool_:
@@ -370,7 +370,7 @@ def _type_hint(array: npt.NDArray[Any]) -> str | None:
 
 
 def _shape_hint(shape: tuple[int, ...]) -> str | None:
-    """How an array of this shape becomes (H, W, 3)."""
+    """The hint that says how an array of this shape becomes (H, W, 3)."""
     if len(shape) == 2 or (len(shape) == 3 and shape[2] == 1):
         return "a grey image becomes one by cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)"
     if len(shape) == 3 and shape[2] == 4:

@@ -1,4 +1,4 @@
-"""What results draw with: a label's colour, tags, and the gallery's strip."""
+"""Drawing for results: a label's colour, tags, and the gallery's strip."""
 
 from __future__ import annotations
 

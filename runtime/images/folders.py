@@ -61,7 +61,7 @@ def image_files(folder: str | os.PathLike[str], *, recursive: bool = True, drawi
 
 
 def why_left_out(name: str, mode: int | None = stat.S_IFREG) -> str | None:
-    """What a warning says of a file that its owner may take for a picture, and that is not read as one; else None.
+    """The warning about a file that looks like a picture and is not read as one; None for any other file.
 
     Args:
         name: The path below its folder.
@@ -89,7 +89,7 @@ def is_hidden(name: str) -> bool:
 
 
 def files_below(folder: Path, *, recursive: bool = True) -> Iterator[tuple[str, int | None]]:
-    """What a folder holds besides folders and hidden names, in no order.
+    """The files of a folder without hidden names, in no order.
 
     Yields:
         The path below the folder, ``/`` between its parts, and ``st_mode``; None for a link that leads nowhere.
@@ -127,7 +127,7 @@ def files_below(folder: Path, *, recursive: bool = True) -> Iterator[tuple[str, 
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """Of what a link leads to; None when it leads nowhere, or round in a circle."""
+    """The status of a link's target; None when it has none, or the links form a circle."""
     try:
         return entry.stat()
     except OSError:

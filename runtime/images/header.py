@@ -1,4 +1,4 @@
-"""What the first bytes of an image file say, read before anything is decoded: its size, and how its pixels are meant.
+"""The header of an image file, read before anything is decoded: size, channels and colour.
 
 OpenCV takes the memory for all pixels before it looks at one, and drops what its arrays have no place for. So only
 formats whose header is read here are decoded.

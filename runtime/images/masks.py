@@ -1,4 +1,4 @@
-"""What counts as a mask: an array, an image file or a PIL image whose pixels are whole numbers and not colours.
+"""Accepted masks: an array, an image file or a PIL image whose pixels are whole numbers and not colours.
 
 Every mask, in enrolment and in training, is read by these rules:
 

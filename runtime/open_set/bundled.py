@@ -1,4 +1,4 @@
-"""What a bundle says of open-set identification."""
+"""The open-set statistics and the score space of a bundle."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def space_of(bundle: Bundle, dimension: int) -> ScoreSpace | None:
 
 
 def statistics_of(postprocess: Mapping[str, Any]) -> OpenSetStatistics | None:
-    """What was measured of the weights; None where nothing was. SchemaError when it is malformed."""
+    """The statistics of the model's weights; None where there are none. SchemaError when they are malformed."""
     data = postprocess.get("open_set")
     return None if data is None else from_json(OpenSetStatistics, data, "postprocess.open_set")

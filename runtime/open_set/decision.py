@@ -100,7 +100,7 @@ class OpenSet:
 
     @property
     def space_digest(self) -> str:
-        """Where rows lie; empty for raw embeddings."""
+        """The digest of the score space; empty for raw embeddings."""
         return "" if self._space is None else self._space.digest
 
     def project(self, embeddings: Array) -> Array:
@@ -219,7 +219,7 @@ class OpenSet:
         return OpenSetInfo(threshold, method, strangers is not None, rate, fpir, tpir, count, distinct, note)
 
     def features(self) -> Features | None:
-        """What the enrolment says of itself; None when nothing is enrolled."""
+        """The features of the enrolment; None when nothing is enrolled."""
         state = self._gallery.state
         if not state.label_count:
             return None

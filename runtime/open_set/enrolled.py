@@ -1,4 +1,4 @@
-"""What an enrolment says of itself: each of its images is taken for a stranger, and for a query of its own label."""
+"""The statistics of an enrolment: each of its images serves as a stranger and as a query of its own label."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLE_ROWS = 512
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Of an enrolment; scores are those that a query would get, offsets taken off.
+    """The statistics of an enrolment; scores have their offsets subtracted, as a query's have.
 
     Attributes:
         labels: How many there are.

@@ -1,4 +1,4 @@
-"""What is taken for weights of which nothing was measured: the same fit over the raw cosines of several models.
+"""The statistics for weights without a measurement: the same fit over the raw cosines of several models.
 
 ``generic.json`` beside this file is written by ``python -m edgevis.open_set.generic``; it says on what.
 """

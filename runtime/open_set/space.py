@@ -33,7 +33,7 @@ _MAX_COHORT = 4096
 
 @dataclass(frozen=True, eq=False)
 class ScoreSpace:
-    """Where embeddings of one model are scored.
+    """The space in which embeddings of one model are scored.
 
     Attributes:
         mean: (D,) float32, of the background's unit rows.
@@ -81,7 +81,7 @@ class ScoreSpace:
         return np.asarray(cosines[:, -self.neighbours :].sum(axis=1) * share - level)
 
     def arrays(self) -> dict[str, Array]:
-        """What :func:`space_from` reads, in float16 where that is enough."""
+        """The arrays that :func:`space_from` reads, in float16 where that is enough."""
         found: dict[str, Array] = {
             "mean": np.asarray(self.mean, np.float32),
             "cohort": np.asarray(self.cohort, np.float16),

@@ -51,7 +51,7 @@ class ThresholdModel:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the rates came to be on enrolments that were left out of the fit.
+    """The rates that were reached on enrolments held out of the fit.
 
     Attributes:
         labels, images: How many labels were enrolled, with how many images each.
@@ -73,7 +73,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class OpenSetStatistics:
-    """What was measured of a model's weights for open-set identification.
+    """The open-set statistics of a model's weights.
 
     Attributes:
         scoring: How labels are scored: ``nearest``, ``prototype`` or ``blend``.

@@ -86,7 +86,7 @@ def threshold_at(scores: Array, rate: float, *, independent: float | None = None
 
 
 def effective_count(rows: Array, same: float) -> tuple[float, int]:
-    """How many independent images (N, D) unit rows are worth, and how many different strangers they show.
+    """The number of independent images that (N, D) unit rows are worth, and of the strangers that they show.
 
     Images that follow each other in a video show the same stranger. Rows whose cosine is at least ``same`` are taken
     for one; the count is Kish's, ``N**2 / sum(n_i**2)``.

@@ -1,1 +1,1 @@
-"""How far an engine is from the PyTorch model, and from its own earlier outputs."""
+"""The distance of an engine from the PyTorch model, and from its own earlier outputs."""

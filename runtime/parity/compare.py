@@ -1,4 +1,4 @@
-"""How far an engine is from the PyTorch model: the measures that a build's gate and ``edgevis verify`` share.
+"""The distance of an engine from the PyTorch model, as a build's gate and ``edgevis verify`` measure it.
 
 Inputs are real images: noise has let real miscompiles pass. Outputs are compared as tensors, and as the decisions
 that they lead to.
@@ -32,7 +32,7 @@ _OTHERS = 5
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far an engine of one precision may be from the PyTorch model before it counts as wrong; None is any distance.
+    """The largest distance of a right engine of one precision from the PyTorch model; None is any distance.
 
     Attributes:
         max_relative_error: Bound on ``max |engine - torch| / max |torch|``.
@@ -225,7 +225,7 @@ def run_in_batches(
 
 
 def rows_of(graph: Graph, inputs: Mapping[str, Array]) -> int:
-    """How many rows a graph's inputs have; 1 where none has a batch axis."""
+    """The number of rows of a graph's inputs; 1 where none has a batch axis."""
     return min((len(inputs[tensor.name]) for tensor in graph.inputs if tensor.batched), default=1)
 
 

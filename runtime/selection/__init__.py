@@ -1,1 +1,1 @@
-"""Which engine of a bundle runs on this machine, and engines that are built on it."""
+"""The choice of the engine that runs on this machine, and the build of engines on it."""

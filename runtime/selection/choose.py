@@ -33,13 +33,13 @@ _ONE_ROW = 2.0
 
 @dataclass(frozen=True, slots=True)
 class SelectedEngine:
-    """The engine that runs.
+    """The engine that was chosen and opened.
 
     Attributes:
-        record: What the manifest says of it.
+        record: Its record, with this machine's parity where the manifest has none.
         sessions: Graph name to open session.
-        why: Why this one, in one sentence.
-        skipped: What was better but cannot be used here, with the reason.
+        why: The reason for this engine, in one sentence.
+        skipped: The better engines that cannot be used here, with the reasons.
     """
 
     record: EngineRecord

@@ -1,4 +1,4 @@
-"""What a predictor says of itself."""
+"""The description of an open predictor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime.open_set.decision import OpenSetInfo
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What runs, and what is known of it.
+    """The running engine and its measurements.
 
     Attributes:
         bundle: The bundle's folder.

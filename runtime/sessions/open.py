@@ -33,12 +33,12 @@ def open_sessions(bundle: Bundle, record: EngineRecord, *, threads: int | None) 
 def open_graphs(
     record: EngineRecord, deployment: Deployment, locate: Callable[[str], Path], *, threads: int | None
 ) -> dict[str, Session]:
-    """Open all graphs of one engine whose files may not be in a finished bundle yet.
+    """Open all graphs of one engine whose files are not yet in a written bundle.
 
     Args:
         record: The engine.
         deployment: The model's graphs and batch limit.
-        locate: From a file's path inside the bundle to where it lies.
+        locate: Maps a bundle-relative path to a filesystem path.
         threads: CPU threads for the engine.
 
     Raises:

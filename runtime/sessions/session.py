@@ -34,7 +34,7 @@ class Session:
 
     Args:
         engine: The compiled graph; the session closes it.
-        graph: What the manifest says of its inputs and outputs.
+        graph: The declared inputs and outputs.
         max_batch: Larger batches are run in chunks of this size.
         reopen: Opens the engine once more, in a forked child that wants to use the session; None where it cannot be.
 
@@ -79,7 +79,7 @@ class Session:
 
         Args:
             feeds: One array per input that is not resident; all batched inputs have the same number of rows.
-            resident: What :meth:`prepare` of this session made.
+            resident: The result of :meth:`prepare` of this session.
             finite: Refuse outputs with NaN or infinity, which would be taken for results. Not where they are measured.
 
         Returns:
@@ -106,7 +106,7 @@ class Session:
         return outputs
 
     def warmup(self, rows: int = 1) -> None:
-        """Run zeros in a batch of ``rows``, every other open axis being 1, so that what is lazy has happened."""
+        """Run zeros in a batch of ``rows``, every other open axis being 1, so that lazy initialisation is over."""
         sizes = {"N": rows}
         shapes = {
             name: tuple(sizes.get(size, 1) if isinstance(size, str) else size for size in tensor.shape)
@@ -115,14 +115,14 @@ class Session:
         self.run({name: np.zeros(shape, self._inputs[name].dtype) for name, shape in shapes.items()})
 
     def close(self) -> None:
-        """Give the engine's memory back; the session must not be used afterwards."""
+        """Free the engine's memory; the session must not be used afterwards."""
         with fork_waits(), self._opening:
             self._closed = True
             if self._engine is not None:
                 self._engine.close()
 
     def after_fork(self) -> None:
-        """In a forked child: give the parent's engine up, whose threads do not exist here, without destroying it.
+        """In a forked child: drop the parent's engine without destroying it, as its threads do not exist here.
 
         The first use opens the engine anew.
         """

@@ -58,12 +58,12 @@ class Task(Protocol):
 
     @property
     def gallery(self) -> Enrolled:
-        """What is enrolled."""
+        """The enrolled rows by label."""
         ...
 
     @property
     def open_set(self) -> OpenSet | None:
-        """From which score a match counts; None for a task without scores between labels."""
+        """The open-set decision; None for a task without scores between labels."""
         ...
 
     def enroll(
@@ -91,7 +91,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TaskTraits:
-    """What other packages must know of a task without opening it.
+    """The facts about a task that other packages use without opening it.
 
     Attributes:
         result: The class of its results.
@@ -119,7 +119,7 @@ class TaskModule(Protocol):
         ...
 
     def agreement(self, reference: Mapping[str, Array], actual: Mapping[str, Array]) -> Decisions | None:
-        """How often an engine decides as the PyTorch model does.
+        """The agreement of an engine's decisions with the PyTorch model's.
 
         Args:
             reference: ``GRAPH/OUTPUT`` to the PyTorch model's outputs in float32, one row for each image.

@@ -59,7 +59,7 @@ class EmbeddingSettings:
 
     @classmethod
     def read(cls, postprocess: Mapping[str, Any]) -> EmbeddingSettings:
-        """From a manifest's ``postprocess``; SchemaError if a value is not allowed."""
+        """Reads a manifest's ``postprocess``; SchemaError if a value is not allowed."""
         try:
             rate = checked_rate(postprocess.get("false_accept_rate", DEFAULT_RATE))
         except InputError as error:
@@ -149,7 +149,7 @@ class EmbeddingTask:
     def _findings(
         self, label: str, images: Sequence[Image], embeddings: Array, rows: Array, names: Sequence[str]
     ) -> list[list[Finding]]:
-        """What speaks against each image; those that cannot be used are not compared with anything."""
+        """The findings for each image; images that cannot be used are not compared with others."""
         bounds = self._bounds
         found = [inspect(image, self._preprocess.spec, bounds) for image in images]
         for place in np.flatnonzero(without_direction(embeddings)).tolist():

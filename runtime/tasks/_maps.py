@@ -1,4 +1,4 @@
-"""What the tasks share that say of each pixel what it shows."""
+"""The shared part of the tasks that label pixels."""
 
 from __future__ import annotations
 

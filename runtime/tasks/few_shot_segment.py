@@ -133,7 +133,7 @@ class FewShotSegmentation:
         rows: Sequence[Array | None],
         names: Sequence[str],
     ) -> list[list[Finding]]:
-        """What speaks against each image, by the pixels of its object."""
+        """The findings for each image, from the pixels of its object."""
         size = self._preprocess.spec
         known = self.gallery.state.rows.get(label, ())
         objects = [object_crop(image, mask)[0] for image, mask in zip(images, masks, strict=True)]
@@ -194,13 +194,13 @@ class FewShotSegmentation:
         return [replace(result, speed_ms=speed_ms) for result in found]
 
     def _segment(self, shots: Array, size: tuple[int, int], supports: Supports) -> Segmentation:
-        """From the logits of one image's shots, (K, 2, h, w)."""
+        """The result of one image from the logits of its shots, (K, 2, h, w)."""
         wide = widened(shots[:, 1] - shots[:, 0], size[1])
         ends = np.cumsum(supports.shots)[:-1]
         parts = strips(size, len(shots))
 
         def margins(rows: slice) -> list[npt.NDArray[np.float32]]:
-            """Of each label its shots' (K, rows, W)."""
+            """The margins of each label's shots, (K, rows, W)."""
             return np.split(rows_aligned(wide, size[0], rows), ends)
 
         once = margins(parts[0]) if len(parts) == 1 else None
@@ -243,7 +243,7 @@ def _mean_probability(margins: npt.NDArray[np.float32]) -> npt.NDArray[np.float3
 
 
 def aggregate_votes(logits: Array, size: tuple[int, int] | None = None) -> npt.NDArray[np.bool_]:
-    """Where the shots of one object, taken together, find it.
+    """The mask of one object by the votes of all its shots.
 
     Each shot votes for a pixel where its object logit is the greater one. One shot decides alone. Of several, those
     pixels are taken that at least half as many shots vote for as for the pixel with the most votes in that image: the

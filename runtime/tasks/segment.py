@@ -118,7 +118,7 @@ class SegmentationTask:
 def segmentation_from_logits(
     logits: Array, size: tuple[int, int], *, labels: tuple[str, ...], threshold: float
 ) -> Segmentation:
-    """What the logits of one image say of its pixels. Training's evaluation asks here, too.
+    """The result of one image from its logits; training's evaluation uses it, too.
 
     The image was resized with OpenCV's bilinear filter, so that its map goes back through the same.
 
@@ -169,7 +169,7 @@ def _fitted(plane: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArra
 
 
 def settings_from(postprocess: Mapping[str, Any]) -> SegmentationSettings:
-    """From a manifest's ``postprocess``: ``labels`` and, optionally, ``threshold``.
+    """Reads a manifest's ``postprocess``: ``labels`` and, optionally, ``threshold``.
 
     Raises:
         SchemaError: The labels are not distinct names, or the threshold is not a probability.

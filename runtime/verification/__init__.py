@@ -1,1 +1,1 @@
-"""Proofs of a finished bundle: its engines, and the way from pixel to answer."""
+"""The verification of a bundle: its engines, and the whole way from pixel to answer."""

@@ -1,4 +1,4 @@
-"""How long the engines of a bundle take on this machine, one round of each in turn, so that none is favoured."""
+"""Times the engines of a bundle on this machine, one round of each in turn, so that none is favoured."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEADERS = ("engine", "batch", "p50 ms", "p90 ms", "p99 ms", "images/s")
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long one engine takes for one batch."""
+    """The latency of one engine for one batch size."""
 
     engine: str
     batch: int
@@ -68,7 +68,7 @@ def time_engines(bundle: Bundle, batches: list[int], *, seconds: float, threads:
 
 
 def example_image() -> Image:
-    """As a detector would cut it from a 1080p frame. Its content does not change how long an engine takes."""
+    """A crop of a detector's size from a 1080p frame. Its content does not change the latency."""
     return np.random.default_rng(0).integers(0, 256, (480, 240, 3), np.uint8)
 
 
@@ -102,7 +102,7 @@ def each_engine(bundle: Bundle, *, threads: int | None = None) -> Iterator[tuple
 
 
 def batch_sizes(text: str) -> list[int]:
-    """What ``--batch`` says; InputError when it is not sizes separated by commas."""
+    """Parses ``--batch``; InputError when it is not sizes separated by commas."""
     try:
         sizes = [int(part) for part in text.split(",")]
     except ValueError:

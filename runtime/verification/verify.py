@@ -43,7 +43,7 @@ NOT_RECORDED = (
 
 @dataclass(frozen=True, slots=True)
 class EngineCheck:
-    """What came out for one engine.
+    """The result for one engine.
 
     Attributes:
         engine: Its name.

@@ -33,7 +33,7 @@ copied then.
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """What a plan and its parity depend on.
+    """The GPU and driver that a plan and its parity are valid for.
 
     Attributes:
         name: Such as ``"Orin"`` or ``"NVIDIA H100 PCIe"``.
@@ -98,7 +98,7 @@ class Stream(Protocol):
         ...
 
     def capture(self, work: Callable[[], None]) -> CapturedGraph:
-        """What ``work`` queues, as a graph; nothing of it runs yet.
+        """Records the operations that ``work`` queues as a CUDA graph; none of them runs yet.
 
         Raises:
             EngineError: Something in it cannot be captured; the stream can be used as before.

@@ -144,7 +144,7 @@ def _split(version: int) -> tuple[int, int]:
 
 
 def _call(rt: Any, name: str, *arguments: Any) -> Any:
-    """What a function of the CUDA runtime returns besides its status; EngineError when that is not success."""
+    """Returns a CUDA runtime function's results without its status; EngineError when the status is not success."""
     status, *values = getattr(rt, name)(*arguments)
     if status != rt.cudaError_t.cudaSuccess:
         text = rt.cudaGetErrorString(status)[1]

@@ -1,4 +1,4 @@
-"""What the backends ``tensorrt`` and ``tensorrt_rtx`` do alike: find the GPU, get a plan, open it."""
+"""The shared part of the backends ``tensorrt`` and ``tensorrt_rtx``: find the GPU, get a plan, open it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def plan_bytes(files: EngineFiles, flavour: Flavour) -> bytes:
 
 
 def plan_key(onnx: bytes, spec: BuildSpec, flavour: Flavour, gpu: DeviceInfo) -> PlanKey:
-    """What a plan for this machine depends on."""
+    """The cache key of a plan for this machine."""
     version, sm, name = vendor.version(flavour), gpu.sm, gpu.name
     if spec.version_compatible:
         version = version.partition(".")[0]  # an earlier release cannot open it: then it is built again by that one

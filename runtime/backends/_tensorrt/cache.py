@@ -82,7 +82,7 @@ class PlanKey:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What lies beside a plan."""
+    """The JSON file beside a plan."""
 
     sha256: str
     key: PlanKey

@@ -21,7 +21,7 @@ from runtime.errors import CompileError, UnavailableError
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What a build made.
+    """The result of a build.
 
     Attributes:
         plan: The serialised engine, as ``trtexec`` and DeepStream open it too.

@@ -176,7 +176,7 @@ class OpenPlan:
         return context
 
     def errors(self) -> str:
-        """What TensorRT has complained of."""
+        """TensorRT's error messages so far."""
         return "; ".join(self._logger.errors) or "it gives no reason"
 
     def allowed(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""How a plan shall be built from a graph: shapes, memory, machines. It lies beside the graph as ``GRAPH.json``."""
+"""The specification of a plan: shapes, memory, machines; the file ``GRAPH.json`` beside the graph."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class BuildSpec:
-    """What a plan is built with besides the graph. Precision is not here: it is in the graph's own types.
+    """The settings that a plan is built with. Precision is not one of them: the graph's types define it.
 
     Attributes:
         profiles: Input name to its smallest, usual and largest shape; every input of the graph has them. The usual
@@ -85,7 +85,7 @@ SPEC = ".json"
 
 
 def spec_path(graph: Path) -> Path:
-    """Where the specification of a graph's file lies: beside it, with the same stem."""
+    """The path of a graph's specification: beside the graph, with the same stem."""
     return graph.with_suffix(SPEC)
 
 

@@ -1,4 +1,4 @@
-"""From pixel to answer: pictures that a bundle carries, and what the PyTorch model's predictor makes of them.
+"""Pictures that a bundle carries, and the answers of a predictor on the PyTorch model to them.
 
 ``golden.npz`` proves engines on tensors that were ready. What makes those tensors of pixels, and answers of what the
 engine returns, is proved here: a build runs a whole predictor whose engine is the PyTorch model in float32 on a few

@@ -1,4 +1,4 @@
-"""How far the answers of a predictor are from those that the build kept, and how far they may be."""
+"""The distance of a predictor's answers from the build's, and its bounds."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _ONE_STEP = 4
 
 @dataclass(frozen=True, slots=True)
 class PreprocessingCheck:
-    """What this machine makes of the pictures of a bundle, beside what the build made of them.
+    """The comparison of this machine's preprocessing of a bundle's pictures with the build's.
 
     Attributes:
         status: ``passed``, ``failed``, or ``not covered`` for a bundle without pictures.
@@ -67,7 +67,7 @@ class PreprocessingCheck:
 
 @dataclass(frozen=True, slots=True)
 class AnswersCheck:
-    """How far a predictor's answers with one engine are from the PyTorch model's.
+    """The distance of a predictor's answers with one engine from the PyTorch model's.
 
     Attributes:
         distances: By the names of :func:`distances`.
@@ -81,7 +81,7 @@ class AnswersCheck:
 
     @property
     def reason(self) -> str:
-        """What is beyond, in words; empty when nothing is."""
+        """The distances beyond their bounds, in words; empty when there are none."""
         found = [f"{name} off by {self.distances[name]:.2g}, allowed {self.allowed[name]:.2g}" for name in self.beyond]
         return "" if not found else "from pixel to answer: " + ", ".join(found)
 
@@ -167,7 +167,7 @@ def compared(
 
 
 def distances(expected: Mapping[str, Array], found: Mapping[str, Array], *, undecided: float = 0.0) -> dict[str, float]:
-    """How far ``found`` is from ``expected``, each the worst over all pictures.
+    """The distances of ``found`` from ``expected``, each the worst over all pictures.
 
     Args:
         expected, found: As :func:`runtime.verification.answers.exercise.answers_of` returns them.
@@ -233,7 +233,7 @@ def _steps(difference: Array, spec: Preprocess) -> float:
 
 
 def _first_difference(built: object, found: object, where: str = "") -> tuple[str, object, object] | None:
-    """Where two pieces of JSON data differ first, and what is there in each."""
+    """The first path at which two pieces of JSON data differ, and both values."""
     if isinstance(built, Mapping) and isinstance(found, Mapping):
         keys: Sequence[str] = [*built, *(key for key in found if key not in built)]
         pairs = [(f"{where}.{key}", built.get(key), found.get(key)) for key in keys]

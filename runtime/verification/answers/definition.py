@@ -23,7 +23,7 @@ TOLERANCE: Mapping[Interpolation, float] = MappingProxyType(
 
 
 def steps_from_definition(image: Array, tensor: Array, spec: Preprocess) -> float:
-    """How far a tensor is beyond what OpenCV's arithmetic explains, in steps of 0..255; 0 where it is within that.
+    """The excess of a tensor over what OpenCV's rounding explains, in steps of 0..255; 0 where it is within.
 
     Args:
         image: (H, W, 3) uint8 BGR.

@@ -1,4 +1,4 @@
-"""What a predictor is asked with the pictures of ``answers.npz``, and its answers as arrays."""
+"""The exercise that a predictor runs on the pictures of ``answers.npz``, and its answers as arrays."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def answers_of(
 
 
 def _by_label(header: Header) -> dict[str, list[int]]:
-    """For each label its pictures that are enrolled."""
+    """The enrolled pictures of each label."""
     chosen: dict[str, list[int]] = {}
     for index, (shows, enrolled) in enumerate(zip(header.shows, header.enrolled, strict=True)):
         if enrolled:

@@ -26,7 +26,7 @@ _EXPECTED = "expected/"
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What is said of the pictures and answers.
+    """The description of the pictures and answers.
 
     Attributes:
         source: Where the pictures come from, without machine paths.
@@ -58,7 +58,7 @@ class Header:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What ``answers.npz`` holds.
+    """The content of ``answers.npz``.
 
     Attributes:
         header: What is said of the rest.
@@ -76,7 +76,7 @@ class Answers:
 
 
 def arrays_of(answers: Answers) -> dict[str, Array]:
-    """What :func:`answers_from` reads."""
+    """The arrays that :func:`answers_from` reads."""
     header = json.dumps(to_json(answers.header), allow_nan=False).encode()
     arrays: dict[str, Array] = {_HEADER: np.frombuffer(header, np.uint8)}
     for index, (picture, mask) in enumerate(zip(answers.pictures, answers.masks, strict=True)):
