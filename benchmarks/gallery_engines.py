@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime.common.arrays import Array
-from runtime.enrolment.file import Encoder, Enrolment, load_enrolment, save_enrolment
+from runtime.enrolment.file import Enrolment, EnrolmentEncoder, load_enrolment, save_enrolment
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.kernels import KERNELS, best_kernel
 from runtime.gallery.rows import RowsByLabel
 
-_ENCODER = Encoder("0" * 64, "benchmark", "none", shares_enrolments=True)
+_ENCODER = EnrolmentEncoder("0" * 64, "benchmark", "none", shares_enrolments=True)
 
 
 class Engine(Protocol):

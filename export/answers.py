@@ -24,7 +24,7 @@ from runtime.sessions.session import Session
 from runtime.verification.answers.compare import AnswersCheck, compared, distances
 from runtime.verification.answers.definition import steps_from_definition
 from runtime.verification.answers.exercise import answers_of
-from runtime.verification.answers.file import Answers, Header, arrays_of
+from runtime.verification.answers.file import Answers, AnswersHeader, arrays_of
 from runtime.verification.answers.reference import reference_answers
 
 
@@ -75,7 +75,7 @@ def write_answers(
     """
     bundle = unfinished_bundle(folder, manifest)
     deployment = manifest.deployment
-    header = Header(pictures.source, to_json(deployment), pictures.shows, pictures.enrolled)
+    header = AnswersHeader(pictures.source, to_json(deployment), pictures.shows, pictures.enrolled)
     sessions = {
         graph.name: Session(ReferenceEngine(model, graph), graph, max_batch=deployment.max_batch)
         for graph in deployment.graphs

@@ -38,7 +38,7 @@ class Pictures:
     Attributes:
         images: Each (H, W, 3) uint8 BGR.
         masks: For each where its object is, (H, W) bool; None of what is not enrolled.
-        shows, enrolled: See :class:`runtime.verification.answers.file.Header`.
+        shows, enrolled: See :class:`runtime.verification.answers.file.AnswersHeader`.
         source: Where they come from, without machine paths.
     """
 

@@ -16,7 +16,7 @@ from runtime.bundle.bundle import Bundle
 from runtime.bundle.identity import NOT_COVERED
 from runtime.common.arrays import Array
 from runtime.common.forking import fork_waits, holds_up_forks
-from runtime.enrolment.file import LOCK_TIMEOUT_S, MAX_LABEL_LENGTH, Encoder, is_label
+from runtime.enrolment.file import LOCK_TIMEOUT_S, MAX_LABEL_LENGTH, EnrolmentEncoder, is_label
 from runtime.enrolment.quality import EnrolmentReport, image_names
 from runtime.enrolment.state import EnrolmentState
 from runtime.errors import EdgevisError, InputError
@@ -117,7 +117,9 @@ class Predictor:
             if false_accept_rate is not None:
                 self._scored("false_accept_rate").set_rate(false_accept_rate)
             space = "" if self._task.open_set is None else self._task.open_set.space_digest
-            encoder = Encoder(manifest.encoder_identity, manifest.model, record.name, record.shares_enrolments, space)
+            encoder = EnrolmentEncoder(
+                manifest.encoder_identity, manifest.model, record.name, record.shares_enrolments, space
+            )
             self._enrolment = EnrolmentState(
                 self._task.gallery, self._task.open_set, encoder, keep_rate=false_accept_rate is not None
             )

@@ -12,7 +12,7 @@ from runtime.common.arrays import Array
 from runtime.gallery.state import Scoring
 from runtime.open_set.enrolled import FEATURES
 from runtime.open_set.space import ScoreSpace
-from runtime.open_set.statistics import Measured, OpenSetStatistics, ThresholdModel
+from runtime.open_set.statistics import HeldOutRates, OpenSetStatistics, ThresholdModel
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 _LEVELS = (FEATURES, FEATURES[:3], FEATURES[:1])
@@ -163,7 +163,7 @@ def _shift(items: Sequence[Drawn], thresholds: Array, weights: Array, rate: floa
     return (low + high) / 2
 
 
-def _measured(items: Sequence[tuple[Drawn, OpenSetStatistics]]) -> tuple[Measured, ...]:
+def _measured(items: Sequence[tuple[Drawn, OpenSetStatistics]]) -> tuple[HeldOutRates, ...]:
     made = []
     for labels, images in _MEASURED_SIZES:
         own = [pair for pair in items if (pair[0].labels, pair[0].images) == (labels, images)]
@@ -174,7 +174,7 @@ def _measured(items: Sequence[tuple[Drawn, OpenSetStatistics]]) -> tuple[Measure
             pairs = [(item, value) for (item, _), value in zip(own, at, strict=True) if value is not None]
             fpir = np.array([item.fpir(value) for item, value in pairs])
             tpir = np.array([item.tpir(value) for item, value in pairs])
-            made.append(Measured(labels, images, rate, *_summary(fpir), *_summary(tpir)))
+            made.append(HeldOutRates(labels, images, rate, *_summary(fpir), *_summary(tpir)))
     return tuple(made)
 
 

@@ -72,12 +72,12 @@ def fingerprint(device: str) -> dict[str, str]:
     }
 
 
-def build_on_device(files: EngineFiles) -> _AsItIs:
+def build_on_device(files: EngineFiles) -> _NoBuild:
     """See :meth:`runtime.backends.BuildsOnDevice.build_on_device`: the graph is opened as it is."""
-    return _AsItIs(len(files.main))
+    return _NoBuild(len(files.main))
 
 
-def open_engine(files: EngineFiles, *, precision: Precision, device: str, threads: int | None) -> _Engine:
+def open_engine(files: EngineFiles, *, precision: Precision, device: str, threads: int | None) -> _OrtEngine:
     allowed = PRECISIONS.get(device)
     if allowed is None:
         raise UnknownBackendError(f"onnxruntime has no device {device!r}; known: {', '.join(PRECISIONS)}")
@@ -86,7 +86,7 @@ def open_engine(files: EngineFiles, *, precision: Precision, device: str, thread
         raise UnknownBackendError(f"onnxruntime runs {', '.join(allowed)} {where}, not {precision}")
     ort = _vendor()
     if device == "cpu":
-        return _Engine(ort, files, threads, [(_CPU, {})])
+        return _OrtEngine(ort, files, threads, [(_CPU, {})])
     providers = _gpu_providers(_accelerator(ort), precision)
     if hasattr(ort, "preload_dlls"):  # since 1.21: CUDA and cuDNN from the wheels of onnxruntime-gpu[cuda,cudnn]
         with contextlib.redirect_stdout(sys.stderr):  # where it prints what it misses
@@ -95,14 +95,14 @@ def open_engine(files: EngineFiles, *, precision: Precision, device: str, thread
 
 
 @dataclass(frozen=True, slots=True)
-class _AsItIs:
+class _NoBuild:
     size_bytes: int
     built: bool = False
     seconds: float = 0.0
     reason: str = ""
 
 
-class _Engine:
+class _OrtEngine:
     _config: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
@@ -146,7 +146,7 @@ class _Engine:
         return list(session.run(self.outputs, {**feeds, **resident}))  # reads NumPy's memory in place
 
 
-class _CudaEngine(_Engine):
+class _CudaEngine(_OrtEngine):
     """On the GPU: resident inputs stay there, and a node that does not run there is named."""
 
     def __init__(

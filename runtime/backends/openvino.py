@@ -35,17 +35,17 @@ def devices() -> tuple[str, ...]:
     return ("cpu",)
 
 
-def open_engine(files: EngineFiles, *, precision: Precision, device: str, threads: int | None) -> _Engine:
+def open_engine(files: EngineFiles, *, precision: Precision, device: str, threads: int | None) -> _OpenVinoEngine:
     if precision not in _HINTS:
         raise UnknownBackendError(f"openvino runs {', '.join(_HINTS)} on the CPU, not {precision}")
     ov = _vendor()
     core = ov.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise UnavailableError("this processor has no BF16 arithmetic; use the fp32 or the int8 engine")
-    return _Engine(ov, core, files, _HINTS[precision], threads, rounds=precision == "int8")
+    return _OpenVinoEngine(ov, core, files, _HINTS[precision], threads, rounds=precision == "int8")
 
 
-class _Engine:
+class _OpenVinoEngine:
     """An IR, compiled when it is first run: once for one image, once for any other batch size.
 
     A model compiled for a fixed batch of one is faster on one image than one for any batch (25 % on

@@ -9,7 +9,7 @@ A plan's arithmetic is in its graph: precision is not said again here.
 from __future__ import annotations
 
 from runtime.backends._tensorrt import backend
-from runtime.backends._tensorrt.cache import Found
+from runtime.backends._tensorrt.cache import PlanResult
 from runtime.backends._tensorrt.engine import PlanEngine
 from runtime.bundle.engine_files import EngineFiles
 from runtime.bundle.spec import Precision
@@ -27,5 +27,5 @@ def fingerprint(device: str) -> dict[str, str]:
     return backend.fingerprint("tensorrt", device)
 
 
-def build_on_device(files: EngineFiles) -> Found[None]:
+def build_on_device(files: EngineFiles) -> PlanResult[None]:
     return backend.build_on_device(files, "tensorrt")

@@ -38,7 +38,7 @@ _NAME_LENGTH, _NAME = (
 
 
 @dataclass(frozen=True, slots=True)
-class Encoder:
+class EnrolmentEncoder:
     """The encoder that made the embeddings of an enrolment.
 
     Attributes:
@@ -58,7 +58,7 @@ class Encoder:
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    encoder: Encoder
+    encoder: EnrolmentEncoder
     threshold: float | None
     false_accept_rate: float | None = None
     schema: int = SCHEMA
@@ -76,7 +76,7 @@ class Enrolment:
         false_accept_rate: The FPIR that was asked for; None for the model's own.
     """
 
-    encoder: Encoder
+    encoder: EnrolmentEncoder
     rows: Mapping[str, Array]
     threshold: float | None
     strangers: Array | None = None
@@ -268,7 +268,7 @@ def load_enrolment(path: str | os.PathLike[str]) -> Enrolment:
     )
 
 
-def check_encoder(made_by: Encoder, running: Encoder, path: str | os.PathLike[str]) -> None:
+def check_encoder(made_by: EnrolmentEncoder, running: EnrolmentEncoder, path: str | os.PathLike[str]) -> None:
     """Refuse embeddings that the running engine's must not be compared with.
 
     Raises:

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from runtime.enrolment.file import (
     LOCK_TIMEOUT_S,
-    Encoder,
     Enrolment,
+    EnrolmentEncoder,
     check_encoder,
     load_enrolment,
     save_enrolment,
@@ -30,7 +30,9 @@ class EnrolmentState:
         keep_rate: Whether the false-accept rate was set by the caller, so that loading a file does not change it.
     """
 
-    def __init__(self, gallery: Enrolled, open_set: OpenSet | None, encoder: Encoder, *, keep_rate: bool) -> None:
+    def __init__(
+        self, gallery: Enrolled, open_set: OpenSet | None, encoder: EnrolmentEncoder, *, keep_rate: bool
+    ) -> None:
         self._gallery, self._open_set, self._encoder = gallery, open_set, encoder
         self._keep_rate = keep_rate
         # Of the file of the last load, save or update: its rows by label, and what was forgotten or set anew since.

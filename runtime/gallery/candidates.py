@@ -12,7 +12,7 @@ from runtime.common.arrays import Array
 from runtime.gallery.blocks import Vectors
 from runtime.gallery.packed import PackedVectors, gathered
 from runtime.gallery.queries import Query
-from runtime.gallery.state import State
+from runtime.gallery.state import GalleryState
 
 _GATHERED = 4096  # rows up to which it pays to copy them together before they are looked at
 _SLICE = 4096  # rows that are rebuilt at once
@@ -30,7 +30,7 @@ class Candidates:
         self._parts = parts  # vectors, and offsets of rows in them; together in the order of ``slots``
 
     @classmethod
-    def at(cls, state: State, positions: Array) -> Candidates:
+    def at(cls, state: GalleryState, positions: Array) -> Candidates:
         """The rows at ascending positions."""
         parts: list[tuple[Vectors, Array]] = []
         slots = np.empty(len(positions), np.int32)

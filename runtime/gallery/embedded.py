@@ -15,7 +15,7 @@ from runtime.gallery.kernels import KERNELS, best_kernel
 from runtime.gallery.queries import Queries
 from runtime.gallery.rows import RowsByLabel, rows_by_label
 from runtime.gallery.search import named, search
-from runtime.gallery.state import Epoch, Scoring, State
+from runtime.gallery.state import GalleryState, Scoring, SlotEpoch
 from runtime.gallery.store import Store
 from runtime.gallery.tracking import BestScores
 from runtime.results import Match
@@ -62,7 +62,7 @@ class EmbeddedGallery:
         self._store = Store(dimension, scoring, kernel=kernel, index_from=index_from)
 
     @property
-    def state(self) -> State:
+    def state(self) -> GalleryState:
         """An immutable snapshot of the enrolled rows."""
         return self._store.state
 
@@ -106,7 +106,7 @@ class EmbeddedGallery:
                 more = f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else ""
                 raise UnknownLabelError(f"{label!r} is not enrolled; enrolled: {shown}{more}")
 
-    def alive(self, epoch: Epoch, slots: Array) -> tuple[State, Array]:
+    def alive(self, epoch: SlotEpoch, slots: Array) -> tuple[GalleryState, Array]:
         """The state of now, and which of (N,) ``slots`` of an epoch are still those of labels: False for all of an
         epoch that has ended.
         """

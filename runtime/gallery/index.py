@@ -21,7 +21,7 @@ from runtime.common.arrays import Array, unit_rows
 from runtime.gallery.candidates import Candidates
 from runtime.gallery.queries import Queries, Query
 from runtime.gallery.search import best, likely_positions, ranked
-from runtime.gallery.state import State
+from runtime.gallery.state import GalleryState
 
 MIN_RECALL = 0.99
 _CONNECTIVITY, _EXPANSION_ADD = 16, 64  # of the graph; wider ones take longer to make and were not faster at 0.99
@@ -78,7 +78,7 @@ class RowIndex:
         self.width = _WIDTHS[0]
 
     @classmethod
-    def of(cls, state: State, before: RowIndex | None, go_on: Callable[[], bool]) -> RowIndex:
+    def of(cls, state: GalleryState, before: RowIndex | None, go_on: Callable[[], bool]) -> RowIndex:
         """A graph over all rows of a state; ``before``, of an earlier one, is copied and grows.
 
         Raises:
@@ -96,13 +96,13 @@ class RowIndex:
                 graph.add(block.numbers[part].astype(np.uint64), block.vectors.take(part), threads=1)
         return cls(graph, state.next_number, len(graph))
 
-    def positions(self, state: State, query: Array, count: int) -> Array:
+    def positions(self, state: GalleryState, query: Array, count: int) -> Array:
         """Ascending positions of about the ``count`` nearest rows of one (D,) query; removed ones are left out."""
         self._graph.expansion_search = self.width
         numbers = np.sort(self._graph.search(query, count, threads=1).keys.astype(np.int64))
         return state.positions_of(numbers)
 
-    def best(self, state: State, queries: Queries, top_k: int) -> Iterator[tuple[Array, Array]]:
+    def best(self, state: GalleryState, queries: Queries, top_k: int) -> Iterator[tuple[Array, Array]]:
         """Slots and float32 scores of the best labels of each query, best first, as of the exact search."""
         newer = state.behind(self.upto)
         start = len(state) - len(newer)
@@ -111,7 +111,7 @@ class RowIndex:
             query = Query(queries, index)
             yield self._best(state, query, None if fresh is None else fresh[index], top_k)
 
-    def _best(self, state: State, query: Query, fresh: Array | None, top_k: int) -> tuple[Array, Array]:
+    def _best(self, state: GalleryState, query: Query, fresh: Array | None, top_k: int) -> tuple[Array, Array]:
         count = max(4 * top_k, self.width // 4)
         wanted = min(top_k, state.label_count)
         while np.isfinite(query.norm) and count < max(self.rows // 4, 1):
@@ -127,7 +127,7 @@ class RowIndex:
         return next(best(state, Queries(query.row[None]), top_k))
 
 
-def measured(index: RowIndex, state: State, build_s: float, go_on: Callable[[], bool]) -> IndexInfo:
+def measured(index: RowIndex, state: GalleryState, build_s: float, go_on: Callable[[], bool]) -> IndexInfo:
     """Let the index search as widely as it must for :data:`MIN_RECALL`, and time it beside the exact search.
 
     Raises:
@@ -164,7 +164,7 @@ def _timed(
     return found, statistics.median(seconds) * 1e3
 
 
-def _queries(state: State) -> Array:
+def _queries(state: GalleryState) -> Array:
     """(Q, D) unit rows: enrolled ones, each mixed with a part of another one that is at right angles to it."""
     random = np.random.default_rng(0)
     alive = np.flatnonzero(state.slots >= 0)

@@ -9,7 +9,7 @@ import weakref
 from typing import Protocol
 
 from runtime.gallery.index import IndexInfo, RowIndex, StoppedError, measured
-from runtime.gallery.state import State
+from runtime.gallery.state import GalleryState
 
 _GROWN = 4  # the index is extended when a fourth as many rows are new
 _REMOVED = 16  # and made anew when a sixteenth of its rows were removed: what was forgotten is in it until then
@@ -18,7 +18,7 @@ _REMOVED = 16  # and made anew when a sixteenth of its rows were removed: what w
 class HasState(Protocol):
     """A gallery's store."""
 
-    state: State
+    state: GalleryState
 
 
 class Indexing:
@@ -62,7 +62,7 @@ class Indexing:
         self.wait()
         self.index = self._latest = None
 
-    def _begins(self) -> tuple[State, RowIndex | None] | None:
+    def _begins(self) -> tuple[GalleryState, RowIndex | None] | None:
         """The rows to index now, and the index that grows; None while the present index fits."""
         owner, latest = self._owner(), self._latest
         if owner is None or owner.state.row_count < self._index_from:

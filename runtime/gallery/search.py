@@ -17,7 +17,7 @@ from runtime.gallery.blocks import PlainVectors, multiply
 from runtime.gallery.candidates import Candidates
 from runtime.gallery.packed import PackedVectors
 from runtime.gallery.queries import Queries, Query
-from runtime.gallery.state import State
+from runtime.gallery.state import GalleryState
 from runtime.gallery.threads import cores, run_all
 from runtime.results import Match
 
@@ -30,12 +30,12 @@ _FEW_ROWS = 256  # up to which they are ranked by a dict
 _THREAD_BYTES = 16 << 20
 
 
-def search(state: State, queries: Queries, top_k: int) -> list[tuple[Match, ...]]:
+def search(state: GalleryState, queries: Queries, top_k: int) -> list[tuple[Match, ...]]:
     """The best labels of each query, best first; equal scores in the order of enrolment."""
     return named(state, best(state, queries, top_k)) if state.label_count else [()] * len(queries)
 
 
-def named(state: State, rankings: Iterable[tuple[Array, Array]]) -> list[tuple[Match, ...]]:
+def named(state: GalleryState, rankings: Iterable[tuple[Array, Array]]) -> list[tuple[Match, ...]]:
     """Slots and scores as matches."""
     return [
         tuple(
@@ -45,7 +45,7 @@ def named(state: State, rankings: Iterable[tuple[Array, Array]]) -> list[tuple[M
     ]
 
 
-def best(state: State, queries: Queries, top_k: int) -> Iterator[tuple[Array, Array]]:
+def best(state: GalleryState, queries: Queries, top_k: int) -> Iterator[tuple[Array, Array]]:
     """Slots and float32 scores of the best labels of each query, best first; the state has at least one label."""
     if state.scoring == "prototype" and state.prototypes is not None:
         yield from _by_prototypes(state, state.prototypes, queries, top_k)
@@ -66,14 +66,14 @@ def best(state: State, queries: Queries, top_k: int) -> Iterator[tuple[Array, Ar
             yield ranked(state, query, Candidates.at(state, near), top_k)
 
 
-def ranked(state: State, query: Query, found: Candidates, top_k: int) -> tuple[Array, Array]:
+def ranked(state: GalleryState, query: Query, found: Candidates, top_k: int) -> tuple[Array, Array]:
     """The best labels of the candidates, by their exact scores; where all rows of a label count, all are candidates."""
     if len(found.slots) > top_k + _FEW:
         found = found.only(_narrowed(state, query, found, top_k))
     return _ranked(state, query, found, top_k)
 
 
-def likely_positions(state: State, queries: Queries, top_k: int) -> Iterator[Array]:
+def likely_positions(state: GalleryState, queries: Queries, top_k: int) -> Iterator[Array]:
     """For each query, ascending positions of the rows that can be nearest of one of the ``top_k`` nearest labels."""
     for part, scores, errors in _first_passes(state, queries):
         peaks = _peaks(scores)
@@ -83,7 +83,7 @@ def likely_positions(state: State, queries: Queries, top_k: int) -> Iterator[Arr
             yield near
 
 
-def _first_passes(state: State, queries: Queries) -> Iterator[tuple[Queries, Array, list[float]]]:
+def _first_passes(state: GalleryState, queries: Queries) -> Iterator[tuple[Queries, Array, list[float]]]:
     """A few queries at a time: their scores by :func:`first_pass`, and how far each query's may be from the true."""
     rows = max(1, _SCORES // len(state))
     for begin in range(0, len(queries), rows):
@@ -92,7 +92,9 @@ def _first_passes(state: State, queries: Queries) -> Iterator[tuple[Queries, Arr
         yield part, scores, np.max([block.vectors.bound(part) for block in state.blocks], axis=0).tolist()
 
 
-def _by_prototypes(state: State, prototypes: Array, queries: Queries, top_k: int) -> Iterator[tuple[Array, Array]]:
+def _by_prototypes(
+    state: GalleryState, prototypes: Array, queries: Queries, top_k: int
+) -> Iterator[tuple[Array, Array]]:
     """The best labels where the prototypes of all are at hand."""
     for row in queries.rows:
         scores = np.einsum("ld,d->l", prototypes, row.astype(np.float64)).astype(np.float32)
@@ -100,7 +102,7 @@ def _by_prototypes(state: State, prototypes: Array, queries: Queries, top_k: int
         yield state.live_slots[order], scores[order]
 
 
-def first_pass(state: State, queries: Queries) -> Array:
+def first_pass(state: GalleryState, queries: Queries) -> Array:
     """(positions, B) float32: the products within the bound of each block; -inf where a row was removed."""
     scores = np.empty((len(state), len(queries)), np.float32)
     spans = zip(state.blocks, state.starts.tolist(), strict=False)
@@ -133,7 +135,7 @@ def _peaks(scores: Array) -> Array:
     return np.ascontiguousarray(scores[: lanes * width].reshape(lanes, width, -1).max(axis=0).T)
 
 
-def _near(state: State, scores: Array, peaks: Array, error: float, top_k: int) -> Array:
+def _near(state: GalleryState, scores: Array, peaks: Array, error: float, top_k: int) -> Array:
     """Positions of all rows that may decide which labels are the best ``top_k``, ascending."""
     width, end = len(peaks), _lanes(len(scores)) * len(peaks)
     wanted = top_k
@@ -153,7 +155,7 @@ def _near(state: State, scores: Array, peaks: Array, error: float, top_k: int) -
     return _near_each(state, scores, error)
 
 
-def _near_each(state: State, scores: Array, error: float) -> Array:
+def _near_each(state: GalleryState, scores: Array, error: float) -> Array:
     """Positions of all rows that may be the best of their own label, ascending."""
     slots = state.slots
     label_scores = np.full(state.slot_count + 1, -np.inf, np.float32)
@@ -161,7 +163,7 @@ def _near_each(state: State, scores: Array, error: float) -> Array:
     return np.flatnonzero((scores >= label_scores[slots] - 2 * error) & (slots >= 0))
 
 
-def _near_labels(state: State, scores: Array, error: float, top_k: int) -> Array:
+def _near_labels(state: GalleryState, scores: Array, error: float, top_k: int) -> Array:
     """Positions of all rows of the labels that may be among the best ``top_k``, where all rows of a label count."""
     slots = state.slots
     known = np.where(slots >= 0, scores, 0) if len(state.removed) else scores
@@ -172,7 +174,7 @@ def _near_labels(state: State, scores: Array, error: float, top_k: int) -> Array
     return np.flatnonzero(wanted[slots])
 
 
-def _highest(state: State, slots: Array, scores: Array) -> Array | None:
+def _highest(state: GalleryState, slots: Array, scores: Array) -> Array | None:
     """(slots,) float32: the highest score of each label's rows; None where it does not count."""
     if state.scoring != "blend":
         return None
@@ -181,7 +183,7 @@ def _highest(state: State, slots: Array, scores: Array) -> Array | None:
     return highest[:-1]
 
 
-def _possible(state: State, slots: Array, sums: Array, highest: Array | None, error: float, top_k: int) -> Array:
+def _possible(state: GalleryState, slots: Array, sums: Array, highest: Array | None, error: float, top_k: int) -> Array:
     """Which of ``slots`` may be among the best ``top_k``, from the sums and the highest of their rows' scores."""
     if len(slots) <= top_k:
         return slots
@@ -196,7 +198,7 @@ def _possible(state: State, slots: Array, sums: Array, highest: Array | None, er
     return np.asarray(slots[scores >= reached])
 
 
-def _narrowed(state: State, query: Query, found: Candidates, top_k: int) -> Array:
+def _narrowed(state: GalleryState, query: Query, found: Candidates, top_k: int) -> Array:
     """Which candidates may still decide, by a second pass over them alone: a mask."""
     scores, error = found.refined(query)
     slots, inverse = np.unique(found.slots, return_inverse=True)
@@ -212,7 +214,7 @@ def _narrowed(state: State, query: Query, found: Candidates, top_k: int) -> Arra
     return np.asarray(scores >= least - 2 * error)
 
 
-def _ranked(state: State, query: Query, found: Candidates, top_k: int) -> tuple[Array, Array]:
+def _ranked(state: GalleryState, query: Query, found: Candidates, top_k: int) -> tuple[Array, Array]:
     """The labels of the candidates, by their exact scores."""
     wide = query.row.astype(np.float64)
     if state.scoring == "nearest" and len(found.slots) <= _FEW_ROWS:

@@ -18,7 +18,7 @@ _SLICE = 4096  # rows that are rebuilt at once
 
 
 @dataclass(eq=False)
-class Epoch:
+class SlotEpoch:
     """The period in which slots keep their meaning; it ends when the labels are numbered anew.
 
     Attributes:
@@ -29,11 +29,11 @@ class Epoch:
 
     names: list[str]
     renumbered: Array | None = None
-    following: Epoch | None = None
+    following: SlotEpoch | None = None
 
 
 @dataclass(frozen=True)
-class State:
+class GalleryState:
     """Immutable: a writer puts a new one in place, readers keep the one they took.
 
     Attributes:
@@ -49,7 +49,7 @@ class State:
 
     blocks: tuple[Block, ...]
     scoring: Scoring
-    epoch: Epoch
+    epoch: SlotEpoch
     slot_count: int
     label_count: int
     row_count: int
@@ -126,7 +126,7 @@ class State:
         """The number of positions, removed rows included."""
         return int(self.starts[-1])
 
-    def behind(self, number: int) -> State:
+    def behind(self, number: int) -> GalleryState:
         """The last blocks, from the one with the first row of at least that number: their labels keep their slots."""
         first = next((index for index, block in enumerate(self.blocks) if block.numbers[-1] >= number), None)
         blocks = () if first is None else self.blocks[first:]

@@ -15,7 +15,7 @@ from runtime.gallery.indexing import Indexing
 from runtime.gallery.kernels import best_kernel
 from runtime.gallery.labels import Labels
 from runtime.gallery.packed import packed, packs
-from runtime.gallery.state import Epoch, Scoring, State
+from runtime.gallery.state import GalleryState, Scoring, SlotEpoch
 
 TAIL_ROWS = 1024
 """Rows that the growing block takes before a new one begins. Splitting them into planes takes some 4 ms."""
@@ -53,8 +53,8 @@ class Store:
         self._tail = Tail(dimension, TAIL_ROWS)
         self._tail_removed = _NONE
         self._sums: OrderedDict[int, Array] = OrderedDict()
-        epoch = Epoch(self._labels.names)
-        self.state = State((), scoring, epoch, 0, 0, 0, 0, 0)
+        epoch = SlotEpoch(self._labels.names)
+        self.state = GalleryState((), scoring, epoch, 0, 0, 0, 0, 0)
         self.indexing = None if index_from is None else Indexing(self, index_from)
 
     def add(self, labels: Sequence[str], counts: Array, rows: Array) -> None:
@@ -203,13 +203,13 @@ class Store:
         tail = self._tail.block(self._tail_removed).compacted()
         self._tail = Tail.of(replace(tail, slots=slots[tail.slots]), self._dimension, TAIL_ROWS)
         self._tail_removed = _NONE
-        old.renumbered, old.following = slots, Epoch(self._labels.names)
+        old.renumbered, old.following = slots, SlotEpoch(self._labels.names)
         self._publish(rows=0, next_number=state.next_number, epoch=old.following)
 
-    def _publish(self, *, rows: int, next_number: int, epoch: Epoch | None = None) -> None:
+    def _publish(self, *, rows: int, next_number: int, epoch: SlotEpoch | None = None) -> None:
         state = self.state
         tail = (self._tail.block(self._tail_removed),) if len(self._tail) else ()
-        self.state = State(
+        self.state = GalleryState(
             blocks=(*self._full, *tail),
             scoring=state.scoring,
             epoch=epoch or state.epoch,

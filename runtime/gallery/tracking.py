@@ -16,7 +16,7 @@ from runtime.common.arrays import Array, unit_rows
 from runtime.errors import InputError
 from runtime.gallery.queries import Queries
 from runtime.gallery.search import best
-from runtime.gallery.state import Epoch, State
+from runtime.gallery.state import GalleryState, SlotEpoch
 
 if TYPE_CHECKING:
     from runtime.gallery.embedded import EmbeddedGallery
@@ -26,7 +26,7 @@ _MANY = 64  # probes for which one product with all rows takes less time than a 
 
 
 @dataclass(frozen=True, slots=True)
-class Best:
+class BestOfState:
     """The best scores in one state of the gallery.
 
     Attributes:
@@ -59,30 +59,30 @@ class BestScores:
         self._gallery = gallery
         self._probes = np.array(probes, np.float32)
         self._lock = threading.Lock()
-        self._best: Best | None = None
+        self._best: BestOfState | None = None
         self._reset(gallery.state.epoch)
 
     def __len__(self) -> int:
         """The number of probes."""
         return len(self._probes)
 
-    def update(self) -> Best:
+    def update(self) -> BestOfState:
         """The best scores in the gallery's state of now."""
         with self._lock:
             state, lost = self._catch_up()
             if self._best is None or self._best.version != state.version:
                 self._follow(state, lost)
                 labels = tuple(None if slot < 0 else state.epoch.names[slot] for slot in self._slots.tolist())
-                self._best = Best(state.version, self._scores.copy(), labels, state.label_count)
+                self._best = BestOfState(state.version, self._scores.copy(), labels, state.label_count)
             return self._best
 
-    def _reset(self, epoch: Epoch) -> None:
+    def _reset(self, epoch: SlotEpoch) -> None:
         self._epoch = epoch
         self._next = 0  # rows from this number on are new
         self._scores = np.full(len(self._probes), -np.inf, np.float32)
         self._slots = np.full(len(self._probes), -1, np.int32)
 
-    def _catch_up(self) -> tuple[State, Array]:
+    def _catch_up(self) -> tuple[GalleryState, Array]:
         """The state of now, in whose slots all is kept from here, and a mask: probes whose best label has gone."""
         lost = np.zeros(len(self._probes), bool)
         while True:
@@ -98,7 +98,7 @@ class BestScores:
             self._slots = renumbered[self._slots]
             self._epoch = self._epoch.following
 
-    def _follow(self, state: State, lost: Array) -> None:
+    def _follow(self, state: GalleryState, lost: Array) -> None:
         self._scores[lost], self._slots[lost] = -np.inf, -1
         if state.scoring == "nearest":
             self._take(state, np.flatnonzero(~lost), self._next)
@@ -107,7 +107,7 @@ class BestScores:
         self._search(state, np.flatnonzero(lost))
         self._next = state.next_number
 
-    def _take(self, state: State, probes: Array, first: int) -> None:
+    def _take(self, state: GalleryState, probes: Array, first: int) -> None:
         """Score probes against the rows from a number on, and keep what is better."""
         if not len(probes):
             return
@@ -120,7 +120,7 @@ class BestScores:
             if block.numbers[0] < first:
                 break
 
-    def _take_prototypes(self, state: State, probes: Array) -> Array:
+    def _take_prototypes(self, state: GalleryState, probes: Array) -> Array:
         """Score probes against the labels that have rows from the next number on; a mask of those that now score
         less against the label that was their best, so that another one may be.
         """
@@ -148,7 +148,7 @@ class BestScores:
         self._scores[probes[better]] = found[better]
         self._slots[probes[better]] = slots[columns[better]]
 
-    def _search(self, state: State, probes: Array) -> None:
+    def _search(self, state: GalleryState, probes: Array) -> None:
         """Score probes against everything."""
         self._scores[probes], self._slots[probes] = -np.inf, -1
         if not state.label_count or not len(probes):
@@ -161,7 +161,7 @@ class BestScores:
             self._scores[probe], self._slots[probe] = scores[0], slots[0]
 
 
-def changed_scores(state: State, first: int, probes: Array) -> tuple[Array, Array]:
+def changed_scores(state: GalleryState, first: int, probes: Array) -> tuple[Array, Array]:
     """The slots of labels that have rows from a number on, (C,) ascending, and the scores of (P, D) probes against
     them, (P, C) float32. Of labels whose prototypes count; the state has rows.
     """

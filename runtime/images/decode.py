@@ -30,7 +30,7 @@ from runtime.common.limits import max_file_bytes, too_many_pixels
 from runtime.errors import InputError, SourceError
 from runtime.images.exif import upright
 from runtime.images.foreign import Pil, array_from, is_pil, pil_orientation, pil_pixels
-from runtime.images.header import Header, read_header
+from runtime.images.header import ImageHeader, read_header
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 """(H, W, 3) uint8 BGR, as OpenCV reads it."""
@@ -186,7 +186,7 @@ def decode_picture(data: bytes, name: str) -> tuple[Image, int]:
     return turned.astype(np.uint8, copy=False), header.orientation
 
 
-def decode_pixels(data: bytes, name: str) -> tuple[npt.NDArray[Any], Header]:
+def decode_pixels(data: bytes, name: str) -> tuple[npt.NDArray[Any], ImageHeader]:
     """The stored pixels of an image file, (H, W) or (H, W, C) with blue first, before they are turned upright.
 
     Raises:

@@ -25,7 +25,7 @@ Alpha = Literal["straight", "premultiplied", "none"]
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class ImageHeader:
     """The header of an image file.
 
     Attributes:
@@ -56,7 +56,7 @@ class Header:
     unread: str | None = None
 
 
-def read_header(data: bytes, name: str) -> Header:
+def read_header(data: bytes, name: str) -> ImageHeader:
     """The header of the bytes of an image file; ``name`` is for messages.
 
     Raises:
@@ -91,7 +91,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         position += 12 + length
 
 
-def _jpeg(data: bytes) -> Header:
+def _jpeg(data: bytes) -> ImageHeader:
     size, exif, xmp = None, None, None
     position = 2
     while True:
@@ -117,10 +117,10 @@ def _jpeg(data: bytes) -> Header:
         raise ValueError("the JPEG has no frame")
     if data.find(b"\xff\xd9", position) < 0:  # OpenCV before 5.0 would give the rest in grey
         raise ValueError("the JPEG is cut short")
-    return Header("JPEG", *size, exif or xmp or 1, lossy=True)
+    return ImageHeader("JPEG", *size, exif or xmp or 1, lossy=True)
 
 
-def _png(data: bytes) -> Header:
+def _png(data: bytes) -> ImageHeader:
     width, height, depth, kind = struct.unpack_from(">IIBB", data, 16)
     exif, xmp, key = None, None, None
     for chunk, body in png_chunks(data):
@@ -138,7 +138,7 @@ def _png(data: bytes) -> Header:
             )
     if key is not None and depth < 8:
         key *= 255 // (2**depth - 1)  # as OpenCV gives the pixels
-    return Header("PNG", width, height, exif or xmp or 1, key=key, depth=depth, palette=kind == 3)
+    return ImageHeader("PNG", width, height, exif or xmp or 1, key=key, depth=depth, palette=kind == 3)
 
 
 def _raw_profile(text: bytes, *, packed: bool) -> bytes:
@@ -148,7 +148,7 @@ def _raw_profile(text: bytes, *, packed: bool) -> bytes:
     return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
 
 
-def _webp(data: bytes) -> Header:
+def _webp(data: bytes) -> ImageHeader:
     width = height = 0
     exif, xmp, lossy = None, None, False
     position = 12
@@ -171,10 +171,10 @@ def _webp(data: bytes) -> Header:
             xmp = xmp_orientation(body)
         width, height = max(width, size[0]), max(height, size[1])
         position += 8 + length + length % 2
-    return Header("WebP", width, height, exif or xmp or 1, lossy=lossy)
+    return ImageHeader("WebP", width, height, exif or xmp or 1, lossy=lossy)
 
 
-def _tiff(data: bytes) -> Header:
+def _tiff(data: bytes) -> ImageHeader:
     tags = first_directory(data)
 
     def tag(number: int, default: int) -> int:
@@ -206,7 +206,7 @@ def _tiff(data: bytes) -> Header:
     tile = max(1, tag(322, 1)) * max(1, tag(323, 1))
     if tile > width * height:
         width, height = max(width, tag(322, 1)), max(height, tag(323, 1))
-    return Header(
+    return ImageHeader(
         "TIFF",
         width,
         height,
@@ -220,13 +220,13 @@ def _tiff(data: bytes) -> Header:
     )
 
 
-def _bmp(data: bytes) -> Header:
+def _bmp(data: bytes) -> ImageHeader:
     (size,) = struct.unpack_from("<I", data, 14)
     if size == 12:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
     else:
         width, height, _, bits = struct.unpack_from("<iiHH", data, 18)
-    return Header("BMP", abs(width), abs(height), palette=bits <= 8 and not _is_grey_ramp(data, size, bits))
+    return ImageHeader("BMP", abs(width), abs(height), palette=bits <= 8 and not _is_grey_ramp(data, size, bits))
 
 
 def _is_grey_ramp(data: bytes, size: int, bits: int) -> bool:
@@ -239,15 +239,15 @@ def _is_grey_ramp(data: bytes, size: int, bits: int) -> bool:
     return all(table[i * bytes_each : i * bytes_each + 3] == bytes([shade] * 3) for i, shade in enumerate(shades))
 
 
-def _gif(data: bytes) -> Header:
+def _gif(data: bytes) -> ImageHeader:
     width, height = struct.unpack_from("<HH", data, 6)
-    return Header("GIF", width, height, palette=True)
+    return ImageHeader("GIF", width, height, palette=True)
 
 
-def _pnm(data: bytes) -> Header:
+def _pnm(data: bytes) -> ImageHeader:
     if data[:2] == b"P7":
         fields = dict(line.split()[:2] for line in data[: data.index(b"ENDHDR")].split(b"\n") if len(line.split()) == 2)
-        return Header("PAM", int(fields[b"WIDTH"]), int(fields[b"HEIGHT"]), peak=_peak(int(fields[b"MAXVAL"])))
+        return ImageHeader("PAM", int(fields[b"WIDTH"]), int(fields[b"HEIGHT"]), peak=_peak(int(fields[b"MAXVAL"])))
     bitmap = data[:2] in (b"P1", b"P4")
     gap = rb"(?:\s|#[^\n]*\n)+"
     form = rb"P\d" + (gap + rb"(\d{1,9})") * (2 if bitmap else 3) + rb"\s"
@@ -255,7 +255,7 @@ def _pnm(data: bytes) -> Header:
     if found is None:
         raise ValueError("the PNM header is not complete")
     width, height, *peak = map(int, found.groups())
-    return Header("PNM", width, height, peak=_peak(peak[0]) if peak else None)
+    return ImageHeader("PNM", width, height, peak=_peak(peak[0]) if peak else None)
 
 
 def _peak(value: int) -> int | None:
@@ -264,17 +264,17 @@ def _peak(value: int) -> int | None:
     return None if value == 255 else value
 
 
-def _avif(data: bytes) -> Header:
+def _avif(data: bytes) -> ImageHeader:
     width, height, bits, orientation = avif_header(data)
-    return Header("AVIF", width, height, orientation, peak=2**bits - 1 if bits > 8 else None, lossy=True)
+    return ImageHeader("AVIF", width, height, orientation, peak=2**bits - 1 if bits > 8 else None, lossy=True)
 
 
-def _jp2(data: bytes) -> Header:
+def _jp2(data: bytes) -> ImageHeader:
     width, height, bits = jp2_header(data)
-    return Header("JPEG 2000", width, height, peak=2**bits - 1 if bits > 8 else None, lossy=True)
+    return ImageHeader("JPEG 2000", width, height, peak=2**bits - 1 if bits > 8 else None, lossy=True)
 
 
-_READERS: tuple[tuple[bytes, Callable[[bytes], Header]], ...] = (
+_READERS: tuple[tuple[bytes, Callable[[bytes], ImageHeader]], ...] = (
     (rb"\xff\xd8\xff", _jpeg),
     (re.escape(_PNG), _png),
     (rb"RIFF....WEBP", _webp),

@@ -31,7 +31,7 @@ from runtime.errors import InputError, SourceError
 from runtime.images.decode import Image, decode_pixels, read_image_file
 from runtime.images.exif import upright
 from runtime.images.foreign import Pil, array_from, is_pil, pil_orientation
-from runtime.images.header import Header, png_chunks, read_header
+from runtime.images.header import ImageHeader, png_chunks, read_header
 
 _log = logging.getLogger("edgevis.images")
 
@@ -297,7 +297,7 @@ def _says_nothing(numbers: npt.NDArray[Any], opacity: npt.NDArray[Any], indexed:
 
 
 def _opacity(
-    data: bytes, header: Header, numbers: npt.NDArray[Any], pixels: npt.NDArray[Any]
+    data: bytes, header: ImageHeader, numbers: npt.NDArray[Any], pixels: npt.NDArray[Any]
 ) -> npt.NDArray[Any] | None:
     """The alpha of decoded pixels: a channel, a value that the file declares transparent, or the palette's."""
     if header.palette:

@@ -11,7 +11,7 @@ import numpy as np
 from runtime.common.arrays import Array
 from runtime.errors import InputError
 from runtime.gallery.embedded import EmbeddedGallery
-from runtime.gallery.state import State
+from runtime.gallery.state import GalleryState
 from runtime.gallery.tracking import BestScores
 from runtime.open_set.enrolled import SAMPLE_ROWS, Features, best_of_others, features_of
 from runtime.open_set.generic import generic
@@ -247,7 +247,7 @@ class OpenSet:
         # Labels that look alike draw the estimate towards their own scores; each must still be recognised.
         return float(np.clip(min(estimated, features.recognised - _BELOW), -1.0, 1.0))
 
-    def _features_of(self, state: State) -> Features:
+    def _features_of(self, state: GalleryState) -> Features:
         whole = state.row_count <= SAMPLE_ROWS
         if whole:
             slots = state.live_slots
@@ -277,7 +277,7 @@ class OpenSet:
             scoring=state.scoring,
         )
 
-    def _others_searched(self, state: State, rows: Array, owners: Array) -> Array:
+    def _others_searched(self, state: GalleryState, rows: Array, owners: Array) -> Array:
         picked = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _LARGE_SAMPLE)).round().astype(np.intp))
         others = np.full(len(rows), -np.inf, np.float32)
         names = state.epoch.names

@@ -50,7 +50,7 @@ class ThresholdModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class HeldOutRates:
     """The rates that were reached on enrolments held out of the fit.
 
     Attributes:
@@ -79,7 +79,7 @@ class OpenSetStatistics:
         scoring: How labels are scored: ``nearest``, ``prototype`` or ``blend``.
         rates: The rates that the threshold models are for, ascending.
         models: From the one that needs most of an enrolment to the one that needs least.
-        measured: See :class:`Measured`.
+        measured: See :class:`HeldOutRates`.
         same: The cosine from which two images are taken for one object's, for counting strangers.
         source: On what images this was measured.
     """
@@ -87,7 +87,7 @@ class OpenSetStatistics:
     scoring: Scoring
     rates: tuple[float, ...]
     models: tuple[ThresholdModel, ...]
-    measured: tuple[Measured, ...]
+    measured: tuple[HeldOutRates, ...]
     same: float
     source: str
 
@@ -123,7 +123,7 @@ class OpenSetStatistics:
         if not self.measured:
             return None
 
-        def distance(item: Measured) -> tuple[float, float]:
+        def distance(item: HeldOutRates) -> tuple[float, float]:
             size = abs(math.log(item.labels / max(labels, 1))) + abs(math.log(item.images / max(images, 1.0)))
             return abs(math.log(item.rate / rate)), size
 

@@ -18,7 +18,7 @@ import pytest
 from runtime.backends._cuda import DeviceInfo
 from runtime.backends._tensorrt.backend import plan_key
 from runtime.backends._tensorrt.cache import PlanCache, PlanKey
-from runtime.backends._tensorrt.compiler import Built, build_engine
+from runtime.backends._tensorrt.compiler import BuiltPlan, build_engine
 from runtime.backends._tensorrt.spec import BuildSpec
 from runtime.common.cache_folder import cache_folder
 from runtime.errors import CompileError, EngineError
@@ -28,7 +28,7 @@ from logs import logged_warnings
 from plan_builder import KEY, Builder, same
 
 
-def must_not_build(timing_cache: bytes) -> Built:
+def must_not_build(timing_cache: bytes) -> BuiltPlan:
     raise CompileError("the cached plan should have been used")
 
 
@@ -213,14 +213,14 @@ _AT_ONCE = """
 import sys, time
 from pathlib import Path
 from runtime.backends._tensorrt.cache import PlanCache
-from runtime.backends._tensorrt.compiler import Built
+from runtime.backends._tensorrt.compiler import BuiltPlan
 from plan_builder import KEY, same
 
 def build(timing_cache):
     with open(sys.argv[2], "a") as file:
         file.write("built\\n")
     time.sleep(0.5)
-    return Built(b"x" * 5_000_000, b"")
+    return BuiltPlan(b"x" * 5_000_000, b"")
 
 while time.time() < float(sys.argv[3]):
     pass

@@ -10,7 +10,7 @@ import pytest
 from onnx import ModelProto, parser
 
 from runtime.backends._tensorrt import vendor
-from runtime.backends._tensorrt.compiler import Built, build_engine
+from runtime.backends._tensorrt.compiler import BuiltPlan, build_engine
 from runtime.backends._tensorrt.spec import MAX_SPEC_BYTES, BuildSpec
 from runtime.errors import CompileError, MissingDependencyError, SchemaError
 
@@ -30,7 +30,7 @@ def model_of(body: str = "y = Relu (x)") -> bytes:
     return model.SerializeToString()
 
 
-def build(model: bytes, **settings: Any) -> Built:
+def build(model: bytes, **settings: Any) -> BuiltPlan:
     given = {"profiles": PROFILES, "compute_capabilities": ("SM86",), **settings}
     return build_engine(model, BuildSpec(**given), flavour="tensorrt_rtx")
 

@@ -29,7 +29,7 @@ def open_device() -> Device:
         if not count:
             raise UnavailableError("the NVIDIA driver finds no GPU")
         _call(rt, "cudaSetDevice", _INDEX)
-        return _Device(rt, _info(rt, version))
+        return _BindingsDevice(rt, _info(rt, version))
     except EngineError as error:
         built = ".".join(map(str, _split(rt.cudaRuntimeGetVersion()[1])))
         found = ".".join(map(str, _split(version)))
@@ -43,7 +43,7 @@ def open_device() -> Device:
         raise UnavailableError(f"the NVIDIA driver cannot be used: {error}") from error
 
 
-class _Device:
+class _BindingsDevice:
     def __init__(self, rt: Any, info: DeviceInfo) -> None:
         self._rt = rt
         self.info = info
@@ -65,10 +65,10 @@ class _Device:
         return Memory(size_bytes, address=address, host=host, free=lambda: _call(rt, "cudaFreeHost", pointer))
 
     def stream(self) -> Stream:
-        return _Stream(self._rt)
+        return _BindingsStream(self._rt)
 
 
-class _Stream:
+class _BindingsStream:
     def __init__(self, rt: Any) -> None:
         self._rt = rt
         # Not ordered after the legacy default stream, which other code in the process may use.
@@ -91,7 +91,7 @@ class _Stream:
             raise
         graph = _call(rt, "cudaStreamEndCapture", self._stream)
         try:
-            return _Graph(rt, _call(rt, "cudaGraphInstantiate", graph, 0), self._stream)
+            return _CudaGraph(rt, _call(rt, "cudaGraphInstantiate", graph, 0), self._stream)
         finally:
             _call(rt, "cudaGraphDestroy", graph)
 
@@ -104,7 +104,7 @@ class _Stream:
             _call(self._rt, "cudaStreamDestroy", stream)
 
 
-class _Graph:
+class _CudaGraph:
     def __init__(self, rt: Any, executable: Any, stream: Any) -> None:
         self._rt = rt
         self._executable = executable

@@ -24,12 +24,12 @@ def open_device() -> Device:
         driver.init()
         if not driver.Device.count():
             raise UnavailableError("the NVIDIA driver finds no GPU")
-        return _Device(driver)
+        return _PycudaDevice(driver)
     except driver.Error as error:
         raise UnavailableError(f"the NVIDIA GPU cannot be used: {error}") from error
 
 
-class _Device:
+class _PycudaDevice:
     def __init__(self, driver: Any) -> None:
         device = driver.Device(0)
         attribute = driver.device_attribute
@@ -65,10 +65,10 @@ class _Device:
             return Memory(size_bytes, address=address, host=host, free=host.base.free)
 
     def stream(self) -> Stream:
-        return _Stream(self._driver)
+        return _PycudaStream(self._driver)
 
 
-class _Stream:
+class _PycudaStream:
     def __init__(self, driver: Any) -> None:
         self._driver = driver
         with _mapped(driver):

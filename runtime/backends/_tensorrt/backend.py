@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from runtime.backends._cuda import Device, DeviceInfo, open_device
 from runtime.backends._tensorrt import vendor
-from runtime.backends._tensorrt.cache import Found, PlanCache, PlanKey
+from runtime.backends._tensorrt.cache import PlanCache, PlanKey, PlanResult
 from runtime.backends._tensorrt.compiler import build_engine
 from runtime.backends._tensorrt.engine import OpenPlan, PlanEngine, open_plan
 from runtime.backends._tensorrt.spec import MAX_SPEC_BYTES, SPEC, BuildSpec
@@ -38,12 +38,12 @@ def fingerprint(flavour: Flavour, device: str) -> dict[str, str]:
     return {flavour: vendor.version(flavour), "gpu": f"{info.name} {info.sm}", "driver": info.driver}
 
 
-def build_on_device(files: EngineFiles, flavour: Flavour) -> Found[None]:
+def build_on_device(files: EngineFiles, flavour: Flavour) -> PlanResult[None]:
     """See :meth:`runtime.backends.BuildsOnDevice.build_on_device`."""
     device = open_device()
     with device.current():
         found = _open(files, flavour, device)
-    return Found(None, found.built, found.seconds, found.reason, found.size_bytes)
+    return PlanResult(None, found.built, found.seconds, found.reason, found.size_bytes)
 
 
 def open_engine(files: EngineFiles, flavour: Flavour, device: str) -> PlanEngine:
@@ -89,10 +89,10 @@ def plan_key(onnx: bytes, spec: BuildSpec, flavour: Flavour, gpu: DeviceInfo) ->
     )
 
 
-def _open(files: EngineFiles, flavour: Flavour, device: Device) -> Found[OpenPlan]:
+def _open(files: EngineFiles, flavour: Flavour, device: Device) -> PlanResult[OpenPlan]:
     try:
         if PurePosixPath(files.name).suffix == PLAN:
-            return Found(open_plan(files.main, flavour), False, 0.0, "", len(files.main))
+            return PlanResult(open_plan(files.main, flavour), False, 0.0, "", len(files.main))
         spec = _read_spec(files)
         return _cached(
             _graph(files),
@@ -112,7 +112,9 @@ def _graph(files: EngineFiles) -> bytes:
     return files.main
 
 
-def _cached(onnx: bytes, spec: BuildSpec, flavour: Flavour, device: Device, opened: Callable[[bytes], T]) -> Found[T]:
+def _cached(
+    onnx: bytes, spec: BuildSpec, flavour: Flavour, device: Device, opened: Callable[[bytes], T]
+) -> PlanResult[T]:
     return PlanCache().get(
         plan_key(onnx, spec, flavour, device.info),
         build=lambda timing_cache: build_engine(onnx, spec, flavour=flavour, timing_cache=timing_cache),

@@ -29,7 +29,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from runtime.backends._tensorrt.compiler import Built
+from runtime.backends._tensorrt.compiler import BuiltPlan
 from runtime.common.cache_folder import cache_folder
 from runtime.common.files import atomic_write
 from runtime.common.json_data import from_json, parse_json, to_json
@@ -81,7 +81,7 @@ class PlanKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class PlanRecord:
     """The JSON file beside a plan."""
 
     sha256: str
@@ -91,7 +91,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Found(Generic[T]):
+class PlanResult(Generic[T]):
     """A plan that has been opened.
 
     Attributes:
@@ -121,7 +121,9 @@ class PlanCache:
         self.folder = cache_folder() / "tensorrt" if folder is None else folder
         self.max_bytes = max_bytes
 
-    def get(self, key: PlanKey, *, build: Callable[[bytes], Built], open_plan: Callable[[bytes], T]) -> Found[T]:
+    def get(
+        self, key: PlanKey, *, build: Callable[[bytes], BuiltPlan], open_plan: Callable[[bytes], T]
+    ) -> PlanResult[T]:
         """The plan of that key, opened; it is built if there is none that can be.
 
         Args:
@@ -135,11 +137,11 @@ class PlanCache:
         """
         opened, size, _ = self._try(key, open_plan)
         if opened is not None:
-            return Found(opened, False, 0.0, "", size)
+            return PlanResult(opened, False, 0.0, "", size)
         with self._lock():
             opened, size, reason = self._try(key, open_plan)  # another process may have built it meanwhile
             if opened is not None:
-                return Found(opened, False, 0.0, "", size)
+                return PlanResult(opened, False, 0.0, "", size)
             if reason:
                 _log.warning("the cached plan %s is built again: %s", self._plan(key).name, reason)
             _log.info("building a plan for %s; this takes minutes", key.device)
@@ -149,7 +151,7 @@ class PlanCache:
             _log.info("built in %.0f s, %d bytes", seconds, len(made.plan))
             self._keep(key, made, seconds)
             opened = open_plan(made.plan)
-        return Found(opened, True, seconds, reason, len(made.plan))
+        return PlanResult(opened, True, seconds, reason, len(made.plan))
 
     def prune(self, max_bytes: int | None = None, *, keep: PlanKey | None = None) -> int:
         """Delete the plans that were not used for longest, until the rest fits; returns how many bytes are left.
@@ -201,17 +203,17 @@ class PlanCache:
             os.utime(path)  # when it was last used
         return opened, len(data), ""
 
-    def _record(self, plan: Path) -> Record:
+    def _record(self, plan: Path) -> PlanRecord:
         path = plan.with_suffix(".json")
         if path.stat().st_size > _MAX_RECORD_BYTES:
             raise SchemaError(f"{path.name} is too large")
-        return from_json(Record, parse_json(path.read_bytes()), path.name)
+        return from_json(PlanRecord, parse_json(path.read_bytes()), path.name)
 
-    def _keep(self, key: PlanKey, made: Built, seconds: float) -> None:
+    def _keep(self, key: PlanKey, made: BuiltPlan, seconds: float) -> None:
         """Put a plan into the cache; what cannot be kept is used all the same."""
         path = self._plan(key)
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        record = Record(hashlib.sha256(made.plan).hexdigest(), key, created, round(seconds, 1))
+        record = PlanRecord(hashlib.sha256(made.plan).hexdigest(), key, created, round(seconds, 1))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # The record first: until the plan is there, it is a record of nothing.

@@ -20,7 +20,7 @@ from runtime.errors import CompileError, UnavailableError
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class BuiltPlan:
     """The result of a build.
 
     Attributes:
@@ -33,7 +33,7 @@ class Built:
     timing_cache: bytes
 
 
-def build_engine(onnx: bytes, spec: BuildSpec, *, flavour: Flavour, timing_cache: bytes = b"") -> Built:
+def build_engine(onnx: bytes, spec: BuildSpec, *, flavour: Flavour, timing_cache: bytes = b"") -> BuiltPlan:
     """Parse a graph and build its plan.
 
     Args:
@@ -70,7 +70,7 @@ def build_engine(onnx: bytes, spec: BuildSpec, *, flavour: Flavour, timing_cache
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise CompileError(f"{who} cannot build the graph: {'; '.join(logger.errors) or 'it gives no reason'}")
-    return Built(bytes(plan), bytes(cache.serialize()) if cache is not None else b"")
+    return BuiltPlan(bytes(plan), bytes(cache.serialize()) if cache is not None else b"")
 
 
 _TITLES: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}

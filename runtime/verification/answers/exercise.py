@@ -15,7 +15,7 @@ from runtime.open_set.decision import OpenSetInfo
 from runtime.open_set.strangers import Rate
 from runtime.predictor import Predictor
 from runtime.results import Ranking, Result, Segmentation
-from runtime.verification.answers.file import Header
+from runtime.verification.answers.file import AnswersHeader
 
 RATES = (None, 0.01, 0.02, 0.05, 0.1, 0.2)
 """False-accept rates that an operating point is asked for; None is the bundle's own."""
@@ -25,7 +25,7 @@ _GRID = 4
 
 
 def answers_of(
-    predictor: Predictor, header: Header, pictures: Sequence[Image], masks: Sequence[Mask | None]
+    predictor: Predictor, header: AnswersHeader, pictures: Sequence[Image], masks: Sequence[Mask | None]
 ) -> dict[str, Array]:
     """Enrol some of the pictures and predict on others.
 
@@ -63,7 +63,7 @@ def answers_of(
     return found
 
 
-def _by_label(header: Header) -> dict[str, list[int]]:
+def _by_label(header: AnswersHeader) -> dict[str, list[int]]:
     """The enrolled pictures of each label."""
     chosen: dict[str, list[int]] = {}
     for index, (shows, enrolled) in enumerate(zip(header.shows, header.enrolled, strict=True)):
@@ -72,7 +72,7 @@ def _by_label(header: Header) -> dict[str, list[int]]:
     return chosen
 
 
-def _enrolment(predictor: Predictor, header: Header, pictures: Sequence[Image]) -> Iterator[None]:
+def _enrolment(predictor: Predictor, header: AnswersHeader, pictures: Sequence[Image]) -> Iterator[None]:
     """Enrol step by step, as a threshold is estimated by what is enrolled: one label, one image of each, all images."""
     chosen = _by_label(header)
     for label, indices in chosen.items():

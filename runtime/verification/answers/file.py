@@ -25,7 +25,7 @@ _EXPECTED = "expected/"
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class AnswersHeader:
     """The description of the pictures and answers.
 
     Attributes:
@@ -68,7 +68,7 @@ class Answers:
         expected: What :func:`runtime.verification.answers.exercise.answers_of` returned for the PyTorch model.
     """
 
-    header: Header
+    header: AnswersHeader
     pictures: tuple[Image, ...]
     masks: tuple[Mask | None, ...]
     inputs: tuple[npt.NDArray[np.float32], ...]
@@ -100,7 +100,7 @@ def answers_from(arrays: Mapping[str, Array], image: TensorSpec) -> Answers:
         IntegrityError: An array is missing, or not of the dtype or shape that it must have.
     """
     try:
-        header = from_json(Header, parse_json(_array(arrays, _HEADER, np.uint8, 1).tobytes()), "header")
+        header = from_json(AnswersHeader, parse_json(_array(arrays, _HEADER, np.uint8, 1).tobytes()), "header")
     except SchemaError as error:
         raise IntegrityError(f"{ANSWERS}: its header is damaged: {error}; build the bundle again") from error
     count = len(header.shows)

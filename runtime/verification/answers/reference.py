@@ -20,7 +20,7 @@ from runtime.selection.choose import SelectedEngine
 from runtime.sessions.session import Session
 from runtime.verification.answers.compare import distances
 from runtime.verification.answers.exercise import answers_of
-from runtime.verification.answers.file import Answers, Header
+from runtime.verification.answers.file import Answers, AnswersHeader
 
 REFERENCE = "reference"
 
@@ -40,7 +40,7 @@ class OneStepOff(Preprocessor):
 def reference_answers(
     bundle: Bundle,
     sessions: Mapping[str, Session],
-    header: Header,
+    header: AnswersHeader,
     pictures: Sequence[Image],
     masks: Sequence[Mask | None],
 ) -> Answers:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from runtime.common.arrays import write_arrays
 from runtime.enrolment.file import (
-    Encoder,
     Enrolment,
+    EnrolmentEncoder,
     check_encoder,
     check_enrolment_path,
     is_label,
@@ -42,7 +42,7 @@ from bundles import (
 )
 
 IDENTITY = Tiny().identity
-ENCODER = Encoder(IDENTITY, "tiny", "onnxruntime-fp32", shares_enrolments=True)
+ENCODER = EnrolmentEncoder(IDENTITY, "tiny", "onnxruntime-fp32", shares_enrolments=True)
 
 
 def unit(seed: int, rows: int, dimension: int = DIMENSION) -> Array:
@@ -146,14 +146,14 @@ def test_saving_replaces_and_a_failing_save_does_not(path: Path, predictor: Pred
 _FULL_DISK = """
 import resource, sys
 import numpy as np
-from runtime.enrolment.file import Encoder, Enrolment, save_enrolment
+from runtime.enrolment.file import EnrolmentEncoder, Enrolment, save_enrolment
 from runtime.errors import EnrolmentError
 
 rows = np.random.default_rng(0).standard_normal((300, 64))
 rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
-    save_enrolment(sys.argv[1], Enrolment(Encoder("x", "tiny", "e", True), {"all": rows}, None))
+    save_enrolment(sys.argv[1], Enrolment(EnrolmentEncoder("x", "tiny", "e", True), {"all": rows}, None))
 except EnrolmentError as error:
     print(error)
 """
@@ -371,10 +371,12 @@ def test_engines_share_an_enrolment_where_the_build_measured_that_they_may(
 
 
 def test_check_encoder_accepts_its_own() -> None:
-    alone = Encoder(IDENTITY, "tiny", ORT.name, shares_enrolments=False)
+    alone = EnrolmentEncoder(IDENTITY, "tiny", ORT.name, shares_enrolments=False)
     check_encoder(alone, alone, "lobby.enrolment")
     with pytest.raises(EnrolmentMismatchError):
-        check_encoder(alone, Encoder(IDENTITY, "tiny", "openvino-int8", shares_enrolments=True), "lobby.enrolment")
+        check_encoder(
+            alone, EnrolmentEncoder(IDENTITY, "tiny", "openvino-int8", shares_enrolments=True), "lobby.enrolment"
+        )
 
 
 @given(st.text(max_size=12))

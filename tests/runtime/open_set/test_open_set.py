@@ -21,7 +21,7 @@ from runtime.open_set.decision import OpenSet
 from runtime.open_set.enrolled import FEATURES, best_of_others, features_of, label_scores
 from runtime.open_set.generic import generic
 from runtime.open_set.space import ScoreSpace, space_from
-from runtime.open_set.statistics import Measured, OpenSetStatistics, ThresholdModel
+from runtime.open_set.statistics import HeldOutRates, OpenSetStatistics, ThresholdModel
 from runtime.open_set.strangers import Rate, effective_count, rate_interval, threshold_at
 
 from bundles import DIMENSION, Tiny, expected_rows, picture, write_tiny_bundle
@@ -52,7 +52,7 @@ STATISTICS = OpenSetStatistics(
         ThresholdModel(FEATURES[:2], ((0.5, 0.02, 0.1), (0.4, 0.02, 0.1), (0.3, 0.02, 0.1)), (0.0, -0.2), (2.0, 0.6)),
         ThresholdModel((), ((0.5,), (0.4,), (0.3,)), (), ()),
     ),
-    (Measured(2, 5, 0.05, 0.05, 0.01, 0.12, 0.6, 0.4, 0.8),),
+    (HeldOutRates(2, 5, 0.05, 0.05, 0.01, 0.12, 0.6, 0.4, 0.8),),
     0.5,
     "numbers of this test",
 )

@@ -36,7 +36,7 @@ from runtime.selection.choose import SelectedEngine
 from runtime.sessions.open import open_sessions
 from runtime.tasks import _maps as maps
 from runtime.verification.answers.compare import AnswersCheck, check_answers
-from runtime.verification.answers.file import Answers, Header, answers_from, arrays_of
+from runtime.verification.answers.file import Answers, AnswersHeader, answers_from, arrays_of
 from runtime.verification.answers.reference import reference_answers
 
 from bundles import Array, edited_manifest, enrolled_rows, installed
@@ -498,7 +498,7 @@ def test_bench_times_what_a_frame_costs(few_shot: Path, fixed: Path, capsys: pyt
 # From pixel to answer
 
 
-def answers_with(bundle: Bundle, header: Header, pictures: list[Array], masks: list[Array | None]) -> Answers:
+def answers_with(bundle: Bundle, header: AnswersHeader, pictures: list[Array], masks: list[Array | None]) -> Answers:
     sessions = open_sessions(bundle, bundle.manifest.engines[0], threads=1)
     answers = reference_answers(bundle, sessions, header, pictures, masks)
     for session in sessions.values():
@@ -515,7 +515,7 @@ def checked(bundle: Bundle, answers: Answers) -> AnswersCheck:
 def test_answers_of_a_model_with_fixed_classes(fixed: Path) -> None:
     bundle = Bundle(fixed)
     pictures = [scene((GREEN, 4, 4), (RED, 40, 64)), scene((RED, 8, 8), height=45, width=31)]
-    header = Header("drawn", to_json(bundle.manifest.deployment), (0, 0), (False, False))
+    header = AnswersHeader("drawn", to_json(bundle.manifest.deployment), (0, 0), (False, False))
     answers = answers_with(bundle, header, pictures, [None, None])
     assert set(answers.expected) == {"labels/0", "labels/1", "probability/0", "probability/1"}
     assert answers.expected["labels/1"].shape == (45, 31)
@@ -528,7 +528,7 @@ def test_answers_of_a_model_with_fixed_classes(fixed: Path) -> None:
 def test_answers_of_an_object_that_is_enrolled_with_its_mask(few_shot: Path) -> None:
     bundle = Bundle(few_shot)
     pictures = [scene((RED, 8, 8)), scene((GREEN, 20, 40)), scene((GREEN, 4, 4), (RED, 40, 64))]
-    header = Header("drawn", to_json(bundle.manifest.deployment), (0, 1, 0), (True, True, False))
+    header = AnswersHeader("drawn", to_json(bundle.manifest.deployment), (0, 1, 0), (True, True, False))
     answers = answers_with(bundle, header, pictures, [square(8, 8), square(20, 40), None])
     assert set(np.unique(answers.expected["labels/0"])) == {-1, 0, 1}
     assert checked(bundle, answers).beyond == ()

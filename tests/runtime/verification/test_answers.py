@@ -22,7 +22,7 @@ from runtime.open_set.generic import generic
 from runtime.sessions.session import Session
 from runtime.verification.answers.compare import check_preprocessing, compared, distances, read_answers
 from runtime.verification.answers.exercise import RATES
-from runtime.verification.answers.file import Answers, Header, answers_from, arrays_of
+from runtime.verification.answers.file import Answers, AnswersHeader, answers_from, arrays_of
 from runtime.verification.answers.reference import reference_answers
 from runtime.verification.verify import verify_bundle
 
@@ -59,7 +59,7 @@ TINY = Tiny(
     open_set=space_arrays(),
 )
 SIZES = ((HEIGHT, WIDTH), (21, 15), (57, 31), (29, 44), (40, 40), (17, 9), (64, 32))
-HEADER = Header(
+HEADER = AnswersHeader(
     "drawn in code", to_json(TINY.deployment), (-1, 0, 1, 0, 1, 0, 2), (False, True, True, True, True, False, False)
 )
 
