@@ -79,12 +79,12 @@ class Predictor:
         whole = isinstance(threads, int) and not isinstance(threads, bool)
         if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
             raise InputError(f"threads is {threads!r}; allowed: None or an int >= 1 and <= {MAX_THREADS}")
-        found = Bundle(bundle, digest=digest)
-        if not found.manifest.digest:
-            _log.warning("%s: %s", found.path.name, NOT_COVERED)
-        tasks.load(found.manifest.deployment.task)  # before an engine is opened
-        opened = open_best(found, backend=backend, device=device, precision=precision, threads=threads)
-        self._start(found, opened, threads=threads, false_accept_rate=false_accept_rate, index_from=index_from)
+        opened_bundle = Bundle(bundle, digest=digest)
+        if not opened_bundle.manifest.digest:
+            _log.warning("%s: %s", opened_bundle.path.name, NOT_COVERED)
+        tasks.load(opened_bundle.manifest.deployment.task)  # before an engine is opened
+        opened = open_best(opened_bundle, backend=backend, device=device, precision=precision, threads=threads)
+        self._start(opened_bundle, opened, threads=threads, false_accept_rate=false_accept_rate, index_from=index_from)
 
     def _start(
         self,

@@ -153,12 +153,12 @@ class _CudaEngine(_OrtEngine):
         self, ort: Any, files: EngineFiles, threads: int | None, providers: list[tuple[str, dict[str, str]]]
     ) -> None:
         on_processor = self._open(ort, files, threads, providers)
-        wanted = providers[0][0]
-        if wanted not in self._session.get_providers():
+        provider = providers[0][0]
+        if provider not in self._session.get_providers():
             # It prints why and goes on with the CPU, which nobody asked for.
             raise UnavailableError(
-                f"ONNX Runtime {ort.__version__} cannot use its {wanted} here: a library that it needs, such as cuDNN, "
-                "CUDA's or TensorRT's, is missing or of another version"
+                f"ONNX Runtime {ort.__version__} cannot use its {provider} here: a library that it needs, such as "
+                "cuDNN, CUDA's or TensorRT's, is missing or of another version"
             )
         self._session.disable_fallback()
         if on_processor:

@@ -29,9 +29,9 @@ _UNFUSED: Mapping[str, str] = {"SNIPPETS_MODE": "DISABLE"}
 
 
 def devices() -> tuple[str, ...]:
-    found = _vendor().Core().available_devices
-    if "CPU" not in found:
-        raise UnavailableError(f"OpenVINO finds no CPU device here; it finds {found or 'none'}")
+    available = _vendor().Core().available_devices
+    if "CPU" not in available:
+        raise UnavailableError(f"OpenVINO finds no CPU device here; it finds {available or 'none'}")
     return ("cpu",)
 
 

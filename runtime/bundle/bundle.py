@@ -127,8 +127,8 @@ class Bundle:
         if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest.lower()):
             raise InputError(f"digest is {digest!r}; allowed: a manifest's digest, 64 hexadecimal digits")
         if self.manifest.digest != digest.lower():
-            found = self.manifest.digest or "none: an earlier edgevis built it; build it again"
-            raise IntegrityError(f"{self.path} is not the bundle that was asked for: digest {digest}; it has {found}")
+            actual = self.manifest.digest or "none: an earlier edgevis built it; build it again"
+            raise IntegrityError(f"{self.path} is not the bundle that was asked for: digest {digest}; it has {actual}")
 
     def _listed(self, name: str) -> tuple[Path, FileRecord]:
         """The path and the record of a file that is listed, there, inside the bundle and of the right size."""

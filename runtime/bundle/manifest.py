@@ -337,11 +337,11 @@ class Manifest:
         names = [engine.name for engine in self.engines]
         if len(names) != len(set(names)):
             raise SchemaError(f"manifest: an engine is listed twice: {names}")
-        wanted = {graph.name for graph in self.deployment.graphs}
+        graph_names = {graph.name for graph in self.deployment.graphs}
         for engine in self.engines:
-            if set(engine.files) != wanted:
+            if set(engine.files) != graph_names:
                 raise SchemaError(
-                    f"engine {engine.name!r} has the graphs {sorted(engine.files)}; the model has {sorted(wanted)}"
+                    f"engine {engine.name!r} has the graphs {sorted(engine.files)}; the model has {sorted(graph_names)}"
                 )
 
     def dumps(self) -> str:

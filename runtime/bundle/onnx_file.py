@@ -40,20 +40,20 @@ def external_locations(data: bytes) -> frozenset[str]:
     if b"location" not in data:  # the key of every location, as plain bytes: nothing else needs to be looked at
         return frozenset()
     view = memoryview(data)
-    found: set[str] = set()
+    locations: set[str] = set()
     waiting: list[tuple[int, int, _Fields]] = [(0, len(data), _MODEL)]
     while waiting:  # a list and no recursion: the depth is the file's choice
         start, end, fields = waiting.pop()
         if fields is _ENTRY:
             entry = {number: bytes(view[left:right]) for number, left, right in _parts(view, start, end)}
             if entry.get(1) == b"location":
-                found.add(entry.get(2, b"").decode("utf-8", "surrogateescape"))
+                locations.add(entry.get(2, b"").decode("utf-8", "surrogateescape"))
             continue
         for number, left, right in _parts(view, start, end):
             inner = fields.get(number)
             if inner is not None:
                 waiting.append((left, right, inner))
-    return frozenset(found)
+    return frozenset(locations)
 
 
 def non_finite_weight(data: bytes, external: Mapping[str, bytes]) -> str | None:

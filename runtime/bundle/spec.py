@@ -61,8 +61,8 @@ class TensorSpec:
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of that shape can be this tensor; an axis that has a name has any size from 1."""
         return len(shape) == len(self.shape) and all(
-            size >= 1 if isinstance(wanted, str) else size == wanted
-            for size, wanted in zip(shape, self.shape, strict=True)
+            size >= 1 if isinstance(declared, str) else size == declared
+            for size, declared in zip(shape, self.shape, strict=True)
         )
 
 

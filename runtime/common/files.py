@@ -193,8 +193,8 @@ def abandoned_folders(prefix: str, parent: Path) -> Iterator[Path]:
     """The scratch folders of this user whose makers are dead; each is locked until the next is asked for."""
     pattern = re.compile(re.escape(prefix) + r"[a-z0-9_]{8}")
     with contextlib.suppress(OSError):
-        found = [entry.path for entry in os.scandir(parent) if pattern.fullmatch(entry.name)]
-        for path in found:
+        paths = [entry.path for entry in os.scandir(parent) if pattern.fullmatch(entry.name)]
+        for path in paths:
             if os.lstat(path).st_uid == os.geteuid():
                 yield from _unlocked(Path(path), os.O_DIRECTORY)
 
@@ -203,8 +203,8 @@ def _sweep_files(target: Path) -> None:
     """Delete what killed writes of a file have left beside it."""
     pattern = re.compile(re.escape(_hidden(target)) + "[0-9a-f]{16}")
     with contextlib.suppress(OSError):
-        found = [entry.path for entry in os.scandir(target.parent) if pattern.fullmatch(entry.name)]
-        for path in found:
+        paths = [entry.path for entry in os.scandir(target.parent) if pattern.fullmatch(entry.name)]
+        for path in paths:
             for left in _unlocked(Path(path)):
                 left.unlink(missing_ok=True)
 

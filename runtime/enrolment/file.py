@@ -166,7 +166,7 @@ def update_enrolment(
     known: Mapping[str, int],
     forgotten: Collection[str],
     keep_settings: bool = True,
-    adapt: Callable[[Enrolment], Enrolment] = lambda found: found,
+    adapt: Callable[[Enrolment], Enrolment] = lambda stored: stored,
     timeout_s: float = LOCK_TIMEOUT_S,
 ) -> Enrolment:
     """Bring into a file what was enrolled and forgotten here; what others have written to it meanwhile stays.
@@ -192,15 +192,15 @@ def update_enrolment(
         if not enrolment_exists(path):
             save_enrolment(path, here)
             return here
-        found = load_enrolment(path)
-        check_encoder(found.encoder, here.encoder, path)
-        found = adapt(found)
-        rows = {label: value for label, value in found.rows.items() if label not in forgotten}
+        stored = load_enrolment(path)
+        check_encoder(stored.encoder, here.encoder, path)
+        stored = adapt(stored)
+        rows = {label: value for label, value in stored.rows.items() if label not in forgotten}
         for label, value in here.rows.items():
             fresh = value if label in forgotten else value[known.get(label, 0) :]
             if len(fresh):
                 rows[label] = np.concatenate([rows[label], fresh]) if label in rows else fresh
-        changed = replace(found if keep_settings else here, rows=rows)
+        changed = replace(stored if keep_settings else here, rows=rows)
         save_enrolment(path, changed)
         return changed
 

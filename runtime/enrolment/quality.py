@@ -142,8 +142,8 @@ def report_on(
         EnrolmentRefusedError: No image is left, or there is a finding and ``strict``; its ``report`` says all.
     """
     judged = tuple(
-        Judgement(name, not any(finding.severity == "refuse" for finding in found), tuple(found))
-        for name, found in zip(names, findings, strict=True)
+        Judgement(name, not any(finding.severity == "refuse" for finding in image_findings), tuple(image_findings))
+        for name, image_findings in zip(names, findings, strict=True)
     )
     report = EnrolmentReport(label, sum(item.enrolled for item in judged), judged)
     if report.enrolled and not (strict and report.warnings):
@@ -184,10 +184,10 @@ def inspect(image: Image, spec: Preprocess, bounds: Bounds, mask: Mask | None = 
     if mask is None and (span := _span(luma, seen)) <= _FLAT:
         return [Finding("unusable", "refuse", span, _FLAT, "the same colour everywhere: it shows nothing")]
     small = _small_image(seen, scales, bounds) if inside is None else _small_object(inside, scales, spec, bounds)
-    found = [small, _exposure(luma, inside, bounds)]
+    image_findings = [small, _exposure(luma, inside, bounds)]
     if small is None:  # a small image has no detail either: one reason is enough
-        found.append(_blur(luma, bounds))
-    return [finding for finding in found if finding is not None]
+        image_findings.append(_blur(luma, bounds))
+    return [finding for finding in image_findings if finding is not None]
 
 
 def without_direction(embeddings: Array) -> npt.NDArray[np.bool_]:
@@ -221,15 +221,15 @@ def thumbnails(images: Sequence[Image]) -> Array:
 
 def repeated_pictures(thumbs: Array, names: Sequence[str], bounds: Bounds) -> list[list[Finding]]:
     """For each image of a call, whether it is the same picture as one before it; thumbnails of :func:`thumbnails`."""
-    found: list[list[Finding]] = [[] for _ in names]
+    image_findings: list[list[Finding]] = [[] for _ in names]
     alike = np.tril(thumbs @ thumbs.T, -1)
     for place in range(1, len(names)):
         other = int(alike[place, :place].argmax())
         value = float(alike[place, other])
         if value >= bounds.max_picture_correlation:
             detail = f"the same picture as {names[other]} (correlation {value:.4f})"
-            found[place].append(Finding("duplicate", "warn", value, bounds.max_picture_correlation, detail))
-    return found
+            image_findings[place].append(Finding("duplicate", "warn", value, bounds.max_picture_correlation, detail))
+    return image_findings
 
 
 def _seen(image: Image, spec: Preprocess) -> Image:

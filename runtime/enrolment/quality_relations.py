@@ -31,7 +31,7 @@ def relations(
     rows = np.concatenate([own, embeddings])
     cosines = np.asarray(embeddings @ rows.T, np.float64)
     itself = np.arange(len(embeddings)), len(own) + np.arange(len(embeddings))
-    found: list[list[Finding]] = [[] for _ in names]
+    findings: list[list[Finding]] = [[] for _ in names]
     own_scores = _own_scores(embeddings, rows, cosines, itself, gallery.scoring)
     outliers = _outliers(cosines, itself, _spread(own, embeddings), bounds)
     for place, ranking in enumerate(gallery.search(embeddings, 2)):
@@ -45,7 +45,7 @@ def relations(
             theirs = np.array([rival.score]) if near else gallery.rows_of(rival.label) @ embeddings[place]
             duplicate = _duplicate(theirs, [f"an image enrolled as {rival.label!r}"] * len(theirs), bounds)
         if duplicate is not None:
-            found[place].append(duplicate)
+            findings[place].append(duplicate)
         if rival is not None and len(rows) > 1:
             margin = rival.score - float(own_scores[place])
             if margin > bounds.max_rival_margin:
@@ -53,11 +53,13 @@ def relations(
                     f"it scores {rival.score:.2f} as {rival.label!r} and {own_scores[place]:.2f} as the other images "
                     f"of {label!r}: is the label right?"
                 )
-                found[place].append(Finding("closer_to_other_label", "warn", margin, bounds.max_rival_margin, detail))
+                findings[place].append(
+                    Finding("closer_to_other_label", "warn", margin, bounds.max_rival_margin, detail)
+                )
         outlier = outliers[place]
         if outlier is not None:
-            found[place].append(outlier)
-    return found
+            findings[place].append(outlier)
+    return findings
 
 
 def _own_scores(embeddings: Array, rows: Array, cosines: Array, itself: tuple[Array, Array], scoring: str) -> Array:

@@ -66,11 +66,11 @@ class Candidates:
 
 def _together(parts: Sequence[tuple[Vectors, Array]]) -> list[tuple[Vectors, Array]]:
     """The same rows with those of neighbouring blocks copied together: one call where there were many."""
-    made: list[tuple[Vectors, Array]] = []
+    pairs: list[tuple[Vectors, Array]] = []
     for is_packed, group in groupby(parts, key=lambda part: isinstance(part[0], PackedVectors)):
         own = list(group)
         if is_packed:
             vectors = gathered(cast("Sequence[tuple[PackedVectors, Array]]", own))
             own = [(vectors, np.arange(len(vectors)))]
-        made += own
-    return made
+        pairs += own
+    return pairs

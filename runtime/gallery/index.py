@@ -113,7 +113,7 @@ class RowIndex:
 
     def _best(self, state: GalleryState, query: Query, fresh: Array | None, top_k: int) -> tuple[Array, Array]:
         count = max(4 * top_k, self.width // 4)
-        wanted = min(top_k, state.label_count)
+        limit = min(top_k, state.label_count)
         while np.isfinite(query.norm) and count < max(self.rows // 4, 1):
             positions = self.positions(state, query.row, count)
             if fresh is not None:
@@ -121,7 +121,7 @@ class RowIndex:
             if state.scoring != "nearest":
                 positions = state.positions_of_labels(state.slots_at(positions))
             slots, scores = ranked(state, query, Candidates.at(state, positions), top_k)
-            if len(slots) == wanted:
+            if len(slots) == limit:
                 return slots, scores
             count *= 4  # many rows of few labels
         return next(best(state, Queries(query.row[None]), top_k))
@@ -137,8 +137,8 @@ def measured(index: RowIndex, state: GalleryState, build_s: float, go_on: Callab
     exact, exact_ms = _timed(lambda asked: next(best(state, asked, _TOP_K)), queries, go_on)
     for width in _WIDTHS:
         index.width = width
-        found, search_ms = _timed(lambda asked: next(index.best(state, asked, _TOP_K)), queries, go_on)
-        pairs = zip(found, exact, strict=True)
+        rankings, search_ms = _timed(lambda asked: next(index.best(state, asked, _TOP_K)), queries, go_on)
+        pairs = zip(rankings, exact, strict=True)
         recall = statistics.mean(len(np.intersect1d(own, true)) / len(true) for own, true in pairs)
         if recall >= MIN_RECALL:
             break
@@ -154,14 +154,14 @@ def _timed(
     search: Callable[[Queries], tuple[Array, Array]], queries: list[Queries], go_on: Callable[[], bool]
 ) -> tuple[list[Array], float]:
     """The slots that each query finds, and the median of the milliseconds."""
-    found, seconds = [], []
+    rankings, seconds = [], []
     for asked in queries:
         if not go_on():
             raise StoppedError
         start = time.perf_counter()
-        found.append(search(asked)[0])
+        rankings.append(search(asked)[0])
         seconds.append(time.perf_counter() - start)
-    return found, statistics.median(seconds) * 1e3
+    return rankings, statistics.median(seconds) * 1e3
 
 
 def _queries(state: GalleryState) -> Array:

@@ -68,18 +68,18 @@ class PackedVectors:
         return sum(plane.nbytes for plane in (self.coarse, self.fine, self.low, self.scale, self.high, self.high_ends))
 
     def take(self, offsets: Array) -> Array:
-        made = np.empty((len(offsets), self.dimension), np.float32)
+        result = np.empty((len(offsets), self.dimension), np.float32)
         for begin in range(0, len(offsets), _SLICE):
             part = offsets[begin : begin + _SLICE]
-            self._rebuild(part, self._high_of(part), made[begin : begin + _SLICE])
-        return made
+            self._rebuild(part, self._high_of(part), result[begin : begin + _SLICE])
+        return result
 
     def all(self) -> Array:
-        made = np.empty((len(self), self.dimension), np.float32)
+        result = np.empty((len(self), self.dimension), np.float32)
         for begin in range(0, len(self), _SLICE):
             part = slice(begin, min(begin + _SLICE, len(self)))
-            self._rebuild(part, self.high[self.high_ends[part.start] : self.high_ends[part.stop]], made[part])
-        return made
+            self._rebuild(part, self.high[self.high_ends[part.start] : self.high_ends[part.stop]], result[part])
+        return result
 
     def keep(self, offsets: Array) -> PackedVectors:
         return gathered([(self, offsets)])
@@ -103,16 +103,16 @@ class PackedVectors:
 
     def refined(self, query: Query, offsets: Array) -> Array:
         codes = query.codes
-        made = np.empty((len(offsets), 1), np.float32)
+        result = np.empty((len(offsets), 1), np.float32)
         if len(offsets) * 4 > len(self):  # a pass over all costs less than to gather so many
             coarse, fine = (self.kernel.product(plane, codes.weights)[offsets] for plane in (self.coarse, self.fine))
             sums = coarse + fine * np.float64(1 / 256)
         else:
             both = np.concatenate([self.coarse[offsets], self.fine[offsets]])
-            found = self.kernel.product(both, codes.weights)
-            sums = found[: len(offsets)] + found[len(offsets) :] * np.float64(1 / 256)
-        codes.write_scores(sums, self.scale[offsets], made)
-        return np.asarray(made[:, 0])
+            products = self.kernel.product(both, codes.weights)
+            sums = products[: len(offsets)] + products[len(offsets) :] * np.float64(1 / 256)
+        codes.write_scores(sums, self.scale[offsets], result)
+        return np.asarray(result[:, 0])
 
     def refined_bound(self, query: Query) -> float:
         loss = float(query.codes.loss[0])

@@ -147,10 +147,10 @@ class GalleryState:
 
     def positions_of_labels(self, slots: Array) -> Array:
         """The positions of all rows of these labels, ascending."""
-        wanted = np.zeros(self.slot_count + 1, bool)
-        wanted[slots] = True
-        wanted[-1] = False  # removed rows
-        return np.flatnonzero(wanted[self.slots])
+        selected = np.zeros(self.slot_count + 1, bool)
+        selected[slots] = True
+        selected[-1] = False  # removed rows
+        return np.flatnonzero(selected[self.slots])
 
     def parts(self, positions: Array) -> Iterator[tuple[slice, Block, Array]]:
         """Of ascending positions, those of each block: where they stand among all, the block, offsets in it."""
@@ -162,17 +162,17 @@ class GalleryState:
 
     def slots_at(self, positions: Array) -> Array:
         """The slots at these ascending positions, without a pass over all of them."""
-        made = np.empty(len(positions), np.int32)
+        result = np.empty(len(positions), np.int32)
         for part, block, offsets in self.parts(positions):
-            made[part] = block.slots[offsets]
-        return made
+            result[part] = block.slots[offsets]
+        return result
 
     def rows_at(self, positions: Array) -> Array:
         """(R, D) float32: the rows at these ascending positions, bit for bit as they were added."""
-        made = np.empty((len(positions), self.blocks[0].vectors.dimension if self.blocks else 0), np.float32)
+        result = np.empty((len(positions), self.blocks[0].vectors.dimension if self.blocks else 0), np.float32)
         for part, block, offsets in self.parts(positions):
-            made[part] = block.vectors.take(offsets)
-        return made
+            result[part] = block.vectors.take(offsets)
+        return result
 
     def grouped(self) -> Iterator[tuple[str, Array]]:
         """Each label with its (N, D) float32 rows, in the order of enrolment; a few thousand rows at a time."""

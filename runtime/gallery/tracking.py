@@ -143,9 +143,9 @@ class BestScores:
         if not scores.size:
             return
         columns = scores.argmax(axis=1)
-        found = scores[np.arange(len(probes)), columns]
-        better = found > self._scores[probes]
-        self._scores[probes[better]] = found[better]
+        column_scores = scores[np.arange(len(probes)), columns]
+        better = column_scores > self._scores[probes]
+        self._scores[probes[better]] = column_scores[better]
         self._slots[probes[better]] = slots[columns[better]]
 
     def _search(self, state: GalleryState, probes: Array) -> None:
@@ -166,9 +166,9 @@ def changed_scores(state: GalleryState, first: int, probes: Array) -> tuple[Arra
     them, (P, C) float32. Of labels whose prototypes count; the state has rows.
     """
     fresh = np.flatnonzero((state.slots >= 0) & (np.concatenate([b.numbers for b in state.blocks]) >= first))
-    wanted = np.zeros(state.slot_count + 1, bool)
-    wanted[state.slots[fresh]] = True
-    positions = np.flatnonzero(wanted[state.slots])
+    selected = np.zeros(state.slot_count + 1, bool)
+    selected[state.slots[fresh]] = True
+    positions = np.flatnonzero(selected[state.slots])
     slots, inverse = np.unique(state.slots[positions], return_inverse=True)
     sums = np.zeros((len(slots), probes.shape[1]))
     highest = np.full((len(slots), len(probes)), -np.inf, np.float32)

@@ -43,8 +43,8 @@ def exif_orientation(exif: bytes) -> int | None:
 
 def xmp_orientation(xmp: bytes) -> int | None:
     """The orientation of an XMP packet, 1..8; None where it gives none."""
-    found = _XMP.search(xmp)
-    return int(found[1]) if found else None
+    match = _XMP.search(xmp)
+    return int(match[1]) if match else None
 
 
 def upright(pixels: Array, orientation: int) -> Array:

@@ -45,19 +45,19 @@ def image_files(folder: str | os.PathLike[str], *, recursive: bool = True, drawi
         RuntimeWarning: Pictures that are left out; the warning names them with the reason.
     """
     folder = Path(folder)
-    found: list[Path] = []
+    files: list[Path] = []
     left_out: list[str] = []
     for name, mode in files_below(folder, recursive=recursive):
         reason = why_left_out(name, mode)
         if reason is not None:
             left_out.append(reason)
         elif PurePosixPath(name).suffix.lower() in SUFFIXES and (drawings or not is_drawing(folder / name)):
-            found.append(folder / name)
-    if not found:
+            files.append(folder / name)
+    if not files:
         problem = f"; left out: {_shown(left_out)}" if left_out else f" ({', '.join(sorted(SUFFIXES))})"
         raise SourceError(f"the folder {folder} holds no images{problem}")
     warn_left_out(left_out, str(folder))
-    return sorted(found)
+    return sorted(files)
 
 
 def why_left_out(name: str, mode: int | None = stat.S_IFREG) -> str | None:

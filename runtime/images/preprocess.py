@@ -90,9 +90,9 @@ class Preprocessor:
 
 def _centre(length: int, seen: float) -> slice:
     """The ``seen`` middle pixels of a side, to the nearest whole one."""
-    kept = min(length, max(1, round(seen)))
-    first = (length - kept) // 2
-    return slice(first, first + kept)
+    visible = min(length, max(1, round(seen)))
+    first = (length - visible) // 2
+    return slice(first, first + visible)
 
 
 def _middle(length: int, seen: int, ratio: float) -> slice:

@@ -105,16 +105,16 @@ def compare_rows(expected: Array, actual: Array) -> tuple[float, Array]:
 
     A row is what belongs to one image; two rows that are all zero have cosine 1.
     """
-    wanted = np.asarray(expected, np.float64).reshape(len(expected), -1)
-    found = np.asarray(actual, np.float64).reshape(len(actual), -1)
-    if wanted.shape != found.shape:
-        return float("inf"), np.full(len(wanted), -1.0)
-    scale = max(float(np.abs(wanted).max()), 1e-30)
-    error = float(np.abs(wanted - found).max()) / scale
-    norms = np.linalg.norm(wanted, axis=1) * np.linalg.norm(found, axis=1)
-    same = (wanted == found).all(axis=1)
+    expected_rows = np.asarray(expected, np.float64).reshape(len(expected), -1)
+    actual_rows = np.asarray(actual, np.float64).reshape(len(actual), -1)
+    if expected_rows.shape != actual_rows.shape:
+        return float("inf"), np.full(len(expected_rows), -1.0)
+    scale = max(float(np.abs(expected_rows).max()), 1e-30)
+    error = float(np.abs(expected_rows - actual_rows).max()) / scale
+    norms = np.linalg.norm(expected_rows, axis=1) * np.linalg.norm(actual_rows, axis=1)
+    same = (expected_rows == actual_rows).all(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return error, np.where(same, 1.0, (wanted * found).sum(axis=1) / norms)
+        return error, np.where(same, 1.0, (expected_rows * actual_rows).sum(axis=1) / norms)
 
 
 def settle_flips(expected: Array, actual: Array, allowed: float) -> tuple[Array, float]:
@@ -175,15 +175,15 @@ def measure_graph(
     flipped = 0.0
     for size in sizes:
         shown = rows if size == sizes[-1] else sizes[-1]
-        made = run_in_batches(session, graph, inputs, size=size, rows=shown, finite=False)
+        batch_outputs = run_in_batches(session, graph, inputs, size=size, rows=shown, finite=False)
         for tensor in graph.outputs:
-            outputs[tensor.name] = made[tensor.name]
-            wanted = expected[tensor.name][:shown] if tensor.batched else expected[tensor.name]
-            found = outputs[tensor.name]
+            outputs[tensor.name] = batch_outputs[tensor.name]
+            expected_rows = expected[tensor.name][:shown] if tensor.batched else expected[tensor.name]
+            actual_rows = outputs[tensor.name]
             if graph.max_flipped:
-                found, share = settle_flips(wanted, found, graph.max_flipped)
+                actual_rows, share = settle_flips(expected_rows, actual_rows, graph.max_flipped)
                 flipped = max(flipped, share)
-            error, cosine = compare_rows(wanted, found)
+            error, cosine = compare_rows(expected_rows, actual_rows)
             errors.append(error)
             cosines.append(cosine)
     # np.max and np.min keep NaN, where max() and min() may lose it.
@@ -244,8 +244,8 @@ def outputs_of(
         graph = session.graph
         inputs, _ = golden_feeds(golden, graph)
         rows = rows_of(graph, inputs)
-        found = run_in_batches(session, graph, inputs, size=max(BATCH_SIZES), rows=rows, finite=finite)
-        outputs |= {f"{graph.name}/{name}": array for name, array in found.items()}
+        graph_outputs = run_in_batches(session, graph, inputs, size=max(BATCH_SIZES), rows=rows, finite=finite)
+        outputs |= {f"{graph.name}/{name}": array for name, array in graph_outputs.items()}
     return outputs
 
 
@@ -260,8 +260,8 @@ def nearest_agreement(reference: Array, measured: Array) -> Decisions:
         reference: (N, D) embeddings of N images by the PyTorch model, N >= 2.
         measured: (N, D) embeddings of the same images by the engine.
     """
-    wanted, found = unit_rows(reference), unit_rows(measured)
-    scores, by_engine = wanted @ wanted.T, found @ wanted.T
+    expected_rows, actual_rows = unit_rows(reference), unit_rows(measured)
+    scores, by_engine = expected_rows @ expected_rows.T, actual_rows @ expected_rows.T
     for table in (scores, by_engine):
         np.fill_diagonal(table, -np.inf)  # nobody is looked for among pictures that include the very same one
     named = scores[np.arange(len(scores)), by_engine.argmax(axis=1)]
@@ -270,7 +270,7 @@ def nearest_agreement(reference: Array, measured: Array) -> Decisions:
         metric="rank-1 agreement",
         agreement=float((named >= best - TIE).mean()),
         count=len(named),
-        mean_cosine=float((wanted * found).sum(axis=1).mean()),
+        mean_cosine=float((expected_rows * actual_rows).sum(axis=1).mean()),
         chance=float((scores >= best[:, None] - TIE).sum() / max(len(scores) * (len(scores) - 1), 1)),
     )
 
@@ -286,17 +286,19 @@ def mask_agreement(reference: Array, measured: Array, *, mean_cosine: float | No
         measured: The engine's, of the same images.
         mean_cosine: Of what an enrolment would hold.
     """
-    wanted, found = _masks(reference), _masks(measured)
-    overlap = _overlap(wanted, found)
-    others = [_overlap(wanted, np.roll(wanted, shift, axis=0)).mean() for shift in range(1, min(len(wanted), _OTHERS))]
+    expected, actual = _masks(reference), _masks(measured)
+    overlap = _overlap(expected, actual)
+    others = [
+        _overlap(expected, np.roll(expected, shift, axis=0)).mean() for shift in range(1, min(len(expected), _OTHERS))
+    ]
     chance = float(np.mean(others)) if others else 0.0
     return Decisions("mask IoU", float(overlap.mean()), int(overlap.size), mean_cosine, chance)
 
 
-def _overlap(wanted: npt.NDArray[np.bool_], found: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def _overlap(expected: npt.NDArray[np.bool_], actual: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """The IoU of each mask; 1 where both are empty."""
-    both = (wanted & found).sum(axis=(-2, -1))
-    either = (wanted | found).sum(axis=(-2, -1))
+    both = (expected & actual).sum(axis=(-2, -1))
+    either = (expected | actual).sum(axis=(-2, -1))
     return np.where(either == 0, 1.0, both / np.maximum(either, 1))
 
 

@@ -52,13 +52,13 @@ class Session:
         self._opening = threading.Lock()
         self._closed = False
         self._inputs = {tensor.name: tensor for tensor in graph.inputs}
-        wanted = ({tensor.name for tensor in graph.inputs}, {tensor.name for tensor in graph.outputs})
-        found = (set(engine.inputs), set(engine.outputs))
-        if wanted != found:
+        declared = ({tensor.name for tensor in graph.inputs}, {tensor.name for tensor in graph.outputs})
+        actual = (set(engine.inputs), set(engine.outputs))
+        if declared != actual:
             engine.close()
             raise EngineError(
-                f"graph {graph.name!r}: the engine's inputs and outputs are {sorted(found[0])} -> {sorted(found[1])}; "
-                f"the manifest says {sorted(wanted[0])} -> {sorted(wanted[1])}: build the bundle again"
+                f"graph {graph.name!r}: the engine's inputs and outputs are {sorted(actual[0])} -> {sorted(actual[1])}"
+                f"; the manifest says {sorted(declared[0])} -> {sorted(declared[1])}: build the bundle again"
             )
         register(self)
 
@@ -90,15 +90,15 @@ class Session:
             EngineError: The engine failed, or an output is not finite.
         """
         arrays = {name: self._check(name, array) for name, array in feeds.items()}
-        kept = {name: array for name, array in resident.arrays.items() if name not in arrays}
-        every = {**kept, **arrays}
+        unchanged = {name: array for name, array in resident.arrays.items() if name not in arrays}
+        every = {**unchanged, **arrays}
         missing = [name for name in self._inputs if name not in every]
         if missing:
             raise InputError(f"graph {self.graph.name!r}: input {missing[0]!r} is missing; got {sorted(every)}")
         rows = self._axis_sizes(every).get("N", 1)
         with fork_waits():
             engine = self._engine or self._open()
-            outputs = self._run_chunks(engine, every, rows) if rows > self.max_batch else engine.run(arrays, kept)
+            outputs = self._run_chunks(engine, every, rows) if rows > self.max_batch else engine.run(arrays, unchanged)
         for tensor in self.graph.outputs:
             self._check_output(tensor, outputs[tensor.name], rows)
             if finite:
@@ -199,13 +199,13 @@ class Session:
         """The size of every symbolic axis; InputError when two inputs disagree."""
         sizes: dict[str, tuple[int, str]] = {}
         for name, tensor in self._inputs.items():
-            for wanted, size in zip(tensor.shape, arrays[name].shape, strict=True):
-                if not isinstance(wanted, str):
+            for declared, size in zip(tensor.shape, arrays[name].shape, strict=True):
+                if not isinstance(declared, str):
                     continue
-                known, owner = sizes.setdefault(wanted, (size, name))
+                known, owner = sizes.setdefault(declared, (size, name))
                 if known != size:
                     raise InputError(
-                        f"inputs {owner!r} and {name!r} disagree on axis {wanted}: {known} and {size}; "
+                        f"inputs {owner!r} and {name!r} disagree on axis {declared}: {known} and {size}; "
                         "give both the same number"
                     )
         return {axis: size for axis, (size, _) in sizes.items()}

@@ -151,19 +151,19 @@ class EmbeddingTask:
     ) -> list[list[Finding]]:
         """The findings for each image; images that cannot be used are not compared with others."""
         bounds = self._bounds
-        found = [inspect(image, self._preprocess.spec, bounds) for image in images]
+        findings = [inspect(image, self._preprocess.spec, bounds) for image in images]
         for place in np.flatnonzero(without_direction(embeddings)).tolist():
-            found[place].append(no_direction())
-        usable = [place for place, item in enumerate(found) if all(finding.severity == "warn" for finding in item)]
+            findings[place].append(no_direction())
+        usable = [place for place, item in enumerate(findings) if all(finding.severity == "warn" for finding in item)]
         if not usable:
-            return found
+            return findings
         called = [names[place] for place in usable]
         pictures = repeated_pictures(thumbnails([images[place] for place in usable]), called, bounds)
         related = relations(label, rows[usable], called, self.gallery, bounds)
         for place, picture, more in zip(usable, pictures, related, strict=True):
             known = any(finding.reason == "duplicate" for finding in more)
-            found[place] += more if known else picture + more
-        return found
+            findings[place] += more if known else picture + more
+        return findings
 
     def _embed(self, images: Sequence[Image]) -> tuple[Array, float, float]:
         """Unit rows, and the seconds that preprocessing and the engine took.

@@ -110,8 +110,8 @@ class FewShotSegmentation:
                 "predictor.enroll('label', images, masks=masks)"
             )
         rows = [self._support_row(image, mask) for image, mask in zip(images, masks, strict=True)]
-        found = self._findings(label, images, masks, rows, names)
-        report = report_on(label, names, found, strict=strict)
+        findings = self._findings(label, images, masks, rows, names)
+        report = report_on(label, names, findings, strict=strict)
         enrolled = [row for row, item in zip(rows, report.judgements, strict=True) if item.enrolled and row is not None]
         self.gallery.add(label, np.concatenate(enrolled))
         return report
@@ -122,8 +122,8 @@ class FewShotSegmentation:
         seen = cv2.resize(mask.astype(np.float32), (size.width, size.height), interpolation=cv2.INTER_NEAREST)
         if not seen.any():
             return None
-        made = self._support.run({"image": self._preprocess([image]), "mask": seen[None]})
-        return np.concatenate([tensor.reshape(1, -1) for tensor in made.values()], axis=1)
+        tensors = self._support.run({"image": self._preprocess([image]), "mask": seen[None]})
+        return np.concatenate([tensor.reshape(1, -1) for tensor in tensors.values()], axis=1)
 
     def _findings(
         self,
@@ -138,25 +138,25 @@ class FewShotSegmentation:
         known = self.gallery.state.rows.get(label, ())
         objects = [object_crop(image, mask)[0] for image, mask in zip(images, masks, strict=True)]
         pictures = repeated_pictures(thumbnails(objects), names, FEW_SHOT_SEGMENT)
-        found = []
+        findings = []
         for image, mask, row, picture in zip(images, masks, rows, pictures, strict=True):
             if row is None:
                 detail = (
                     "the mask marks so little that nothing is left of it at the model's "
                     f"{size.height} x {size.width}; crop the image around the object"
                 )
-                found.append([Finding("unusable", "refuse", 0.0, 1.0, detail)])
+                findings.append([Finding("unusable", "refuse", 0.0, 1.0, detail)])
                 continue
             if not np.isfinite(row).all():
-                found.append([no_direction()])
+                findings.append([no_direction()])
                 continue
             item = inspect(image, size, FEW_SHOT_SEGMENT, mask)
             # Support features have no scale that near-duplicates could be told by; equal ones are the same picture.
             if any(np.array_equal(row[0], other) for other in known):
                 detail = f"the same picture and mask as one enrolled as {label!r}: it adds nothing"
                 picture = [Finding("duplicate", "warn", 1.0, FEW_SHOT_SEGMENT.max_picture_correlation, detail)]
-            found.append(item + picture)
-        return found
+            findings.append(item + picture)
+        return findings
 
     def embed(self, images: Sequence[Image]) -> Array:
         raise InputError("few-shot segmentation compares maps, not embeddings; there is nothing to embed")
@@ -184,14 +184,14 @@ class FewShotSegmentation:
         ready = time.perf_counter()
         logits = np.concatenate([self._query.run({"image": tensor}, part)["logits"] for part in residents], axis=1)
         done = time.perf_counter()
-        found = [self._segment(shots, size_of(image), supports) for shots, image in zip(logits, images, strict=True)]
+        results = [self._segment(shots, size_of(image), supports) for shots, image in zip(logits, images, strict=True)]
         seconds = {
             "preprocess": ready - begun,
             "inference": done - ready,
             "postprocess": time.perf_counter() - done,
         }
         speed_ms = {stage: value * 1e3 / len(images) for stage, value in seconds.items()}
-        return [replace(result, speed_ms=speed_ms) for result in found]
+        return [replace(result, speed_ms=speed_ms) for result in results]
 
     def _segment(self, shots: Array, size: tuple[int, int], supports: Supports) -> Segmentation:
         """The result of one image from the logits of its shots, (K, 2, h, w)."""
@@ -226,12 +226,12 @@ class FewShotSegmentation:
         if known is not None and known[0] is supports:
             return known[1]
         total = sum(supports.shots)
-        made = [
+        tensors = [
             self._query.prepare({name: array[start : start + self._limit] for name, array in supports.inputs.items()})
             for start in range(0, total, self._limit)
         ]
-        self._prepared = (supports, made)
-        return made
+        self._prepared = (supports, tensors)
+        return tensors
 
 
 def _mean_probability(margins: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -32,9 +32,9 @@ def open_device() -> Device:
         return _BindingsDevice(rt, _info(rt, version))
     except EngineError as error:
         built = ".".join(map(str, _split(rt.cudaRuntimeGetVersion()[1])))
-        found = ".".join(map(str, _split(version)))
+        loaded = ".".join(map(str, _split(version)))
         raise UnavailableError(
-            f"the NVIDIA GPU cannot be used: {error}; cuda-bindings is for CUDA {built}, the driver brings {found}: "
+            f"the NVIDIA GPU cannot be used: {error}; cuda-bindings is for CUDA {built}, the driver brings {loaded}: "
             f"pip install 'cuda-bindings=={_split(version)[0]}.*' if the first is newer"
         ) from error
     except UnavailableError:

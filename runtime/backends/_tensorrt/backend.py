@@ -42,8 +42,8 @@ def build_on_device(files: EngineFiles, flavour: Flavour) -> PlanResult[None]:
     """See :meth:`runtime.backends.BuildsOnDevice.build_on_device`."""
     device = open_device()
     with device.current():
-        found = _open(files, flavour, device)
-    return PlanResult(None, found.built, found.seconds, found.reason, found.size_bytes)
+        result = _open(files, flavour, device)
+    return PlanResult(None, result.built, result.seconds, result.reason, result.size_bytes)
 
 
 def open_engine(files: EngineFiles, flavour: Flavour, device: str) -> PlanEngine:

@@ -146,12 +146,12 @@ class PlanCache:
                 _log.warning("the cached plan %s is built again: %s", self._plan(key).name, reason)
             _log.info("building a plan for %s; this takes minutes", key.device)
             started = time.monotonic()
-            made = build(self._timing_cache(key))
+            compiled = build(self._timing_cache(key))
             seconds = time.monotonic() - started
-            _log.info("built in %.0f s, %d bytes", seconds, len(made.plan))
-            self._keep(key, made, seconds)
-            opened = open_plan(made.plan)
-        return PlanResult(opened, True, seconds, reason, len(made.plan))
+            _log.info("built in %.0f s, %d bytes", seconds, len(compiled.plan))
+            self._keep(key, compiled, seconds)
+            opened = open_plan(compiled.plan)
+        return PlanResult(opened, True, seconds, reason, len(compiled.plan))
 
     def prune(self, max_bytes: int | None = None, *, keep: PlanKey | None = None) -> int:
         """Delete the plans that were not used for longest, until the rest fits; returns how many bytes are left.
@@ -165,15 +165,15 @@ class PlanCache:
             if _age_seconds(partial) > _ABANDONED_SECONDS:
                 partial.unlink(missing_ok=True)
         plans = sorted(self.folder.glob("*.plan"), key=_age_seconds)  # last used first
-        kept = 0
+        total_bytes = 0
         for plan in plans:
             size = _size_bytes(plan)
-            if kept + size > limit and not (keep is not None and plan == self._plan(keep)):
+            if total_bytes + size > limit and not (keep is not None and plan == self._plan(keep)):
                 plan.with_suffix(".json").unlink(missing_ok=True)
                 plan.unlink(missing_ok=True)
             else:
-                kept += size
-        return kept
+                total_bytes += size
+        return total_bytes
 
     def _plan(self, key: PlanKey) -> Path:
         return self.folder / f"{key.digest}.plan"
@@ -209,18 +209,18 @@ class PlanCache:
             raise SchemaError(f"{path.name} is too large")
         return from_json(PlanRecord, parse_json(path.read_bytes()), path.name)
 
-    def _keep(self, key: PlanKey, made: BuiltPlan, seconds: float) -> None:
+    def _keep(self, key: PlanKey, compiled: BuiltPlan, seconds: float) -> None:
         """Put a plan into the cache; what cannot be kept is used all the same."""
         path = self._plan(key)
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        record = PlanRecord(hashlib.sha256(made.plan).hexdigest(), key, created, round(seconds, 1))
+        record = PlanRecord(hashlib.sha256(compiled.plan).hexdigest(), key, created, round(seconds, 1))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # The record first: until the plan is there, it is a record of nothing.
             _write(path.with_suffix(".json"), json.dumps(to_json(record), indent=2).encode())
-            _write(path, made.plan)
-            if made.timing_cache:
-                _write(self._timing_path(key), made.timing_cache)
+            _write(path, compiled.plan)
+            if compiled.timing_cache:
+                _write(self._timing_path(key), compiled.timing_cache)
             self.prune(keep=key)
         except OSError as error:
             _log.warning(
