@@ -13,7 +13,7 @@ from export.agreement import Agreement
 from export.cpu_proxy import CpuProxy
 from runtime import tasks
 from runtime.bundle.manifest import EngineRecord, GraphParity
-from runtime.bundle.spec import Deployment, Graph, Precision
+from runtime.bundle.spec import Deployment, Precision
 from runtime.common.arrays import Array
 from runtime.common.machine import machine_name
 from runtime.errors import ParityError
@@ -149,15 +149,6 @@ def _open_cpu_proxy(files: Mapping[str, Path], deployment: Deployment) -> dict[s
         graph.name: Session(CpuProxy(files[graph.name]), graph, max_batch=deployment.max_batch)
         for graph in deployment.graphs
     }
-
-
-def embedding_output(deployment: Deployment) -> tuple[Graph, str] | None:
-    """The graph whose output is an embedding (N, D), and that output's name; None for a model without."""
-    embedding = tasks.load(deployment.task).TRAITS.embedding
-    if embedding is None:
-        return None
-    graph, _, output = embedding.partition("/")
-    return deployment.graph(graph), output
 
 
 def _prove(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from export.answers import write_answers
 from export.pictures import drawn_pictures, given_pictures
-from export.reference import needs_masks
 from export.request import BuildProgress
 from export.state import BuildState
-from export.verify import embedding_output
+from runtime import tasks
 from runtime.bundle.manifest import ANSWERS
 from runtime.errors import ExportError
 
@@ -21,12 +20,12 @@ def run(state: BuildState, progress: BuildProgress) -> None:
     """
     progress.begin("answers")
     request, deployment = state.request, state.deployment
-    embeds = embedding_output(deployment) is not None
+    traits = tasks.load(deployment.task).TRAITS
     if request.golden_pictures is not None:
         pictures = given_pictures(request.golden_pictures, deployment.preprocess)
     else:
-        pictures = drawn_pictures(deployment.preprocess, few=not embeds)
-    if not embeds and not needs_masks(deployment):
+        pictures = drawn_pictures(deployment.preprocess, few=traits.embedding is None)
+    if traits.enrolment == "nothing":
         pictures = pictures.all_queries()
     here = [record for record in state.engines if state.target.runs_here(record.backend)]
     answers = write_answers(state.folder, state.manifest, state.model, pictures, here=here, advance=progress.advance)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from edgevis.open_set.sidecar import sidecar_of
 from export.request import BuildProgress
 from export.state import BuildState
-from export.verify import embedding_output
+from runtime import tasks
 from runtime.common.arrays import write_arrays
 from runtime.common.json_data import to_json
 from runtime.open_set.space import FILE
@@ -15,7 +15,7 @@ from runtime.open_set.space import FILE
 
 def run(state: BuildState, progress: BuildProgress) -> None:
     """Add the statistics to ``deployment`` and write the arrays, for a model with embeddings whose weights have any."""
-    if embedding_output(state.deployment) is None:
+    if tasks.load(state.deployment.task).TRAITS.embedding is None:
         return
     sidecar = sidecar_of(state.weights.sha256, state.request.checkpoint)
     if sidecar is None:

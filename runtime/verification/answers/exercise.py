@@ -8,6 +8,7 @@ from typing import cast
 
 import numpy as np
 
+from runtime import tasks
 from runtime.common.arrays import Array
 from runtime.images.decode import Image
 from runtime.images.masks import Mask
@@ -47,10 +48,12 @@ def answers_of(
     """
     queries = [pictures[index] for index in header.queries]
     if predictor.info.open_set is None:
+        enrolment = tasks.load(predictor.info.task).TRAITS.enrolment
         for label, chosen in _by_label(header).items():
-            if chosen and masks[chosen[0]] is not None:
-                marks = [mask for index in chosen if (mask := masks[index]) is not None]
-                predictor.enroll(label, [pictures[index] for index in chosen], masks=marks)
+            marks = [mask for index in chosen if (mask := masks[index]) is not None]
+            if chosen and (marks or enrolment == "images"):
+                images = [pictures[index] for index in chosen]
+                predictor.enroll(label, images, masks=marks if enrolment == "images and masks" else None)
         return _maps(predictor.predict(queries))
     found = {"embedding": predictor.embed(list(pictures))}
     found["operating"] = np.array([_operating_points(predictor) for _ in _enrolment(predictor, header, pictures)])
