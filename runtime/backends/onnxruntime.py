@@ -87,7 +87,7 @@ def open_engine(files: EngineFiles, *, precision: Precision, device: str, thread
     ort = _vendor()
     if device == "cpu":
         return _OrtEngine(ort, files, threads, [(_CPU, {})])
-    providers = _gpu_providers(_accelerator(ort), precision)
+    providers = gpu_providers(_accelerator(ort), precision)
     if hasattr(ort, "preload_dlls"):  # since 1.21: CUDA and cuDNN from the wheels of onnxruntime-gpu[cuda,cudnn]
         with contextlib.redirect_stdout(sys.stderr):  # where it prints what it misses
             ort.preload_dlls()
@@ -255,7 +255,7 @@ def _accelerator(ort: Any) -> str:
     return known[asked]
 
 
-def _gpu_providers(accelerator: str, precision: Precision) -> list[tuple[str, dict[str, str]]]:
+def gpu_providers(accelerator: str, precision: Precision) -> list[tuple[str, dict[str, str]]]:
     """The providers with all that matters said: a default may change, and TF32 is one that changes results."""
     cuda = {
         "device_id": "0",

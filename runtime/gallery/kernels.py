@@ -60,7 +60,7 @@ KERNELS = ("numkong", "onnxruntime")
 @functools.cache
 def best_kernel(package: str | None = None) -> Kernel | None:
     """The fastest one that is installed and right on this machine, of all packages or of one; None without any."""
-    return next((kernel for kernel in kernels(package) if _is_right(kernel)), None)
+    return next((kernel for kernel in kernels(package) if is_exact(kernel)), None)
 
 
 def kernels(package: str | None = None) -> Iterator[Kernel]:
@@ -101,7 +101,7 @@ def _onnxruntime() -> Iterator[Kernel]:
     yield kernel("onnxruntime, uint8 weights", _ONNX_UINT8, lambda w: (w + np.int16(128)).astype(np.uint8))
 
 
-def _is_right(kernel: Kernel) -> bool:
+def is_exact(kernel: Kernel) -> bool:
     """Whether extreme and random codes give the right sums."""
     random = np.random.default_rng(0)
     codes = random.integers(-128, 128, (70, 258)).astype(np.int16)

@@ -30,7 +30,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_tf32_is_off_and_every_provider_is_told_its_device() -> None:
-    (cuda, options), (last, _) = backend._gpu_providers("CUDAExecutionProvider", "fp32")
+    (cuda, options), (last, _) = backend.gpu_providers("CUDAExecutionProvider", "fp32")
     assert (cuda, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert (options["use_tf32"], options["device_id"]) == ("0", "0")
 
@@ -40,7 +40,7 @@ def test_what_tensorrt_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, half: str, int8: str
 ) -> None:
     monkeypatch.setenv("EDGEVIS_CACHE", str(tmp_path))
-    providers = backend._gpu_providers("TensorrtExecutionProvider", precision)  # type: ignore[arg-type]
+    providers = backend.gpu_providers("TensorrtExecutionProvider", precision)  # type: ignore[arg-type]
     assert [name for name, _ in providers] == [
         "TensorrtExecutionProvider",
         "CUDAExecutionProvider",

@@ -92,7 +92,7 @@ def test_a_resident_input_is_sent_once(device: HostDevice, engine: PlanEngine) -
     # On an integrated GPU nothing is copied at all; else query and weight go up, until a graph does it.
     assert device.copied.count("upload") == (0 if device.info.integrated else 2 * 2)
     assert device.launches == 4
-    assert len(engine._resident) == 1
+    assert len(engine.resident) == 1
 
 
 def test_another_resident_input_takes_the_place_of_the_first(engine: PlanEngine, device: HostDevice) -> None:
@@ -112,12 +112,12 @@ def test_memory_of_a_resident_input_goes_with_it(engine: PlanEngine, device: Hos
     before = len(device.live)
     del kept
     gc.collect()
-    assert len(engine._resident) == 0
+    assert len(engine.resident) == 0
     assert len(device.live) == before - 1
     for seed in range(30):  # arrays that may lie where it lay
         check(engine, 2, support(3, seed), resident=True, seed=seed)
     gc.collect()
-    assert len(engine._resident) == 0
+    assert len(engine.resident) == 0
 
 
 def test_shapes_beyond_the_plan_are_refused_and_the_next_run_is_right(engine: PlanEngine) -> None:

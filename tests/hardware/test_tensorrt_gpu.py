@@ -97,7 +97,7 @@ def test_resident_inputs_stay_on_the_gpu(flavour: Flavour, tmp_path: Path) -> No
         query = np.random.default_rng(run).standard_normal((2, 4)).astype(np.float32)
         outputs = engine.run({"query": query, "weight": np.ones(2, np.float32)}, {"support": support})
         np.testing.assert_allclose(outputs["scores"], query @ support.T, rtol=1e-4, atol=1e-5)
-    assert len(engine._resident) == 2
+    assert len(engine.resident) == 2
     engine.close()
 
 

@@ -56,7 +56,7 @@ class PlanEngine:
         self._lock = threading.Lock()
         self._idle: list[_Lane] = []
         self._running = 0
-        self._resident = ResidentInputs(device)
+        self.resident = ResidentInputs(device)
 
     def run(self, feeds: Mapping[str, Array], resident: Mapping[str, Array] = NO_ARRAYS) -> dict[str, Array]:
         arrays = {**feeds, **resident}
@@ -65,7 +65,7 @@ class PlanEngine:
         with self._device.current():
             lane = self._take(shapes, frozenset(resident))
             try:
-                kept = {name: self._resident.memory(array, lane.stream) for name, array in resident.items()}
+                kept = {name: self.resident.memory(array, lane.stream) for name, array in resident.items()}
                 outputs = lane.run(feeds, kept)
             except BaseException:
                 self._give(lane, keep=False)  # what state its context is in, nobody knows
@@ -82,7 +82,7 @@ class PlanEngine:
             for lane in idle:
                 lane.close()
             if last:
-                self._resident.close()
+                self.resident.close()
 
     def _check(self, arrays: Mapping[str, Array]) -> None:
         """The session has checked against the manifest; this is that the plan was built for the same."""
@@ -134,7 +134,7 @@ class PlanEngine:
         for item in surplus:
             item.close()
         if last:
-            self._resident.close()
+            self.resident.close()
 
 
 class OpenPlan:

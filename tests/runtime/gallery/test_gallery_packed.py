@@ -23,7 +23,7 @@ from runtime.gallery.threads import cores, run_all
 
 from bundles import Array, run_python, succeeded
 
-RIGHT = [kernel for kernel in kernels.kernels() if kernels._is_right(kernel)]
+RIGHT = [kernel for kernel in kernels.kernels() if kernels.is_exact(kernel)]
 KERNEL = RIGHT[0]
 
 
@@ -217,8 +217,8 @@ def test_a_kernel_that_saturates_is_not_right() -> None:
     def saturating(codes: Array, weights: Array) -> Array:
         return np.clip(codes.astype(np.int64) @ weights, -32768, 32767)
 
-    assert not kernels._is_right(Kernel("saturates", 0, saturating))
-    assert kernels._is_right(Kernel("exact", 0, lambda codes, weights: codes.astype(np.int64) @ weights))
+    assert not kernels.is_exact(Kernel("saturates", 0, saturating))
+    assert kernels.is_exact(Kernel("exact", 0, lambda codes, weights: codes.astype(np.int64) @ weights))
     assert {kernel.name for kernel in kernels.kernels()} >= {"onnxruntime", "onnxruntime, uint8 weights"}
     assert kernels.best_kernel() is not None
 
