@@ -159,7 +159,7 @@ class Predictor:
         Args:
             images: One image – (H, W, 3) uint8 BGR, the path or the bytes of an image file, or a PIL image; see
                 :mod:`runtime.images.decode` – or a list of them.
-            top_k: How many labels a result ranks at most.
+            top_k: The largest number of labels that a result ranks.
 
         Returns:
             One result for one image, a list of results for a list; of an empty list an empty list.
@@ -206,7 +206,7 @@ class Predictor:
         label. Images that cannot work are left out, all others are enrolled; the report names both.
 
         Args:
-            label: Their name.
+            label: The name of what the images show.
             images: One image or several, as for :meth:`predict`.
             masks: For few-shot segmentation, where the object is in each image: (H, W) bool, or integers of which one
                 value besides 0 marks the object, of the image's size; a path or a PIL image of such; see
@@ -342,7 +342,7 @@ class Predictor:
 
         Args:
             path: The file; after :meth:`load`, the one that was loaded.
-            timeout_s: How long to wait for another process that changes the file.
+            timeout_s: Seconds to wait for another process that changes the file.
 
         Raises:
             EnrolmentError: It is damaged, cannot be written, or another process keeps it locked; it is unchanged.

@@ -24,7 +24,7 @@ MAX_FILE_BYTES = 8 << 30
 
 
 class Bundle:
-    """A bundle on disk whose manifest has been read; its files are checked when they are asked for.
+    """A bundle on disk whose manifest has been read; a file is checked when it is requested.
 
     Args:
         path: The folder ``NAME.edgevis``.

@@ -22,9 +22,9 @@ class EngineFiles:
 
     Attributes:
         name: The main file's name, for messages and for its suffix.
-        main: Its content.
-        companions: By file name, the files beside it that differ from it in what follows the stem only.
-        external: By location as the graph writes it, the files of its external data.
+        main: The main file's content.
+        companions: File name to content of the files beside it with the same stem and another suffix.
+        external: Location, as the graph writes it, to content of its external data.
     """
 
     name: str

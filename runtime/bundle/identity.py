@@ -41,8 +41,8 @@ def encoder_identity(model: str, deployment: Deployment | Mapping[str, Any], wei
 
     Args:
         model: The model's name.
-        deployment: Its declaration, or that as JSON data; preprocessing and graphs count.
-        weights_sha256: The digest of its parameters.
+        deployment: The model's declaration, or its JSON data; preprocessing and graphs count.
+        weights_sha256: The digest of the model's parameters.
     """
     data = to_json(deployment)
     parts = {

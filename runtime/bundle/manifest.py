@@ -74,9 +74,9 @@ class Decisions:
     """The agreement of an engine's decisions with the PyTorch model's.
 
     Attributes:
-        metric: What was decided, such as ``"rank-1 agreement"`` or ``"mask IoU"``.
+        metric: The name of the measure, such as ``"rank-1 agreement"`` or ``"mask IoU"``.
         agreement: The share of equal decisions, or the mean overlap of masks, 0..1.
-        count: How many decisions were compared.
+        count: The number of compared decisions.
         mean_cosine: Mean cosine between the embeddings or support features that the two make of one image; None
             without such.
         chance: The agreement that an engine would reach whose outputs say nothing of the image, 0..1: between images
@@ -101,7 +101,7 @@ class ParityReport:
 
     Attributes:
         passed: Whether the engine held the tolerance of its precision.
-        tolerance: That tolerance in words.
+        tolerance: The tolerance in words.
         machine: The processor or accelerator it ran on.
         graphs: The distance of each graph.
         decisions: The agreement of decisions; None where the model takes none.
@@ -142,11 +142,11 @@ class OutputsRecord:
     """What the build kept of an engine's own outputs, see :mod:`runtime.parity.recorded`.
 
     Attributes:
-        engine: Under whose name the arrays lie in ``recorded.npz``; engines that are made of the same graphs and could
-            not run share them.
-        environment: What the build's kernels depended on, see :func:`runtime.common.machine.environment`; empty where a
-            graph was run in the engine's place.
-        outputs: What was measured of each output.
+        engine: The engine whose name the arrays have in ``recorded.npz``; engines that are made of the same graphs and
+            could not run share them.
+        environment: The environment of the build's kernels, see :func:`runtime.common.machine.environment`; empty where
+            a graph was run in the engine's place.
+        outputs: The measurements of each output.
     """
 
     engine: str
@@ -165,8 +165,8 @@ class EngineRecord:
         files: Graph name to the path of its file inside the bundle.
         latency_ms: Median time of one image through the graph that predicts, where it was built; None if it was not
             run there.
-        parity: Its measured parity; None when it has not been measured yet.
-        graph_parity: Of an engine that could not run where it was built: the measured parity of the graph that it is
+        parity: The engine's measured parity; None when it has not been measured yet.
+        graph_parity: For an engine that could not run where it was built: the measured parity of the graph that it is
             made of, run by ONNX Runtime on the processor. It says nothing of the engine's own arithmetic.
         shares_enrolments: Whether embeddings of this engine, or of the graph that it is made of where it could not
             run, were measured to be exchangeable with the FP32 model's.
@@ -221,16 +221,16 @@ class Int8Search:
 
     Attributes:
         backend: The backend whose graphs these are.
-        placement: What is rounded: the ``inputs`` of layers, or the ``outputs`` of convolutions too.
+        placement: The rounded tensors: the ``inputs`` of layers, or the ``outputs`` of convolutions too.
         measured_with: The engine that the losses were measured with: the backend itself where the build can run it.
-        max_drop: What the search was allowed to lose.
-        drop: What is lost against the float model: the share of changed decisions, or 1 - mean cosine if that is more.
-        naive_drop: What would be lost with no layer put back.
+        max_drop: The largest loss that the search was allowed.
+        drop: The loss against the float model: the share of changed decisions, or 1 - mean cosine if that is more.
+        naive_drop: The loss with every layer in INT8.
         latency_ms: Median time of one image through the graph that predicts; None where it cannot be run.
-        naive_latency_ms: The same with no layer put back.
-        layers: How many layers may be INT8.
-        float_layers: Those of them that were put back to float, as ``GRAPH/NODE``, the most harmful ones first.
-        trials: How many graphs were measured.
+        naive_latency_ms: The same with every layer in INT8.
+        layers: The number of layers that can be INT8.
+        float_layers: The layers that were put back to float, as ``GRAPH/NODE``, the most harmful ones first.
+        trials: The number of graphs that were measured.
     """
 
     backend: str
@@ -256,9 +256,9 @@ class Candidate:
     """An engine that a build made and measured, whether or not it is in the bundle.
 
     Attributes:
-        engine: Its name.
+        engine: The engine's name.
         latency_ms: Median time of one image; None if it was not run.
-        drop: What it loses against the float model, as in :class:`Int8Search`; None if it was not run.
+        drop: The loss against the float model, as in :class:`Int8Search`; None if it was not run.
         verdict: ``fastest``, ``passes``, or why it is out of the question.
         in_bundle: Whether the bundle holds it.
     """
@@ -276,11 +276,11 @@ class Calibration:
 
     Attributes:
         digest: Digest of the images, the preprocessing, the weights and the algorithm.
-        images: How many images.
+        images: The number of images.
         source: The folder or the set's name, without machine paths.
         algorithm: The quantisation algorithm in words.
-        excluded_by_rule: How many layers are float because of what they do, see :mod:`calibration.quantize.rules`.
-        searches: What came out for each backend.
+        excluded_by_rule: The number of layers that a rule keeps in float, see :mod:`calibration.quantize.rules`.
+        searches: The result of the search for each backend.
     """
 
     digest: str
@@ -301,11 +301,11 @@ class Manifest:
         target: The target it was built for.
         deployment: Task, graphs, preprocessing, postprocessing.
         encoder_identity: A digest over weights, preprocessing and graphs, see :mod:`runtime.bundle.identity`.
-        weights: Where the parameters came from.
-        parameters: How many there are.
+        weights: The origin of the parameters.
+        parameters: The number of parameters.
         engines: The compiled forms.
         files: Every other file of the bundle by its path.
-        calibration: What INT8 was calibrated on; None without an INT8 engine.
+        calibration: The calibration of INT8; None without an INT8 engine.
         candidates: All engines that the build measured, the fastest first; some may not be in the bundle.
         options: The options that the model was built with, where they are not the default ones.
         tools: Versions of the packages that built it.

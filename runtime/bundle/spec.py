@@ -113,7 +113,7 @@ class Preprocess:
             with ``pad_value``, image centred; ``center-crop`` shows the largest centred part that has the input's
             proportions: of an image that shrinks it is cut on whole pixels and resized, one that grows is resized to
             cover the input and then cut.
-        interpolation: How pixels are resampled, by OpenCV's definition of the name.
+        interpolation: The resampling, by OpenCV's definition of the name.
         pad_value: Grey level, 0..255, around a letterboxed image.
     """
 
@@ -172,7 +172,7 @@ class Deployment:
     Attributes:
         task: The file in ``runtime/tasks/`` that runs it.
         graphs: The functions that are exported.
-        preprocess: How an image becomes the input named ``image``.
+        preprocess: The preprocessing of an image to the input named ``image``.
         postprocess: The task's settings as JSON data; the task reads them with its ``settings_from``.
         max_batch: The largest batch that an engine is given at once; larger ones are run in chunks.
     """

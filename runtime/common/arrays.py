@@ -45,7 +45,7 @@ def read_arrays(
 
     Args:
         path: An ``.npz`` file.
-        error: What to raise when the file cannot be used.
+        error: The class of the error when the file cannot be used.
         max_bytes: Refuse a file that would unpack to more; of one above 64 MiB also to more than 20 times its size.
         variable: The environment variable that raises ``max_bytes``, for the message.
 

@@ -14,7 +14,7 @@ def cache_folder() -> Path:
     """``$EDGEVIS_CACHE``, else ``$XDG_CACHE_HOME/edgevis``, else ``~/.cache/edgevis``; it need not exist yet.
 
     Raises:
-        UnavailableError: None of them is known: the user has no home folder. No other place is guessed: whoever may
+        UnavailableError: None of them is known: the user has no home folder. No other place is guessed: a user who may
             write there could have an engine run what they like.
     """
     own = os.environ.get(VARIABLE)

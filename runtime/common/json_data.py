@@ -59,7 +59,7 @@ def from_json(cls: type[T], data: object, where: str = "") -> T:
     Args:
         cls: A dataclass whose fields are str, bool, int, float, Literal, ``X | None``, ``tuple[X, ...]``,
             ``tuple[X, Y]``, ``Mapping[str, X]``, Any, or such dataclasses.
-        data: What ``json.loads`` returned.
+        data: The result of ``json.loads``.
         where: The path of ``data`` in the whole, for messages.
 
     Raises:

@@ -173,13 +173,13 @@ def update_enrolment(
 
     Args:
         path: The file; it is made if there is none.
-        here: What is enrolled here.
-        known: How many rows of each label this process has in common with the file: those that follow are new.
+        here: The enrolment in memory.
+        known: The number of rows of each label that memory and the file have in common: later rows are new.
         forgotten: Labels whose rows in the file are to go; all rows that ``here`` has of them are new.
         keep_settings: Leave the file its threshold, strangers and rate, where there is a file; otherwise it gets those
             of ``here``.
         adapt: Brings what the file holds into the space of ``here``.
-        timeout_s: How long to wait for another process that changes the file.
+        timeout_s: Seconds to wait for another process that changes the file.
 
     Returns:
         What the file holds now.

@@ -65,9 +65,9 @@ class Finding:
     Attributes:
         reason: One of :data:`Reason`.
         severity: ``"refuse"``: it cannot work and is not enrolled; ``"warn"``: it is enrolled all the same.
-        value: What was measured.
-        bound: What it is compared with: the least or the most that is allowed.
-        detail: What the two mean, in words.
+        value: The measured value.
+        bound: The least or the largest allowed value.
+        detail: The finding in words.
     """
 
     reason: Reason
@@ -84,7 +84,7 @@ class Judgement:
     Attributes:
         image: The path that was given, or ``image 3 of 8``, counted from 1.
         enrolled: Whether it was enrolled.
-        findings: What speaks against it; empty when nothing does.
+        findings: The findings against the image.
     """
 
     image: str
@@ -98,7 +98,7 @@ class EnrolmentReport:
 
     Attributes:
         label: The label that was enrolled.
-        enrolled: How many of the images were enrolled.
+        enrolled: The number of enrolled images.
         judgements: One for each image, in order.
     """
 
@@ -135,7 +135,7 @@ def report_on(
     Args:
         label: The label.
         names: N names of the images, for people.
-        findings: What speaks against each.
+        findings: The findings for each image.
         strict: Refuse all when there is any finding.
 
     Raises:
@@ -170,8 +170,8 @@ def inspect(image: Image, spec: Preprocess, bounds: Bounds, mask: Mask | None = 
 
     Args:
         image: (H, W, 3) uint8 BGR.
-        spec: How the model looks at it.
-        bounds: What is allowed.
+        spec: The model's preprocessing.
+        bounds: The bounds of the checks.
         mask: (H, W) bool, where the object is; None for all of the image.
     """
     if min(image.shape[:2]) < _MIN_SIDE:

@@ -14,12 +14,12 @@ class Bounds:
             root of the object's area over that of the model's input.
         blur_divisor: Sharpness is measured on the model's input divided by this: where the model needs detail.
         min_sharpness: 0.5 is no detail, 1 is sharp edges; see :func:`runtime.enrolment.quality.inspect`.
-        min_bright_level: Of the 95th percentile of brightness, 0..255.
-        max_dark_level: Of the 5th percentile.
+        min_bright_level: The least 95th percentile of brightness, 0..255.
+        max_dark_level: The largest 5th percentile of brightness, 0..255.
         min_contrast: Between the two.
-        max_picture_correlation: Of the coarse brightness of two images of one call.
-        max_cosine: Of the embeddings of two images.
-        max_rival_margin: Of the score of the best other label over the label's own, as cosines.
+        max_picture_correlation: The largest correlation of the coarse brightness of two images of one call.
+        max_cosine: The largest cosine between the embeddings of two images.
+        max_rival_margin: The largest lead of the best other label's cosine over the label's own.
         max_outlier_ratio, max_outlier_gap: An outlier exceeds both: its distance (1 - cosine, the median over the
             label's other images) over the median of theirs, and the difference of the two.
     """

@@ -24,8 +24,8 @@ def relations(
         label: The label they shall be enrolled as.
         embeddings: (N, D) float32 rows of length one, as the gallery holds them, not enrolled yet.
         names: N names, for people.
-        gallery: What is enrolled.
-        bounds: What is allowed.
+        gallery: The enrolled rows.
+        bounds: The bounds of the checks.
     """
     own = gallery.rows_of(label)
     rows = np.concatenate([own, embeddings])

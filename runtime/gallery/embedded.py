@@ -32,7 +32,7 @@ class EmbeddedGallery:
 
     Args:
         dimension: D, the length of an embedding.
-        scoring: How a query scores against a label: ``nearest`` takes the label's closest embedding (a person looks
+        scoring: The score of a query against a label: ``nearest`` takes the label's closest embedding (a person looks
             different from each side), ``prototype`` the mean of its embeddings (few-shot classification), ``blend``
             the mean of both scores.
         kernel: The package that computes the first pass of a search: ``numkong`` or ``onnxruntime``; None for the

@@ -42,7 +42,7 @@ class IndexInfo:
         why: Why, in one sentence.
         recall: recall@10: the share of the ten best labels that it finds; mean of :attr:`queries` queries, each an
             enrolled row mixed with another one to a cosine of 0.7.
-        queries: How many.
+        queries: The number of queries.
         width: Rows that a search visits at least.
         search_ms, exact_ms: Median milliseconds of one query, through the index and exactly.
         build_s: Seconds to make it.
@@ -68,7 +68,7 @@ class RowIndex:
 
     Attributes:
         upto: Rows with smaller numbers are in it, but for those that were removed before.
-        rows: How many those are.
+        rows: The number of these rows.
         width: Rows that a search visits at least.
     """
 

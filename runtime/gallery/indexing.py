@@ -26,7 +26,7 @@ class Indexing:
 
     Attributes:
         index: The index to search through; None while there is none, or none that pays.
-        info: What was measured of the last one.
+        info: The measurement of the last index.
     """
 
     def __init__(self, owner: HasState, index_from: int) -> None:

@@ -38,8 +38,8 @@ class Kernel:
     """An integer matrix product.
 
     Attributes:
-        name: What computes it.
-        bias: What is added to a code, -128..127, to be stored: 128 for uint8, 0 for int8.
+        name: The package that computes it.
+        bias: The number added to a code, -128..127, before it is stored: 128 for uint8, 0 for int8.
         product: (N, D) stored codes and (D, C) int8 weights to (N, C) int32: the products of the codes themselves.
             Runs on the thread that calls it; threads may call it at once.
     """

@@ -38,10 +38,10 @@ class GalleryState:
 
     Attributes:
         blocks: Rows in the order of their numbers; none of them is empty.
-        scoring: How a query scores against a label.
-        epoch: What the slots mean.
-        slot_count: How many slots there are, with those of labels that were forgotten.
-        label_count, row_count: What is enrolled.
+        scoring: The score of a query against a label.
+        epoch: The period in which these slots are valid.
+        slot_count: The number of slots, with those of forgotten labels.
+        label_count, row_count: The number of enrolled labels and rows.
         next_number: The number that the next row gets.
         version: Counts the changes.
         sums: The sum of the rows, (D,) float64, of some labels by their slots; where labels are scored as prototypes.

@@ -30,8 +30,8 @@ class Store:
 
     Args:
         dimension: D, the length of a row.
-        scoring: How a query scores against a label.
-        kernel: What computes the first pass; None for the fastest.
+        scoring: The score of a query against a label.
+        kernel: The kernel of the first pass; None for the fastest.
         labels: For how many labels to make room.
         index_from: From how many rows on there is an approximate index; None for never.
     """

@@ -33,7 +33,7 @@ class BestOfState:
         version: The gallery's version.
         scores: (N,) float32: each probe's best score; -inf where there is no label.
         labels: The name of each probe's best label, None where there is none.
-        label_count: How many labels there were.
+        label_count: The number of labels in that state.
     """
 
     version: int
@@ -46,7 +46,7 @@ class BestScores:
     """Follows what probes score against the labels of a gallery. Threads may share it.
 
     Args:
-        gallery: Whose labels.
+        gallery: The gallery with the labels.
         probes: (N, D) float32 unit rows; copied.
 
     Raises:

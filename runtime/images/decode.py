@@ -216,7 +216,7 @@ def to_bgr(
         pixels: uint8 or uint16.
         peak: The greatest value that a sample can have; None for that of the dtype.
         key: The grey value that is transparent.
-        alpha: How a fourth channel counts: ``straight``, ``premultiplied``, or ``none``.
+        alpha: The meaning of a fourth channel: ``straight``, ``premultiplied``, or ``none``.
 
     Raises:
         ValueError: Other numbers, or 16 bits that hardly use their range; the message follows the image's name.

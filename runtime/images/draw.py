@@ -24,7 +24,7 @@ def annotated(
 
     Args:
         image: (H, W, 3) uint8 BGR.
-        label: What it was taken for; None is unknown.
+        label: The recognised label; None is unknown.
         ranking: Labels and their scores.
         pictures: A picture of each label, or of some. With it the ranking is a strip of them below the image, as wide
             as the image. The runtime keeps no pictures of what is enrolled: it is the caller's to decide whose to keep.

@@ -65,7 +65,7 @@ def why_left_out(name: str, mode: int | None = stat.S_IFREG) -> str | None:
 
     Args:
         name: The path below its folder.
-        mode: Its ``st_mode``; None for a link that leads nowhere.
+        mode: The file's ``st_mode``; None for a dangling link.
     """
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in UNREAD_SUFFIXES:

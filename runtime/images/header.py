@@ -34,7 +34,7 @@ class ImageHeader:
         orientation: 1..8 as EXIF counts; 1 is upright.
         turned: Whether OpenCV turns the pixels upright itself, even when it is asked for them unchanged.
         peak: The greatest value of a sample where the file states one; None where that is its type's.
-        alpha: How OpenCV's fourth channel is to be taken.
+        alpha: The meaning of OpenCV's fourth channel.
         key: The grey value that a PNG declares transparent.
         depth: Bits of a sample, where they may be fewer than 8.
         lossy: Whether it may not keep the numbers that were saved.

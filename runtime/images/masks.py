@@ -64,7 +64,7 @@ class StoredMask:
         numbers: (H, W) uint8 or uint16 (of an array or a PIL image, any integers); of an alpha channel, 0 and 1.
         from_alpha: Whether they are the alpha channel.
         indexed: Whether they are indices of a palette.
-        orientation: Its own, 1..8; 1 also where it has none.
+        orientation: The mask file's EXIF orientation, 1..8; 1 also where it has none.
     """
 
     numbers: npt.NDArray[Any]
@@ -80,8 +80,8 @@ def as_masks(
 
     Args:
         value: One mask, or a list, a tuple or an (N, H, W) array of them.
-        images: What they belong to, upright.
-        orientations: How each image was stored, 1..8 as EXIF counts; None for upright.
+        images: The images of the masks, upright.
+        orientations: Each image's EXIF orientation, 1..8; None for upright.
 
     Raises:
         InputError: Another number of masks than of images, a mask of another size than its image, with more than one
@@ -136,9 +136,9 @@ def laid_beside(mask: StoredMask, image: Image, orientation: int, name: str) -> 
     """The numbers of a mask, turned as its image is.
 
     Args:
-        mask: As it was stored.
-        image: What it belongs to, upright.
-        orientation: How the image was stored, 1..8.
+        mask: The mask as stored.
+        image: The image of the mask, upright.
+        orientation: The image's EXIF orientation, 1..8.
         name: The mask, for messages.
 
     Raises:

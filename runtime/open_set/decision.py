@@ -51,11 +51,11 @@ class OpenSetInfo:
             ``by hand``; ``none``: every match counts.
         calibrated: Whether strangers of this scene were seen.
         false_accept_rate: The FPIR that is asked: the share of strangers for whom any label may come back.
-        expected_fpir: What to expect of it, with its 95 % interval; None where nothing is known.
+        expected_fpir: The expected FPIR with its 95 % interval; None where nothing is known.
         expected_tpir: The share of the enrolled to be expected under their own label, likewise.
-        strangers: How many images of strangers were measured.
-        distinct_strangers: How many different ones they seem to show.
-        note: How far that can be trusted, and what to do for more, in a sentence.
+        strangers: The number of images of strangers that were measured.
+        distinct_strangers: The number of different strangers that they seem to show.
+        note: The reliability of the figures and how to improve it, in a sentence.
     """
 
     threshold: float | None
@@ -73,9 +73,9 @@ class OpenSet:
     """Decides from which score a match of a gallery counts. Threads may ask while another one enrols.
 
     Args:
-        gallery: What is enrolled, as rows of ``space``.
-        space: Where rows are scored; None where raw cosines are.
-        statistics: What was measured of the model's weights; None where nothing was.
+        gallery: The enrolled rows, in ``space``.
+        space: The score space; None for raw cosines.
+        statistics: The statistics of the model's weights; None where there are none.
         rate: The FPIR to keep to unless another one is set.
     """
 

@@ -20,7 +20,7 @@ class Features:
     """The statistics of an enrolment; scores have their offsets subtracted, as a query's have.
 
     Attributes:
-        labels: How many there are.
+        labels: The number of labels.
         images: Images per label, the mean.
         stranger_mean, stranger_high: Mean and 90 % quantile of the best scores that images reach against the labels
             but their own; None with one label.
@@ -82,7 +82,7 @@ def features_of(
         counts: (L,) how many each label has.
         offsets: (M,) what is taken off each row's scores as a query.
         others: (M,) each row's best cosine to a label that is not its own; -inf where there is none.
-        labels, images: Of the whole enrolment.
+        labels, images: The numbers of the whole enrolment.
         scoring: ``nearest``, ``prototype`` or ``blend``.
     """
     genuine, recognised = [], []

@@ -39,8 +39,8 @@ class ScoreSpace:
         mean: (D,) float32, of the background's unit rows.
         whitening: (D, D) float32, symmetric; None where embeddings are only centred.
         cohort: (K, D) float32 unit rows of the space: the background's centroids.
-        neighbours: How many of the nearest centroids make a query's offset.
-        strength: What share of their mean cosine is taken off, 0..1.
+        neighbours: The number of nearest centroids that make a query's offset.
+        strength: The share of their mean cosine that is subtracted, 0..1.
         level: Their mean cosine over the background, given back, so that scores stay where cosines are.
     """
 
@@ -96,7 +96,7 @@ def space_from(arrays: Mapping[str, Array], dimension: int, where: str) -> Score
     """The space of a model whose embeddings have ``dimension`` numbers.
 
     Args:
-        arrays: As :meth:`ScoreSpace.arrays` writes them.
+        arrays: The arrays that :meth:`ScoreSpace.arrays` returns.
         dimension: D.
         where: The file's name, for messages.
 

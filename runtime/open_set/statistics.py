@@ -54,9 +54,9 @@ class HeldOutRates:
     """The rates that were reached on enrolments held out of the fit.
 
     Attributes:
-        labels, images: How many labels were enrolled, with how many images each.
+        labels, images: The number of enrolled labels, and of images of each.
         rate: The FPIR that was asked.
-        fpir, fpir_low, fpir_high: What came: its mean over the enrolments, and the range of 95 % of them.
+        fpir, fpir_low, fpir_high: The reached FPIR: the mean over the enrolments, and the range of 95 % of them.
         tpir, tpir_low, tpir_high: Likewise the TPIR.
     """
 
@@ -76,7 +76,7 @@ class OpenSetStatistics:
     """The open-set statistics of a model's weights.
 
     Attributes:
-        scoring: How labels are scored: ``nearest``, ``prototype`` or ``blend``.
+        scoring: The score of a label: ``nearest``, ``prototype`` or ``blend``.
         rates: The rates that the threshold models are for, ascending.
         models: From the one that needs most of an enrolment to the one that needs least.
         measured: See :class:`HeldOutRates`.

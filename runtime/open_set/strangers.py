@@ -71,7 +71,7 @@ def threshold_at(scores: Array, rate: float, *, independent: float | None = None
     Args:
         scores: (N,) each image's best score, N >= 1.
         rate: 0..1, exclusive.
-        independent: How many strangers the images are worth, 1..N; None for N.
+        independent: The number of independent images that they are worth, 1..N; None for N.
     """
     ordered = np.sort(np.asarray(scores, np.float64))[::-1]
     count = len(ordered)

@@ -124,8 +124,8 @@ def settle_flips(expected: Array, actual: Array, allowed: float) -> tuple[Array,
     allowed, are given the expected value.
 
     Args:
-        expected: By the PyTorch model.
-        actual: By the engine.
+        expected: The PyTorch model's output.
+        actual: The engine's output.
         allowed: The share of elements, 0..1, that may have flipped; where it is not 0, one may in any case.
     """
     if expected.shape != actual.shape:
@@ -155,7 +155,7 @@ def measure_graph(
 
     Args:
         session: The open engine.
-        graph: What it computes.
+        graph: The graph that it runs.
         golden: ``GRAPH/INPUT`` and ``GRAPH/OUTPUT``, as in ``golden.npz``.
         batch_sizes: Those above the number of rows are left out, and those above the smallest that is beyond what the
             session runs at once.
@@ -200,10 +200,10 @@ def run_in_batches(
 
     Args:
         session: The open engine.
-        graph: What it computes.
+        graph: The graph that it runs.
         inputs: One array for each input; those without a batch axis are given as they are.
         size: The batch size; the last batch may be smaller.
-        rows: How many rows.
+        rows: The number of rows.
         finite: As :meth:`runtime.sessions.session.Session.run` takes it; where outputs are measured, NaN is the worst
         distance.
     """
@@ -284,7 +284,7 @@ def mask_agreement(reference: Array, measured: Array, *, mean_cosine: float | No
         reference: Logits of the PyTorch model: (N, K, 2, h, w), background and object, or (N, C, h, w), one map for
             each class.
         measured: The engine's, of the same images.
-        mean_cosine: Of what an enrolment would hold.
+        mean_cosine: The mean cosine of the rows that an enrolment holds.
     """
     expected, actual = _masks(reference), _masks(measured)
     overlap = _overlap(expected, actual)

@@ -28,8 +28,8 @@ def interleaved(
     it may have left spinning have stopped.
 
     Args:
-        contenders: What to call, by name.
-        seconds: How long to measure, all contenders together.
+        contenders: The calls to time, by name.
+        seconds: The measuring time for all contenders together.
         min_rounds: Rounds to measure at least, however long they take.
         pause: Seconds to wait before a contender's turn, not counted: where another one's threads spin for longer
             than an untimed call takes.

@@ -19,20 +19,20 @@ class Info:
         bundle: The bundle's folder.
         model, task: The model's name and what it does.
         trained: False when the model's weights are random.
-        weights: Where the weights came from.
+        weights: The origin of the weights.
         backend, device, precision: The engine that runs.
         threads: CPU threads it was given; None leaves the choice to the backend.
         why: Why this engine, in one sentence.
-        skipped: What was better but cannot be used here, with the reason.
+        skipped: The better engines that cannot be used here, with the reasons.
         digest: The digest of the bundle's manifest, which was found right; empty for a bundle that an earlier edgevis
             built: that a value of its manifest was changed would not be noticed.
-        encoder_identity: Whose embeddings these are.
+        encoder_identity: The identity of the encoder, see :mod:`runtime.bundle.identity`.
         parity: The engine's measured distance from the PyTorch model; None when it has not been measured.
-        labels: What is enrolled.
+        labels: The enrolled labels.
         threshold: The open-set threshold; None when nothing is known of strangers yet.
         open_set: The open-set operating point, its rates and how they are known; None for a task without scores
             between labels.
-        search_index: What was measured of the approximate index of what is enrolled; None while searches are exact
+        search_index: The measurement of the approximate index of the enrolled rows; None while searches are exact
             and none is made.
     """
 

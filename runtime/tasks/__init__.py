@@ -95,7 +95,7 @@ class TaskTraits:
 
     Attributes:
         result: The class of its results.
-        enrolment: What an example of a label is: images, images with a mask each, or nothing where the labels were
+        enrolment: The kind of an example of a label: images, images with a mask each, or nothing where the labels were
             trained.
         embedding: ``GRAPH/OUTPUT`` of the output that holds embeddings, (N, D) float32; None for a task without.
     """

@@ -51,7 +51,7 @@ class EmbeddingSettings:
 
     Attributes:
         false_accept_rate: The share of strangers, 0.0001..0.5, for whom any label may come back by default.
-        open_set: What was measured of the weights' scores; None where nothing was.
+        open_set: The open-set statistics of the weights; None where there are none.
     """
 
     false_accept_rate: float = DEFAULT_RATE
@@ -78,9 +78,9 @@ class EmbeddingTask:
     Args:
         context: The open model.
         graph: The graph that makes embeddings: input ``image`` (N, C, H, W), output ``embedding`` (N, D).
-        scoring: How an embedding scores against a label.
-        bounds: What is allowed of an image that is enrolled.
-        result_from: Makes the task's result.
+        scoring: The score of an embedding against a label.
+        bounds: The bounds of the quality checks.
+        result_from: Makes the task's result of a ranking.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ def segmentation_of(
 
     Args:
         size: The image's (H, W).
-        labels: What masks and probabilities are of.
+        labels: The labels of the masks and probabilities.
         parts: For each strip its rows, and each label's (rows, W) mask and probability. Where masks overlap, the more
             probable label wins.
     """

@@ -43,8 +43,8 @@ def time_engines(bundle: Bundle, batches: list[int], *, seconds: float, threads:
 
     Args:
         bundle: The bundle.
-        batches: How many images one call gets.
-        seconds: How long to measure each batch size, all engines together.
+        batches: The batch sizes.
+        seconds: The measuring time for each batch size, all engines together.
         threads: CPU threads for each engine.
 
     Raises:

@@ -46,12 +46,12 @@ class EngineCheck:
     """The result for one engine.
 
     Attributes:
-        engine: Its name.
+        engine: The engine's name.
         status: ``passed``, ``failed``, or ``not run`` where the machine lacks its backend, package or device.
-        tolerance: What it was held to.
+        tolerance: The bounds that it was held to.
         graphs: The measured distance of each graph from the PyTorch outputs in ``golden.npz``.
         reason: Why it failed or was not run, or what it could not be held to.
-        recorded: How far its outputs are from those that the build recorded; empty where it recorded none.
+        recorded: The distances of its outputs from those that the build recorded; empty where it recorded none.
         answers: How far a predictor's answers are from those in ``answers.npz``; None where they were not compared: the
             bundle has none, preprocessing differs, or the engine failed before.
     """
@@ -75,7 +75,7 @@ def verify_bundle(
     Args:
         bundle: The bundle.
         threads: CPU threads for the engines; None leaves the choice to the vendor.
-        batch_sizes: What the recorded outputs are compared at.
+        batch_sizes: The batch sizes at which the recorded outputs are compared.
 
     Raises:
         IntegrityError: A file is missing or altered.

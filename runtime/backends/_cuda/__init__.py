@@ -57,7 +57,7 @@ class Memory:
     """Some bytes; they are given back by :meth:`close`, which must not happen while the GPU uses them.
 
     Attributes:
-        address: Where the GPU finds them; 0 for ``pinned`` memory.
+        address: The address on the GPU; 0 for ``pinned`` memory.
         host: (size,) uint8, where the processor finds them; None for ``device`` memory. Not valid after :meth:`close`.
     """
 

@@ -51,10 +51,10 @@ class PlanKey:
     """All that a plan depends on.
 
     Attributes:
-        onnx_sha256: Of the graph's file.
+        onnx_sha256: SHA-256 of the graph's file.
         spec: The build specification's JSON text: profiles and flags.
         flavour: ``"tensorrt"`` or ``"tensorrt_rtx"``.
-        version: Of TensorRT.
+        version: TensorRT's version.
         sm: The GPU's compute capability, ``"SM87"``.
         device: The GPU's name; two of one compute capability differ in cores and clocks.
         driver: The driver's version.
@@ -95,11 +95,11 @@ class PlanResult(Generic[T]):
     """A plan that has been opened.
 
     Attributes:
-        opened: What opening made of it.
+        opened: The opened plan.
         built: Whether it was built just now.
-        seconds: How long that took.
+        seconds: The build time.
         reason: Why a plan that was in the cache could not be used; empty when there was none, or it could.
-        size_bytes: Of the plan.
+        size_bytes: The plan's size.
     """
 
     opened: T
@@ -113,8 +113,8 @@ class PlanCache:
     """The plans of this machine.
 
     Args:
-        folder: Where they lie; None for ``tensorrt/`` in :func:`runtime.common.cache_folder.cache_folder`.
-        max_bytes: What they may take together.
+        folder: The folder of the plans; None for ``tensorrt/`` in :func:`runtime.common.cache_folder.cache_folder`.
+        max_bytes: The largest total size of the plans.
     """
 
     def __init__(self, folder: Path | None = None, *, max_bytes: int = MAX_BYTES) -> None:
@@ -127,7 +127,7 @@ class PlanCache:
         """The plan of that key, opened; it is built if there is none that can be.
 
         Args:
-            key: What it depends on.
+            key: The key of the plan.
             build: Makes it, from the kernel times of earlier builds, or ``b""``.
             open_plan: Opens it; EngineError where it comes to nothing, as TensorRT says of a plan that it cannot use.
 

@@ -39,9 +39,9 @@ def build_engine(onnx: bytes, spec: BuildSpec, *, flavour: Flavour, timing_cache
     Args:
         onnx: A serialised ONNX model; model-local functions are read as they are.
         spec: Shapes, memory, machines.
-        flavour: Whose compiler.
-        timing_cache: What an earlier build on this machine returned. One of another version or device, or a damaged
-            one, is ignored.
+        flavour: The compiler: TensorRT or TensorRT-RTX.
+        timing_cache: The timing cache of an earlier build on this machine. One of another version or device, or a
+            damaged one, is ignored.
 
     Raises:
         CompileError: The parser or the builder refused; the message has its words and the node's name. Or the

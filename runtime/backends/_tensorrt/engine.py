@@ -41,9 +41,9 @@ class PlanEngine:
     """A plan that has been deserialised. Threads may share it.
 
     Args:
-        plan: What :func:`open_plan` made.
+        plan: The result of :func:`open_plan`.
         device: The GPU.
-        name: Of the plan's file, for messages.
+        name: The name of the plan's file, for messages.
     """
 
     def __init__(self, plan: OpenPlan, device: Device, *, name: str) -> None:
@@ -200,7 +200,7 @@ def open_plan(data: bytes, flavour: vendor.Flavour, *, host_code: bool = False) 
 
     Args:
         data: The plan.
-        flavour: Whose it is.
+        flavour: The runtime: TensorRT or TensorRT-RTX.
         host_code: Whether it may hold code for the processor, as version-compatible plans do. Only for plans that were
             built here: such a plan is a program.
 

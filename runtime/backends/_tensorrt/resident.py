@@ -15,7 +15,7 @@ from runtime.common.arrays import Array
 class ResidentInputs:
     """Copies of arrays on the GPU, made when an array is first given and kept as long as the array lives.
 
-    A copy is found by the array's identity: whoever gives an array here promises not to write to it. Threads may share
+    A copy is found by the array's identity: the caller must not write to the array. Threads may share
     this; a thread that gives an array holds it until its run is over, so that no copy is freed while it is read.
     """
 

@@ -36,7 +36,7 @@ class BuildSpec:
         version_compatible: Whether later releases of the same major version of TensorRT may load the plan.
         hardware_compatible: Whether the plan may run on every NVIDIA GPU from Ampere on, not just on the kind that it
             was built on; it costs speed.
-        optimization_level: How long TensorRT searches for fast kernels, 0..5; None is its own choice.
+        optimization_level: The effort of TensorRT's search for fast kernels, 0..5; None is TensorRT's default.
     """
 
     profiles: Mapping[str, tuple[Shape, Shape, Shape]]

@@ -49,9 +49,9 @@ class PreprocessingCheck:
 
     Attributes:
         status: ``passed``, ``failed``, or ``not covered`` for a bundle without pictures.
-        pictures: How many were compared.
+        pictures: The number of compared pictures.
         max_steps: The largest difference, in steps of a pixel's 0..255.
-        reason: What differs, or why nothing was compared.
+        reason: The difference, or the reason why nothing was compared.
     """
 
     status: str
@@ -70,8 +70,8 @@ class AnswersCheck:
     """The distance of a predictor's answers with one engine from the PyTorch model's.
 
     Attributes:
-        distances: By the names of :func:`distances`.
-        allowed: What each may be.
+        distances: The distances by the names of :func:`distances`.
+        allowed: The bound of each distance.
         beyond: The names of those that are more.
     """
 
@@ -151,7 +151,7 @@ def compared(
     """Compare answers of an engine of ``precision``.
 
     Args:
-        expected, found: As :func:`runtime.verification.answers.exercise.answers_of` returns them.
+        expected, found: The arrays that :func:`runtime.verification.answers.exercise.answers_of` returns.
         precision: Says how far off they may be.
         known: How far off they were where the engine was built; of FP32 that allows nothing.
         one_step: What one step of a pixel may do to them; nothing where every input tensor is the build's.
@@ -170,7 +170,7 @@ def distances(expected: Mapping[str, Array], found: Mapping[str, Array], *, unde
     """The distances of ``found`` from ``expected``, each the worst over all pictures.
 
     Args:
-        expected, found: As :func:`runtime.verification.answers.exercise.answers_of` returns them.
+        expected, found: The arrays that :func:`runtime.verification.answers.exercise.answers_of` returns.
         undecided: A decision counts where the score is further than this from the threshold, and from the next label.
 
     Returns:

@@ -28,7 +28,7 @@ def steps_from_definition(image: Array, tensor: Array, spec: Preprocess) -> floa
     Args:
         image: (H, W, 3) uint8 BGR.
         tensor: (channels, height, width), what preprocessing made of it.
-        spec: How.
+        spec: The preprocessing.
     """
     level = (np.array(spec.std) / spec.scale)[:, None, None]  # what one grey level is in the tensor, inverted
     rounding = 0.51 if spec.color == "GRAY" else 0.0  # OpenCV rounds the luma to a whole grey level

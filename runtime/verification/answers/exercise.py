@@ -34,7 +34,7 @@ def answers_of(
         predictor: Nothing is enrolled in it yet; afterwards the pictures are.
         header: Which picture shows what, which are enrolled, and which are predicted on.
         pictures: Each (H, W, 3) uint8 BGR.
-        masks: Of those that are enrolled, where the task enrols with masks.
+        masks: The masks of the enrolled pictures, where the task enrols with masks.
 
     Returns:
         For a task with scores between labels: ``embedding`` (pictures, D) float32 unit rows; ``operating`` (steps,

@@ -29,7 +29,7 @@ class AnswersHeader:
     """The description of the pictures and answers.
 
     Attributes:
-        source: Where the pictures come from, without machine paths.
+        source: The origin of the pictures, without machine paths.
         deployment: The manifest's ``deployment`` that the answers were made with.
         shows: For each picture a number: those of one number show the same. Those of a number below 0 are neither
             enrolled nor predicted on: only their input tensors are compared.
@@ -38,7 +38,7 @@ class AnswersHeader:
             names of :func:`runtime.verification.answers.compare.distances`.
         one_step: How far the model's answers are off, by the same names, when half of the input's values are one step
             of 0..255 too low.
-        version: Of the file's format.
+        version: The version of the file's format.
     """
 
     source: str
@@ -61,7 +61,7 @@ class Answers:
     """The content of ``answers.npz``.
 
     Attributes:
-        header: What is said of the rest.
+        header: The description of the other arrays.
         pictures: Each (H, W, 3) uint8 BGR, of its own size.
         masks: For each picture where its object is, (H, W) bool; None where no mask is needed.
         inputs: Of each picture the input tensor, (channels, height, width) float32, as the build made it.
@@ -93,7 +93,7 @@ def answers_from(arrays: Mapping[str, Array], image: TensorSpec) -> Answers:
     """Read what :func:`arrays_of` wrote.
 
     Args:
-        arrays: Of ``answers.npz``.
+        arrays: The arrays of ``answers.npz``.
         image: The input that preprocessing makes.
 
     Raises:

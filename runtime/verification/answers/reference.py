@@ -51,7 +51,7 @@ def reference_answers(
         sessions: The model's graphs, in float32; the caller closes them.
         header: What the pictures show and which are enrolled; its distances are filled in here and by the build.
         pictures: Each (H, W, 3) uint8 BGR; the first of the input's own size.
-        masks: Of those that are enrolled, where the task enrols with masks.
+        masks: The masks of the enrolled pictures, where the task enrols with masks.
 
     Returns:
         Pictures, input tensors and answers. ``expected`` is empty where the model can enrol none of the pictures, as
