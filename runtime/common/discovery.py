@@ -23,7 +23,7 @@ def names_in(package: str) -> tuple[str, ...]:
 
 def known_names(package: str, group: str) -> tuple[str, ...]:
     """The modules of a package and the entry points of ``group``, sorted."""
-    return tuple(sorted({*names_in(package), *_entry_points(group)}))
+    return tuple(sorted({*names_in(package), *(point.name for point in _entry_points(group))}))
 
 
 def load_from(
@@ -37,13 +37,15 @@ def load_from(
     known = names_in(package)
     if name in known:
         return importlib.import_module(f"{package}.{name}")
-    foreign = {} if group is None else _entry_points(group)
-    if name in foreign:
-        return foreign[name].load()
-    raise error(f"there is no {what} {name!r}; known: {', '.join(sorted({*known, *foreign}))}{hint}")
+    points = () if group is None else _entry_points(group)
+    for point in points:
+        if point.name == name:
+            return point.load()
+    names = sorted({*known, *(point.name for point in points)})
+    raise error(f"there is no {what} {name!r}; known: {', '.join(names)}{hint}")
 
 
-def _entry_points(group: str) -> dict[str, Any]:
-    from importlib.metadata import entry_points  # 15 ms
+def _entry_points(group: str) -> tuple[Any, ...]:
+    from importlib.metadata import entry_points  # slow to import
 
-    return {point.name: point for point in entry_points(group=group)}
+    return tuple(entry_points(group=group))
