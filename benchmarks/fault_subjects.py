@@ -27,9 +27,9 @@ from export.autocast import fp16_from_fp32
 from export.compilers import graph_path
 from export.cpu_proxy import CpuProxy
 from export.onnx import onnx_from_module
+from export.parity import check_parity
 from export.reference import calibration_feeds, golden_of, needs_masks, reference_of
 from export.reference_models.torch_module import TorchModel
-from export.verify import check_parity
 from runtime.bundle.bundle import GOLDEN, Bundle
 from runtime.bundle.identity import encoder_identity
 from runtime.bundle.manifest import EngineRecord, Manifest, Weights

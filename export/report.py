@@ -9,17 +9,13 @@ from typing import Any
 
 from export.engine_selection import summary_text
 from export.reporter import Reporter
+from export.request import UNTRAINED
 from runtime.bundle.build_report import measured_text
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import EngineRecord
 from runtime.common.json_data import to_json
 from runtime.common.text import text_table
 from runtime.parity.compare import DISTANCE_HEADERS, PARITY_NOT_MEASURED, decisions_text, distance_cells
-
-UNTRAINED = (
-    "RANDOM WEIGHTS: this model has not been trained. Its engines are proved to compute what the PyTorch model "
-    "computes, and that means nothing. Give trained weights with --checkpoint."
-)
 
 
 def print_report(bundle: Bundle, reporter: Reporter, *, seconds: float, as_json: bool) -> None:

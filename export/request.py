@@ -6,14 +6,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from calibration.quantize.ranges import Method
-from edgevis.models.entry import ModelEntry
 from export.engine_selection import DEFAULT_MAX_DROP
 from export.profiles import ShapeProfileRequest
 from export.targets import DEFAULT_SETTINGS, PlanSettings
 from runtime.bundle.spec import Precision
+
+if TYPE_CHECKING:
+    from edgevis.models.entry import ModelEntry  # imports torch, which takes a second or two
+
+UNTRAINED = (
+    "RANDOM WEIGHTS: this model has not been trained. Its engines are proved to compute what the PyTorch model "
+    "computes, and that means nothing. Give trained weights with --checkpoint."
+)
 
 
 class BuildProgress(Protocol):

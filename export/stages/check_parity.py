@@ -11,9 +11,9 @@ import onnx
 from export import compilers
 from export.agreement import Agreement, write_recorded
 from export.engine_selection import candidates_of, unopenable
+from export.parity import check_parity
 from export.request import BuildProgress
 from export.state import BuildState
-from export.verify import check_parity
 from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.spec import Precision
 from runtime.common.files import scratch_folder

@@ -5,8 +5,7 @@ from __future__ import annotations
 from export.profiles import profiles_of, with_profile_max_batch
 from export.reference_models.onnx_file import load_onnx
 from export.reference_models.torch_module import load_module
-from export.report import UNTRAINED
-from export.request import BuildProgress, OnnxSource
+from export.request import UNTRAINED, BuildProgress, OnnxSource
 from export.state import BuildState
 
 

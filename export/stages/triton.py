@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from export.request import BuildProgress
 from export.state import BuildState
-from export.triton import FOLDER, write_repository
+from export.triton.repository import FOLDER, write_repository
 
 
 def run(state: BuildState, progress: BuildProgress) -> None:

@@ -25,8 +25,7 @@ from export import targets
 from export.build import main
 from export.metadata import describe_graph
 from export.onnx import onnx_from_module
-from export.report import UNTRAINED
-from export.request import BuildRequest
+from export.request import UNTRAINED, BuildRequest
 from export.stages import build_bundle
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.identity import encoder_identity

@@ -20,12 +20,12 @@ from edgevis.cli import main as edgevis
 from export import targets
 from export.build import main
 from export.engine_selection import candidates_of, summary_text
+from export.parity import check_parity
 from export.profiles import ShapeProfileRequest, parsed_shapes, profiles_of, with_profile_max_batch
 from export.report import engines_table
 from export.request import BuildRequest
 from export.stages import build_bundle
 from export.targets import PlanSettings
-from export.verify import check_parity
 from runtime.backends._tensorrt.spec import BuildSpec, spec_path
 from runtime.bundle.build_report import measured_text
 from runtime.bundle.bundle import Bundle

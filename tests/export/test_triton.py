@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 import pytest
 
-from export.triton import main, write_graphs, write_predictor, write_repository
+from export.triton.repository import main, write_graphs, write_predictor, write_repository
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.spec import Graph, TensorSpec
 from runtime.errors import ExportError

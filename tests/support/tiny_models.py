@@ -78,7 +78,7 @@ def pictures(count: int = 48, *, seed: int = 1, labels: int = 4) -> SampleSet:
 
 
 def reference_of(model: TinyNet, samples: SampleSet) -> dict[str, Array]:
-    """What :func:`export.verify.check_parity` compares with: inputs and PyTorch's outputs."""
+    """What :func:`export.parity.check_parity` compares with: inputs and PyTorch's outputs."""
     images = Preprocessor(PREPROCESS)(samples.images)
     with torch.no_grad():
         return {"embed/image": images, "embed/embedding": model.embed(torch.from_numpy(images)).numpy()}

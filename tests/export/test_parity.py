@@ -15,7 +15,7 @@ from calibration.quantize.graph import quantize
 from export import compilers
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
-from export.verify import check_parity, machine_name
+from export.parity import check_parity, machine_name
 from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.spec import Graph, Precision, TensorSpec
 from runtime.common.arrays import Array

@@ -77,7 +77,7 @@ def write_predictor(
         ExportError: The name is not allowed.
     """
     place = _model_folder(folder, name)
-    shutil.copyfile(Path(__file__).with_name("triton_model.py"), place / "1" / "model.py")
+    shutil.copyfile(Path(__file__).with_name("model.py"), place / "1" / "model.py")
     parameters = {
         "bundle": bundle,
         "enrolment": enrolment,
@@ -339,7 +339,3 @@ def _relative(path: Path, model: Path) -> str:
 def _quoted(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
-
-
-if __name__ == "__main__":
-    sys.exit(main())
