@@ -89,18 +89,18 @@ def write_answers(
                 "opencv-python-headless from PyPI"
             )
     advance(1, 1 + len(here))
-    off: dict[str, dict[str, float]] = {}
+    measured: dict[str, dict[str, float]] = {}
     for number, record in enumerate(here if answers.expected else (), start=2):
         with predictor_of(
             bundle, SelectedEngine(record, open_sessions(bundle, record, threads=None), "", ())
         ) as predictor:
-            found = answers_of(predictor, header, pictures.images, pictures.masks)
-        off[record.name] = distances(answers.expected, found)
-        check = compared(answers.expected, found, record.precision, off[record.name])
+            actual = answers_of(predictor, header, pictures.images, pictures.masks)
+        measured[record.name] = distances(answers.expected, actual)
+        check = compared(answers.expected, actual, record.precision, measured[record.name])
         if check.beyond:
             raise ParityError(_complaint(record, check))
         advance(number, 1 + len(here))
-    answers = replace(answers, header=replace(answers.header, distances=off))
+    answers = replace(answers, header=replace(answers.header, distances=measured))
     write_arrays(folder / ANSWERS, arrays_of(answers))
     return answers
 

@@ -34,7 +34,7 @@ def unopenable(records: Sequence[EngineRecord], deployment: Deployment, folder: 
 
 
 def candidates_of(
-    made: Sequence[EngineRecord],
+    compiled: Sequence[EngineRecord],
     proved: Sequence[EngineRecord],
     *,
     unopened: Mapping[str, str],
@@ -45,7 +45,7 @@ def candidates_of(
     """Every engine with its latency, what it loses and what becomes of it; the fastest first.
 
     Args:
-        made: All engines that were compiled.
+        compiled: All engines that were compiled.
         proved: Those that hold the tolerance of their precision.
         unopened: Names of those that cannot be opened here, with the reason.
         max_drop: What an engine may lose; FP32 loses nothing by definition.
@@ -54,12 +54,14 @@ def candidates_of(
         left_out: Names of engines that were not made, because nothing could have been measured of them.
     """
     measured = {record.name: record for record in proved}
-    found = [Candidate(name, None, None, UNMEASURABLE, False) for name in left_out]
-    for record in made:
+    candidates = [Candidate(name, None, None, UNMEASURABLE, False) for name in left_out]
+    for record in compiled:
         if record.name in unopened:
-            found.append(Candidate(record.name, None, None, f"cannot run here: {unopened[record.name]}", False))
+            candidates.append(Candidate(record.name, None, None, f"cannot run here: {unopened[record.name]}", False))
         elif record.name not in measured:
-            found.append(Candidate(record.name, None, None, "beyond its tolerance, or not what its graph says", False))
+            candidates.append(
+                Candidate(record.name, None, None, "beyond its tolerance, or not what its graph says", False)
+            )
         else:
             proof = measured[record.name].measured_parity
             drop = None if proof is None else round(drop_of_parity(proof), 6)
@@ -70,18 +72,18 @@ def candidates_of(
                 verdict = UNMEASURABLE
             else:
                 verdict = PASSES if drop is not None and drop <= max_drop else f"loses more than {max_drop:g}"
-            found.append(Candidate(record.name, measured[record.name].latency_ms, drop, verdict, not choose))
-    found.sort(key=_latency)
-    fastest = next((item for item in found if item.verdict == PASSES), None)
-    precision = {record.name: record.precision for record in made}
-    fallback = next((item for item in found if item.verdict == PASSES and precision[item.engine] == "fp32"), None)
+            candidates.append(Candidate(record.name, measured[record.name].latency_ms, drop, verdict, not choose))
+    candidates.sort(key=_latency)
+    fastest = next((item for item in candidates if item.verdict == PASSES), None)
+    precision = {record.name: record.precision for record in compiled}
+    fallback = next((item for item in candidates if item.verdict == PASSES and precision[item.engine] == "fp32"), None)
     return tuple(
         replace(
             item,
             verdict=item.verdict if item is not fastest else FIRST if item.latency_ms is None else FASTEST,
             in_bundle=item.in_bundle or item is fastest or item is fallback,
         )
-        for item in found
+        for item in candidates
     )
 
 

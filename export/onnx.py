@@ -194,15 +194,15 @@ def _strip_node(node: onnx.NodeProto) -> None:
 
 def check_io(model: ModelProto, graph: Graph) -> None:
     """ExportError unless the model has the inputs and outputs that ``graph`` declares."""
-    for what, found, wanted in (
+    for what, values, specs in (
         ("input", model.graph.input, graph.inputs),
         ("output", model.graph.output, graph.outputs),
     ):
-        made = [_shown(value) for value in found]
-        declared = [_declared(tensor) for tensor in wanted]
-        if made != declared:
+        exported = [_shown(value) for value in values]
+        declared = [_declared(tensor) for tensor in specs]
+        if exported != declared:
             raise ExportError(
-                f"graph {graph.name!r}: the exported {what}s are {', '.join(made)}; "
+                f"graph {graph.name!r}: the exported {what}s are {', '.join(exported)}; "
                 f"the model declares {', '.join(declared)}: correct its DEPLOYMENT or the method"
             )
 

@@ -70,17 +70,17 @@ def reference_of(
     rows = golden_rows(deployment)
     given = _given(samples, deployment.preprocess)
     arrays: dict[str, Array] = {}
-    made: dict[str, Array] = {}
+    earlier_outputs: dict[str, Array] = {}
     total = len(deployment.graphs) * len(samples)
     for number, graph in enumerate(deployment.graphs):
-        inputs = graph_inputs(graph, deployment.preprocess, given, made)
+        inputs = graph_inputs(graph, deployment.preprocess, given, earlier_outputs)
         parts: list[tuple[Array, ...]] = []
         for start in range(0, len(samples), rows):
             parts.append(model.outputs(graph, _rows(graph, inputs, start, start + rows)))
             advance(number * len(samples) + min(start + rows, len(samples)), total)
         outputs = [np.concatenate(column) for column in zip(*parts, strict=True)]
         named = dict(zip((tensor.name for tensor in graph.outputs), outputs, strict=True))
-        made |= named
+        earlier_outputs |= named
         arrays |= {f"{graph.name}/{name}": array for name, array in {**inputs, **named}.items()}
     return arrays
 
@@ -103,16 +103,16 @@ def calibration_feeds(
     for start in range(0, len(samples), batch):
         part = samples.subset(range(start, min(start + batch, len(samples))))
         given = _given(part, deployment.preprocess)
-        made: dict[str, Array] = {}
+        earlier_outputs: dict[str, Array] = {}
         for earlier in deployment.graphs[: deployment.graphs.index(graph)]:
-            inputs = graph_inputs(earlier, deployment.preprocess, given, made)
+            inputs = graph_inputs(earlier, deployment.preprocess, given, earlier_outputs)
             outputs = model.outputs(earlier, _rows(earlier, inputs, 0, _SHOTS))
-            made |= dict(zip((tensor.name for tensor in earlier.outputs), outputs, strict=True))
-        yield graph_inputs(graph, deployment.preprocess, given, made)
+            earlier_outputs |= dict(zip((tensor.name for tensor in earlier.outputs), outputs, strict=True))
+        yield graph_inputs(graph, deployment.preprocess, given, earlier_outputs)
 
 
 def graph_inputs(
-    graph: Graph, preprocess: Preprocess, given: Mapping[str, Array], made: Mapping[str, Array]
+    graph: Graph, preprocess: Preprocess, given: Mapping[str, Array], earlier_outputs: Mapping[str, Array]
 ) -> dict[str, Array]:
     """The inputs of a graph.
 
@@ -120,7 +120,7 @@ def graph_inputs(
         graph: What it takes.
         preprocess: How an image becomes ``image``.
         given: ``image`` and, where there are masks, ``mask``: one row per image.
-        made: Outputs of earlier graphs by name.
+        earlier_outputs: Outputs of earlier graphs by name.
 
     Raises:
         ExportError: It takes something else, or the same in another shape.
@@ -133,8 +133,12 @@ def graph_inputs(
     for tensor in graph.inputs:
         if allowed.get(tensor.name) == tensor and tensor.name in given:
             inputs[tensor.name] = given[tensor.name]
-        elif tensor.name in made and tensor.shape[0] == "K" and tensor.fits(made[tensor.name].shape):
-            inputs[tensor.name] = made[tensor.name][:_SHOTS]
+        elif (
+            tensor.name in earlier_outputs
+            and tensor.shape[0] == "K"
+            and tensor.fits(earlier_outputs[tensor.name].shape)
+        ):
+            inputs[tensor.name] = earlier_outputs[tensor.name][:_SHOTS]
         else:
             raise ExportError(
                 f"graph {graph.name!r} takes {tensor}; a build makes {allowed['image']}, {allowed['mask']} and the "

@@ -20,9 +20,9 @@ def rounded_graph(model: ModelProto, precision: Literal["fp16", "bf16"]) -> Mode
         model: A float32 graph, or one with Q/DQ; it is not changed.
         precision: What is rounded to.
     """
-    made = inliner.inline_local_functions(model)
+    rounded = inliner.inline_local_functions(model)
     nodes: list[NodeProto] = []
-    for index, node in enumerate(made.graph.node):
+    for index, node in enumerate(rounded.graph.node):
         if node.op_type not in _PRODUCTS:
             nodes.append(NodeProto.FromString(node.SerializeToString()))
             continue
@@ -35,9 +35,9 @@ def rounded_graph(model: ModelProto, precision: Literal["fp16", "bf16"]) -> Mode
         copy.output[0] = f"{result}_unrounded"
         nodes.append(copy)
         nodes += _cast(copy.output[0], result, precision)
-    del made.graph.node[:]
-    made.graph.node.extend(nodes)
-    return made
+    del rounded.graph.node[:]
+    rounded.graph.node.extend(nodes)
+    return rounded
 
 
 def _cast(source: str, result: str, precision: Literal["fp16", "bf16"]) -> list[NodeProto]:

@@ -59,8 +59,8 @@ def run(state: BuildState, progress: BuildProgress) -> None:
         choose=request.choose,
         left_out=state.left_out,
     )
-    kept = {candidate.engine for candidate in state.candidates if candidate.in_bundle}
-    state.engines = tuple(engine for engine in checked.engines if engine.name in kept)
+    in_bundle = {candidate.engine for candidate in state.candidates if candidate.in_bundle}
+    state.engines = tuple(engine for engine in checked.engines if engine.name in in_bundle)
     _remove_unused_files(records, state.engines, state.folder)
     write_recorded(state.engines, checked.recorded, state.folder)
 
@@ -97,9 +97,9 @@ def _summary(engines: Sequence[EngineRecord], images: int) -> str:
     return "; ".join(parts)
 
 
-def _remove_unused_files(compiled: Sequence[EngineRecord], kept: Sequence[EngineRecord], folder: Path) -> None:
+def _remove_unused_files(compiled: Sequence[EngineRecord], in_bundle: Sequence[EngineRecord], folder: Path) -> None:
     """Delete the folders of those engines that are not in the bundle."""
-    used = {Path(file).parent for record in kept for file in record.files.values()}
+    used = {Path(file).parent for record in in_bundle for file in record.files.values()}
     for record in compiled:
         for parent in {Path(file).parent for file in record.files.values()} - used:
             if parent.parts[0] == compilers.ENGINES:

@@ -60,10 +60,10 @@ class TritonPythonModel:
             except EdgevisError as error:  # of one request; the others that it was batched with are answered
                 images.append([])
                 failed[index] = str(error)
-        wanted = {name for request in requests for name in request.requested_output_names()}
+        requested = {name for request in requests for name in request.requested_output_names()}
         every = [image for part in images for image in part]
         try:
-            outputs = self._outputs(every, wanted) if every else {}
+            outputs = self._outputs(every, requested) if every else {}
         except EdgevisError as error:
             return [_failure(failed.get(index, str(error))) for index in range(len(requests))]
         responses, start = [], 0
@@ -82,20 +82,20 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self._predictor.close()
 
-    def _outputs(self, images: list[Any], wanted: set[str]) -> dict[str, Any]:
-        made: dict[str, Any] = {}
-        if "embedding" in wanted:
-            made["embedding"] = self._predictor.embed(images)
-        if not wanted & {"result", "mask"}:
-            return made
+    def _outputs(self, images: list[Any], requested: set[str]) -> dict[str, Any]:
+        responses: dict[str, Any] = {}
+        if "embedding" in requested:
+            responses["embedding"] = self._predictor.embed(images)
+        if not requested & {"result", "mask"}:
+            return responses
         # Without an enrolment there is nobody to be recognised: null.
         results = self._predictor.predict(images) if self._enrolled else [None] * len(images)
-        if "result" in wanted:
+        if "result" in requested:
             texts = [json.dumps(result.to_dict() if result else None).encode() for result in results]
-            made["result"] = np.array(texts, np.object_)[:, None]
-        if "mask" in wanted:
-            made["mask"] = np.array([_png(result) if result else b"" for result in results], np.object_)[:, None]
-        return made
+            responses["result"] = np.array(texts, np.object_)[:, None]
+        if "mask" in requested:
+            responses["mask"] = np.array([_png(result) if result else b"" for result in results], np.object_)[:, None]
+        return responses
 
 
 def _takes_no_enrolment(predictor: Predictor) -> bool:

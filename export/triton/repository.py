@@ -131,7 +131,7 @@ def write_graphs(
     Raises:
         ExportError: The engine is one that Triton has no backend for, or a name is not allowed.
     """
-    made = []
+    written = []
     for graph in deployment.graphs:
         source = files[graph.name]
         plan = (plans or {}).get(graph.name)
@@ -147,8 +147,8 @@ def write_graphs(
             (place / "1" / "model.plan").write_bytes(plan)
         config = _graph_config(place.name, graph, deployment.max_batch, record, plan=plan is not None, count=instances)
         (place / "config.pbtxt").write_text("\n".join(config) + "\n", encoding="utf-8")
-        made.append(place)
-    return tuple(made)
+        written.append(place)
+    return tuple(written)
 
 
 def write_repository(
@@ -195,7 +195,7 @@ def _run(arguments: argparse.Namespace) -> int:
     record = _record(bundle, arguments.engine) if arguments.engine else None
     name = manifest.name
     _check_name(name)
-    made = [
+    written = [
         write_predictor(
             folder,
             name=name,
@@ -212,7 +212,7 @@ def _run(arguments: argparse.Namespace) -> int:
         outside = sorted(location for item in contents.values() for location in item.external)
         if outside:
             raise ExportError(f"{record.name} has external data ({', '.join(outside)}), which are not copied to Triton")
-        made += write_graphs(
+        written += write_graphs(
             folder,
             name=name,
             deployment=manifest.deployment,
@@ -221,7 +221,7 @@ def _run(arguments: argparse.Namespace) -> int:
             plans=_plans(record, contents) if arguments.plans else None,
             instances=arguments.instances,
         )
-    for place in made:
+    for place in written:
         sys.stdout.write(f"{place}\n")
     sys.stdout.write(f"next: tritonserver --model-repository={folder}\n")
     return 0
