@@ -17,6 +17,7 @@ import numpy as np
 
 from calibration.data.samples import wheel_file
 from edgevis import SourceError
+from runtime.common.extras import install_command
 from runtime.images.decode import Image, read_image
 from runtime.streams.sources import frames
 
@@ -244,5 +245,5 @@ def photograph(package: str, file: str) -> Image:
     """A photograph that an installed package carries; SourceError when it is not there."""
     path = wheel_file(package, file)
     if path is None:
-        raise SourceError(f"the photograph {package}/{file} is not installed: pip install 'edgevis[export]'")
+        raise SourceError(f"the photograph {package}/{file} is not installed: {install_command('export')}")
     return read_image(path)

@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgevis.precision import TRAINING_PRECISIONS, training_precision
 from edgevis.training.progress import ConsoleProgress
 from runtime.common.command import run_command
+from runtime.common.console import add_verbosity, log_to_stderr
+from runtime.common.extras import install_command, missing_modules, require_extra
 from runtime.common.json_data import parse_json
 from runtime.errors import InputError
 
@@ -24,26 +27,35 @@ for TensorBoard, report.json and pictures. An interrupted training loses at most
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; returns the process's exit status."""
-    return run_command(
-        lambda: _main(argv), interrupted="the same command with --resume goes on after the last whole epoch"
+    parser = argparse.ArgumentParser(prog="python -m edgevis.train")
+
+    def parse_and_run() -> int:
+        add_arguments(parser)
+        arguments = parser.parse_args(argv)
+        with log_to_stderr(arguments):
+            return run(arguments)
+
+    return run_command(parse_and_run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train what :func:`add_arguments` describes, or list the models; returns the process's exit status."""
+
+    def work() -> int:
+        require_extra("train", what="a training")
+        return _list(arguments) if arguments.list else _train(arguments)
+
+    return run_command(work, interrupted="the same command with --resume goes on after the last whole epoch")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the description and the arguments of a training."""
+    parser.description, parser.formatter_class = _DESCRIPTION, argparse.RawDescriptionHelpFormatter
+    if missing := missing_modules("train"):
+        parser.epilog = f"{', '.join(missing)} not installed: {install_command('train')}"
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="a model of edgevis.models, see --list; or package.module:NAME"
     )
-
-
-def _main(argv: Sequence[str] | None) -> int:
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.list:
-        return _list(arguments)
-    if not arguments.model or arguments.data is None:
-        parser.error("MODEL and --data are needed; --list shows the models and their recipes")
-    return _train(arguments)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m edgevis.train", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="a model of edgevis.models; see --list")
     parser.add_argument("--data", metavar="PATH", type=Path, help="a folder or zip of images, see docs/training.md")
     parser.add_argument("--recipe", metavar="NAME", default="paper", help="see --list (default: paper)")
     parser.add_argument("--config", metavar="FILE", type=Path, help="JSON: values of the recipe that are other ones")
@@ -86,17 +98,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--precision",
-        choices=("32-true", "bf16-mixed", "16-mixed"),
-        default="32-true",
-        help="of the arithmetic; weights stay in float32 (default: 32-true)",
+        metavar="P",
+        type=training_precision,
+        default="fp32",
+        help=f"{', '.join(TRAINING_PRECISIONS)}: of the arithmetic; weights stay in float32 (default: %(default)s)",
     )
     parser.add_argument(
         "--workers", metavar="N", type=_value, default=0, help="processes that make batches ahead (default: 0)"
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON on standard output")
-    parser.add_argument("--quiet", action="store_true", help="no progress; warnings and errors remain")
+    add_verbosity(parser, progress=True)
     parser.add_argument("--list", action="store_true", help="list the models that can be trained, and stop")
-    return parser
+    parser.set_defaults(usage_error=parser.error)
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -116,14 +129,18 @@ def _value(text: str) -> Any:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    if not arguments.model or arguments.data is None:
+        arguments.usage_error("MODEL and --data are needed; --list shows the models and their recipes")
+    from edgevis.models import entry, file_name
     from edgevis.training.run import TrainingRequest, train  # torch takes a second or two: --help need not wait for it
 
-    listener = ConsoleProgress(sys.stderr if arguments.json else sys.stdout, quiet=arguments.quiet)
+    listener = ConsoleProgress(sys.stderr if arguments.json else sys.stdout, quiet=bool(arguments.quiet))
+    model = entry(arguments.model).name  # one spelling, wherever it is recorded
     report = train(
         TrainingRequest(
-            model=arguments.model,
+            model=model,
             data=arguments.data,
-            output=arguments.output or Path("runs", arguments.model),
+            output=arguments.output or Path("runs", file_name(model)),
             recipe=arguments.recipe,
             values={
                 **_config(arguments.config),
@@ -169,7 +186,7 @@ def _list(arguments: argparse.Namespace) -> int:
     from runtime.common.json_data import to_json
     from runtime.common.text import text_table
 
-    entries = [entry for entry in map(models.entry, models.names()) if entry.recipes]
+    entries = [entry for entry in models.declared_entries() if entry.recipes]
     if arguments.json:
         listed = {entry.name: {name: to_json(recipe) for name, recipe in entry.recipes.items()} for entry in entries}
         sys.stdout.write(json.dumps(listed, indent=2) + "\n")

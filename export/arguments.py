@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, get_args
 
 from calibration.cache import default_folder
 from calibration.quantize.ranges import Method
+from edgevis.precision import PRECISIONS, precisions
 from export.engine_selection import DEFAULT_MAX_DROP
 from runtime.bundle.bundle import SUFFIX
-from runtime.bundle.spec import Precision
+from runtime.common.console import add_verbosity
 
 if TYPE_CHECKING:
     from export.request import BuildRequest, OnnxSource
@@ -26,12 +27,10 @@ _AUTO = "auto"
 _ONNX_TASKS = ("reid", "classify", "segment")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``python -m export.build``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m export.build", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", metavar="NAME", help="a model of edgevis.models; see --list")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the description and the arguments of a build."""
+    parser.description, parser.formatter_class = _DESCRIPTION, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--model", metavar="NAME", help="a model of edgevis.models, see --list; or package.module:NAME")
     parser.add_argument(
         "--onnx",
         metavar="FILE",
@@ -60,8 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--precision",
         metavar="P",
         action="append",
-        type=_precisions,
-        help=f"{', '.join(get_args(Precision))}; several with commas or by repeating (default for cpu: fp32,int8; for "
+        type=precisions(_AUTO),
+        help=f"{', '.join(PRECISIONS)}; several with commas or by repeating (default for cpu: fp32,int8; for "
         "few-shot segmentation fp32; bf16 needs a processor that has it). INT8 without fp32 is possible; fp32 is what "
         "other precisions fall back to. auto: all that the target has are built and measured here; the fastest that "
         "loses no more than --max-drop is kept, and the fastest fp32 engine to fall back to",
@@ -159,22 +158,24 @@ def build_parser() -> argparse.ArgumentParser:
         "answer with. They are COPIED INTO THE BUNDLE, at most 1024 pixels a side: whoever gets the bundle gets them "
         "(default: pictures that the build draws)",
     )
-    parser.add_argument("--output", metavar="PATH", type=Path, help="the bundle (default: bundles/NAME.edgevis)")
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        default="bundles/",
+        help="the bundle, NAME.edgevis, or a folder for it (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-    parser.add_argument("--quiet", action="store_true", help="no progress and no table; warnings and errors remain")
+    add_verbosity(parser, progress=True)
     parser.add_argument("--list", action="store_true", help="list the models and targets, and stop")
-    return parser
+    parser.set_defaults(usage_error=parser.error)
 
 
-def _precisions(text: str) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in text.split(",") if part.strip())
-    for name in names:
-        if name not in (*get_args(Precision), _AUTO):
-            raise argparse.ArgumentTypeError(f"no precision {name!r}; known: {', '.join(get_args(Precision))}, {_AUTO}")
-    if not names:
-        raise argparse.ArgumentTypeError("no precision is named")
-    return names
+def _bundle_path(output: str, name: str) -> Path:
+    """Where the bundle goes: ``output``, or ``NAME.edgevis`` in it where it is a folder."""
+    path = Path(output)
+    is_folder = output.endswith("/") or (path.is_dir() and path.suffix != SUFFIX)
+    return path / f"{name}{SUFFIX}" if is_folder else path
 
 
 def _share(text: str) -> float:
@@ -228,7 +229,7 @@ def request_from(arguments: argparse.Namespace) -> BuildRequest:
     named = tuple(name for names in arguments.precision or () for name in names)
     return BuildRequest(
         entry=entry,
-        output=arguments.output or Path("bundles", f"{entry.name}{SUFFIX}"),
+        output=_bundle_path(arguments.output, models.file_name(entry.name)),
         target=arguments.target,
         # `auto` beside other names: these are the candidates.
         precisions=tuple(name for name in named if name != _AUTO) or None,

@@ -41,7 +41,7 @@ def list_all(*, as_json: bool) -> int:
     from edgevis import models
     from export import targets
 
-    entries = [models.entry(name) for name in models.names()]
+    entries = models.declared_entries()
     shipped = {entry.name: bool(entry.weights) for entry in entries}
     if as_json:
         listed = {

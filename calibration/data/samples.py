@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from calibration.data.masks import central_object
+from runtime.common.extras import install_command
 from runtime.common.files import ZIP_ERRORS
 from runtime.common.limits import max_file_bytes
 from runtime.errors import EdgevisError, InputError, MissingDependencyError, SourceError
@@ -240,7 +241,7 @@ def _photograph_paths() -> list[Path]:
             if path is None:
                 raise MissingDependencyError(
                     f"the build measures itself on photographs that the package {package} carries, and {name} is not "
-                    "installed: pip install 'edgevis[export]', or give images with --calibration-data"
+                    f"installed: {install_command('export')}, or give images with --calibration-data"
                 )
             paths.append(path)
     return paths

@@ -1,15 +1,20 @@
-"""The command ``edgevis``. Each file here is one verb and its name is the verb's; none of them needs torch."""
+"""The command ``edgevis``. Each file here is one verb and its name is the verb's.
+
+Only ``build`` and ``train`` need PyTorch. A verb's module is imported for its help line; what it needs besides is
+imported when the verb is run.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 from edgevis import __version__
 from runtime.common.command import run_command
-from runtime.common.console import abandon_output, add_verbosity, log_to_stderr
+from runtime.common.console import abandon_output, log_to_stderr
 from runtime.common.discovery import names_in
 
 
@@ -25,28 +30,41 @@ class Verb(Protocol):
         ...
 
 
+class _VerbParser(argparse.ArgumentParser):
+    """The parser of one verb, which is given its arguments when the verb has been chosen."""
+
+    complete: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # overloaded by typeshed
+        complete, self.complete = self.complete, None
+        if complete is not None:
+            complete(self)
+        return super().parse_known_args(args, namespace)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; an error of ours becomes one line on standard error and exit status 1."""
     parser = argparse.ArgumentParser(
-        prog="edgevis", description="Run, enrol, inspect and prove edgevis bundles on this machine."
+        prog="edgevis", description="Build, train, run, enrol, inspect and verify edgevis bundles on this machine."
     )
     parser.add_argument("--version", action="version", version=f"edgevis {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=_VerbParser)
     modules: dict[str, Verb] = {}
     for name in names_in(__name__):
         verb = cast(Verb, importlib.import_module(f"{__name__}.{name}"))
         text = verb.__doc__ or ""  # python -OO has none
         spoken = name.replace("_", "-")  # a module's name cannot have a hyphen
         sub = verbs.add_parser(spoken, help=text.partition("\n")[0], description=text)
-        verb.add_arguments(sub)
-        sub.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-        add_verbosity(sub)
+        sub.complete = verb.add_arguments
         modules[spoken] = verb
 
     def run() -> int:
-        arguments = parser.parse_args(argv)
+        words = [*(sys.argv[1:] if argv is None else argv)]  # `list` is a verb here
+        if words and (spoken := words[0].replace("_", "-")) in modules:
+            words[0] = spoken
+        arguments = parser.parse_args(words)
         try:
-            with log_to_stderr(arguments.verbose, arguments.quiet):
+            with log_to_stderr(arguments):
                 return modules[arguments.verb].run(arguments)
         except BrokenPipeError:  # the reader, such as `head`, has gone
             abandon_output()

@@ -8,14 +8,21 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgevis import Predictor
+from edgevis import InputError, Predictor
+from edgevis.precision import PRECISIONS, precision
+from runtime.bundle.bundle import Bundle
+from runtime.common.console import add_verbosity
+from runtime.enrolment.file import Enrolment, check_encoder, load_enrolment
 from runtime.images.folders import image_files
 from runtime.images.picture_files import is_drawing
 
 _log = logging.getLogger("edgevis.cli")
+
+AUTO = "auto"
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +32,77 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend", default="auto", help="auto, onnxruntime, openvino, tensorrt, tensorrt_rtx (default: auto)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--precision", help="fp32, fp16, bf16 or int8 (default: the fastest that decides like PyTorch)")
+    add_precision_argument(parser, default="the fastest that decides like PyTorch")
     parser.add_argument("--threads", type=int, help="CPU threads for the engine (default: the backend's choice)")
+
+
+def add_precision_argument(parser: argparse.ArgumentParser, *, default: str) -> None:
+    """``--precision``, one of them; ``default`` says what happens without."""
+    parser.add_argument(
+        "--precision", metavar="P", type=precision, help=f"{', '.join(PRECISIONS)} (default: {default})"
+    )
+
+
+def add_enrolment_arguments(parser: argparse.ArgumentParser) -> None:
+    """``BUNDLE`` and ``ENROLMENT``, for verbs that run no engine."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="the folder NAME.edgevis whose model the file was made with")
+    parser.add_argument("enrolment", metavar="ENROLMENT", help="what `edgevis enroll` wrote")
+
+
+def enrolment_of(arguments: argparse.Namespace) -> Enrolment:
+    """What the file of :func:`add_enrolment_arguments` holds.
+
+    Raises:
+        EnrolmentError: It is missing or damaged.
+        EnrolmentMismatchError: Another encoder than the bundle's made it.
+    """
+    manifest = Bundle(arguments.bundle).manifest
+    enrolment = load_enrolment(arguments.enrolment)
+    # Labels and counts do not depend on the engine, nor on the space that the rows lie in.
+    running = replace(enrolment.encoder, identity=manifest.encoder_identity, model=manifest.model)
+    check_encoder(enrolment.encoder, running, arguments.enrolment)
+    return enrolment
+
+
+def add_threshold_argument(parser: argparse.ArgumentParser, *, kept: str) -> None:
+    """``--threshold``; ``kept`` says for how long it holds."""
+    parser.add_argument(
+        "--threshold",
+        metavar="SCORE",
+        type=_threshold,
+        help=f"the score, -1 to 1, from which a label comes back, in place of the fitted one; {kept}",
+    )
+
+
+def set_threshold(predictor: Predictor, arguments: argparse.Namespace) -> None:
+    """Set what ``--threshold`` says, if it is given.
+
+    Raises:
+        InputError: The rate is given, too, or the task has no scores between labels.
+    """
+    if arguments.threshold is None:
+        return
+    if getattr(arguments, "false_accept_rate", None) is not None:
+        raise InputError("--threshold is the score itself, --false-accept-rate what it is fitted to; give one of them")
+    predictor.threshold = None if arguments.threshold == AUTO else arguments.threshold
+
+
+def _threshold(text: str) -> float | str:
+    if text == AUTO:
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not -1 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no threshold; allowed: -1 to 1, or {AUTO} for the fitted one")
+    return value
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, *, progress: bool = False) -> None:
+    """``--json``, ``-v`` and ``-q``; ``progress`` as for :func:`runtime.common.console.add_verbosity`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_verbosity(parser, progress=progress)
 
 
 def add_rate_argument(parser: argparse.ArgumentParser) -> None:

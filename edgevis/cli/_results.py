@@ -36,7 +36,12 @@ class Results(Protocol):
 
 
 def results_for(
-    arguments: argparse.Namespace, head: Entry, headers: Sequence[str], widths: Callable[[], Sequence[int]]
+    arguments: argparse.Namespace,
+    head: Entry,
+    headers: Sequence[str],
+    widths: Callable[[], Sequence[int]],
+    *,
+    endless: bool = False,
 ) -> Results:
     """What ``--json`` or ``--jsonl`` ask for, else a table.
 
@@ -44,12 +49,13 @@ def results_for(
         arguments: The verb's.
         head: What the JSON object says besides its results.
         headers, widths: Of the table's columns; a negative width is one of numbers, to the right.
+        endless: Whether nobody knows when the results end: ``--json`` then prints lines, too.
     """
     if arguments.json and arguments.jsonl:
         raise InputError("--json prints one object, --jsonl one for each image; give one of them")
-    if arguments.json:
+    if arguments.json and not endless:
         return _Object(head)
-    return _Lines() if arguments.jsonl else _Table(headers, widths())
+    return _Lines() if arguments.json or arguments.jsonl else _Table(headers, widths())
 
 
 class _Base:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgevis import BackendError, MissingDependencyError, UnavailableError
-from edgevis.cli._common import print_json
+from edgevis.cli._common import add_output_arguments, print_json
 from runtime.backends import DeviceBuildResult
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import EngineRecord
@@ -24,6 +24,7 @@ from runtime.selection.device_build import build_on_device, can_build_here, need
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a folder NAME.edgevis")
+    add_output_arguments(parser, progress=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     records = [record for record in bundle.manifest.engines if needs_device_build(record)]
     if not records:
         return _nothing_to_do(bundle, as_json=arguments.json)
-    say = _silent if arguments.json else _say
+    say = _silent if arguments.json or arguments.quiet else _say
     outcomes = [_build(bundle, record, say) for record in records]
     if all(outcome.status == "not here" for outcome in outcomes):
         raise UnavailableError(

@@ -13,6 +13,7 @@ from pathlib import Path
 from edgevis import InputError
 from edgevis.cli._common import (
     add_engine_arguments,
+    add_output_arguments,
     add_rate_argument,
     image_paths,
     open_predictor,
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a video – a minute of the camera's own – or image files or folders; 20 images at least, 100 for 1 %%",
     )
     what.add_argument("--forget", action="store_true", help="remove the strangers from the enrolment again")
+    add_output_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

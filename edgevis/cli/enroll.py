@@ -14,7 +14,15 @@ from edgevis import (
     Predictor,
     SourceError,
 )
-from edgevis.cli._common import add_engine_arguments, image_paths, open_predictor, print_json
+from edgevis.cli._common import (
+    add_engine_arguments,
+    add_output_arguments,
+    add_threshold_argument,
+    image_paths,
+    open_predictor,
+    print_json,
+    set_threshold,
+)
 from runtime.common.console import report
 from runtime.enrolment.file import check_enrolment_path, enrolment_exists
 
@@ -44,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take images that anything speaks against (blurred, too small, repeated, …) for ones that cannot be used; "
         "without it they are enrolled and reported",
     )
+    add_threshold_argument(parser, kept="it is kept in the file until `auto` is given")
+    add_output_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             predictor.load(arguments.enrolment)
         failures, judgements = _enroll(predictor, arguments.label, paths, masks, strict=arguments.strict)
         _refuse(failures, len(paths), skip=arguments.skip_bad)
+        set_threshold(predictor, arguments)
         predictor.update(arguments.enrolment)
         labels, threshold = predictor.labels, predictor.threshold
     added = len(paths) - len(failures)

@@ -6,13 +6,20 @@ import argparse
 from dataclasses import replace
 
 from edgevis import BackendError
-from edgevis.cli._common import add_engine_arguments, add_rate_argument, open_predictor, print_json
+from edgevis.cli._common import (
+    add_engine_arguments,
+    add_output_arguments,
+    add_rate_argument,
+    open_predictor,
+    print_json,
+)
 from runtime.bundle.build_report import measured_text
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.identity import NOT_COVERED
 from runtime.bundle.manifest import EngineRecord, Manifest
 from runtime.common.json_data import to_json
 from runtime.common.text import size_text, text_table
+from runtime.common.vendors import onnxruntime_conflict
 from runtime.open_set.text import open_set_lines
 from runtime.parity.compare import DISTANCE_HEADERS, PARITY_NOT_MEASURED, decisions_text, distance_cells
 from runtime.selection.device_build import with_local_parity
@@ -22,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     add_rate_argument(parser)
     parser.add_argument("--enrolment", metavar="FILE", help="what `edgevis enroll` wrote: its open-set threshold, too")
+    add_output_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,9 +44,15 @@ def run(arguments: argparse.Namespace) -> int:
     # After opening: what was finished just now counts.
     engines = tuple(with_local_parity(bundle, record) for record in bundle.manifest.engines)
     manifest = replace(bundle.manifest, engines=engines)
+    conflict = onnxruntime_conflict()
     if arguments.json:
         print_json(
-            {"manifest": to_json(manifest), "running": running and running.to_dict(), "cannot_run": reason or None}
+            {
+                "manifest": to_json(manifest),
+                "running": running and running.to_dict(),
+                "cannot_run": reason or None,
+                "conflict": conflict or None,
+            }
         )
         return 0
     trained = "trained" if manifest.weights.trained else "RANDOM WEIGHTS: its results mean nothing"
@@ -51,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         ("size", size_text(bundle.size_bytes)),
         ("runs here", f"{running.backend} {running.precision}: {running.why}" if running else f"nothing: {reason}"),
         *(("passed over", reason) for reason in (running.skipped if running else ())),
+        *([("conflict", conflict)] if conflict else []),
     ]
     print("\n".join(f"{name:<12}{value}" for name, value in rows))
     if running and running.labels and running.open_set:

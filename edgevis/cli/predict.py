@@ -1,30 +1,31 @@
-"""Say what images show, by what is enrolled."""
+"""Say what images, a video or a camera show, by what is enrolled."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from edgevis import EngineError, InputError, Predictor, Segmentation, SourceError
 from edgevis.cli._common import (
     add_engine_arguments,
+    add_output_arguments,
     add_rate_argument,
+    add_threshold_argument,
     image_paths,
     open_predictor,
+    set_threshold,
     shown,
 )
 from edgevis.cli._outputs import Outputs, places
 from edgevis.cli._results import Results, results_for
+from edgevis.cli._streams import check_stream_arguments, predict_stream, stream_of
+from edgevis.cli._text import HEADERS, WIDEST, drawn, label_width
 from runtime import tasks
 from runtime.common.console import report
 from runtime.images.decode import Image, read_image
-from runtime.results import Ranking, Result
 
-_HEADERS = ("image", "label", "score", "ms")
-_WIDEST = 60
 _OF_ONE_PICTURE = (SourceError, InputError, EngineError)
 """Errors after which the next picture may still be read."""
 
@@ -32,37 +33,53 @@ _OF_ONE_PICTURE = (SourceError, InputError, EngineError)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     add_rate_argument(parser)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders of them")
+    parser.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="image files, or folders of them; or one video file, camera index or address such as rtsp://…",
+    )
     parser.add_argument("--enrolment", metavar="FILE", help="what `edgevis enroll` wrote")
     parser.add_argument("--top-k", type=int, default=5, help="how many labels to rank (default: 5)")
     parser.add_argument(
         "--masks", metavar="DIR", help="segmentation: write each label map as a grey PNG (0 background, 1 first label)"
     )
     parser.add_argument(
+        "--output",
         "--plot",
-        metavar="DIR",
-        help="write annotated copies of the images into this folder; where a name is taken they get another",
+        dest="plot",
+        metavar="PATH",
+        help="write annotated copies of the images into this folder; where a name is taken they get another. Of a "
+        "video or camera: numbered frames into this folder, or one .mp4, .avi or .mkv file",
     )
     parser.add_argument(
         "--pictures",
         metavar="DIR",
-        help="with --plot: a folder with a picture of each label, LABEL.jpg or .png, drawn as a strip below the image",
+        help="with --output: a folder with a picture of each label, LABEL.jpg or .png, drawn in a strip below it",
     )
     parser.add_argument(
         "--jsonl", action="store_true", help="print one JSON object for each image, on a line, as soon as it is known"
     )
+    parser.add_argument("--frames", metavar="N", type=int, help="of a video or camera: stop after so many frames")
+    add_threshold_argument(parser, kept="for this run")
+    add_output_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.top_k < 1:
         raise InputError(f"--top-k is {arguments.top_k}; allowed: a whole number >= 1")
-    paths = image_paths(arguments.images)
+    if arguments.frames is not None and arguments.frames < 1:
+        raise InputError(f"--frames is {arguments.frames}; allowed: a whole number >= 1")
+    stream = stream_of(arguments.images)
+    if stream is not None:
+        check_stream_arguments(arguments)
+    paths = [] if stream is not None else image_paths(arguments.images)
     pictures = None
     if arguments.pictures:
         if arguments.plot is None:
-            raise InputError("--pictures are drawn into what --plot writes; give both")
+            raise InputError("--pictures are drawn into what --output writes; give both")
         pictures = {path.stem: read_image(path) for path in image_paths([arguments.pictures])}
-    plots = None if arguments.plot is None else Outputs(arguments.plot, ".jpg", paths)
+    plots = None if arguments.plot is None or stream is not None else Outputs(arguments.plot, ".jpg", paths)
     masks = None if arguments.masks is None else Outputs(arguments.masks, ".png", paths)
     with open_predictor(arguments) as predictor:
         segments = issubclass(tasks.load(predictor.info.task).TRAITS.result, Segmentation)
@@ -72,11 +89,15 @@ def run(arguments: argparse.Namespace) -> int:
             raise InputError("--pictures are for models that rank what is enrolled; this one segments")
         if arguments.enrolment:
             predictor.load(arguments.enrolment)
+        set_threshold(predictor, arguments)
+        if stream is not None:
+            predict_stream(predictor, stream, arguments, pictures)
+            return 0
         for outputs in (plots, masks):
             if outputs:
                 outputs.prepare()
         head = {"threshold": predictor.threshold}
-        with results_for(arguments, head, _HEADERS, lambda: _widths(paths, predictor)) as results:
+        with results_for(arguments, head, HEADERS, lambda: _widths(paths, predictor)) as results:
             failed = _predict(predictor, paths, arguments.top_k, results, plots, masks, pictures)
     if failed and len(paths) > 1:
         report(f"{failed} of {len(paths)} images could not be read or used; the results of the others are complete")
@@ -100,7 +121,7 @@ def _predict(
         entry = {"image": str(path), **result.to_dict()}
         try:
             if plots:
-                entry["plot"] = plots.write(path, _drawn(result, image, pictures))
+                entry["plot"] = plots.write(path, drawn(result, image, pictures))
             if masks and isinstance(result, Segmentation):
                 entry["mask"] = masks.write(path, (result.label_map + 1).astype(np.uint8))
         finally:  # a full disk takes no result away
@@ -117,12 +138,7 @@ def _predict(
     return failed
 
 
-def _drawn(result: Result, image: Image, pictures: dict[str, Image] | None) -> Image:
-    return result.plot(image) if pictures is None else cast(Ranking, result).plot(image, pictures)
-
-
 def _widths(paths: list[Path], predictor: Predictor) -> tuple[int, ...]:
     """Of the table's columns, before its rows are known."""
     names = max(len(shown(place)) for place in places(paths).values())
-    labels = max((len(label) for label in predictor.labels), default=0)
-    return (min(names, _WIDEST), min(max(labels, len("unknown")), _WIDEST), -6, -7)
+    return (min(names, WIDEST), label_width(predictor), -6, -7)

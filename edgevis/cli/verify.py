@@ -1,5 +1,6 @@
-"""Prove a bundle on this machine: its files, its preprocessing, and every engine against what PyTorch made and against
-its own outputs as the build recorded them.
+"""Check a bundle on this machine: its files, its preprocessing, and every engine's outputs.
+
+Outputs are held to those of the PyTorch model and to the engine's own as the build recorded them.
 
 Files are compared by their hashes, the manifest by the digest that it carries. Both tell accidents and edits, not a
 bundle that somebody made anew: against that, note the digest down where the bundle is built, and give it to --digest.
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from edgevis.cli._common import print_json
+from edgevis.cli._common import add_output_arguments, add_precision_argument, print_json
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.identity import NOT_COVERED
 from runtime.common.json_data import to_json
@@ -24,12 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--digest", metavar="HEX", help="of the manifest, as `edgevis info` shows it: no other is taken"
     )
+    add_precision_argument(parser, default="all")
+    add_output_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     bundle = Bundle(arguments.bundle, digest=arguments.digest)
     preprocessing = check_preprocessing(bundle, read_answers(bundle))
-    checks = verify_bundle(bundle)
+    checks = verify_bundle(bundle, precision=arguments.precision)
     passed = all(check.status != "failed" for check in checks) and any(check.status == "passed" for check in checks)
     if arguments.json:
         data = {

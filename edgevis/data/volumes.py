@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edgevis.data.checks import at_least
 from edgevis.data.files import Files, open_files
+from runtime.common.extras import install_command
 from runtime.errors import InputError, MissingDependencyError, SourceError
 from runtime.images.decode import Image
 
@@ -249,7 +250,7 @@ def _values(data: bytes, channel: int, where: str) -> tuple[NDArray[Any], tuple[
     try:
         import nibabel
     except ImportError as error:
-        raise MissingDependencyError("volumes are read by nibabel: pip install 'edgevis[train]'") from error
+        raise MissingDependencyError(f"volumes are read by nibabel: {install_command('train')}") from error
     sizes = {int.from_bytes(data[:4], order) for order in ("little", "big")}
     if not sizes & set(_HEADER_BYTES):
         raise SourceError(f"{where} is not a NIfTI file")

@@ -4,13 +4,12 @@
     load_weights(model, "osnet_x0_25_msmt17.safetensors")
 
 A model file holds its ``nn.Module``, its ``DEPLOYMENT`` and ``ENTRIES``, a tuple of :class:`ModelEntry`. A new model
-is a new file. A graph named X of a deployment is the module's method ``X``.
+is a new file, here or in another package: see :mod:`edgevis.models.lookup`. A graph named X of a deployment is the
+module's method ``X``.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 import inspect
 import logging
 from collections.abc import Mapping
@@ -25,19 +24,30 @@ from torch import Tensor, nn
 
 from edgevis.checkpoints import best_fit, check_finite, read_states
 from edgevis.models.entry import ModelEntry
+from edgevis.models.lookup import declared_entries, entry, file_name, names
+from edgevis.models.recipe import EpisodeRecipe, FewShotSegmentationRecipe, ReIDRecipe, SegmentationRecipe
 from edgevis.provenance import read_provenance
 from edgevis.state_dict import load_strict
-from runtime.bundle.spec import Deployment
-from runtime.common.discovery import names_in
-from runtime.errors import ModelError, UnknownModelError, WeightsError
+from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
+from runtime.errors import ModelError, WeightsError
 
 __all__ = [
+    "Deployment",
+    "EpisodeRecipe",
+    "FewShotSegmentationRecipe",
+    "Graph",
     "ModelEntry",
     "ParameterCounts",
+    "Preprocess",
+    "ReIDRecipe",
+    "SegmentationRecipe",
+    "TensorSpec",
     "check_size",
     "create",
+    "declared_entries",
     "deployment_of",
     "entry",
+    "file_name",
     "load_weights",
     "module_from",
     "names",
@@ -55,24 +65,11 @@ _log = logging.getLogger("edgevis.weights")
 _WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
 
-def names() -> list[str]:
-    """The names that :func:`create` knows, sorted."""
-    return sorted(_entries())
-
-
-def entry(name: str) -> ModelEntry:
-    """What the model's file declares about it; UnknownModelError if there is none of that name."""
-    try:
-        return _entries()[name]
-    except KeyError:
-        raise UnknownModelError(f"no model {name!r}; known: {', '.join(names())}") from None
-
-
 def create(name: str, **options: object) -> nn.Module:
     """A new model in evaluation mode with random weights.
 
     Args:
-        name: One of :func:`names`.
+        name: One of :func:`names`, or ``package.module:NAME``.
         options: Keyword arguments of the model's ``build`` function, such as ``num_identities``.
 
     Raises:
@@ -176,18 +173,6 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
     load_strict(model, found.tensors, source=str(path), hint=hint)
     for note in found.notes:
         _log.warning("%s: %s", path.name, note)
-
-
-@functools.cache
-def _entries() -> Mapping[str, ModelEntry]:
-    found: dict[str, ModelEntry] = {}
-    for module in names_in(__name__):
-        declared: tuple[ModelEntry, ...] = getattr(importlib.import_module(f"{__name__}.{module}"), "ENTRIES", ())
-        for item in declared:
-            if item.name in found:
-                raise ModelError(f"two files in edgevis/models declare a model {item.name!r}")
-            found[item.name] = item
-    return found
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -35,13 +35,15 @@ class ModelEntry:
     """One model that :func:`edgevis.models.create` can build.
 
     Attributes:
-        name: The model's public name, e.g. ``"osnet-x0-25"``.
+        name: The model's public name, e.g. ``"osnet-x0-25"``; of another package's model its path,
+            ``package.module:NAME``.
         build: Makes the module with random weights; its keyword arguments are the model's options.
         deployment: What the runtime must know of it.
         paper: Authors, title, venue, year.
         licence: SPDX identifier of the code of the model and of the weights that ship with it.
         parameters: Trainable and frozen parameters of the default build.
-        weights: The file in ``edgevis/weights/`` that ships with the package, or None.
+        weights: The file in ``edgevis/weights/`` that ships with the package, the absolute path of one in another
+            package, or None.
         deploy: The deployment of a module that was built with other options than the default ones, for models whose
             options change a graph's shapes; None where ``deployment`` holds for all.
         classifier: Prefixes of the names of those parameters that only training needs: heads over the training

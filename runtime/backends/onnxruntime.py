@@ -28,6 +28,7 @@ from runtime.bundle.spec import Precision
 from runtime.common.arrays import Array
 from runtime.common.cache_folder import cache_folder
 from runtime.common.vendors import import_onnxruntime as _vendor
+from runtime.common.vendors import onnxruntime_conflict
 from runtime.errors import EngineError, MissingDependencyError, UnavailableError, UnknownBackendError
 
 _log = logging.getLogger("edgevis.onnxruntime")
@@ -59,7 +60,7 @@ def fingerprint(device: str) -> dict[str, str]:
     """See :meth:`runtime.backends.BuildsOnDevice.fingerprint`."""
     ort = _vendor()
     if device not in devices():
-        cure = "" if _CUDA in ort.get_available_providers() else ": pip install onnxruntime-gpu in place of onnxruntime"
+        cure = "" if _CUDA in ort.get_available_providers() else f": {_without_cuda()}"
         raise UnavailableError(
             f"onnxruntime {ort.__version__} has no device {device!r} here; it has {', '.join(devices())}{cure}"
         )
@@ -244,6 +245,11 @@ def processor_nodes(session: Any) -> Counter[str]:
     )
 
 
+def _without_cuda() -> str:
+    """What to do about a package without a GPU's providers."""
+    return onnxruntime_conflict() or "pip uninstall --yes onnxruntime && pip install onnxruntime-gpu"
+
+
 def _accelerator(ort: Any) -> str:
     """The provider that the environment asks for."""
     asked = os.environ.get(VARIABLE) or "cuda"
@@ -251,7 +257,7 @@ def _accelerator(ort: Any) -> str:
     if asked not in known:
         raise UnknownBackendError(f"{VARIABLE} is {asked!r}; allowed: {', '.join(known)}")
     if known[asked] not in ort.get_available_providers():
-        raise UnavailableError(f"onnxruntime {ort.__version__} has no {known[asked]}: pip install onnxruntime-gpu")
+        raise UnavailableError(f"onnxruntime {ort.__version__} has no {known[asked]}: {_without_cuda()}")
     return known[asked]
 
 

@@ -12,10 +12,11 @@ import re
 from pathlib import Path, PurePosixPath
 
 from runtime.bundle.engine_files import EngineFiles, read_engine
-from runtime.bundle.manifest import ANSWERS, MAX_MANIFEST_BYTES, FileRecord, Manifest
+from runtime.bundle.manifest import ANSWERS, MAX_MANIFEST_BYTES, EngineRecord, FileRecord, Manifest
+from runtime.bundle.spec import Precision
 from runtime.common import limits
 from runtime.common.arrays import Array, read_arrays
-from runtime.errors import BundleNotFoundError, InputError, IntegrityError, SchemaError
+from runtime.errors import BundleNotFoundError, InputError, IntegrityError, SchemaError, UnknownBackendError
 
 SUFFIX = ".edgevis"
 MANIFEST = "manifest.json"
@@ -60,6 +61,19 @@ class Bundle:
         """The size of all files of the bundle, the manifest included."""
         listed = sum(record.size_bytes for record in self.manifest.files.values())
         return listed + (self.path / MANIFEST).stat().st_size
+
+    def engines_of(self, precision: Precision | None) -> tuple[EngineRecord, ...]:
+        """The engines of a precision; of all precisions for None.
+
+        Raises:
+            UnknownBackendError: There is none of that precision; the message lists those that there are.
+        """
+        engines = self.manifest.engines
+        fitting = tuple(engine for engine in engines if precision in (None, engine.precision))
+        if precision is not None and not fitting:
+            names = ", ".join(engine.name for engine in engines)
+            raise UnknownBackendError(f"{self.path} has no engine for precision={precision!r}; it has {names}")
+        return fitting
 
     def file(self, name: str) -> Path:
         """The path of a listed file, once its size and SHA-256 have been found right.

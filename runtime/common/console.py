@@ -41,33 +41,35 @@ def report(message: object, *, kind: str = "error") -> None:
         sys.stderr.flush()
 
 
-def add_verbosity(parser: argparse.ArgumentParser, *, quiet: str = "no warnings; errors remain") -> None:
-    """``-v`` and ``-q``, for :func:`log_to_stderr`.
+def add_verbosity(parser: argparse.ArgumentParser, *, progress: bool = False) -> None:
+    """Add ``-v`` and ``-q``, for :func:`log_to_stderr`.
 
     Args:
         parser: The command line's.
-        quiet: What a single ``-q`` does.
+        progress: Whether the command prints what it is doing: the first ``-q`` then leaves that out, and only the
+            second one the warnings. ``arguments.quiet`` is how many there are.
     """
     parser.add_argument(
         "-v", "--verbose", action="count", default=0, help="say also what goes as it should; -vv everything"
     )
+    quiet = "no progress and no table; warnings and errors remain; with -qq only errors" if progress else "no warnings"
     parser.add_argument("-q", "--quiet", action="count", default=0, help=quiet)
+    parser.set_defaults(prints_progress=progress)
 
 
 @contextmanager
-def log_to_stderr(verbose: int = 0, quiet: int = 0) -> Iterator[None]:
-    """Write what the log ``edgevis`` is given to standard error, one line each: warnings and errors.
-
-    A line that was written before is not repeated.
+def log_to_stderr(arguments: argparse.Namespace) -> Iterator[None]:
+    """Write the records of the log ``edgevis`` to standard error, one line each; a repeated line is written once.
 
     Args:
-        verbose: 1 writes what is said for information, too, 2 everything.
-        quiet: 1 writes errors only.
+        arguments: Of a parser with :func:`add_verbosity`. Warnings and errors are written; with ``-v`` also
+            information, with ``-vv`` everything, with ``-q`` errors only.
     """
     log = logging.getLogger("edgevis")
     handler, level = _StandardError(), log.level
     log.addHandler(handler)
-    log.setLevel(logging.WARNING + 10 * (min(quiet, 1) - min(verbose, 2)))
+    quieter = min(max(arguments.quiet - arguments.prints_progress, 0), 1)
+    log.setLevel(logging.WARNING + 10 * (quieter - min(arguments.verbose, 2)))
     try:
         yield
     finally:

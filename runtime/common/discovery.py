@@ -21,6 +21,11 @@ def names_in(package: str) -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")))
 
 
+def module_name(name: str) -> str:
+    """A name as the module of it is called: ``-`` and ``_`` mean the same in all names."""
+    return name.replace("-", "_")
+
+
 def known_names(package: str, group: str) -> tuple[str, ...]:
     """The modules of a package and the entry points of ``group``, sorted."""
     return tuple(sorted({*names_in(package), *(point.name for point in _entry_points(group))}))
@@ -35,11 +40,12 @@ def load_from(
         error: There is none; the message lists the known ones.
     """
     known = names_in(package)
-    if name in known:
-        return importlib.import_module(f"{package}.{name}")
+    module = module_name(name) if isinstance(name, str) else name
+    if module in known:
+        return importlib.import_module(f"{package}.{module}")
     points = () if group is None else _entry_points(group)
     for point in points:
-        if point.name == name:
+        if isinstance(name, str) and module_name(point.name) == module:
             return point.load()
     names = sorted({*known, *(point.name for point in points)})
     raise error(f"there is no {what} {name!r}; known: {', '.join(names)}{hint}")

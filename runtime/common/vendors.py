@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from importlib import metadata
 from typing import Any
 
+from runtime.common.extras import install_command
 from runtime.errors import MissingDependencyError, UnavailableError
 
 VARIABLE = "EDGEVIS_TELEMETRY"
@@ -61,13 +63,28 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
+def onnxruntime_conflict() -> str:
+    """How to mend that both packages of ONNX Runtime are installed; empty where they are not.
+
+    They share one folder, and the one for processors, installed or upgraded last, hides CUDA in the other one.
+    """
+    try:
+        versions = [f"{name} {metadata.version(name)}" for name in ("onnxruntime", "onnxruntime-gpu")]
+    except metadata.PackageNotFoundError:
+        return ""
+    return (
+        f"{' and '.join(versions)} are installed beside each other, and the first can hide CUDA in the second: "
+        "pip uninstall --yes onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+    )
+
+
 def import_openvino() -> Any:
     """The package ``openvino``; MissingDependencyError when it is not installed, UnavailableError when it is broken."""
     silence_telemetry()
     try:
         import openvino
     except ImportError as error:
-        raise MissingDependencyError("openvino is not installed: pip install 'edgevis[openvino]'") from error
+        raise MissingDependencyError(f"openvino is not installed: {install_command('openvino')}") from error
     except Exception as error:  # its telemetry's, such as RuntimeError for a user without a home folder
         raise UnavailableError(f"openvino is installed but cannot be imported: {error}") from error
     return openvino

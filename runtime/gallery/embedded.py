@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from runtime.common.arrays import Array
+from runtime.common.extras import install_command
 from runtime.errors import InputError, UnknownLabelError
 from runtime.gallery.index import IndexInfo
 from runtime.gallery.kernels import KERNELS, best_kernel
@@ -190,7 +191,7 @@ def _check_index(index_from: object) -> None:
     if isinstance(index_from, bool) or not isinstance(index_from, (int, np.integer)) or index_from < 1:
         raise InputError(f"index_from is {index_from!r}; allowed: None or an int >= 1, a number of rows")
     if importlib.util.find_spec("usearch") is None:
-        raise InputError("index_from asks for an index, which needs USearch: pip install 'edgevis[search]'")
+        raise InputError(f"index_from asks for an index, which needs USearch: {install_command('search')}")
 
 
 def _check_lengths(labels: Sequence[str], counts: Array, rows: Array) -> None:

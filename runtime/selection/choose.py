@@ -12,6 +12,7 @@ from runtime import backends
 from runtime.bundle.bundle import GOLDEN, Bundle
 from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.spec import Precision
+from runtime.common.discovery import module_name
 from runtime.errors import (
     BackendError,
     EngineError,
@@ -138,7 +139,7 @@ def _candidates(bundle: Bundle, backend: str, device: str, precision: str | None
     fitting = [
         record
         for record in engines
-        if backend in ("auto", record.backend)
+        if (backend == "auto" or module_name(backend) == module_name(record.backend))
         and device in ("auto", record.device)
         and precision in (None, record.precision)
     ]

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from runtime import backends
-from runtime.backends import Backend, Engine
+from runtime.backends import Backend, BuildsOnDevice, Engine
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.engine_files import EngineFiles, read_engine
 from runtime.bundle.manifest import EngineRecord
@@ -53,6 +53,8 @@ def _open(
     backend = backends.load(record.backend)
     available = backend.devices()
     if record.device not in available:
+        if isinstance(backend, BuildsOnDevice):
+            backend.fingerprint(record.device)  # its error says how to mend it
         raise UnavailableError(f"{record.backend} has no device {record.device!r} here; it has {', '.join(available)}")
     sessions: dict[str, Session] = {}
     try:

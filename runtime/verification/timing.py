@@ -12,6 +12,7 @@ import numpy as np
 
 from runtime import tasks
 from runtime.bundle.bundle import Bundle
+from runtime.bundle.spec import Precision
 from runtime.errors import BackendError, InputError
 from runtime.images.decode import Image
 from runtime.parity.latency import Latency, interleaved
@@ -38,7 +39,14 @@ class Timing:
         return (self.engine, str(self.batch), *(f"{ms:.2f}" for ms in times), f"{self.images_per_second:.0f}")
 
 
-def time_engines(bundle: Bundle, batches: list[int], *, seconds: float, threads: int | None = None) -> list[Timing]:
+def time_engines(
+    bundle: Bundle,
+    batches: list[int],
+    *,
+    seconds: float,
+    threads: int | None = None,
+    precision: Precision | None = None,
+) -> list[Timing]:
     """Time all engines that open here, in turn.
 
     Args:
@@ -46,14 +54,19 @@ def time_engines(bundle: Bundle, batches: list[int], *, seconds: float, threads:
         batches: The batch sizes.
         seconds: The measuring time for each batch size, all engines together.
         threads: CPU threads for each engine.
+        precision: Time only the engines of this precision; None times all.
 
     Raises:
         BackendError: No engine opens.
+        UnknownBackendError: No engine has that precision; the message lists those it has.
     """
     image = example_image()
     timings = []
     with ExitStack() as stack:
-        predictors = {name: stack.enter_context(opened) for name, opened in each_engine(bundle, threads=threads)}
+        predictors = {
+            name: stack.enter_context(opened)
+            for name, opened in each_engine(bundle, threads=threads, precision=precision)
+        }
         if not predictors:
             raise BackendError(f"{bundle.path}: no engine can be opened here")
         for predictor in predictors.values():
@@ -84,9 +97,14 @@ def enroll_example(predictor: Predictor) -> None:
     predictor.enroll("example", image, masks=mask)
 
 
-def each_engine(bundle: Bundle, *, threads: int | None = None) -> Iterator[tuple[str, Predictor]]:
-    """A predictor, for the caller to close, on each engine that opens here; a warning names the others."""
-    for record in bundle.manifest.engines:
+def each_engine(
+    bundle: Bundle, *, threads: int | None = None, precision: Precision | None = None
+) -> Iterator[tuple[str, Predictor]]:
+    """A predictor, for the caller to close, on each engine of a precision that opens here; a warning names the others.
+
+    Without a precision on each engine.
+    """
+    for record in bundle.engines_of(precision):
         try:
             opened = Predictor(
                 bundle.path,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from runtime import tasks
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import EngineRecord, GraphParity
+from runtime.bundle.spec import Precision
 from runtime.common.arrays import Array
 from runtime.errors import (
     BackendError,
@@ -66,7 +67,11 @@ class EngineCheck:
 
 
 def verify_bundle(
-    bundle: Bundle, *, threads: int | None = None, batch_sizes: Sequence[int] = BATCH_SIZES
+    bundle: Bundle,
+    *,
+    precision: Precision | None = None,
+    threads: int | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> list[EngineCheck]:
     """Check all files of a bundle, then run each of its engines on the golden inputs, and from pixel to answer.
 
@@ -74,20 +79,20 @@ def verify_bundle(
 
     Args:
         bundle: The bundle.
+        precision: Check only the engines of this precision; None checks all.
         threads: CPU threads for the engines; None leaves the choice to the vendor.
         batch_sizes: The batch sizes at which the recorded outputs are compared.
 
     Raises:
         IntegrityError: A file is missing or altered.
+        UnknownBackendError: No engine has that precision; the message lists those it has.
     """
+    records = bundle.engines_of(precision)
     bundle.verify_files()
     golden = bundle.golden()
     answers = read_answers(bundle)
     preprocessing = check_preprocessing(bundle, answers)
-    return [
-        _check(bundle, record, golden, answers, preprocessing, threads, batch_sizes)
-        for record in bundle.manifest.engines
-    ]
+    return [_check(bundle, record, golden, answers, preprocessing, threads, batch_sizes) for record in records]
 
 
 def _check(

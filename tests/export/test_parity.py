@@ -15,10 +15,11 @@ from calibration.quantize.graph import quantize
 from export import compilers
 from export.compilers import graph_path
 from export.onnx import onnx_from_module
-from export.parity import check_parity, machine_name
+from export.parity import check_parity
 from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.spec import Graph, Precision, TensorSpec
 from runtime.common.arrays import Array
+from runtime.common.machine import machine_name
 from runtime.errors import CompileError, EngineError, ExportError, ParityError
 from runtime.parity.measure import SHARING_MIN_AGREEMENT, SHARING_MIN_MEAN_COSINE
 

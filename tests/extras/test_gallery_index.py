@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def always_used(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = index_module.measured
 
     def used(*arguments: object) -> object:
-        return index_module.replace(measured(*arguments), used=True)  # type: ignore[arg-type]
+        return replace(measured(*arguments), used=True)  # type: ignore[arg-type]
 
     monkeypatch.setattr("runtime.gallery.indexing.measured", used)
 

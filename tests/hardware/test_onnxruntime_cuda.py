@@ -21,7 +21,7 @@ from logs import logged_warnings
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 NAMES_NODES = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")  # since 1.24
-ON_PROCESSOR = [("CPUExecutionProvider", {})]
+ON_PROCESSOR: list[tuple[str, dict[str, str]]] = [("CPUExecutionProvider", {})]
 
 
 @pytest.fixture

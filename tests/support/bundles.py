@@ -309,7 +309,8 @@ def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> npt.NDArray[
     coarse = random.integers(0, 256, (4, 3, 3)).astype(np.uint8)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR).reshape(height, width, 3)
     noise = random.integers(0, 8, smooth.shape)
-    return np.clip(smooth.astype(np.int64) + noise, 0, 255).astype(np.uint8)
+    image: npt.NDArray[np.uint8] = np.clip(smooth.astype(np.int64) + noise, 0, 255).astype(np.uint8)
+    return image
 
 
 @functools.cache
@@ -324,7 +325,8 @@ def textured(seed: int, height: int, width: int) -> npt.NDArray[np.uint8]:
         points = corners + random.normal(0, size, (int(random.integers(3, 6)), 2))
         cv2.fillPoly(large, [points.astype(np.int32)], random.integers(0, 256, 3).tolist())
     small = cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA)
-    return np.clip(small + random.normal(0, 3, small.shape), 0, 255).astype(np.uint8)
+    image: npt.NDArray[np.uint8] = np.clip(small + random.normal(0, 3, small.shape), 0, 255).astype(np.uint8)
+    return image
 
 
 @contextmanager
@@ -424,7 +426,8 @@ def json_paths(data: Any, prefix: tuple[str | int, ...] = ()) -> Iterator[tuple[
 
 def _tensor(images: Sequence[Array], spec: Preprocess) -> Array:
     pixels = np.stack([image[..., ::-1] if spec.color == "RGB" else image for image in images]).astype(np.float64)
-    return ((pixels * spec.scale - np.array(spec.mean)) / np.array(spec.std)).transpose(0, 3, 1, 2)
+    rows: Array = ((pixels * spec.scale - np.array(spec.mean)) / np.array(spec.std)).transpose(0, 3, 1, 2)
+    return rows
 
 
 def _record(engine: TinyEngine, graph: str, file: str) -> EngineRecord:

@@ -180,6 +180,9 @@ def _require_nothing(parser: argparse.ArgumentParser) -> None:
         action.required = False
         if isinstance(action.choices, Mapping):  # the parsers of verbs
             for verb in action.choices.values():
+                if (complete := getattr(verb, "complete", None)) is not None:  # its arguments come when it is chosen
+                    verb.complete = None
+                    complete(verb)
                 _require_nothing(verb)
 
 

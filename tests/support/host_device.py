@@ -12,6 +12,7 @@ import ctypes
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ class HostStream:
             raise AssertionError("a copy between host and device was expected")
         self._device.copied.append("upload" if target.host is None else "download")
         to, of, size = _pointer(target), _pointer(source), source.size_bytes
-        self._device.do(lambda: ctypes.memmove(to, of, size) and None)
+        self._device.do(partial(_move, to, of, size))
 
     def capture(self, work: Callable[[], None]) -> HostGraph:
         if not self._device.capturable:
@@ -192,3 +193,7 @@ class MatchContext:
 
 def _pointer(memory: Memory) -> int:
     return memory.address if memory.host is None else int(memory.host.ctypes.data)
+
+
+def _move(to: int, of: int, size_bytes: int) -> None:
+    ctypes.memmove(to, of, size_bytes)

@@ -117,7 +117,7 @@ def onnx_of(graph: Graph, nodes: list[tuple[str, list[str], str]], *, axis: int 
             attributes = {"keepdims": int(output == "distance")}
             if output == "count":
                 inputs = [inputs[0], "places"]
-        made.append(helper.make_node(operator, inputs, [output], **attributes))
+        made.append(helper.make_node(operator, inputs, [output], None, None, None, None, **attributes))
     used = {name for _, inputs, _ in nodes for name in inputs}
     model = helper.make_model(
         helper.make_graph(

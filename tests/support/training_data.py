@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 
 def write_classes(folder: Path, *, classes: int = 8, images: int = 12, side: int = 40) -> Path:
@@ -58,12 +60,12 @@ def write_masks(folder: Path, *, images: int = 12, classes: int = 1, side: int =
     return folder
 
 
-def _write(path: Path, image: np.ndarray) -> None:  # type: ignore[type-arg]
+def _write(path: Path, image: npt.NDArray[np.uint8]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), image)
 
 
-def _table(path: Path, rows: list[dict[str, object]]) -> None:
+def _table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -5,19 +5,18 @@ from __future__ import annotations
 import importlib
 from typing import Any, Literal
 
+from runtime.common.extras import install_command
 from runtime.errors import MissingDependencyError
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 
-# Which modules a flavour may be installed as, the usual one first, and what installs it.
+# Which modules a flavour may be installed as, the usual one first.
 _MODULES: dict[Flavour, tuple[str, ...]] = {
     "tensorrt": ("tensorrt",),
     "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
-_INSTALL: dict[Flavour, str] = {
-    "tensorrt": "TensorRT is not installed: pip install 'edgevis[tensorrt]'; on a Jetson it comes with JetPack",
-    "tensorrt_rtx": "TensorRT-RTX is not installed: pip install 'edgevis[tensorrt-rtx]'",
-}
+_NAMES: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+_ELSEWHERE: dict[Flavour, str] = {"tensorrt": "; on a Jetson it comes with JetPack", "tensorrt_rtx": ""}
 
 
 def load(flavour: Flavour) -> Any:
@@ -33,8 +32,10 @@ def load(flavour: Flavour) -> Any:
         except ModuleNotFoundError as error:
             failed = failed or error
         except (ImportError, OSError, FileNotFoundError) as error:  # its own libraries are missing or do not fit
-            raise MissingDependencyError(f"{_INSTALL[flavour]} ({name} is there and does not load: {error})") from error
-    raise MissingDependencyError(_INSTALL[flavour]) from failed
+            raise MissingDependencyError(
+                f"{_not_installed(flavour)} ({name} is there and does not load: {error})"
+            ) from error
+    raise MissingDependencyError(_not_installed(flavour)) from failed
 
 
 def version(flavour: Flavour) -> str:
@@ -64,3 +65,8 @@ def logger(trt: Any) -> Any:
                 self.errors.append(message)
 
     return Logger()
+
+
+def _not_installed(flavour: Flavour) -> str:
+    extra = flavour.replace("_", "-")
+    return f"{_NAMES[flavour]} is not installed: {install_command(extra)}{_ELSEWHERE[flavour]}"

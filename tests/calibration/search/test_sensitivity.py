@@ -16,7 +16,7 @@ from calibration.quantize import graph as quantization
 from calibration.quantize.config import QuantizationConfig
 from calibration.quantize.graph import Ranges, measure_ranges
 from calibration.quantize.qdq import with_qdq
-from calibration.quantize.rules import prepare
+from calibration.quantize.rules import Prepared, prepare
 from calibration.search.search import search
 from calibration.search.sensitivity import LayerSensitivity, measure_sensitivity
 from edgevis import models
@@ -144,7 +144,7 @@ def test_a_ruined_layer_goes_back_to_float(folder: Path, tmp_path: Path, monkeyp
     """Through the whole build: a layer whose range is wrong is found, put back, and the manifest says so."""
     measure = quantization.measure_ranges
 
-    def wrong(prepared: quantization.Prepared, *rest: object) -> Ranges:
+    def wrong(prepared: Prepared, *rest: object) -> Ranges:
         ranges = measure(prepared, *rest)  # type: ignore[arg-type]
         node = next(node for node in prepared.model.graph.node if node.name == prepared.layers[1].name)
         return Ranges({**ranges.amax, node.input[0]: ranges.amax[node.input[0]] / 100}, ranges.bias_correction)

@@ -51,7 +51,7 @@ def test_class_folders(tmp_path: Path) -> None:
     assert data.labels == ("cat",) * 3 + ("dog",) * 3
     image, target = data[5]
     assert (image.shape, int(image[0, 0, 0]), target) == ((6, 8, 3), 20, 1)
-    assert [target for _, target in data] == [0, 0, 0, 1, 1, 1]
+    assert [target for _, target in data] == [0, 0, 0, 1, 1, 1]  # type: ignore[attr-defined]  # by its __getitem__
 
 
 def test_folders_in_folders_give_the_whole_path_from_where_they_differ(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -261,6 +262,6 @@ def test_what_is_no_mask_and_no_box_is_refused(found: object, boxes: object, mes
 def test_numbers_that_differ_are_refused() -> None:
     mask = np.zeros((2, 2), bool)
     for sizes in ((1, 2, 1), (0, 0, 0)):
-        arguments = [mask] * sizes[0], [[]] * sizes[1], ["a"] * sizes[2]
+        arguments: tuple[list[Any], ...] = [mask] * sizes[0], [[]] * sizes[1], ["a"] * sizes[2]
         with pytest.raises(InputError, match=f"{sizes[0]} predictions, boxes of {sizes[1]} images"):
             box_fit_per_volume(*arguments)

@@ -148,7 +148,7 @@ def test_shots_are_independent_and_training_pairs_rows() -> None:
         one_shot = model.query(image[1:], *(tensor[:1] for tensor in supports))
         rows = model(image, support_image, mask)
         attend = supports[3].flip(0)
-        other_mask = model.query(image[:1], *(tensor[:1] for tensor in supports[:3]), attend[:1])
+        other_mask = model.query(image[:1], *(tensor[:1] for tensor in supports[:3]), attend[:1])  # type: ignore[call-arg]
     assert logits.shape == (2, 2, 2, 66, 66)
     torch.testing.assert_close(one_shot[0, 0], logits[1, 0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(rows, torch.stack((logits[0, 0], logits[1, 1])), rtol=1e-4, atol=1e-5)

@@ -113,9 +113,9 @@ def test_gradients_are_those_of_finite_differences() -> None:
         return torch.randn(shape, generator=random, dtype=torch.float64).requires_grad_()
 
     attended = (draw(2, 16, 3, 2), draw(2, 16, 4, 3), draw(3, 16), draw(16, 3))
-    assert torch.autograd.gradcheck(lambda *tensors: cross_attention(*tensors, 0.1), attended)
+    assert torch.autograd.gradcheck(lambda *tensors: cross_attention(*tensors, 0.1), attended)  # type: ignore[call-arg]
     mask = (torch.rand((2, 33, 33), generator=random) > 0.4).double()
-    assert torch.autograd.gradcheck(lambda *maps: hybrid_mask(*maps, mask), (draw(2, 3, 5, 5), draw(2, 3, 5, 5)))
+    assert torch.autograd.gradcheck(lambda *maps: hybrid_mask(*maps, mask), (draw(2, 3, 5, 5), draw(2, 3, 5, 5)))  # type: ignore[call-arg]
 
 
 def test_operators_are_sound_for_pytorch(model: Both) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,10 +163,13 @@ def test_a_tracker_scores_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> N
 
     searched: list[int] = []
     search = BestScores._search
+
+    def counted_search(self: Any, state: Any, probes: Any) -> Any:
+        searched.append(len(probes))
+        return search(self, state, probes)
+
     monkeypatch.setattr(BestScores, "_keep", counted)
-    monkeypatch.setattr(
-        BestScores, "_search", lambda self, state, probes: searched.append(len(probes)) or search(self, state, probes)
-    )
+    monkeypatch.setattr(BestScores, "_search", counted_search)
     gallery.add("new", unit(random, 2))
     tracker.update()
     assert sum(scored) == 50 * 2

@@ -296,7 +296,7 @@ def test_an_image_file(tmp_path: Path) -> None:
 
 def test_any_iterable_is_read_as_it_comes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.png", IMAGE)
-    taken = []
+    taken: list[int] = []
 
     def endless() -> Iterator[Any]:
         while True:

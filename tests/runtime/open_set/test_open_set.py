@@ -86,7 +86,7 @@ def test_a_hundred_strangers_set_the_rate(rate: float, law: str) -> None:
         "beta": lambda size: random.beta(2, 5, size),
     }[law]
     others = draw(200_000)
-    realised = [float((others >= threshold_at(draw(100), rate)).mean()) for _ in range(300)]
+    realised = [float(np.mean(others >= threshold_at(draw(100), rate))) for _ in range(300)]
     # Four deviations of the mean: a single one has that of the k-th of 100, about sqrt(rate / 100).
     assert abs(np.mean(realised) - rate) < 4 * np.sqrt(rate / 100 / 300)
 

@@ -17,7 +17,8 @@ from runtime.errors import (
     UnavailableError,
     UnknownBackendError,
 )
-from runtime.predictor import Info, Predictor
+from runtime.predictor import Predictor
+from runtime.selection.info import Info
 
 from bundles import ORT, Tiny, TinyEngine, edited_manifest, expected_rows, picture, replace_file, write_tiny_bundle
 from logs import WATCH, logged_warnings
