@@ -66,7 +66,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class VariantRow:
     """One figure of one variant.
 
     Attributes:
@@ -217,7 +217,7 @@ def _train(variant: Variant, comparison: Comparison, arguments: argparse.Namespa
     train(request, ConsoleProgress(sys.stderr, quiet=False))
 
 
-def _rows(comparison: Comparison, output: Path) -> list[Row]:
+def _rows(comparison: Comparison, output: Path) -> list[VariantRow]:
     first = _read(output / comparison.variants[0].name / SAMPLES)
     rows = []
     for number, variant in enumerate(comparison.variants):
@@ -226,7 +226,7 @@ def _rows(comparison: Comparison, output: Path) -> list[Row]:
         for name, figure in found["evaluation"]["figures"].items():
             by, width = difference(samples[name], first[name]) if number else (None, None)
             rows.append(
-                Row(
+                VariantRow(
                     variant.name,
                     parameters,
                     name,
@@ -245,7 +245,7 @@ def _read(path: Path) -> Any:
     return parse_json(path.read_bytes())
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: VariantRow) -> tuple[str, ...]:
     return (
         row.variant,
         f"{row.parameters:,}",

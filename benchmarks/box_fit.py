@@ -25,7 +25,7 @@ from edgevis.training.progress import ConsoleProgress
 
 
 @dataclass(frozen=True, slots=True)
-class Epoch:
+class EpochFigures:
     """One epoch of the training.
 
     Attributes:
@@ -42,7 +42,7 @@ class Epoch:
 
 def measured(
     data: Path, *, values: Mapping[str, Any], options: Mapping[str, int | str], seed: int = 0, quiet: bool = False
-) -> list[Epoch]:
+) -> list[EpochFigures]:
     """Train and measure.
 
     Args:
@@ -73,7 +73,7 @@ def measured(
         training_task(data, recipe.with_values(changed), deployment, options=options, seed=seed)
         for changed in ({}, {"supervision": "masks"})  # the same images are set aside
     )
-    epochs: list[Epoch] = []
+    epochs: list[EpochFigures] = []
 
     class Witness(ConsoleProgress):
         """Measures what no training from boxes may see."""
@@ -83,7 +83,7 @@ def measured(
             if found is None:
                 raise InputError(f"no image of {data} is set aside; allowed: held_out above 0, and more images")
             dice = found.figures["Dice"].value
-            epochs.append(Epoch(int(row["epoch"]), row["validation box fit"], dice))
+            epochs.append(EpochFigures(int(row["epoch"]), row["validation box fit"], dice))
             super().epoch({**row, "Dice": dice}, epochs_, seconds)
 
     with tempfile.TemporaryDirectory() as output:
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def _title(first: Epoch) -> str:
+def _title(first: EpochFigures) -> str:
     if first.correlation is None:
         return "no rank correlation: one of both is the same in all epochs"
     return f"Spearman's rank correlation of box fit and Dice: {first.correlation:.3f}"

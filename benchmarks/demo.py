@@ -19,7 +19,7 @@ from typing import cast
 import cv2
 import numpy as np
 
-from benchmarks.video_scenes import FixedCamera, OtherCamera, PhotoPan, Scene, View
+from benchmarks.video_scenes import FixedCamera, OtherCamera, PhotoPan, VideoScene, View
 from edgevis import EdgevisError, Identification, Predictor, SourceError
 from runtime.bundle.bundle import Bundle
 from runtime.common.json_data import to_json
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(bundle: str, timed: Sequence[str], video: Path | None, output: Path, *, seconds: float) -> None:
     """Enrol, watch, draw, time; see the module."""
-    scene: Scene = PhotoPan() if video is None else FixedCamera(video)
+    scene: VideoScene = PhotoPan() if video is None else FixedCamera(video)
     output.mkdir(parents=True, exist_ok=True)
     print(f"\nScene: {scene.name}")
     with Predictor(bundle) as predictor:
@@ -97,7 +97,7 @@ def run(bundle: str, timed: Sequence[str], video: Path | None, output: Path, *, 
     print(f"\nWritten: {', '.join(sorted(str(path) for path in output.iterdir() if path.is_file()))}")
 
 
-def _watch(predictor: Predictor, scene: Scene, path: Path) -> Watch:
+def _watch(predictor: Predictor, scene: VideoScene, path: Path) -> Watch:
     watch = Watch()
     writer: cv2.VideoWriter | None = None
     start = time.monotonic()

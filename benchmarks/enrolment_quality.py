@@ -40,7 +40,7 @@ _BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class QualityRow:
     """What was measured with one way of enrolling; means over draws, with the half widths of their 95 % intervals.
 
     Attributes:
@@ -146,7 +146,7 @@ def read_data(path: Path, limit: int) -> Data:
     return Data([files.image(item[0]) for item in kept], labels, first, ~first if cameras else every)
 
 
-def measure(predictor: Predictor, name: str, data: Data, protocol: Protocol) -> Iterator[Row]:
+def measure(predictor: Predictor, name: str, data: Data, protocol: Protocol) -> Iterator[QualityRow]:
     """One row for each damage and way of enrolling.
 
     Raises:
@@ -181,7 +181,7 @@ def measure(predictor: Predictor, name: str, data: Data, protocol: Protocol) -> 
         for enrolled, found in values.items():
             columns = np.array(found, np.float64).T
             measured = [part for column in columns[2:] for part in (float(column.mean()), half_width(column))]
-            yield Row(name, damage, enrolled, float(columns[0].mean()), float(columns[1].mean()), *measured)
+            yield QualityRow(name, damage, enrolled, float(columns[0].mean()), float(columns[1].mean()), *measured)
 
 
 def pass_gate(predictor: Predictor, label: str, images: Sequence[Image]) -> list[int]:
@@ -324,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def _measure(arguments: argparse.Namespace) -> Iterator[Row]:
+def _measure(arguments: argparse.Namespace) -> Iterator[QualityRow]:
     protocol = Protocol(
         arguments.shots, arguments.damaged, arguments.known, arguments.fpir, arguments.draws, arguments.seed
     )
@@ -333,7 +333,7 @@ def _measure(arguments: argparse.Namespace) -> Iterator[Row]:
             yield from measure(predictor, path.name, read_data(path, arguments.limit), protocol)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: QualityRow) -> tuple[str, ...]:
     return (
         row.data,
         row.damage,

@@ -37,7 +37,7 @@ HARMFUL = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FaultRow:
     """One fault.
 
     Attributes:
@@ -73,7 +73,7 @@ class Alarm:
     Attributes:
         threads: CPU threads of the engine.
         batch_sizes: What ``verify`` ran at.
-        build, verify: As in :class:`Row`; anything but empty is a false alarm.
+        build, verify: As in :class:`FaultRow`; anything but empty is a false alarm.
     """
 
     model: str
@@ -84,7 +84,7 @@ class Alarm:
     verify: str
 
 
-def plant(subjects: Sequence[str], count: int, data: Path | None, folder: Path) -> Iterator[Row]:
+def plant(subjects: Sequence[str], count: int, data: Path | None, folder: Path) -> Iterator[FaultRow]:
     """Plant about ``count`` faults, the same number into each engine of each subject, and judge each."""
     engines = sum(len(SUBJECTS[name].engines) for name in subjects)
     each = -(-count // engines)
@@ -100,7 +100,7 @@ def plant(subjects: Sequence[str], count: int, data: Path | None, folder: Path) 
                 yield _judged(subject, record, fault, right, number)
 
 
-def _judged(subject: Subject, record: EngineRecord, fault: Fault, right: tuple[float, ...], number: int) -> Row:
+def _judged(subject: Subject, record: EngineRecord, fault: Fault, right: tuple[float, ...], number: int) -> FaultRow:
     graphs = dict(subject.graphs(record))
     graphs[fault.graph] = planted(graphs[fault.graph], fault, seed=number)
     with tempfile.TemporaryDirectory(dir=subject.folder.parent) as name:
@@ -108,7 +108,7 @@ def _judged(subject: Subject, record: EngineRecord, fault: Fault, right: tuple[f
         try:
             wrong = subject.compiled(record, graphs, work)
         except EdgevisError as error:  # a compiler that refuses the graph has caught it
-            return Row(subject.name, record.name, fault, _short(error), _short(error), 0.0, subject.measure)
+            return FaultRow(subject.name, record.name, fault, _short(error), _short(error), 0.0, subject.measure)
         build = subject.build(wrong, work)
         verify = subject.verify(wrong, work)
         try:
@@ -116,7 +116,7 @@ def _judged(subject: Subject, record: EngineRecord, fault: Fault, right: tuple[f
             harm = 100 * max(before - after for before, after in zip(right, score, strict=True))
         except EdgevisError:  # NaN: the runtime refuses it
             harm = 100.0
-    return Row(subject.name, record.name, fault, build, verify, round(harm, 2), subject.measure)
+    return FaultRow(subject.name, record.name, fault, build, verify, round(harm, 2), subject.measure)
 
 
 def alarms(subjects: Sequence[str], count: int, folder: Path) -> Iterator[Alarm]:
@@ -133,7 +133,7 @@ def alarms(subjects: Sequence[str], count: int, folder: Path) -> Iterator[Alarm]
         yield Alarm(subject.name, record.name, threads, sizes, build, verify)
 
 
-def summary(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def summary(rows: Sequence[FaultRow]) -> list[tuple[str, ...]]:
     """For each engine: faults, harmful ones, and how many of these the build and ``verify`` caught."""
     table = []
     for key in dict.fromkeys((row.model, row.engine) for row in rows):
@@ -142,7 +142,7 @@ def summary(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return [*table, ("all", "", *_counts(rows))]
 
 
-def _counts(rows: Sequence[Row]) -> tuple[str, ...]:
+def _counts(rows: Sequence[FaultRow]) -> tuple[str, ...]:
     harmful = [row for row in rows if row.harm > HARMFUL]
     harmless = [row for row in rows if row.harm <= HARMFUL]
     return (

@@ -67,7 +67,7 @@ print(time.perf_counter() - start, held() - before)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SearchRow:
     """One engine at one size; medians, None where the engine has no such verb.
 
     Attributes:
@@ -136,7 +136,8 @@ def people(count: int, dimension: int, *, seed: int = 0) -> tuple[Array, Array]:
 def contenders(rows: Array, *, indexes: bool) -> dict[str, Callable[[], Any]]:
     """What makes each engine that is installed; the gallery first, an index only where it is asked for."""
     made: dict[str, Callable[[], Any]] = {
-        f"edgevis ({kernel or 'no kernel'})": partial(engines.Gallery, rows, kernel) for kernel in engines.galleries()
+        f"edgevis ({kernel or 'no kernel'})": partial(engines.EdgevisGallery, rows, kernel)
+        for kernel in engines.galleries()
     }
     made["NumPy"] = partial(engines.Numpy, rows)
     if engines.has("faiss"):
@@ -156,7 +157,7 @@ def contenders(rows: Array, *, indexes: bool) -> dict[str, Callable[[], Any]]:
 
 def measure(
     sizes: Sequence[int], *, dimension: int, batch: int, seconds: float, indexes: bool, memory: bool
-) -> Iterator[Row]:
+) -> Iterator[SearchRow]:
     """Each engine at each size."""
     for size in sizes:
         rows, queries = people(size, dimension)
@@ -164,7 +165,9 @@ def measure(
             yield from _at(rows, queries, batch, seconds, indexes, Path(folder) if memory else None)
 
 
-def _at(rows: Array, queries: Array, batch: int, seconds: float, indexes: bool, folder: Path | None) -> Iterator[Row]:
+def _at(
+    rows: Array, queries: Array, batch: int, seconds: float, indexes: bool, folder: Path | None
+) -> Iterator[SearchRow]:
     truth = np.argsort(-(queries.astype(np.float64) @ rows.T), axis=1, kind="stable")[:, :_TOP_K]
     opened = {name: make() for name, make in contenders(rows, indexes=indexes).items()}
     recalls = {name: _widened(engine, queries, truth) for name, engine in opened.items()}
@@ -179,7 +182,7 @@ def _at(rows: Array, queries: Array, batch: int, seconds: float, indexes: bool, 
         engine = opened.get(name)
         add, remove, both = _edits(engine, rows, queries) if hasattr(engine, "add") else (None, None, None)
         load, held = _loaded(name, engine, rows, folder) if folder and hasattr(engine, "save") else (None, None)
-        yield Row(
+        yield SearchRow(
             rows=len(rows),
             dimension=rows.shape[1],
             engine=name,
@@ -271,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         ),
         headers=[header.format(batch=arguments.batch) for header in HEADERS],
-        cells=Row.cells,
+        cells=SearchRow.cells,
         as_json=arguments.json,
     )
 

@@ -22,7 +22,7 @@ from runtime.gallery.rows import RowsByLabel
 _ENCODER = EnrolmentEncoder("0" * 64, "benchmark", "none", shares_enrolments=True)
 
 
-class Engine(Protocol):
+class SearchEngine(Protocol):
     """One way to hold and to search rows. Most also ``add(number, row)``, ``remove(number)`` and ``save(path)``; an
     index can ``widen(width)`` its search, False when it has none to widen.
     """
@@ -34,7 +34,7 @@ class Engine(Protocol):
         ...
 
 
-class Gallery:
+class EdgevisGallery:
     """Ours, with a label for each row."""
 
     exact = True
@@ -59,13 +59,13 @@ class Gallery:
         save_enrolment(path, Enrolment(_ENCODER, self._gallery.contents(), None))
 
     @classmethod
-    def load(cls, path: Path, kernel: str | None, dimension: int) -> Gallery:
+    def load(cls, path: Path, kernel: str | None, dimension: int) -> EdgevisGallery:
         made = cls(np.empty((0, dimension), np.float32), kernel)
         made._gallery.replace(load_enrolment(path).rows)
         return made
 
 
-class IndexedGallery(Gallery):
+class IndexedGallery(EdgevisGallery):
     """Ours with its approximate index, which is made before this returns."""
 
     exact = False
@@ -76,7 +76,7 @@ class IndexedGallery(Gallery):
         self._gallery.wait_for_index()
 
     @classmethod
-    def load(cls, path: Path, kernel: str | None, dimension: int) -> Gallery:
+    def load(cls, path: Path, kernel: str | None, dimension: int) -> EdgevisGallery:
         made = super().load(path, kernel, dimension)
         made._gallery.wait_for_index()
         return made
@@ -214,7 +214,7 @@ def load(name: str, path: Path, dimension: int) -> Any:
         return IndexedGallery.load(path, None, dimension)
     if name.startswith("edgevis"):
         kernel = next((kernel for kernel in KERNELS if kernel in name), None)
-        return Gallery.load(path, kernel, dimension)
+        return EdgevisGallery.load(path, kernel, dimension)
     if "FAISS" in name:
         import faiss
 

@@ -37,7 +37,7 @@ HEADERS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PredictorRow:
     """Medians over the runs.
 
     Attributes:
@@ -65,7 +65,7 @@ class Row:
         return (self.bundle, str(self.labels), *(f"{value:.2f}" for value in times))
 
 
-def measure(bundle: Path, labels: int, runs: int, threads: int) -> Row:
+def measure(bundle: Path, labels: int, runs: int, threads: int) -> PredictorRow:
     """Fill a predictor's gallery, and change it.
 
     Raises:
@@ -94,7 +94,7 @@ def measure(bundle: Path, labels: int, runs: int, threads: int) -> Row:
             ]
             times.append([_seconds(call) for call in calls])
         embed, enrol, first, further = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
-        return Row(bundle.name, labels, load_s, embed, enrol, first, further, enrol + first - 2 * embed)
+        return PredictorRow(bundle.name, labels, load_s, embed, enrol, first, further, enrol + first - 2 * embed)
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return report(
         lambda: [measure(arguments.bundle, arguments.labels, arguments.runs, arguments.threads)],
         headers=HEADERS,
-        cells=Row.cells,
+        cells=PredictorRow.cells,
         as_json=arguments.json,
     )
 

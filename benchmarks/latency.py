@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import torch
 
 from benchmarks import cold_start
 from benchmarks.latency_chart import draw
+from benchmarks.latency_row import EAGER, HEADERS, LatencyRow
 from edgevis import EdgevisError, ExportError, InputError, Predictor, models
 from runtime.bundle.bundle import SUFFIX, Bundle
 from runtime.bundle.manifest import EngineRecord, Manifest
@@ -30,83 +30,13 @@ from runtime.common.arrays import Array
 from runtime.common.command import run_command
 from runtime.common.files import atomic_write
 from runtime.common.json_data import to_json
-from runtime.common.text import markdown_table, size_text, text_table
+from runtime.common.text import markdown_table, text_table
 from runtime.errors import BackendError
 from runtime.images.preprocess import Preprocessor
 from runtime.parity.latency import interleaved
 from runtime.sessions.open import open_sessions
 from runtime.sessions.session import Session
 from runtime.verification.timing import batch_sizes, enroll_example, example_image
-
-EAGER = "PyTorch eager"
-HEADERS = (
-    "model",
-    "engine",
-    "batch",
-    "p50 ms",
-    "p90 ms",
-    "p99 ms",
-    "images/s",
-    "engine alone ms",
-    "× eager",
-    "Predictor × eager",
-    "pre / engine / post",
-    "cold start s",
-    "peak memory",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One engine at one batch size.
-
-    Attributes:
-        model: The model's name.
-        engine: ``backend-precision``, or :data:`EAGER`.
-        batch: Images in one call.
-        p50_ms, p90_ms, p99_ms: Quantiles of one call of ``Predictor.predict``; of PyTorch, of its forward.
-        rounds: How many calls.
-        images_per_second: Of ``Predictor.predict``, at the median.
-        engine_p50_ms: The engine on a tensor that is ready.
-        times_eager: How many times faster the engine is than PyTorch's forward, by the medians.
-        predictor_times_eager: How many times faster ``Predictor.predict`` is than PyTorch's forward.
-        shares: What of a prediction is preprocessing, engine and postprocessing, 0..1; None for PyTorch.
-        cold_start_s: From a fresh interpreter to the first result, the median over processes.
-        peak_memory_bytes: The most that such a process held, batch 1.
-        threads: PyTorch's, and each engine's unless it was told otherwise.
-    """
-
-    model: str
-    engine: str
-    batch: int
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    rounds: int
-    images_per_second: float
-    engine_p50_ms: float
-    times_eager: float
-    predictor_times_eager: float
-    shares: tuple[float, float, float] | None
-    cold_start_s: float
-    peak_memory_bytes: int
-    threads: int
-
-    def cells(self) -> tuple[str, ...]:
-        """Under :data:`HEADERS`."""
-        return (
-            self.model,
-            self.engine,
-            str(self.batch),
-            *(f"{ms:.2f}" for ms in (self.p50_ms, self.p90_ms, self.p99_ms)),
-            f"{self.images_per_second:.1f}",
-            f"{self.engine_p50_ms:.2f}",
-            f"{self.times_eager:.2f}",
-            f"{self.predictor_times_eager:.2f}",
-            "–" if self.shares is None else " / ".join(f"{share:.0%}" for share in self.shares),
-            f"{self.cold_start_s:.2f}",
-            size_text(self.peak_memory_bytes),
-        )
 
 
 class _Timed:
@@ -135,7 +65,7 @@ def measure(
     seconds: float,
     threads: int | None,
     starts: int,
-) -> Iterator[Row]:
+) -> Iterator[LatencyRow]:
     """PyTorch and each engine of the bundle that ``keep`` takes and that opens here, at each batch size.
 
     Raises:
@@ -182,7 +112,7 @@ def measure(
             for name in (EAGER, *opened):
                 alone = found[EAGER if name == EAGER else f"{name} alone"].p50_ms
                 whole = found[name]
-                yield Row(
+                yield LatencyRow(
                     model=manifest.model,
                     engine=name,
                     batch=batch,
@@ -231,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(arguments: argparse.Namespace) -> Iterator[Row]:
+def _measure(arguments: argparse.Namespace) -> Iterator[LatencyRow]:
     batches = batch_sizes(arguments.batch)
     backends, precisions = (set(text.split(",")) if text else None for text in (arguments.backend, arguments.precision))
     if arguments.threads is not None:
@@ -292,7 +222,7 @@ def _forward(module: torch.nn.Module, graph: str, tensor: Array, shots: Mapping[
     return run
 
 
-def _save(folder: Path, found: Sequence[Row]) -> None:
+def _save(folder: Path, found: Sequence[LatencyRow]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (
         ("latency.md", f"{markdown_table(HEADERS, [row.cells() for row in found])}\n".encode()),

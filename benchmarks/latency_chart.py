@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from benchmarks.latency_row import LatencyRow
 from edgevis import MissingDependencyError
-
-if TYPE_CHECKING:
-    from benchmarks.latency import Row
 
 _STAGES = (("preprocessing", "#8fb8de"), ("engine", "#2b6ca3"), ("postprocessing", "#f2a65a"))
 _EAGER_COLOR = "#9a9a9a"
 
 
-def draw(rows: Sequence[Row]) -> bytes:
+def draw(rows: Sequence[LatencyRow]) -> bytes:
     """An SVG: one panel for each model and batch size, one bar for each engine, its stages in colours.
 
     Raises:
@@ -26,7 +23,7 @@ def draw(rows: Sequence[Row]) -> bytes:
         from matplotlib.patches import Patch
     except ImportError as error:
         raise MissingDependencyError("the chart needs Matplotlib: pip install matplotlib") from error
-    panels: dict[tuple[str, int], list[Row]] = {}
+    panels: dict[tuple[str, int], list[LatencyRow]] = {}
     for row in rows:
         panels.setdefault((row.model, row.batch), []).append(row)
     heights = [len(group) + 1.5 for group in panels.values()]

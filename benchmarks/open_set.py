@@ -42,7 +42,7 @@ _OWN: dict[str, Scoring] = {"reid": "nearest", "classify": "prototype"}
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class OpenSetRow:
     """What came of one rate that was asked, over many enrolments.
 
     Attributes:
@@ -90,7 +90,7 @@ class Scored:
         return self.at(float(np.nextafter(ordered[allowed], np.inf)))
 
 
-class Measured:
+class SceneEvaluation:
     """Open-set identification of one scene by one engine.
 
     Args:
@@ -147,8 +147,8 @@ def thresholds(open_set: OpenSet) -> list[float]:
 
 
 def measure(
-    measured: Measured, *, data: str, engine: str, labels: int, images: int, enrolments: int, seed: int
-) -> tuple[list[Row], list[Curve]]:
+    measured: SceneEvaluation, *, data: str, engine: str, labels: int, images: int, enrolments: int, seed: int
+) -> tuple[list[OpenSetRow], list[Curve]]:
     """All rows of one scene and engine, and the curves of raw and of given scores."""
     chosen_all = list(selections(measured.raw, labels=labels, images=images, count=enrolments, seed=seed))
     if not chosen_all:
@@ -169,14 +169,14 @@ def measure(
             for rate, pair in zip(RATES, pairs, strict=True):
                 found.setdefault((method, rate), []).append(pair)
     rows = [
-        Row(data, engine, method, labels, images, len(pairs), rate, *_summary(pairs))
+        OpenSetRow(data, engine, method, labels, images, len(pairs), rate, *_summary(pairs))
         for (method, rate), pairs in found.items()
     ]
     curves = [Curve(data, engine, name, _det(items)) for name, items in scores.items()]
     return rows, curves
 
 
-def _calibrated(measured: Measured, chosen: Selection, seed: int) -> dict[str, list[tuple[float, float]]]:
+def _calibrated(measured: SceneEvaluation, chosen: Selection, seed: int) -> dict[str, list[tuple[float, float]]]:
     """Half of the strangers' labels calibrate, the others ask."""
     random = np.random.default_rng(seed)
     owners = measured.raw.labels[chosen.strangers]
@@ -266,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _measure(arguments: argparse.Namespace, curves: list[Curve]) -> Iterator[Row]:
+def _measure(arguments: argparse.Namespace, curves: list[Curve]) -> Iterator[OpenSetRow]:
     bundle = Bundle(arguments.bundle)
     task = bundle.manifest.deployment.task
     if task not in _OWN:
@@ -277,7 +277,7 @@ def _measure(arguments: argparse.Namespace, curves: list[Curve]) -> Iterator[Row
         with predictor:
             for part in arguments.data:
                 rows, made = measure(
-                    Measured(bundle, scene_by(predictor, part, task)),
+                    SceneEvaluation(bundle, scene_by(predictor, part, task)),
                     data=str(part),
                     engine=name,
                     labels=labels,
@@ -289,7 +289,7 @@ def _measure(arguments: argparse.Namespace, curves: list[Curve]) -> Iterator[Row
                 yield from rows
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: OpenSetRow) -> tuple[str, ...]:
     return (
         row.data,
         row.engine,

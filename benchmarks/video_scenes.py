@@ -47,7 +47,7 @@ _EXAMPLES = 8  # crops that a person is enrolled with
 _EMPTY_LOOKS = 5  # so many looks without anybody end a visit
 
 
-class Scene(Protocol):
+class VideoScene(Protocol):
     """Something to enrol from and to look at."""
 
     name: str
@@ -140,7 +140,7 @@ class OtherCamera:
     _GAINS = (0.80, 0.97, 1.12)  # blue, green, red
     _GAMMA = 1.25
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: VideoScene) -> None:
         self.name = f"{scene.name}, by a second camera"
         self.fps = scene.fps
         self._scene = scene

@@ -50,7 +50,7 @@ _COUNTER = "num_batches_tracked"
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class CheckpointTensors:
     """One set of tensors in a checkpoint.
 
     Attributes:
@@ -77,7 +77,7 @@ class Fit:
     complete: bool
 
 
-def read_states(path: Path) -> tuple[State, ...]:
+def read_states(path: Path) -> tuple[CheckpointTensors, ...]:
     """All sets of weights of a checkpoint, averaged ones first; at least one.
 
     Raises:
@@ -92,7 +92,7 @@ def read_states(path: Path) -> tuple[State, ...]:
     return states
 
 
-def fit(state: State, own: Mapping[str, Tensor], *, source: str) -> Fit:
+def fit(state: CheckpointTensors, own: Mapping[str, Tensor], *, source: str) -> Fit:
     """Name a checkpoint's tensors as the model does.
 
     Args:
@@ -193,12 +193,12 @@ def _plain_globals() -> list[Any]:
     ]
 
 
-def _states(content: Any, depth: int = 0, average: str = "") -> Iterator[State]:
+def _states(content: Any, depth: int = 0, average: str = "") -> Iterator[CheckpointTensors]:
     """Every mapping of tensors by name in the content, averaged ones first."""
     if not isinstance(content, Mapping) or depth == _DEPTH:
         return
     if content and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
-        yield State(dict(content), average)
+        yield CheckpointTensors(dict(content), average)
         return
     for key in _AVERAGES:
         yield from _states(content.get(key), depth + 1, average or key)

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class BuildOutcome:
     """What became of one engine: ``passed``, ``failed``, or ``not here`` where the machine lacks what it needs."""
 
     engine: str
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if passed else 1
 
 
-def _build(bundle: Bundle, record: EngineRecord, say: Callable[[str], None]) -> Outcome:
+def _build(bundle: Bundle, record: EngineRecord, say: Callable[[str], None]) -> BuildOutcome:
     def report(graph: str, made: DeviceBuildResult) -> None:
         how = f"built in {made.seconds:.0f} s" if made.built else "ready before"
         why = f", again: {made.reason}" if made.reason else ""
@@ -73,13 +73,13 @@ def _build(bundle: Bundle, record: EngineRecord, say: Callable[[str], None]) -> 
     try:
         done = build_on_device(bundle, record, report=report)
     except (MissingDependencyError, UnavailableError) as error:
-        return Outcome(record.name, "not here", record, str(error))
+        return BuildOutcome(record.name, "not here", record, str(error))
     except BackendError as error:
-        return Outcome(record.name, "failed", record, str(error))
+        return BuildOutcome(record.name, "failed", record, str(error))
     if done.holds_parity:
-        return Outcome(record.name, "passed", done)
+        return BuildOutcome(record.name, "passed", done)
     tolerance = done.parity.tolerance if done.parity else ""
-    return Outcome(record.name, "failed", done, f"beyond its tolerance: {tolerance}; it is not chosen unasked")
+    return BuildOutcome(record.name, "failed", done, f"beyond its tolerance: {tolerance}; it is not chosen unasked")
 
 
 def _nothing_to_do(bundle: Bundle, *, as_json: bool) -> int:
@@ -90,7 +90,7 @@ def _nothing_to_do(bundle: Bundle, *, as_json: bool) -> int:
     return 0
 
 
-def _row(outcome: Outcome) -> tuple[str, ...]:
+def _row(outcome: BuildOutcome) -> tuple[str, ...]:
     record = outcome.record
     latency = "–" if record.latency_ms is None else f"{record.latency_ms:.2f}"
     graphs = record.parity.graphs if record.parity else ()
@@ -99,7 +99,7 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
     return (outcome.engine, outcome.status, latency, *distance_cells(graphs), decisions, shares)
 
 
-def _data(outcome: Outcome) -> dict[str, object]:
+def _data(outcome: BuildOutcome) -> dict[str, object]:
     record = outcome.record
     return {
         "engine": outcome.engine,

@@ -61,7 +61,7 @@ def _asymmetric(channels: int) -> ConvBNPReLU:
     )
 
 
-class Bottleneck(nn.Module):
+class ENetBlock(nn.Module):
     """Narrow, convolve, widen, add: (N, inputs, h, w) -> (N, outputs, h, w).
 
     Args:
@@ -117,14 +117,14 @@ def _enlarging(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
-def _regular(channels: int, *, dropout: float) -> Bottleneck:
+def _regular(channels: int, *, dropout: float) -> ENetBlock:
     narrow = channels // _RATIO
-    return Bottleneck(channels, channels, middle=_square(narrow, narrow), dropout=dropout)
+    return ENetBlock(channels, channels, middle=_square(narrow, narrow), dropout=dropout)
 
 
-def _dilated(channels: int, dilation: int) -> Bottleneck:
+def _dilated(channels: int, dilation: int) -> ENetBlock:
     narrow = channels // _RATIO
-    return Bottleneck(channels, channels, middle=_square(narrow, narrow, dilation=dilation), dropout=0.01)
+    return ENetBlock(channels, channels, middle=_square(narrow, narrow, dilation=dilation), dropout=0.01)
 
 
 def _section(channels: int) -> list[nn.Module]:
@@ -132,11 +132,11 @@ def _section(channels: int) -> list[nn.Module]:
     return [
         _regular(channels, dropout=0.1),
         _dilated(channels, 2),
-        Bottleneck(channels, channels, middle=_asymmetric(channels // _RATIO), dropout=0.1),
+        ENetBlock(channels, channels, middle=_asymmetric(channels // _RATIO), dropout=0.1),
         _dilated(channels, 4),
         _regular(channels, dropout=0.1),
         _dilated(channels, 8),
-        Bottleneck(channels, channels, middle=_asymmetric(channels // _RATIO), dropout=0.1),
+        ENetBlock(channels, channels, middle=_asymmetric(channels // _RATIO), dropout=0.1),
     ]
 
 
@@ -170,7 +170,7 @@ class ENet(SegmentationModel):
         self.shrink2 = Shrink(middle, wide)
         self.stage2 = nn.Sequential(*_section(wide), _dilated(wide, 16))
         narrow = wide // _RATIO
-        last = Bottleneck(
+        last = ENetBlock(
             wide,
             middle,
             middle=_square(narrow, narrow, dilation=16),
@@ -183,7 +183,7 @@ class ENet(SegmentationModel):
         thin = middle // _RATIO
         self.stage4 = nn.Sequential(
             _regular(middle, dropout=0.1),
-            Bottleneck(middle, _WIDTH, middle=_square(thin, thin), dropout=0.1, shortcut=_pointwise(middle, _WIDTH)),
+            ENetBlock(middle, _WIDTH, middle=_square(thin, thin), dropout=0.1, shortcut=_pointwise(middle, _WIDTH)),
         )
         self.enlarge2 = nn.Sequential(_enlarging(2 * _WIDTH, _WIDTH), _regular(_WIDTH, dropout=0.1))
         self.activation2 = nn.PReLU()

@@ -32,7 +32,7 @@ def _leaky() -> nn.Module:
     return nn.LeakyReLU(0.2)
 
 
-class ConvBN(nn.Sequential):
+class UNetConv(nn.Sequential):
     """A 3x3 convolution with bias, batch norm and, if given, an activation: (N, C, h, w) -> (N, outputs, h, w)."""
 
     def __init__(self, inputs: int, outputs: int, activation: Activation | None) -> None:
@@ -45,11 +45,13 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, activation: Activation) -> None:
         super().__init__()
-        self.first = ConvBN(inputs, outputs, activation)
+        self.first = UNetConv(inputs, outputs, activation)
         self.residual = nn.Sequential(
-            ConvBN(outputs, outputs, activation), ConvBN(outputs, outputs, activation), ConvBN(outputs, outputs, None)
+            UNetConv(outputs, outputs, activation),
+            UNetConv(outputs, outputs, activation),
+            UNetConv(outputs, outputs, None),
         )
-        self.last = ConvBN(outputs, outputs, activation)
+        self.last = UNetConv(outputs, outputs, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)

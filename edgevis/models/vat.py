@@ -76,7 +76,7 @@ _DEPTHS = (4, 2, 2)
 _MAX_BATCH = 2
 
 
-class Encoder(nn.Module):
+class VATEncoder(nn.Module):
     """The 4-D convolutions of one level: (B, L, Q, S) -> tokens (B, Q' * S', 128)."""
 
     def __init__(self, layers: int, level: int, grid: int) -> None:
@@ -139,7 +139,7 @@ class VATLearner(nn.Module):
         self.guided = _GUIDED[variant]
         self.grids = (grid, 2 * grid, 4 * grid)
         encoders = [
-            Encoder(layers, level, side)
+            VATEncoder(layers, level, side)
             for level, (layers, side) in enumerate(zip(reversed(depths), self.grids, strict=True))
         ]
         self.encoders = nn.ModuleList(encoders)

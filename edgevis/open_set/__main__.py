@@ -19,7 +19,7 @@ from pathlib import Path
 from edgevis import models
 from edgevis.open_set.embeddings import Part, background_of, embedder_of, scene_of
 from edgevis.open_set.fit import choose_space, fit, same_cosine
-from edgevis.open_set.sidecar import SUFFIX, Header, weights_digest, write_sidecar
+from edgevis.open_set.sidecar import SUFFIX, SidecarHeader, weights_digest, write_sidecar
 from runtime.common.command import run_command
 from runtime.errors import InputError
 from runtime.gallery.state import Scoring
@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
     output = arguments.output or weights.with_name(weights.stem + SUFFIX)
     if output.is_dir():
         output = output / f"{declared.name}.{digest[:16]}{SUFFIX}"
-    write_sidecar(output, Header(declared.name, digest, command, statistics), space)
+    write_sidecar(output, SidecarHeader(declared.name, digest, command, statistics), space)
     say(f"written: {output}, {output.stat().st_size} bytes")
     _report(statistics)
     return 0

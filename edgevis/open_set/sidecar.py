@@ -26,7 +26,7 @@ _HEADER = "header"
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class SidecarHeader:
     """What the file says besides the arrays of a score space.
 
     Attributes:
@@ -46,7 +46,7 @@ class Header:
 class Sidecar:
     """A file's content: its header, and the arrays of :meth:`runtime.open_set.space.ScoreSpace.arrays`."""
 
-    header: Header
+    header: SidecarHeader
     arrays: Mapping[str, Array]
 
 
@@ -64,7 +64,7 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def write_sidecar(path: Path, header: Header, space: ScoreSpace) -> None:
+def write_sidecar(path: Path, header: SidecarHeader, space: ScoreSpace) -> None:
     """Write the file; it appears whole or not at all."""
     text = json.dumps(to_json(header), allow_nan=False).encode()
     write_arrays(path, {_HEADER: np.frombuffer(text, np.uint8), **space.arrays()})
@@ -77,7 +77,7 @@ def read_sidecar(path: Path) -> Sidecar:
     if text is None or text.dtype != np.uint8:
         raise WeightsError(f"{path} is no {SUFFIX} file: it has no header")
     try:
-        header = from_json(Header, parse_json(text.tobytes()), path.name)
+        header = from_json(SidecarHeader, parse_json(text.tobytes()), path.name)
     except SchemaError as error:
         raise WeightsError(f"{path} is damaged: {error}") from error
     return Sidecar(header, arrays)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
@@ -18,11 +18,20 @@ from runtime.gallery.queries import Queries
 from runtime.gallery.search import best
 from runtime.gallery.state import GalleryState, SlotEpoch
 
-if TYPE_CHECKING:
-    from runtime.gallery.embedded import EmbeddedGallery
-
 _SLICE = 1024  # rows of the gallery that are scored at once
 _MANY = 64  # probes for which one product with all rows takes less time than a search for each
+
+
+class SlottedGallery(Protocol):
+    """What is followed: a gallery whose labels keep their slots, such as an embedded one."""
+
+    @property
+    def dimension(self) -> int: ...
+
+    @property
+    def state(self) -> GalleryState: ...
+
+    def alive(self, epoch: SlotEpoch, slots: Array) -> tuple[GalleryState, Array]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,7 @@ class BestScores:
         InputError: The probes are not (N, D).
     """
 
-    def __init__(self, gallery: EmbeddedGallery, probes: Array) -> None:
+    def __init__(self, gallery: SlottedGallery, probes: Array) -> None:
         if probes.ndim != 2 or probes.shape[1] != gallery.dimension:
             raise InputError(f"probes of shape {probes.shape}; this gallery takes (N, {gallery.dimension})")
         self._gallery = gallery

@@ -19,7 +19,7 @@ from torch import Tensor
 from calibration.data.samples import samples_from_photographs
 from edgevis import Predictor, __version__, models
 from edgevis.models import ModelEntry
-from edgevis.open_set.sidecar import Header, weights_digest, write_sidecar
+from edgevis.open_set.sidecar import SidecarHeader, weights_digest, write_sidecar
 from edgevis.open_set.space import space_of
 from export import targets
 from export.build import main
@@ -209,7 +209,7 @@ def test_what_was_measured_beside_the_weights_goes_into_the_bundle(quick: BuildR
     space = space_of(rows, np.repeat(np.arange(10), 4), shrink=0.5, neighbours=3, strength=0.5, cohort=8)
     statistics = generic("nearest")
     beside = tmp_path / "weights.open_set.npz"
-    write_sidecar(beside, Header("tiny", weights_digest(tiny_net(seed=3)), "a command", statistics), space)
+    write_sidecar(beside, SidecarHeader("tiny", weights_digest(tiny_net(seed=3)), "a command", statistics), space)
     recorder = Recorder()
     bundle = build_bundle(replace(quick, checkpoint=checkpoint), recorder)
     assert "open set" in recorder.stages
@@ -218,7 +218,7 @@ def test_what_was_measured_beside_the_weights_goes_into_the_bundle(quick: BuildR
         predictor.enroll("anna", pictures(2).images[0])
         assert predictor.info.open_set is not None
         assert predictor.info.open_set.method == "estimated"
-    write_sidecar(beside, Header("tiny", weights_digest(tiny_net(seed=4)), "a command", statistics), space)
+    write_sidecar(beside, SidecarHeader("tiny", weights_digest(tiny_net(seed=4)), "a command", statistics), space)
     with pytest.raises(WeightsError, match="was measured on other weights"):
         build_bundle(replace(quick, checkpoint=checkpoint), Recorder())
 
