@@ -3,8 +3,8 @@
 Paper: Zhou, Yang, Cavallaro, Xiang, "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019.
 Provenance: our own code, written from the paper; parameters bear the names of torchreid (KaiyangZhou/deep-person-reid,
 MIT), so the state dicts published there load strictly. Those weights are their authors' work, under MIT, trained on
-MSMT17; the weights that ship with edgevis are distilled from them by :mod:`edgevis.training.distill` from a random
-start, and ``edgevis/weights/osnet-x0-25.json`` says from which pictures.
+MSMT17; the weights that ship with edgevis are distilled from them from a random start (the recipe ``distill``), and
+``edgevis/weights/osnet-x0-25.json`` says from which pictures.
 Licence: this file, as the rest of edgevis.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgevis.models.allowed import CLASSES_OR_NONE
 from edgevis.models.entry import ModelEntry
-from edgevis.models.recipe import ReIDRecipe
+from edgevis.models.recipe import BlockwiseDistillationRecipe, ReIDRecipe
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.errors import ModelError
 
@@ -140,6 +140,25 @@ class OSNet(nn.Module):
         embedding: Tensor = self.fc(x.mean((2, 3)))
         return embedding
 
+    def blocks(self) -> list[nn.Module]:
+        """The modules that make the maps one after another: stem, blocks, transitions and the last convolution."""
+        stem = nn.Sequential(self.conv1, self.maxpool)
+        return [stem, *self.conv2, *self.conv3, *self.conv4, self.conv5]
+
+    def values(self, last_map: Tensor) -> Tensor:
+        """From the last block's map (N, C, h, w) to the embedding before its ReLU (N, 512), which may be negative."""
+        embedding: Tensor = self.fc[1](self.fc[0](last_map.mean((2, 3))))
+        return embedding
+
+    def output_scales(self) -> list[list[nn.Parameter]]:
+        """The scales of the batch norms that end each of :meth:`blocks`, and at last those of :meth:`values`.
+
+        A block of four streams ends in two: of the streams' sum, and of the shortcut.
+        """
+        ends = ("0.bn.weight", "bn.weight", "conv3.bn.weight", "downsample.bn.weight")
+        scales = [[scale for name, scale in block.named_parameters() if name in ends] for block in self.blocks()]
+        return [*scales, [self.fc.get_parameter("1.weight")]]
+
     def branches(self, image: Tensor) -> tuple[Tensor, ...]:
         """The embedding alone: :class:`edgevis.losses.ReIDLoss` takes a tuple of such."""
         return (self.embed(image),)
@@ -185,6 +204,20 @@ _SMALL = ReIDRecipe(
     jitter=0.2,
 )
 
+# How the weights that ship were made, from the published ones; the warm-up is a whole epoch.
+_DISTILL = BlockwiseDistillationRecipe(
+    epochs=28,
+    steps_per_epoch=60,
+    optimizer="adamw",
+    learning_rate=8e-3,
+    weight_decay=1e-4,
+    decay_vectors=False,
+    schedule="cosine",
+    warm_up_epochs=1,
+    warm_up_from=0.02,
+    clip_norm=5.0,
+)
+
 ENTRIES = (
     ModelEntry(
         name="osnet-x0-25",
@@ -195,6 +228,6 @@ ENTRIES = (
         parameters=201_864,
         weights="osnet-x0-25.safetensors",
         classifier=("classifier.",),
-        recipes={"small": _SMALL},
+        recipes={"small": _SMALL, "distill": _DISTILL},
     ),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -22,6 +23,23 @@ Schedule = Literal["constant", "step", "cosine"]
 
 
 _MOST = 1_000_000_000
+_LARGEST = 1e30
+"""Of weights and scales: far more than is of use, and within float32."""
+
+_CUSTOM = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+
+def is_custom_loss(name: str) -> bool:
+    """Whether a recipe's loss is ``package.module:NAME``, see :mod:`edgevis.training.custom_loss`."""
+    return _CUSTOM.fullmatch(name) is not None
+
+
+def _loss(*known: str) -> Allowed:
+    """A loss that the task knows, or one of one's own."""
+    return Allowed(
+        f"{', '.join(known)}, or package.module:NAME",
+        lambda value: isinstance(value, str) and (value in known or is_custom_loss(value)),
+    )
 
 
 def _rising(epochs: Sequence[int]) -> bool:
@@ -37,13 +55,16 @@ class Recipe:
     """What all trainings have in common.
 
     Attributes:
+        loss: A loss that the task knows, or one's own as ``package.module:NAME``; see
+            :mod:`edgevis.training.custom_loss`.
         epochs: How many; 0 trains nothing and evaluates what it begins with.
         steps_per_epoch: Optimiser steps in each; 0 is one pass over the training data, where the task has such a thing.
         optimizer: ``sgd`` with momentum, ``adam`` or ``adamw``.
         learning_rate: Its peak.
-        momentum: Of SGD; Adam's first moment.
-        adam_beta2: Adam's.
+        momentum: Of SGD; of Adam beta1, the decay of its mean of gradients.
+        adam_beta2: Adam's decay of its mean of squared gradients.
         weight_decay: For all parameters, as the papers' code has it.
+        decay_vectors: Whether it holds for biases and the scales and shifts of batch norm, too.
         schedule: ``constant``; ``step`` multiplies by ``decay`` at each of ``milestones``; ``cosine`` is half a cosine
             down to zero. It counts epochs from 0, warm-up included.
         milestones: Epochs.
@@ -54,6 +75,7 @@ class Recipe:
         validate_every: Epochs between two validations, by which the best checkpoint is chosen; 0 keeps the last.
     """
 
+    loss: str = ""
     epochs: int
     steps_per_epoch: int = 0
     optimizer: Optimizer = "sgd"
@@ -61,6 +83,7 @@ class Recipe:
     momentum: float = 0.9
     adam_beta2: float = 0.999
     weight_decay: float = 0.0
+    decay_vectors: bool = True
     schedule: Schedule = "constant"
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
@@ -70,17 +93,18 @@ class Recipe:
     validate_every: int = 1
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
+        "loss": TEXT,
         "epochs": whole(0, _MOST),
         "steps_per_epoch": whole(0, _MOST),
-        "learning_rate": number(0, above=True),
+        "learning_rate": number(0, 1e38, above=True),
         "momentum": number(0, 1, below=True),
         "adam_beta2": number(0, 1, below=True),
-        "weight_decay": number(0),
+        "weight_decay": number(0, _LARGEST),
         "milestones": several(whole(0, _MOST), least=0, more=", rising", holds=_rising),
-        "decay": number(0),
+        "decay": number(0, _LARGEST),
         "warm_up_epochs": whole(0, _MOST),
         "warm_up_from": number(0, 1),
-        "clip_norm": number(0),
+        "clip_norm": number(0, _LARGEST),
         "validate_every": whole(0, _MOST),
     }
     """What a field takes whose type does not say it."""
@@ -132,14 +156,17 @@ class DistillationRecipe(Recipe):
         temperature: Of these logits; see :class:`edgevis.losses.DistillationLoss`.
     """
 
+    HAS_LOGITS: ClassVar[frozenset[str]] = frozenset()
+    """The losses for which the model computes logits of the training classes."""
+
     distill_embedding: float = 1.0
     distill_logits: float = 0.0
     temperature: float = 4.0
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
-        "distill_embedding": number(0),
-        "distill_logits": number(0),
-        "temperature": number(0, above=True),
+        "distill_embedding": number(0, _LARGEST),
+        "distill_logits": number(0, _LARGEST),
+        "temperature": number(0, _LARGEST, above=True),
     }
 
 
@@ -149,7 +176,8 @@ class EpisodeRecipe(DistillationRecipe):
 
     Attributes:
         loss: ``fusion`` is AFL-Net's three terms, ``global`` a linear classifier over all training classes,
-            ``local`` episodes by cosine to prototypes.
+            ``local`` episodes by cosine to prototypes. One's own takes the embeddings of the episodes' images (B, d)
+            and their classes (B,).
         way, shot, query: Of the episodes that it trains on.
         episodes_per_step: Episodes in a batch; ``global`` draws as many images.
         scale: Where the learnable scale of the cosines starts.
@@ -164,7 +192,9 @@ class EpisodeRecipe(DistillationRecipe):
             norms keep their statistics.
     """
 
-    loss: Literal["fusion", "global", "local"]
+    HAS_LOGITS: ClassVar[frozenset[str]] = frozenset({"fusion", "global"})
+
+    loss: str
     way: int = 5
     shot: int = 1
     query: int = 15
@@ -182,11 +212,12 @@ class EpisodeRecipe(DistillationRecipe):
     frozen: tuple[str, ...] = ()
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
+        "loss": _loss("fusion", "global", "local"),
         "way": whole(2, _MOST),
         "shot": whole(1, _MOST),
         "query": whole(1, _MOST),
         "episodes_per_step": whole(1, _MOST),
-        "scale": number(0, above=True),
+        "scale": number(0, _LARGEST, above=True),
         "held_out": number(0, 1, below=True),
         "test_way": whole(2, _MOST),
         "test_shots": several(whole(1, _MOST), more=", none twice", holds=_different),
@@ -203,6 +234,8 @@ class ReIDRecipe(DistillationRecipe):
     """Person Re-ID.
 
     Attributes:
+        loss: ``reid`` is the papers' sum of cross-entropy and triplets. One's own takes the embeddings (B, d) and the
+            persons (B,) of P x K images.
         identities, images: P identities with K images each in a batch.
         alpha, beta, triplet_weight, smoothing, margin, triplet_epochs: Of :class:`edgevis.losses.ReIDLoss`; the last
             is the number of first epochs in which only triplets count.
@@ -213,6 +246,9 @@ class ReIDRecipe(DistillationRecipe):
         erase: How likely a random rectangle is erased.
     """
 
+    HAS_LOGITS: ClassVar[frozenset[str]] = frozenset({"reid"})
+
+    loss: str = "reid"
     identities: int = 16
     images: int = 4
     alpha: float = 1.0
@@ -228,13 +264,14 @@ class ReIDRecipe(DistillationRecipe):
     erase: float = 0.5
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
+        "loss": _loss("reid"),
         "identities": whole(2, _MOST),
         "images": whole(1, _MOST),
-        "alpha": number(0),
-        "beta": number(0),
-        "triplet_weight": number(0),
+        "alpha": number(0, _LARGEST),
+        "beta": number(0, _LARGEST),
+        "triplet_weight": number(0, _LARGEST),
         "smoothing": number(0, 1, below=True),
-        "margin": number(0),
+        "margin": number(0, _LARGEST),
         "triplet_epochs": whole(0, _MOST),
         "held_out": number(0, 1, below=True),
         "pad": whole(0, 1024),
@@ -248,6 +285,8 @@ class FewShotSegmentationRecipe(Recipe):
     """Few-shot segmentation.
 
     Attributes:
+        loss: ``cross-entropy``, to which ``dice_weight`` adds. One's own takes logits (B, 2, H, W) and the
+            query images' masks (B, H, W).
         batch: Pairs of a support and a query image.
         fold: 0 to 3: which quarter of the classes is kept for the test; None draws a fifth of them from the seed.
         photometric: Strength of the change of light and colour, 0..1.
@@ -257,6 +296,7 @@ class FewShotSegmentationRecipe(Recipe):
         test_shots: Of the evaluation.
     """
 
+    loss: str = "cross-entropy"
     batch: int = 20
     fold: int | None = None
     photometric: float = 0.0
@@ -266,10 +306,11 @@ class FewShotSegmentationRecipe(Recipe):
     test_shots: tuple[int, ...] = (1, 5)
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
+        "loss": _loss("cross-entropy"),
         "batch": whole(1, _MOST),
         "fold": or_null(whole(0, 3)),
         "photometric": number(0, 1),
-        "dice_weight": number(0),
+        "dice_weight": number(0, _LARGEST),
         "test_episodes": whole(1, _MOST),
         "test_shots": several(whole(1, _MOST), more=", none twice", holds=_different),
     }
@@ -280,6 +321,8 @@ class SegmentationRecipe(Recipe):
     """Segmentation, from boxes or from masks.
 
     Attributes:
+        loss: ``supervised`` is the loss of ``supervision``. One's own takes logits (B, 1, H, W), and masks (B, 1, H, W)
+            float32 or, where boxes supervise, boxes (N, 6) int64: image, class, x1, y1, x2, y2, inclusive.
         supervision: ``boxes`` is the box-tightness loss, ``mil`` its multiple-instance baseline, ``masks`` full
             supervision.
         batch: Images.
@@ -289,6 +332,7 @@ class SegmentationRecipe(Recipe):
         held_out: The share of the training images that only validates.
     """
 
+    loss: str = "supervised"
     supervision: Literal["boxes", "mil", "masks"]
     batch: int = 16
     angles: tuple[int, ...] = (-40, -20, 0, 20, 40)
@@ -299,11 +343,33 @@ class SegmentationRecipe(Recipe):
     held_out: float = 0.15
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
+        "loss": _loss("supervised"),
         "batch": whole(1, _MOST),
         "angles": several(whole(-180, 180), more=", none twice", holds=_different),
-        "alpha": number(0, above=True),
-        "pairwise_weight": number(0),
+        "alpha": number(0, _LARGEST, above=True),
+        "pairwise_weight": number(0, _LARGEST),
         "held_out": number(0, 1, below=True),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockwiseDistillationRecipe(Recipe):
+    """Distillation without labels: each block of a network learns alone, then all of them together.
+
+    Attributes:
+        loss: ``unexplained`` is the share of the teacher's maps and embeddings that is left unexplained.
+        batch: Views of persons.
+        blockwise: The share of the epochs in which each block is given the teacher's input of that block.
+    """
+
+    loss: str = "unexplained"
+    batch: int = 64
+    blockwise: float = 0.25
+
+    ALLOWED: ClassVar[Mapping[str, Allowed]] = {
+        "loss": one_of("unexplained"),
+        "batch": whole(2, _MOST),
+        "blockwise": number(0, 1),
     }
 
 

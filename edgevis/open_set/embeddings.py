@@ -13,7 +13,7 @@ from torch import nn
 
 from edgevis import models
 from edgevis.data import read_class_table, read_pku_reid
-from edgevis.data.persons import persons_from_ccp
+from edgevis.data.person_cutouts import persons_from_ccp
 from edgevis.open_set.enrolments import Scene
 from edgevis.open_set.views import camera_look, plain_look
 from edgevis.provenance import read_provenance

@@ -1,8 +1,9 @@
 """One person as several cameras would show them: what differs is the camera, not the person.
 
-Milder than the views that weights are trained on (:func:`edgevis.data.augment.camera_view`, which changes surroundings,
-hides parts and erases): a whitening that is to forget what cameras do must not forget what persons wear. Measured on
-PKU-Reid, persons 1-34 of the development half, with OSNet x0.25 as shipped: TPIR at FPIR 5 % 0.59 with these, 0.51 raw.
+Milder than the views that weights are trained on (:func:`edgevis.training.camera_views.camera_view`, which changes
+surroundings, hides parts and erases): a whitening that is to forget what cameras do must not forget what persons wear.
+Measured on PKU-Reid, persons 1-34 of the development half, with OSNet x0.25 as shipped: TPIR at FPIR 5 % 0.59 with
+these, 0.51 raw.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from edgevis.data.persons import Person
+from edgevis.data.person_cutouts import PersonCutout
 from runtime.images.decode import Image
 
 _ASPECT = 0.42  # width over height of a detector's box of a standing person
 
 
-def camera_look(person: Person, rng: np.random.Generator, *, mirrored: bool) -> Image:
+def camera_look(person: PersonCutout, rng: np.random.Generator, *, mirrored: bool) -> Image:
     """A view by a random camera: (h, w, 3) uint8 BGR, h 64 to 160.
 
     Exposure, contrast, colour of the light, saturation, resolution, and how tightly the box was drawn are random.
@@ -36,12 +37,12 @@ def camera_look(person: Person, rng: np.random.Generator, *, mirrored: bool) -> 
     return np.asarray(cv2.resize(lit, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def plain_look(person: Person, rng: np.random.Generator) -> Image:
+def plain_look(person: PersonCutout, rng: np.random.Generator) -> Image:
     """The person's box as the photograph shows it."""
     return np.ascontiguousarray(_boxed(person, rng))
 
 
-def _boxed(person: Person, rng: np.random.Generator) -> Image:
+def _boxed(person: PersonCutout, rng: np.random.Generator) -> Image:
     """The person in a box such as a detector draws: a little off, a little too large."""
     x0, y0, x1, y1 = person.box
     height = y1 - y0

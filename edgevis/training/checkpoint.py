@@ -24,7 +24,7 @@ HALVED = "matrices float16, vectors (batch norm, biases) float32; no num_batches
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class TrainingSession:
     """One process's part in a training.
 
     Attributes:
@@ -58,7 +58,7 @@ class TrainingState:
     seconds: float
     best: float | None
     history: tuple[Mapping[str, float], ...]
-    sessions: tuple[Session, ...] = ()
+    sessions: tuple[TrainingSession, ...] = ()
 
 
 def write_weights(path: Path, model: nn.Module, provenance: Provenance) -> None:

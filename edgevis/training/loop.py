@@ -34,7 +34,7 @@ from edgevis.training.finite import TrainingError, diverged, non_finite_state
 from edgevis.training.freeze import train_but_frozen
 from edgevis.training.progress import ProgressListener
 from edgevis.training.resume import BEST, LAST
-from edgevis.training.task import Batch, Evaluation, TrainingTask
+from edgevis.training.task import Batch, DataDependentStart, Evaluation, TrainingTask
 from runtime.common.files import atomic_write
 from runtime.errors import EdgevisError
 
@@ -86,6 +86,8 @@ def fit(run: Run, fabric: Any, listener: ProgressListener) -> TrainingState:
     if state.epochs:
         read_state(run.output / LAST, parts, optimizer)
     wrapped, prepared = fabric.setup(step, optimizer)
+    if not state.epochs and recipe.epochs and isinstance(task, DataDependentStart):
+        task.prepare(run.model)
     started = time.monotonic() - state.seconds
     with _TensorBoard(run.output, state, enabled=fabric.is_global_zero) as board:
         for epoch in range(state.epochs, recipe.epochs):
@@ -98,7 +100,7 @@ def fit(run: Run, fabric: Any, listener: ProgressListener) -> TrainingState:
                 raise diverged(f"weights are not finite after {last_step}", said, epoch=epoch)
             row = {"epoch": float(epoch + 1), **means}
             state = replace(state, epochs=epoch + 1, history=(*state.history, row))
-            state = _validated(run, state, fabric, listener)
+            state = validated(run, state, fabric, listener)
             state = replace(state, seconds=round(time.monotonic() - started, 3))
             if fabric.is_global_zero:
                 write_state(run.output / LAST, parts, optimizer, state)
@@ -165,7 +167,11 @@ class _Batches(Dataset[Batch]):
 
 
 def _optimizer(step: nn.Module, recipe: Recipe) -> optim.Optimizer:
-    trained = [parameter for parameter in step.parameters() if parameter.requires_grad]
+    trained: list[Any] = [parameter for parameter in step.parameters() if parameter.requires_grad]
+    if not recipe.decay_vectors:
+        matrices = [parameter for parameter in trained if parameter.ndim > 1]
+        vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+        trained = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     betas = (recipe.momentum, recipe.adam_beta2)
     if recipe.optimizer == "sgd":
         return optim.SGD(trained, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
@@ -241,7 +247,7 @@ def _loaded(run: Run, epoch: int, rank: int) -> Iterator[Batch]:
     return iter(DataLoader(batches, batch_size=None, num_workers=run.workers))
 
 
-def _validated(run: Run, state: TrainingState, fabric: Any, listener: ProgressListener) -> TrainingState:
+def validated(run: Run, state: TrainingState, fabric: Any, listener: ProgressListener) -> TrainingState:
     """With the validation's figures in the last row, and the weights kept if they are the best.
 
     A figure that is no number is in no row, and is never the best.

@@ -20,10 +20,11 @@ import torch
 from edgevis import __version__, models
 from edgevis.data.leakage import SplitCheck, listed
 from edgevis.models.allowed import one_of, whole
-from edgevis.models.recipe import EpisodeRecipe, Recipe
+from edgevis.models.recipe import BlockwiseDistillationRecipe, EpisodeRecipe, Recipe
 from edgevis.provenance import Provenance
-from edgevis.training import tasks
-from edgevis.training.checkpoint import Session, TrainingState
+from edgevis.training import blockwise, tasks
+from edgevis.training.checkpoint import TrainingSession, TrainingState
+from edgevis.training.distillation import check_distillable, with_teacher
 from edgevis.training.freeze import freeze
 from edgevis.training.identity import DATA, write_listing
 from edgevis.training.loop import Run, evaluated, fit
@@ -37,10 +38,11 @@ from edgevis.training.resume import (
     growth_note,
     only_training,
 )
-from edgevis.training.task import Evaluation
-from edgevis.training.teacher import open_teacher, teacher_file
+from edgevis.training.task import Evaluation, TrainingTask
+from edgevis.training.teacher import Teacher, open_teacher, teacher_file
 from edgevis.training.warm_start import load_backbone, load_matching
 from runtime.bundle.bundle import sha256
+from runtime.bundle.spec import Deployment
 from runtime.common.files import atomic_write
 from runtime.common.json_data import to_json
 from runtime.errors import InputError
@@ -127,17 +129,9 @@ def _train(
         keep_freed_memory()
     with torch.device("meta"):  # what the options make of the deployment, without the weights
         deployment = models.deployment_of(entry, models.module_from(entry, request.options))
-    teacher = None
-    if _taught(request):
-        teacher = open_teacher(request.teacher, request.teacher_model, student=deployment, recipe=recipe)
-        teacher.model.to(fabric.device)
     reading = listener.reading if fabric.is_global_zero else None
     check = SplitCheck(allow_leakage=request.allow_leakage, progress=reading)
-    task = tasks.load(deployment.task).training_task(
-        request.data, recipe, deployment, options=request.options, seed=request.seed, teacher=teacher, check=check
-    )
-    if teacher is not None:
-        teacher.require_classes(task, request.seed)
+    task, teacher = _task(request, recipe, deployment, fabric.device, check)
     for name, needed in task.model_options.items():
         if request.options.get(name, needed) != needed:
             raise InputError(f"{name} is {request.options[name]}; allowed: {needed}, as the data have, or leave it out")
@@ -168,7 +162,7 @@ def _train(
         write_listing(request.output / DATA, listing)
         _tell_going_on(listener, recipe, state)
     if state.epochs < recipe.epochs:
-        session = Session(state.epochs + 1, recipe.epochs, _machine(), _versions())
+        session = TrainingSession(state.epochs + 1, recipe.epochs, _machine(), _versions())
         state = replace(state, sessions=(*state.sessions, session))
     state = fit(Run(model, task, recipe, provenance, request.output, state, request.workers), fabric, listener)
     if not fabric.is_global_zero:
@@ -180,6 +174,27 @@ def _train(
     _write(request.output, report, found)
     listener.note(f"written: {request.output}")
     return report
+
+
+def _task(
+    request: TrainingRequest, recipe: Recipe, deployment: Deployment, device: torch.device, check: SplitCheck
+) -> tuple[TrainingTask, Teacher | None]:
+    """What the model learns, and the teacher that it learns from, on the device."""
+    blockwise_recipe = recipe if isinstance(recipe, BlockwiseDistillationRecipe) else None
+    taught = check_distillable(recipe, deployment.task) if _taught(request) and blockwise_recipe is None else None
+    teacher = None
+    if _taught(request):
+        teacher = open_teacher(request.teacher, request.teacher_model, student=deployment)
+        teacher.model.to(device)
+    if blockwise_recipe is not None:
+        task = blockwise.training_task(request.data, blockwise_recipe, deployment, teacher, seed=request.seed)
+        return task, teacher
+    own = tasks.load(deployment.task).training_task(
+        request.data, recipe, deployment, options=request.options, seed=request.seed, check=check
+    )
+    if teacher is None or taught is None:
+        return own, None
+    return with_teacher(own, teacher, taught, deployment, seed=request.seed), teacher
 
 
 def command_of(request: TrainingRequest) -> str:

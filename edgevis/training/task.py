@@ -1,11 +1,11 @@
-"""What a task brings to training: its data, its loss, its measure. Each file in ``edgevis/training/tasks/`` is one."""
+"""What a task brings to a training: data, loss and measure. Each file in ``edgevis/training/tasks/`` implements one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -15,9 +15,6 @@ from edgevis.metrics.interval import half_width
 from edgevis.models.recipe import Recipe
 from runtime.bundle.spec import Deployment
 from runtime.images.decode import Image
-
-if TYPE_CHECKING:
-    from edgevis.training.teacher import Teacher
 
 Batch = Mapping[str, Tensor]
 
@@ -60,6 +57,7 @@ class Evaluation:
     pictures: Mapping[str, Image] = field(default_factory=dict)
 
 
+@runtime_checkable
 class TrainingTask(Protocol):
     """Data, loss and measure of one training.
 
@@ -69,21 +67,21 @@ class TrainingTask(Protocol):
 
     @property
     def model_options(self) -> Mapping[str, int | str]:
-        """What the model must be created with to fit the data, such as the number of classes."""
+        """Options that the model must be created with to fit the data, such as the number of classes."""
         ...
 
     @property
     def data(self) -> Mapping[str, object]:
-        """What is trained and evaluated on, in numbers and names, for the report."""
+        """The data that train and evaluate, in numbers and names, for the report."""
         ...
 
     @property
     def steps_per_epoch(self) -> int:
-        """Of one pass over the training data, or what the recipe says."""
+        """The steps of one pass over the training data, or what the recipe says."""
         ...
 
     def criterion(self) -> nn.Module:
-        """What of the loss has parameters; they are trained with the model's."""
+        """The part of the loss that may have parameters; they are trained with the model's."""
         ...
 
     def batch(self, epoch: int, step: int, rank: int) -> Batch:
@@ -103,7 +101,65 @@ class TrainingTask(Protocol):
         ...
 
 
-class Task(Protocol):
+@runtime_checkable
+class DataDependentStart(Protocol):
+    """A task that adapts a new model to the data before the first step."""
+
+    def prepare(self, model: nn.Module) -> None:
+        """Change the model in place; called once, at the start of a new training, on the training's device."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Views:
+    """The augmented images of one step.
+
+    Attributes:
+        images: N images, each (h, w, 3) uint8 BGR.
+        targets: N training targets.
+    """
+
+    images: Sequence[Image]
+    targets: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelOutputs:
+    """What a model computes for the images of one step.
+
+    Attributes:
+        embedding: (B, d) floating point.
+        logits: (B, classes) of each classifier; empty where they were not asked for.
+        parts: What the task's own loss takes besides: the embeddings of a model's branches.
+    """
+
+    embedding: Tensor
+    logits: Sequence[Tensor] = ()
+    parts: tuple[Tensor, ...] = ()
+
+
+@runtime_checkable
+class DistillableTask(TrainingTask, Protocol):
+    """A task whose model makes an embedding, so that the model can also learn from a teacher's."""
+
+    def views(self, epoch: int, step: int, rank: int) -> Views:
+        """The augmented images of one step."""
+        ...
+
+    def tensors(self, views: Views) -> Batch:
+        """The batch of these views, on the CPU."""
+        ...
+
+    def outputs(self, model: nn.Module, image: Tensor, *, logits: bool) -> ModelOutputs:
+        """Run a student or a teacher on image (B, 3, h, w); with ``logits``, its classifiers too."""
+        ...
+
+    def terms(self, criterion: nn.Module, outputs: ModelOutputs, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """The terms of the task's own loss by name."""
+        ...
+
+
+class TaskFactory(Protocol):
     """A module in ``edgevis/training/tasks/``, named as :attr:`runtime.bundle.spec.Deployment.task`."""
 
     def training_task(
@@ -114,14 +170,19 @@ class Task(Protocol):
         *,
         options: Mapping[str, int | str],
         seed: int,
-        teacher: Teacher | None,
         check: SplitCheck,
     ) -> TrainingTask:
-        """Opens the data. Only with a :class:`edgevis.models.recipe.DistillationRecipe` there may be a teacher.
+        """Open the data.
 
-        ``check`` compares what trains with what evaluates, and what it lets pass stands in :attr:`TrainingTask.data`.
+        Args:
+            data: A folder or zip.
+            recipe: Of the kind that the task takes.
+            deployment: The model's.
+            options: The model's options, as far as they are given.
+            seed: Of batches and splits.
+            check: Compares what trains with what evaluates; what it lets pass stands in :attr:`TrainingTask.data`.
 
         Raises:
-            SourceError, InputError: They cannot be read, do not suffice, or share what they must not.
+            SourceError, InputError: The data cannot be read, do not suffice, or share what they must not.
         """
         ...

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import cast
 
-from edgevis.training.task import Task
+from edgevis.training.task import TaskFactory
 from runtime.common.discovery import load_from
 from runtime.errors import InputError
 
 
-def load(name: str) -> Task:
+def load(name: str) -> TaskFactory:
     """The task of that name; InputError lists the known ones."""
-    return cast(Task, load_from(__name__, name, what="task that can be trained", error=InputError))
+    return cast(TaskFactory, load_from(__name__, name, what="task that can be trained", error=InputError))

@@ -22,12 +22,12 @@ from edgevis.data.class_split import HELD_DRAW, NOVEL_DRAW, ClassSplit, split_cl
 from edgevis.data.leakage import SplitCheck, counted, listed
 from edgevis.data.rng import below, draw_at
 from edgevis.losses import AttentionFusionLoss, CosineEpisodeLoss
-from edgevis.models.recipe import EpisodeRecipe, Recipe, recipe_of
+from edgevis.models.recipe import EpisodeRecipe, Recipe, is_custom_loss, recipe_of
+from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore, shrunk
 from edgevis.training.precision import in_float32
-from edgevis.training.task import Batch, Evaluation, MetricValue
-from edgevis.training.teacher import Teacher
+from edgevis.training.task import Batch, Evaluation, MetricValue, ModelOutputs, Views
 from edgevis.training.views import color_jitter, random_horizontal_flip, random_resized_crop
 from edgevis.training.visualize import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from runtime.bundle.spec import Deployment
@@ -49,16 +49,15 @@ def training_task(
     *,
     options: Mapping[str, int | str],
     seed: int,
-    teacher: Teacher | None = None,
     check: SplitCheck | None = None,
-) -> EpisodeTask:
+) -> EpisodeTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
     own = recipe_of(EpisodeRecipe, recipe)
     split = split_classes(data, held_out=own.held_out, mixed=own.mixed, seed=seed, check=check or SplitCheck())
-    return EpisodeTask(split, own, deployment, data=data.name, seed=seed, teacher=teacher)
+    return EpisodeTrainingTask(split, own, deployment, data=data.name, seed=seed)
 
 
-class EpisodeTask:
+class EpisodeTrainingTask:
     """See :class:`edgevis.training.task.TrainingTask`; of a model it calls the graph ``encode``."""
 
     def __init__(
@@ -69,14 +68,8 @@ class EpisodeTask:
         *,
         data: str,
         seed: int,
-        teacher: Teacher | None = None,
     ) -> None:
-        if teacher is not None and recipe.loss == "local" and recipe.distill_logits:
-            raise InputError(
-                f"recipe: distill_logits is {recipe.distill_logits:g} with the loss 'local', which has no logits; "
-                "allowed: the losses fusion and global, or distill_logits=0"
-            )
-        self._recipe, self._seed, self._split, self._teacher = recipe, seed, split, teacher
+        self._recipe, self._seed, self._split = recipe, seed, split
         images = split.images
         self._labels = np.asarray(images.labels)
         # Training targets count the training classes alone.
@@ -105,7 +98,7 @@ class EpisodeTask:
 
     @property
     def model_options(self) -> Mapping[str, int | str]:
-        return {} if self._recipe.loss == "local" else {"num_classes": self._classes}
+        return {"num_classes": self._classes} if self._recipe.loss in self._recipe.HAS_LOGITS else {}
 
     @property
     def data(self) -> Mapping[str, object]:
@@ -133,41 +126,49 @@ class EpisodeTask:
 
     def criterion(self) -> nn.Module:
         recipe = self._recipe
-        criterion: nn.Module = nn.CrossEntropyLoss()
         if recipe.loss == "fusion":
-            criterion = AttentionFusionLoss(scale=recipe.scale)
-        elif recipe.loss == "local":
-            criterion = CosineEpisodeLoss(scale=recipe.scale)
-        return criterion if self._teacher is None else self._teacher.added_to(criterion)
+            return AttentionFusionLoss(scale=recipe.scale)
+        if recipe.loss == "local":
+            return CosineEpisodeLoss(scale=recipe.scale)
+        return custom_loss(recipe.loss) if is_custom_loss(recipe.loss) else nn.CrossEntropyLoss()
 
-    def batch(self, epoch: int, step: int, rank: int) -> Batch:
+    def views(self, epoch: int, step: int, rank: int) -> Views:
         positions = self._drawn(epoch, step, rank)
         draw = draw_at(self._seed, _VIEW_DRAW, epoch, step, rank)
-        views = [self._view(position, draw) for position in positions]
-        return {
-            "image": torch.from_numpy(self._preprocess(views)),
-            "target": torch.tensor([self._targets[position] for position in positions]),
-            **({} if self._teacher is None else self._teacher.batch(views)),
-        }
+        images = [self._view(position, draw) for position in positions]
+        return Views(images, [self._targets[position] for position in positions])
+
+    def tensors(self, views: Views) -> Batch:
+        return {"image": torch.from_numpy(self._preprocess(views.images)), "target": torch.tensor(views.targets)}
+
+    def batch(self, epoch: int, step: int, rank: int) -> Batch:
+        return self.tensors(self.views(epoch, step, rank))
+
+    def outputs(self, model: Any, image: Tensor, *, logits: bool) -> ModelOutputs:
+        if not logits or self._recipe.loss not in self._recipe.HAS_LOGITS:
+            return ModelOutputs(model.encode(image))
+        if hasattr(model, "branches"):  # AFL-Net: the classifier is of one of them
+            found = model(image)
+            return ModelOutputs(found.embedding, [found.global_logits], (found.local_embedding,))
+        embedding = model.encode(image)
+        return ModelOutputs(embedding, [model.classifier(embedding)])
+
+    def terms(self, criterion: nn.Module, outputs: ModelOutputs, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        recipe, target = self._recipe, batch["target"]
+        sizes = {"way": recipe.way, "shot": recipe.shot, "query": recipe.query}
+        if is_custom_loss(recipe.loss):
+            return custom_terms(criterion, outputs.embedding, target)
+        if recipe.loss == "fusion":
+            if not outputs.parts:
+                raise InputError("the loss 'fusion' needs a model of two branches: afl-net; allowed: global, local")
+            rows = (outputs.logits[0], *outputs.parts, outputs.embedding)
+            return {"fusion": in_float32(criterion, *rows, target, **sizes)}
+        if recipe.loss == "global":
+            return {"global": in_float32(criterion, outputs.logits[0], target)}
+        return {"local": in_float32(criterion, outputs.embedding, **sizes)}
 
     def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        recipe, image, target = self._recipe, batch["image"], batch["target"]
-        sizes = {"way": recipe.way, "shot": recipe.shot, "query": recipe.query}
-        terms: dict[str, Tensor]
-        if recipe.loss == "fusion":
-            found = model(image)
-            embedding, logits = found.embedding, [found.global_logits]
-            rows = (found.global_logits, found.local_embedding, embedding)
-            terms = {"fusion": in_float32(criterion, *rows, target, **sizes)}
-        elif recipe.loss == "global":
-            embedding, logits = _answers(model, image)
-            terms = {"global": in_float32(criterion, logits[0], target)}
-        else:
-            embedding, logits = model.encode(image), []
-            terms = {"local": in_float32(criterion, embedding, **sizes)}
-        if self._teacher is not None:
-            terms |= self._teacher.terms(criterion, batch, embedding, logits, _answers)
-        return terms
+        return self.terms(criterion, self.outputs(model, batch["image"], logits=True), batch, epoch)
 
     def validate(self, model: Any) -> Evaluation | None:
         if not self._split.validation:
@@ -298,15 +299,6 @@ class EpisodeTask:
             answered = zip(asked, found[number].tolist(), strict=True)
             rows.append(beside(given, [_tile(self._images[p], RIGHT if a == number else WRONG) for p, a in answered]))
         return np.vstack(rows)
-
-
-def _answers(model: Any, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The embedding, and the logits over all training classes."""
-    if hasattr(model, "branches"):  # AFL-Net: the classifier is of one of them
-        found = model(image)
-        return found.embedding, [found.global_logits]
-    embedding = model.encode(image)
-    return embedding, [model.classifier(embedding)]
 
 
 def nearest_prototype(support: Array, query: Array) -> Array:

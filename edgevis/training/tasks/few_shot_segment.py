@@ -26,12 +26,12 @@ from edgevis.data.rng import draw_at
 from edgevis.data.segmentation_episodes import Queries
 from edgevis.losses import dice_loss, segmentation_loss
 from edgevis.metrics import SegmentationScore
-from edgevis.models.recipe import FewShotSegmentationRecipe, Recipe, recipe_of
+from edgevis.models.recipe import FewShotSegmentationRecipe, Recipe, is_custom_loss, recipe_of
+from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.finite import require_finite
 from edgevis.training.images import resized
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, Evaluation, MetricValue
-from edgevis.training.teacher import Teacher
 from edgevis.training.views import color_jitter
 from edgevis.training.visualize import RIGHT, Colour, beside, painted
 from runtime.bundle.spec import Deployment
@@ -54,9 +54,8 @@ def training_task(
     *,
     options: Mapping[str, int | str],
     seed: int,
-    teacher: Teacher | None = None,
     check: SplitCheck | None = None,
-) -> FewShotSegmentationTask:
+) -> FewShotSegmentationTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
     own = recipe_of(FewShotSegmentationRecipe, recipe)
     split = split_masked_classes(
@@ -67,10 +66,10 @@ def training_task(
         seed=seed,
         check=check or SplitCheck(),
     )
-    return FewShotSegmentationTask(split, own, deployment, data=data.name, seed=seed)
+    return FewShotSegmentationTrainingTask(split, own, deployment, data=data.name, seed=seed)
 
 
-class FewShotSegmentationTask:
+class FewShotSegmentationTrainingTask:
     """See :class:`edgevis.training.task.TrainingTask`; of a model it calls ``support`` and ``query``."""
 
     def __init__(
@@ -112,7 +111,7 @@ class FewShotSegmentationTask:
         return self._recipe.steps_per_epoch or max(1, len(self._train) // self._recipe.batch)
 
     def criterion(self) -> nn.Module:
-        return nn.Identity()
+        return custom_loss(self._recipe.loss) if is_custom_loss(self._recipe.loss) else nn.Identity()
 
     def batch(self, epoch: int, step: int, rank: int) -> Batch:
         recipe = self._recipe
@@ -139,6 +138,8 @@ class FewShotSegmentationTask:
 
     def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         logits = model(batch["query"], batch["support"], batch["support_mask"])
+        if is_custom_loss(self._recipe.loss):
+            return custom_terms(criterion, logits, batch["query_mask"])
         terms = {"cross-entropy": in_float32(segmentation_loss, logits, batch["query_mask"])}
         if self._recipe.dice_weight:
             terms["dice"] = self._recipe.dice_weight * in_float32(dice_loss, logits, batch["query_mask"])

@@ -7,7 +7,7 @@ Data: a folder or zip in Market-1501's layout; or with ``labels.csv`` (``path``,
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from edgevis.data.person_split import HELD_DRAW, PersonSplit, split_persons
 from edgevis.data.rng import draw_at
 from edgevis.losses import ReIDLoss
 from edgevis.metrics import grouped_mean, reid_queries
-from edgevis.models.recipe import Recipe, ReIDRecipe, recipe_of
+from edgevis.models.recipe import Recipe, ReIDRecipe, is_custom_loss, recipe_of
+from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore
 from edgevis.training.precision import in_float32
-from edgevis.training.task import Batch, Evaluation, MetricValue
-from edgevis.training.teacher import Teacher
+from edgevis.training.task import Batch, Evaluation, MetricValue, ModelOutputs, Views
 from edgevis.training.views import color_jitter, random_crop, random_erasing, random_horizontal_flip
 from edgevis.training.visualize import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from runtime.bundle.spec import Deployment
@@ -49,16 +49,15 @@ def training_task(
     *,
     options: Mapping[str, int | str],
     seed: int,
-    teacher: Teacher | None = None,
     check: SplitCheck | None = None,
-) -> ReIDTask:
+) -> ReIDTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
     own = recipe_of(ReIDRecipe, recipe)
     split = split_persons(data, held_out=own.held_out, seed=seed, check=check or SplitCheck())
-    return ReIDTask(split, own, deployment, data=data.name, seed=seed, teacher=teacher)
+    return ReIDTrainingTask(split, own, deployment, data=data.name, seed=seed)
 
 
-class ReIDTask:
+class ReIDTrainingTask:
     """See :class:`edgevis.training.task.TrainingTask`; of a model it calls ``embed``, ``branches`` and ``logits``."""
 
     def __init__(
@@ -69,11 +68,10 @@ class ReIDTask:
         *,
         data: str,
         seed: int,
-        teacher: Teacher | None = None,
     ) -> None:
         self._recipe, self._seed, self._data = recipe, seed, split.train
         self._test = split.query, split.gallery
-        self._teacher, self._notes = teacher, split.notes
+        self._notes = split.notes
         persons = sorted(set(split.train.ids))
         self._persons = [person for person in persons if person not in split.held]
         self._target = {person: index for index, person in enumerate(self._persons)}
@@ -89,7 +87,7 @@ class ReIDTask:
 
     @property
     def model_options(self) -> Mapping[str, int | str]:
-        return {"num_identities": len(self._persons)}
+        return {"num_identities": len(self._persons)} if self._recipe.loss in self._recipe.HAS_LOGITS else {}
 
     @property
     def data(self) -> Mapping[str, object]:
@@ -110,7 +108,9 @@ class ReIDTask:
 
     def criterion(self) -> nn.Module:
         recipe = self._recipe
-        criterion = ReIDLoss(
+        if is_custom_loss(recipe.loss):
+            return custom_loss(recipe.loss)
+        return ReIDLoss(
             alpha=recipe.alpha,
             beta=recipe.beta,
             triplet_weight=recipe.triplet_weight,
@@ -118,25 +118,32 @@ class ReIDTask:
             margin=recipe.margin,
             warmup_epochs=recipe.triplet_epochs,
         )
-        return criterion if self._teacher is None else self._teacher.added_to(criterion)
 
-    def batch(self, epoch: int, step: int, rank: int) -> Batch:
+    def views(self, epoch: int, step: int, rank: int) -> Views:
         positions = self._drawn(epoch, rank)[step]
         draw = draw_at(self._seed, _VIEW_DRAW, epoch, step, rank)
-        views = [self._view(position, draw) for position in positions]
-        return {
-            "image": torch.from_numpy(self._preprocess(views)),
-            "target": torch.tensor([self._target[self._data.ids[position]] for position in positions]),
-            **({} if self._teacher is None else self._teacher.batch(views)),
-        }
+        images = [self._view(position, draw) for position in positions]
+        return Views(images, [self._target[self._data.ids[position]] for position in positions])
+
+    def tensors(self, views: Views) -> Batch:
+        return {"image": torch.from_numpy(self._preprocess(views.images)), "target": torch.tensor(views.targets)}
+
+    def batch(self, epoch: int, step: int, rank: int) -> Batch:
+        return self.tensors(self.views(epoch, step, rank))
+
+    def outputs(self, model: Any, image: Tensor, *, logits: bool) -> ModelOutputs:
+        if not logits or self._recipe.loss not in self._recipe.HAS_LOGITS:
+            return ModelOutputs(model.embed(image))
+        branches = model.branches(image)
+        return ModelOutputs(torch.cat(branches, 1), model.logits(branches), branches)
+
+    def terms(self, criterion: nn.Module, outputs: ModelOutputs, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        if is_custom_loss(self._recipe.loss):
+            return custom_terms(criterion, outputs.embedding, batch["target"])
+        return {"reid": in_float32(criterion, outputs.parts, outputs.logits, batch["target"], epoch=epoch)}
 
     def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        branches = model.branches(batch["image"])
-        logits = model.logits(branches)
-        terms = {"reid": in_float32(criterion, branches, logits, batch["target"], epoch=epoch)}
-        if self._teacher is not None:
-            terms |= self._teacher.terms(criterion, batch, torch.cat(branches, 1), logits, _answers)
-        return terms
+        return self.terms(criterion, self.outputs(model, batch["image"], logits=True), batch, epoch)
 
     def validate(self, model: Any) -> Evaluation | None:
         if not self._held:
@@ -193,12 +200,6 @@ class ReIDTask:
             ]
             rows.append(beside([_tile(self._tests[0][int(number)], GIVEN)], nearest))
         return np.vstack(rows)
-
-
-def _answers(model: Any, image: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-    """The embedding, and the logits of each branch."""
-    branches = model.branches(image)
-    return torch.cat(branches, 1), model.logits(branches)
 
 
 def _ranked(query: Side, gallery: Side) -> tuple[dict[str, MetricValue], Array]:

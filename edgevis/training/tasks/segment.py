@@ -25,12 +25,12 @@ from edgevis.data.rng import below, draw_at
 from edgevis.losses import BoxTightnessLoss, MILBaselineLoss
 from edgevis.metrics import box_fit as box_fit  # measured by scripts under this name
 from edgevis.metrics import box_fit_per_volume, dice_per_volume
-from edgevis.models.recipe import Recipe, SegmentationRecipe, recipe_of
+from edgevis.models.recipe import Recipe, SegmentationRecipe, is_custom_loss, recipe_of
+from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.finite import require_finite
 from edgevis.training.images import resized
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, Evaluation, MetricValue
-from edgevis.training.teacher import Teacher
 from edgevis.training.visualize import RIGHT, painted
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
@@ -79,9 +79,8 @@ def training_task(
     *,
     options: Mapping[str, int | str],
     seed: int,
-    teacher: Teacher | None = None,
     check: SplitCheck | None = None,
-) -> SegmentationTask:
+) -> SegmentationTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
     own = recipe_of(SegmentationRecipe, recipe)
     if options.get("classes", 1) != 1:
@@ -89,7 +88,7 @@ def training_task(
     from_boxes = own.supervision != "masks"
     split = split_masks(data, held_out=own.held_out, from_boxes=from_boxes, seed=seed, check=check or SplitCheck())
     examples = _examples(split.data)
-    return SegmentationTask(
+    return SegmentationTrainingTask(
         examples,
         split.train,
         split.validation,
@@ -102,7 +101,7 @@ def training_task(
     )
 
 
-class SegmentationTask:
+class SegmentationTrainingTask:
     """See :class:`edgevis.training.task.TrainingTask`."""
 
     def __init__(
@@ -149,6 +148,8 @@ class SegmentationTask:
 
     def criterion(self) -> nn.Module:
         recipe = self._recipe
+        if is_custom_loss(recipe.loss):
+            return custom_loss(recipe.loss)
         if recipe.supervision == "boxes":
             return BoxTightnessLoss(
                 recipe.angles, recipe.smooth_max, recipe.alpha, pairwise_weight=recipe.pairwise_weight
@@ -176,6 +177,8 @@ class SegmentationTask:
 
     def loss(self, model: nn.Module, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         logits: Tensor = model(batch["image"]).float()
+        if is_custom_loss(self._recipe.loss):
+            return custom_terms(criterion, logits, batch["mask" if self._recipe.supervision == "masks" else "boxes"])
         if self._recipe.supervision == "masks":
             return {"masks": in_float32(criterion, logits, batch["mask"])}
         return {self._recipe.supervision: in_float32(criterion, logits.sigmoid(), batch["boxes"])}

@@ -20,7 +20,7 @@ from calibration.data.samples import samples_from
 from edgevis.data import files as files_module
 from edgevis.data.files import open_files
 from edgevis.data.masks import read_class_ids, read_mask
-from edgevis.data.persons import persons_from_ccp
+from edgevis.data.person_cutouts import persons_from_ccp
 from runtime.errors import EdgevisError, InputError, SourceError
 from runtime.images import folders as folders_module
 

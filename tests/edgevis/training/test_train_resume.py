@@ -30,7 +30,7 @@ from edgevis.train import main
 from edgevis.training.checkpoint import TrainingState, read_state, read_training_state, write_halved, write_state
 from edgevis.training.finite import TrainingError, require_finite
 from edgevis.training.identity import list_data, read_listing, summary_of, write_listing
-from edgevis.training.loop import Run, _validated
+from edgevis.training.loop import Run, validated
 from edgevis.training.publish import main as publish
 from edgevis.training.task import Evaluation, MetricValue
 from runtime.errors import SourceError, WeightsError
@@ -169,13 +169,20 @@ def test_two_trainings_do_not_share_a_folder(masks: Path, tmp_path: Path, capsys
     assert run(masks, output, "--epochs", 1) == 0
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_a_training_that_is_ended_takes_its_workers_along(
-    masks: Path, tmp_path: Path, number: int, status: int
+@pytest.mark.parametrize(
+    ("number", "status", "processes"),
+    [
+        (signal.SIGTERM, 143, ("--workers", "1")),
+        (signal.SIGKILL, -9, ("--workers", "1")),
+        (signal.SIGTERM, 143, ("--devices", "2", "--accelerator", "cpu")),
+    ],
+)
+def test_a_training_that_is_ended_takes_its_processes_along(
+    masks: Path, tmp_path: Path, number: int, status: int, processes: tuple[str, ...]
 ) -> None:
     output = tmp_path / "run"
     command = [sys.executable, "-m", "edgevis.train", *SMALL, "--data", str(masks), "--epochs", "1000"]
-    command += ["--output", str(output), "--workers", "1"]
+    command += ["--output", str(output), *processes]
     env = {**python_environment(), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         while not (output / "last.safetensors").exists() and process.poll() is None:
@@ -320,7 +327,7 @@ def test_a_figure_that_is_no_number_is_never_the_best(figure: float, tmp_path: P
     bests, progress = [], begun
     for epoch in (1, 2, 3):
         progress = TrainingState({}, epoch, 0.0, progress.best, (*progress.history, {"epoch": float(epoch)}))
-        progress = _validated(training, progress, _One(), notes)  # type: ignore[arg-type]
+        progress = validated(training, progress, _One(), notes)  # type: ignore[arg-type]
         bests.append(progress.best)
     assert bests == [None, 0.25, 0.25]
     assert progress.history[0] == {"epoch": 1.0, "validation other": 0.5}
@@ -340,7 +347,7 @@ def test_states_and_weights_that_are_not_finite_are_neither_written_nor_read(tmp
         write_state(path, {"model": model}, sgd, begun)
     assert path.read_bytes() == whole
     tensors = {**load_file(path), "model/weight": torch.full((2, 3), math.nan)}
-    save_file(tensors, path, {"edgevis": json.dumps({"progress": {}, "optimizer": {}})})
+    save_file(tensors, path, {"edgevis": json.dumps({"state": {}, "optimizer": {}})})
     with pytest.raises(WeightsError, match=r"'model/weight' holds NaN \(6 of 6 numbers\)"):
         read_state(path, {"model": nn.Linear(3, 2)}, sgd)
     with pytest.raises(WeightsError, match="'w' holds infinity"):  # of float16

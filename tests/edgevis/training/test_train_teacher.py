@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from edgevis import models
-from edgevis.models.recipe import ReIDRecipe
 from edgevis.provenance import read_provenance
 from edgevis.train import main
 from edgevis.training.run import TrainingRequest, train
-from edgevis.training.tasks.classify import _answers
+from edgevis.training.tasks.classify import EpisodeTrainingTask, training_task
 from edgevis.training.teacher import Teacher, open_teacher
 from runtime.bundle.bundle import sha256
 from runtime.errors import InputError
@@ -137,30 +136,32 @@ def test_fusion_learns_from_a_network_of_one_branch(classes: Path, tmp_path: Pat
     assert column(output, "distill logits")[0] > 0
 
 
-def test_networks_of_one_and_two_branches_are_asked_for_the_same() -> None:
+def test_networks_of_one_and_two_branches_are_asked_for_the_same(classes: Path) -> None:
     image = torch.zeros(2, 3, 84, 84)
+    entry = models.entry("resnet12")
+    recipe = entry.recipes["small"].with_values({**CLASSES, "loss": "global"})
+    task: EpisodeTrainingTask = training_task(classes, recipe, entry.deployment, options={}, seed=0)
     for name, width in (("resnet12", 512), ("afl-net", 1024)):
-        embedding, logits = _answers(models.create(name, num_classes=3), image)
-        assert (embedding.shape, [tuple(x.shape) for x in logits]) == ((2, width), [(2, 3)])
+        outputs = task.outputs(models.create(name, num_classes=3), image, logits=True)
+        assert (outputs.embedding.shape, [tuple(x.shape) for x in outputs.logits]) == ((2, width), [(2, 3)])
 
 
 def test_the_teacher_sees_the_views_of_the_student() -> None:
-    recipe = models.entry("osnet-x0-25").recipes["small"]
-    assert isinstance(recipe, ReIDRecipe)
     small, large = models.entry("osnet-x0-25"), models.entry("epri-net-baseline")
     images = list(np.random.default_rng(0).integers(0, 256, (2, 256, 128, 3), np.uint8))
 
     def made(entry: models.ModelEntry) -> Teacher:
         module = models.module_from(entry).train()
-        return Teacher(module, entry.deployment, student=small.deployment, recipe=recipe, identity={}, provenance=None)
+        return Teacher(module, entry.deployment, student=small.deployment, identity={}, provenance=None)
 
     larger = made(large)
     assert not larger.model.training
     assert not [parameter for parameter in larger.model.parameters() if parameter.requires_grad]
-    seen = larger.batch(images)["teacher_image"]
+    seen = larger.image(images)
+    assert seen is not None
     assert seen.shape == (2, 3, 384, 192)
     assert np.array_equal(seen.numpy(), Preprocessor(large.deployment.preprocess)(images))
-    assert made(small).batch(images) == {}, "it takes the student's tensor"
+    assert made(small).image(images) is None, "it takes the student's tensor"
 
 
 # --- going on
@@ -271,7 +272,7 @@ def test_teachers_that_do_not_fit(
 def test_a_request_without_a_teacher_opens_none() -> None:
     entry = models.entry("osnet-x0-25")
     with pytest.raises(InputError, match="there is no teacher"):
-        open_teacher(None, None, student=entry.deployment, recipe=entry.recipes["small"])
+        open_teacher(None, None, student=entry.deployment)
 
 
 def test_published_weights_may_have_heads_or_none(tmp_path: Path) -> None:
@@ -281,7 +282,5 @@ def test_published_weights_may_have_heads_or_none(tmp_path: Path) -> None:
     for number, other in enumerate((heads, {})):
         tensors = {name: x for name, x in module.state_dict().items() if not name.startswith(entry.classifier)}
         save_file({**tensors, **other}, tmp_path / f"{number}.safetensors")
-        found = open_teacher(
-            tmp_path / f"{number}.safetensors", entry.name, student=entry.deployment, recipe=entry.recipes["small"]
-        )
+        found = open_teacher(tmp_path / f"{number}.safetensors", entry.name, student=entry.deployment)
         assert all(torch.equal(found.model.state_dict()[name], tensor) for name, tensor in tensors.items())

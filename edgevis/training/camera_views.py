@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevis.data.persons import BACKGROUND, BODY, Person
+from edgevis.data.person_cutouts import BACKGROUND, BODY, PersonCutout
 
 HEIGHT, WIDTH = 256, 128
 
@@ -20,7 +20,7 @@ Image = NDArray[np.uint8]
 
 
 def camera_view(
-    persons: Sequence[Person], index: int, rng: np.random.Generator, *, same_clothes: bool = False
+    persons: Sequence[PersonCutout], index: int, rng: np.random.Generator, *, same_clothes: bool = False
 ) -> Image:
     """One random view of ``persons[index]``, (256, 128, 3) uint8 BGR; others lend surroundings and halves.
 
@@ -36,7 +36,7 @@ def camera_view(
     return image
 
 
-def _dressed(persons: Sequence[Person], index: int, rng: np.random.Generator, *, recolour: bool) -> Image:
+def _dressed(persons: Sequence[PersonCutout], index: int, rng: np.random.Generator, *, recolour: bool) -> Image:
     """The person's box, with other colours and before other surroundings at times."""
     person = persons[index]
     image, parts = _cut(person, rng)
@@ -49,7 +49,7 @@ def _dressed(persons: Sequence[Person], index: int, rng: np.random.Generator, *,
     return image
 
 
-def _cut(person: Person, rng: np.random.Generator) -> tuple[Image, Image]:
+def _cut(person: PersonCutout, rng: np.random.Generator) -> tuple[Image, Image]:
     """The image and the parts of a box like a detector's: loose, tight, cut off, or around the upper body only."""
     x0, y0, x1, y1 = (float(value) for value in person.box)
     width, height = x1 - x0, y1 - y0
@@ -103,7 +103,7 @@ def _recoloured(image: Image, parts: Image, rng: np.random.Generator) -> Image:
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR), np.uint8)
 
 
-def _surroundings(person: Person, rng: np.random.Generator) -> Image:
+def _surroundings(person: PersonCutout, rng: np.random.Generator) -> Image:
     """What is beside the person, or a plain gradient if there is nothing."""
     x0, _, x1, _ = person.box
     height, width = person.parts.shape

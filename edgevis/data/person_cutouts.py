@@ -28,14 +28,17 @@ from runtime.streams.sources import video_capture
 
 BACKGROUND = 0
 BODY = 1
-"""Value of skin and hair in :attr:`Person.parts`; each larger value is one garment or one half of the clothing."""
+"""Value of skin and hair in :attr:`PersonCutout.parts`; each larger value is a garment or a half of the clothing."""
+
+VIDEO_SUFFIXES = frozenset({".avi", ".mkv", ".mov", ".mp4"})
+"""The files of a folder that :func:`read_person_sources` takes for videos."""
 
 _CCP_BODY_NAMES = frozenset({"skin", "hair"})
 _MARGIN = 0.6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Person:
+class PersonCutout:
     """One person in their surroundings.
 
     Attributes:
@@ -49,7 +52,41 @@ class Person:
     box: tuple[int, int, int, int]
 
 
-def persons_from_ccp(path: str | PathLike[str], *, split: str) -> list[Person]:
+@dataclass(frozen=True, slots=True)
+class PersonSources:
+    """Persons to learn from, and persons held out.
+
+    Attributes:
+        photos: Of the photographs' split ``train``.
+        video: Of the videos.
+        held_out: Of the photographs' split ``val``.
+    """
+
+    photos: tuple[PersonCutout, ...]
+    video: tuple[PersonCutout, ...]
+    held_out: tuple[PersonCutout, ...]
+
+
+def read_person_sources(path: Path) -> PersonSources:
+    """The persons of Clothing Co-Parsing's zip, or of a folder with this zip and any number of videos.
+
+    Raises:
+        SourceError: It is neither, or a file cannot be read.
+    """
+    if not path.is_dir():
+        return PersonSources(
+            tuple(persons_from_ccp(path, split="train")), (), tuple(persons_from_ccp(path, split="val"))
+        )
+    files = sorted(path.iterdir())
+    zips = [file for file in files if file.suffix == ".zip"]
+    if len(zips) != 1:
+        raise SourceError(f"{path} holds {len(zips)} zips; allowed: Clothing Co-Parsing's alone, and videos beside it")
+    video = [person for file in files if file.suffix in VIDEO_SUFFIXES for person in persons_from_video(file)]
+    photos = read_person_sources(zips[0])
+    return PersonSources(photos.photos, tuple(video), photos.held_out)
+
+
+def persons_from_ccp(path: str | PathLike[str], *, split: str) -> list[PersonCutout]:
     """The persons of one split (``train`` or ``val``) of the Clothing Co-Parsing zip, in the order of its index."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -68,7 +105,7 @@ def persons_from_ccp(path: str | PathLike[str], *, split: str) -> list[Person]:
 
 def persons_from_video(
     path: str | PathLike[str], *, every: int = 8, empty_s: float = 3.0, min_height: int = 120, threshold: int = 32
-) -> list[Person]:
+) -> list[PersonCutout]:
     """Persons before a static camera, at most one (the largest that was not there at the start) per frame.
 
     The background is the median of the empty scene that the video starts with (a median over all of it would show a
@@ -107,7 +144,7 @@ def _ccp_names(content: bytes) -> list[str]:
     return [str(name) for name in json.loads(content)["names"]]
 
 
-def _person_from_ccp(archive: zipfile.ZipFile, stem: str, names: list[str]) -> Person | None:
+def _person_from_ccp(archive: zipfile.ZipFile, stem: str, names: list[str]) -> PersonCutout | None:
     image, orientation = decode_picture(archive.read(f"images/{stem}.jpg"), f"photo {stem}")
     stored = decode_mask(archive.read(f"masks/{stem}.png"), f"the mask of photo {stem}")
     try:
@@ -125,7 +162,7 @@ def _person_from_ccp(archive: zipfile.ZipFile, stem: str, names: list[str]) -> P
 
 def _person_from_frame(
     frame: NDArray[np.uint8], background: NDArray[np.uint8], min_height: int, threshold: int
-) -> Person | None:
+) -> PersonCutout | None:
     difference = cv2.absdiff(cv2.blur(frame, (3, 3)), cv2.blur(background, (3, 3))).max(axis=2)
     moving = (difference > threshold).astype(np.uint8)
     moving = np.asarray(cv2.morphologyEx(moving, cv2.MORPH_CLOSE, np.ones((15, 15), np.uint8)), np.uint8)
@@ -144,7 +181,7 @@ def _person_from_frame(
     return _person(frame, parts)
 
 
-def _person(image: NDArray[np.uint8], parts: NDArray[np.uint8]) -> Person | None:
+def _person(image: NDArray[np.uint8], parts: NDArray[np.uint8]) -> PersonCutout | None:
     """The person with a margin of surroundings, or None if there is hardly a pixel of them."""
     rows, columns = np.flatnonzero(parts.any(axis=1)), np.flatnonzero(parts.any(axis=0))
     if len(rows) < 32 or len(columns) < 12:
@@ -153,7 +190,7 @@ def _person(image: NDArray[np.uint8], parts: NDArray[np.uint8]) -> Person | None
     margin = round(_MARGIN * (x1 - x0))
     left, top = max(0, x0 - margin), max(0, y0 - margin)
     right, bottom = min(image.shape[1], x1 + margin), min(image.shape[0], y1 + margin)
-    return Person(
+    return PersonCutout(
         np.ascontiguousarray(image[top:bottom, left:right]),
         np.ascontiguousarray(parts[top:bottom, left:right]),
         (x0 - left, y0 - top, x1 - left, y1 - top),
