@@ -130,12 +130,12 @@ def read_pascal5i(
         SourceError: A folder, list, image or mask is missing, or a line of a list has another form.
     """
     new = pascal_fold(fold)
-    wanted = _wanted(new, PASCAL_CLASSES, split)
+    selected = _wanted(new, PASCAL_CLASSES, split)
     files = open_files(path, inside=inside)
     if lists is None:
         stems = files.text(f"ImageSets/Segmentation/{split}.txt").split()
         return _scanned(
-            files, *_pascal_paths(files, stems), {class_id: class_id + 1 for class_id in wanted}, IGNORE, Visible()
+            files, *_pascal_paths(files, stems), {class_id: class_id + 1 for class_id in selected}, IGNORE, Visible()
         )
     listing = open_files(lists)
     folds = [fold] if split == "val" else [other for other in range(FOLDS) if other != fold]
@@ -145,14 +145,14 @@ def read_pascal5i(
         for line in listing.text(name).split():
             match = re.fullmatch(r"(.+)__([0-9]{1,2})", line)
             class_id = int(match[2]) - 1 if match else -1
-            if match is None or class_id not in wanted:
+            if match is None or class_id not in selected:
                 raise SourceError(
                     f"{listing.where(name)} has the line {line!r}; needed: an image, __ and a class of it"
                 )
             shown.setdefault(match[1], []).append(class_id)
     images, masks = _pascal_paths(files, list(shown))
-    members = _members(wanted, shown.values())
-    return ClassMasks(files, images, masks, members, {class_id: class_id + 1 for class_id in wanted}, IGNORE)
+    members = _members(selected, shown.values())
+    return ClassMasks(files, images, masks, members, {class_id: class_id + 1 for class_id in selected}, IGNORE)
 
 
 def read_coco20i(
@@ -181,9 +181,9 @@ def read_coco20i(
         InputError: There is no such fold or split.
         SourceError: A folder, image or mask is missing, or the lists have another form.
     """
-    wanted = _wanted(coco_fold(fold), COCO_CLASSES, split)
+    selected = _wanted(coco_fold(fold), COCO_CLASSES, split)
     files = open_files(path, inside=inside)
-    values = {class_id: class_id + 1 for class_id in wanted}
+    values = {class_id: class_id + 1 for class_id in selected}
     if lists is None:
         images = [name for name in files.below(f"{split}2014") if name.endswith(".jpg")]
         return _scanned(files, *_coco_paths(files, images), values, None, Visible())
@@ -197,11 +197,11 @@ def read_coco20i(
     shown: dict[str, list[int]] = {}
     for key, names in table.items():
         class_id = integer(key, f"a class id in {listing.where(file)}")
-        if class_id in wanted:
+        if class_id in selected:
             for name in names:
                 shown.setdefault(name, []).append(class_id)
     images_found, masks = _coco_paths(files, list(shown))
-    return ClassMasks(files, images_found, masks, _members(wanted, shown.values()), values, None)
+    return ClassMasks(files, images_found, masks, _members(selected, shown.values()), values, None)
 
 
 def read_fss1000(path: str | os.PathLike[str], *, classes: Sequence[str] | None = None, inside: str = "") -> ClassMasks:
@@ -223,10 +223,10 @@ def read_fss1000(path: str | os.PathLike[str], *, classes: Sequence[str] | None 
         parts = PurePosixPath(name).parts
         if len(parts) == 2 and name.endswith(".jpg"):
             found.setdefault(parts[0], []).append(name)
-    wanted = sorted(found if classes is None else set(classes))
+    selected = sorted(found if classes is None else set(classes))
     images: list[str] = []
     members: dict[int, tuple[int, ...]] = {}
-    for class_id, name in enumerate(wanted):
+    for class_id, name in enumerate(selected):
         if name not in found:
             raise SourceError(f"{files.path} has no folder {files.inside}{name} with images N.jpg")
         members[class_id] = tuple(range(len(images), len(images) + len(found[name])))
@@ -369,8 +369,8 @@ def _coco_paths(files: Files, names: Sequence[str]) -> tuple[tuple[str, ...], tu
     return images, masks
 
 
-def _members(wanted: Iterable[int], shown: Iterable[Collection[int]]) -> dict[int, tuple[int, ...]]:
-    members: dict[int, list[int]] = {class_id: [] for class_id in wanted}
+def _members(selected: Iterable[int], shown: Iterable[Collection[int]]) -> dict[int, tuple[int, ...]]:
+    members: dict[int, list[int]] = {class_id: [] for class_id in selected}
     for position, class_ids in enumerate(shown):
         for class_id in sorted(set(class_ids)):
             members[class_id].append(position)

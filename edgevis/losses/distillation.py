@@ -59,8 +59,8 @@ def logit_distillation_loss(student: Tensor, teacher: Tensor, temperature: float
     """
     _check_temperature(temperature)
     student, teacher = _checked("logits", student, teacher)
-    found, wanted = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
-    return F.kl_div(found, wanted, reduction="batchmean", log_target=True) * temperature**2
+    log_student, log_teacher = F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1)
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
 class DistillationLoss(nn.Module):
@@ -124,9 +124,9 @@ class DistillationLoss(nn.Module):
                 raise InputError(
                     f"{len(logits)} logits of the student and {len(teacher_logits)} of the teacher; allowed: 1 or more"
                 )
-            wanted = torch.stack(list(teacher_logits)).mean(0)
-            found = [logit_distillation_loss(x, wanted, self.temperature) for x in logits]
-            terms["distill logits"] = self.logits * torch.stack(found).mean()
+            target = torch.stack(list(teacher_logits)).mean(0)
+            terms_of_heads = [logit_distillation_loss(x, target, self.temperature) for x in logits]
+            terms["distill logits"] = self.logits * torch.stack(terms_of_heads).mean()
         return terms
 
 

@@ -48,9 +48,9 @@ def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
         InputError: As :func:`segmentation_loss`.
     """
     found = _at_mask_size(logits, mask).softmax(1)[:, 1].flatten(1)
-    wanted = mask.to(found.dtype).flatten(1)
-    shared = 2 * (found * wanted).sum(1) + 1
-    return 1 - (shared / (found.square().sum(1) + wanted.sum(1) + 1)).mean()
+    target = mask.to(found.dtype).flatten(1)
+    shared = 2 * (found * target).sum(1) + 1
+    return 1 - (shared / (found.square().sum(1) + target.sum(1) + 1)).mean()
 
 
 def _at_mask_size(logits: Tensor, mask: Tensor) -> Tensor:

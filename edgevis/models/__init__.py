@@ -146,9 +146,9 @@ def shipped_weights(model: str | ModelEntry, options: Mapping[str, object] = Map
         return None
     with safe_open(path, "pt") as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
-    wanted = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-    counters = {key for key in wanted if key.endswith("num_batches_tracked")}
-    return path if shapes == {key: wanted[key] for key in wanted.keys() - counters} else None
+    expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    counters = {key for key in expected if key.endswith("num_batches_tracked")}
+    return path if shapes == {key: expected[key] for key in expected.keys() - counters} else None
 
 
 def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:

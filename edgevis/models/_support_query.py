@@ -88,9 +88,9 @@ class SupportQueryModel(nn.Module):
             )
 
     @staticmethod
-    def check_supports(found: Sequence[Tensor], wanted: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+    def check_supports(found: Sequence[Tensor], expected: Sequence[tuple[str, tuple[int, ...]]]) -> None:
         """InputError unless the tensors have these shapes behind a first axis of one size."""
-        for tensor, (name, shape) in zip(found, wanted, strict=True):
+        for tensor, (name, shape) in zip(found, expected, strict=True):
             if tuple(tensor.shape[1:]) != shape or tensor.shape[0] != found[0].shape[0]:
                 raise InputError(
                     f"{name} is {tuple(tensor.shape)}; allowed: {('K', *shape)} with one K for all: what the model's "

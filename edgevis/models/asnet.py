@@ -86,7 +86,7 @@ class ASNetLearner(nn.Module):
         self.decoder2 = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 2, 3, padding=1))
 
         sides: list[int] = []
-        for stack, start, wanted in (
+        for stack, start, expected in (
             (self.encoder_layer4, support_sides[2], None),
             (self.encoder_layer3, support_sides[1], _SQUEEZED),
             (self.encoder_layer2, support_sides[0], _SQUEEZED),
@@ -96,10 +96,10 @@ class ASNetLearner(nn.Module):
             for layer in _layers(stack):
                 sides.append(layer.key_side(side))
                 side = layer.output_side(side)
-            if wanted is not None and side != wanted:
+            if expected is not None and side != expected:
                 raise ModelError(
-                    f"a support grid of side {start} shrinks to side {side}; ASNet needs {wanted}, which stages 2 and "
-                    "3 give at sides of 17 to 32"
+                    f"a support grid of side {start} shrinks to side {side}; ASNet needs {expected}, which stages 2 "
+                    "and 3 give at sides of 17 to 32"
                 )
         self.attend_sides = tuple(dict.fromkeys(sides))
 

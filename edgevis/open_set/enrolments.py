@@ -80,7 +80,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selection:
-    """Whom an enrolment of a scene takes, by positions of images.
+    """The images that an enrolment of a scene takes, by position.
 
     Attributes:
         enrolled: (L,) the labels.

@@ -35,7 +35,7 @@ class DataFile:
     Attributes:
         name: Its path in the data, with ``/`` between folders.
         sha256: Of its content; of a file in a zip, unpacked.
-        size_bytes: Likewise.
+        size_bytes: Of its content, unpacked.
         stamp: Size, times and inode of the file, or of the zip, when it was read; empty where they say nothing yet.
     """
 

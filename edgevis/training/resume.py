@@ -68,8 +68,8 @@ def begin(
         output: The training's folder.
         identity: What must be the same; of the recipe's ``epochs`` there may be more than before.
         data: The data, whose contents must be the same, too; None where another process looks at them.
-        resume: Whether to go on where there is something to go on from. Otherwise a folder with a training is refused:
-            nobody loses one by a command given twice.
+        resume: Whether to go on where there is something to go on from. Otherwise a folder with a training is
+            refused, so that a command given twice destroys nothing.
 
     Raises:
         InputError: The folder holds another training; the message names what differs. Or one that cannot go on.
@@ -97,9 +97,9 @@ def begin(
     if was.get(FILES) != identity.get(FILES):
         changed = changed_files(known, listing) if known else "the files have changed"
         found.append(f"data files: {changed}")
-    epochs, wanted = planned_epochs(state.identity), planned_epochs(identity)
-    if wanted < epochs:
-        found.append(f"recipe.{_EPOCHS} was {epochs}, is {wanted}; it may only grow")
+    begun_with, asked_for = planned_epochs(state.identity), planned_epochs(identity)
+    if asked_for < begun_with:
+        found.append(f"recipe.{_EPOCHS} was {begun_with}, is {asked_for}; it may only grow")
     if found:
         raise InputError(
             f"{path} is of another training: {'; '.join(found)}. Go on with what it was begun with, or name another "

@@ -23,7 +23,7 @@ def random_horizontal_flip(image: Image, draw: random.Random) -> Image:
 def random_resized_crop(image: Image, draw: random.Random, *, height: int, width: int, least: float) -> Image:
     """A random part of between ``least`` of the area and all of it, of sides 3:4 to 4:3, resized (Szegedy et al. 2015).
 
-    With ``least`` 1 it is the largest middle part of the wanted proportions.
+    With ``least`` 1 it is the largest middle part of the output's proportions.
     """
     rows, columns = image.shape[:2]
     for _ in range(_ATTEMPTS if least < 1 else 0):

@@ -189,7 +189,7 @@ class SegmentationTrainingTask:
         where = "training images set aside"
         if self._recipe.supervision == "masks":
             return Evaluation(where, self._dice(model, self._examples, self._validation)[0])
-        # Who trains with boxes has no masks: they must not choose the checkpoint either.
+        # Training from boxes has no masks: they must not choose the checkpoint either.
         pairs = [(found, example.boxes) for example, found in self._found(model, self._examples, self._validation)]
         volumes = [self._examples.volumes[place] for place in self._validation]
         fits = box_fit_per_volume([found for found, _ in pairs], [boxes for _, boxes in pairs], volumes)
