@@ -24,6 +24,7 @@ from typing import Any, Literal
 from benchmarks.report import report
 from edgevis import EdgevisError, InputError, models
 from edgevis.metrics import difference
+from edgevis.precision import TRAINING_PRECISIONS, training_precision
 from edgevis.train import setting
 from edgevis.training.progress import ConsoleProgress
 from edgevis.training.resume import REPORT
@@ -165,7 +166,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--set", metavar="KEY=VALUE", action="append", type=setting, default=[], help="another value for every variant"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+    parser.add_argument(
+        "--precision",
+        metavar="P",
+        type=training_precision,
+        default="fp32",
+        help=f"{', '.join(TRAINING_PRECISIONS)}: of the arithmetic (default: fp32)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
     output = arguments.output or Path("runs", arguments.comparison)
