@@ -24,7 +24,6 @@ Each stage prints one line with its time and what it made. Nothing is written un
 that is already there is then replaced, and otherwise left as it is.
 """
 _AUTO = "auto"
-_ONNX_TASKS = ("reid", "classify", "segment")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
         metavar="TASK",
-        choices=_ONNX_TASKS,
-        help=f"what the ONNX file is for: {', '.join(_ONNX_TASKS)}; the output is an embedding (N, D), for segment "
-        "logits (N, classes, height, width)",
+        help="what the ONNX file is for, such as reid, classify or segment; the output is an embedding (N, D), for "
+        "segment logits (N, classes, height, width)",
     )
     parser.add_argument(
         "--preprocess",
@@ -211,7 +209,7 @@ def contradiction(arguments: argparse.Namespace) -> str:
     for name in ("model", "checkpoint", "option"):
         if getattr(arguments, name):
             return f"--onnx takes no --{name}"
-    return "" if arguments.task else f"--onnx needs --task; allowed: {', '.join(_ONNX_TASKS)}"
+    return "" if arguments.task else "--onnx needs --task, such as reid, classify or segment"
 
 
 def request_from(arguments: argparse.Namespace) -> BuildRequest:

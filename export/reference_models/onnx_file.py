@@ -28,6 +28,7 @@ from export.cpu_proxy import CpuProxy
 from export.onnx import IR_VERSION, check_io, fold_constants, strip_metadata
 from export.reference_models import LoadedModel
 from export.request import OnnxSource
+from runtime import tasks
 from runtime.bundle.manifest import Weights
 from runtime.bundle.onnx_file import external_locations, non_finite_weight
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
@@ -39,9 +40,6 @@ MAX_BYTES = (2 << 30) - 1
 """The largest protocol buffer."""
 OPSETS = range(13, 22)
 """13 is the first with scales per channel; ONNX Runtime 1.19 reads none after 21."""
-
-# The graph that a task runs, its output's name and how many axes that has.
-TASKS = {"reid": ("embed", "embedding", 2), "classify": ("encode", "embedding", 2), "segment": ("segment", "logits", 4)}
 
 _COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _QUANTIZED = frozenset(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"))
@@ -97,9 +95,11 @@ def load_onnx(source: OnnxSource) -> LoadedModel:
         WeightsError: A weight is not finite.
         SchemaError: The preprocessing is impossible.
     """
-    if source.task not in TASKS:
-        raise ExportError(f"--task is {source.task!r}; allowed for an ONNX file: {', '.join(TASKS)}")
-    graph_name, output_name, rank = TASKS[source.task]
+    graphs = {name: graph for name in tasks.names() if (graph := tasks.load(name).TRAITS.single_graph) is not None}
+    if source.task not in graphs:
+        raise ExportError(f"--task is {source.task!r}; allowed for an ONNX file: {', '.join(graphs)}")
+    single = graphs[source.task]
+    output_name = single.output
     data = _read(source.path)
     graph_ir = _folded(_checked(data, source.path))
     preprocess = _preprocess_of(graph_ir.graph, source)
@@ -114,12 +114,12 @@ def load_onnx(source: OnnxSource) -> LoadedModel:
             f"{source.path.name}: ONNX Runtime cannot run it on {_ROWS} images of {preprocess.input.shape}: {error}; "
             f"{_HOW_TO_EXPORT}"
         ) from error
-    if len(shape) != rank:
+    if len(shape) != 1 + len(single.axes):
         raise ExportError(
             f"{source.path.name}: its output has the shape {('N', *shape[1:])}; the task {source.task!r} needs "
-            + ("(N, D), one embedding for each image" if rank == 2 else "(N, classes, height, width) logits")
+            f"({', '.join(('N', *single.axes))}) {output_name}"
         )
-    if source.task == "segment" and len(source.labels) != shape[1]:
+    if tasks.load(source.task).TRAITS.enrolment == "nothing" and len(source.labels) != shape[1]:
         raise ExportError(
             f"{source.path.name} has {shape[1]} classes and {len(source.labels)} labels; give one name for each: "
             "--labels A,B"
@@ -129,7 +129,7 @@ def load_onnx(source: OnnxSource) -> LoadedModel:
     proto.graph.output.append(onnx.helper.make_tensor_value_info(output_name, TensorProto.FLOAT, output.shape))
     deployment = Deployment(
         source.task,
-        (Graph(graph_name, (preprocess.input,), (output,)),),
+        (Graph(single.name, (preprocess.input,), (output,)),),
         preprocess,
         {"labels": list(source.labels)} if source.labels else {},
     )

@@ -26,7 +26,18 @@ from runtime.open_set.decision import OpenSet
 from runtime.results import Result
 from runtime.sessions.session import Session
 
-__all__ = ["Context", "EnrolmentKind", "Result", "Task", "TaskModule", "TaskTraits", "load", "names", "settings_of"]
+__all__ = [
+    "Context",
+    "EnrolmentKind",
+    "Result",
+    "SingleGraph",
+    "Task",
+    "TaskModule",
+    "TaskTraits",
+    "load",
+    "names",
+    "settings_of",
+]
 
 EnrolmentKind: TypeAlias = Literal["images", "images and masks", "nothing"]
 
@@ -90,6 +101,21 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class SingleGraph:
+    """The graph of a task whose models are one graph from ``image`` to one float32 output.
+
+    Attributes:
+        name: The graph's name.
+        output: The output's name.
+        axes: The names of the output's axes after the batch, such as ``("D",)``.
+    """
+
+    name: str
+    output: str
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TaskTraits:
     """The facts about a task that other packages use without opening it.
 
@@ -98,11 +124,13 @@ class TaskTraits:
         enrolment: The kind of an example of a label: images, images with a mask each, or nothing where the labels were
             trained.
         embedding: ``GRAPH/OUTPUT`` of the output that holds embeddings, (N, D) float32; None for a task without.
+        single_graph: The one graph of its models; None for a task of several graphs.
     """
 
     result: type
     enrolment: EnrolmentKind = "images"
     embedding: str | None = None
+    single_graph: SingleGraph | None = None
 
 
 class TaskModule(Protocol):

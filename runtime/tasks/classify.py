@@ -10,12 +10,12 @@ from runtime.common.arrays import Array
 from runtime.enrolment.quality_bounds import CLASSIFY
 from runtime.errors import EnrolmentError
 from runtime.results import Classification, Match
-from runtime.tasks import Context, Task, TaskTraits
+from runtime.tasks import Context, SingleGraph, Task, TaskTraits
 from runtime.tasks._embedding import EmbeddingSettings, EmbeddingTask, embedding_agreement
 
 _EMBEDDING = "encode/embedding"
 
-TRAITS = TaskTraits(Classification, embedding=_EMBEDDING)
+TRAITS = TaskTraits(Classification, embedding=_EMBEDDING, single_graph=SingleGraph("encode", "embedding", ("D",)))
 
 
 def open_task(context: Context) -> Task:

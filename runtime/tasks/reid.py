@@ -9,12 +9,12 @@ from runtime.bundle.manifest import Decisions
 from runtime.common.arrays import Array
 from runtime.enrolment.quality_bounds import REID
 from runtime.results import Identification, Match
-from runtime.tasks import Context, Task, TaskTraits
+from runtime.tasks import Context, SingleGraph, Task, TaskTraits
 from runtime.tasks._embedding import EmbeddingSettings, EmbeddingTask, embedding_agreement
 
 _EMBEDDING = "embed/embedding"
 
-TRAITS = TaskTraits(Identification, embedding=_EMBEDDING)
+TRAITS = TaskTraits(Identification, embedding=_EMBEDDING, single_graph=SingleGraph("embed", "embedding", ("D",)))
 
 
 def open_task(context: Context) -> Task:

@@ -25,13 +25,17 @@ from runtime.images.masks import Mask
 from runtime.images.resize import rows_linear
 from runtime.parity.compare import mask_agreement
 from runtime.results import Segmentation
-from runtime.tasks import Context, Result, Task, TaskTraits
+from runtime.tasks import Context, Result, SingleGraph, Task, TaskTraits
 from runtime.tasks._maps import probability_of, segmentation_of, size_of, stretched, strips
 
 _FIXED = "this model finds the classes that it was trained for; nothing can be enrolled or forgotten"
 _LOGITS = "segment/logits"
 
-TRAITS = TaskTraits(Segmentation, enrolment="nothing")
+TRAITS = TaskTraits(
+    Segmentation,
+    enrolment="nothing",
+    single_graph=SingleGraph("segment", "logits", ("classes", "height", "width")),
+)
 
 
 @dataclass(frozen=True, slots=True)
