@@ -181,3 +181,36 @@ def test_errors_are_edgevis_errors(installed: None, tmp_path: Path) -> None:
     lying = Deployment("brightness", DEPLOYMENT.graphs, DEPLOYMENT.preprocess, {"gain": "much"})
     with pytest.raises(SchemaError, match="gain is 'much'"):
         Predictor(write_bundle_by_hand(tmp_path / "b.edgevis", lying))
+
+
+@pytest.mark.torch
+def test_an_onnx_file_of_the_task_becomes_a_bundle(installed: None, photos: dict[str, Path], tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    build = pytest.importorskip("export.build")
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    nodes = [
+        helper.make_node("Conv", ["image", "third"], ["grey"]),
+        helper.make_node("GlobalAveragePool", ["grey"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["level"], axis=1),
+    ]
+    third = numpy_helper.from_array(np.full((1, 3, 1, 1), 1 / 3, np.float32), "third")
+    values = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("image", ["N", 3, 8, 8]), ("level", ["N", 1]))
+    ]
+    graph = helper.make_graph(nodes, "measure", values[:1], values[1:], [third])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "mean.onnx")
+    arguments = ["--onnx", str(tmp_path / "mean.onnx"), "--task", "brightness", "--precision", "fp32", "--quiet"]
+    output = tmp_path / "mean.edgevis"
+    assert build.main([*arguments, "--no-cache", "--output", str(output)]) == 0
+    manifest = Bundle(output).manifest
+    assert manifest.deployment.task == "brightness"
+    for engine in manifest.engines:
+        assert engine.parity is not None
+        assert engine.parity.decisions is not None
+        assert (engine.parity.decisions.metric, engine.parity.decisions.agreement) == ("equal brightness", 1.0)
+    with Predictor(output) as predictor:
+        predictor.enroll("dark", [photos["dark"]])
+        predictor.enroll("bright", [photos["bright"]])
+        assert predictor.predict(photos["grey"]).label == "dark"
