@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,7 +152,9 @@ def _read(path: Path) -> Any:
         _check_kind(path, start)
         if start[8:9] == b"{":
             return load_file(path)
-        with torch.serialization.safe_globals(_plain_globals()):
+        with torch.serialization.safe_globals(_plain_globals()), warnings.catch_warnings():
+            # Since torch 2.14: that a sparse tensor takes long to check. It is refused in any case.
+            warnings.filterwarnings("ignore", "Validating sparse tensor invariants", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's message goes on for half a page, and advises to trust the file.
