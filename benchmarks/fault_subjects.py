@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,42 +10,52 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
-from onnx import ModelProto
 
 from benchmarks.fault_kinds import inlined
 from benchmarks.reid import Split, read_split
 from calibration.data.samples import SampleSet, samples_from_photographs, split
-from calibration.quantize.config import QuantizationConfig
-from calibration.search.sensitivity import LayerSensitivity
 from edgevis import EdgevisError, models
 from edgevis.metrics import reid_ranking
-from edgevis.open_set.sidecar import weights_digest
-from edgevis.provenance import read_provenance
-from export import compilers, int8
-from export.agreement import Agreement, write_recorded
-from export.autocast import fp16_from_fp32
 from export.compilers import graph_path
 from export.cpu_proxy import CpuProxy
-from export.onnx import onnx_from_module
+from export.engine_selection import unopenable
 from export.parity import check_parity
-from export.reference import calibration_feeds, golden_of, needs_masks, reference_of
-from export.reference_models.torch_module import TorchModel
+from export.profiles import ShapeProfileRequest, profiles_of
+from export.reference import needs_masks, reference_of
+from export.request import BuildRequest
+from export.stages import (
+    Stage,
+    calibrate,
+    cast_fp16,
+    describe,
+    load,
+    measure_sensitivity,
+    reference,
+    search_int8,
+    to_onnx,
+    with_trained_options,
+)
+from export.stages import check_parity as parity_stage
+from export.stages import compile as compile_stage
+from export.state import BuildState, Graphs
+from export.targets import Target
 from runtime.bundle.bundle import GOLDEN, Bundle
-from runtime.bundle.identity import encoder_identity
-from runtime.bundle.manifest import EngineRecord, Manifest, Weights
+from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.spec import Deployment, Precision
 from runtime.bundle.staging import staged_bundle, write_manifest
-from runtime.common.arrays import Array, unit_rows, write_arrays
-from runtime.errors import UnavailableError
+from runtime.common.arrays import Array, read_arrays, unit_rows, write_arrays
+from runtime.errors import IntegrityError
 from runtime.images.preprocess import Preprocessor
 from runtime.parity.compare import BATCH_SIZES, TOLERANCES, golden_feeds, mask_agreement, measure_graph, run_in_batches
+from runtime.parity.recorded import FILE as RECORDED
 from runtime.parity.recorded import deviation_text, deviations, read_recorded
 from runtime.sessions.open import open_graphs
 from runtime.sessions.session import Session
 from runtime.verification.verify import verify_bundle
 
 GPU = "tensorrt"
+
+_MAX_DROP = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +102,31 @@ class Subject:
     reference: Mapping[str, Array]
     records: tuple[EngineRecord, ...]
     measure: str
-    _graphs: Mapping[tuple[str, Precision], Mapping[str, ModelProto]]
-    _agreement: Agreement
+    _cpu: BuildState
+    _gpu: BuildState
     _judge: _Judge = field(repr=False)
 
-    def graphs(self, record: EngineRecord) -> Mapping[str, ModelProto]:
+    def graphs(self, record: EngineRecord) -> Graphs:
         """What the engine is compiled from."""
-        return self._graphs[record.backend, record.precision]
+        return self._state(record).graphs[record.backend, record.precision]
 
-    def compiled(self, record: EngineRecord, graphs: Mapping[str, ModelProto], folder: Path) -> EngineRecord:
+    def compiled(self, record: EngineRecord, graphs: Graphs, folder: Path) -> EngineRecord:
         """A copy of the bundle in ``folder`` with only this engine in it, compiled from other graphs."""
         with staged_bundle(folder) as work:
-            files = _compile(record.backend, record.precision, graphs, work)
-            for name in (GOLDEN, "recorded.npz"):
+            state = copy.copy(self._state(record))
+            state.folder, state.graphs = work, {(record.backend, record.precision): graphs}
+            if record.precision == "fp32":
+                _write_graphs(graphs, work)  # ONNX Runtime's engine is the portable graph
+            compile_stage.run(state, _Silent())
+            for name in (GOLDEN, RECORDED):
                 if (self.folder / name).exists():
                     shutil.copy(self.folder / name, work / name)
             manifest = Bundle(self.folder).manifest
-            write_manifest(work, replace(manifest, engines=(replace(record, files=files),)))
+            write_manifest(work, replace(manifest, engines=(replace(record, files=state.records[0].files),)))
         return Bundle(folder).manifest.engines[0]
+
+    def _state(self, record: EngineRecord) -> BuildState:
+        return self._gpu if record.backend == GPU else self._cpu
 
     def build(self, record: EngineRecord, folder: Path, *, threads: int | None = None) -> str:
         """What the build's gate says to the engine in ``folder``; empty where it lets it pass."""
@@ -123,7 +141,7 @@ class Subject:
                 reference=self.reference,
                 advance=lambda done, total: None,
                 cpu_proxies=cpu_proxies,
-                agreement=self._agreement,
+                agreement=parity_stage.agreement_of(self._state(record)),
                 threads=threads,
             )
         except EdgevisError as error:
@@ -215,7 +233,7 @@ def _neighbours(wanted: Array, found: Array) -> float:
 
 
 def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
-    """Build and prove a subject's engines, as :mod:`export.stages` does.
+    """Build and prove a subject's engines by the stages of :mod:`export.stages`.
 
     Args:
         name: In :data:`SUBJECTS`.
@@ -223,133 +241,86 @@ def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
         data: Persons for a Re-ID model; None measures it by its neighbours among photographs.
     """
     kind = SUBJECTS[name]
-    entry = models.entry(kind.model)
-    weights = models.shipped_weights(entry, kind.options)
-    provenance = None if weights is None else read_provenance(weights)
-    options = {**({} if provenance is None else provenance.options), **kind.options}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = models.module_from(entry, options)
-    if weights is not None:
-        models.load_weights(module, weights)
-    digest = weights_digest(module)
-    deployment = models.deployment_of(entry, module)
-    model = TorchModel(module)
-    calibrate, verify = split(_samples(deployment, kind.samples))
-    reference = reference_of(model, deployment, verify, lambda done, total: None)
-    floats = {graph.name: inlined(onnx_from_module(module, graph)) for graph in deployment.graphs}
-    precisions = {precision for _, precision in kind.engines}
-    searched = int8.NOT_SEARCHED
-    if "int8" in precisions:
-        searched = _searched(kind, model, deployment, floats, calibrate, reference)
-    graphs: dict[tuple[str, Precision], Mapping[str, ModelProto]] = {
-        (backend, precision): searched.graphs[backend] if precision == "int8" else floats
-        for backend, precision in kind.engines
-    }
-    agreement = Agreement(dict(graphs), searched.outputs, (), deployment, reference)
-    fp16_graphs = [key for key in graphs if key[0] == GPU]
-    if fp16_graphs:
-        agreement = replace(agreement, autocast=("int8", "fp16"))
-    for key in fp16_graphs:
-        graphs[key] = {
-            graph.name: fp16_from_fp32(
-                graphs[key][graph.name], calibration_feeds(model, deployment, graph, calibrate, batch=4)
-            )
-            for graph in deployment.graphs
-        }
-
     path = folder.with_suffix(".edgevis")
+    request = with_trained_options(
+        BuildRequest(models.entry(kind.model), path, options=kind.options, max_drop=_MAX_DROP)
+    )
     with staged_bundle(path) as work:
-        for graph, onnx_model in floats.items():
-            graph_path(work, graph).parent.mkdir(exist_ok=True)
-            onnx.save(onnx_model, graph_path(work, graph))
-        write_arrays(work / GOLDEN, golden_of(reference, deployment))
-        records = [
-            EngineRecord(
-                backend, precision, "cuda" if backend == GPU else "cpu", _compile(backend, precision, own, work)
-            )
-            for (backend, precision), own in graphs.items()
-        ]
-        for record in list(records):
-            try:
-                _close(_open(record, work, deployment, None))
-            except UnavailableError:  # BF16 on a processor without it
-                records.remove(record)
-        proved = check_parity(
-            records,
-            bundle=work,
-            deployment=deployment,
-            reference=reference,
-            advance=lambda done, total: None,
-            cpu_proxies={
-                record.name: {graph: work / file for graph, file in record.files.items()}
-                for record in records
-                if record.backend == GPU
-            },
-            agreement=agreement,
-            optional=("fp16", "bf16", "int8"),  # what this model loses too much in has nothing to be broken
-        )
-        write_recorded(proved.engines, proved.recorded, work)
-        manifest = Manifest(
-            name, kind.model, "cpu", deployment, encoder_identity(kind.model, deployment, digest),
-            Weights(weights is not None, "", digest),
-            models.parameters(module), proved.engines, {},
-        )  # fmt: skip
-        write_manifest(work, manifest)
-    bundle = Bundle(path)
+        cpu = _loaded(kind, request, work)
+        gpu = copy.copy(cpu)
+        gpu.target, gpu.precisions = _target(kind, gpu=True)
+        gpu.profiles = profiles_of(gpu.deployment, ShapeProfileRequest(), usual_batch=1)
+        engines: list[EngineRecord] = []
+        recorded: dict[str, Array] = {}
+        for state in (cpu, gpu):
+            _run(state, (search_int8, cast_fp16, compile_stage))
+            unopened = unopenable(
+                [record for record in state.records if record.backend != GPU], state.deployment, work
+            )  # BF16 on a processor without it
+            state.records = tuple(record for record in state.records if record.name not in unopened)
+            _run(state, (parity_stage,))
+            engines += state.engines
+            if (work / RECORDED).exists():
+                recorded |= read_arrays(work / RECORDED, error=IntegrityError)
+        write_arrays(work / RECORDED, recorded)
+        cpu.engines = tuple(engines)
+        _run(cpu, (describe,))
+        write_manifest(work, cpu.manifest)
+    deployment = cpu.deployment
     persons = data is not None and deployment.task == "reid"
     sides = (read_split(data, "query"), read_split(data, "gallery")) if persons and data else None
     unseen = _samples(deployment, 48, seed=1)
-    judge = _Judge(deployment, reference_of(model, deployment, unseen, lambda done, total: None), sides)
+    judge = _Judge(deployment, reference_of(cpu.model, deployment, unseen, lambda done, total: None), sides)
     measure = "mAP, rank-1" if sides else "mask IoU" if _makes_masks(deployment) else "neighbours' mAP"
-    return Subject(name, bundle.path, deployment, reference, bundle.manifest.engines, measure, graphs, agreement, judge)
+    return Subject(name, path, deployment, cpu.reference, tuple(engines), measure, cpu, gpu, judge)
 
 
-def _searched(
-    kind: Kind,
-    model: TorchModel,
-    deployment: Deployment,
-    floats: Mapping[str, ModelProto],
-    calibrate: SampleSet,
-    reference: Mapping[str, Array],
-) -> int8.Searched:
-    config = QuantizationConfig()
-    calibrated = int8.calibrate(
-        floats,
-        lambda name: calibration_feeds(model, deployment, deployment.graph(name), calibrate, batch=4),
-        config=config,
-        key=lambda graph, digest: (_ for _ in ()).throw(AssertionError("no cache")),
-        folder=None,
-    )
-    layers: tuple[LayerSensitivity, ...] = ()
-    if kind.layers:
-        layers = int8.layer_sensitivities(calibrated, deployment, reference, config, lambda done, total: None)
-    return int8.search_int8(
-        calibrated,
-        layers,
-        names=[backend for backend, precision in kind.engines if precision == "int8"],
-        device="cpu",
-        deployment=deployment,
-        reference=reference,
-        config=config,
-        max_drop=0.005,
-        advance=lambda done, total: None,
-    )
+def _loaded(kind: Kind, request: BuildRequest, folder: Path) -> BuildState:
+    """A build up to the ranges of INT8, its graphs inlined, so that a fault can be planted into any node."""
+    target, precisions = _target(kind, gpu=False)
+    state = BuildState(request, target, precisions, folder)
+    _run(state, (load,))
+    state.calibration_samples, state.verification_samples = split(_samples(state.deployment, kind.samples))
+    _run(state, (to_onnx,))
+    state.float_graphs = {name: inlined(model) for name, model in state.float_graphs.items()}
+    _write_graphs(state.float_graphs, folder)
+    _run(state, (reference, calibrate, *((measure_sensitivity,) if kind.layers else ())))
+    return state
 
 
-def _compile(backend: str, precision: Precision, graphs: Mapping[str, ModelProto], folder: Path) -> dict[str, str]:
-    files = {}
-    for graph, model in graphs.items():
-        if backend == GPU:
-            path = compilers.engine_path(folder, backend, precision, graph, ".onnx")
-            onnx.save(model, path)
-        else:
-            if backend == "onnxruntime" and precision == "fp32":
-                graph_path(folder, graph).parent.mkdir(exist_ok=True)
-                onnx.save(model, graph_path(folder, graph))
-            path = compilers.load(backend).engine_from_onnx(model, graph=graph, precision=precision, bundle=folder)
-        files[graph] = path.relative_to(folder).as_posix()
-    return files
+def _run(state: BuildState, stages: Sequence[Stage]) -> None:
+    for stage in stages:
+        stage.run(state, _Silent())
+
+
+def _target(kind: Kind, *, gpu: bool) -> tuple[Target, tuple[Precision, ...]]:
+    """The processor, or a GPU that is nowhere, whose graphs ONNX Runtime runs; and its precisions."""
+    compilers: dict[Precision, tuple[str, ...]] = {}
+    for backend, precision in kind.engines:
+        if (backend == GPU) == gpu:
+            compilers[precision] = (*compilers.get(precision, ()), backend)
+    if gpu:
+        return Target("", "cuda", compilers, (), machine="none", autocast=("int8", "fp16")), tuple(compilers)
+    return Target("", "cpu", compilers, ()), tuple(compilers)
+
+
+class _Silent:
+    """A progress that nobody reads."""
+
+    def begin(self, stage: str) -> None: ...
+
+    def advance(self, done: int, total: int) -> None: ...
+
+    def end(self, detail: str, *, size_bytes: int | None = None) -> None: ...
+
+    def warn(self, message: str) -> None: ...
+
+
+def _write_graphs(graphs: Graphs, folder: Path) -> None:
+    for name, model in graphs.items():
+        path = graph_path(folder, name)
+        path.parent.mkdir(exist_ok=True)
+        onnx.save(model, path)
 
 
 def _open(record: EngineRecord, folder: Path, deployment: Deployment, threads: int | None) -> dict[str, Session]:

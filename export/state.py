@@ -48,7 +48,7 @@ class BuildState:
         golden: The same of the images that go into the bundle; None where those are the first of ``reference``.
         left_out: Names of engines that are not built, because nothing could be measured of them.
         calibrated: INT8's ranges; None where no INT8 is built. Set by ``calibrate``.
-        sensitivity: What each layer alone does in INT8. Set by ``calibrate``.
+        sensitivity: What each layer alone does in INT8. Set by ``measure_sensitivity``.
         search: INT8 graphs for each backend. Set by ``search_int8``.
         calibration: How they were made; None where no INT8 is built.
         graphs: What each engine is compiled from; engines that are compiled from the same share the very object. Set

@@ -20,6 +20,7 @@ from export.stages import (
     check_parity,
     describe,
     load,
+    measure_sensitivity,
     open_set,
     reference,
     samples,
@@ -52,6 +53,7 @@ STAGES: Sequence[Stage] = (
     reference,
     check_measurable,
     calibrate,
+    measure_sensitivity,
     search_int8,
     cast_fp16,
     compile_engines,
@@ -62,7 +64,7 @@ STAGES: Sequence[Stage] = (
     answers,
 )
 
-_UP_TO_SENSITIVITY: Sequence[Stage] = (load, samples, to_onnx, reference, calibrate)
+_UP_TO_SENSITIVITY: Sequence[Stage] = (load, samples, to_onnx, reference, calibrate, measure_sensitivity)
 
 
 def build_bundle(request: BuildRequest, progress: BuildProgress) -> Bundle:
@@ -71,7 +73,7 @@ def build_bundle(request: BuildRequest, progress: BuildProgress) -> Bundle:
     Raises:
         EdgevisError: The build failed; the message says at what and how to mend it.
     """
-    request = _with_trained_options(request)
+    request = with_trained_options(request)
     target = targets.load(request.target)
     precisions = _checked_precisions(request, target)
     if request.shapes and not target.profiled:
@@ -97,7 +99,7 @@ def measure_layers(request: BuildRequest, progress: BuildProgress) -> tuple[Laye
     Raises:
         EdgevisError: It cannot be measured; the message says why.
     """
-    request = _with_trained_options(request)
+    request = with_trained_options(request)
     with scratch_folder("edgevis-sensitivity-") as folder:
         state = BuildState(request, targets.load(request.target), ("int8",), Path(folder))
         for stage in _UP_TO_SENSITIVITY:
@@ -105,7 +107,7 @@ def measure_layers(request: BuildRequest, progress: BuildProgress) -> tuple[Laye
     return state.sensitivity
 
 
-def _with_trained_options(request: BuildRequest) -> BuildRequest:
+def with_trained_options(request: BuildRequest) -> BuildRequest:
     """With the options that the weights were trained with, where they say so: nobody need repeat them."""
     if isinstance(request.entry, OnnxSource):
         return request

@@ -1,4 +1,4 @@
-"""Measure INT8's ranges on the calibration images, and what each layer alone does in INT8."""
+"""Measure INT8's ranges on the calibration images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.common.arrays import Array
 
 
 def run(state: BuildState, progress: BuildProgress) -> None:
-    """Set ``calibrated`` and ``sensitivity``, where INT8 is built."""
+    """Set ``calibrated``, where INT8 is built."""
     if "int8" not in state.precisions:
         return
     samples, deployment, quantization = state.calibration_samples, state.deployment, state.quantization
@@ -40,9 +40,4 @@ def run(state: BuildState, progress: BuildProgress) -> None:
     calibrated = int8.calibrate(state.float_graphs, feeds, config=quantization, key=key, folder=state.request.cache)
     notes = ", ".join(sorted(set(calibrated.notes.values())))
     progress.end(f"{len(samples)} images ({notes}): {quantization}")
-
-    progress.begin("layers")
-    sensitivity = int8.layer_sensitivities(calibrated, deployment, state.reference, quantization, progress.advance)
-    excluded_by_rule = sum(len(prepared.excluded_by_rule) for prepared in calibrated.prepared.values())
-    progress.end(f"{len(sensitivity)} layers, each alone in INT8; {excluded_by_rule} more are float by rule")
-    state.calibrated, state.sensitivity = calibrated, sensitivity
+    state.calibrated = calibrated

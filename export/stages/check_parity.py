@@ -39,14 +39,7 @@ def run(state: BuildState, progress: BuildProgress) -> None:
             optional=_optional(state),
             advance=progress.advance,
             cpu_proxies=_cpu_proxies(state, work),
-            agreement=Agreement(
-                state.uncast_graphs,
-                state.search.outputs,
-                state.target.autocast,
-                state.deployment,
-                state.reference,
-                state.golden,
-            ),
+            agreement=agreement_of(state),
         )
     progress.end(_summary(checked.engines, len(state.verification_samples)))
     for complaint in checked.refused:
@@ -63,6 +56,18 @@ def run(state: BuildState, progress: BuildProgress) -> None:
     state.engines = tuple(engine for engine in checked.engines if engine.name in in_bundle)
     _remove_unused_files(records, state.engines, state.folder)
     write_recorded(state.engines, checked.recorded, state.folder)
+
+
+def agreement_of(state: BuildState) -> Agreement:
+    """What engines are compared with besides the model: the graphs that they are compiled from."""
+    return Agreement(
+        state.uncast_graphs,
+        state.search.outputs,
+        state.target.autocast,
+        state.deployment,
+        state.reference,
+        state.golden,
+    )
 
 
 def _optional(state: BuildState) -> frozenset[Precision]:
