@@ -1,9 +1,9 @@
-"""Measured ranges, kept between builds: a file for each graph, found by what the ranges depend on.
+"""Measured ranges, kept between builds: one file per graph, named by a digest of what the ranges depend on.
 
-The key is a digest over the weights, the graph, the images, the preprocessing and the algorithm; when one of them
-differs, so does the file's name, and the build measures anew. Beside its arrays a file holds the parts of its key in
-words, so that a build can say which of them changed, and a digest over all arrays, so that a damaged file is never
-used. Nothing in it is executable: ``.npz`` without pickle.
+The key is a digest over the weights, the graph, the images, the preprocessing and the configuration; if one of them
+changes, so does the file's name, and the build measures anew. Besides its arrays a file holds the parts of its key as
+text, so that a build can report which of them changed, and a digest over all arrays, so that a damaged file is never
+used. The format is ``.npz`` without pickle: nothing in it is executable.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from onnx import ModelProto
 
+from calibration.quantize.config import QuantizationConfig
 from calibration.quantize.graph import Ranges
+from runtime.bundle.spec import Preprocess
 from runtime.common.arrays import Array, read_arrays, write_arrays
 from runtime.common.cache_folder import cache_folder
-from runtime.common.json_data import parse_json, to_json
+from runtime.common.json_data import json_digest, parse_json, to_json
 from runtime.errors import SchemaError, UnavailableError
 
 _SCHEMA = 2
 _SUFFIX = ".ranges.npz"
 MAX_ENTRIES = 64
-"""Files that a cache keeps; the ones that were not used for the longest time go first."""
+"""The number of files in a cache; the least recently used ones are deleted first."""
 MAX_ENTRY_BYTES = 64 << 20
-"""Larger files are neither read nor written."""
+"""The largest file, in bytes, that is read or written."""
 
 
 def default_folder() -> Path | None:
@@ -41,12 +44,12 @@ def default_folder() -> Path | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class CacheKey:
     """What the ranges of one graph depend on.
 
     Attributes:
-        model: The model's and the graph's name: entries of the same are compared to say what changed.
-        weights, graph, data, preprocessing, algorithm: A digest of each.
+        model: The model's and the graph's name: entries of the same are compared to report what changed.
+        weights, graph, data, preprocessing, algorithm: The SHA-256 digest of each.
     """
 
     model: str
@@ -58,11 +61,65 @@ class Key:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()
+        """The SHA-256 digest of all fields."""
+        return json_digest(self)
 
 
-def load(folder: Path, key: Key) -> tuple[Ranges | None, str]:
-    """The ranges, and a few words about them: when there are none that may be used, why."""
+@dataclass(frozen=True, slots=True)
+class CalibrationInputs:
+    """What the ranges of all graphs of a model depend on, besides the graphs and the configuration.
+
+    Attributes:
+        model: The model's name.
+        weights_sha256: The digest of its weights.
+        samples_sha256: The digest of the calibration images.
+        preprocess: How an image becomes the model's input.
+    """
+
+    model: str
+    weights_sha256: str
+    samples_sha256: str
+    preprocess: Preprocess
+
+    def digest(self, config: QuantizationConfig) -> str:
+        """The SHA-256 digest of all that the INT8 scales of the model depend on."""
+        return json_digest([self.samples_sha256, self.preprocess, self.weights_sha256, config])
+
+    def key(self, graph: str, onnx_model: ModelProto, config: QuantizationConfig) -> CacheKey:
+        """The key of one graph's ranges. They do not depend on where Q/DQ are placed."""
+        return CacheKey(
+            model=f"{self.model}/{graph}",
+            weights=self.weights_sha256,
+            graph=hashlib.sha256(onnx_model.SerializeToString(deterministic=True)).hexdigest(),
+            data=self.samples_sha256,
+            preprocessing=json_digest(self.preprocess),
+            algorithm=json_digest(replace(config, placement="outputs")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RangesCache:
+    """A folder of measured ranges, as one model reads and writes it.
+
+    Attributes:
+        folder: The folder; it need not exist.
+        inputs: What the ranges depend on.
+    """
+
+    folder: Path
+    inputs: CalibrationInputs
+
+    def load(self, graph: str, onnx_model: ModelProto, config: QuantizationConfig) -> tuple[Ranges | None, str]:
+        """See :func:`load`."""
+        return load(self.folder, self.inputs.key(graph, onnx_model, config))
+
+    def store(self, graph: str, onnx_model: ModelProto, config: QuantizationConfig, ranges: Ranges) -> None:
+        """See :func:`store`."""
+        store(self.folder, self.inputs.key(graph, onnx_model, config), ranges)
+
+
+def load(folder: Path, key: CacheKey) -> tuple[Ranges | None, str]:
+    """The ranges and where they come from, or None and why there are none that may be used."""
     path = _path(folder, key)
     try:
         if not path.exists():
@@ -82,7 +139,7 @@ def load(folder: Path, key: Key) -> tuple[Ranges | None, str]:
     return ranges, "from the cache"
 
 
-def store(folder: Path, key: Key, ranges: Ranges) -> None:
+def store(folder: Path, key: CacheKey, ranges: Ranges) -> None:
     """Write an entry, whole or not at all, and drop the oldest ones beyond :data:`MAX_ENTRIES`.
 
     Raises:
@@ -99,11 +156,11 @@ def store(folder: Path, key: Key, ranges: Ranges) -> None:
     _bound(folder)
 
 
-def _path(folder: Path, key: Key) -> Path:
+def _path(folder: Path, key: CacheKey) -> Path:
     return folder / f"{key.digest}{_SUFFIX}"
 
 
-def _words(key: Key) -> dict[str, object]:
+def _words(key: CacheKey) -> dict[str, object]:
     return {"schema": _SCHEMA, **to_json(key)}
 
 
@@ -131,8 +188,8 @@ def _digest(arrays: Mapping[str, Array]) -> str:
     return digest.hexdigest()
 
 
-def _changed(folder: Path, key: Key) -> str:
-    """Why there is no entry: what differs from the latest one of the same model and graph."""
+def _changed(folder: Path, key: CacheKey) -> str:
+    """Why there is no entry: what differs from the last used one of the same model and graph."""
     words = _words(key)
     for path in _entries(folder):
         try:
@@ -146,7 +203,7 @@ def _changed(folder: Path, key: Key) -> str:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """The files of the cache, the latest used first."""
+    """The files of the cache, the last used first."""
     dated = []
     for path in folder.glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError):  # another build may have removed it

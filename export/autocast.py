@@ -15,15 +15,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+import onnx_ir as ir
+import onnx_ir.passes.common as ir_passes
+from onnx import ModelProto
 
+from calibration.quantize.qdq import initializer, remove_unused_initializers
+from calibration.quantize.sessions import open_session, proto_from_ir
 from runtime.common.arrays import Array
-from runtime.common.vendors import import_onnxruntime
 from runtime.errors import ExportError
 
 # What float16 computes well: everything that is not named here or below stays float32.
@@ -74,171 +76,130 @@ def fp16_from_fp32(model: ModelProto, feeds: Iterable[Mapping[str, Array]]) -> M
         ExportError: There are no feeds, or a tensor's values are not finite.
         MissingDependencyError: ONNX Runtime is not installed.
     """
-    graph = _Graph.of(model)
-    peaks = _peaks(graph, feeds)
-    return _rewritten(graph, _half_nodes(graph, peaks))
+    cast = ir.from_proto(model)
+    ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(cast)
+    ir_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(cast)
+    fp16_nodes = _fp16_nodes(cast.graph, _peaks(cast, feeds))
+    _Rewriter(cast.graph, fp16_nodes).run()
+    proto = proto_from_ir(cast)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
 
 
-@dataclass(frozen=True, slots=True)
-class _Graph:
-    """A model with what is known of its tensors.
-
-    Attributes:
-        model: A copy whose constants are all initialisers.
-        constants: The float32 initialisers.
-        shapes: Of every float32 tensor that a node makes or the graph takes; None for an axis that is open.
-        makers: Tensor name to the node that makes it.
-    """
-
-    model: ModelProto
-    constants: Mapping[str, Array]
-    shapes: Mapping[str, tuple[int | None, ...] | None]
-    makers: Mapping[str, NodeProto] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, model: ModelProto) -> _Graph:
-        copy = ModelProto()
-        copy.CopyFrom(model)
-        _constants_to_initializers(copy)
-        inferred = shape_inference.infer_shapes(copy, data_prop=True).graph
-        shapes: dict[str, tuple[int | None, ...] | None] = {}
-        for value in (*inferred.input, *inferred.value_info, *inferred.output):
-            tensor = value.type.tensor_type
-            if tensor.elem_type == TensorProto.FLOAT:
-                sizes = tuple(size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim)
-                shapes[value.name] = sizes if tensor.HasField("shape") else None
-        constants = {
-            tensor.name: numpy_helper.to_array(tensor)
-            for tensor in copy.graph.initializer
-            if tensor.data_type == TensorProto.FLOAT
-        }
-        for name in constants:
-            shapes.pop(name, None)
-        makers = {name: node for node in copy.graph.node for name in node.output}
-        return cls(copy, constants, shapes, makers)
-
-    def flowing(self, names: Iterable[str]) -> list[str]:
-        """Those of the tensors that are float32 and not constant."""
-        return [name for name in names if name in self.shapes]
-
-    def small(self, name: str) -> bool:
-        """Whether a tensor holds one value per channel and image, or less."""
-        shape = self.shapes[name]
-        if shape is None or None in shape[1:]:
-            return False
-        sizes = [size for size in shape[1:] if size is not None]
-        return math.prod(sizes) <= _MAX_SMALL and math.prod(sizes) == max(sizes, default=1)
+def _flowing(values: Iterable[ir.Value | None]) -> list[ir.Value]:
+    """Those of the tensors that are float32 and not constant."""
+    return [value for value in values if value is not None and _flows(value)]
 
 
-def _constants_to_initializers(model: ModelProto) -> None:
-    kept = []
-    for node in model.graph.node:
-        value = helper.get_node_attr_value(node, node.attribute[0].name) if node.op_type == "Constant" else None
-        if node.op_type != "Constant" or node.attribute[0].name == "sparse_value":
-            kept.append(node)
-        elif isinstance(value, TensorProto):
-            tensor = model.graph.initializer.add()
-            tensor.CopyFrom(value)
-            tensor.name = node.output[0]
-        else:
-            dtype = np.float32 if node.attribute[0].name.startswith("value_float") else np.int64
-            model.graph.initializer.append(numpy_helper.from_array(np.array(value, dtype), node.output[0]))
-    nodes = [NodeProto.FromString(node.SerializeToString()) for node in kept]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+def _flows(value: ir.Value) -> bool:
+    return value.dtype == ir.DataType.FLOAT and not value.is_initializer()
 
 
-def _peaks(graph: _Graph, feeds: Iterable[Mapping[str, Array]]) -> dict[str, float]:
-    """The largest magnitude of every flowing tensor.
+def _constant(value: ir.Value | None) -> Array | None:
+    """The values of a float32 initialiser; None for every other tensor."""
+    if value is None or value.dtype != ir.DataType.FLOAT or not value.is_initializer() or value.const_value is None:
+        return None
+    array: Array = value.const_value.numpy()
+    return array
+
+
+def _is_small(value: ir.Value) -> bool:
+    """Whether a tensor holds one value per channel and image, or less."""
+    if value.shape is None:
+        return False
+    sizes = [size for size in value.shape[1:] if isinstance(size, int)]
+    if len(sizes) < len(value.shape) - 1:
+        return False
+    return math.prod(sizes) <= _MAX_SMALL and math.prod(sizes) == max(sizes, default=1)
+
+
+def _peaks(model: ir.Model, feeds: Iterable[Mapping[str, Array]]) -> dict[str, float]:
+    """The largest magnitude of every flowing tensor, by name.
 
     The graph itself reduces each tensor to its peak, so that never more than one inference needs is in memory.
     """
-    onnxruntime = import_onnxruntime()
-    probe = ModelProto()
-    probe.CopyFrom(graph.model)
-    del probe.graph.output[:]
-    made = [name for name in graph.shapes if name in graph.makers]
-    for number, name in enumerate(made):
-        probe.graph.node.append(helper.make_node("Abs", [name], [f"edgevis_magnitude_{number}"]))
-        probe.graph.node.append(
-            helper.make_node("ReduceMax", [f"edgevis_magnitude_{number}"], [f"edgevis_peak_{number}"], keepdims=0)
-        )
-        probe.graph.output.append(helper.make_tensor_value_info(f"edgevis_peak_{number}", TensorProto.FLOAT, ()))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    peaks = dict.fromkeys(graph.shapes, 0.0)
+    probe = model.clone()
+    peaks = dict.fromkeys((value.name or "" for value in _flowing(probe.graph.inputs)), 0.0)
+    probe.graph.outputs.clear()
+    measured: list[str] = []
+    for node in tuple(probe.graph):
+        for value in _flowing(node.outputs):
+            magnitude = ir.node("Abs", [value])
+            peak = ir.node("ReduceMax", magnitude.outputs, {"keepdims": 0})
+            magnitude.outputs[0].name = f"edgevis_magnitude_{len(measured)}"
+            peak.outputs[0].name = f"edgevis_peak_{len(measured)}"
+            peak.outputs[0].type, peak.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+            probe.graph.extend([magnitude, peak])
+            probe.graph.outputs.append(peak.outputs[0])
+            measured.append(value.name or "")
+    peaks |= dict.fromkeys(measured, 0.0)
+    session = open_session(probe)
     count = 0
     for count, feed in enumerate(feeds, start=1):  # noqa: B007  # used after the loop
-        found = dict(zip(made, map(float, session.run(None, dict(feed))), strict=True))
-        found.update({name: float(np.abs(array).max()) for name, array in feed.items() if name in peaks})
-        for name, peak in found.items():
-            if not math.isfinite(peak):
+        values = dict(zip(measured, map(float, session.run(None, dict(feed))), strict=True))
+        values.update({name: float(np.abs(array).max()) for name, array in feed.items() if name in peaks})
+        for name, peak_value in values.items():
+            if not math.isfinite(peak_value):
                 raise ExportError(f"float16: the tensor {name!r} holds values that are not finite")
-            peaks[name] = max(peaks[name], peak)
+            peaks[name] = max(peaks[name], peak_value)
     if not count:
         raise ExportError("float16: there is no image to measure ranges on")
     return peaks
 
 
-def _half_nodes(graph: _Graph, peaks: Mapping[str, float]) -> set[str]:
-    """The first outputs of those nodes that compute in float16."""
+def _fp16_nodes(graph: ir.Graph, peaks: Mapping[str, float]) -> set[ir.Node]:
+    """The nodes that compute in float16."""
     deciding = _deciding(graph)
-    half: set[str] = set()  # first outputs of nodes
-    tensors: set[str] = set()  # what they make
-    for node in graph.model.graph.node:
-        flowing = graph.flowing(node.input)
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            chosen = _quantization_in_half(graph, node, tensors)
-        elif node.domain or node.output[0] in deciding or not flowing or not graph.flowing(node.output):
-            chosen = False
-        elif node.op_type in _FOLLOWING:
-            chosen = any(name in tensors for name in flowing)
-        else:
-            chosen = node.op_type in _HALF and _safe(graph, node)
-        if chosen and all(_in_range(peaks[name]) for name in graph.flowing((*node.input, *node.output))):
-            half.add(node.output[0])
-            tensors.update(graph.flowing(node.output))
-    return half - _read_as_float(graph, half)
+    chosen: set[ir.Node] = set()
+    for node in graph:
+        if _wants_fp16(node, deciding, chosen):
+            tensors = _flowing((*node.inputs, *node.outputs))
+            if all(_in_range(peaks[value.name or ""]) for value in tensors):
+                chosen.add(node)
+    return {
+        node
+        for node in chosen
+        if node.op_type != "DequantizeLinear" or any(reader in chosen for reader in node.outputs[0].consumers())
+    }
 
 
-def _read_as_float(graph: _Graph, half: set[str]) -> set[str]:
-    """The outputs of those DequantizeLinear that nothing reads in float16."""
-    read = {name for node in graph.model.graph.node if node.output[0] in half for name in node.input}
-    return {name for name in half - read if graph.makers[name].op_type == "DequantizeLinear"}
-
-
-def _deciding(graph: _Graph) -> set[str]:
-    """The outputs of the nodes that comparisons depend on directly."""
-    found: set[str] = set()
-    waiting = [
-        name for node in graph.model.graph.node if node.op_type in _COMPARING for name in graph.flowing(node.input)
-    ]
-    while waiting:
-        name = waiting.pop()
-        node = graph.makers.get(name)
-        if node is not None and node.op_type in _BEFORE_COMPARING and name not in found:
-            found.add(name)
-            waiting += graph.flowing(node.input)
-    return found
-
-
-def _safe(graph: _Graph, node: NodeProto) -> bool:
-    flowing = graph.flowing(node.input)
-    if all(graph.small(name) for name in (*flowing, *graph.flowing(node.output))):
+def _wants_fp16(node: ir.Node, deciding: Collection[ir.Node], chosen: Collection[ir.Node]) -> bool:
+    """Whether a node may compute in float16, its tensors' ranges aside; ``chosen`` are those before it that do."""
+    flowing = _flowing(node.inputs)
+    if node.op_type == "QuantizeLinear":  # follows what it reads
+        return _scale_fits(node) and node.inputs[0] is not None and node.inputs[0].producer() in chosen
+    if node.op_type == "DequantizeLinear":
+        return _scale_fits(node)
+    if node.domain or node in deciding or not flowing or not _flowing(node.outputs):
         return False
-    if node.op_type == "Sub" and len(flowing) == 2 and any(map(graph.small, flowing)):
+    if node.op_type in _FOLLOWING:
+        return any(value.producer() in chosen for value in flowing)
+    return node.op_type in _HALF and _is_safe(node)
+
+
+def _deciding(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes that comparisons depend on directly."""
+    deciding: set[ir.Node] = set()
+    waiting = [value for node in graph if node.op_type in _COMPARING for value in _flowing(node.inputs)]
+    while waiting:
+        node = waiting.pop().producer()
+        if node is not None and node.op_type in _BEFORE_COMPARING and node not in deciding:
+            deciding.add(node)
+            waiting += _flowing(node.inputs)
+    return deciding
+
+
+def _is_safe(node: ir.Node) -> bool:
+    flowing = _flowing(node.inputs)
+    if all(map(_is_small, (*flowing, *_flowing(node.outputs)))):
+        return False
+    if node.op_type == "Sub" and len(flowing) == 2 and any(map(_is_small, flowing)):
         return False  # the mean of a tensor: rounded, it would shift all values by the same
-    if node.op_type == "AveragePool":
-        kernel = next(list(item.ints) for item in node.attribute if item.name == "kernel_shape")
-        if math.prod(kernel) > _MAX_POOLED:
-            return False
-    kept = _ALWAYS_FLOAT.get(node.op_type, ())
-    return all(
-        _weights_fit(graph.constants[name])
-        for index, name in enumerate(node.input)
-        if name in graph.constants and index not in kept
-    )
+    if node.op_type == "AveragePool" and math.prod(node.attributes["kernel_shape"].as_ints()) > _MAX_POOLED:
+        return False
+    float32_inputs = _ALWAYS_FLOAT.get(node.op_type, ())
+    constants = [_constant(value) for index, value in enumerate(node.inputs) if index not in float32_inputs]
+    return all(_weights_fit(constant) for constant in constants if constant is not None)
 
 
 def _weights_fit(weights: Array) -> bool:
@@ -255,96 +216,68 @@ def _in_range(peak: float) -> bool:
     return peak == 0.0 or _MIN_PEAK <= peak <= _MAX_PEAK
 
 
-def _quantization_in_half(graph: _Graph, node: NodeProto, tensors: set[str]) -> bool:
-    """Q follows what it reads; DQ makes float16 where its scales allow that."""
-    scale = graph.constants.get(node.input[1])
-    if scale is None or not _MIN_SCALE <= float(scale.min()) <= float(scale.max()) <= _MAX_HALF:
-        return False
-    return node.op_type == "DequantizeLinear" or node.input[0] in tensors
-
-
-def _rewritten(graph: _Graph, half: set[str]) -> ModelProto:
-    """The model with float16 constants and with casts where a tensor is read in another type than it was made in."""
-    model = ModelProto()
-    model.CopyFrom(graph.model)
-    rewriter = _Rewriter(graph, model, half)
-    for node in graph.model.graph.node:
-        rewriter.add(node)
-    rewriter.finish()
-    return model
+def _scale_fits(node: ir.Node) -> bool:
+    """Whether the scales of a QuantizeLinear or DequantizeLinear may be float16."""
+    scale = _constant(node.inputs[1])
+    return scale is not None and _MIN_SCALE <= float(scale.min()) <= float(scale.max()) <= _MAX_HALF
 
 
 class _Rewriter:
-    """Copies the nodes one by one, in their order."""
+    """Makes constants float16, and inserts a cast where a tensor is read in another type than it is computed in."""
 
-    def __init__(self, graph: _Graph, model: ModelProto, half: set[str]) -> None:
-        self._graph, self._model, self._half = graph, model, half
-        self._made_half: set[str] = set()
-        self._casts: dict[tuple[str, bool], str] = {}
-        self._used: set[str] = set()
-        self._names = itertools.count()
-        self._outputs = {value.name for value in model.graph.output}
-        del model.graph.node[:]
-        del model.graph.value_info[:]
+    def __init__(self, graph: ir.Graph, fp16_nodes: Collection[ir.Node]) -> None:
+        self._graph = graph
+        self._fp16_nodes = fp16_nodes
+        self._fp16_values = {value for node in graph if node in fp16_nodes for value in _flowing(node.outputs)}
+        self._constants: dict[ir.Value, ir.Value] = {}
+        self._casts: dict[tuple[ir.Value, bool], ir.Value] = {}
+        self._numbers = itertools.count()
 
-    def add(self, node: NodeProto) -> None:
-        half = node.output[0] in self._half
-        copy = NodeProto()
-        copy.CopyFrom(node)
-        kept = _ALWAYS_FLOAT.get(node.op_type, ())
-        for index, name in enumerate(node.input):
-            copy.input[index] = self._read(name, half=half and index not in kept)
-        for index, name in enumerate(node.output):
-            if half and name in self._graph.shapes:
-                self._made_half.add(name)
-                copy.output[index] = self._half_name(name)
-        self._model.graph.node.append(copy)
+    def run(self) -> None:
+        """Rewrite the graph."""
+        for node in tuple(self._graph):
+            float32_inputs = _ALWAYS_FLOAT.get(node.op_type, ())
+            for index, value in enumerate(node.inputs):
+                if value is not None:
+                    fp16 = node in self._fp16_nodes and index not in float32_inputs
+                    node.replace_input_with(index, self._read(value, node, fp16=fp16))
+        for index, value in enumerate(self._graph.outputs):
+            if value in self._fp16_values:
+                self._graph.outputs[index] = self._float32_output(value)
+        remove_unused_initializers(self._graph)
+        if self._fp16_values and any(node.op_type == "QuantizeLinear" for node in self._graph):
+            opsets = self._graph.opset_imports
+            opsets[""] = max(opsets[""], _OPSET_OF_HALF_SCALES)
 
-    def finish(self) -> None:
-        for name in self._outputs & self._made_half:
-            self._cast(self._half_name(name), name, TensorProto.FLOAT)
-        initializers = [item for item in self._model.graph.initializer if item.name in self._used]
-        initializers = [TensorProto.FromString(item.SerializeToString()) for item in initializers]
-        del self._model.graph.initializer[:]
-        self._model.graph.initializer.extend(initializers)
-        if any(node.op_type == "QuantizeLinear" for node in self._model.graph.node) and self._made_half:
-            for opset in self._model.opset_import:
-                if not opset.domain:
-                    opset.version = max(opset.version, _OPSET_OF_HALF_SCALES)
-        onnx.checker.check_model(self._model, full_check=True)
+    def _read(self, value: ir.Value, node: ir.Node, *, fp16: bool) -> ir.Value:
+        """The tensor in the type in which the node reads it."""
+        constant = _constant(value)
+        if constant is not None:
+            return self._fp16_constant(value, constant) if fp16 else value
+        if not _flows(value) or (value in self._fp16_values) == fp16:
+            return value
+        if (value, fp16) not in self._casts:
+            name = f"{value.name}_half" if fp16 else f"{value.name}_float"
+            cast = self._cast(value, name, ir.DataType.FLOAT16 if fp16 else ir.DataType.FLOAT)
+            self._graph.insert_before(node, cast)
+            self._casts[value, fp16] = cast.outputs[0]
+        return self._casts[value, fp16]
 
-    def _read(self, name: str, *, half: bool) -> str:
-        """The name under which a tensor is to be read in that type."""
-        if name in self._graph.constants:
-            return self._constant(name, half=half)
-        if name not in self._graph.shapes:
-            self._used.add(name)
-            return name
-        made_half = name in self._made_half
-        source = self._half_name(name) if made_half else name
-        if made_half == half:
-            return source
-        if (name, half) not in self._casts:
-            # A graph's output keeps its name; the cast that makes it comes at the end.
-            target = f"{name}_half" if half else f"{name}_float"
-            self._casts[name, half] = target
-            self._cast(source, target, TensorProto.FLOAT16 if half else TensorProto.FLOAT)
-        return self._casts[name, half]
+    def _fp16_constant(self, value: ir.Value, constant: Array) -> ir.Value:
+        if value not in self._constants:
+            self._constants[value] = initializer(self._graph, f"{value.name}_half", constant.astype(np.float16))
+        return self._constants[value]
 
-    def _constant(self, name: str, *, half: bool) -> str:
-        if not half:
-            self._used.add(name)
-            return name
-        copy = f"{name}_half"
-        if copy not in self._used:
-            self._used.add(copy)
-            values = self._graph.constants[name].astype(np.float16)
-            self._model.graph.initializer.append(numpy_helper.from_array(values, copy))
-        return copy
+    def _float32_output(self, value: ir.Value) -> ir.Value:
+        """A graph output's cast back to float32, under the output's name."""
+        name = value.name or ""
+        value.name = f"{name}_half"
+        cast = self._cast(value, name, ir.DataType.FLOAT)
+        cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), value.shape
+        self._graph.append(cast)
+        return cast.outputs[0]
 
-    def _half_name(self, name: str) -> str:
-        return f"{name}_half" if name in self._outputs else name
-
-    def _cast(self, source: str, target: str, to: int) -> None:
-        name = f"autocast_{next(self._names)}"
-        self._model.graph.node.append(helper.make_node("Cast", [source], [target], name=name, to=to))
+    def _cast(self, value: ir.Value, name: str, dtype: ir.DataType) -> ir.Node:
+        cast = ir.node("Cast", [value], {"to": dtype}, name=f"autocast_{next(self._numbers)}")
+        cast.outputs[0].name = name
+        return cast

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from calibration.quantize.sessions import open_session
 from runtime.backends import NO_ARRAYS
 from runtime.common.arrays import Array
 from runtime.common.vendors import import_onnxruntime
-from runtime.errors import EngineError
+from runtime.errors import EngineError, MissingDependencyError
 
 # ONNX Runtime 1.31 rounds a convolution's float bias to int32 in steps of input scale times weight scale, and takes
 # that product in the scales' type: in float16 it is nearly zero, and OSNet x0.25 came out at a cosine of 0.30 instead
@@ -30,22 +31,16 @@ class CpuProxy:
     """
 
     def __init__(self, source: Path | bytes, *, exact: bool = False, threads: int = 0) -> None:
-        onnxruntime = import_onnxruntime()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # errors only: they come back as exceptions
-        if exact:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            self._session = onnxruntime.InferenceSession(
-                source if isinstance(source, bytes) else str(source),
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=_WRONG_WITH_HALF_SCALES,
+            self._session = open_session(
+                source, exact=exact, threads=threads, disabled_optimizers=_WRONG_WITH_HALF_SCALES
             )
-        except Exception as error:  # its exception classes share no base but Exception
+        except MissingDependencyError:
+            raise
+        except Exception as error:  # ONNX Runtime's exception classes share no base but Exception
             name = "the graph" if isinstance(source, bytes) else source.name
-            raise EngineError(f"ONNX Runtime {onnxruntime.__version__} cannot open {name}: {error}") from error
+            version = import_onnxruntime().__version__
+            raise EngineError(f"ONNX Runtime {version} cannot open {name}: {error}") from error
         self.inputs = tuple(node.name for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from calibration.search.accuracy_drop import accuracy_drop
 from runtime.bundle.manifest import Candidate, EngineRecord, Int8Search, ParityReport
 from runtime.bundle.spec import Deployment
 from runtime.errors import MissingDependencyError, UnavailableError
@@ -87,10 +88,9 @@ def candidates_of(
     )
 
 
-def drop_of_parity(proof: ParityReport) -> float:
-    """What an engine loses, as :func:`calibration.search.accuracy_drop.drop_of` counts it."""
-    lost = 1.0 - min(parity.mean_cosine for parity in proof.graphs)
-    return max(lost, 0.0 if proof.decisions is None else 1.0 - proof.decisions.agreement, 0.0)
+def drop_of_parity(report: ParityReport) -> float:
+    """The drop of an engine, see :func:`calibration.search.accuracy_drop.accuracy_drop`."""
+    return accuracy_drop(min(parity.mean_cosine for parity in report.graphs), report.decisions)
 
 
 def summary_text(candidates: Sequence[Candidate]) -> str:

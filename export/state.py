@@ -8,10 +8,12 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from calibration.cache import CalibrationInputs
 from calibration.data.samples import SampleSet
 from calibration.quantize.config import QuantizationConfig
+from calibration.search.calibrate import CalibratedModel
+from calibration.search.search import NOT_SEARCHED, SearchedGraphs
 from calibration.search.sensitivity import LayerSensitivity
-from export.int8 import NOT_SEARCHED, Calibrated, Searched
 from export.profiles import Profiles
 from export.reference_models import ReferenceModel
 from export.request import BuildRequest
@@ -75,9 +77,9 @@ class BuildState:
     reference: Mapping[str, Array] = field(init=False)
     golden: Mapping[str, Array] | None = None
     left_out: tuple[str, ...] = ()
-    calibrated: Calibrated | None = None
+    calibrated: CalibratedModel | None = None
     sensitivity: tuple[LayerSensitivity, ...] = ()
-    search: Searched = NOT_SEARCHED
+    search: SearchedGraphs = NOT_SEARCHED
     calibration: Calibration | None = None
     graphs: dict[EngineKey, Graphs] = field(init=False)
     uncast_graphs: Mapping[EngineKey, Graphs] = field(init=False)
@@ -91,6 +93,13 @@ class BuildState:
         """How INT8 graphs are quantised."""
         config = self.target.quantization
         return replace(config, method=self.request.calibration or config.method)
+
+    @property
+    def calibration_inputs(self) -> CalibrationInputs:
+        """What INT8's ranges depend on."""
+        return CalibrationInputs(
+            self.request.name, self.weights.sha256, self.calibration_samples.digest, self.deployment.preprocess
+        )
 
     def graph_paths(self, record: EngineRecord) -> dict[str, Path]:
         """Graph name to the main file of that engine."""

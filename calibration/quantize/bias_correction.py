@@ -1,4 +1,4 @@
-"""What rounding adds to each channel of a layer on average, so that the layer's bias can take it away again.
+"""The mean error that rounding adds to each channel of a layer, for the layer's bias to take away again.
 
 Source: Nagel, van Baalen, Blankevoort, Welling, "Data-Free Quantization Through Weight Equalization and Bias
 Correction", ICCV 2019, section 4.2, with the means measured instead of derived: each layer is given what it reads in
@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+import onnx_ir as ir
 
-from calibration.quantize.qdq import with_qdq
+from calibration.quantize.qdq import initializer, with_qdq
 from calibration.quantize.sessions import open_session
 from runtime.common.arrays import Array
 
@@ -24,7 +24,7 @@ _OPERATORS = ("Conv", "Gemm")
 
 
 def measure_bias_correction(
-    model: ModelProto, amax: Mapping[str, float], layers: Collection[str], feeds: Iterable[Mapping[str, Array]]
+    model: ir.Model, amax: Mapping[str, float], layers: Collection[str], feeds: Iterable[Mapping[str, Array]]
 ) -> dict[str, Array]:
     """For each layer that can have a bias, ``mean(float - int8)`` of its result: (channels,) float32.
 
@@ -34,50 +34,46 @@ def measure_bias_correction(
         layers: Names of nodes.
         feeds: Batches of real inputs.
     """
-    probe, means = _with_branches(model, layers)
-    if not means:
+    probe = model.clone()
+    names = _add_branches(probe.graph, layers)
+    if not names:
         return {}
-    probe = with_qdq(probe, amax, {f"{name}{_SUFFIX}" for name in means}, placement="inputs")
-    del probe.graph.output[:]
-    probe.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in means.values())
+    probe = with_qdq(probe, amax, {f"{name}{_SUFFIX}" for name in names}, placement="inputs")
     session = open_session(probe)
+    outputs = [output.name for output in probe.graph.outputs]
     sums: dict[str, Array] = {}
     rows = 0
     for feed in feeds:
         count = max(len(array) for array in feed.values())
-        for name, value in zip(means, session.run(list(means.values()), dict(feed)), strict=True):
+        for name, value in zip(names, session.run(outputs, dict(feed)), strict=True):
             sums[name] = sums.get(name, np.zeros(1)) + np.asarray(value, np.float64) * count
         rows += count
     return {name: (total / rows).astype(np.float32) for name, total in sums.items()}
 
 
-def _with_branches(model: ModelProto, layers: Collection[str]) -> tuple[ModelProto, dict[str, str]]:
-    """The model with a second copy of each layer beside it, and the tensor that holds its mean difference."""
-    made = ModelProto()
-    made.CopyFrom(model)
-    ranks = {tensor.name: len(tensor.dims) for tensor in made.graph.initializer}
-    nodes: list[NodeProto] = []
-    means: dict[str, str] = {}
-    for node in made.graph.node:
-        nodes.append(node)
-        if node.name not in layers or node.op_type not in _OPERATORS or node.input[1] not in ranks:
+def _add_branches(graph: ir.Graph, layers: Collection[str]) -> list[str]:
+    """Add a second copy of each layer, the mean difference of both being an output; returns the layers' names."""
+    graph.outputs.clear()
+    axes: dict[int, ir.Value] = {}
+    names: list[str] = []
+    for node in tuple(graph):
+        if node.name is None or node.name not in layers or node.op_type not in _OPERATORS:
             continue
-        rank = ranks[node.input[1]]  # of the weight, and as that of the result
-        copy = NodeProto.FromString(node.SerializeToString())
-        copy.name += _SUFFIX
-        result, difference = f"{node.output[0]}{_SUFFIX}", f"{node.output[0]}{_SUFFIX}_difference"
-        copy.output[0] = result
-        means[node.name] = f"{node.output[0]}{_SUFFIX}_mean"
-        axes = f"{_SUFFIX}_axes_{rank}"
-        nodes += [
-            copy,
-            helper.make_node("Sub", [node.output[0], result], [difference]),
-            helper.make_node("ReduceMean", [difference, axes], [means[node.name]], keepdims=0),
-        ]
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del made.graph.node[:]
-    made.graph.node.extend(copies)
-    for rank in set(ranks.values()):  # those that no node reads do no harm
-        axes_of = np.array([axis for axis in range(rank) if axis != 1], np.int64)
-        made.graph.initializer.append(numpy_helper.from_array(axes_of, f"{_SUFFIX}_axes_{rank}"))
-    return made, means
+        weight = node.inputs[1]
+        if weight is None or not weight.is_initializer() or weight.shape is None:
+            continue
+        rank = len(weight.shape)  # of the weight, and as that of the result
+        if rank not in axes:
+            others = [axis for axis in range(rank) if axis != 1]
+            axes[rank] = initializer(graph, f"{_SUFFIX}_axes_{rank}", np.array(others, np.int64))
+        result = node.outputs[0]
+        copy = ir.Node(node.domain, node.op_type, node.inputs, node.attributes.values(), name=f"{node.name}{_SUFFIX}")
+        difference = ir.node("Sub", [result, copy.outputs[0]])
+        mean = ir.node("ReduceMean", [difference.outputs[0], axes[rank]], {"keepdims": 0})
+        for part, suffix in ((copy, ""), (difference, "_difference"), (mean, "_mean")):
+            part.outputs[0].name = f"{result.name}{_SUFFIX}{suffix}"
+        mean.outputs[0].dtype = ir.DataType.FLOAT
+        graph.insert_after(node, [copy, difference, mean])
+        graph.outputs.append(mean.outputs[0])
+        names.append(node.name)
+    return names

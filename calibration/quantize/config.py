@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 
-from calibration.data.samples import SampleSet
 from calibration.quantize.qdq import Placement
 from calibration.quantize.ranges import Method
-from runtime.bundle.spec import Preprocess
-from runtime.common.json_data import to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +36,3 @@ class QuantizationConfig:
             f"Q/DQ, symmetric int8, weights per channel, activation ranges by {ranges}, means corrected, "
             f"{'/'.join(self.operators)}"
         )
-
-
-def calibration_digest(
-    samples: SampleSet, *, preprocess: Preprocess, weights_sha256: str, config: QuantizationConfig
-) -> str:
-    """What the INT8 scales depend on, in one digest: images, preprocessing, weights, config."""
-    parts = [samples.digest, to_json(preprocess), weights_sha256, to_json(config)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""From a float ONNX graph to one with Q/DQ: a single INT8 graph for ONNX Runtime, OpenVINO and TensorRT."""
+"""One int8 graph for ONNX Runtime, OpenVINO and TensorRT: a float ONNX graph with Q/DQ."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import onnx
+import onnx_ir as ir
 from onnx import ModelProto
 
 from calibration.quantize.bias_correction import measure_bias_correction
@@ -15,10 +15,11 @@ from calibration.quantize.lint import lint_quantized
 from calibration.quantize.qdq import with_qdq
 from calibration.quantize.ranges import measure_histograms
 from calibration.quantize.rules import Prepared, prepare
+from calibration.quantize.sessions import proto_from_ir
 from runtime.common.arrays import Array
 from runtime.errors import ExportError
 
-# The means of channels settle with few images; they are kept in memory.
+# Few images suffice for the means of channels; they are held in memory.
 _MEAN_FEEDS = 16
 _MEAN_BYTES = 128 << 20
 # What cuts values off and leaves the others as they are.
@@ -27,11 +28,11 @@ _CUTTING = ("Relu", "Clip")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranges:
-    """What calibration measured of one graph.
+    """The ranges of one graph, as calibration measured them.
 
     Attributes:
         amax: The magnitude that 127 stands for, for each activation around a layer.
-        bias_correction: What rounding takes from the mean of each channel of a layer, see
+        bias_correction: Maps a layer to what rounding takes from the mean of each channel, (channels,) float32, see
             :mod:`calibration.quantize.bias_correction`.
     """
 
@@ -40,11 +41,11 @@ class Ranges:
 
 
 def measure_ranges(prepared: Prepared, feeds: Iterable[Mapping[str, Array]], config: QuantizationConfig) -> Ranges:
-    """Run real inputs through the float graph.
+    """Measure the ranges on real inputs, in the float graph.
 
     Args:
         prepared: The graph.
-        feeds: Batches of real inputs; read once, one at a time. The first few are kept for the means of the channels.
+        feeds: Batches of real inputs; read once, one at a time. The first few stay in memory for the bias correction.
         config: How ranges follow from values.
 
     Raises:
@@ -58,12 +59,11 @@ def measure_ranges(prepared: Prepared, feeds: Iterable[Mapping[str, Array]], con
     first = next(remaining, None)
     if first is None:
         raise ExportError("calibration: there is no image to measure ranges on")
-    kept: list[Mapping[str, Array]] = []
-    histograms = measure_histograms(
-        prepared.model, _activations(prepared.model, names), _keeping(itertools.chain([first], remaining), kept)
-    )
+    first_feeds: list[Mapping[str, Array]] = []
+    all_feeds = _keep_first(itertools.chain([first], remaining), first_feeds)
+    histograms = measure_histograms(prepared.model, prepared.activations, all_feeds)
     amax = {name: histogram.amax(config.method, config.percentile) for name, histogram in histograms.items()}
-    return Ranges(amax, measure_bias_correction(prepared.model, amax, names, kept))
+    return Ranges(amax, measure_bias_correction(prepared.model, amax, names, first_feeds))
 
 
 def int8_graph(
@@ -72,21 +72,21 @@ def int8_graph(
     """The graph with Q/DQ around all layers but ``nodes_to_exclude``; it has passed :func:`lint_quantized`.
 
     Raises:
-        ExportError: It has not; the message names the node.
+        ExportError: The graph breaks a rule of the linter; the message names the node.
     """
     amax = dict(ranges.amax)
     if config.placement == "outputs":
-        amax.update(_amax_after_cutting(prepared.model, amax))
+        amax.update(_amax_after_cutting(prepared.model.graph, amax))
     layers = {layer.name for layer in prepared.layers} - set(nodes_to_exclude)
-    made = with_qdq(prepared.model, amax, layers, placement=config.placement, bias_correction=ranges.bias_correction)
-    lint_quantized(made)
-    return made
+    model = with_qdq(prepared.model, amax, layers, placement=config.placement, bias_correction=ranges.bias_correction)
+    lint_quantized(model)
+    return proto_from_ir(model)
 
 
 def quantize(
     model: ModelProto, feeds: Iterable[Mapping[str, Array]], *, config: QuantizationConfig | None = None
 ) -> ModelProto:
-    """Prepare, measure and convert at once: the graph with Q/DQ around all that :class:`QuantizationConfig` names.
+    """Prepare, calibrate and quantise a graph: Q/DQ around all operators of the configuration.
 
     Args:
         model: A float graph; it is not changed. Model-local functions are inlined.
@@ -102,39 +102,28 @@ def quantize(
     return int8_graph(prepared, measure_ranges(prepared, feeds, config), config)
 
 
-def _activations(model: ModelProto, layers: Collection[str]) -> list[str]:
-    """The float inputs and outputs of the layers, each once, in order."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    constants |= {name for node in model.graph.node if node.op_type == "Constant" for name in node.output}
-    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
-    floats = {value.name for value in values if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
-    used = (name for node in model.graph.node if node.name in layers for name in (*node.input, *node.output))
-    return [name for name in dict.fromkeys(used) if name in floats and name not in constants]
-
-
-def _amax_after_cutting(model: ModelProto, amax: Mapping[str, float]) -> dict[str, float]:
+def _amax_after_cutting(graph: ir.Graph, amax: Mapping[str, float]) -> dict[str, float]:
     """The amax of tensors that only a ReLU or Clip reads: that of its result.
 
     What it cuts off needs no integers. With both on one grid, the second rounding changes nothing.
     """
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    kept = {value.name for value in model.graph.output}
     shared = {}
-    for name in amax:
-        nodes = readers.get(name, [])
-        if len(nodes) == 1 and nodes[0].op_type in _CUTTING and name not in kept and nodes[0].output[0] in amax:
-            shared[name] = amax[nodes[0].output[0]]
+    for name, value in ir.convenience.create_value_mapping(graph).items():
+        readers = value.consumers()
+        if name in amax and len(value.uses()) == 1 and readers[0].op_type in _CUTTING and not value.is_graph_output():
+            result = readers[0].outputs[0].name or ""
+            if result in amax:
+                shared[name] = amax[result]
     return shared
 
 
-def _keeping(feeds: Iterable[Mapping[str, Array]], kept: list[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
-    """The same feeds; the first ones, as many as memory allows, end up in ``kept``."""
+def _keep_first(
+    feeds: Iterable[Mapping[str, Array]], first_feeds: list[Mapping[str, Array]]
+) -> Iterator[Mapping[str, Array]]:
+    """Yield the feeds and append the first ones, as many as memory allows, to ``first_feeds``."""
     size = 0
     for feed in feeds:
         size += sum(array.nbytes for array in feed.values())
-        if not kept or (len(kept) < _MEAN_FEEDS and size <= _MEAN_BYTES):
-            kept.append(feed)
+        if not first_feeds or (len(first_feeds) < _MEAN_FEEDS and size <= _MEAN_BYTES):
+            first_feeds.append(feed)
         yield feed

@@ -1,11 +1,12 @@
-"""What a quantised graph must look like so that ONNX Runtime, OpenVINO and TensorRT compute the same from it."""
+"""The linter of quantised graphs: what ONNX Runtime, OpenVINO and TensorRT must all read the same way."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+import onnx_ir as ir
+from onnx import ModelProto
 
 from runtime.common.arrays import Array
 from runtime.errors import ExportError
@@ -14,98 +15,96 @@ from runtime.errors import ExportError
 _FORBIDDEN = ("DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 
 
-def lint_quantized(model: ModelProto) -> None:
+def lint_quantized(model: ModelProto | ir.Model) -> None:
     """Refuse what only some engines take: uint8, a zero point that is not zero, an INT32 bias behind Q/DQ.
 
     TensorRT's parser fails on a DequantizeLinear of INT32, and reads uint8 with zero point 0 as int8 without
     rescaling: cosine 0.9999 becomes 0.975 and no error is raised.
 
     Raises:
-        ExportError: A node is not as it must be; the message names the node and what to change.
+        ExportError: A node breaks a rule; the message names the node and what to change.
     """
-    constants: dict[str, Array] = {}
-    types: dict[str, int] = {}
-    nodes = list(_nodes(model.graph, constants))
-    for function in model.functions:
-        nodes += function.node
-    for node in nodes:
-        for name, value in ((output, _constant(node)) for output in node.output):
-            if value is not None:
-                constants[name] = value
-        if node.op_type == "QuantizeLinear":
-            types[node.output[0]] = _quantized_type(node, constants)
-    for node in nodes:
+    for node in _nodes(model if isinstance(model, ir.Model) else ir.from_proto(model)):
         if node.op_type in _FORBIDDEN:
-            raise _broken(
+            raise _error(
                 node, "its operator is not among those that TensorRT reads", "use QuantizeLinear and DequantizeLinear"
             )
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            _check_scale(node, constants)
-            _check_zero_point(node, constants)
-            _check_type(node, constants, types)
+            _check_scale(node)
+            _check_zero_point(node)
+            _check_type(node)
 
 
-def _nodes(graph: GraphProto, constants: dict[str, Array]) -> Iterator[NodeProto]:
-    """All nodes of a graph and the graphs inside it; their initialisers go into ``constants``."""
-    for tensor in graph.initializer:
-        constants[tensor.name] = numpy_helper.to_array(tensor)
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _nodes(inner, constants)
+def _nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """All nodes: those of the graph, of its functions, and of the graphs inside them."""
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
 
 
-def _constant(node: NodeProto) -> Array | None:
-    if node.op_type != "Constant":
-        return None
-    value = helper.get_node_attr_value(node, node.attribute[0].name)
-    return numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
+def _constant(value: ir.Value | None) -> Array | None:
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
 
 
-def _quantized_type(node: NodeProto, constants: dict[str, Array]) -> int:
-    """The element type that a QuantizeLinear makes."""
-    if len(node.input) > 2 and node.input[2] in constants:
-        return helper.np_dtype_to_tensor_dtype(constants[node.input[2]].dtype)
-    declared = next((attribute.i for attribute in node.attribute if attribute.name == "output_dtype"), 0)
-    return int(declared) or TensorProto.UINT8  # ONNX's default
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if len(node.inputs) > index else None
 
 
-def _check_scale(node: NodeProto, constants: dict[str, Array]) -> None:
-    scale = constants.get(node.input[1])
+def _check_scale(node: ir.Node) -> None:
+    scale = _constant(_input(node, 1))
     if scale is None:
-        raise _broken(node, f"its scale {node.input[1]!r} is not a constant", "store it as an initialiser")
+        raise _error(node, f"its scale {_name(_input(node, 1))!r} is not a constant", "store it as an initialiser")
     if scale.dtype not in (np.float32, np.float16) or not (np.isfinite(scale).all() and (scale > 0).all()):
-        raise _broken(
+        raise _error(
             node, f"its scale is {scale.dtype}, smallest {scale.min()}", "scales are float32 or float16, finite, > 0"
         )
 
 
-def _check_zero_point(node: NodeProto, constants: dict[str, Array]) -> None:
-    if len(node.input) < 3 or not node.input[2]:
+def _check_zero_point(node: ir.Node) -> None:
+    value = _input(node, 2)
+    if value is None:
         return
-    zero_point = constants.get(node.input[2])
+    zero_point = _constant(value)
     if zero_point is None:
-        raise _broken(node, f"its zero point {node.input[2]!r} is not a constant", "store it as an initialiser")
+        raise _error(node, f"its zero point {value.name!r} is not a constant", "store it as an initialiser")
     if zero_point.any():
-        raise _broken(
+        raise _error(
             node, f"its zero point is {zero_point.ravel()[:4].tolist()}", "quantise symmetrically: zero point 0"
         )
 
 
-def _check_type(node: NodeProto, constants: dict[str, Array], types: dict[str, int]) -> None:
-    if node.op_type == "QuantizeLinear":
-        made = types[node.output[0]]
-    elif node.input[0] in constants:
-        made = helper.np_dtype_to_tensor_dtype(constants[node.input[0]].dtype)
-    else:
-        made = types.get(node.input[0], TensorProto.UNDEFINED)
-    if made != TensorProto.INT8:
-        name = TensorProto.DataType.Name(made)
-        cure = "keep biases in float" if made == TensorProto.INT32 else "quantise to int8"
-        raise _broken(node, f"it works on {name}", cure)
+def _check_type(node: ir.Node) -> None:
+    dtype = _quantized_type(node) if node.op_type == "QuantizeLinear" else _integer_type(node)
+    if dtype != ir.DataType.INT8:
+        cure = "keep biases in float" if dtype == ir.DataType.INT32 else "quantise to int8"
+        raise _error(node, f"it works on {dtype.name}", cure)
 
 
-def _broken(node: NodeProto, problem: str, cure: str) -> ExportError:
-    name = node.name or f"the one that makes {node.output[0]!r}"
+def _quantized_type(node: ir.Node) -> ir.DataType:
+    """The element type of a QuantizeLinear's result."""
+    zero_point = _input(node, 2)
+    tensor = None if zero_point is None else ir.convenience.get_const_tensor(zero_point)
+    if tensor is not None:
+        return tensor.dtype
+    declared = node.attributes.get_int("output_dtype", 0)
+    return ir.DataType(declared) if declared else ir.DataType.UINT8  # ONNX's default
+
+
+def _integer_type(node: ir.Node) -> ir.DataType:
+    """The element type that a DequantizeLinear reads."""
+    value = _input(node, 0)
+    tensor = None if value is None else ir.convenience.get_const_tensor(value)
+    if tensor is not None:
+        return tensor.dtype
+    producer = None if value is None else value.producer()
+    return _quantized_type(producer) if producer and producer.op_type == "QuantizeLinear" else ir.DataType.UNDEFINED
+
+
+def _name(value: ir.Value | None) -> str:
+    return "" if value is None else value.name or ""
+
+
+def _error(node: ir.Node, problem: str, cure: str) -> ExportError:
+    name = node.name or f"the one that makes {node.outputs[0].name!r}"
     return ExportError(f"quantised graph: node {name!r} ({node.op_type}): {problem}; {cure}")

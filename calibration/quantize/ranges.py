@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, shape_inference
+import onnx_ir as ir
 
 from calibration.quantize.sessions import open_session
 from runtime.common.arrays import Array
@@ -131,7 +131,7 @@ def _entropy_bins(counts: npt.NDArray[np.int64]) -> int:
 
 
 def measure_histograms(
-    model: ModelProto, tensors: Sequence[str], feeds: Iterable[Mapping[str, Array]]
+    model: ir.Model, tensors: Sequence[str], feeds: Iterable[Mapping[str, Array]]
 ) -> dict[str, Histogram]:
     """Run ``feeds`` through a float graph and count the values of ``tensors``; one feed is in memory at a time.
 
@@ -151,15 +151,13 @@ def measure_histograms(
     return histograms
 
 
-def _session_with_outputs(model: ModelProto, tensors: Sequence[str]) -> tuple[Any, list[str]]:
+def _session_with_outputs(model: ir.Model, tensors: Sequence[str]) -> tuple[Any, list[str]]:
     """A session that returns ``tensors``, as far as they are not inputs, and their names."""
-    probe = shape_inference.infer_shapes(model)
-    inputs = {value.name for value in probe.graph.input}
-    known = {value.name: value for value in (*probe.graph.value_info, *probe.graph.output)}
-    outputs = [name for name in tensors if name not in inputs]
-    del probe.graph.output[:]
+    probe = model.clone()
+    values = ir.convenience.create_value_mapping(probe.graph)
+    outputs = [name for name in tensors if not values[name].is_graph_input()]
+    probe.graph.outputs.clear()
     for name in outputs:
-        if name not in known:
-            raise ExportError(f"calibration: ONNX infers no type for the tensor {name!r}")
-        probe.graph.output.append(known[name])
+        values[name].type = ir.TensorType(ir.DataType.FLOAT)
+        probe.graph.outputs.append(values[name])
     return open_session(probe), outputs

@@ -1,6 +1,6 @@
-"""Which nodes of a graph may become int8, and which stay float whatever is measured, because a decision hangs on them.
+"""Which nodes of a graph may become int8, and which stay float by rule, because a decision depends on them.
 
-Four rules keep a node float:
+Four rules exclude a node:
 
 - what the comparison of ``edgevis::HybridMask`` depends on. ``feature * mask > 0`` is a discontinuity: a rounding error
   moves a place from one branch to the other. So the whole path to it stays float, not only the comparison; it runs when
@@ -16,10 +16,11 @@ Four rules keep a node float:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from onnx import ModelProto, NodeProto, inliner, shape_inference
+import onnx_ir as ir
+from onnx import ModelProto, inliner, shape_inference
 
 _DOMAIN = "edgevis"
 _MASK, _GATE = "HybridMask", "CrossAttention"
@@ -40,7 +41,7 @@ class Layer:
         name: The node's name in the graph.
         operator: Its ONNX operator.
         weight: The name of its weight; empty for a product of two activations.
-        macs: Multiplications for one image, as far as shapes tell; 0 where they do not.
+        macs: Multiplications for one image, as far as shapes are known; 0 where they are not.
     """
 
     name: str
@@ -54,12 +55,14 @@ class Prepared:
     """A float graph that is ready for quantisation.
 
     Attributes:
-        model: Functions are inlined, shapes inferred, every node named.
+        model: The graph with functions inlined and every node named; nobody changes it.
+        activations: The names of the float inputs and outputs of all layers, each once, in the graph's order.
         layers: What may become int8, in the graph's order.
-        excluded_by_rule: The nodes that would be layers and stay float, and why.
+        excluded_by_rule: Maps the name of each node that stays float by rule to the rule.
     """
 
-    model: ModelProto
+    model: ir.Model
+    activations: tuple[str, ...]
     layers: tuple[Layer, ...]
     excluded_by_rule: Mapping[str, str]
 
@@ -68,111 +71,115 @@ def prepare(model: ModelProto, operators: tuple[str, ...]) -> Prepared:
     """Inline, infer shapes, name the nodes and apply the rules.
 
     Args:
-        model: It is not changed.
-        operators: Those whose nodes become int8.
+        model: A float graph; it is not changed.
+        operators: The operators whose nodes become int8.
     """
-    whole, of_masks = _inlined(model, _MASK)
-    whole, of_gates = _inlined(whole, _GATE)
-    whole = shape_inference.infer_shapes(inliner.inline_local_functions(whole))
-    _name_nodes(whole)
-    nodes = list(whole.graph.node)
-    decisions = [node for node in nodes if node.op_type == "Greater" and node.output[0] in of_masks]
-    decided = _ancestors(nodes, [name for node in decisions for name in node.input])
+    inlined, mask_tensors = _inline(model, _MASK)
+    inlined, gate_tensors = _inline(inlined, _GATE)
+    whole = ir.from_proto(shape_inference.infer_shapes(inliner.inline_local_functions(inlined)))
+    _name_nodes(whole.graph)
+    nodes = list(whole.graph)
+    comparisons = [node for node in nodes if node.op_type == "Greater" and node.outputs[0].name in mask_tensors]
+    before_comparison = _reached(comparisons, ir.Node.predecessors)
     attention = _attention(nodes)
-    shapes = _shapes(whole)
-    constants = {tensor.name: tensor.dims for tensor in whole.graph.initializer}
-    layers, excluded_by_rule = [], {}
+    layers, excluded = [], {}
     for node in nodes:
         if node.op_type not in operators:
             continue
-        if node.name in decided:
-            excluded_by_rule[node.name] = "a mask's comparison depends on it"
-        elif node.output[0] in of_gates:
-            excluded_by_rule[node.name] = "gate of cross-attention"
-        elif node.name in attention:
-            excluded_by_rule[node.name] = "beside a softmax"
-        elif node.op_type == "Conv" and shapes.get(node.output[0], ())[2:] == (1, 1):
-            excluded_by_rule[node.name] = "works on a single place"
+        name = node.name or ""
+        if node in before_comparison:
+            excluded[name] = "a mask's comparison depends on it"
+        elif node.outputs[0].name in gate_tensors:
+            excluded[name] = "gate of cross-attention"
+        elif node in attention:
+            excluded[name] = "beside a softmax"
+        elif node.op_type == "Conv" and _sizes(node.outputs[0])[2:] == (1, 1):
+            excluded[name] = "works on a single place"
         else:
-            weight = next((name for name in node.input[:2] if name in constants), "")
-            macs = _macs(node, constants.get(weight), shapes)
-            layers.append(Layer(node.name, node.op_type, weight, macs))
-    return Prepared(whole, tuple(layers), excluded_by_rule)
+            weight = next((value for value in node.inputs[:2] if value is not None and value.is_initializer()), None)
+            layers.append(Layer(name, node.op_type, "" if weight is None else weight.name or "", _macs(node, weight)))
+    activations = _activations(whole.graph, {layer.name for layer in layers})
+    _forget_inner_types(nodes)
+    return Prepared(whole, activations, tuple(layers), excluded)
 
 
-def _inlined(model: ModelProto, operator: str) -> tuple[ModelProto, frozenset[str]]:
-    """The model with one function inlined, and the tensors that were inside it."""
+def _inline(model: ModelProto, operator: str) -> tuple[ModelProto, frozenset[str]]:
+    """The model with one function inlined, and the names of the tensors that were inside it."""
     if not any(node.domain == _DOMAIN and node.op_type == operator for node in model.graph.node):
         return model, frozenset()
     before = {name for node in model.graph.node for name in node.output}
-    made = inliner.inline_selected_functions(model, [(_DOMAIN, operator)])
-    return made, frozenset(name for node in made.graph.node for name in node.output if name not in before)
+    inlined = inliner.inline_selected_functions(model, [(_DOMAIN, operator)])
+    return inlined, frozenset(name for node in inlined.graph.node for name in node.output if name not in before)
 
 
-def _name_nodes(model: ModelProto) -> None:
-    """A name for each node that has none of its own."""
+def _name_nodes(graph: ir.Graph) -> None:
+    """Give each node a name of its own."""
     taken: set[str] = set()
-    for node in model.graph.node:
+    for node in graph:
         if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{node.output[0]}"
+            node.name = f"{node.op_type}_{node.outputs[0].name}"
         taken.add(node.name)
 
 
-def _ancestors(nodes: Iterable[NodeProto], tensors: Iterable[str]) -> frozenset[str]:
-    """The names of all nodes that the tensors depend on."""
-    made_by = {name: node for node in nodes for name in node.output}
-    open_tensors, found = list(tensors), set()
-    while open_tensors:
-        node = made_by.get(open_tensors.pop())
-        if node is not None and node.name not in found:
-            found.add(node.name)
-            open_tensors += node.input
-    return frozenset(found)
+def _activations(graph: ir.Graph, layers: Collection[str]) -> tuple[str, ...]:
+    values = (value for node in graph if node.name in layers for value in (*node.inputs, *node.outputs))
+    return tuple(
+        value.name
+        for value in dict.fromkeys(values)
+        if value is not None
+        and value.name
+        and value.dtype == ir.DataType.FLOAT
+        and ir.convenience.get_const_tensor(value) is None
+    )
 
 
-def _attention(nodes: list[NodeProto]) -> frozenset[str]:
-    """The matrix products that feed a softmax or read one, whatever scales or reshapes stands between."""
-    made_by = {name: node for node in nodes for name in node.output}
-    readers: dict[str, list[NodeProto]] = {}
+def _forget_inner_types(nodes: Iterable[ir.Node]) -> None:
+    """Drop the inferred types and shapes of inner tensors: Q/DQ would make them stale, and copies are faster so."""
     for node in nodes:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    found: set[str] = set()
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.type = value.shape = None
+
+
+def _attention(nodes: Sequence[ir.Node]) -> frozenset[ir.Node]:
+    """The matrix products that feed a softmax or read one, whatever scales or reshapes stands between."""
+    products: set[ir.Node] = set()
     for softmax in (node for node in nodes if node.op_type == "Softmax"):
-        found |= _products(softmax, lambda node: [made_by[name] for name in node.input if name in made_by])
-        found |= _products(softmax, lambda node: [reader for name in node.output for reader in readers.get(name, [])])
-    return frozenset(found)
+        for neighbours in (ir.Node.predecessors, ir.Node.successors):
+            reached = _reached([softmax], neighbours, passing=_PASSING)
+            products |= {node for node in reached if node.op_type in ("MatMul", "Gemm")}
+    return frozenset(products)
 
 
-def _products(start: NodeProto, neighbours: Callable[[NodeProto], list[NodeProto]]) -> set[str]:
-    found: set[str] = set()
-    seen: set[str] = set()
-    open_nodes = neighbours(start)
-    while open_nodes:
-        node = open_nodes.pop()
-        if node.name in seen:
-            continue
-        seen.add(node.name)
-        if node.op_type in ("MatMul", "Gemm"):
-            found.add(node.name)
-        elif node.op_type in _PASSING:
-            open_nodes += neighbours(node)
-    return found
+def _reached(
+    start: Iterable[ir.Node],
+    neighbours: Callable[[ir.Node], Sequence[ir.Node]],
+    *,
+    passing: frozenset[str] | None = None,
+) -> set[ir.Node]:
+    """All nodes that neighbours of neighbours lead to; only through the operators ``passing``, if given."""
+    reached: set[ir.Node] = set()
+    waiting = [neighbour for node in start for neighbour in neighbours(node)]
+    while waiting:
+        node = waiting.pop()
+        if node not in reached:
+            reached.add(node)
+            if passing is None or node.op_type in passing:
+                waiting += neighbours(node)
+    return reached
 
 
-def _shapes(model: ModelProto) -> dict[str, tuple[int, ...]]:
-    """Tensor to its sizes; 0 is an open one."""
-    graph = model.graph
-    return {
-        value.name: tuple(size.dim_value for size in value.type.tensor_type.shape.dim)
-        for value in (*graph.input, *graph.output, *graph.value_info)
-    }
+def _sizes(value: ir.Value | None) -> tuple[int, ...]:
+    """A tensor's sizes, 0 for an open axis; empty where the shape is unknown."""
+    if value is None or value.shape is None:
+        return ()
+    return tuple(size if isinstance(size, int) else 0 for size in value.shape)
 
 
-def _macs(node: NodeProto, weight: Sequence[int] | None, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _macs(node: ir.Node, weight: ir.Value | None) -> int:
     """Multiplications of a layer for one image."""
-    made = shapes.get(node.output[0], ())
+    result = _sizes(node.outputs[0])
     if weight is None:  # each value of a product of activations is a sum over the first one's last axis
-        return math.prod(made[1:]) * (shapes.get(node.input[0]) or (0,))[-1]
+        return math.prod(result[1:]) * (_sizes(node.inputs[0]) or (0,))[-1]
     # A weight is applied once for every place of the result.
-    return math.prod(weight) * math.prod(made[2:] if node.op_type == "Conv" else made[1:-1])
+    return math.prod(_sizes(weight)) * math.prod(result[2:] if node.op_type == "Conv" else result[1:-1])

@@ -1,62 +1,155 @@
-"""How many of the worst layers must go back to float, found with few measurements."""
+"""INT8 graphs for the backends of a target: sensitive layers stay float until the measured drop is within bounds.
+
+Each backend gets its own graphs, because each rounds and fuses differently: OSNet x0.25's embeddings of one Q/DQ graph
+by ONNX Runtime and by OpenVINO 2026.4 differ by a cosine of 0.998. Every graph is measured in the engine that it is
+for, at the batch sizes that it is for.
+
+Both placements of Q/DQ are tried in the engine because of EfficientNet-b0 (EPRI-Net, random weights, 384x192). In ONNX
+Runtime its embedding keeps a mean cosine of 0.998 to 0.999 however it is quantised. OpenVINO 2026.4, given a graph with
+only the inputs of layers rounded and an open batch axis, computes something else: 0.757; with a fixed batch, or with
+the outputs of convolutions rounded too, 0.999. Squeeze-and-excitation stays float by rule (32 convolutions, hardly any
+work). Drop 0.001, no layer excluded; 17.5 ms where BF16 takes 20.6 ms and FP32 38.1 ms.
+
+NNCF 3.4 (post-training quantisation to OpenVINO IR, asymmetric activations, fast bias correction) was measured as the
+engine's native way, on one thread, open batch axis, all layers in INT8; it won nowhere and is not used:
+
+=============================  ==================  ==================  ===================
+one image, ms / mean cosine    OSNet x0.25         MobileNetV2         EPRI-Net
+=============================  ==================  ==================  ===================
+FP32                           2.72                7.11                64.0
+Q/DQ, inputs rounded           2.35 / 0.989        3.55 / 0.9921       28.3 / see above
+NNCF, preset performance       2.94 / 0.966        3.66 / 0.9925       40.6 / below 0.1
+NNCF, preset mixed             2.76 / 0.960        3.70 / 0.9858       40.1 / below 0.1
+=============================  ==================  ==================  ===================
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import get_args
 
-# Shares of all layers that are tried one after the other until one holds; between the last two it is halved.
-_SHARES = (1 / 32, 1 / 8, 1 / 2, 7 / 8)
-# Halving stops where the two are so close, as a share of all layers: the layers then differ in little but noise.
-_RESOLUTION = 1 / 32
+from onnx import ModelProto
+
+from calibration.quantize.qdq import Placement
+from calibration.search.calibrate import CalibratedModel
+from calibration.search.engines import Int8Measurement
+from calibration.search.exclusions import fewest_exclusions
+from calibration.search.sensitivity import LayerSensitivity
+from runtime.bundle.manifest import Int8Search
+from runtime.common.arrays import Array
+
+# The engine in place of those that do not run on this machine: it is always installed, and the dozens of TensorRT
+# engines that a search would try take minutes each.
+_CPU_PROXY = "onnxruntime"
 
 
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """What the search came to.
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchedGraphs:
+    """The int8 graphs of a model for each backend.
 
     Attributes:
-        excluded: How many layers went back.
-        drop: What is lost with them in float.
-        holds: Whether that is within what was allowed; if not, ``excluded`` is what lost the least.
-        trials: How many graphs were measured.
+        graphs: Backend to its int8 graphs.
+        searches: How each was chosen.
+        outputs: Backend to ``GRAPH/OUTPUT``: what its own engine of these graphs returned for all verification images;
+            only for the backends that run here.
     """
 
-    excluded: int
-    drop: float
-    holds: bool
-    trials: int
+    graphs: Mapping[str, Mapping[str, ModelProto]]
+    searches: tuple[Int8Search, ...]
+    outputs: Mapping[str, Mapping[str, Array]]
 
 
-def search(order: Sequence[str], measure: Callable[[frozenset[str]], float], *, max_drop: float) -> SearchResult:
-    """The fewest layers in float with which no more than ``max_drop`` is lost.
+NOT_SEARCHED = SearchedGraphs({}, (), {})
 
-    It takes for granted that more layers in float lose less; where they do not, by chance, it may end with a few
-    layers more than needed. What it returns has been measured.
+
+def search_int8(
+    calibrated: CalibratedModel,
+    sensitivities: Sequence[LayerSensitivity],
+    measurement: Int8Measurement,
+    *,
+    backends: Sequence[str],
+    runs_here: Callable[[str], bool],
+    max_drop: float,
+    advance: Callable[[int, int], None],
+) -> SearchedGraphs:
+    """For each backend the graphs with as many layers in INT8 as ``max_drop`` allows.
+
+    Of the two placements of Q/DQ the one with the smaller drop is taken, measured with no layer excluded; where their
+    drops differ by less than a quarter of ``max_drop``, the faster one, if it can be timed. (When a difference of one
+    decision in 128 was tolerated here, OSNet x0.25 with the weights that ship lost 0.013 and 0.008 of mAP on PKU-Reid
+    in ONNX Runtime and OpenVINO; now it loses 0.000 and 0.002.)
 
     Args:
-        order: The layers, those that shall go back first in front.
-        measure: What is lost with these layers in float.
-        max_drop: What may be lost.
+        calibrated: The float graphs and their ranges.
+        sensitivities: Those of all layers: the layers with the most loss per multiplication are excluded first.
+        measurement: Compiles, opens and measures graphs.
+        backends: The backends that need graphs.
+        runs_here: Whether the engines of a backend run on this machine as they will in use.
+        max_drop: The allowed drop, see :func:`calibration.search.accuracy_drop.drop_of`.
+        advance: Called with the number of backends that are done, and of all.
     """
-    measured: dict[int, float] = {}
-
-    def drop(count: int) -> float:
-        if count not in measured:
-            measured[count] = measure(frozenset(order[:count]))
-        return measured[count]
-
-    total = len(order)
-    steps = sorted({0, *(max(1, round(share * total)) for share in _SHARES)} if total else {0})
-    holding = next((count for count in steps if drop(count) <= max_drop), None)
-    if holding is None:
-        best = min(measured, key=lambda count: measured[count])
-        return SearchResult(best, measured[best], False, len(measured))
-    failing = max((count for count in measured if count < holding), default=holding)
-    while holding - failing > max(1, round(_RESOLUTION * total)):
-        middle = (holding + failing) // 2
-        if drop(middle) <= max_drop:
-            holding = middle
+    ordered = sorted(sensitivities, key=lambda item: -item.sensitivity_per_mac)
+    order = [f"{item.graph}/{item.layer}" for item in ordered]
+    graphs: dict[str, Mapping[str, ModelProto]] = {}
+    searches: list[Int8Search] = []
+    outputs: dict[str, Mapping[str, Array]] = {}
+    proxied: Int8Search | None = None
+    for number, backend in enumerate(backends, start=1):
+        own = runs_here(backend)
+        if not own and proxied is not None:  # measured by the same engine, the result would be the same
+            graphs[backend] = graphs[proxied.backend]
+            searches.append(replace(proxied, backend=backend))
         else:
-            failing = middle
-    return SearchResult(holding, measured[holding], True, len(measured))
+            graphs[backend], result, actual = _search(
+                calibrated, order, measurement, backend=backend, own=own, max_drop=max_drop
+            )
+            searches.append(result)
+            if own:
+                outputs[backend] = actual
+            else:
+                proxied = result
+        advance(number, len(backends))
+    return SearchedGraphs(graphs, tuple(searches), outputs)
+
+
+def _search(
+    calibrated: CalibratedModel,
+    order: Sequence[str],
+    measurement: Int8Measurement,
+    *,
+    backend: str,
+    own: bool,
+    max_drop: float,
+) -> tuple[dict[str, ModelProto], Int8Search, dict[str, Array]]:
+    """The graphs of one backend, how they were chosen, and what they return for all verification images."""
+    engine = backend if own else _CPU_PROXY
+    placements: tuple[Placement, ...] = get_args(Placement)
+    naive = {
+        placement: measurement.drop_and_latency(calibrated.int8_graphs(placement), engine) for placement in placements
+    }
+    least = min(drop for drop, _ in naive.values())
+    fitting = [placement for placement in placements if naive[placement][0] <= least + max_drop / 4]
+    placement = min(fitting, key=lambda item: naive[item][1 if own else 0])
+    exclusions = fewest_exclusions(
+        order,
+        lambda excluded: measurement.drop(calibrated.int8_graphs(placement, excluded), engine),
+        max_drop=max_drop,
+    )
+    excluded = order[: exclusions.count]
+    graphs = calibrated.int8_graphs(placement, excluded)
+    before, after, outputs = measurement.compare(calibrated.int8_graphs(placement), graphs, engine)
+    search = Int8Search(
+        backend=backend,
+        placement=placement,
+        measured_with=engine,
+        max_drop=max_drop,
+        drop=round(exclusions.drop, 6),
+        naive_drop=round(naive[placement][0], 6),
+        latency_ms=round(after, 3) if own else None,
+        naive_latency_ms=round(before, 3) if own else None,
+        layers=len(order),
+        float_layers=tuple(excluded),
+        trials=exclusions.trials,
+    )
+    return graphs, search, outputs

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from export import int8
+from calibration.cache import RangesCache
+from calibration.search.calibrate import calibrate
 from export.reference import CALIBRATION_BATCH, calibration_feeds
 from export.request import BuildProgress
 from export.state import BuildState
@@ -30,14 +31,6 @@ def run(state: BuildState, progress: BuildProgress) -> None:
             done += len(feed["image"])
             progress.advance(done, total)
 
-    key = int8.cache_key(
-        state.request.name,
-        weights=state.weights.sha256,
-        samples=samples,
-        deployment=deployment,
-        config=quantization,
-    )
-    calibrated = int8.calibrate(state.float_graphs, feeds, config=quantization, key=key, folder=state.request.cache)
-    notes = ", ".join(sorted(set(calibrated.notes.values())))
-    progress.end(f"{len(samples)} images ({notes}): {quantization}")
-    state.calibrated = calibrated
+    cache = None if state.request.cache is None else RangesCache(state.request.cache, state.calibration_inputs)
+    state.calibrated = calibrate(state.float_graphs, feeds, config=quantization, cache=cache)
+    progress.end(f"{len(samples)} images ({state.calibrated.notes}): {quantization}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from export import int8
+from calibration.search.sensitivity import layer_sensitivities
 from export.request import BuildProgress
 from export.state import BuildState
 
@@ -13,8 +13,6 @@ def run(state: BuildState, progress: BuildProgress) -> None:
     if calibrated is None:
         return
     progress.begin("layers")
-    state.sensitivity = int8.layer_sensitivities(
-        calibrated, state.deployment, state.reference, state.quantization, progress.advance
-    )
-    excluded_by_rule = sum(len(prepared.excluded_by_rule) for prepared in calibrated.prepared.values())
-    progress.end(f"{len(state.sensitivity)} layers, each alone in INT8; {excluded_by_rule} more are float by rule")
+    state.sensitivity = layer_sensitivities(calibrated, state.deployment, state.reference, progress.advance)
+    layers, by_rule = len(state.sensitivity), calibrated.excluded_by_rule
+    progress.end(f"{layers} layers, each alone in INT8; {by_rule} more are float by rule")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from calibration.quantize.config import calibration_digest
-from export import int8
+from calibration.search.calibrate import CalibratedModel
+from calibration.search.engines import Int8Measurement
+from calibration.search.search import search_int8
 from export.engine_selection import no_int8_text
+from export.int8 import open_int8_engines
 from export.request import BuildProgress
 from export.state import BuildState
 from runtime.bundle.build_report import search_text
@@ -23,16 +25,15 @@ def run(state: BuildState, progress: BuildProgress) -> None:
     state.uncast_graphs = dict(state.graphs)
 
 
-def _search(state: BuildState, calibrated: int8.Calibrated, progress: BuildProgress) -> None:
+def _search(state: BuildState, calibrated: CalibratedModel, progress: BuildProgress) -> None:
     progress.begin("search")
-    state.search = int8.search_int8(
+    target = state.target
+    state.search = search_int8(
         calibrated,
         state.sensitivity,
-        names=state.target.compilers["int8"],
-        device=state.target.device,
-        deployment=state.deployment,
-        reference=state.reference,
-        config=state.quantization,
+        Int8Measurement(open_int8_engines, state.deployment, state.reference),
+        backends=target.compilers["int8"],
+        runs_here=lambda backend: target.device == "cpu" and target.runs_here(backend),
         max_drop=state.request.max_drop,
         advance=progress.advance,
     )
@@ -42,15 +43,10 @@ def _search(state: BuildState, calibrated: int8.Calibrated, progress: BuildProgr
         if not search.holds:
             progress.warn(no_int8_text(search))
     state.calibration = Calibration(
-        digest=calibration_digest(
-            samples,
-            preprocess=state.deployment.preprocess,
-            weights_sha256=state.weights.sha256,
-            config=state.quantization,
-        ),
+        digest=state.calibration_inputs.digest(calibrated.config),
         images=len(samples),
         source=samples.source,
-        algorithm=str(state.quantization),
-        excluded_by_rule=sum(len(prepared.excluded_by_rule) for prepared in calibrated.prepared.values()),
+        algorithm=str(calibrated.config),
+        excluded_by_rule=calibrated.excluded_by_rule,
         searches=searches,
     )

@@ -13,7 +13,7 @@ from runtime import backends
 from runtime.backends._tensorrt.spec import BuildSpec
 from runtime.bundle.spec import Precision
 from runtime.common.discovery import load_from, names_in
-from runtime.errors import ExportError, MissingDependencyError, UnavailableError, UnknownBackendError
+from runtime.errors import ExportError
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +98,7 @@ class Target:
 
     def runs_here(self, backend: str) -> bool:
         """Whether engines of that backend can be run, and so proved, on this machine."""
-        if self.machine not in ("", platform.machine()):
-            return False
-        try:
-            return self.device in backends.load(backend).devices()
-        except (MissingDependencyError, UnavailableError, UnknownBackendError):
-            return False
+        return self.machine in ("", platform.machine()) and backends.runs_here(backend, self.device)
 
 
 def names() -> tuple[str, ...]:

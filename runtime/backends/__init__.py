@@ -17,7 +17,7 @@ from runtime.bundle.engine_files import EngineFiles
 from runtime.bundle.spec import Precision
 from runtime.common.arrays import Array
 from runtime.common.discovery import known_names, load_from
-from runtime.errors import UnknownBackendError
+from runtime.errors import MissingDependencyError, UnavailableError, UnknownBackendError
 
 GROUP = "edgevis.backends"
 """The entry points of backends from other packages."""
@@ -124,3 +124,11 @@ def names() -> tuple[str, ...]:
 def load(name: str) -> Backend:
     """The backend of that name; UnknownBackendError lists the known ones."""
     return cast(Backend, load_from(__name__, name, what="backend", error=UnknownBackendError, group=GROUP))
+
+
+def runs_here(name: str, device: str) -> bool:
+    """Whether the backend of that name is installed and can use that kind of device on this machine."""
+    try:
+        return device in load(name).devices()
+    except (MissingDependencyError, UnavailableError, UnknownBackendError):
+        return False

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from runtime.bundle.spec import Deployment
-from runtime.common.json_data import to_json
+from runtime.common.json_data import json_digest, to_json
 
 DIGEST = "digest"
 """The manifest's field that holds the digest of all other fields."""
@@ -51,4 +51,4 @@ def encoder_identity(model: str, deployment: Deployment | Mapping[str, Any], wei
         "preprocess": data["preprocess"],
         "graphs": data["graphs"],
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return json_digest(parts)

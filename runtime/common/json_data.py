@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import reprlib
@@ -51,6 +52,11 @@ def to_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     return value
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256, in hexadecimal digits, of a value's JSON text with sorted keys."""
+    return hashlib.sha256(json.dumps(to_json(value), sort_keys=True).encode()).hexdigest()
 
 
 def from_json(cls: type[T], data: object, where: str = "") -> T:

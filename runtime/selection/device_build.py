@@ -7,7 +7,6 @@ hashed. It is valid for these files, this GPU, this driver and this version of t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from runtime.bundle.bundle import GOLDEN, Bundle
 from runtime.bundle.manifest import EngineRecord, ParityReport
 from runtime.common.cache_folder import cache_folder
 from runtime.common.files import atomic_write
-from runtime.common.json_data import from_json, parse_json, to_json
+from runtime.common.json_data import from_json, json_digest, parse_json, to_json
 from runtime.errors import BackendError, SchemaError, UnavailableError, UnknownBackendError
 from runtime.parity.latency import interleaved
 from runtime.parity.measure import measure_engine, one_image
@@ -176,8 +175,7 @@ def _path(bundle: Bundle, record: EngineRecord, fingerprint: Mapping[str, str]) 
         "golden": files[GOLDEN].sha256 if GOLDEN in files else "",
         "fingerprint": dict(fingerprint),
     }
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return cache_folder() / "parity" / f"{digest}.json"
+    return cache_folder() / "parity" / f"{json_digest(parts)}.json"
 
 
 def _read(bundle: Bundle, record: EngineRecord, fingerprint: Mapping[str, str]) -> LocalParity | None:

@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 from calibration import cache
-from calibration.cache import Key, load, store
+from calibration.cache import CacheKey, CalibrationInputs, load, store
+from calibration.quantize.config import QuantizationConfig
 from calibration.quantize.graph import Ranges
 from export.request import BuildRequest
 from export.stages import build_bundle
+from runtime.bundle.spec import Preprocess
 
 from built import Recorder
-from tiny_models import pictures, tiny_entry, write_pictures
+from tiny_models import PREPROCESS, pictures, tiny_entry, write_pictures
 
-KEY = Key("tiny/embed", "00", "11", "22", "33", "44")
+KEY = CacheKey("tiny/embed", "00", "11", "22", "33", "44")
 RANGES = Ranges({"image": 2.5, "relu": 0.1}, {"node_Conv_1": np.array([0.5, -0.25], np.float32)})
 
 
@@ -102,6 +104,19 @@ def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert load(tmp_path, replace(KEY, data="0"))[0] is None
     monkeypatch.setattr(cache, "MAX_ENTRY_BYTES", 10)
     assert load(tmp_path, replace(KEY, data="4"))[0] is None
+
+
+def test_digest_is_of_all_that_the_scales_depend_on() -> None:
+    config = QuantizationConfig()
+    inputs = CalibrationInputs("tiny", "00", pictures(8).digest, PREPROCESS)
+    assert inputs.digest(config) == CalibrationInputs("tiny", "00", pictures(8).digest, PREPROCESS).digest(config)
+    others = {
+        replace(inputs, samples_sha256=pictures(8, seed=2).digest).digest(config),
+        replace(inputs, preprocess=Preprocess(32, 16)).digest(config),
+        replace(inputs, weights_sha256="01").digest(config),
+        inputs.digest(QuantizationConfig(method="minmax")),
+    }
+    assert len(others - {inputs.digest(config)}) == 4
 
 
 def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from typing import Generic, TypeVar
 from runtime.backends._tensorrt.compiler import BuiltPlan
 from runtime.common.cache_folder import cache_folder
 from runtime.common.files import atomic_write
-from runtime.common.json_data import from_json, parse_json, to_json
+from runtime.common.json_data import from_json, json_digest, parse_json, to_json
 from runtime.errors import EngineError, SchemaError
 
 MAX_BYTES = 16 << 30
@@ -71,13 +71,13 @@ class PlanKey:
     @property
     def digest(self) -> str:
         """SHA-256 of it all, the name of the plan's files."""
-        return hashlib.sha256(json.dumps(to_json(self), sort_keys=True).encode()).hexdigest()
+        return json_digest(self)
 
     @property
     def machine_digest(self) -> str:
         """The part that kernel times depend on."""
         parts = [self.flavour, self.version, self.sm, self.device]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return json_digest(parts)[:16]
 
 
 @dataclass(frozen=True, slots=True)

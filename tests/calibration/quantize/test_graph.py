@@ -14,19 +14,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from calibration.quantize.config import QuantizationConfig, calibration_digest
+from calibration.quantize.config import QuantizationConfig
 from calibration.quantize.graph import Ranges, int8_graph, measure_ranges, quantize
 from calibration.quantize.lint import lint_quantized
 from calibration.quantize.ranges import Histogram, Method
 from calibration.quantize.rules import prepare
 from export.onnx import onnx_from_module
-from runtime.bundle.spec import Preprocess
 from runtime.common.arrays import Array
 from runtime.errors import ExportError
 from runtime.parity.compare import compare_rows
 
 from bundles import needs_openvino
-from tiny_models import GRAPH, PREPROCESS, feeds_of, pictures, reference_of, tiny_net
+from tiny_models import GRAPH, feeds_of, pictures, reference_of, tiny_net
 
 pytestmark = pytest.mark.torch
 
@@ -213,25 +212,6 @@ def test_values_that_are_not_finite_are_named(model: ModelProto) -> None:
     feed = {"image": np.full((2, 3, 32, 16), np.nan, np.float32)}
     with pytest.raises(ExportError, match="tensor 'image' cannot be quantised: the values are not finite"):
         quantize(model, [feed])
-
-
-def test_digest_says_what_the_scales_depend_on() -> None:
-    samples = pictures(8)
-    digest = calibration_digest(samples, preprocess=PREPROCESS, weights_sha256="00", config=QuantizationConfig())
-    assert digest == calibration_digest(
-        samples, preprocess=PREPROCESS, weights_sha256="00", config=QuantizationConfig()
-    )
-    others = {
-        calibration_digest(
-            pictures(8, seed=2), preprocess=PREPROCESS, weights_sha256="00", config=QuantizationConfig()
-        ),
-        calibration_digest(samples, preprocess=Preprocess(32, 16), weights_sha256="00", config=QuantizationConfig()),
-        calibration_digest(samples, preprocess=PREPROCESS, weights_sha256="01", config=QuantizationConfig()),
-        calibration_digest(
-            samples, preprocess=PREPROCESS, weights_sha256="00", config=QuantizationConfig(method="minmax")
-        ),
-    }
-    assert len(others - {digest}) == 4
 
 
 # --- the ranges

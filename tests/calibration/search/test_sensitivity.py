@@ -17,8 +17,9 @@ from calibration.quantize.config import QuantizationConfig
 from calibration.quantize.graph import Ranges, measure_ranges
 from calibration.quantize.qdq import with_qdq
 from calibration.quantize.rules import Prepared, prepare
-from calibration.search.search import search
-from calibration.search.sensitivity import LayerSensitivity, measure_sensitivity
+from calibration.search.calibrate import calibrate
+from calibration.search.exclusions import fewest_exclusions
+from calibration.search.sensitivity import LayerSensitivity, graph_sensitivities, layer_sensitivities
 from edgevis import models
 from export import sensitivity as report
 from export.build import main
@@ -32,7 +33,7 @@ from runtime.errors import ExportError
 
 from built import Recorder
 from bundles import needs_openvino
-from tiny_models import GRAPH, feeds_of, pictures, reference_of, tiny_entry, tiny_net, write_pictures
+from tiny_models import DEPLOYMENT, GRAPH, feeds_of, pictures, reference_of, tiny_entry, tiny_net, write_pictures
 
 pytestmark = pytest.mark.torch
 
@@ -53,18 +54,26 @@ def measured() -> tuple[LayerSensitivity, ...]:
     harmed = prepared.layers[1]
     reads = next(node.input[0] for node in prepared.model.graph.node if node.name == harmed.name)
     ranges = Ranges({**ranges.amax, reads: ranges.amax[reads] / 100}, ranges.bias_correction)
-    told: list[tuple[int, int]] = []
-    found = measure_sensitivity(
-        prepared,
-        ranges,
-        QuantizationConfig(placement="inputs"),
-        graph="embed",
-        inputs={"image": reference_of(tiny_net(), pictures(16, seed=9))["embed/image"]},
-        batched=["image"],
-        advance=lambda done, total: told.append((done, total)),
+    inputs = reference_of(tiny_net(), pictures(16, seed=9))["embed/image"]
+    feeds = [{"image": inputs[:8]}, {"image": inputs[8:]}]
+    config = QuantizationConfig(placement="inputs")
+    return tuple(graph_sensitivities(prepared, ranges, config, graph="embed", feeds=feeds))
+
+
+def test_all_layers_of_a_model_are_measured_and_counted() -> None:
+    graphs = {"embed": onnx_from_module(tiny_net(), GRAPH)}
+    calibrated = calibrate(graphs, lambda _: iter(feeds_of(pictures(24))), config=QuantizationConfig())
+    progress: list[tuple[int, int]] = []
+    sensitivities = layer_sensitivities(
+        calibrated,
+        DEPLOYMENT,
+        reference_of(tiny_net(), pictures(16, seed=9)),
+        lambda done, total: progress.append((done, total)),
     )
-    assert told == [(number, len(found)) for number in range(1, len(found) + 1)]
-    return found
+    layers = [layer.name for layer in calibrated.graphs["embed"].prepared.layers]
+    assert [(item.graph, item.layer) for item in sensitivities] == [("embed", layer) for layer in layers]
+    assert progress == [(number, len(layers)) for number in range(1, len(layers) + 1)]
+    assert all(0 < item.cosine_loss < 0.01 for item in sensitivities)
 
 
 def test_the_layer_that_was_harmed_is_the_worst(measured: tuple[LayerSensitivity, ...]) -> None:
@@ -124,19 +133,19 @@ def test_search_finds_about_the_fewest_layers_with_few_measurements(total: int, 
         assert excluded == set(order[: len(excluded)])
         return 0.0 if len(excluded) >= needed else 0.5
 
-    found = search(order, measure, max_drop=0.1)
+    found = fewest_exclusions(order, measure, max_drop=0.1)
     assert found.trials == len(asked) == len(set(asked)) <= 10
-    assert found.excluded in asked
+    assert found.count in asked
     if found.holds:
-        assert needed <= found.excluded <= needed + max(1, round(total / 32))
+        assert needed <= found.count <= needed + max(1, round(total / 32))
     else:
         assert needed > round(7 / 8 * total)
         assert found.drop == 0.5
 
 
 def test_search_that_finds_nothing_returns_what_lost_the_least() -> None:
-    found = search(["a", "b", "c", "d"], lambda excluded: 0.9 if len(excluded) != 2 else 0.3, max_drop=0.1)
-    assert (found.excluded, found.drop, found.holds) == (2, 0.3, False)
+    found = fewest_exclusions(["a", "b", "c", "d"], lambda excluded: 0.9 if len(excluded) != 2 else 0.3, max_drop=0.1)
+    assert (found.count, found.drop, found.holds) == (2, 0.3, False)
 
 
 @needs_openvino
@@ -149,7 +158,7 @@ def test_a_ruined_layer_goes_back_to_float(folder: Path, tmp_path: Path, monkeyp
         node = next(node for node in prepared.model.graph.node if node.name == prepared.layers[1].name)
         return Ranges({**ranges.amax, node.input[0]: ranges.amax[node.input[0]] / 100}, ranges.bias_correction)
 
-    monkeypatch.setattr("export.int8.measure_ranges", wrong)
+    monkeypatch.setattr("calibration.search.calibrate.measure_ranges", wrong)
     request = BuildRequest(tiny_entry(), tmp_path / "tiny.edgevis", calibration_data=folder)
     manifest = build_bundle(request, Recorder()).manifest
     assert manifest.calibration is not None
