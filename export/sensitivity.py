@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from calibration.quantize.ranges import Method
-from calibration.search.chart import bar_chart
+from calibration.search.chart import bar_chart, svg_text
 from calibration.search.sensitivity import LayerSensitivity
 from export.reporter import Reporter
 from runtime.common.command import run_command
@@ -73,7 +73,7 @@ def sensitivity_table(worst: Sequence[LayerSensitivity], *, top: int) -> str:
 def sensitivity_chart(model: str, worst: Sequence[LayerSensitivity]) -> str:
     """The worst layers as an SVG bar chart of their cosine loss."""
     bars = [(item.weight or item.layer, item.cosine_loss, f"{item.cosine_loss:.2e}") for item in worst[:_CHARTED]]
-    return bar_chart(f"{model}: 1 - cosine of the output with this layer alone in INT8", bars)
+    return svg_text(bar_chart(f"{model}: 1 - cosine of the output with this layer alone in INT8", bars))
 
 
 def _measure(arguments: argparse.Namespace) -> tuple[LayerSensitivity, ...]:
