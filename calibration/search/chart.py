@@ -43,7 +43,7 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float, str]]) -> Figure:
 
 
 def svg_text(figure: Figure) -> str:
-    """The figure as SVG, its texts as text; the same figure always gives the same SVG."""
+    """The figure as SVG; its texts stay text."""
     import matplotlib as mpl
 
     file = io.StringIO()

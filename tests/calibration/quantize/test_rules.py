@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -10,8 +12,8 @@ from onnx import ModelProto, TensorProto, helper
 from calibration.data.samples import samples_from_photographs
 from calibration.quantize.config import QuantizationConfig
 from calibration.quantize.graph import int8_graph, measure_ranges
-from calibration.quantize.rules import Layer, Prepared, prepare
-from calibration.quantize.sessions import open_session
+from calibration.quantize.rules import Prepared, prepare
+from calibration.quantize.sessions import open_session, proto_from_ir
 from edgevis import models
 from edgevis.ops.cross_attention import onnx_function
 from export.onnx import onnx_from_module
@@ -50,24 +52,24 @@ def test_int8_flips_no_mask_decision_of_real_images() -> None:
     prepared = prepare(onnx_from_module(module, graph), OPERATORS)
     assert set(prepared.excluded_by_rule.values()) == {"a mask's comparison depends on it"}
     ranges = measure_ranges(prepared, feeds[:3], QuantizationConfig())
-    wanted = decisions_of(prepared.model, feeds[3])
+    wanted = decisions_of(proto_from_ir(prepared.model), feeds[3])
     assert 0.05 < np.mean([decision.mean() for decision in wanted]) < 0.95
     assert flipped(wanted, decisions_of(int8_graph(prepared, ranges, QuantizationConfig()), feeds[3])) <= 0.001
 
     # The rule is what keeps them: with the backbone in INT8, many more flip.
-    model = prepared.model
-    without = Prepared(model, layers_of_all(model), {})
+    without = without_rules(prepared)
     ranges = measure_ranges(without, feeds[:3], QuantizationConfig())
     assert flipped(wanted, decisions_of(int8_graph(without, ranges, QuantizationConfig()), feeds[3])) > 0.001
 
 
-def layers_of_all(model: ModelProto) -> tuple[Layer, ...]:
-    """The layers of a graph whose comparisons have been made something else, so that no rule sees them."""
-    hidden = ModelProto.FromString(model.SerializeToString())
+def without_rules(prepared: Prepared) -> Prepared:
+    """The same graph with the layers that it has while its comparisons are hidden from the rules."""
+    hidden = proto_from_ir(prepared.model)
     for node in hidden.graph.node:
         if node.op_type == "Greater":
             node.op_type = "Less"
-    return prepare(hidden, OPERATORS).layers
+    layers = prepare(hidden, OPERATORS)
+    return replace(layers, model=prepared.model)
 
 
 def test_the_gate_of_cross_attention_stays_float() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import ModelProto, TensorProto
 
 from calibration.quantize import graph as quantization
 from calibration.quantize.config import QuantizationConfig
@@ -47,13 +47,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- sensitivity
 
 
+def read_by(prepared: Prepared, layer: str) -> str:
+    """The name of the activation that a layer reads."""
+    value = next(node.inputs[0] for node in prepared.model.graph if node.name == layer)
+    assert value is not None
+    assert value.name
+    return value.name
+
+
 @pytest.fixture(scope="module")
 def measured() -> tuple[LayerSensitivity, ...]:
     prepared = prepare(onnx_from_module(tiny_net(), GRAPH), QuantizationConfig().operators)
     ranges = measure_ranges(prepared, feeds_of(pictures(24)), QuantizationConfig())
     # A range that is a hundred times too narrow ruins what reads it, and nothing else.
     harmed = prepared.layers[1]
-    reads = next(node.input[0] for node in prepared.model.graph.node if node.name == harmed.name)
+    reads = read_by(prepared, harmed.name)
     ranges = Ranges({**ranges.amax, reads: ranges.amax[reads] / 100}, ranges.bias_correction)
     inputs = reference_of(tiny_net(), pictures(16, seed=9))["embed/image"]
     feeds = [{"image": inputs[:8]}, {"image": inputs[8:]}]
@@ -105,7 +113,7 @@ def test_bars_are_as_long_as_their_values() -> None:
     (axes,) = figure.axes
     assert [bar.get_width() for bar in axes.patches] == [0.5, 0.125]
     assert axes.yaxis_inverted(), "the first bar is at the top"
-    assert svg_text(figure) == svg_text(figure)
+    assert "best_$1" in svg_text(figure)
 
 
 def test_report_command(
@@ -161,8 +169,8 @@ def test_a_ruined_layer_goes_back_to_float(folder: Path, tmp_path: Path, monkeyp
 
     def wrong(prepared: Prepared, *rest: object) -> Ranges:
         ranges = measure(prepared, *rest)  # type: ignore[arg-type]
-        node = next(node for node in prepared.model.graph.node if node.name == prepared.layers[1].name)
-        return Ranges({**ranges.amax, node.input[0]: ranges.amax[node.input[0]] / 100}, ranges.bias_correction)
+        reads = read_by(prepared, prepared.layers[1].name)
+        return Ranges({**ranges.amax, reads: ranges.amax[reads] / 100}, ranges.bias_correction)
 
     monkeypatch.setattr("calibration.search.calibrate.measure_ranges", wrong)
     request = BuildRequest(tiny_entry(), tmp_path / "tiny.edgevis", calibration_data=folder)
@@ -280,15 +288,15 @@ def test_a_broken_graph_fails_the_build_and_names_the_node(
 ) -> None:
     names: list[str] = []
 
-    def broken(*arguments: object, **options: object) -> ModelProto:
-        made = with_qdq(*arguments, **options)  # type: ignore[arg-type]
-        node = next((node for node in made.graph.node if node.op_type == "QuantizeLinear"), None)
+    def broken(*arguments: object, **options: object) -> ir.Model:
+        model = with_qdq(*arguments, **options)  # type: ignore[arg-type]
+        node = next((node for node in model.graph if node.op_type == "QuantizeLinear"), None)
         if node is not None:
-            names.append(node.name)
-            (zero,) = (tensor for tensor in made.graph.initializer if tensor.name == node.input[2])
-            value = np.array(0, np.uint8) if kind == "uint8" else np.array(3, np.int8)
-            zero.CopyFrom(TensorProto(name=zero.name, data_type=2 if kind == "uint8" else 3, raw_data=value.tobytes()))
-        return made
+            names.append(node.name or "")
+            zero_point = node.inputs[2]
+            assert zero_point is not None
+            zero_point.const_value = ir.Tensor(np.array(0, np.uint8) if kind == "uint8" else np.array(3, np.int8))
+        return model
 
     monkeypatch.setattr("calibration.quantize.graph.with_qdq", broken)
     request = BuildRequest(tiny_entry(), tmp_path / "tiny.edgevis", calibration_data=folder)
