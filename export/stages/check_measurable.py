@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from calibration.search.accuracy_drop import decisions_of
-from export.request import BuildProgress
+from export.request import UNTRAINED, BuildProgress
 from export.state import BuildState
 from runtime import tasks
 from runtime.bundle.spec import Deployment, Precision
@@ -14,12 +14,15 @@ from runtime.errors import InputError
 
 
 def run(state: BuildState, progress: BuildProgress) -> None:
-    """Take INT8 out of ``precisions`` where nothing can be measured; of random weights nothing is claimed.
+    """Take INT8 out of ``precisions`` where nothing can be measured; warn of random weights, which are not judged.
 
     Raises:
         InputError: Nothing would be left.
     """
-    if "int8" not in state.precisions or not state.weights.trained:
+    if not state.weights.trained:
+        progress.warn(UNTRAINED)
+        return
+    if "int8" not in state.precisions:
         return
     if not (reason := unmeasurable_text(state.deployment, state.reference)):
         return

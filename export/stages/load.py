@@ -5,7 +5,7 @@ from __future__ import annotations
 from export.profiles import profiles_of, with_profile_max_batch
 from export.reference_models.onnx_file import load_onnx
 from export.reference_models.torch_module import load_module
-from export.request import UNTRAINED, BuildProgress, OnnxSource
+from export.request import BuildProgress, OnnxSource
 from export.state import BuildState
 
 
@@ -29,5 +29,3 @@ def run(state: BuildState, progress: BuildProgress) -> None:
         state.profiles = profiles_of(state.deployment, shapes, usual_batch=usual_batch)
         state.deployment = with_profile_max_batch(state.deployment, state.profiles)
     progress.end(f"{state.weights.source}; {state.parameters:,} parameters")
-    if not state.weights.trained:
-        progress.warn(UNTRAINED)
