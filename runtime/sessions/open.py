@@ -53,7 +53,7 @@ def _open(
     backend = backends.load(record.backend)
     available = backend.devices()
     if record.device not in available:
-        if isinstance(backend, BuildsOnDevice):
+        if record.device == "cuda" and isinstance(backend, BuildsOnDevice):
             backend.fingerprint(record.device)  # its error says how to mend it
         raise UnavailableError(f"{record.backend} has no device {record.device!r} here; it has {', '.join(available)}")
     sessions: dict[str, Session] = {}
