@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,6 +32,7 @@ from runtime.bundle.build_report import measured_text
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
+from runtime.common.extras import install_command
 from runtime.errors import (
     ExportError,
     InputError,
@@ -275,7 +277,7 @@ def test_a_build_needs_a_vendor_only_where_it_compiles(
     )
     assert [record.name for record in build_bundle(request, Recorder()).manifest.engines] == ["tensorrt-fp16"]
     recorder = Recorder()
-    with pytest.raises(MissingDependencyError, match=r"pip install 'edgevis\[tensorrt-rtx\]'"):
+    with pytest.raises(MissingDependencyError, match=re.escape(install_command("tensorrt-rtx"))):
         build_bundle(replace(request, target="rtx"), recorder)
     assert not recorder.stages
 
