@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ from onnx import ModelProto, parser
 from runtime.backends._tensorrt import vendor
 from runtime.backends._tensorrt.compiler import BuiltPlan, build_engine
 from runtime.backends._tensorrt.spec import MAX_SPEC_BYTES, BuildSpec
+from runtime.common.extras import install_command
 from runtime.errors import CompileError, MissingDependencyError, SchemaError
 
 PROFILES = {"x": ((1, 4), (2, 4), (8, 4))}
@@ -74,18 +76,18 @@ def test_types_are_strong() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flavour", "modules", "cure"),
+    ("flavour", "modules", "extra"),
     [
-        ("tensorrt", ["tensorrt"], r"pip install 'edgevis\[tensorrt\]'"),
-        ("tensorrt_rtx", ["tensorrt_rtx", "tensorrt_rtx_bindings"], r"pip install 'edgevis\[tensorrt-rtx\]'"),
+        ("tensorrt", ["tensorrt"], "tensorrt"),
+        ("tensorrt_rtx", ["tensorrt_rtx", "tensorrt_rtx_bindings"], "tensorrt-rtx"),
     ],
 )
 def test_a_missing_package_names_the_cure(
-    flavour: vendor.Flavour, modules: list[str], cure: str, monkeypatch: pytest.MonkeyPatch
+    flavour: vendor.Flavour, modules: list[str], extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependencyError, match=cure):
+    with pytest.raises(MissingDependencyError, match=re.escape(install_command(extra))):
         vendor.version(flavour)
 
 
