@@ -18,11 +18,9 @@ from torch import Tensor
 
 from calibration.data.samples import samples_from_photographs
 from edgevis import Predictor, __version__, models
-from edgevis.models import ModelEntry
 from edgevis.open_set.sidecar import SidecarHeader, weights_digest, write_sidecar
 from edgevis.open_set.space import space_of
 from export import targets
-from export.build import main
 from export.metadata import describe_graph
 from export.onnx import onnx_from_module
 from export.request import UNTRAINED, BuildRequest
@@ -33,13 +31,14 @@ from runtime.bundle.spec import Deployment, Graph, TensorSpec
 from runtime.common.arrays import unit_rows
 from runtime.common.json_data import to_json
 from runtime.common.vendors import import_openvino
-from runtime.errors import ExportError, InputError, MissingDependencyError, ParityError, UnknownModelError, WeightsError
+from runtime.errors import ExportError, InputError, MissingDependencyError, ParityError, WeightsError
 from runtime.open_set.generic import generic
 from runtime.verification.verify import verify_bundle
 
 from built import Recorder
-from bundles import needs_openvino, python_environment
+from bundles import needs_openvino
 from locations import ROOT
+from python_processes import python_environment
 from tiny_models import (
     DEPLOYMENT,
     GRAPH,
@@ -346,105 +345,6 @@ def test_graph_with_other_inputs(quick: BuildRequest) -> None:
         build_bundle(replace(quick, entry=entry), Recorder())
 
 
-# --- the command line
-
-
-@pytest.fixture
-def tiny_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line finds the tiny model as it finds those in edgevis/models."""
-
-    def entry(name: str) -> ModelEntry:
-        if name != "tiny":
-            raise UnknownModelError(f"no model {name!r}; known: tiny")
-        return tiny_entry()
-
-    monkeypatch.setattr(models, "entry", entry)
-
-
-@pytest.mark.usefixtures("tiny_by_name")
-def test_command_line(
-    tmp_path: Path,
-    folder_of_pictures: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    status = main(["--model", "tiny", "--precision", "fp32", "--calibration-data", str(folder_of_pictures)])
-    output, errors = capsys.readouterr()
-    assert status == 0
-    assert Bundle(tmp_path / "bundles" / "tiny.edgevis").manifest.model == "tiny"
-    lines = output.splitlines()
-    stages = [line.split()[0] for line in lines if " s " in line]
-    assert stages == ["start", "weights", "samples", "onnx", "reference", "compile", "parity", "answers", "bundle"]
-    assert any(line.startswith("onnxruntime-fp32 ") and "rank-1 agreement 1.000 of 24" in line for line in lines)
-    assert lines[-1] == "next: edgevis info bundles/tiny.edgevis"
-    assert "RANDOM WEIGHTS" in errors
-    assert "RANDOM WEIGHTS" in output
-    assert "\033" not in output, "no terminal codes where there is no terminal"
-
-
-@pytest.mark.usefixtures("tiny_by_name")
-def test_command_line_json(tmp_path: Path, folder_of_pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "x.edgevis"
-    arguments = ["--model", "tiny", "--precision", "int8", "--output", str(output), "--json", "--quiet", "--no-cache"]
-    assert main([*arguments, "--calibration-data", str(folder_of_pictures)]) == 0
-    text, errors = capsys.readouterr()
-    data = json.loads(text)
-    assert data["bundle"] == str(output)
-    assert [engine["precision"] for engine in data["engines"]] == ["int8", "int8"]
-    assert data["weights"]["trained"] is False
-    assert data["size_bytes"] == sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    assert errors == f"warning: {UNTRAINED}\n"
-
-
-@pytest.mark.usefixtures("tiny_by_name")
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--model", "nothing"], "no model 'nothing'"),
-        (["--model", "tiny", "--target", "toaster"], "no target 'toaster'"),
-        (["--model", "tiny", "--calibration-data", "nowhere"], "nowhere does not exist"),
-        (["--model", "tiny", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
-        (["--model", "tiny", "--output", "tiny"], "ends in .edgevis"),
-    ],
-)
-def test_command_line_errors(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main([*arguments, "--quiet"]) == 1
-    output, errors = capsys.readouterr()
-    assert output == ""
-    assert message in errors
-    assert errors.rstrip().endswith("nothing was written")
-    assert "Traceback" not in errors
-    assert not list(tmp_path.rglob("*.edgevis"))
-
-
-@pytest.mark.parametrize(
-    "arguments", [[], ["--model", "tiny", "--precision", "fp33"], ["--model", "tiny", "--precision", ","]]
-)
-def test_command_line_misuse(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert "error: " in capsys.readouterr().err
-
-
-def test_list(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--list"]) == 0
-    text = capsys.readouterr().out
-    assert all(name in text for name in (*models.names(), *targets.names()))
-    assert main(["--list", "--json"]) == 0
-    data = json.loads(capsys.readouterr().out)
-    assert [model["name"] for model in data["models"]] == models.names()
-    assert set(data["targets"]) == set(targets.names())
-
-
 @pytest.mark.parametrize("name", targets.names())
 def test_targets_are_consistent(name: str) -> None:
     target = targets.load(name)
@@ -457,19 +357,3 @@ def test_samples_that_are_too_few(quick: BuildRequest, tmp_path: Path) -> None:
     few = write_pictures(tmp_path / "few", pictures(5))
     with pytest.raises(InputError, match="few holds 5 images"):
         build_bundle(replace(quick, calibration_data=few), Recorder())
-
-
-@pytest.mark.parametrize("module", ["export.build", "edgevis.train"])
-def test_lists_are_printed_to_any_terminal_and_an_output_that_takes_nothing_is_one_line(module: str) -> None:
-    def listed(after: str, *python: str) -> subprocess.CompletedProcess[str]:
-        command = ["bash", "-c", f'"$@" {after}', "bash", sys.executable, *python, "-m", module, "--list"]
-        env = {**python_environment(), "PYTHONIOENCODING": "ascii:strict"}
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
-
-    assert listed("", "-OO").returncode == 0
-    for after, message in (("> /dev/full", "No space left"), (">&-", "standard output is closed")):
-        done = listed(after)
-        assert done.returncode == 1
-        assert message in done.stderr
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1

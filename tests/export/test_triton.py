@@ -29,8 +29,9 @@ from runtime.bundle.spec import Graph, TensorSpec
 from runtime.errors import ExportError
 from runtime.predictor import Predictor
 
-from bundles import Array, picture, python_environment, write_tiny_bundle
+from bundles import Array, picture, write_tiny_bundle
 from locations import ROOT
+from python_processes import python_environment
 
 
 def config_of(model: Path) -> Any:

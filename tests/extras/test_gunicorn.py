@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from bundles import Tiny, TinyEngine, needs_openvino, python_environment, write_tiny_bundle
+from bundles import Tiny, TinyEngine, needs_openvino, write_tiny_bundle
+from python_processes import python_environment
 
 _APP = """
 import json, os

@@ -10,7 +10,8 @@ import pytest
 from runtime.backends._cuda import Device, DeviceInfo, MemoryKind, kernel_driver, open_device
 from runtime.errors import BackendError, EngineError, UnavailableError, UnknownBackendError
 
-from bundles import installed, run_python, succeeded
+from bundles import installed
+from python_processes import run_python, succeeded
 
 
 @pytest.fixture(scope="module", params=["cuda-bindings", "pycuda"])

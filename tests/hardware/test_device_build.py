@@ -25,8 +25,9 @@ from runtime.predictor import Predictor
 from runtime.selection.device_build import build_on_device, needs_device_build, with_local_parity
 from runtime.selection.info import Info
 
-from bundles import ORT, Tiny, TinyEngine, edited_manifest, replace_file, run_python, succeeded, write_tiny_bundle
+from bundles import ORT, Tiny, TinyEngine, edited_manifest, replace_file, write_tiny_bundle
 from logs import logged_warnings
+from python_processes import run_python, succeeded
 
 _BACKEND = """
 import os

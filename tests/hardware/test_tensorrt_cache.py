@@ -23,9 +23,10 @@ from runtime.backends._tensorrt.spec import BuildSpec
 from runtime.common.cache_folder import cache_folder
 from runtime.errors import CompileError, EngineError
 
-from bundles import HEIGHT, WIDTH, Tiny, float_onnx, installed, python_command, python_environment
+from bundles import HEIGHT, WIDTH, Tiny, float_onnx, installed
 from logs import logged_warnings
 from plan_builder import KEY, Builder, same
+from python_processes import python_command, python_environment
 
 
 def must_not_build(timing_cache: bytes) -> BuiltPlan:

@@ -15,7 +15,7 @@ import edgevis
 import runtime
 from runtime import errors
 
-from bundles import run_python, succeeded
+from python_processes import run_python, succeeded
 
 ROOT = Path(str(runtime.__file__)).parent
 MODULES = ["runtime", *(module.name for module in pkgutil.walk_packages([str(ROOT)], "runtime."))]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +15,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-import edgevis
 from runtime.bundle.spec import Preprocess
-from runtime.errors import (
-    BundleNotFoundError,
-    EdgevisError,
-    EngineError,
-    EnrolmentError,
-    InputError,
-    SchemaError,
-    SourceError,
-    UnknownLabelError,
-)
+from runtime.errors import EdgevisError, EnrolmentError, InputError, SourceError, UnknownLabelError
 from runtime.predictor import Predictor
 from runtime.results import Classification, Identification
 
-from bundles import (
-    ORT,
-    Tiny,
-    edited_manifest,
-    expected_rows,
-    needs_openvino,
-    picture,
-    replace_file,
-    tiny_weights,
-    write_tiny_bundle,
-)
-from logs import logged_warnings
+from bundles import Tiny, expected_rows, picture, write_tiny_bundle
 
 PICTURES = [picture(seed) for seed in range(6)]
 TOLERANCE = 1e-5  # unit rows of a float32 engine against float64
@@ -239,57 +216,6 @@ def test_a_wrong_image_is_refused_and_changes_nothing(gallery: Predictor, name: 
     assert (gallery.labels, gallery.threshold, gallery.predict(PICTURES)) == before
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weights_that_are_not_finite_are_named_when_the_engine_opens(tmp_path: Path, value: float) -> None:
-    weights = tiny_weights()
-    broken = Tiny(weights=replace(weights, dense_bias=np.full_like(weights.dense_bias, value)))
-    with (
-        logged_warnings(match="did not open"),
-        pytest.raises(EngineError, match="the weight 'dense_bias' holds NaN or infinity"),
-    ):
-        opened(tmp_path, broken)
-
-
-@pytest.mark.parametrize("node", ["Div", "Log"])
-def test_a_model_that_gives_nan_is_an_engine_that_failed(tmp_path: Path, node: str) -> None:
-    """NaN compares false with everything: a result made of it would look like "unknown"."""
-    with opened(tmp_path) as sound:
-        sound.enroll("anna", PICTURES[0])
-        sound.save(tmp_path / "lobby.enrolment")
-    with opened(tmp_path, Tiny(broken=node)) as broken:
-        with pytest.raises(EngineError, match=r"8 of 8 numbers in the engine's output 'embedding' are NaN or infinite"):
-            broken.enroll("björn", PICTURES[1])
-        assert broken.labels == ()
-        broken.load(tmp_path / "lobby.enrolment")
-        for threshold in (None, -1.0, 0.5):
-            broken.threshold = threshold
-            with pytest.raises(EngineError, match="NaN or infinite"):
-                broken.predict(PICTURES[0])
-        with pytest.raises(EngineError, match="NaN or infinite"):
-            broken.embed(PICTURES[0])
-
-
-def test_an_embedding_without_direction_is_not_enrolled(tmp_path: Path) -> None:
-    """It could be saved and never be loaded again: what is acknowledged must be kept."""
-    weights = tiny_weights()
-    dead = replace(weights, dense=0 * weights.dense, dense_bias=0 * weights.dense_bias)
-    with opened(tmp_path, Tiny(weights=dead)) as predictor:
-        with pytest.raises(InputError, match="nothing was enrolled"):
-            predictor.enroll("black", np.zeros((32, 16, 3), np.uint8))
-        predictor.save(tmp_path / "a.enrolment")
-        predictor.load(tmp_path / "a.enrolment")
-        assert predictor.labels == ()
-
-
-def test_a_model_of_another_size_than_the_manifest_says(tmp_path: Path) -> None:
-    bundle = write_tiny_bundle(tmp_path / "liar.edgevis")
-    other = write_tiny_bundle(tmp_path / "other.edgevis", Tiny(weights=tiny_weights(dimension=5)))
-    file = "engines/onnxruntime-fp32/embed.onnx"
-    replace_file(bundle, file, (other / file).read_bytes())
-    with Predictor(bundle) as predictor, pytest.raises(edgevis.EngineError, match=r"\(1, 5\) .*manifest says \(N, 8\)"):
-        predictor.predict(PICTURES[0])
-
-
 # The threshold; see also test_open_set.py
 
 
@@ -312,12 +238,6 @@ def test_a_wrong_threshold(gallery: Predictor, value: Any) -> None:
     with pytest.raises(InputError, match=r"threshold is .*; allowed: a cosine, -1\.\.1, or None to have it fitted"):
         gallery.threshold = value
     assert gallery.threshold == before
-
-
-@pytest.mark.parametrize("postprocess", [{"open_set": 3}, {"false_accept_rate": 2.0}, {"false_accept_rate": "x"}])
-def test_settings_of_a_task_that_lie(tmp_path: Path, postprocess: dict[str, Any]) -> None:
-    with pytest.raises(SchemaError, match=r"postprocess\."):
-        opened(tmp_path, Tiny(postprocess=postprocess))
 
 
 # Streams, warm-up, information, life
@@ -447,85 +367,6 @@ def test_a_with_block_closes_also_when_it_fails(tmp_path: Path) -> None:
         fail()
     with pytest.raises(EdgevisError, match="closed"):
         predictor.predict(PICTURES[0])
-
-
-@pytest.mark.parametrize("threads", [0, -1, 1.0, True, "2", 1025, 2**40])
-def test_a_wrong_number_of_threads(tiny_bundle: Path, threads: Any) -> None:
-    with pytest.raises(InputError, match=r"threads is .*; allowed: None or an int >= 1"):
-        Predictor(tiny_bundle, threads=threads)
-
-
-def test_a_bundle_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BundleNotFoundError, match=r"there is no bundle at .*missing\.edgevis; build one with: "):
-        edgevis.Predictor(tmp_path / "missing.edgevis")
-
-
-@pytest.mark.parametrize(
-    "lie",
-    [
-        lambda deployment: deployment["preprocess"].update(height=64),
-        lambda deployment: deployment["graphs"][0]["inputs"][0].update(dtype="float16"),
-        lambda deployment: deployment["graphs"][0]["inputs"][0].update(shape=["K", 3, 32, 16]),
-        lambda deployment: deployment["graphs"][0]["outputs"][0].update(dtype="float16"),
-        lambda deployment: deployment["graphs"][0]["outputs"][0].update(shape=["N", "D"]),
-        lambda deployment: deployment["graphs"][0]["outputs"][0].update(shape=["N", 8, 1]),
-        lambda deployment: deployment["graphs"][0]["outputs"][0].update(shape=["N"]),
-    ],
-)
-def test_a_graph_that_the_task_cannot_use(tmp_path: Path, lie: Callable[[dict[str, Any]], None]) -> None:
-    bundle = write_tiny_bundle(tmp_path / "liar.edgevis")
-    with edited_manifest(bundle) as data:
-        lie(data["deployment"])
-    with pytest.raises(SchemaError, match=r"graph 'embed' of this task maps .* the bundle has"):
-        Predictor(bundle)
-
-
-# Threads
-
-
-@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
-def test_threads_predict_while_others_enroll_and_forget(tmp_path: Path, backend: str) -> None:
-    """Each thread looks for its own person, who is always enrolled, while strangers come and go."""
-    count = 4
-    wrong: list[Any] = []
-    done = [0] * (count + 1)
-    with opened(tmp_path, Tiny(engines=[replace(ORT, backend=backend)])) as predictor:
-        for index in range(count):
-            predictor.enroll(f"person {index}", PICTURES[index])
-        predictor.threshold = 0.9999
-        end = time.perf_counter() + 1.0  # what is slow to open on a busy machine has opened
-
-        def look(index: int) -> None:
-            while time.perf_counter() < end:
-                batch = [PICTURES[index]] * (1 + done[index] % 6)
-                wrong.extend(r for r in predictor.predict(batch) if r.label != f"person {index}")
-                done[index] += 1
-
-        def come_and_go() -> None:
-            while time.perf_counter() < end:
-                predictor.enroll("stranger", [PICTURES[4], PICTURES[5]])
-                predictor.forget("stranger")
-                done[-1] += 1
-
-        threads = [threading.Thread(target=look, args=(index,)) for index in range(count)]
-        threads.append(threading.Thread(target=come_and_go))
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert wrong == []
-        assert min(done) > 0
-        assert predictor.labels == tuple(f"person {index}" for index in range(count))
-
-
-def test_predictors_do_not_hold_each_other(tmp_path: Path) -> None:
-    with opened(tmp_path) as one, opened(tmp_path) as two:
-        one.enroll("anna", PICTURES[0])
-        assert two.labels == ()
-        one.close()
-        assert two.predict(PICTURES[0]).label is None
-    del one
-    gc.collect()
 
 
 def test_results_are_frozen(gallery: Predictor) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bundles import python_environment
+from python_processes import python_environment
 
 # A child sets the filter, hands its listener to the parent and becomes the command. The filter stays through exec and
 # reaches every process that the command starts; each call waits for the parent, which notes it and refuses it.

@@ -12,9 +12,10 @@ from runtime.bundle.identity import encoder_identity
 from runtime.bundle.manifest import EngineRecord, GraphParity, Manifest, ParityReport, Weights
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 
-from bundles import write_bundle, write_model
+from bundles import Array, write_bundle, write_model
 
 SIDE = 32
+RED, GREEN, WHITE = (40, 40, 230), (40, 220, 40), (250, 250, 250)
 PLAIN = Preprocess(SIDE, SIDE, "BGR")
 IMAGE = TensorSpec("image", "float32", ("N", 3, SIDE, SIDE))
 FEW_SHOT = Deployment(
@@ -156,3 +157,22 @@ def write(path: Path, deployment: Deployment, models: Mapping[str, Any], backend
 
     write_bundle(path, fill)
     return path
+
+
+def scene(*squares: tuple[tuple[int, int, int], int, int], height: int = 64, width: int = 96) -> Array:
+    """A grey picture with squares of 16 pixels: colour, top, left."""
+    image = np.full((height, width, 3), 120, np.uint8)
+    for color, top, left in squares:
+        image[top : top + 16, left : left + 16] = color
+    return image
+
+
+def square(top: int, left: int, height: int = 64, width: int = 96) -> Array:
+    mask = np.zeros((height, width), bool)
+    mask[top : top + 16, left : left + 16] = True
+    return mask
+
+
+def overlap(actual: Array, expected: Array) -> float:
+    """The intersection over union of two masks."""
+    return float((actual & expected).sum() / (actual | expected).sum())

@@ -35,7 +35,7 @@ from edgevis.training.publish import main as publish
 from edgevis.training.task import Evaluation, MetricValue
 from runtime.errors import SourceError, WeightsError
 
-from bundles import python_environment
+from python_processes import python_environment
 from training_data import write_masks
 
 pytestmark = pytest.mark.torch

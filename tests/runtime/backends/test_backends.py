@@ -16,12 +16,7 @@ from runtime.backends._tensorrt.engine import PlanEngine
 from runtime.bundle.engine_files import read_engine
 from runtime.bundle.spec import Precision
 from runtime.common.extras import install_command
-from runtime.errors import (
-    EngineError,
-    MissingDependencyError,
-    UnavailableError,
-    UnknownBackendError,
-)
+from runtime.errors import EngineError, MissingDependencyError, UnavailableError, UnknownBackendError
 
 from bundles import (
     FP32_TOLERANCE,
@@ -35,12 +30,11 @@ from bundles import (
     float_onnx,
     match_onnx,
     needs_openvino,
-    run_python,
-    succeeded,
     write_engine,
     write_model,
     write_tiny_bundle,
 )
+from python_processes import run_python, succeeded
 
 TINY = Tiny()
 

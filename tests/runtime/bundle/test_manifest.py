@@ -43,7 +43,7 @@ def data(folder: Path) -> dict[str, Any]:
 
 
 def paths(data: dict[str, Any]) -> list[tuple[str | int, ...]]:
-    # What is below postprocess belongs to the task; test_predictor.py has its lies. What the manifest is known
+    # What is below postprocess belongs to the task; test_predictor_faults.py has its lies. What the manifest is known
     # by is computed anew for each change, see test_digest.py.
     known_by = ("encoder_identity", DIGEST)
     return [

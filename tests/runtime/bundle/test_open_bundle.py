@@ -12,16 +12,8 @@ from runtime.bundle.bundle import Bundle
 from runtime.errors import EngineError, IntegrityError
 from runtime.predictor import Predictor
 
-from bundles import (
-    Tiny,
-    TinyEngine,
-    needs_openvino,
-    replace_file,
-    run_python,
-    succeeded,
-    tiny_weights,
-    write_tiny_bundle,
-)
+from bundles import Tiny, TinyEngine, needs_openvino, replace_file, tiny_weights, write_tiny_bundle
+from python_processes import run_python, succeeded
 
 ENGINE = "engines/onnxruntime-fp32/embed.onnx"
 

@@ -21,7 +21,8 @@ from edgevis.cli import main
 from runtime.enrolment.file import load_enrolment
 from runtime.images.picture_files import encode_drawing, is_drawing
 
-from bundles import Tiny, picture, python_environment, tree, write_tiny_bundle
+from bundles import Tiny, picture, tree, write_tiny_bundle
+from python_processes import python_environment
 
 ODD = os.fsdecode(b"caf\xe9.jpg")  # Latin-1: not UTF-8
 

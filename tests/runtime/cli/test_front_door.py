@@ -21,7 +21,7 @@ from runtime.common.discovery import names_in
 from runtime.common.extras import EXTRAS, install_command
 from runtime.errors import UnavailableError
 
-from bundles import python_environment
+from python_processes import python_environment
 
 VERBS = tuple(name.replace("_", "-") for name in names_in("edgevis.cli"))
 NEED_TORCH = ("build", "train")

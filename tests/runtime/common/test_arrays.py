@@ -19,7 +19,8 @@ from runtime.common.arrays import read_arrays, unit_rows, write_arrays
 from runtime.common.files import atomic_write
 from runtime.errors import EnrolmentError, IntegrityError
 
-from bundles import Array, run_python, succeeded
+from bundles import Array
+from python_processes import run_python, succeeded
 
 ARRAYS: dict[str, Array] = {
     "embed/image": np.arange(24, dtype=np.float32).reshape(2, 3, 4),

@@ -24,7 +24,8 @@ from runtime.images.decode import UNREAD_SUFFIXES, as_image, decode_image, read_
 from runtime.images.header import read_header
 from runtime.images.masks import as_masks, decode_mask
 
-from bundles import picture, run_python, succeeded
+from bundles import picture
+from python_processes import run_python, succeeded
 
 IMAGE = picture(1, 40, 56)
 

@@ -13,16 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime.common.files import (
-    abandoned_folders,
-    atomic_write,
-    open_regular,
-    scratch_folder,
-    write_lock,
-    written_file,
-)
+from runtime.common.files import abandoned_folders, atomic_write, open_regular, scratch_folder, write_lock, written_file
 
-from bundles import python_command, python_environment, run_python, succeeded
+from python_processes import python_command, python_environment, run_python, succeeded
 
 
 def write(path: Path, content: bytes = b"new", *, private: bool = False, durable: bool = True) -> None:

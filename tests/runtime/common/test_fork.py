@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bundles import Tiny, TinyEngine, needs_openvino, run_python, succeeded, write_tiny_bundle
+from bundles import Tiny, TinyEngine, needs_openvino, write_tiny_bundle
+from python_processes import run_python, succeeded
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),

@@ -28,18 +28,8 @@ from runtime.enrolment.file import (
 from runtime.errors import EnrolmentError, EnrolmentMismatchError
 from runtime.predictor import Predictor
 
-from bundles import (
-    DIMENSION,
-    ORT,
-    Array,
-    Tiny,
-    TinyEngine,
-    picture,
-    run_python,
-    succeeded,
-    tiny_weights,
-    write_tiny_bundle,
-)
+from bundles import DIMENSION, ORT, Array, Tiny, TinyEngine, picture, tiny_weights, write_tiny_bundle
+from python_processes import run_python, succeeded
 
 IDENTITY = Tiny().identity
 ENCODER = EnrolmentEncoder(IDENTITY, "tiny", "onnxruntime-fp32", shares_enrolments=True)

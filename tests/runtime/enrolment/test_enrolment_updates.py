@@ -13,7 +13,8 @@ from runtime.enrolment.file import load_enrolment
 from runtime.errors import EnrolmentError, EnrolmentMismatchError
 from runtime.predictor import Predictor
 
-from bundles import Tiny, picture, python_command, python_environment, tiny_weights, write_tiny_bundle
+from bundles import Tiny, picture, tiny_weights, write_tiny_bundle
+from python_processes import python_command, python_environment
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from runtime.gallery.queries import Queries, Query
 from runtime.gallery.state import Scoring
 from runtime.gallery.threads import cores, run_all
 
-from bundles import Array, run_python, succeeded
+from bundles import Array
+from python_processes import run_python, succeeded
 
 RIGHT = [kernel for kernel in kernels.kernels() if kernels.is_exact(kernel)]
 KERNEL = RIGHT[0]

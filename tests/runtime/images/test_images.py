@@ -20,7 +20,8 @@ from runtime.errors import InputError, SourceError
 from runtime.images.decode import as_image, as_images, decode_image, read_image
 from runtime.streams.sources import frames
 
-from bundles import picture, run_python, succeeded
+from bundles import picture
+from python_processes import run_python, succeeded
 
 IMAGE = picture(1, 24, 20)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,61 +21,37 @@ from edgevis import (
     Predictor,
     SchemaError,
     Segmentation,
-    SourceError,
     UnknownLabelError,
 )
 from edgevis.cli import main
-from runtime import results
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.spec import TensorSpec
 from runtime.common.json_data import to_json
-from runtime.images.resize import resize_aligned, rows_aligned, rows_linear, widened
 from runtime.predictor import predictor_of
 from runtime.selection.choose import SelectedEngine
 from runtime.sessions.open import open_sessions
-from runtime.tasks import _maps as maps
 from runtime.verification.answers.compare import AnswersCheck, check_answers
 from runtime.verification.answers.file import Answers, AnswersHeader, answers_from, arrays_of
 from runtime.verification.answers.reference import reference_answers
 
 from bundles import Array, edited_manifest, enrolled_rows, installed
-from segmentation_bundles import FEW_SHOT, FIXED, GREY, SIDE, few_shot_onnx, fixed_onnx, write
+from segmentation_bundles import (
+    FEW_SHOT,
+    FIXED,
+    GREEN,
+    GREY,
+    RED,
+    SIDE,
+    WHITE,
+    few_shot_onnx,
+    fixed_onnx,
+    overlap,
+    scene,
+    square,
+    write,
+)
 
 pytestmark = pytest.mark.skipif(not installed("onnx"), reason="onnx makes the graphs of these tests")
-
-BACKENDS = [
-    "onnxruntime",
-    pytest.param("openvino", marks=pytest.mark.skipif(not installed("openvino"), reason="openvino is not installed")),
-]
-RED, GREEN, WHITE = (40, 40, 230), (40, 220, 40), (250, 250, 250)
-
-
-@pytest.fixture(params=BACKENDS)
-def few_shot(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return write(tmp_path / "colours.edgevis", FEW_SHOT, few_shot_onnx(), request.param)
-
-
-@pytest.fixture(params=BACKENDS)
-def fixed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return write(tmp_path / "levels.edgevis", FIXED, fixed_onnx(), request.param)
-
-
-def scene(*squares: tuple[tuple[int, int, int], int, int], height: int = 64, width: int = 96) -> Array:
-    """A grey picture with squares of 16 pixels: colour, top, left."""
-    image = np.full((height, width, 3), 120, np.uint8)
-    for color, top, left in squares:
-        image[top : top + 16, left : left + 16] = color
-    return image
-
-
-def square(top: int, left: int, height: int = 64, width: int = 96) -> Array:
-    mask = np.zeros((height, width), bool)
-    mask[top : top + 16, left : left + 16] = True
-    return mask
-
-
-def overlap(found: Array, wanted: Array) -> float:
-    return float((found & wanted).sum() / (found | wanted).sum())
 
 
 def test_an_object_is_found_by_one_mask(few_shot: Path) -> None:
@@ -150,95 +125,6 @@ def test_shots_vote(few_shot: Path) -> None:
         assert result.probability[12, 12] == pytest.approx(1 / 3, abs=0.1)
 
 
-def test_many_images_of_different_sizes(few_shot: Path) -> None:
-    pictures = [scene((RED, 8, 8 * index), height=48 + index, width=96 + 2 * index) for index in range(9)]
-    with Predictor(few_shot) as predictor:
-        predictor.enroll("red", scene((RED, 8, 8)), masks=square(8, 8))
-        for index, result in enumerate(predictor.predict(pictures)):
-            assert result.mask.shape == pictures[index].shape[:2]
-            assert overlap(result.mask, square(8, 8 * index, *pictures[index].shape[:2])) > 0.6
-            alone = predictor.predict(pictures[index])
-            assert (alone.mask == result.mask).mean() > 0.999
-
-
-def test_a_large_image_is_put_together_from_strips(
-    few_shot: Path, fixed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same result as in one piece: votes are counted over all of the image, whatever strip they fall into."""
-    picture = scene((GREEN, 4, 4), (RED, 40, 64), (WHITE, 24, 30), height=71, width=96)
-    with Predictor(few_shot) as shots, Predictor(fixed) as classes:
-        shots.enroll("thing", [scene((RED, 8, 8)), scene((RED, 8, 8)), scene((GREEN, 8, 8))], masks=[square(8, 8)] * 3)
-        shots.enroll("red", scene((RED, 8, 8)), masks=square(8, 8))
-        for predictor in (shots, classes):
-            whole = predictor.predict(picture)
-            drawn = whole.plot(picture)
-            for values in (1, 96 * 20, 96 * 300):
-                monkeypatch.setattr(maps, "STRIP_VALUES", values)
-                monkeypatch.setattr(results, "_STRIP_PIXELS", values)
-                found = predictor.predict(picture)
-                np.testing.assert_array_equal(found.label_map, whole.label_map)
-                np.testing.assert_array_equal(found.mask, whole.mask)
-                np.testing.assert_allclose(found.probability, whole.probability, atol=1e-5)
-                assert found.shares == whole.shares
-                for part, other in zip(found.to_dict()["found"], whole.to_dict()["found"], strict=True):
-                    assert part.pop("probability") == pytest.approx(other["probability"], abs=1e-5)
-                    assert part == {name: value for name, value in other.items() if name != "probability"}
-                np.testing.assert_array_equal(found.plot(picture), drawn)
-                monkeypatch.undo()
-
-
-def test_a_large_image_takes_little_more_memory_than_its_result(
-    few_shot: Path, fixed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A result has 7 bytes a pixel; to put it together, describe and draw it takes a buffer that does not grow."""
-    monkeypatch.setattr(maps, "STRIP_VALUES", 1 << 17)
-    monkeypatch.setattr(results, "_STRIP_PIXELS", 1 << 17)
-    picture = np.tile(scene((GREEN, 4, 4), (RED, 40, 64)), (32, 32, 1))
-    with Predictor(few_shot) as shots, Predictor(fixed) as classes:
-        shots.enroll("thing", [scene((RED, 8, 8))] * 3, masks=[square(8, 8)] * 3)
-        shots.enroll("green", scene((GREEN, 8, 8)), masks=square(8, 8))
-        for predictor in (shots, classes):
-            predictor.predict(picture[:64])
-            tracemalloc.start()
-            result = predictor.predict(picture)
-            predicted = tracemalloc.get_traced_memory()[1]
-            result.to_dict()
-            described = tracemalloc.get_traced_memory()[1]
-            result.plot(picture)
-            drawn = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
-            pixels = picture.shape[0] * picture.shape[1]
-            assert predicted < 7 * pixels + (16 << 20)
-            assert described < 7 * pixels + (16 << 20)
-            assert drawn < 12 * pixels + (16 << 20)
-
-
-@pytest.mark.parametrize("size", [(1, 500), (500, 1), (2, 40_000), (1, 1)])
-def test_slivers(few_shot: Path, fixed: Path, size: tuple[int, int]) -> None:
-    picture = np.full((*size, 3), RED, np.uint8)
-    with Predictor(few_shot) as shots, Predictor(fixed) as classes:
-        shots.enroll("red", scene((RED, 8, 8)), masks=square(8, 8))
-        assert shots.predict(picture).mask.all()
-        for predictor in (shots, classes):
-            result = predictor.predict(picture)
-            assert result.mask.shape == result.probability.shape == result.label_map.shape == size
-            result.to_dict()
-            result.plot(picture)
-
-
-@pytest.mark.parametrize(
-    ("old", "new"), [((5, 7), (11, 3)), ((1, 4), (6, 4)), ((32, 32), (1000, 333)), ((9, 9), (4, 5))]
-)
-def test_rows_resize_as_the_whole_does(old: tuple[int, int], new: tuple[int, int]) -> None:
-    values = np.random.default_rng(0).random(old, np.float32)
-    linear = cv2.resize(values, new[::-1], interpolation=cv2.INTER_LINEAR)
-    wide = cv2.resize(values, (new[1], old[0]), interpolation=cv2.INTER_LINEAR).reshape(old[0], new[1])
-    aligned, across = resize_aligned(values[None], new)[0], widened(values[None], new[1])
-    for rows in (slice(0, 1), slice(1, new[0]), slice(new[0] // 2, new[0] // 2 + 1)):
-        np.testing.assert_allclose(rows_linear(wide, new[0], rows), linear[rows], atol=1e-5)
-        np.testing.assert_allclose(rows_aligned(across, new[0], rows)[0], aligned[rows], atol=1e-5)
-
-
 def test_what_was_enrolled_outlives_the_process(few_shot: Path, tmp_path: Path) -> None:
     picture = scene((GREEN, 4, 4), (RED, 40, 64))
     with Predictor(few_shot) as predictor:
@@ -267,98 +153,6 @@ def test_enrolments_of_another_shape_are_refused(few_shot: Path, tmp_path: Path)
             with pytest.raises(EnrolmentError, match=message):
                 predictor.load(path)
             assert predictor.labels == ("red",)
-
-
-@pytest.mark.parametrize(
-    ("masks", "message"),
-    [
-        (None, "give one mask for each image"),
-        (square(8, 8)[:-1], "mask is \\(63, 96\\), its image \\(64, 96\\)"),
-        (np.zeros((64, 96), bool), "marks nothing"),
-        (square(8, 8) * 1.0, "bool or integers"),
-        (square(8, 8).astype(np.uint8) + np.eye(64, 96, dtype=np.uint8), "has the values 0, 1, 2; say which"),
-        ([square(8, 8)] * 2, "2 masks for 1 images"),
-        ([], "0 masks for 1 images"),
-        ("nowhere.png", "no image file nowhere.png"),
-        (7, "is a int"),
-        (np.stack([square(8, 8), square(8, 9), square(8, 8)], axis=-1), "holds colours"),
-    ],
-)
-def test_bad_masks_are_refused_and_nothing_is_enrolled(few_shot: Path, masks: Any, message: str) -> None:
-    with Predictor(few_shot) as predictor:
-        with pytest.raises((InputError, SourceError), match=message):
-            predictor.enroll("red", scene((RED, 8, 8)), masks=masks)
-        assert predictor.labels == ()
-        with pytest.raises(EnrolmentError, match="no object is enrolled; enrol at least one"):
-            predictor.predict(scene())
-
-
-def test_a_mask_too_small_for_the_model_says_so(few_shot: Path) -> None:
-    """Of a 640 x 640 mask the model's 32 x 32 sees every twentieth pixel."""
-    mask = np.zeros((640, 640), bool)
-    mask[1, 1] = True
-    with Predictor(few_shot) as predictor, pytest.raises(InputError, match="marks so little"):
-        predictor.enroll("dot", np.zeros((640, 640, 3), np.uint8), masks=mask)
-
-
-def test_masks_may_be_files_and_pil_images(few_shot: Path, tmp_path: Path) -> None:
-    image_module = pytest.importorskip("PIL.Image")
-    mask = square(8, 8).astype(np.uint8) * 255
-    assert cv2.imwrite(str(tmp_path / "mask.png"), mask)
-    # Of a palette, the index counts: labelling tools show the object red, and the rest in no colour that is 0.
-    palette = image_module.fromarray(square(8, 8).astype(np.uint8))
-    palette.putpalette([9, 9, 9, 224, 0, 0])
-    palette.save(tmp_path / "palette.png")
-    forms = {
-        "path": tmp_path / "mask.png",
-        "palette": tmp_path / "palette.png",
-        "pil": image_module.fromarray(mask),
-        "pil palette": palette,
-    }
-    with Predictor(few_shot) as predictor:
-        predictor.enroll("array", scene((RED, 8, 8)), masks=mask)
-        for name, given in forms.items():
-            predictor.enroll(name, scene((RED, 8, 8)), masks=given)
-        rows = enrolled_rows(predictor)
-    for name in forms:
-        np.testing.assert_array_equal(rows[name], rows["array"], err_msg=name)
-
-
-@pytest.mark.parametrize("form", ["path", "bytes", "PIL"])
-def test_a_mask_of_a_photograph_that_exif_turns(few_shot: Path, tmp_path: Path, form: str) -> None:
-    """The photograph and its mask are stored on their side; one has EXIF, and the size says that the other was not."""
-    pil = pytest.importorskip("PIL.Image")
-    upright, mask = scene((RED, 8, 30)), square(8, 30)
-    photograph, mask_file, exif = tmp_path / "photo.png", tmp_path / "mask.png", pil.Exif()
-
-    def given() -> Any:
-        return {"path": lambda: photograph, "bytes": photograph.read_bytes, "PIL": lambda: pil.open(photograph)}[form]()
-
-    exif[0x0112] = 6
-    pil.fromarray(np.rot90(upright)[..., ::-1]).save(photograph, exif=exif)
-    assert cv2.imwrite(str(mask_file), np.rot90(mask).astype(np.uint8) * 255)
-    with Predictor(few_shot) as predictor:
-        predictor.enroll("array", upright, masks=mask)
-        predictor.enroll("stored", given(), masks=mask_file)
-        predictor.enroll("several", [given(), upright], masks=[mask_file, mask])
-        rows = enrolled_rows(predictor)
-        np.testing.assert_array_equal(rows["stored"], rows["array"])
-        np.testing.assert_array_equal(rows["several"], np.concatenate([rows["array"]] * 2))
-        exif[0x0112] = 3
-        pil.fromarray(np.rot90(upright, 2)[..., ::-1]).save(photograph, exif=exif)
-        with pytest.raises(InputError, match="EXIF orientation 3, and their size does not say"):
-            predictor.enroll("wrong", given(), masks=mask)
-        assert "wrong" not in predictor.labels
-
-
-def test_a_mask_with_colours_or_of_a_lossy_format_is_refused(few_shot: Path, tmp_path: Path) -> None:
-    for name, content, message in (
-        ("colour.png", scene((RED, 8, 8)), "holds colours"),
-        ("mask.jpg", square(8, 8).astype(np.uint8) * 255, "is a JPEG, which does not keep"),
-    ):
-        assert cv2.imwrite(str(tmp_path / name), content)
-        with Predictor(few_shot) as predictor, pytest.raises(SourceError, match=message):
-            predictor.enroll("red", scene((RED, 8, 8)), masks=tmp_path / name)
 
 
 def test_threads_may_enrol_while_others_predict(few_shot: Path) -> None:

@@ -34,11 +34,11 @@ from bundles import (
     TinyEngine,
     edited_manifest,
     expected_embeddings,
-    run_python,
     textured,
     tiny_weights,
     write_tiny_bundle,
 )
+from python_processes import run_python
 
 
 def space_arrays() -> dict[str, Array]:
