@@ -93,12 +93,12 @@ def read_states(path: Path) -> tuple[CheckpointTensors, ...]:
     return states
 
 
-def fit(state: CheckpointTensors, own: Mapping[str, Tensor], *, source: str) -> Fit:
+def fit(state: CheckpointTensors, expected: Mapping[str, Tensor], *, source: str) -> Fit:
     """Name a checkpoint's tensors as the model does.
 
     Args:
         state: Of the checkpoint.
-        own: The model's ``state_dict()``.
+        expected: The model's ``state_dict()``.
         source: The checkpoint, for messages.
 
     Raises:
@@ -107,27 +107,27 @@ def fit(state: CheckpointTensors, own: Mapping[str, Tensor], *, source: str) -> 
     """
     notes = [f"the averaged weights under {state.average!r} were loaded"] if state.average else []
     tensors = state.tensors
-    if not _has(tensors, own):
+    if not _has(tensors, expected):
         bare = {_unwrapped(name): tensor for name, tensor in tensors.items()}
         if len(bare) == len(tensors):
             tensors = bare
-    prefix = _prefix(tensors, own, source)
+    prefix = _prefix(tensors, expected, source)
     if prefix:
         beside = [name for name in tensors if not name.startswith(prefix)]
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         if beside:
             notes.append(f"left out, beside {prefix!r}: {_listed(beside)}")
     check_finite(tensors, source)
-    extra = [name for name in tensors if name not in own]
+    extra = [name for name in tensors if name not in expected]
     heads = [name for name in extra if _HEADS & set(name.split("."))]
-    whole = _has(tensors, own)
+    whole = _has(tensors, expected)
     if whole and heads:
         tensors = {name: tensor for name, tensor in tensors.items() if name not in set(heads)}
         notes.append(f"left out, which the model has not: {_listed(heads)}")
     return Fit(tensors, tuple(notes), whole and len(heads) == len(extra))
 
 
-def best_fit(path: Path, own: Mapping[str, Tensor]) -> Fit:
+def best_fit(path: Path, expected: Mapping[str, Tensor]) -> Fit:
     """The first set of a checkpoint's weights that fits the model, under its names; the last one where none does.
 
     Raises:
@@ -135,12 +135,12 @@ def best_fit(path: Path, own: Mapping[str, Tensor]) -> Fit:
     """
     passed_over: list[str] = []
     for state in read_states(path):
-        found = fit(state, own, source=str(path))
-        if found.complete:
+        fitted = fit(state, expected, source=str(path))
+        if fitted.complete:
             break
         passed_over.append(state.average)
     unfit = [f"the averaged weights under {key!r} do not fit and were not loaded" for key in passed_over if key]
-    return found if state.average else replace(found, notes=(*unfit, *found.notes))
+    return fitted if state.average else replace(fitted, notes=(*unfit, *fitted.notes))
 
 
 def _read(path: Path) -> Any:
@@ -206,9 +206,9 @@ def _states(content: Any, depth: int = 0, average: str = "") -> Iterator[Checkpo
     for key in _AVERAGES:
         yield from _states(content.get(key), depth + 1, average or key)
     for key in _STATES:
-        found = tuple(_states(content.get(key), depth + 1, average))
-        yield from found
-        if found:  # a second one would be another model
+        nested = tuple(_states(content.get(key), depth + 1, average))
+        yield from nested
+        if nested:  # a second one would be another model
             return
 
 
@@ -236,18 +236,18 @@ def _unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def _has(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str = "") -> bool:
-    return all(prefix + name in tensors for name in own if not name.endswith(_COUNTER))
+def _has(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], prefix: str = "") -> bool:
+    return all(prefix + name in tensors for name in expected if not name.endswith(_COUNTER))
 
 
-def _prefix(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> str:
+def _prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> str:
     """What stands before the model's own names: nothing where that fits best."""
-    needed = [name for name in own if not name.endswith(_COUNTER)]
-    if not needed or _has(tensors, own):
+    needed = [name for name in expected if not name.endswith(_COUNTER)]
+    if not needed or _has(tensors, expected):
         return ""
     # One of the first few may be the very one that is missing.
-    found = {"", *(name.removesuffix(key) for key in needed[:8] for name in tensors if name.endswith(f".{key}"))}
-    counts = {prefix: sum(prefix + name in tensors for name in needed) for prefix in sorted(found)}
+    prefixes = {"", *(name.removesuffix(key) for key in needed[:8] for name in tensors if name.endswith(f".{key}"))}
+    counts = {prefix: sum(prefix + name in tensors for name in needed) for prefix in sorted(prefixes)}
     whole = [prefix for prefix, count in counts.items() if count == len(needed)]
     if len(whole) > 1:
         averages = [prefix for prefix in whole if "ema" in prefix.replace(".", "_").split("_")]

@@ -36,9 +36,9 @@ def load_strict(
             "meta"); the message names them with expected and found shapes. Or a tensor holds NaN or infinity, or a
             number beyond the range of the module's dtype.
     """
-    own = module.state_dict()
-    own_names = {name_in_checkpoint(name): name for name in own}
-    expected = {name: own[own_name] for name, own_name in own_names.items()}
+    state = module.state_dict()
+    names = {name_in_checkpoint(name): name for name in state}
+    expected = {name: state[name_in_module] for name, name_in_module in names.items()}
     missing = [
         f"{name} {tuple(tensor.shape)}"
         for name, tensor in expected.items()
@@ -55,14 +55,14 @@ def load_strict(
         f"{name} is {_kind(tensor)}" for name, tensor in tensors.items() if name in expected and _kind(tensor)
     ]
     problems = [
-        f"{len(found)} {what}: {'; '.join(found[:_LISTED])}{' …' if len(found) > _LISTED else ''}"
-        for what, found in (
+        f"{len(mismatched)} {what}: {'; '.join(mismatched[:_LISTED])}{' …' if len(mismatched) > _LISTED else ''}"
+        for what, mismatched in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("of another shape", reshaped),
             ("not plain numbers, save the model again with .to('cpu') and .to_dense()", without_numbers),
         )
-        if found
+        if mismatched
     ]
     if problems:
         end = f". {hint}" if hint else ""
@@ -70,7 +70,7 @@ def load_strict(
     cast = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
     if said := non_finite(cast):
         raise WeightsError(f"{source}: {said}; take weights of a training that has not failed")
-    module.load_state_dict({own_names[name]: tensor for name, tensor in cast.items()}, strict=False)
+    module.load_state_dict({names[name]: tensor for name, tensor in cast.items()}, strict=False)
 
 
 def non_finite(tensors: Mapping[str, Tensor]) -> str:

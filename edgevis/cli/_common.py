@@ -64,13 +64,13 @@ def enrolment_of(arguments: argparse.Namespace) -> Enrolment:
     return enrolment
 
 
-def add_threshold_argument(parser: argparse.ArgumentParser, *, kept: str) -> None:
-    """``--threshold``; ``kept`` says for how long it holds."""
+def add_threshold_argument(parser: argparse.ArgumentParser, *, lifetime: str) -> None:
+    """``--threshold``; ``lifetime`` says for how long it holds."""
     parser.add_argument(
         "--threshold",
         metavar="SCORE",
         type=_threshold,
-        help=f"the score, -1 to 1, from which a label comes back, in place of the fitted one; {kept}",
+        help=f"the score, -1 to 1, from which a label comes back, in place of the fitted one; {lifetime}",
     )
 
 

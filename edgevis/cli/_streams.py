@@ -35,10 +35,10 @@ def stream_of(names: list[str]) -> Stream | None:
     Raises:
         InputError: Something else is named beside it.
     """
-    found = [stream for name in names if (stream := _stream(name)) is not None]
-    if found and len(names) > 1:
-        raise InputError(f"{found[0]} is a camera, an address or a video: name nothing else beside it")
-    return found[0] if found else None
+    streams = [stream for name in names if (stream := _stream(name)) is not None]
+    if streams and len(names) > 1:
+        raise InputError(f"{streams[0]} is a camera, an address or a video: name nothing else beside it")
+    return streams[0] if streams else None
 
 
 def _stream(name: str) -> Stream | None:

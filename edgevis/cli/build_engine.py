@@ -63,10 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _build(bundle: Bundle, record: EngineRecord, say: Callable[[str], None]) -> BuildOutcome:
-    def report(graph: str, made: DeviceBuildResult) -> None:
-        how = f"built in {made.seconds:.0f} s" if made.built else "ready before"
-        why = f", again: {made.reason}" if made.reason else ""
-        say(f"{record.name} {graph}: {how}, {size_text(made.size_bytes)}{why}")
+    def report(graph: str, result: DeviceBuildResult) -> None:
+        how = f"built in {result.seconds:.0f} s" if result.built else "ready before"
+        why = f", again: {result.reason}" if result.reason else ""
+        say(f"{record.name} {graph}: {how}, {size_text(result.size_bytes)}{why}")
 
     if can_build_here(record):
         say(f"{record.name}: building what is not in the cache; a graph can take minutes")

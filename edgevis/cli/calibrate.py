@@ -48,12 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
             raise InputError(f"the task {predictor.info.task!r} has no scores between labels: nothing to calibrate")
         if arguments.false_accept_rate is not None:
             predictor.false_accept_rate = arguments.false_accept_rate  # so that the file keeps it
-        found = predictor.calibrate(None if arguments.forget else _source(arguments.strangers))
+        open_set = predictor.calibrate(None if arguments.forget else _source(arguments.strangers))
         predictor.update(arguments.enrolment)
     if arguments.json:
-        print_json({"enrolment": arguments.enrolment, "open_set": to_json(found)})
+        print_json({"enrolment": arguments.enrolment, "open_set": to_json(open_set)})
         return 0
-    print("\n".join(open_set_lines(found)))
+    print("\n".join(open_set_lines(open_set)))
     print(f"next: edgevis predict {arguments.bundle} IMAGE --enrolment {arguments.enrolment}")
     return 0
 

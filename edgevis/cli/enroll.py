@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take images that anything speaks against (blurred, too small, repeated, …) for ones that cannot be used; "
         "without it they are enrolled and reported",
     )
-    add_threshold_argument(parser, kept="it is kept in the file until `auto` is given")
+    add_threshold_argument(parser, lifetime="it is kept in the file until `auto` is given")
     add_output_arguments(parser)
 
 

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jsonl", action="store_true", help="print one JSON object for each image, on a line, as soon as it is known"
     )
     parser.add_argument("--frames", metavar="N", type=int, help="of a video or camera: stop after so many frames")
-    add_threshold_argument(parser, kept="for this run")
+    add_threshold_argument(parser, lifetime="for this run")
     add_output_arguments(parser)
 
 

@@ -71,7 +71,7 @@ def _preprocessed(check: PreprocessingCheck) -> str:
 
 
 def _row(check: EngineCheck) -> tuple[str, ...]:
-    apart = f"{max(item.difference for item in check.recorded):.1e}" if check.recorded else "–"
+    recorded = f"{max(item.difference for item in check.recorded):.1e}" if check.recorded else "–"
     answered = check.answers
     pixels = "–" if answered is None else "beyond" if answered.beyond else "holds"
-    return (check.engine, check.status, *distance_cells(check.graphs), apart, check.tolerance, pixels)
+    return (check.engine, check.status, *distance_cells(check.graphs), recorded, check.tolerance, pixels)

@@ -40,8 +40,8 @@ def boxes_from_class_ids(
     for image, mask in enumerate(table):
         for place, class_id in enumerate(class_ids):
             shown = mask == class_id
-            found = _regions(shown) if each == "region" else _extents(shown.astype(np.uint8))
-            rows += [(image, place, *box) for box in found.tolist()]
+            extents = _regions(shown) if each == "region" else _extents(shown.astype(np.uint8))
+            rows += [(image, place, *box) for box in extents.tolist()]
     return np.array(rows, np.int64).reshape(-1, 6)
 
 
@@ -89,6 +89,6 @@ def _extents(ids: NDArray[Any]) -> NDArray[np.int64]:
 
 def _regions(shown: NDArray[np.bool_]) -> NDArray[np.int64]:
     _, _, statistics, _ = cv2.connectedComponentsWithStats(shown.astype(np.uint8), connectivity=8)
-    found = np.asarray(statistics, np.int64)[1:, :4]  # the first is the background
-    found[:, 2:] += found[:, :2] - 1
-    return found[np.lexsort((found[:, 0], found[:, 1]))]
+    boxes = np.asarray(statistics, np.int64)[1:, :4]  # the first is the background
+    boxes[:, 2:] += boxes[:, :2] - 1
+    return boxes[np.lexsort((boxes[:, 0], boxes[:, 1]))]

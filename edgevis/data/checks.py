@@ -61,8 +61,8 @@ def positions_by_label(labels: ArrayLike, among: Iterable[int] | None = None) ->
             )
         if len(set(positions)) != len(positions):
             raise InputError("a position is named twice: an image could then be its own query")
-    found: dict[Label, list[int]] = {}
+    by_label: dict[Label, list[int]] = {}
     values: list[Label] = table.tolist()
     for position in positions:
-        found.setdefault(values[position], []).append(position)
-    return found
+        by_label.setdefault(values[position], []).append(position)
+    return by_label

@@ -64,7 +64,7 @@ def split_classes(data: Path, *, held_out: float, mixed: bool, seed: int, check:
         InputError: Fewer than two classes train or evaluate, or the sides share what they must not.
     """
     images, roles, notes = _listing(data, check)
-    found: list[str] = []
+    leaks: list[str] = []
     validation: Sequence[int] = ()
     declared = False
     if roles is None:
@@ -74,7 +74,7 @@ def split_classes(data: Path, *, held_out: float, mixed: bool, seed: int, check:
         novel = _places(images, drawn, range(len(images)))
         train = _places(images, set(classes) - drawn, range(len(images)))
     else:
-        found = same_spelling("class", images.classes)
+        leaks = same_spelling("class", images.classes)
         train, val, novel = (tuple(i for i, role in enumerate(roles) if role == name) for name in EVALUATED)
         declared = bool(val and novel)
         validation, novel = (val, novel) if novel else ((), val)
@@ -87,9 +87,9 @@ def split_classes(data: Path, *, held_out: float, mixed: bool, seed: int, check:
         Side(name, images.files, [images.names[i] for i in places], {"class": [images.labels[i] for i in places]})
         for name, places in (("training", train), ("validation", validation), ("test", novel))
     ]
-    found += check.shared(sides)
-    if found:
-        notes["leakage"] = list(check.refuse(data, found))
+    leaks += check.shared(sides)
+    if leaks:
+        notes["leakage"] = list(check.refuse(data, leaks))
     for name, places, least in (("to train on", train, 2), ("that validate", validation, 0), ("novel", novel, 0)):
         number = len({images.labels[place] for place in places})
         if number < least or number == 1:
@@ -133,10 +133,10 @@ def _listing(data: Path, check: SplitCheck) -> tuple[LabelledImages, tuple[Role,
         notes["repeated images left out"] = len(left_out)
     if conflicts:
         notes["images in two classes"] = conflicts
-    kept = [place for place in range(len(images)) if place not in left_out]
+    places = [place for place in range(len(images)) if place not in left_out]
     return (
-        labelled(files, [images.names[place] for place in kept], [images.labels[place] for place in kept]),
-        None if roles is None else tuple(roles[place] for place in kept),
+        labelled(files, [images.names[place] for place in places], [images.labels[place] for place in places]),
+        None if roles is None else tuple(roles[place] for place in places),
         notes,
     )
 

@@ -78,14 +78,14 @@ class EpisodeSampler:
         self.seed, self.epoch = at_least("seed", seed, 0), at_least("epoch", epoch, 0)
         if episodes % per_batch:
             raise InputError(f"{episodes} episodes are no multiple of {per_batch} per batch")
-        found = positions_by_label(labels, among)
-        small = [label for label, members in found.items() if len(members) < shot + query]
+        by_label = positions_by_label(labels, among)
+        small = [label for label, members in by_label.items() if len(members) < shot + query]
         if small and not skip_small:
             raise InputError(
                 f"{len(small)} classes have fewer than {shot + query} images, such as {small[0]!r} with "
-                f"{len(found[small[0]])}; skip_small=True leaves them out"
+                f"{len(by_label[small[0]])}; skip_small=True leaves them out"
             )
-        self._members = {label: members for label, members in found.items() if len(members) >= shot + query}
+        self._members = {label: members for label, members in by_label.items() if len(members) >= shot + query}
         if len(self._members) < way:
             raise InputError(
                 f"{len(self._members)} classes have {shot + query} images or more; {way} are needed for {way}-way"

@@ -218,19 +218,19 @@ def read_fss1000(path: str | os.PathLike[str], *, classes: Sequence[str] | None 
         SourceError: There is no such folder or zip, a class has no images, or an image has no mask.
     """
     files = open_files(path, inside=inside)
-    found: dict[str, list[str]] = {}
+    by_class: dict[str, list[str]] = {}
     for name in files.names:
         parts = PurePosixPath(name).parts
         if len(parts) == 2 and name.endswith(".jpg"):
-            found.setdefault(parts[0], []).append(name)
-    selected = sorted(found if classes is None else set(classes))
+            by_class.setdefault(parts[0], []).append(name)
+    selected = sorted(by_class if classes is None else set(classes))
     images: list[str] = []
     members: dict[int, tuple[int, ...]] = {}
     for class_id, name in enumerate(selected):
-        if name not in found:
+        if name not in by_class:
             raise SourceError(f"{files.path} has no folder {files.inside}{name} with images N.jpg")
-        members[class_id] = tuple(range(len(images), len(images) + len(found[name])))
-        images += found[name]
+        members[class_id] = tuple(range(len(images), len(images) + len(by_class[name])))
+        images += by_class[name]
     if not images:
         raise SourceError(f"{files.path} has no class folders with images N.jpg")
     masks = [files.require(f"{name[:-4]}.png", f"the mask of {name}") for name in images]
@@ -302,11 +302,11 @@ def class_masks(data: MaskedImages, *, class_ids: Collection[int], visible: Visi
     if not class_ids or any(not 0 < class_id < IGNORE for class_id in class_ids):
         raise InputError(f"class_ids are {sorted(class_ids)}; allowed: one or more of 1 to {IGNORE - 1}")
     values = {class_id: class_id for class_id in sorted(class_ids)}
-    found = _scanned(data.files, data.images, data.masks, values, IGNORE, visible)
-    for class_id, positions in found.members.items():
+    examples = _scanned(data.files, data.images, data.masks, values, IGNORE, visible)
+    for class_id, positions in examples.members.items():
         if not positions:
             raise InputError(f"no image of {data.files.path} shows {visible} or more of class {class_id}")
-    return found
+    return examples
 
 
 def shown_classes(data: MaskedImages, visible: Visible) -> list[frozenset[int]]:
@@ -332,12 +332,12 @@ def examples_of(
         class_ids: The classes.
         among: Positions of images in ``data``; those that show none of the classes are left out.
     """
-    kept = [place for place in among if not shown[place].isdisjoint(class_ids)]
-    members = _members(class_ids, [shown[place] & set(class_ids) for place in kept])
+    places = [place for place in among if not shown[place].isdisjoint(class_ids)]
+    members = _members(class_ids, [shown[place] & set(class_ids) for place in places])
     return ClassMasks(
         data.files,
-        tuple(data.images[place] for place in kept),
-        tuple(data.masks[place] for place in kept),
+        tuple(data.images[place] for place in places),
+        tuple(data.masks[place] for place in places),
         members,
         {class_id: class_id for class_id in class_ids},
         IGNORE,
@@ -386,18 +386,18 @@ def _scanned(
     visible: Visible,
 ) -> ClassMasks:
     """Those images that show a class, found by reading every mask."""
-    kept: list[int] = []
+    selected: list[int] = []
     shown: list[list[int]] = []
     for position, name in enumerate(masks):
         seen = set(visible.values(read_class_ids(files, name)))
-        found = [class_id for class_id, value in values.items() if value in seen]
-        if found:
-            kept.append(position)
-            shown.append(found)
+        class_ids = [class_id for class_id, value in values.items() if value in seen]
+        if class_ids:
+            selected.append(position)
+            shown.append(class_ids)
     return ClassMasks(
         files,
-        tuple(images[position] for position in kept),
-        tuple(masks[position] for position in kept),
+        tuple(images[position] for position in selected),
+        tuple(masks[position] for position in selected),
         _members(values, shown),
         values,
         ignore,

@@ -95,8 +95,8 @@ def split_masked_classes(
     sides = [Side(name, part.files, part.images) for name, part in (("training", split.train), ("test", split.test))]
     if split.validation not in (None, split.test):
         sides.append(Side("validation", split.validation.files, split.validation.images))
-    if found := check.shared(sides):
-        split.notes["leakage"] = list(check.refuse(data, found))
+    if leaks := check.shared(sides):
+        split.notes["leakage"] = list(check.refuse(data, leaks))
     _require(data, "training", split.train, _TRAINING_SHOTS)
     _require(data, "novel", split.test, shots)
     return split
@@ -141,7 +141,7 @@ def _of_masks(
         sides: Mapping[str, Sequence[int]] = {"train": every, "test": every}
     else:
         sides = {name: [i for i in every if roles[i] == name] for name in ("train", "val", "test")}
-        found = check.shared(
+        leaks = check.shared(
             [
                 Side(
                     name,
@@ -153,8 +153,8 @@ def _of_masks(
             ],
             blank=is_blank,
         )
-        if found:
-            notes["leakage"] = list(check.refuse(data, found))
+        if leaks:
+            notes["leakage"] = list(check.refuse(data, leaks))
         if not sides["test"]:
             sides = {"train": sides["train"], "test": sides["val"]}
     counts = {name: Counter(value for i in places for value in shown[i]) for name, places in sides.items()}
@@ -166,8 +166,8 @@ def _of_masks(
     train = sides["train"]
     if roles is None:
         together = check.linked([(files, name) for name in images.images], groups.values(), blank=is_blank)
-        apart = {together[i] for i in every if not shown[i].isdisjoint(novel)}
-        train = [i for i in every if together[i] not in apart]
+        novel_groups = {together[i] for i in every if not shown[i].isdisjoint(novel)}
+        train = [i for i in every if together[i] not in novel_groups]
         left = Counter(value for i in train for value in shown[i])
         few = {f"class {value}": left[value] for value in (*trained, *held) if left[value] <= _TRAINING_SHOTS}
         small += _too_small(few, _TRAINING_SHOTS)

@@ -72,10 +72,10 @@ class Files:
         Raises:
             SourceError: There are none.
         """
-        found = [name for name in self._found if name.startswith(f"{folder}/")]
-        if not found:
+        names = [name for name in self._found if name.startswith(f"{folder}/")]
+        if not names:
             raise SourceError(f"{self.path} has no folder {self.inside}{folder} with files in it")
-        return found
+        return names
 
     def require(self, name: str, purpose: str) -> str:
         """``name`` as it is.
@@ -311,22 +311,22 @@ def open_files(path: str | os.PathLike[str], *, inside: str = "", say_left_out: 
             problem = "is neither a folder nor a zip" if path.exists() else "does not exist"
             raise SourceError(f"the data {path} {problem}")
         prefix = f"{inside.strip('/')}/" if inside.strip("/") else ""
-        found: dict[str, _Packed | None] = {}
+        entries: dict[str, _Packed | None] = {}
         for number, (name, packed) in enumerate(listed):
             if number >= MAX_ENTRIES:
                 raise InputError(f"{path} holds more than {MAX_ENTRIES} files; name the folder of one data set")
             if name.startswith(prefix) and not is_hidden(name):
-                found[name[len(prefix) :]] = packed
+                entries[name[len(prefix) :]] = packed
     except EdgevisError:
         raise
     except ZIP_ERRORS as error:
         raise SourceError(f"{path} cannot be listed: {error}") from error
-    if not found:
+    if not entries:
         raise SourceError(f"{path} holds no files" + (f" in {prefix}" if prefix else ""))
-    left_out += filter(None, (why_left_out(name) for name in found))
+    left_out += filter(None, (why_left_out(name) for name in entries))
     if say_left_out:
         warn_left_out(left_out, str(path))
-    return Files(path, prefix, dict(sorted(found.items())))
+    return Files(path, prefix, dict(sorted(entries.items())))
 
 
 def images_of(names: Collection[str]) -> list[str]:
@@ -340,15 +340,15 @@ def by_stem(files: Files, folder: str) -> dict[str, str]:
     Raises:
         SourceError: There are none, or two differ only in their suffix.
     """
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for name in images_of(files.below(folder)):
         stem = str(PurePosixPath(name).relative_to(folder).with_suffix(""))
-        if stem in found:
-            raise SourceError(f"{files.path} has both {found[stem]} and {name}; which of them is meant?")
-        found[stem] = name
-    if not found:
+        if stem in paths:
+            raise SourceError(f"{files.path} has both {paths[stem]} and {name}; which of them is meant?")
+        paths[stem] = name
+    if not paths:
         raise SourceError(f"{files.path} has no images in {files.inside}{folder} ({', '.join(sorted(SUFFIXES))})")
-    return found
+    return paths
 
 
 def _in_folder(folder: Path, left_out: list[str]) -> Iterator[tuple[str, None]]:

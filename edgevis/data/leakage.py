@@ -57,18 +57,18 @@ class SplitCheck:
         self._progress = progress
         self._digests: dict[tuple[str, str, str], bytes] = {}
 
-    def refuse(self, source: object, found: Sequence[str]) -> tuple[str, ...]:
+    def refuse(self, source: object, leaks: Sequence[str]) -> tuple[str, ...]:
         """What was found, for the report.
 
         Raises:
             InputError: Something was, and it is not allowed.
         """
-        if found and not self.allow_leakage:
+        if leaks and not self.allow_leakage:
             raise InputError(
-                f"{source}: {'; '.join(found)}; correct the data, or give --allow-leakage, which trains nevertheless "
+                f"{source}: {'; '.join(leaks)}; correct the data, or give --allow-leakage, which trains nevertheless "
                 "and writes this into the report"
             )
-        return tuple(found)
+        return tuple(leaks)
 
     def progress(self, done: int, total: int) -> None:
         """Tell how many files have been read."""
@@ -92,18 +92,18 @@ class SplitCheck:
         Raises:
             SourceError: A file cannot be read.
         """
-        found: list[str] = []
+        leaks: list[str] = []
         for first, second in itertools.combinations(sides, 2):
             where = f"{first.name} and {second.name}"
             both = _shared_files(first, second)
             if both:
-                found.append(f"{counted(both, 'image')} in both {where} ({listed(both)})")
+                leaks.append(f"{counted(both, 'image')} in both {where} ({listed(both)})")
             if not {first.name, second.name} <= set(together):
-                found += _shared_groups(first, second)
+                leaks += _shared_groups(first, second)
             stems = _same_stems(first, second)
             if stems:
-                found.append(f"{counted(stems, 'image')} in both {where} under two suffixes ({listed(stems)})")
-        return found + self._shared_copies(sides, blank)
+                leaks.append(f"{counted(stems, 'image')} in both {where} under two suffixes ({listed(stems)})")
+        return leaks + self._shared_copies(sides, blank)
 
     def copies(self, images: Sequence[File], sides: Sequence[int] | None = None) -> list[tuple[int, ...]]:
         """Positions of images with the same bytes, two or more each; one file at two positions is a copy, too.
@@ -120,7 +120,7 @@ class SplitCheck:
             alike[files.signature(name)].append(position)
         suspects = [group for group in alike.values() if _spans(group, sides) and _differ(images, group)]
         self._read([images[position] for group in suspects for position in group])
-        found: list[tuple[int, ...]] = []
+        groups: list[tuple[int, ...]] = []
         for group in alike.values():
             if not _spans(group, sides):
                 continue
@@ -128,8 +128,8 @@ class SplitCheck:
             for position in group:
                 key = _key(images[position])
                 same[self._digests.get(key, key)].append(position)
-            found += [tuple(members) for members in same.values() if _spans(members, sides)]
-        return found
+            groups += [tuple(members) for members in same.values() if _spans(members, sides)]
+        return groups
 
     def linked(
         self,
@@ -197,8 +197,8 @@ class SplitCheck:
                 if copy is not None:
                     pairs[a, b].append(f"{images[copy[0]][1]} = {images[copy[1]][1]}")
         return [
-            f"{counted(found, 'image')} with the same bytes in {sides[a].name} and {sides[b].name} ({listed(found)})"
-            for (a, b), found in pairs.items()
+            f"{counted(copies, 'image')} with the same bytes in {sides[a].name} and {sides[b].name} ({listed(copies)})"
+            for (a, b), copies in pairs.items()
         ]
 
     def _read(self, images: Sequence[File]) -> None:
@@ -248,15 +248,15 @@ def _same_stems(first: Side, second: Side) -> list[str]:
 
 
 def _shared_groups(first: Side, second: Side) -> list[str]:
-    found = []
+    sentences = []
     for kind in first.groups.keys() & second.groups.keys():
         other = {_plain(value) for value in second.groups[kind]}
         shared = {_plain(value): str(value) for value in first.groups[kind] if _plain(value) in other}
         shared.pop("", None)
         if shared:
             names = sorted(shared.values())
-            found.append(f"{counted(names, kind)} in both {first.name} and {second.name} ({listed(names)})")
-    return sorted(found)
+            sentences.append(f"{counted(names, kind)} in both {first.name} and {second.name} ({listed(names)})")
+    return sorted(sentences)
 
 
 def _differ(images: Sequence[File], positions: Sequence[int]) -> bool:
@@ -280,12 +280,12 @@ def _plain(value: object) -> str:
     return "" if value is None else " ".join(str(value).split()).casefold()
 
 
-def counted(found: Sequence[object], what: str) -> str:
+def counted(items: Sequence[object], what: str) -> str:
     """How many there are, in words."""
-    if len(found) == 1:
+    if len(items) == 1:
         return f"1 {what}"
     plural = {"class": "classes"}.get(what, f"{what}s")
-    return f"{len(found)} {plural}"
+    return f"{len(items)} {plural}"
 
 
 def listed(names: Sequence[str], *, most: int = _SHOWN) -> str:

@@ -92,9 +92,9 @@ def split_masks(data: Path, *, held_out: float, from_boxes: bool, seed: int, che
             Side(name, files, [images.images[i] for i in places], _of(groups, places))
             for name, places in (("train", train), ("val", validation or test), ("test", test if validation else ()))
         ]
-        found = check.shared(sides, blank=is_blank)
-        if found:
-            notes["leakage"] = list(check.refuse(data, found))
+        leaks = check.shared(sides, blank=is_blank)
+        if leaks:
+            notes["leakage"] = list(check.refuse(data, leaks))
     if not validation:
         order = _in_order(images.volumes, together, train)
         held = set(sample(draw_at(seed, HELD_DRAW), order, round(held_out * len(order))))

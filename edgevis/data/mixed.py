@@ -65,14 +65,14 @@ def mixed_split(
         InputError: A class is named twice or has no images, a base class has fewer than two, or there are fewer base
             classes than novel ones.
     """
-    found = positions_by_label(labels)
+    positions = positions_by_label(labels)
     at_least("seed", seed, 0)
     most = None if images is None else at_least("images", images, 1)
     named: list[Label] = np.asarray([*base, *validation, *test]).tolist()
     if len(set(named)) != len(named):
         twice = next(label for label in named if named.count(label) > 1)
         raise InputError(f"class {twice!r} is named twice; base, validation and test have no class in common")
-    lacking = [label for label in named if label not in found]
+    lacking = [label for label in named if label not in positions]
     if lacking:
         raise InputError(f"no image has the label {lacking[0]!r}")
     if not test or len(base) < len(validation) + len(test):
@@ -81,19 +81,19 @@ def mixed_split(
             "test, and a base class of its own for each novel one"
         )
     base_labels = named[: len(base)]
-    small = [label for label in base_labels if len(found[label]) < 2]
+    small = [label for label in base_labels if len(positions[label]) < 2]
     if small:
         raise InputError(f"base class {small[0]!r} has one image; two are needed, to train and to evaluate")
     # Each class has a generator of its own: what is drawn for it does not depend on which others there are.
-    order = {label: shuffled(draw_at(seed, place), found[label]) for place, label in enumerate(named)}
+    order = {label: shuffled(draw_at(seed, place), positions[label]) for place, label in enumerate(named)}
     half = {label: (len(order[label]) + 1) // 2 for label in base_labels}
     chosen = sample(draw_at(seed, len(named)), base_labels, len(validation) + len(test))
     novel = named[len(base) :]
     parts = []
     for part in (slice(0, len(validation)), slice(len(validation), None)):
-        kept = [order[label][half[label] :][:most] for label in chosen[part]]
-        kept += [order[label][:most] for label in novel[part]]
-        parts.append(tuple(sorted(place for places in kept for place in places)))
+        selected = [order[label][half[label] :][:most] for label in chosen[part]]
+        selected += [order[label][:most] for label in novel[part]]
+        parts.append(tuple(sorted(place for places in selected for place in places)))
     train = sorted(place for label in base_labels for place in order[label][: half[label]][:most])
     count = len(validation)
     return MixedSplit(tuple(train), parts[0], parts[1], tuple(chosen[:count]), tuple(chosen[count:]))

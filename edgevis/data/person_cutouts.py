@@ -93,14 +93,14 @@ def persons_from_ccp(path: str | PathLike[str], *, split: str) -> list[PersonCut
             names = _ccp_names(archive.read("classes.json"))
             rows = csv.DictReader(io.TextIOWrapper(archive.open("index.csv"), "utf-8"))
             stems = [row["stem"] for row in rows if same_split(row["split"], split)]
-            found = [_person_from_ccp(archive, stem, names) for stem in stems]
+            persons = [_person_from_ccp(archive, stem, names) for stem in stems]
     except EdgevisError:
         raise
     except (KeyError, TypeError, csv.Error, *ZIP_ERRORS) as error:
         raise SourceError(f"{path} is not the Clothing Co-Parsing zip: {error}") from error
-    if not found:
+    if not persons:
         raise SourceError(f"{path} has no photo of split {split!r}; its splits are 'train' and 'val'")
-    return [person for person in found if person is not None]
+    return [person for person in persons if person is not None]
 
 
 def persons_from_video(
@@ -136,8 +136,8 @@ def persons_from_video(
     if not frames:
         raise SourceError(f"cannot decode {path}")
     background = np.median(np.stack(frames[:empty]), axis=0).astype(np.uint8)
-    found = [_person_from_frame(frame, background, min_height, threshold) for frame in frames[empty:]]
-    return [person for person in found if person is not None]
+    persons = [_person_from_frame(frame, background, min_height, threshold) for frame in frames[empty:]]
+    return [person for person in persons if person is not None]
 
 
 def _ccp_names(content: bytes) -> list[str]:

@@ -73,9 +73,9 @@ def split_persons(data: Path, *, held_out: float, seed: int, check: SplitCheck) 
     sides = [_side(name, part) for name, part in parts.items() if name in ("train", "val")]
     # A distractor is nobody: it may be in several parts. Only Market-1501's layout has them.
     sides += [_side(name, parts[name], market=market) for name in ("query", "gallery")]
-    found = check.shared(sides, together=("query", "gallery"))
-    if found:
-        notes["leakage"] = list(check.refuse(data, found))
+    leaks = check.shared(sides, together=("query", "gallery"))
+    if leaks:
+        notes["leakage"] = list(check.refuse(data, leaks))
     persons = sorted(set(train.ids))
     if val is None:
         held = frozenset(sample(draw_at(seed, HELD_DRAW), persons, round(held_out * len(persons))))

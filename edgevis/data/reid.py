@@ -76,7 +76,7 @@ def read_market1501(
     if part not in _MARKET_FOLDERS:
         raise InputError(f"part is {part!r}; allowed: {', '.join(_MARKET_FOLDERS)}")
     files = open_files(path, inside=inside)
-    found: list[tuple[str, int, int]] = []
+    persons: list[tuple[str, int, int]] = []
     for name in images_of(files.below(_MARKET_FOLDERS[part])):
         match = _MARKET_NAME.fullmatch(PurePosixPath(name).name)
         if match is None:
@@ -84,8 +84,8 @@ def read_market1501(
                 f"{files.where(name)} is not named like 0002_c1s1_000451_03.jpg: identity and camera first"
             )
         identity, camera = (integer(text, f"the number in {files.where(name)}") for text in match.groups())
-        found.append((name, identity, camera))
-    return _persons(files, found, f"images of persons in {files.inside}{_MARKET_FOLDERS[part]}")
+        persons.append((name, identity, camera))
+    return _persons(files, persons, f"images of persons in {files.inside}{_MARKET_FOLDERS[part]}")
 
 
 def read_pku_reid(path: str | os.PathLike[str], split: str | None = None) -> PersonImages:
@@ -117,14 +117,14 @@ def read_person_table(path: str | os.PathLike[str]) -> dict[Role, PersonImages]:
     files = open_files(path)
     rows = files.table(_TABLE, (*_COLUMNS, "split"))
     roles = roles_of_rows(files, _TABLE, rows, RANKED)
-    found: dict[Role, PersonImages] = {}
+    parts: dict[Role, PersonImages] = {}
     for role in RANKED:
-        chosen = [row for row, own in zip(rows, roles or (), strict=True) if own == role]
+        chosen = [row for row, row_role in zip(rows, roles or (), strict=True) if row_role == role]
         if chosen:
-            found[role] = _listed(files, chosen, f"images of persons in the split {role}")
+            parts[role] = _listed(files, chosen, f"images of persons in the split {role}")
         elif role != "val":
             raise SourceError(f"{files.where(_TABLE)} has no row of the split {role}")
-    return found
+    return parts
 
 
 def unmatched(query: PersonImages, gallery: PersonImages) -> int:
@@ -138,16 +138,16 @@ def unmatched(query: PersonImages, gallery: PersonImages) -> int:
 
 
 def _listed(files: Files, rows: Sequence[Mapping[str, str]], what: str) -> PersonImages:
-    found = []
+    persons = []
     for row in rows:
         numbers = [integer(row[key], f"{key} of {row['path']} in {files.where(_TABLE)}") for key in ("pid", "camid")]
-        found.append((files.listed(row["path"], _TABLE), numbers[0], numbers[1]))
-    return _persons(files, found, what)
+        persons.append((files.listed(row["path"], _TABLE), numbers[0], numbers[1]))
+    return _persons(files, persons, what)
 
 
-def _persons(files: Files, found: Sequence[tuple[str, int, int]], what: str) -> PersonImages:
-    kept = [row for row in found if row[1] >= DISTRACTOR]
-    if not kept:
+def _persons(files: Files, rows: Sequence[tuple[str, int, int]], what: str) -> PersonImages:
+    persons = [row for row in rows if row[1] >= DISTRACTOR]
+    if not persons:
         raise SourceError(f"{files.path} holds no {what}")
-    names, ids, cameras = zip(*kept, strict=True)
-    return PersonImages(files, names, ids, cameras, len(found) - len(kept))
+    names, ids, cameras = zip(*persons, strict=True)
+    return PersonImages(files, names, ids, cameras, len(rows) - len(persons))

@@ -156,7 +156,7 @@ def outside(data: InstanceImages, progress: Callable[[int, int], None]) -> list[
     Raises:
         SourceError: An image cannot be read.
     """
-    found = []
+    sentences = []
     for position, (name, boxes) in enumerate(zip(data.images, data.boxes, strict=True)):
         progress(position, len(data))
         if len(boxes):
@@ -166,9 +166,9 @@ def outside(data: InstanceImages, progress: Callable[[int, int], None]) -> list[
             beyond = boxes[(boxes[:, 2:] >= size).any(1)]
             if len(beyond):
                 x0, y0, x1, y1 = (beyond[0] + (0, 0, 1, 1)).tolist()
-                found.append(f"{name} has {size[0]}x{size[1]} pixels and the box [{x0}, {y0}, {x1}, {y1}]")
+                sentences.append(f"{name} has {size[0]}x{size[1]} pixels and the box [{x0}, {y0}, {x1}, {y1}]")
     progress(len(data), len(data))
-    return found
+    return sentences
 
 
 def _names(rows: Sequence[Mapping[str, str]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -177,11 +177,11 @@ def _names(rows: Sequence[Mapping[str, str]]) -> tuple[tuple[str, ...], tuple[st
 
 
 def _paths(files: Files, folder: str, stems: Sequence[str]) -> tuple[str, ...]:
-    found = by_stem(files, folder)
+    paths = by_stem(files, folder)
     for stem in stems:
-        if stem not in found:
+        if stem not in paths:
             raise SourceError(f"{files.path} has no {files.inside}{folder}/{stem}.*; each image needs it")
-    return tuple(found[stem] for stem in stems)
+    return tuple(paths[stem] for stem in stems)
 
 
 def _inclusive(boxes: object, where: str) -> NDArray[np.int64]:

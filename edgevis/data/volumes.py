@@ -113,18 +113,18 @@ class Volumes:
         intensities, spacing, corners = self._read(self.images[index], self.channel)
         label = None
         if self.labels is not None:
-            values, _, own = self._read(self.labels[index], 0)
+            values, _, label_corners = self._read(self.labels[index], 0)
             label = _class_ids(values, self.files.where(self.labels[index]))
             if label.shape != intensities.shape:
                 raise SourceError(
                     f"{self.files.where(self.images[index])} has {intensities.shape} slices, rows and columns, "
                     f"its label {label.shape}; they must be equally large"
                 )
-            apart_mm = float(np.linalg.norm(corners - own, axis=1).max())
-            if not apart_mm <= _APART * min(spacing):  # an affine may hold NaN
+            distance_mm = float(np.linalg.norm(corners - label_corners, axis=1).max())
+            if not distance_mm <= _APART * min(spacing):  # an affine may hold NaN
                 raise SourceError(
-                    f"{self.files.where(self.labels[index])} lies up to {apart_mm:.3g} mm from its image, whose voxels "
-                    f"are {min(spacing):.3g} mm: their affines differ; resample the label to its image's grid, or "
+                    f"{self.files.where(self.labels[index])} lies up to {distance_mm:.3g} mm from its image, whose "
+                    f"voxels are {min(spacing):.3g} mm: their affines differ; resample the label to its image's grid, or "
                     "correct its header"
                 )
         return Volume(self.names[index], _windowed(intensities, self.window), label, spacing)
@@ -196,19 +196,19 @@ def read_volumes(
         raise InputError(f"window is {window!r}; allowed: two numbers, the first one smaller")
     at_least("channel", channel, 0)
     files = open_files(path, inside=inside)
-    found = _by_name(files, images)
-    if not found:
+    paths = _by_name(files, images)
+    if not paths:
         raise SourceError(f"{files.path} has no volumes in {files.inside}{images} ({', '.join(_SUFFIXES)})")
     paired = None
     if labels is not None:
         drawn = _by_name(files, labels)
-        for name in found:
+        for name in paths:
             if name not in drawn:
                 raise SourceError(
-                    f"{files.path} has no {files.inside}{labels}/{name}.nii.gz, the label of {found[name]}"
+                    f"{files.path} has no {files.inside}{labels}/{name}.nii.gz, the label of {paths[name]}"
                 )
-        paired = tuple(drawn[name] for name in found)
-    return Volumes(files, tuple(found), tuple(found.values()), paired, plane, window, channel)
+        paired = tuple(drawn[name] for name in paths)
+    return Volumes(files, tuple(paths), tuple(paths.values()), paired, plane, window, channel)
 
 
 def _is_window(window: object) -> bool:
@@ -220,14 +220,14 @@ def _is_window(window: object) -> bool:
 
 
 def _by_name(files: Files, folder: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for path in files.below(folder):
         if path.lower().endswith(_SUFFIXES):
             name = path[len(folder) + 1 :].partition(".nii")[0]
-            if name in found:
-                raise SourceError(f"{files.path} has both {found[name]} and {path}; which of them is meant?")
-            found[name] = path
-    return found
+            if name in paths:
+                raise SourceError(f"{files.path} has both {paths[name]} and {path}; which of them is meant?")
+            paths[name] = path
+    return paths
 
 
 def _unpacked(data: bytes, where: str) -> bytes:

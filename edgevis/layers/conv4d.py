@@ -73,13 +73,13 @@ class CenterPivotConv4d(nn.Module):
     def _over_support(self, planes: Tensor) -> Tensor:
         # In float32 where a processor trains in bfloat16: of so many small planes, oneDNN's gradients of the weights
         # are then now and then garbage (PyTorch 2.13; other values with each run of the same training).
-        made: Tensor
+        output: Tensor
         if planes.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
-                made = self.support(planes.float())
+                output = self.support(planes.float())
         else:
-            made = self.support(planes)
-        return made
+            output = self.support(planes)
+        return output
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve a tensor with both grids open.
@@ -115,8 +115,8 @@ class CenterPivotConv4d(nn.Module):
         channels, outputs = self.query.in_channels, self.query.out_channels
         queries, stride = query_grid[0] * query_grid[1], self.support_stride
         rows, columns = self.kept_grid(support_grid)
-        kept = x.reshape(-1, queries, channels, *support_grid)[..., ::stride, ::stride]
-        over_query: Tensor = self.query(kept.permute(0, 3, 4, 2, 1).reshape(-1, channels, *query_grid))
+        strided = x.reshape(-1, queries, channels, *support_grid)[..., ::stride, ::stride]
+        over_query: Tensor = self.query(strided.permute(0, 3, 4, 2, 1).reshape(-1, channels, *query_grid))
         over_support = self._over_support(x.reshape(-1, channels, *support_grid))
         over_query = over_query.reshape(-1, rows * columns, outputs, queries).permute(0, 3, 2, 1)
         return over_support.reshape(-1, queries, outputs, rows * columns) + over_query

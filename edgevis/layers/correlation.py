@@ -105,9 +105,9 @@ def _check_pair(query: Tensor, support: Tensor, *, like: tuple[Tensor, Tensor]) 
             f"query map {tuple(query.shape)}, support map {tuple(support.shape)}; "
             "allowed: (B, C, h, w) with the same B and C"
         )
-    for what, found, wanted in (("query", query, like[0]), ("support", support, like[1])):
-        if found.shape[0] != wanted.shape[0] or found.shape[2:] != wanted.shape[2:]:
+    for what, actual, expected in (("query", query, like[0]), ("support", support, like[1])):
+        if actual.shape[0] != expected.shape[0] or actual.shape[2:] != expected.shape[2:]:
             raise InputError(
-                f"{what} maps of one level are {tuple(wanted.shape)} and {tuple(found.shape)}; "
+                f"{what} maps of one level are {tuple(expected.shape)} and {tuple(actual.shape)}; "
                 "allowed: one batch and one size for all"
             )

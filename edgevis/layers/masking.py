@@ -92,21 +92,21 @@ def mask_maps(
     check_masking(masking)
     if masking == "im":
         return [list(stage) for stage in _given(masked_image_features, "masked_image_features", masking)]
-    kept = _given(features, "features", masking)
+    stages = _given(features, "features", masking)
     if masking == "fm":
-        return [_times_mask(stage, mask) for stage in kept]
+        return [_times_mask(stage, mask) for stage in stages]
     other = _given(masked_image_features, "masked_image_features", masking)
     if masking == "hm":
         return [
             [hybrid_mask(feature, masked, mask) for feature, masked in zip(stage, masked_stage, strict=True)]
-            for stage, masked_stage in zip(kept, other, strict=True)
+            for stage, masked_stage in zip(stages, other, strict=True)
         ]
     return [
         [
             feature + masked if masking == "add" else torch.where(masked > 0, masked, feature)
             for feature, masked in zip(_times_mask(stage, mask), masked_stage, strict=True)
         ]
-        for stage, masked_stage in zip(kept, other, strict=True)
+        for stage, masked_stage in zip(stages, other, strict=True)
     ]
 
 

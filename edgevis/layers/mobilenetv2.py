@@ -34,12 +34,12 @@ def stem(*, same: bool) -> tuple[nn.Module, nn.Module, nn.Module]:
 def stages(*, same: bool, count: int = len(_STAGES) + 1) -> nn.Sequential:
     """The first ``count`` stages; ``same`` pads as TensorFlow does for even sides."""
     first = DepthwiseSeparable(_STEM, 16, kernel=3, stride=1, activation=nn.ReLU6, excite=False, same=same)
-    made: list[nn.Module] = [nn.Sequential(first)]
+    modules: list[nn.Module] = [nn.Sequential(first)]
     inputs = 16
     for outputs, blocks, stride in _STAGES[: count - 1]:
-        made.append(_stage(inputs, outputs, blocks=blocks, stride=stride, same=same))
+        modules.append(_stage(inputs, outputs, blocks=blocks, stride=stride, same=same))
         inputs = outputs
-    return nn.Sequential(*made)
+    return nn.Sequential(*modules)
 
 
 class MobileNetV2Backbone(nn.Module):
@@ -67,15 +67,15 @@ class MobileNetV2Backbone(nn.Module):
         if image.dim() != 4 or image.shape[1] != 3:
             raise InputError(f"image is {tuple(image.shape)}; allowed: (N, 3, H, W)")
         x = self.act1(self.bn1(self.conv_stem(image)))
-        found: list[list[Tensor]] = []
+        pyramid: list[list[Tensor]] = []
         for place, stage in enumerate(self.blocks):
             maps: list[Tensor] = []
             for block in cast(nn.Sequential, stage):
                 x = block(x)
                 maps.append(x)
             if place in _OF_BACKBONE and _OF_BACKBONE.index(place) + 1 in stages:
-                found.append(maps)
-        return found
+                pyramid.append(maps)
+        return pyramid
 
 
 def _stage(inputs: int, outputs: int, *, blocks: int, stride: int, same: bool) -> nn.Sequential:

@@ -106,15 +106,15 @@ class ResNet(nn.Module):
         if not stages or list(stages) != sorted(set(stages)) or stages[0] < 1 or stages[-1] > STAGES:
             raise InputError(f"stages are {tuple(stages)}; allowed: any of 1 to {STAGES}, ascending, each once")
         x = self._stem(image)
-        found: list[list[Tensor]] = []
+        pyramid: list[list[Tensor]] = []
         for number, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)[: stages[-1]], start=1):
             sums: list[Tensor] = []
             for block in stage:
                 sums.append(block(x))
                 x = torch.relu(sums[-1])
             if number in stages:
-                found.append(sums)
-        return found
+                pyramid.append(sums)
+        return pyramid
 
     def forward(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, num_classes) logits, or (N, channels[3]) pooled features without a classifier."""

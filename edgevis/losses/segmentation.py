@@ -47,10 +47,10 @@ def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
     Raises:
         InputError: As :func:`segmentation_loss`.
     """
-    found = _at_mask_size(logits, mask).softmax(1)[:, 1].flatten(1)
-    target = mask.to(found.dtype).flatten(1)
-    shared = 2 * (found * target).sum(1) + 1
-    return 1 - (shared / (found.square().sum(1) + target.sum(1) + 1)).mean()
+    probability = _at_mask_size(logits, mask).softmax(1)[:, 1].flatten(1)
+    target = mask.to(probability.dtype).flatten(1)
+    shared = 2 * (probability * target).sum(1) + 1
+    return 1 - (shared / (probability.square().sum(1) + target.sum(1) + 1)).mean()
 
 
 def _at_mask_size(logits: Tensor, mask: Tensor) -> Tensor:

@@ -41,18 +41,18 @@ _SPECK = 0.1
 make it touch the sides. Several regions remain, for an object may be cut into pieces."""
 
 
-def box_fit(found: ArrayLike, boxes: ArrayLike, *, empty: float = 1.0) -> float:
+def box_fit(prediction: ArrayLike, boxes: ArrayLike, *, empty: float = 1.0) -> float:
     """The Dice of one image's mask as estimated from boxes: from 0 to 1, for a mask that the boxes hold tightly.
 
     Args:
-        found: (H, W) bool, or integers 0 and 1.
+        prediction: (H, W) bool, or integers 0 and 1.
         boxes: (I, 4) integers, or (4,) of one box: x1, y1, x2, y2 in pixels, the ends **inclusive**. I may be 0.
         empty: The value without any box and any pixel found, as of :func:`edgevis.metrics.dice_per_volume`.
 
     Raises:
         InputError: Another shape or dtype, another value than 0 and 1, or a box that is empty or leaves the image.
     """
-    return box_fit_per_volume([found], [boxes], ["image"], empty=empty)["image"]
+    return box_fit_per_volume([prediction], [boxes], ["image"], empty=empty)["image"]
 
 
 def box_fit_per_volume(
@@ -61,7 +61,7 @@ def box_fit_per_volume(
     """The same for volumes whose slices were segmented one by one: pixels are summed over slices, not averaged.
 
     Args:
-        predictions: S slices as ``found`` of :func:`box_fit`, of any sizes.
+        predictions: S slices as ``prediction`` of :func:`box_fit`, of any sizes.
         boxes: The boxes of each.
         volumes: S names: which volume a slice belongs to, in any order.
         empty: The value of a volume without any box and any pixel found.
@@ -84,29 +84,29 @@ def box_fit_per_volume(
     return {volume: 2 * float(both / sizes) if sizes else empty for volume, (both, sizes) in sums.items()}
 
 
-def _areas(found: NDArray[np.bool_], boxes: NDArray[np.int64]) -> NDArray[np.float64]:
+def _areas(mask: NDArray[np.bool_], boxes: NDArray[np.int64]) -> NDArray[np.float64]:
     """The pixels that objects and mask have in common, and the sum of both; overlapping boxes count one by one."""
-    outside = found.copy()
+    outside = mask.copy()
     both = sizes = 0.0
     for x1, y1, x2, y2 in boxes.tolist():
         inside = np.s_[y1 : y2 + 1, x1 : x2 + 1]
-        shape = _shape(found[inside])
+        shape = _shape(mask[inside])
         worth = _worth(*shape.shape)
         outside[inside] = False
         both += float(worth[shape].sum())
-        sizes += np.count_nonzero(found[inside]) + _object_size(shape, worth)
+        sizes += np.count_nonzero(mask[inside]) + _object_size(shape, worth)
     return np.array([both, sizes + np.count_nonzero(outside)])
 
 
-def _shape(found: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _shape(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """What was found in a box, (h, w), without specks."""
-    count, regions, statistics, _ = cv2.connectedComponentsWithStats(found.astype(np.uint8), connectivity=8)
+    count, regions, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     if count == 1:
-        return found
+        return mask
     areas = np.asarray(statistics)[:, cv2.CC_STAT_AREA]
-    kept = areas >= _SPECK * areas[1:].max()
-    kept[0] = False  # the background
-    return np.asarray(kept[regions], np.bool_)
+    large = areas >= _SPECK * areas[1:].max()
+    large[0] = False  # the background
+    return np.asarray(large[regions], np.bool_)
 
 
 @functools.lru_cache(maxsize=256)
@@ -136,8 +136,8 @@ def _between(shape: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
     return np.asarray(after & before, np.bool_)
 
 
-def _checked_mask(found: ArrayLike, number: int) -> NDArray[np.bool_]:
-    mask = np.asarray(found)
+def _checked_mask(prediction: ArrayLike, number: int) -> NDArray[np.bool_]:
+    mask = np.asarray(prediction)
     if mask.ndim != 2 or mask.dtype.kind not in "biu" or 0 in mask.shape:
         raise InputError(
             f"the mask of image {number} has shape {mask.shape} and dtype {mask.dtype}; allowed: (H, W), bool or 0 "

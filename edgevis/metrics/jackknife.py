@@ -45,8 +45,8 @@ def mean_of_ratios(numerators: ArrayLike, denominators: ArrayLike) -> Pseudo:
         there = bottom > 0
         columns = there.sum(-1)
         sums = np.divide(top, bottom, out=np.zeros_like(top), where=there).sum(-1)
-        found: NDArray[np.float64] = np.where(columns > 0, sums / np.maximum(columns, 1), otherwise)
-        return found
+        means: NDArray[np.float64] = np.where(columns > 0, sums / np.maximum(columns, 1), otherwise)
+        return means
 
     if not below.any():
         raise InputError(f"all {below.shape} denominators are 0; allowed: one or more above 0")

@@ -62,10 +62,10 @@ def reid_ranking(
     """
     if max_rank < 1:
         raise InputError(f"max_rank is {max_rank}; allowed: 1 or more")
-    found = reid_queries(distances, query_ids, gallery_ids, query_cameras, gallery_cameras)
+    queries = reid_queries(distances, query_ids, gallery_ids, query_cameras, gallery_cameras)
     ranks = min(max_rank, np.shape(distances)[1])
-    curve = np.bincount(found.first[found.first < ranks], minlength=ranks).cumsum() / len(found.first)
-    return curve, float(found.precision.mean())
+    curve = np.bincount(queries.first[queries.first < ranks], minlength=ranks).cumsum() / len(queries.first)
+    return curve, float(queries.precision.mean())
 
 
 def reid_queries(
@@ -94,9 +94,9 @@ def reid_queries(
     precisions: list[float] = []
     counted: list[int] = []
     for number, (row, identity, camera) in enumerate(zip(table, ids[0], cameras[0], strict=True)):
-        kept = (ids[1] != JUNK) & ((ids[1] != identity) | (cameras[1] != camera))
-        matches = ids[1][kept] == identity
-        places = np.flatnonzero(matches[np.lexsort((matches, row[kept]))])
+        valid = (ids[1] != JUNK) & ((ids[1] != identity) | (cameras[1] != camera))
+        matches = ids[1][valid] == identity
+        places = np.flatnonzero(matches[np.lexsort((matches, row[valid]))])
         if identity == JUNK or len(places) == 0:
             continue
         counted.append(number)

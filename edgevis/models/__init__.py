@@ -168,10 +168,10 @@ def load_weights(model: nn.Module, path: str | PathLike[str]) -> None:
     """
     path = Path(path)
     check_size(path)
-    found = best_fit(path, model.state_dict())
+    fitted = best_fit(path, model.state_dict())
     hint = "Create the model with the options that the checkpoint was made with"
-    load_strict(model, found.tensors, source=str(path), hint=hint)
-    for note in found.notes:
+    load_strict(model, fitted.tensors, source=str(path), hint=hint)
+    for note in fitted.notes:
         _log.warning("%s: %s", path.name, note)
 
 

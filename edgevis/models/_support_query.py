@@ -88,10 +88,10 @@ class SupportQueryModel(nn.Module):
             )
 
     @staticmethod
-    def check_supports(found: Sequence[Tensor], expected: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+    def check_supports(tensors: Sequence[Tensor], expected: Sequence[tuple[str, tuple[int, ...]]]) -> None:
         """InputError unless the tensors have these shapes behind a first axis of one size."""
-        for tensor, (name, shape) in zip(found, expected, strict=True):
-            if tuple(tensor.shape[1:]) != shape or tensor.shape[0] != found[0].shape[0]:
+        for tensor, (name, shape) in zip(tensors, expected, strict=True):
+            if tuple(tensor.shape[1:]) != shape or tensor.shape[0] != tensors[0].shape[0]:
                 raise InputError(
                     f"{name} is {tuple(tensor.shape)}; allowed: {('K', *shape)} with one K for all: what the model's "
                     "own support() gives"
@@ -178,7 +178,7 @@ def official_learner(
         renames: Pairs of a regular expression and its replacement, applied in this order.
         constants: Last parts of names of tensors that are computed from sizes and left out.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         short = name.removeprefix("module.")
         if short.startswith("backbone.") or short.rpartition(".")[2] in constants:
@@ -186,5 +186,5 @@ def official_learner(
         short = short.removeprefix(prefix)
         for pattern, replacement in renames:
             short = re.sub(pattern, replacement, short)
-        found[short] = tensor
-    return found
+        tensors[short] = tensor
+    return tensors

@@ -242,12 +242,12 @@ class MobileAFLNet(TwoBranches):
         return global_map.mean((2, 3)), local_map.mean((2, 3))
 
 
-def _join(own: int, factor: float) -> nn.Conv2d:
-    """192 joined channels -> 96; begins as ``factor`` times the half that starts at ``own``."""
+def _join(start: int, factor: float) -> nn.Conv2d:
+    """192 joined channels -> 96; begins as ``factor`` times the half that starts at ``start``."""
     join = nn.Conv2d(2 * _JOINED, _JOINED, 1, bias=False)
     nn.init.zeros_(join.weight)
     with torch.no_grad():
-        join.weight[:, own : own + _JOINED, 0, 0] = factor * torch.eye(_JOINED)
+        join.weight[:, start : start + _JOINED, 0, 0] = factor * torch.eye(_JOINED)
     return join
 
 

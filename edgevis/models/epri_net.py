@@ -177,14 +177,14 @@ class EPRINet(nn.Module):
     def maps(self, image: Tensor) -> dict[int, Tensor]:
         """The backbone's maps by their number of channels; (N, C, 24, 12) from 80 on for a 384 x 192 image."""
         x = self.backbone.stem(image)
-        found: dict[int, Tensor] = {}
+        by_channels: dict[int, Tensor] = {}
         for index, stage in enumerate(self.backbone.blocks):
             x = stage(x)
             if index == _STAGE_80 and self.attention is not None:
                 x = self.attention(x)
-            found[x.shape[1]] = x
-        found[HEAD_CHANNELS] = self.backbone.head(x)
-        return found
+            by_channels[x.shape[1]] = x
+        by_channels[HEAD_CHANNELS] = self.backbone.head(x)
+        return by_channels
 
     def branches(self, image: Tensor) -> tuple[Tensor, ...]:
         """The pooled features before any BNNeck: f_b (N, 1280), then f_p (N, 320) or three stripes (N, 320) each."""

@@ -41,8 +41,8 @@ _log = logging.getLogger("edgevis.models")
 
 def names() -> list[str]:
     """The names that :func:`entry` knows without a path, sorted."""
-    own = {item.name for item in _entries().values()}
-    return sorted(own | {point.name for key, point in _entry_points().items() if key not in _entries()})
+    built_in = {item.name for item in _entries().values()}
+    return sorted(built_in | {point.name for key, point in _entry_points().items() if key not in _entries()})
 
 
 def entry(name: str) -> ModelEntry:
@@ -67,13 +67,13 @@ def entry(name: str) -> ModelEntry:
 
 def declared_entries() -> list[ModelEntry]:
     """The declarations of all :func:`names`; a model of an installed package that cannot be had is logged."""
-    found = []
+    entries = []
     for name in names():
         try:
-            found.append(entry(name))
+            entries.append(entry(name))
         except EdgevisError as error:
             _log.warning("the model %s of an installed package is left out: %s", name, error)
-    return found
+    return entries
 
 
 def file_name(name: str) -> str:
@@ -84,14 +84,14 @@ def file_name(name: str) -> str:
 @functools.cache
 def _entries() -> Mapping[str, ModelEntry]:
     """The models of this folder by :func:`runtime.common.discovery.module_name` of their names."""
-    found: dict[str, ModelEntry] = {}
+    entries: dict[str, ModelEntry] = {}
     for module in names_in(__package__):
         declared: tuple[ModelEntry, ...] = getattr(importlib.import_module(f"{__package__}.{module}"), "ENTRIES", ())
         for item in declared:
-            if module_name(item.name) in found:
+            if module_name(item.name) in entries:
                 raise ModelError(f"two files in edgevis/models declare a model {item.name!r}")
-            found[module_name(item.name)] = item
-    return found
+            entries[module_name(item.name)] = item
+    return entries
 
 
 def _entry_points() -> dict[str, metadata.EntryPoint]:

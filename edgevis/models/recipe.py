@@ -116,7 +116,7 @@ class Recipe:
     @classmethod
     def allowed(cls) -> dict[str, Allowed]:
         """What each field takes."""
-        stated = {name: own for kind in reversed(cls.__mro__) for name, own in vars(kind).get("ALLOWED", {}).items()}
+        stated = {name: rule for kind in reversed(cls.__mro__) for name, rule in vars(kind).get("ALLOWED", {}).items()}
         return {item.name: stated.get(item.name) or _by_type(_hints(cast(Any, cls))[item.name]) for item in fields(cls)}
 
     def with_values(self, values: Mapping[str, Any]) -> Recipe:

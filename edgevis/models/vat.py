@@ -176,16 +176,16 @@ class VATLearner(nn.Module):
             (N, 64, 2 g, 2 g), (N, 32, 4 g, 4 g) and (N, 16, 8 g, 8 g), coarse to fine, g the grid of stage 4; None
             where the variant uses none.
         """
-        found: list[Tensor | None] = []
+        guides: list[Tensor | None] = []
         for stage, (features, projection) in enumerate(zip(reversed(maps), self.projections, strict=True)):
             if not self.guided[stage]:
-                found.append(None)
+                guides.append(None)
                 continue
             side = self.grids[0] * 2 ** (stage + 1)
             guide = torch.relu(resize(projection(features), (side, side)))
             # In training channels of the first two are dropped: the finest one is the smallest and stays whole.
-            found.append(self.dropout(guide) if stage < 2 else guide)
-        return tuple(found)
+            guides.append(self.dropout(guide) if stage < 2 else guide)
+        return tuple(guides)
 
     def forward(self, correlations: Sequence[Tensor], guides: Sequence[Tensor | None]) -> Tensor:
         """Correlations and guides to logits.

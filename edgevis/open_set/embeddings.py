@@ -116,15 +116,15 @@ def labelled_images(part: Part, task: str) -> tuple[Iterator[Image], Array, Arra
     """
     if task == "reid":
         sets = [read_pku_reid(part.path, split) for split in part.splits or (None,)]
-        names = np.array([label for found in sets for label in found.ids])
-        cameras: Array | None = np.array([camera for found in sets for camera in found.cameras])
+        names = np.array([label for data_set in sets for label in data_set.ids])
+        cameras: Array | None = np.array([camera for data_set in sets for camera in data_set.cameras])
     else:
         tables = [read_class_table(part.path, split=split) for split in part.splits or (None,)]
-        names = np.array([label for found in tables for label in found.labels])
+        names = np.array([label for data_set in tables for label in data_set.labels])
         sets, cameras = tables, None  # type: ignore[assignment]
     taken = np.flatnonzero(part.takes(names))
-    places = [(found, index) for found in sets for index in range(len(found))]
-    images = (found[index][0] for found, index in (places[place] for place in taken.tolist()))
+    places = [(data_set, index) for data_set in sets for index in range(len(data_set))]
+    images = (data_set[index][0] for data_set, index in (places[place] for place in taken.tolist()))
     labels = np.unique(names[taken], return_inverse=True)[1]
     return images, labels, None if cameras is None else cameras[taken]
 
@@ -147,17 +147,17 @@ def background_of(embed: Embedder, parts: Sequence[Part], *, views: int, seed: i
         if embed.task == "reid":
             persons = persons_from_ccp(part.path, split=part.splits[0] if part.splits else "train")
             random = np.random.default_rng(seed)
-            made = (
+            views_of_persons = (
                 camera_look(person, random, mirrored=view % 2 == 1) if view else plain_look(person, random)
                 for person in persons
                 for view in range(views)
             )
-            rows.append(embed(made))
-            own = np.repeat(np.arange(len(persons)), views)
+            rows.append(embed(views_of_persons))
+            labels = np.repeat(np.arange(len(persons)), views)
         else:
             scene = scene_of(embed, part)
             rows.append(scene.rows)
-            own = np.unique(scene.labels, return_inverse=True)[1]
-        owners.append(own + first)
-        first += int(own.max()) + 1
+            labels = np.unique(scene.labels, return_inverse=True)[1]
+        owners.append(labels + first)
+        first += int(labels.max()) + 1
     return np.concatenate(rows), np.concatenate(owners)

@@ -34,9 +34,12 @@ class Scene:
 
     def only(self, labels: Array) -> Scene:
         """The images of these labels alone."""
-        kept = np.isin(self.labels, labels)
+        selected = np.isin(self.labels, labels)
         return Scene(
-            self.name, self.rows[kept], self.labels[kept], None if self.cameras is None else self.cameras[kept]
+            self.name,
+            self.rows[selected],
+            self.labels[selected],
+            None if self.cameras is None else self.cameras[selected],
         )
 
     def projected(self, space: ScoreSpace | None) -> Scene:
@@ -116,21 +119,21 @@ def selections(scene: Scene, *, labels: int, images: int, count: int, seed: int)
         camera = np.unique(cameras)[number % len(np.unique(cameras))]
         chosen = []
         for label in enrolled:
-            own = random.permutation(np.flatnonzero((scene.labels == label) & (cameras == camera)))
+            shuffled = random.permutation(np.flatnonzero((scene.labels == label) & (cameras == camera)))
             # Where there is one camera, half of the images at least stay to be asked for.
-            most = len(own) if scene.cameras is not None else len(own) // 2
-            chosen.append(own[: min(images, most)])
+            most = len(shuffled) if scene.cameras is not None else len(shuffled) // 2
+            chosen.append(shuffled[: min(images, most)])
         counts = np.array([len(item) for item in chosen])
         if not counts.all():
             continue
         positions = np.concatenate(chosen)
-        asked = np.ones(len(scene.labels), bool)
-        asked[positions] = False
+        queries = np.ones(len(scene.labels), bool)
+        queries[positions] = False
         if scene.cameras is not None:
-            asked &= cameras != camera
+            queries &= cameras != camera
         own_labels = np.isin(scene.labels, enrolled)
         yield Selection(
-            enrolled, positions, counts, np.flatnonzero(asked & own_labels), np.flatnonzero(asked & ~own_labels)
+            enrolled, positions, counts, np.flatnonzero(queries & own_labels), np.flatnonzero(queries & ~own_labels)
         )
 
 
@@ -149,7 +152,7 @@ def draws(
     taken = np.zeros(len(projected.rows), np.float32) if space is None else space.offsets(projected.rows)
     for chosen in selections(scene, labels=labels, images=images, count=count, seed=seed):
         rows = projected.rows[chosen.positions]
-        found = label_scores(projected.rows[chosen.queries], rows, chosen.counts, scoring)
+        scores = label_scores(projected.rows[chosen.queries], rows, chosen.counts, scoring)
         others = label_scores(projected.rows[chosen.strangers], rows, chosen.counts, scoring)
         features = features_of(
             rows,
@@ -164,18 +167,18 @@ def draws(
             labels,
             images,
             features,
-            found.max(axis=1) - taken[chosen.queries],
-            chosen.enrolled[found.argmax(axis=1)] == scene.labels[chosen.queries],
+            scores.max(axis=1) - taken[chosen.queries],
+            chosen.enrolled[scores.argmax(axis=1)] == scene.labels[chosen.queries],
             others.max(axis=1) - taken[chosen.strangers],
         )
 
 
 def all_draws(scene: Scene, space: ScoreSpace | None, scoring: str, *, count: int, seed: int) -> list[Drawn]:
     """Enrolments of every size that the scene has labels for."""
-    made: list[Drawn] = []
+    drawn: list[Drawn] = []
     for labels in SIZES:
         for images in IMAGES:
-            made += draws(
+            drawn += draws(
                 scene, space, scoring, labels=labels, images=images, count=count, seed=seed + 100 * labels + images
             )
-    return made
+    return drawn

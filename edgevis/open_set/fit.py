@@ -34,9 +34,9 @@ def choose_space(
     best: tuple[float, ScoreSpace] | None = None
     for shrink in _SHRINK if whiten else (None,):
         for neighbours in _NEIGHBOURS:
-            made = space_of(background, owners, shrink=shrink, neighbours=neighbours, strength=1.0)
+            base = space_of(background, owners, shrink=shrink, neighbours=neighbours, strength=1.0)
             for strength in _STRENGTH:
-                space = ScoreSpace(made.mean, made.whitening, made.cohort, neighbours, strength, made.level)
+                space = ScoreSpace(base.mean, base.whitening, base.cohort, neighbours, strength, base.level)
                 value = float(np.mean([_merit(scene, space, scoring) for scene in scenes]))
                 if best is None or value > best[0]:
                     best = value, space
@@ -124,9 +124,9 @@ def _model(by_scene: Mapping[str, Sequence[Drawn]], features: tuple[str, ...]) -
     usable: list[Drawn] = []
     weights: list[float] = []
     for items in by_scene.values():
-        own = [item for item in items if all(item.features.value(name) is not None for name in features)]
-        usable += own
-        weights += [1.0 / max(len(own), 1)] * len(own)
+        complete = [item for item in items if all(item.features.value(name) is not None for name in features)]
+        usable += complete
+        weights += [1.0 / max(len(complete), 1)] * len(complete)
     table = np.array([[item.features.value(name) for name in features] for item in usable], np.float64)
     weight = np.sqrt(np.array(weights) / np.sum(weights))
     centre, scale = table.mean(axis=0), table.std(axis=0) + 1e-9
@@ -164,18 +164,18 @@ def _shift(items: Sequence[Drawn], thresholds: Array, weights: Array, rate: floa
 
 
 def _measured(items: Sequence[tuple[Drawn, OpenSetStatistics]]) -> tuple[HeldOutRates, ...]:
-    made = []
+    rates = []
     for labels, images in _MEASURED_SIZES:
-        own = [pair for pair in items if (pair[0].labels, pair[0].images) == (labels, images)]
-        if not own:
+        matching = [pair for pair in items if (pair[0].labels, pair[0].images) == (labels, images)]
+        if not matching:
             continue
         for rate in RATES:
-            at = [statistics.threshold(item.features, rate) for item, statistics in own]
-            pairs = [(item, value) for (item, _), value in zip(own, at, strict=True) if value is not None]
+            at = [statistics.threshold(item.features, rate) for item, statistics in matching]
+            pairs = [(item, value) for (item, _), value in zip(matching, at, strict=True) if value is not None]
             fpir = np.array([item.fpir(value) for item, value in pairs])
             tpir = np.array([item.tpir(value) for item, value in pairs])
-            made.append(HeldOutRates(labels, images, rate, *_summary(fpir), *_summary(tpir)))
-    return tuple(made)
+            rates.append(HeldOutRates(labels, images, rate, *_summary(fpir), *_summary(tpir)))
+    return tuple(rates)
 
 
 def _summary(values: Array) -> tuple[float, float, float]:

@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    found: dict[Scoring, list[Scene]] = {scoring: [] for scoring in _SCORINGS.values()}
+    by_scoring: dict[Scoring, list[Scene]] = {scoring: [] for scoring in _SCORINGS.values()}
     for text in arguments.scenes:
         scoring, scene = _scene(text)
-        found[scoring].append(scene)
+        by_scoring[scoring].append(scene)
     statistics = {
         scoring: to_json(
             fit(
@@ -57,7 +57,7 @@ def _fit(arguments: argparse.Namespace) -> int:
                 source=", ".join(scene.name for scene in scenes),
             )
         )
-        for scoring, scenes in found.items()
+        for scoring, scenes in by_scoring.items()
         if scenes
     }
     with atomic_write(arguments.output) as file:

@@ -92,15 +92,15 @@ def sidecar_of(digest: str, checkpoint: Path | None) -> Sidecar | None:
     if checkpoint is not None:
         beside = checkpoint.with_name(checkpoint.stem + SUFFIX)
         if beside.is_file():
-            found = read_sidecar(beside)
-            if found.header.weights_sha256 != digest:
+            sidecar = read_sidecar(beside)
+            if sidecar.header.weights_sha256 != digest:
                 raise WeightsError(
-                    f"{beside} was measured on other weights ({found.header.weights_sha256[:12]}) than "
+                    f"{beside} was measured on other weights ({sidecar.header.weights_sha256[:12]}) than "
                     f"{checkpoint.name} ({digest[:12]}): measure these with python -m edgevis.open_set, or remove it"
                 )
-            return found
+            return sidecar
     for path in sorted(SHIPPED.glob(f"*.{digest[:16]}{SUFFIX}")):
-        found = read_sidecar(path)
-        if found.header.weights_sha256 == digest:
-            return found
+        sidecar = read_sidecar(path)
+        if sidecar.header.weights_sha256 == digest:
+            return sidecar
     return None

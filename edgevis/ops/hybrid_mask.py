@@ -58,8 +58,8 @@ def hybrid_mask(feature: Tensor, masked_image_feature: Tensor, mask: Tensor) -> 
 
 @torch.library.custom_op("edgevis::hybrid_mask", mutates_args=())
 def _hybrid_mask(feature: Tensor, masked_image_feature: Tensor, mask: Tensor) -> Tensor:
-    kept = feature * _resized(mask, feature)
-    return torch.where(kept > 0, kept, masked_image_feature)
+    masked = feature * _resized(mask, feature)
+    return torch.where(masked > 0, masked, masked_image_feature)
 
 
 @_hybrid_mask.register_fake
@@ -75,9 +75,9 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tens
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
     feature, mask = ctx.saved_tensors
     weight = _resized(mask, feature)
-    kept = feature * weight > 0
+    positive = feature * weight > 0
     zero = gradient.new_zeros(())
-    return torch.where(kept, gradient * weight, zero), torch.where(kept, zero, gradient), None
+    return torch.where(positive, gradient * weight, zero), torch.where(positive, zero, gradient), None
 
 
 _hybrid_mask.register_autograd(_backward, setup_context=_setup_context)

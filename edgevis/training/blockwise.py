@@ -68,8 +68,8 @@ def activations(model: BlockwiseModel, image: Tensor, forced: Activations | None
     """Run the network; with ``forced``, each block is given the map before it from there instead of the model's own."""
     maps: list[Tensor] = []
     for index, block in enumerate(model.blocks()):
-        given = (maps if forced is None else forced.maps)[index - 1] if index else image
-        maps.append(block(given))
+        block_input = (maps if forced is None else forced.maps)[index - 1] if index else image
+        maps.append(block(block_input))
     last = (maps if forced is None else forced.maps)[-1]
     return Activations(tuple(maps), in_float32(model.values, last))
 
@@ -157,9 +157,9 @@ class BlockwiseDistillationTask:
             taught = self._taught(batch)
             learned = activations(student, batch["image"], taught)
             pairs = zip((*learned.maps, learned.values), (*taught.maps, taught.values), strict=True)
-            for scales, (own, other) in zip(student.output_scales(), pairs, strict=True):
+            for scales, (student_output, teacher_output) in zip(student.output_scales(), pairs, strict=True):
                 for scale in scales:
-                    scale.mul_(other.float().std() / own.float().std())
+                    scale.mul_(teacher_output.float().std() / student_output.float().std())
 
     def batch(self, epoch: int, step: int, rank: int) -> Batch:
         size = self._recipe.batch

@@ -101,10 +101,10 @@ class DistillationTask:
                 f"recipe: distill_logits is {weight:g}, but the teacher's weights do not say on which classes it was "
                 "trained; allowed: weights that edgevis.train wrote, or distill_logits=0"
             )
-        own = self._task
+        task = self._task
         pairs: dict[str, tuple[object, object]] = {"seed": (provenance.seed, seed)}
-        pairs |= {f"data's {name!r}": (provenance.data.get(name), value) for name, value in own.data.items()}
-        pairs |= {f"option {name!r}": (provenance.options.get(name), n) for name, n in own.model_options.items()}
+        pairs |= {f"data's {name!r}": (provenance.data.get(name), value) for name, value in task.data.items()}
+        pairs |= {f"option {name!r}": (provenance.options.get(name), n) for name, n in task.model_options.items()}
         for name, (taught, learned) in pairs.items():
             if taught != learned:
                 raise InputError(

@@ -26,15 +26,15 @@ def freeze(model: nn.Module, prefixes: Sequence[str]) -> int:
     named = dict(model.named_parameters())
     frozen: set[str] = set()
     for prefix in prefixes:
-        found = {name for name in named if f"{name}.".startswith(f"{prefix}.")}
-        if not found:
+        matching = {name for name in named if f"{name}.".startswith(f"{prefix}.")}
+        if not matching:
             # The module of each parameter, two levels deep.
             modules = dict.fromkeys(".".join(name.split(".")[:-1][:2]) for name in named)
             raise InputError(
                 f"recipe: frozen has {prefix!r}, which no parameter of a {type(model).__name__} has before it; "
                 f"its prefixes: {', '.join(modules)}"
             )
-        frozen |= found
+        frozen |= matching
     if prefixes and not any(parameter.requires_grad for name, parameter in named.items() if name not in frozen):
         raise InputError(f"recipe: frozen is {', '.join(prefixes)}, which leaves nothing to train")
     for name in frozen:
@@ -47,6 +47,6 @@ def train_but_frozen(module: nn.Module) -> None:
     module.train()
     for part in module.modules():
         if isinstance(part, _BatchNorm):
-            own = list(part.parameters())
-            if own and not any(parameter.requires_grad for parameter in own):
+            parameters = list(part.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
                 part.eval()

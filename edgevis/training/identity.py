@@ -57,8 +57,8 @@ def list_data(data: Path, *, output: Path, known: Mapping[str, DataFile]) -> tup
         SourceError: The data cannot be listed, or a file cannot be read.
     """
     files = open_files(data, say_left_out=False)  # the task's own reader says it
-    own = _inside(data, output)
-    names = [name for name in files.names if not (own and name.startswith(own))]
+    output_prefix = _inside(data, output)
+    names = [name for name in files.names if not (output_prefix and name.startswith(output_prefix))]
     pool = ThreadPoolExecutor(_READERS)  # hashing and reading release the interpreter's lock
     try:
         return tuple(pool.map(lambda name: _listed(files, name, known.get(name)), names))
@@ -117,7 +117,7 @@ def changed_files(was: Mapping[str, DataFile], now: Sequence[DataFile]) -> str:
         "added": [file.name for file in now if file.name not in was],
         "removed": [name for name in was if name not in names],
     }
-    return "; ".join(f"{len(found)} {kind}: {_some(found)}" for kind, found in kinds.items() if found)
+    return "; ".join(f"{len(group)} {kind}: {_some(group)}" for kind, group in kinds.items() if group)
 
 
 def _listed(files: Files, name: str, known: DataFile | None) -> DataFile:

@@ -41,8 +41,8 @@ class ImageStore:
 def resized(image: Image, height: int, width: int) -> Image:
     """The image at another size: areas averaged where it shrinks, linear where it grows."""
     shrinks = image.shape[0] > height or image.shape[1] > width
-    made = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return made.astype(np.uint8, copy=False)
+    result = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return result.astype(np.uint8, copy=False)
 
 
 def shrunk(image: Image, short_side: int) -> Image:

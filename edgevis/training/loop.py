@@ -257,11 +257,11 @@ def validated(run: Run, state: TrainingState, fabric: Any, listener: ProgressLis
         return state
     if fabric.is_global_zero:
         try:
-            found = evaluated(run.model, run.task.validate)
+            evaluation = evaluated(run.model, run.task.validate)
         except TrainingError as error:
             raise TrainingError(f"in the validation after epoch {epochs}: {error}") from error
-        if found is not None:
-            values = {f"validation {name}": figure.value for name, figure in found.figures.items()}
+        if evaluation is not None:
+            values = {f"validation {name}": figure.value for name, figure in evaluation.figures.items()}
             figures = {name: value for name, value in values.items() if math.isfinite(value)}
             first, value = next(iter(values.items()))
             if first not in figures:
@@ -279,10 +279,10 @@ def evaluated(model: nn.Module, evaluate: Any) -> Evaluation | None:
     model.eval()
     try:
         with torch.inference_mode():
-            found: Evaluation | None = evaluate(model)
+            evaluation: Evaluation | None = evaluate(model)
     finally:
         model.train(was_training)
-    return found
+    return evaluation
 
 
 def _write_log(path: Path, history: Sequence[Mapping[str, float]]) -> None:

@@ -61,7 +61,7 @@ def publish(
         )
     write_halved(output, read_weights(run / BEST), provenance)
     evaluation = _evaluated(output, provenance.model, data, report)
-    found = {
+    record = {
         "model": provenance.model,
         "options": dict(provenance.options),
         "file": {
@@ -80,8 +80,8 @@ def publish(
         "evaluation": evaluation,
     }
     with atomic_write(output.with_suffix(".json")) as file:
-        file.write((json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
-    return found
+        file.write((json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    return record
 
 
 def _evaluated(weights: Path, model: str, data: Path, report: Mapping[str, Any]) -> Any:
@@ -99,8 +99,8 @@ def _evaluated(weights: Path, model: str, data: Path, report: Mapping[str, Any])
             seed=report["seed"],
             allow_leakage="leakage" in report["data"],
         )
-        found = train(request, ConsoleProgress(sys.stderr, quiet=True))
-    return None if found is None else found["evaluation"]
+        result = train(request, ConsoleProgress(sys.stderr, quiet=True))
+    return None if result is None else result["evaluation"]
 
 
 def _read(path: Path) -> Any:
@@ -126,10 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _publish(arguments: argparse.Namespace) -> int:
     sources = _read(arguments.sources)
-    found = publish(
+    record = publish(
         arguments.run, data=arguments.data, sources=sources, licence=arguments.licence, output=arguments.output
     )
-    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    sys.stdout.write(json.dumps(record, indent=2) + "\n")
     return 0
 
 

@@ -93,16 +93,16 @@ def begin(
     if state is None:
         return TrainingState(identity, 0, 0.0, None, ()), listing
     was = {name: state.identity.get(name) for name in identity}
-    found = list(differences(_compared(was), _compared(identity)))
+    changes = list(differences(_compared(was), _compared(identity)))
     if was.get(FILES) != identity.get(FILES):
         changed = changed_files(known, listing) if known else "the files have changed"
-        found.append(f"data files: {changed}")
+        changes.append(f"data files: {changed}")
     begun_with, asked_for = planned_epochs(state.identity), planned_epochs(identity)
     if asked_for < begun_with:
-        found.append(f"recipe.{_EPOCHS} was {begun_with}, is {asked_for}; it may only grow")
-    if found:
+        changes.append(f"recipe.{_EPOCHS} was {begun_with}, is {asked_for}; it may only grow")
+    if changes:
         raise InputError(
-            f"{path} is of another training: {'; '.join(found)}. Go on with what it was begun with, or name another "
+            f"{path} is of another training: {'; '.join(changes)}. Go on with what it was begun with, or name another "
             "--output"
         )
     if state.best is not None and not (output / BEST).exists():

@@ -167,11 +167,13 @@ def _train(
     state = fit(Run(model, task, recipe, provenance, request.output, state, request.workers), fabric, listener)
     if not fabric.is_global_zero:
         return None
-    found = evaluated(model, task.test)
-    if found is not None:
-        listener.note(f"{found.split}: " + ", ".join(f"{name} {figure}" for name, figure in found.figures.items()))
-    report = _report(request, provenance, state, found)
-    _write(request.output, report, found)
+    evaluation = evaluated(model, task.test)
+    if evaluation is not None:
+        listener.note(
+            f"{evaluation.split}: " + ", ".join(f"{name} {figure}" for name, figure in evaluation.figures.items())
+        )
+    report = _report(request, provenance, state, evaluation)
+    _write(request.output, report, evaluation)
     listener.note(f"written: {request.output}")
     return report
 
@@ -189,12 +191,12 @@ def _task(
     if blockwise_recipe is not None:
         task = blockwise.training_task(request.data, blockwise_recipe, deployment, teacher, seed=request.seed)
         return task, teacher
-    own = tasks.load(deployment.task).training_task(
+    student_task = tasks.load(deployment.task).training_task(
         request.data, recipe, deployment, options=request.options, seed=request.seed, check=check
     )
     if teacher is None or taught is None:
-        return own, None
-    return with_teacher(own, teacher, taught, deployment, seed=request.seed), teacher
+        return student_task, None
+    return with_teacher(student_task, teacher, taught, deployment, seed=request.seed), teacher
 
 
 def command_of(request: TrainingRequest) -> str:
@@ -239,8 +241,8 @@ def _recipe(entry: models.ModelEntry, request: TrainingRequest) -> Recipe:
 def _fabric(request: TrainingRequest) -> Any:
     from lightning_fabric import Fabric  # seconds that an error in the arguments need not wait for
 
-    for name, own in _ALLOWED.items():
-        if (refusal := own.refusal(name, getattr(request, name))) is not None:
+    for name, rule in _ALLOWED.items():
+        if (refusal := rule.refusal(name, getattr(request, name))) is not None:
             raise InputError(refusal)
     if request.accelerator == "cuda" and request.devices > torch.cuda.device_count():
         raise InputError(
@@ -325,7 +327,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _report(
-    request: TrainingRequest, provenance: Provenance, state: TrainingState, found: Evaluation | None
+    request: TrainingRequest, provenance: Provenance, state: TrainingState, evaluation: Evaluation | None
 ) -> dict[str, Any]:
     contents = state.identity[FILES]  # of a folder there is no other hash
     return {
@@ -350,27 +352,27 @@ def _report(
         "machine": _machine(),
         "versions": _versions(),
         "evaluation": None
-        if found is None
+        if evaluation is None
         else {
-            "split": found.split,
+            "split": evaluation.split,
             "figures": {
                 name: {"value": _number(figure.value), "half_width95": _number(figure.half_width95)}
-                for name, figure in found.figures.items()
+                for name, figure in evaluation.figures.items()
             },
         },
     }
 
 
-def _write(folder: Path, report: Mapping[str, Any], found: Evaluation | None) -> None:
-    for name, picture in ({} if found is None else found.pictures).items():
+def _write(folder: Path, report: Mapping[str, Any], evaluation: Evaluation | None) -> None:
+    for name, picture in ({} if evaluation is None else evaluation.pictures).items():
         encoded, data = cv2.imencode(".png", picture)
         if encoded:
             with atomic_write(folder / f"{name}.png") as file:
                 file.write(data.tobytes())
-    if found is not None:
+    if evaluation is not None:
         samples = {
             name: [_number(value) for value in figure.samples]
-            for name, figure in found.figures.items()
+            for name, figure in evaluation.figures.items()
             if figure.samples
         }
         _write_json(folder / SAMPLES, samples)

@@ -23,8 +23,8 @@ _FRAME, _GAP = 4, 12
 def tile(image: Image, colour: Colour, *, height: int, width: int) -> Image:
     """The image at that size in a frame."""
     inner = resized(image, height, width)
-    made = cv2.copyMakeBorder(inner, *(_FRAME,) * 4, cv2.BORDER_CONSTANT, value=colour)
-    return made.astype(np.uint8, copy=False)
+    framed = cv2.copyMakeBorder(inner, *(_FRAME,) * 4, cv2.BORDER_CONSTANT, value=colour)
+    return framed.astype(np.uint8, copy=False)
 
 
 def painted(image: Image, mask: Array, colour: Colour, *, strength: float = 0.6) -> Image:
@@ -34,7 +34,7 @@ def painted(image: Image, mask: Array, colour: Colour, *, strength: float = 0.6)
     return picture
 
 
-def beside(given: Sequence[Image], found: Sequence[Image]) -> Image:
+def beside(left: Sequence[Image], right: Sequence[Image]) -> Image:
     """Tiles of one height in a row, with a gap between what was given and what was found."""
-    gap = np.full((given[0].shape[0], _GAP, 3), 255, np.uint8)
-    return np.hstack([*given, gap, *found])
+    gap = np.full((left[0].shape[0], _GAP, 3), 255, np.uint8)
+    return np.hstack([*left, gap, *right])

@@ -27,9 +27,9 @@ def load_backbone(model: nn.Module, path: Path) -> None:
         if not isinstance(backbone, nn.Module):
             raise InputError(f"a {type(model).__name__} has no backbone; --weights takes weights of the whole model")
         check_size(path)
-        own = backbone.state_dict()
-        tensors = best_fit(path, own).tensors
-        load_strict(backbone, {name: tensors[name] for name in own if name in tensors}, source=str(path))
+        state = backbone.state_dict()
+        tensors = best_fit(path, state).tensors
+        load_strict(backbone, {name: tensors[name] for name in state if name in tensors}, source=str(path))
 
 
 def load_matching(model: nn.Module, path: Path, *, heads: tuple[str, ...]) -> str:
@@ -47,13 +47,13 @@ def load_matching(model: nn.Module, path: Path, *, heads: tuple[str, ...]) -> st
         WeightsError: The file cannot be read, or tensors other than heads do not fit.
     """
     check_size(path)
-    own = model.state_dict()
-    tensors = best_fit(path, own).tensors
-    kept = {
+    state = model.state_dict()
+    tensors = best_fit(path, state).tensors
+    matching = {
         name: tensor
         for name, tensor in tensors.items()
-        if not (name.startswith(heads) if heads else False) or (name in own and own[name].shape == tensor.shape)
+        if not (name.startswith(heads) if heads else False) or (name in state and state[name].shape == tensor.shape)
     }
-    anew = {name: own[name] for name in own if name not in kept and heads and name.startswith(heads)}
-    load_strict(model, {**kept, **anew}, source=str(path))
+    anew = {name: state[name] for name in state if name not in matching and heads and name.startswith(heads)}
+    load_strict(model, {**matching, **anew}, source=str(path))
     return f"begun anew: {', '.join(sorted(anew))}" if anew else ""

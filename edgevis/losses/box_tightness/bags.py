@@ -65,13 +65,13 @@ def positive_bags(
             mask = bilinear(masks, place, weights)
         inside = mask > 0.5
         crossing.append(inside.sum(1) >= some.needed)
-        found = bilinear(image, place.to(pred.device), weights.to(pred.dtype).to(pred.device))
+        samples = bilinear(image, place.to(pred.device), weights.to(pred.dtype).to(pred.device))
         weight = (mask if smooth_max == "max" else inside).to(pred.dtype).to(pred.device)
-        values.append(bag_values(found, weight, smooth_max, alpha))
+        values.append(bag_values(samples, weight, smooth_max, alpha))
     back = order.argsort()
-    kept = torch.cat(crossing)[back].nonzero()[:, 0]
-    classes = boxes[:, 1][lines.box[kept]]
-    return torch.cat(values).index_select(0, back[kept].to(pred.device)), classes.to(pred.device)
+    selected = torch.cat(crossing)[back].nonzero()[:, 0]
+    classes = boxes[:, 1][lines.box[selected]]
+    return torch.cat(values).index_select(0, back[selected].to(pred.device)), classes.to(pred.device)
 
 
 def class_masks(boxes: Tensor, shape: torch.Size) -> Tensor:

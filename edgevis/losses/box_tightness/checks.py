@@ -27,14 +27,14 @@ def checked_pred(pred: Tensor) -> Tensor:
         InputError: They are not (B, C, H, W) floating point numbers from 0 to 1.
     """
     if not isinstance(pred, Tensor) or not pred.is_floating_point():
-        found = f"a tensor of {pred.dtype}" if isinstance(pred, Tensor) else f"a {type(pred).__name__}"
-        raise InputError(f"pred is {found}; a floating point tensor of probabilities (B, C, H, W) is needed")
+        actual = f"a tensor of {pred.dtype}" if isinstance(pred, Tensor) else f"a {type(pred).__name__}"
+        raise InputError(f"pred is {actual}; a floating point tensor of probabilities (B, C, H, W) is needed")
     if pred.ndim != 4 or not pred.numel():
         raise InputError(f"pred has shape {tuple(pred.shape)}; allowed: (B, C, H, W), no axis empty")
     low, high = (float(end) for end in pred.detach().aminmax())
     if not (low >= 0 and high <= 1):
-        found = "NaN" if math.isnan(low + high) else f"values from {low:.4g} to {high:.4g}"
-        raise InputError(f"pred holds {found}; allowed: probabilities from 0 to 1, as torch.sigmoid makes of logits")
+        actual = "NaN" if math.isnan(low + high) else f"values from {low:.4g} to {high:.4g}"
+        raise InputError(f"pred holds {actual}; allowed: probabilities from 0 to 1, as torch.sigmoid makes of logits")
     # In 16 bits 1 - EPSILON is 1, and its logarithm infinite.
     if pred.dtype in (torch.float16, torch.bfloat16):
         pred = pred.float()
@@ -87,15 +87,15 @@ def checked_angles(angles: Sequence[float]) -> tuple[float, ...]:
         InputError: There is none, or one is not between -90 and 90 degrees.
     """
     try:
-        found = tuple(float(angle) for angle in angles)
+        values = tuple(float(angle) for angle in angles)
     except (TypeError, ValueError) as error:
         raise InputError(f"angles are {angles!r}; allowed: a sequence of degrees, such as (-20, 0, 20)") from error
-    if not found:
+    if not values:
         raise InputError("angles are empty; give at least one, such as 0 for the rows and columns of the box")
-    for angle in found:
+    for angle in values:
         if not -90 < angle < 90:
             raise InputError(f"an angle is {angle:g} degrees; allowed: above -90 and below 90")
-    return found
+    return values
 
 
 def checked_number(name: str, value: Any, *, low: float, high: float = math.inf) -> float:

@@ -52,9 +52,11 @@ def training_task(
     check: SplitCheck | None = None,
 ) -> EpisodeTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
-    own = recipe_of(EpisodeRecipe, recipe)
-    split = split_classes(data, held_out=own.held_out, mixed=own.mixed, seed=seed, check=check or SplitCheck())
-    return EpisodeTrainingTask(split, own, deployment, data=data.name, seed=seed)
+    episode_recipe = recipe_of(EpisodeRecipe, recipe)
+    split = split_classes(
+        data, held_out=episode_recipe.held_out, mixed=episode_recipe.mixed, seed=seed, check=check or SplitCheck()
+    )
+    return EpisodeTrainingTask(split, episode_recipe, deployment, data=data.name, seed=seed)
 
 
 class EpisodeTrainingTask:
@@ -148,8 +150,8 @@ class EpisodeTrainingTask:
         if not logits or self._recipe.loss not in self._recipe.HAS_LOGITS:
             return ModelOutputs(model.encode(image))
         if hasattr(model, "branches"):  # AFL-Net: the classifier is of one of them
-            found = model(image)
-            return ModelOutputs(found.embedding, [found.global_logits], (found.local_embedding,))
+            features = model(image)
+            return ModelOutputs(features.embedding, [features.global_logits], (features.local_embedding,))
         embedding = model.encode(image)
         return ModelOutputs(embedding, [model.classifier(embedding)])
 
@@ -214,12 +216,12 @@ class EpisodeTrainingTask:
 
     def _left_out(self) -> list[str]:
         """Which classes are too small for the evaluation's episodes."""
-        recipe, found = self._recipe, []
+        recipe, sentences = self._recipe, []
         parts = (self._split.validation, (min(recipe.test_shots),)), (self._split.novel, recipe.test_shots)
         for among, shots in parts:
             for shot in shots:
-                found += self._smaller(among, shot + recipe.test_query, f"{shot}-shot")
-        return found
+                sentences += self._smaller(among, shot + recipe.test_query, f"{shot}-shot")
+        return sentences
 
     def _drawn(self, epoch: int, step: int, rank: int) -> list[int]:
         """Positions of the batch's images, class-major in each episode."""
@@ -291,13 +293,15 @@ class EpisodeTrainingTask:
             figures[f"{sampler.way}-way {shot}-shot"] = MetricValue(float(np.mean(accuracies)), tuple(accuracies))
         return figures, shown
 
-    def _picture(self, shots: Array, queries: Array, found: Array) -> Image:
+    def _picture(self, shots: Array, queries: Array, predicted: Array) -> Image:
         """A row for each class: what it was learned from, then what was asked for, framed by right or wrong."""
         rows = []
-        for number, (learned, asked) in enumerate(zip(shots.tolist(), queries.tolist(), strict=True)):
-            given = [_tile(self._images[position], GIVEN) for position in learned]
-            answered = zip(asked, found[number].tolist(), strict=True)
-            rows.append(beside(given, [_tile(self._images[p], RIGHT if a == number else WRONG) for p, a in answered]))
+        for number, (learned, queried) in enumerate(zip(shots.tolist(), queries.tolist(), strict=True)):
+            examples = [_tile(self._images[position], GIVEN) for position in learned]
+            answered = zip(queried, predicted[number].tolist(), strict=True)
+            rows.append(
+                beside(examples, [_tile(self._images[p], RIGHT if a == number else WRONG) for p, a in answered])
+            )
         return np.vstack(rows)
 
 

@@ -57,16 +57,16 @@ def training_task(
     check: SplitCheck | None = None,
 ) -> FewShotSegmentationTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
-    own = recipe_of(FewShotSegmentationRecipe, recipe)
+    few_shot_recipe = recipe_of(FewShotSegmentationRecipe, recipe)
     split = split_masked_classes(
         data,
-        fold=own.fold,
-        shots=max(own.test_shots),
+        fold=few_shot_recipe.fold,
+        shots=max(few_shot_recipe.test_shots),
         size=(deployment.preprocess.height, deployment.preprocess.width),
         seed=seed,
         check=check or SplitCheck(),
     )
-    return FewShotSegmentationTrainingTask(split, own, deployment, data=data.name, seed=seed)
+    return FewShotSegmentationTrainingTask(split, few_shot_recipe, deployment, data=data.name, seed=seed)
 
 
 class FewShotSegmentationTrainingTask:
@@ -156,8 +156,8 @@ class FewShotSegmentationTrainingTask:
         pictures: dict[str, Image] = {}
         fewest = len(self._test.members)
         for shot in self._recipe.test_shots:
-            found, picture, drawn = self._scored(model, self._test, shot, self._recipe.test_episodes, _TEST_DRAW)
-            figures |= found
+            metrics, picture, drawn = self._scored(model, self._test, shot, self._recipe.test_episodes, _TEST_DRAW)
+            figures |= metrics
             pictures[f"{shot}-shot"] = picture
             fewest = min(fewest, drawn)
         novel = len(self._test.members)
@@ -193,21 +193,21 @@ class FewShotSegmentationTrainingTask:
             values = logits.float().cpu().numpy()
             require_finite(values, "the model's logits")
             votes = values.transpose(1, 0, 2, 3, 4)
-            found = aggregate_votes(votes, episode.query.mask.shape)[0]
-            score.add(found, episode.query.mask, episode.class_id, episode.query.ignore)
+            predicted = aggregate_votes(votes, episode.query.mask.shape)[0]
+            score.add(predicted, episode.query.mask, episode.class_id, episode.query.ignore)
             if len(shown) < _SHOWN:
-                shown.append(_drawn(episode.supports, episode.query, found))
+                shown.append(_drawn(episode.supports, episode.query, predicted))
         samples = {name: tuple(values.tolist()) for name, values in score.samples().items()}
         values_by_name = {"mIoU": score.mean_iou, "FB-IoU": score.fb_iou}
         figures = {f"{shot}-shot {name}": MetricValue(value, samples[name]) for name, value in values_by_name.items()}
         return figures, np.vstack(shown), len(score.class_iou)
 
 
-def _drawn(supports: Sequence[ClassMask], query: ClassMask, found: Array, side: int = 160) -> Image:
+def _drawn(supports: Sequence[ClassMask], query: ClassMask, predicted: Array, side: int = 160) -> Image:
     """The examples with their masks; the query with its true mask, and with what was found."""
 
     def seen(image: Image, mask: Array, colour: Colour) -> Image:
         return resized(painted(image, mask, colour), side, side)
 
-    given = [seen(support.image, support.mask, _EXAMPLE) for support in supports]
-    return beside(given, [seen(query.image, query.mask, _TRUTH), seen(query.image, found, RIGHT)])
+    examples = [seen(support.image, support.mask, _EXAMPLE) for support in supports]
+    return beside(examples, [seen(query.image, query.mask, _TRUTH), seen(query.image, predicted, RIGHT)])

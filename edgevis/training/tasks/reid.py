@@ -52,9 +52,9 @@ def training_task(
     check: SplitCheck | None = None,
 ) -> ReIDTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
-    own = recipe_of(ReIDRecipe, recipe)
-    split = split_persons(data, held_out=own.held_out, seed=seed, check=check or SplitCheck())
-    return ReIDTrainingTask(split, own, deployment, data=data.name, seed=seed)
+    reid_recipe = recipe_of(ReIDRecipe, recipe)
+    split = split_persons(data, held_out=reid_recipe.held_out, seed=seed, check=check or SplitCheck())
+    return ReIDTrainingTask(split, reid_recipe, deployment, data=data.name, seed=seed)
 
 
 class ReIDTrainingTask:
@@ -160,8 +160,8 @@ class ReIDTrainingTask:
         sides = []
         for part, images in zip(self._test, self._tests, strict=True):
             pictures = [images[index] for index in range(len(part))]
-            found = embeddings(model.embed, pictures, self._preprocess, device)
-            sides.append((found, np.asarray(part.ids), np.asarray(part.cameras)))
+            vectors = embeddings(model.embed, pictures, self._preprocess, device)
+            sides.append((vectors, np.asarray(part.ids), np.asarray(part.cameras)))
         figures, order = _ranked(sides[0], sides[1])
         return Evaluation("query against gallery", figures, {"neighbours": self._picture(order)})
 
@@ -205,10 +205,10 @@ class ReIDTrainingTask:
 def _ranked(query: Side, gallery: Side) -> tuple[dict[str, MetricValue], Array]:
     """The figures, and for each query the gallery's positions, the nearest first."""
     distances = 1 - query[0] @ gallery[0].T
-    found = reid_queries(distances, query[1], gallery[1], query[2], gallery[2])
+    ranks = reid_queries(distances, query[1], gallery[1], query[2], gallery[2])
     # A person's queries are alike: persons are what the interval counts.
-    persons = query[1][found.query].tolist()
-    columns = {"mAP": found.precision, "rank-1": (found.first == 0).astype(np.float64)}
+    persons = query[1][ranks.query].tolist()
+    columns = {"mAP": ranks.precision, "rank-1": (ranks.first == 0).astype(np.float64)}
     means = {name: grouped_mean(values, persons) for name, values in columns.items()}
     figures = {name: MetricValue(value, tuple(samples.tolist())) for name, (value, samples) in means.items()}
     return figures, distances.argsort(1, kind="stable")

@@ -82,18 +82,20 @@ def training_task(
     check: SplitCheck | None = None,
 ) -> SegmentationTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
-    own = recipe_of(SegmentationRecipe, recipe)
+    segmentation_recipe = recipe_of(SegmentationRecipe, recipe)
     if options.get("classes", 1) != 1:
         raise InputError(f"classes is {options['classes']!r}; training knows one kind of object: leave the option out")
-    from_boxes = own.supervision != "masks"
-    split = split_masks(data, held_out=own.held_out, from_boxes=from_boxes, seed=seed, check=check or SplitCheck())
+    from_boxes = segmentation_recipe.supervision != "masks"
+    split = split_masks(
+        data, held_out=segmentation_recipe.held_out, from_boxes=from_boxes, seed=seed, check=check or SplitCheck()
+    )
     examples = _examples(split.data)
     return SegmentationTrainingTask(
         examples,
         split.train,
         split.validation,
         (examples, split.test),
-        own,
+        segmentation_recipe,
         deployment,
         data=data.name,
         seed=seed,
@@ -190,9 +192,9 @@ class SegmentationTrainingTask:
         if self._recipe.supervision == "masks":
             return Evaluation(where, self._dice(model, self._examples, self._validation)[0])
         # Training from boxes has no masks: they must not choose the checkpoint either.
-        pairs = [(found, example.boxes) for example, found in self._found(model, self._examples, self._validation)]
+        pairs = [(mask, example.boxes) for example, mask in self._found(model, self._examples, self._validation)]
         volumes = [self._examples.volumes[place] for place in self._validation]
-        fits = box_fit_per_volume([found for found, _ in pairs], [boxes for _, boxes in pairs], volumes)
+        fits = box_fit_per_volume([mask for mask, _ in pairs], [boxes for _, boxes in pairs], volumes)
         return Evaluation(where, {"box fit": MetricValue(float(np.mean(list(fits.values()))))})
 
     def test(self, model: nn.Module) -> Evaluation | None:
@@ -217,10 +219,10 @@ class SegmentationTrainingTask:
             logits = model(batch).float().cpu().numpy()
             require_finite(logits, "the model's logits")
             for example, maps in zip(chosen, logits, strict=True):
-                found = segmentation_from_logits(
+                result = segmentation_from_logits(
                     maps, example.mask.shape, labels=self._labels, threshold=self._threshold
                 )
-                yield example, found.mask
+                yield example, result.mask
 
     def _dice(
         self, model: nn.Module, examples: Examples, places: Sequence[int]
@@ -228,11 +230,11 @@ class SegmentationTrainingTask:
         predictions: list[Array] = []
         targets: list[Array] = []
         shown: list[Image] = []
-        for example, found in self._found(model, examples, places):
-            predictions.append(found)
+        for example, predicted in self._found(model, examples, places):
+            predictions.append(predicted)
             targets.append(example.mask)
             if len(shown) < _SHOWN:
-                shown.append(_drawn(example, found))
+                shown.append(_drawn(example, predicted))
         volumes = [examples.volumes[place] for place in places]
         values = tuple(dice_per_volume(predictions, targets, volumes).values())
         return {"Dice": MetricValue(float(np.mean(values)), values)}, np.hstack(shown)
@@ -289,9 +291,9 @@ def _examples(data: MaskedImages | InstanceImages) -> Examples:
     return Examples(read_mask, masked.volumes)
 
 
-def _drawn(example: Example, found: Array, side: int = 192) -> Image:
+def _drawn(example: Example, predicted: Array, side: int = 192) -> Image:
     """What was found in green, the outline of what is true in white."""
-    picture = painted(example.image, found, RIGHT, strength=0.5)
+    picture = painted(example.image, predicted, RIGHT, strength=0.5)
     contours, _ = cv2.findContours(example.mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     scale = side / max(picture.shape[:2])
     picture = resized(picture, *(max(1, round(size * scale)) for size in picture.shape[:2]))
