@@ -1,4 +1,4 @@
-"""Checkpoints as training code writes them: whatever is wrapped around the weights is taken off, and said.
+"""Reads checkpoints as training code writes them: unwraps the weights and notes what it removed.
 
 DataParallel names tensors ``module.…``, torch.compile ``_orig_mod.…``, Lightning ``model.…``; timm keeps an average of
 the weights (EMA) beside them; classifiers over the training classes are left in. No code of a file is ever run.
@@ -128,7 +128,7 @@ def fit(state: CheckpointTensors, expected: Mapping[str, Tensor], *, source: str
 
 
 def best_fit(path: Path, expected: Mapping[str, Tensor]) -> Fit:
-    """The first set of a checkpoint's weights that fits the model, under its names; the last one where none does.
+    """The first weights in a checkpoint that fit the model, or the last ones if none fit; under the model's names.
 
     Raises:
         WeightsError: The file cannot be read, or holds the model more than once, or NaN or infinity.
@@ -184,7 +184,7 @@ def _check_kind(path: Path, start: bytes) -> None:
 
 
 def _plain_globals() -> list[Any]:
-    """Classes that torch's restricted reader may make besides its own: numbers of NumPy and parsed arguments."""
+    """Additional classes that torch's restricted reader may create: numbers of NumPy and parsed arguments."""
     scalar = np.float64(0).__reduce__()[0]  # its module was renamed in NumPy 2
     kinds = [np.dtype(kind) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")]
     return [
@@ -213,7 +213,7 @@ def _states(content: Any, depth: int = 0, average: str = "") -> Iterator[Checkpo
 
 
 def _complaint(content: Any) -> str:
-    """What is wrong with content that holds no mapping of tensors."""
+    """The error text for content without a mapping of tensors."""
     if not isinstance(content, Mapping):
         return f"holds a {type(content).__name__}; a state dict is needed: tensors by name"
     inner = next((content[key] for key in _STATES if isinstance(content.get(key), Mapping)), content)
@@ -241,11 +241,11 @@ def _has(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], prefix: 
 
 
 def _prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> str:
-    """What stands before the model's own names: nothing where that fits best."""
+    """The prefix of the model's names in the checkpoint; empty if the names fit best without one."""
     needed = [name for name in expected if not name.endswith(_COUNTER)]
     if not needed or _has(tensors, expected):
         return ""
-    # One of the first few may be the very one that is missing.
+    # One of the first names may be missing from the checkpoint.
     prefixes = {"", *(name.removesuffix(key) for key in needed[:8] for name in tensors if name.endswith(f".{key}"))}
     counts = {prefix: sum(prefix + name in tensors for name in needed) for prefix in sorted(prefixes)}
     whole = [prefix for prefix, count in counts.items() if count == len(needed)]
@@ -258,7 +258,7 @@ def _prefix(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], sourc
             )
         return averages[0]
     best = max(counts, key=lambda prefix: counts[prefix])
-    return best if counts[best] > len(needed) / 2 else ""  # a few equal names are chance: then nothing fits
+    return best if counts[best] > len(needed) / 2 else ""  # a few equal names are chance: no prefix fits
 
 
 def _listed(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""How much arithmetic a graph of a model is."""
+"""Counts the floating-point operations of a model's graph."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import cast, get_args
 from runtime.bundle.spec import Precision
 
 TRAINING_PRECISIONS = MappingProxyType({"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"})
-"""What a training's arithmetic is called, and what Fabric calls it."""
+"""Names of a training's precision, and Fabric's name of each."""
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 

@@ -1,4 +1,4 @@
-"""What a weights file says of itself: the model, its options, and how it was trained."""
+"""The metadata of a weights file: the model, its options, and how it was trained."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_BYTES = 8 << 30
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where weights come from; it travels in the metadata of every weights file that a training writes.
+    """The origin of weights; stored in the metadata of every weights file that a training writes.
 
     Attributes:
         model: Its name in :mod:`edgevis.models`.
@@ -42,7 +42,7 @@ class Provenance:
 
 
 def read_provenance(path: Path) -> Provenance | None:
-    """Where weights come from; None if the file says nothing of it.
+    """The provenance stored in a weights file; None if there is none.
 
     Raises:
         WeightsError: The file cannot be read.

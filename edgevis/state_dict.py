@@ -1,4 +1,4 @@
-"""Copying a state dict into a module, or saying exactly why it does not fit; and which tensors are not finite."""
+"""Copies a state dict into a module with exact errors for mismatches; finds tensors that are not finite."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ def non_finite(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """The tensor in a dtype that torch can look for infinity in: it has no ``isfinite`` of float8."""
+    """The tensor in a dtype that ``torch.isfinite`` supports: float8 is not among them."""
     return tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
 
 
 def _kind(tensor: Tensor) -> str:
-    """What a tensor is that holds no plain numbers; empty for one that does."""
+    """A description of a tensor without plain numbers; empty for a plain tensor."""
     if tensor.is_meta:
         return "without content (on the device 'meta')"
     if tensor.layout is not torch.strided:

@@ -121,7 +121,7 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """JSON, or the text where it is none: what takes it says what it allows."""
+    """The value parsed as JSON, or the text if it is no JSON; its consumer validates it."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -65,7 +65,7 @@ def enrolment_of(arguments: argparse.Namespace) -> Enrolment:
 
 
 def add_threshold_argument(parser: argparse.ArgumentParser, *, lifetime: str) -> None:
-    """``--threshold``; ``lifetime`` says for how long it holds."""
+    """Add ``--threshold``; ``lifetime`` is the part of its help on how long the value applies."""
     parser.add_argument(
         "--threshold",
         metavar="SCORE",
@@ -129,7 +129,7 @@ def open_predictor(arguments: argparse.Namespace) -> Predictor:
 
 
 def image_paths(arguments: list[str], *, drawings: bool = False) -> list[Path]:
-    """The files that are named, and the image files in the folders that are named, in order.
+    """The named files and the image files in the named folders, in order.
 
     Args:
         arguments: Files and folders.

@@ -1,4 +1,4 @@
-"""Where the pictures go that a verb draws: beside nothing that they could replace, known before the work begins."""
+"""Output paths of drawn pictures: checked before the work begins, and never those of existing files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.images.picture_files import may_be_drawn, write_drawing
 
 
 class Outputs:
-    """The files of one folder that pictures are written to, one for each input, none of which was there before.
+    """Output files in one folder, one new file for each input.
 
     An input keeps its place below the folder that holds all of them, so that those of one name stay apart. A name that
     is taken, by an input, by any other file that edgevis did not draw, or by the drawing of another input, gets a
@@ -43,7 +43,7 @@ class Outputs:
             raise OutputError(f"no pictures can be written into {folder}: {error}") from error
 
     def prepare(self) -> None:
-        """Make the folder and try it.
+        """Create the folder and check that files can be written to it.
 
         Raises:
             OutputError: It cannot be written to.
@@ -56,7 +56,7 @@ class Outputs:
             raise OutputError(f"no pictures can be written into {self.folder}: {error}") from error
 
     def write(self, source: Path, picture: npt.NDArray[np.uint8]) -> str:
-        """Write the picture that was made of an input; returns its path.
+        """Write the picture of one input; returns the picture's path.
 
         Raises:
             OutputError: It cannot be written.
@@ -84,7 +84,7 @@ class Outputs:
             self._places[source] = path
 
     def _check_folder(self, folder: Path) -> None:
-        """That a folder can be made, or written to where there is one."""
+        """Check that the folder can be created, or is writable if it exists."""
         if folder in self._checked:
             return
         self._checked.add(folder)
@@ -96,14 +96,14 @@ class Outputs:
 
 
 def places(inputs: Sequence[Path]) -> dict[Path, Path]:
-    """Where each input lies below the folder that holds all of them; by the names that were given, links or not."""
+    """Each input's path relative to the common parent folder; links are not resolved."""
     whole = {path: Path(os.path.abspath(path)) for path in inputs}
     common = os.path.commonpath([path.parent for path in whole.values()])
     return {path: place.relative_to(common) for path, place in whole.items()}
 
 
 def _key(path: Path) -> str:
-    """The same for two paths that a file system may take for one: some ignore case, some how an accent is written."""
+    """A key that is equal for paths which a file system may treat as one: some ignore case or Unicode normalisation."""
     return unicodedata.normalize("NFC", os.path.abspath(path)).casefold()
 
 

@@ -1,4 +1,4 @@
-"""Results of many pictures as they are made: rows of a table, JSON lines, or the entries of one JSON object."""
+"""Prints results of many pictures one by one: as table rows, JSON lines, or the entries of one JSON object."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Entry = dict[str, Any]
 
 
 class Results(Protocol):
-    """Where results go; a context, for what has been begun is also ended when the work fails."""
+    """A writer of results; as a context manager it completes its output even if the work fails."""
 
     def __enter__(self) -> Results: ...
 
     def add(self, entry: Entry, cells: Sequence[str]) -> None:
-        """A result, as JSON data and as a table's row."""
+        """Write one result, given as JSON data and as a table row."""
         ...
 
     def add_failure(self, name: str, error: Exception) -> None:
-        """A picture that there is no result of; it is said on standard error, too."""
+        """Write a failure for a picture without a result; the message also goes to standard error."""
         ...
 
     def __exit__(
@@ -43,7 +43,7 @@ def results_for(
     *,
     endless: bool = False,
 ) -> Results:
-    """What ``--json`` or ``--jsonl`` ask for, else a table.
+    """The writer for ``--json`` or ``--jsonl``, otherwise a table.
 
     Args:
         arguments: The verb's.
@@ -69,7 +69,7 @@ class _Base:
 
 
 class _Table(_Base):
-    """A row for each picture; the header comes with the first one."""
+    """A table with a row for each picture; the header is printed before the first row."""
 
     def __init__(self, headers: Sequence[str], widths: Sequence[int]) -> None:
         self._headers, self._row, self._begun = headers, row_format(headers, widths), False
@@ -86,7 +86,7 @@ class _Table(_Base):
 
 
 class _Lines(_Base):
-    """A JSON object on a line of its own for each picture."""
+    """JSON lines: one object for each picture."""
 
     def add(self, entry: Entry, cells: Sequence[str]) -> None:
         print(json_text(entry), flush=True)
@@ -97,7 +97,7 @@ class _Lines(_Base):
 
 
 class _Object(_Base):
-    """One JSON object whose ``results`` grow; it is closed in any case, so that what was printed can be read."""
+    """One JSON object with a growing list ``results``; it is always closed, so that the output is valid JSON."""
 
     def __init__(self, head: Entry) -> None:
         self._head, self._count, self._failed = head, 0, 0

@@ -1,4 +1,4 @@
-"""Frames of a video, a camera or an address, one by one to their results and to what is drawn of them."""
+"""Predicts the frames of a video, a camera or an address one by one, and draws the results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 _CODECS = {".avi": "MJPG", ".mkv": "mp4v", ".mp4": "mp4v"}
 _FRAMES_PER_SECOND = 25.0
-"""Of a written video, where the source does not say its own."""
+"""Frame rate of a written video if the source does not state one."""
 
 Stream = int | str | Path
 
@@ -71,12 +71,12 @@ def predict_stream(
             try:
                 if arguments.plot is not None:
                     entry["plot"] = output.write(number, drawn(result, frame, pictures))
-            finally:  # a full disk takes no result away
+            finally:  # print the result even if the disk is full
                 results.add(entry, (str(number), *result.cells(), f"{sum(result.speed_ms.values()):.1f}"))
 
 
 def check_stream_arguments(arguments: argparse.Namespace) -> None:
-    """InputError for what is meant for images only."""
+    """Raise InputError for arguments that apply to images only."""
     if arguments.masks is not None:
         raise InputError("--masks is for images; of a video or camera, --output draws the masks")
 
@@ -89,7 +89,7 @@ class _Output(Protocol):
     ) -> None: ...
 
     def write(self, number: int, picture: Image) -> str:
-        """Write the picture of a frame; the path of the file that it is in."""
+        """Write the picture of a frame; returns the path of its file."""
         ...
 
 
@@ -107,7 +107,7 @@ class _Nothing:
 
 
 class _Pictures(_Nothing):
-    """A numbered JPEG for each frame in a folder, in place of what an earlier run drew there."""
+    """A folder with a numbered JPEG for each frame; it replaces the pictures of an earlier run."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -119,7 +119,7 @@ class _Pictures(_Nothing):
 
 
 class _Video(_Nothing):
-    """A video file, which is complete when the context ends, however it ends."""
+    """A video file; it is finalised when the context ends, also after an error."""
 
     def __init__(self, path: Path, frames_per_second: float) -> None:
         if os.path.lexists(path):
@@ -158,7 +158,7 @@ def _output(path: Path, stream: Stream) -> _Output:
 
 
 def _frames_per_second(stream: Stream) -> float:
-    """What a video file says; a camera is not opened twice to be asked."""
+    """The frame rate stored in a video file; cameras are not opened a second time to query it."""
     if not isinstance(stream, Path):
         return _FRAMES_PER_SECOND
     capture = video_capture(stream)

@@ -19,5 +19,5 @@ def drawn(result: Result, image: Image, pictures: dict[str, Image] | None) -> Im
 
 
 def label_width(predictor: Predictor) -> int:
-    """Of the column of labels, before its rows are known."""
+    """Width of the label column, estimated before the rows are known."""
     return min(max([len("unknown"), *map(len, predictor.labels)]), WIDEST)

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BuildOutcome:
-    """What became of one engine: ``passed``, ``failed``, or ``not here`` where the machine lacks what it needs."""
+    """The outcome for one engine: ``passed``, ``failed``, or ``not here`` where the machine lacks what it needs."""
 
     engine: str
     status: str
@@ -116,4 +116,4 @@ def _say(text: str) -> None:
 
 
 def _silent(text: str) -> None:
-    """Nothing is said beside a JSON object."""
+    """Ignores progress: only the JSON object is printed."""

@@ -131,7 +131,7 @@ def _refuse(failures: list[tuple[Path, EdgevisError]], count: int, *, skip: bool
 
 
 def _told(path: Path, error: EdgevisError) -> tuple[str, ...]:
-    """What an error says of an image, with the image's name."""
+    """The error message for an image, with the image's name."""
     if isinstance(error, EnrolmentRefusedError) and error.report is not None:
         return tuple(error.report.warnings)
     return (str(error) if str(path) in str(error) else f"{path}: {error}",)

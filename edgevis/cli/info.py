@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
             running, reason = predictor.info, ""
     except BackendError as error:
         running, reason = None, str(error)
-    # After opening: what was finished just now counts.
+    # After opening, so that engines built just now are listed.
     engines = tuple(with_local_parity(bundle, record) for record in bundle.manifest.engines)
     manifest = replace(bundle.manifest, engines=engines)
     conflict = onnxruntime_conflict()

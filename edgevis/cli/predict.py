@@ -124,14 +124,14 @@ def _predict(
                 entry["plot"] = plots.write(path, drawn(result, image, pictures))
             if masks and isinstance(result, Segmentation):
                 entry["mask"] = masks.write(path, (result.label_map + 1).astype(np.uint8))
-        finally:  # a full disk takes no result away
+        finally:  # print the result even if the disk is full
             results.add(entry, (shown(place), *result.cells(), f"{sum(result.speed_ms.values()):.1f}"))
 
     failed = 0
     where = places(paths)
     for path in paths:
         try:
-            predict_one(path, where[path])  # a function, so that a picture is forgotten before the next is read
+            predict_one(path, where[path])  # a function, so that a picture is freed before the next one is read
         except _OF_ONE_PICTURE as error:
             results.add_failure(str(path), error)
             failed += 1
@@ -139,6 +139,6 @@ def _predict(
 
 
 def _widths(paths: list[Path], predictor: Predictor) -> tuple[int, ...]:
-    """Of the table's columns, before its rows are known."""
+    """Widths of the table's columns, estimated before the rows are known."""
     names = max(len(shown(place)) for place in places(paths).values())
     return (min(names, WIDEST), label_width(predictor), -6, -7)

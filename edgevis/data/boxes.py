@@ -1,4 +1,4 @@
-"""Boxes around what masks show, as box-supervised training takes them: rows of image, class, x1, y1, x2, y2."""
+"""Boxes around mask regions, for box-supervised training: rows of image, class, x1, y1, x2, y2."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runtime.errors import InputError
 def boxes_from_class_ids(
     masks: ArrayLike, *, class_ids: Sequence[int] = (1,), each: Literal["class", "region"] = "class"
 ) -> NDArray[np.int64]:
-    """The smallest boxes that hold the classes.
+    """The smallest boxes that contain the classes.
 
     Args:
         masks: (B, H, W) integers or bool, class ids of each pixel.
@@ -75,7 +75,7 @@ def _checked(masks: ArrayLike, name: str) -> NDArray[Any]:
 
 
 def _extents(ids: NDArray[Any]) -> NDArray[np.int64]:
-    """The boxes (I, 4) of the values besides 0, in their order."""
+    """The boxes (I, 4) of the nonzero values, sorted by value."""
     rows, columns = np.nonzero(ids)
     values, place = np.unique(ids[rows, columns], return_inverse=True)
     boxes = np.full((len(values), 4), -1, np.int64)

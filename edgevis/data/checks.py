@@ -17,7 +17,7 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
 
 def at_least(name: str, value: int, least: int) -> int:
-    """``value`` as it is.
+    """``value`` unchanged, if it is large enough.
 
     Raises:
         InputError: It is not a whole number, or smaller than ``least``.
@@ -39,7 +39,7 @@ def integer(text: str, where: str) -> int:
 
 
 def positions_by_label(labels: ArrayLike, among: Iterable[int] | None = None) -> dict[Label, list[int]]:
-    """Where each label stands, labels in the order in which they come first.
+    """The positions of each label; labels in order of first occurrence.
 
     Args:
         labels: (N,) strings or integers.

@@ -24,7 +24,7 @@ NOVEL_DRAW, HELD_DRAW = 0, 1
 """What the seed draws here; other uses of the same seed take other numbers."""
 
 _NOVEL = 0.2
-_LEAST_NOVEL = 2  # one class alone is always told right
+_LEAST_NOVEL = 2  # with a single class every prediction is right
 _TABLE = "labels.csv"
 
 
@@ -102,7 +102,7 @@ def split_classes(data: Path, *, held_out: float, mixed: bool, seed: int, check:
 
 
 def _listing(data: Path, check: SplitCheck) -> tuple[LabelledImages, tuple[Role, ...] | None, dict[str, object]]:
-    """The images, the split of each, and what is to be reported of them; a copy within one class is left out."""
+    """The images, the split of each image, and notes for the report; copies within one class are left out."""
     files = open_files(data)
     roles: tuple[Role, ...] | None = None
     if _TABLE in files.names:

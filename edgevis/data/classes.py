@@ -89,7 +89,7 @@ def read_class_table(
 
 
 def _shared_length(parents: Sequence[tuple[str, ...]]) -> int:
-    """How many leading folders all paths share, the last folder of a path never among them."""
+    """The number of leading folders that all paths share, not counting the last folder of a path."""
     first, last = min(parents), max(parents)
     most = min(len(parent) for parent in parents) - 1
     for place in range(most):

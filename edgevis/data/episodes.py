@@ -1,4 +1,4 @@
-"""N-way K-shot episodes: which images of which classes are shown, and which are asked for."""
+"""N-way K-shot episodes: support and query images by class."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def read_fss1000(path: str | os.PathLike[str], *, classes: Sequence[str] | None 
 
 @dataclass(frozen=True, slots=True)
 class Visible:
-    """How much of a class an image must show to be an example of it. Each image is judged by its own size.
+    """The least area of a class that makes an image an example of it. Each image is measured at its own size.
 
     Attributes:
         min_pixels: From this many pixels on.
@@ -261,11 +261,11 @@ class Visible:
             raise InputError(f"min_share is {self.min_share}; allowed: 0 to 1")
 
     def values(self, mask: NDArray[np.uint8]) -> list[int]:
-        """The values of a mask, (H, W), of which it shows enough."""
+        """The values of a mask, (H, W), that cover enough pixels."""
         pixels = np.bincount(mask.ravel(), minlength=256)
         shown = (pixels >= self.min_pixels) & (pixels >= self.min_share * mask.size)
         if self.size is not None:
-            # As the tasks and the runtime shrink masks.
+            # The same resizing as in the tasks and the runtime.
             seen = cv2.resize(mask, self.size[::-1], interpolation=cv2.INTER_NEAREST)
             shown &= np.bincount(seen.ravel(), minlength=256) > 0
         return [int(value) for value in np.flatnonzero(shown)]
@@ -345,7 +345,7 @@ def examples_of(
 
 
 def check_fold(fold: int) -> None:
-    """Refuse a fold that there is not, with an InputError."""
+    """Raise InputError for a fold that does not exist."""
     if isinstance(fold, bool) or not isinstance(fold, int) or fold not in range(FOLDS):
         raise InputError(f"fold is {fold!r}; allowed: 0 to {FOLDS - 1}")
 
@@ -385,7 +385,7 @@ def _scanned(
     ignore: int | None,
     visible: Visible,
 ) -> ClassMasks:
-    """Those images that show a class, found by reading every mask."""
+    """The images that show a class; every mask is read."""
     selected: list[int] = []
     shown: list[list[int]] = []
     for position, name in enumerate(masks):

@@ -5,7 +5,7 @@ Data, told apart by their folders:
 - PASCAL-5i (``JPEGImages``) and COCO-20i (``annotations``): a ``fold`` says which classes are novel. As in the papers,
   these classes also choose the checkpoint.
 - FSS-1000's class folders: a fifth of the classes, drawn from the seed, is novel, and another tenth validates.
-- ``images/`` and ``masks/`` of class ids, whose classes are drawn likewise. With a column ``split`` in ``index.csv``
+- ``images/`` and ``masks/`` of class ids, with classes drawn in the same way. With a column ``split`` in ``index.csv``,
   training classes are shown by images of ``train``, novel ones by images of ``test``, or of ``val`` where there is no
   ``test``. Without it an image that shows a novel class only evaluates, and so do its copies and the other images of
   its ``volume``, ``patient``, ``subject`` or ``person``.
@@ -43,7 +43,7 @@ CLASS_DRAW = 0
 """What the seed draws here; other uses of the same seed take other numbers."""
 
 _NOVEL, _VALIDATION = 0.2, 0.1
-# An image is an example of a class from this share of its pixels on.
+# The least share of pixels that makes an image an example of a class.
 _MIN_SHARE = 0.01
 _TRAINING_SHOTS = 1
 
@@ -192,7 +192,7 @@ def _of_masks(
 def _divided(
     data: Path, classes: Sequence[int], fold: int | None, seed: int, needed: str, small: Sequence[str]
 ) -> tuple[list[int], list[int], list[int]]:
-    """Classes to train on, to validate and to evaluate; ``small`` lack what is ``needed`` for it."""
+    """Classes for training, validation and evaluation; ``small`` are those that do not meet ``needed``."""
     order = sample(draw_at(seed, CLASS_DRAW), list(classes), len(classes))
     novel = order[: max(1, round(_NOVEL * len(order)))] if fold is None else list(classes[fold::FOLDS])
     rest = [value for value in order if value not in novel]

@@ -35,7 +35,7 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """Where a file lies in a zip, and what it is when unpacked."""
+    """The offset of a file in a zip, and its unpacked size and checksum."""
 
     offset: int
     packed_bytes: int
@@ -55,12 +55,12 @@ class Files:
 
     path: Path
     inside: str
-    _found: Mapping[str, _Packed | None]
+    _entries: Mapping[str, _Packed | None]
 
     @property
     def names(self) -> KeysView[str]:
         """The files' paths, sorted, with ``/`` between folders; hidden files are left out."""
-        return self._found.keys()
+        return self._entries.keys()
 
     def where(self, name: str) -> str:
         """The file, for messages."""
@@ -72,43 +72,43 @@ class Files:
         Raises:
             SourceError: There are none.
         """
-        names = [name for name in self._found if name.startswith(f"{folder}/")]
+        names = [name for name in self._entries if name.startswith(f"{folder}/")]
         if not names:
             raise SourceError(f"{self.path} has no folder {self.inside}{folder} with files in it")
         return names
 
     def require(self, name: str, purpose: str) -> str:
-        """``name`` as it is.
+        """``name`` unchanged, if there is such a file.
 
         Raises:
             SourceError: There is no such file; the message says that it is needed for ``purpose``.
         """
-        if name not in self._found:
+        if name not in self._entries:
             raise SourceError(f"{self.path} has no file {self.inside}{name}, {purpose}")
         return name
 
     def listed(self, name: str, table: str) -> str:
-        """The file that a table means: other separators of folders and other Unicode forms are the same name.
+        """The file that a table lists; other folder separators and Unicode forms of its name match.
 
         Raises:
             SourceError: There is no such file.
         """
-        if name in self._found:
+        if name in self._entries:
             return name
         plain = unicodedata.normalize("NFC", str(PurePosixPath(name.replace("\\", "/"))))
         for other in (plain, unicodedata.normalize("NFD", plain)):  # macOS writes the second
-            if other in self._found:
+            if other in self._entries:
                 return other
         return self.require(name, f"which {table} lists")
 
     def signature(self, name: str) -> tuple[int, ...]:
-        """What is known of a file's contents without reading it: equal contents have equal signatures.
+        """A signature available without reading the file: equal contents have equal signatures.
 
         Raises:
             SourceError: There is no such file.
         """
         self.require(name, "which is to be compared")
-        packed = self._found[name]
+        packed = self._entries[name]
         if packed is not None:
             return packed.size_bytes, packed.checksum
         try:
@@ -125,7 +125,7 @@ class Files:
         """
         max_bytes = max_file_bytes() if max_bytes is None else max_bytes
         self.require(name, "which is to be read")
-        packed = self._found[name]
+        packed = self._entries[name]
         try:
             if packed is None:
                 return self._read_file(name, max_bytes)
@@ -143,7 +143,7 @@ class Files:
             SourceError: There is no such file, or it is damaged.
         """
         self.require(name, "which is to be read")
-        packed = self._found[name]
+        packed = self._entries[name]
         try:
             if packed is None:
                 with open_regular(self.path / self.inside / name) as file:
@@ -157,7 +157,7 @@ class Files:
             raise SourceError(f"{self.where(name)} cannot be read: {error}") from error
 
     def stamp(self, name: str) -> tuple[str, int]:
-        """What changes when a file is written or another one takes its name, and the later of its times.
+        """A stamp that changes when the file is written or replaced, and the later of its times.
 
         Returns:
             Size, times and inode as text, those of the zip for a file inside; and nanoseconds since 1970.
@@ -166,7 +166,7 @@ class Files:
             SourceError: It is gone.
         """
         try:
-            status = os.stat(self.path if self._found[name] is not None else self.path / self.inside / name)
+            status = os.stat(self.path if self._entries[name] is not None else self.path / self.inside / name)
         except OSError as error:
             raise SourceError(f"{self.where(name)} cannot be read: {error}") from error
         parts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -194,7 +194,7 @@ class Files:
             ) from error
 
     def json(self, name: str) -> Any:
-        """What a JSON file says.
+        """The content of a JSON file.
 
         Raises:
             SourceError: It cannot be read, or is not JSON.
@@ -265,7 +265,7 @@ class Files:
             raise ValueError("its checksum is wrong: the zip has changed or is damaged")
 
     def _seek(self, file: IO[bytes], packed: _Packed) -> None:
-        """To where the data of a file in the zip begin."""
+        """Move to the start of a file's data in the zip."""
         file.seek(packed.offset)
         magic, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size).ljust(30, b"\0"))
         if magic != b"PK\x03\x04":
@@ -330,7 +330,7 @@ def open_files(path: str | os.PathLike[str], *, inside: str = "", say_left_out: 
 
 
 def images_of(names: Collection[str]) -> list[str]:
-    """Those that are images by their suffix."""
+    """The names with an image suffix."""
     return [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
 
 
@@ -388,7 +388,7 @@ def _blocks(file: IO[bytes], size_bytes: int) -> Iterator[bytes]:
 
 
 def _inflated(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Unpacked, no more than a block at a time whatever the packed data say."""
+    """The unpacked data, at most one block at a time whatever the packed data declare."""
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     for block in blocks:
         while block:

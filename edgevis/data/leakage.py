@@ -1,4 +1,4 @@
-"""What training and evaluation must not share: files, copies of files, persons, volumes, classes.
+"""Checks that training and evaluation share no files, copies of files, persons, volumes or classes.
 
 Every training's data pass here once, before the first epoch. Copies are found by the bytes as they are stored: only
 files of equal size (in a zip: of equal size and checksum) are read at all, and each of them once. A picture that was
@@ -45,7 +45,7 @@ class Side:
 
 
 class SplitCheck:
-    """Compares the sides of a training's data, and remembers what it has read.
+    """Compares the sides of a training's data and caches the digests of the files it has read.
 
     Args:
         allow_leakage: Return what is found instead of refusing it.
@@ -58,10 +58,10 @@ class SplitCheck:
         self._digests: dict[tuple[str, str, str], bytes] = {}
 
     def refuse(self, source: object, leaks: Sequence[str]) -> tuple[str, ...]:
-        """What was found, for the report.
+        """The leaks, for the report.
 
         Raises:
-            InputError: Something was, and it is not allowed.
+            InputError: There are leaks, and leakage is not allowed.
         """
         if leaks and not self.allow_leakage:
             raise InputError(
@@ -71,7 +71,7 @@ class SplitCheck:
         return tuple(leaks)
 
     def progress(self, done: int, total: int) -> None:
-        """Tell how many files have been read."""
+        """Report how many files have been read."""
         if self._progress is not None:
             self._progress(done, total)
 
@@ -82,7 +82,7 @@ class SplitCheck:
         together: Collection[str] = (),
         blank: Callable[[File], bool] | None = None,
     ) -> list[str]:
-        """What two sides share, a sentence for each kind: files, names without suffix, groups, copies.
+        """Sentences on what two sides share, one for each kind: files, names without suffix, groups, copies.
 
         Args:
             sides: Two or more.
@@ -281,7 +281,7 @@ def _plain(value: object) -> str:
 
 
 def counted(items: Sequence[object], what: str) -> str:
-    """How many there are, in words."""
+    """The number of items, in words."""
     if len(items) == 1:
         return f"1 {what}"
     plural = {"class": "classes"}.get(what, f"{what}s")

@@ -128,7 +128,7 @@ def rows_once(files: Files) -> tuple[list[dict[str, str]], tuple[Role, ...] | No
 
 
 def groups_of(rows: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
-    """What must stay together, by the columns of the index that say so."""
+    """The groups of images that must stay on one side, by the index columns that define them."""
     return {name: tuple(row[name] for row in rows) for name in GROUPS if rows and name in rows[0]}
 
 
@@ -144,7 +144,7 @@ def _of(groups: Mapping[str, Sequence[str]], places: Sequence[int]) -> dict[str,
 
 
 def _in_order(volumes: Sequence[str], together: Sequence[int], places: Sequence[int]) -> list[int]:
-    """What is drawn from, sorted by the name of its first volume."""
+    """The groups to draw from, sorted by the name of their first volume."""
     first: dict[int, str] = {}
     for place in places:
         first[together[place]] = min(volumes[place], first.get(together[place], volumes[place]))

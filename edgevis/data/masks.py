@@ -35,7 +35,7 @@ def read_class_ids(files: Files, name: str) -> NDArray[np.uint8]:
 
 
 def as_class_ids(numbers: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """The same as uint8; SourceError when they have 16 bits."""
+    """The mask as uint8; SourceError if its values need 16 bits."""
     if numbers.dtype != np.uint8:
         raise SourceError(f"{name} has 16 bits a pixel, as instance ids have; class ids have 8")
     return numbers.astype(np.uint8, copy=False)

@@ -84,7 +84,7 @@ def mixed_split(
     small = [label for label in base_labels if len(positions[label]) < 2]
     if small:
         raise InputError(f"base class {small[0]!r} has one image; two are needed, to train and to evaluate")
-    # Each class has a generator of its own: what is drawn for it does not depend on which others there are.
+    # One generator per class: its draw does not depend on the other classes.
     order = {label: shuffled(draw_at(seed, place), positions[label]) for place, label in enumerate(named)}
     half = {label: (len(order[label]) + 1) // 2 for label in base_labels}
     chosen = sample(draw_at(seed, len(named)), base_labels, len(validation) + len(test))

@@ -151,7 +151,7 @@ def _person_from_ccp(archive: zipfile.ZipFile, stem: str, names: list[str]) -> P
         mask = laid_beside(stored, image, orientation, "the mask")
     except InputError as error:
         raise SourceError(f"photo {stem} and its mask do not fit together: {error}") from error
-    # 255 hides a few garments of the source; for us it is one more garment.
+    # 255 masks a few garments in the source; here it counts as one more garment.
     table = np.array([i + 1 if i < 254 else i for i in range(256)], np.uint8)
     table[0] = BACKGROUND
     for i, name in enumerate(names):

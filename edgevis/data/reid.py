@@ -128,7 +128,7 @@ def read_person_table(path: str | os.PathLike[str]) -> dict[Role, PersonImages]:
 
 
 def unmatched(query: PersonImages, gallery: PersonImages) -> int:
-    """How many queries have no gallery image of their identity from another camera: rankings leave them out."""
+    """The number of queries without a gallery image of their identity from another camera; rankings exclude them."""
     cameras: dict[int, set[int]] = {}
     for identity, camera in zip(gallery.ids, gallery.cameras, strict=True):
         cameras.setdefault(identity, set()).add(camera)

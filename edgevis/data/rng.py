@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def draw_at(seed: int, *position: int) -> random.Random:
-    """The generator for one place in a run, such as an epoch and an episode: no place depends on what others drew."""
+    """The generator for one position in a run, such as (epoch, episode); positions are independent of each other."""
     key = "/".join(str(number) for number in (seed, *position))
     # Not hash(): it differs between processes for strings, and for integers it is the integer.
     return random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))  # noqa: S311 - no secret
@@ -28,7 +28,7 @@ def below(draw: random.Random, count: int) -> int:
 
 def sample(draw: random.Random, items: Sequence[T], count: int) -> list[T]:
     """``count`` different ones of ``items`` in random order (the first steps of a Fisher-Yates shuffle)."""
-    # What a shuffle in place would have moved, so that few of many cost few steps.
+    # Only the moved entries of an in-place shuffle, so that the cost depends on ``count`` and not on the items.
     moved: dict[int, int] = {}
     drawn = []
     for place in range(count):

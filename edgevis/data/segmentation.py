@@ -147,7 +147,7 @@ def index_rows(files: Files, split: str | None = None) -> list[dict[str, str]]:
 
 
 def outside(data: InstanceImages, progress: Callable[[int, int], None]) -> list[str]:
-    """Images with a box that reaches beyond them, by their headers: nothing is decoded.
+    """Sentences on images with a box that exceeds the image; sizes are read from the headers, nothing is decoded.
 
     Args:
         data: Images and boxes.

@@ -29,7 +29,7 @@ _SHOWN = 8
 
 
 def role_of(name: str) -> Role | None:
-    """The split that a name means, blanks around it and its case apart; None for an unknown name."""
+    """The split that a name means, ignoring case and surrounding blanks; None for an unknown name."""
     return _ROLE_OF.get(_plain(name))
 
 

@@ -27,10 +27,10 @@ from runtime.errors import InputError, MissingDependencyError, SourceError
 from runtime.images.decode import Image
 
 MAX_VOLUME_BYTES = 2 << 30
-"""No file is unpacked to more."""
+"""The largest unpacked size of a file."""
 
 PERCENTILES = (0.5, 99.5)
-"""What becomes black and white where no window is given: MR intensities have no unit."""
+"""The percentiles that become black and white if no window is given: MR intensities have no unit."""
 
 Plane = Literal["axial", "coronal", "sagittal"]
 
@@ -124,15 +124,15 @@ class Volumes:
             if not distance_mm <= _APART * min(spacing):  # an affine may hold NaN
                 raise SourceError(
                     f"{self.files.where(self.labels[index])} lies up to {distance_mm:.3g} mm from its image, whose "
-                    f"voxels are {min(spacing):.3g} mm: their affines differ; resample the label to its image's grid, or "
-                    "correct its header"
+                    f"voxels are {min(spacing):.3g} mm: their affines differ; resample the label to its image's grid, "
+                    "or correct its header"
                 )
         return Volume(self.names[index], _windowed(intensities, self.window), label, spacing)
 
     def slices(self, *, min_label_pixels: int = 0) -> Iterator[Slice]:
         """The slices of all volumes, one volume in memory at a time.
 
-        A compressed volume can only be unpacked as a whole: who visits slices in random order keeps them in a list.
+        A compressed volume can only be unpacked as a whole: to visit slices in random order, keep them in a list.
 
         Args:
             min_label_pixels: Only slices with this many pixels of any class.

@@ -152,6 +152,6 @@ class CenterPivotConv4d(nn.Module):
 
 
 def _tap(down: int, right: int, side: int) -> int:
-    """The tap of a flattened kernel that reaches so far from its centre; the one after its last if none does."""
+    """The index of the flattened kernel's tap at this offset from the centre; one past the last if there is none."""
     row, column = down + side // 2, right + side // 2
     return row * side + column if 0 <= row < side and 0 <= column < side else side * side

@@ -39,7 +39,7 @@ def pair_correlation(query: Tensor, support: Tensor) -> Tensor:
 
     Args:
         query: (N, L, C, Q): L layers of N images, unit channels, Q places in row order.
-        support: (K, L, C, S) likewise, of K shots.
+        support: (K, L, C, S), the same for K shots.
 
     Returns:
         (N * K, L, Q, S); row ``n * K + k`` is query n with shot k.

@@ -1,4 +1,4 @@
-"""How the support mask enters the support features: the hybrid masking of the paper and what it is compared with.
+"""Ways to apply the support mask to the support features: the paper's hybrid masking and its baselines.
 
 Paper: Moon, Sohn, Kim, et al., "HM: Hybrid Masking for Few-Shot Segmentation", ECCV 2022, sections 3.2 and 3.3 and the
 ablation of the merging strategies.
@@ -77,7 +77,7 @@ def mask_maps(
     *,
     masking: Masking,
 ) -> Maps:
-    """The same from feature maps that are there already.
+    """As :func:`masked_pyramid`, from feature maps that are already computed.
 
     Args:
         features: Maps of the support image; ``im`` does not read them.

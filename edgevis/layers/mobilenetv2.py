@@ -16,7 +16,7 @@ from edgevis.layers.mbconv import DepthwiseSeparable, InvertedResidual, convolut
 from runtime.errors import InputError
 
 CHANNELS = 320
-"""What the last stage puts out."""
+"""Output channels of the last stage."""
 
 _STEM = 32
 # Per stage after the first: channels, blocks, stride of the first block.
@@ -63,7 +63,7 @@ class MobileNetV2Backbone(nn.Module):
         initialise(self)
 
     def features(self, image: Tensor, stages: Sequence[int] = (2, 3, 4)) -> list[list[Tensor]]:
-        """What each block of the stages gives; as :meth:`edgevis.layers.resnet.ResNet.features`."""
+        """The output of each block of the stages; as :meth:`edgevis.layers.resnet.ResNet.features`."""
         if image.dim() != 4 or image.shape[1] != 3:
             raise InputError(f"image is {tuple(image.shape)}; allowed: (N, 3, H, W)")
         x = self.act1(self.bn1(self.conv_stem(image)))

@@ -90,7 +90,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, image: Tensor, stages: Sequence[int] = (2, 3, 4)) -> list[list[Tensor]]:
-        """What each block of the stages gives before its last ReLU; the stages after the last one asked for do not run.
+        """The output of each block before its last ReLU; stages after the last requested one do not run.
 
         Args:
             image: (N, 3, H, W) float32.

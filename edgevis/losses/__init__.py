@@ -1,4 +1,4 @@
-"""What the papers train with, one file for each."""
+"""The papers' losses, one file each."""
 
 from edgevis.losses.attention_fusion import AttentionFusionLoss, CosineEpisodeLoss
 from edgevis.losses.box_tightness import (

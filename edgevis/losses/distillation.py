@@ -1,4 +1,4 @@
-"""What a student learns from a teacher: where its embeddings point, and how it spreads probability over the classes.
+"""Distillation losses: the direction of a teacher's embeddings, and its distribution over the classes.
 
 Papers: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2 (logits, and the factor
 of the squared temperature); Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015 (a learned map from the

@@ -1,4 +1,4 @@
-"""What person re-identification trains with: batch-hard triplets, smoothed cross-entropy, and both in EPRI-Net's sum.
+"""Losses of person re-identification: batch-hard triplets, smoothed cross-entropy, and both in EPRI-Net's sum.
 
 Papers: Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", 2017; Szegedy et al.,
 "Rethinking the Inception Architecture for Computer Vision", CVPR 2016 (label smoothing); Lin, Zhang, Chen, Wu, Zhou,

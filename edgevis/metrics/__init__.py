@@ -1,4 +1,4 @@
-"""Measures of what a model decides, one file for each task."""
+"""Metrics, one file for each task."""
 
 from edgevis.metrics.box_fit import box_fit, box_fit_per_volume
 from edgevis.metrics.dice import dice_per_volume

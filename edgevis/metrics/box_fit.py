@@ -1,4 +1,4 @@
-"""How well masks fit boxes: an estimate of their Dice where nothing but the boxes of the objects is known.
+"""How well masks fit boxes: an estimate of the Dice if only the objects' boxes are known.
 
 Training from boxes has no mask to choose a checkpoint by. What a box says of its object: the object lies within the
 box and touches its four sides. What is found outside of all boxes is wrong, so that it counts as in Dice. Of what is
@@ -42,7 +42,7 @@ make it touch the sides. Several regions remain, for an object may be cut into p
 
 
 def box_fit(prediction: ArrayLike, boxes: ArrayLike, *, empty: float = 1.0) -> float:
-    """The Dice of one image's mask as estimated from boxes: from 0 to 1, for a mask that the boxes hold tightly.
+    """The Dice of one image's mask, estimated from boxes: 0 to 1; 1 for a mask that fills its boxes tightly.
 
     Args:
         prediction: (H, W) bool, or integers 0 and 1.
@@ -58,7 +58,7 @@ def box_fit(prediction: ArrayLike, boxes: ArrayLike, *, empty: float = 1.0) -> f
 def box_fit_per_volume(
     predictions: Sequence[ArrayLike], boxes: Sequence[ArrayLike], volumes: Sequence[str], *, empty: float = 1.0
 ) -> dict[str, float]:
-    """The same for volumes whose slices were segmented one by one: pixels are summed over slices, not averaged.
+    """As :func:`box_fit`, for volumes segmented slice by slice: pixels are summed over slices, not averaged.
 
     Args:
         predictions: S slices as ``prediction`` of :func:`box_fit`, of any sizes.
@@ -99,7 +99,7 @@ def _areas(mask: NDArray[np.bool_], boxes: NDArray[np.int64]) -> NDArray[np.floa
 
 
 def _shape(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What was found in a box, (h, w), without specks."""
+    """The predicted mask within a box, (h, w), without specks."""
     count, regions, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     if count == 1:
         return mask
@@ -111,26 +111,26 @@ def _shape(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 @functools.lru_cache(maxsize=256)
 def _worth(height: int, width: int) -> NDArray[np.float64]:
-    """What each pixel of a box counts, (h, w): 1 within its ellipse, less in its corners."""
+    """The weight of each pixel of a box, (h, w): 1 within its ellipse, less in its corners."""
     rows = (2 * np.arange(height) + 1 - height) / height
     columns = (2 * np.arange(width) + 1 - width) / width
     return np.where(rows[:, None] ** 2 + columns**2 <= 1, 1.0, _CORNER)
 
 
 def _object_size(shape: NDArray[np.bool_], worth: NDArray[np.float64]) -> float:
-    """What the object counts that such a shape was found of, both (h, w) as the box."""
+    """The estimated size of the object with this predicted shape, both (h, w) as the box."""
     rows, columns = np.count_nonzero(shape.any(1)), np.count_nonzero(shape.any(0))
     least = _LEAST_FILL * shape.size
     if not rows:
         return least
-    # A gap has something found on both sides in its row and in its column: L-shapes and separate pieces have none.
+    # A gap has predicted pixels on both sides in its row and in its column: L-shapes and separate pieces have none.
     filled = float(worth[_between(shape, 0) & _between(shape, 1)].sum())
     tips = sum((side - crossed) * filled / crossed for side, crossed in zip(shape.shape, (rows, columns), strict=True))
     return float(np.clip(filled + _TIP * tips, least, worth.sum()))
 
 
 def _between(shape: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
-    """What lies between the first and the last pixel of each line along an axis."""
+    """The pixels between the first and the last set pixel of each line along an axis."""
     after = np.logical_or.accumulate(shape, axis)
     before = np.flip(np.logical_or.accumulate(np.flip(shape, axis), axis), axis)
     return np.asarray(after & before, np.bool_)

@@ -1,4 +1,4 @@
-"""The mean accuracy of few-shot episodes and how sure it is."""
+"""The mean accuracy of few-shot episodes and its confidence interval."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def episode_accuracy(accuracies: ArrayLike) -> EpisodeAccuracy:
 
 
 def half_width(values: NDArray[np.float64]) -> float:
-    """Of the 95 % interval of the mean of n >= 2 numbers, (n,): Student's t times the standard error."""
+    """Half width of the 95 % interval of the mean of n >= 2 numbers, (n,): Student's t times the standard error."""
     return _student_t(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def _student_t(freedom: int) -> float:
-    """How many standard errors on either side hold 95 % of Student's t (by bisection: SciPy is no dependency)."""
+    """The 97.5 % quantile of Student's t, in standard errors (by bisection: SciPy is no dependency)."""
     low, high = 0.0, math.pi / 2
     while (middle := (low + high) / 2) not in (low, high):
         low, high = (middle, high) if _share_within(middle, freedom) < _LEVEL else (low, middle)

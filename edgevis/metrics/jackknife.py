@@ -1,4 +1,4 @@
-"""How sure a figure is that divides sums, such as an IoU over all episodes, and how sure the difference of two.
+"""Confidence intervals of ratios of sums, such as an IoU over all episodes, and of the difference of two.
 
 Source: Tukey, "Bias and confidence in not-quite large samples", 1958; Efron and Tibshirani, "An Introduction to the
 Bootstrap", 1993, chapter 11. A unit's pseudo-value is n times the figure of all n units less n - 1 times that of all
@@ -77,7 +77,7 @@ def grouped_mean(values: ArrayLike, groups: Sequence[Hashable]) -> Pseudo:
 
 
 def difference(one: ArrayLike, other: ArrayLike) -> tuple[float, float]:
-    """By how much the first of two figures is larger on the same units, and the half width of its 95 % interval.
+    """The first of two figures on the same units minus the second, and the half width of its 95 % interval.
 
     Args:
         one, other: (n,) pseudo-values, n >= 2, of the same units in the same order.

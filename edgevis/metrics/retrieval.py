@@ -21,7 +21,7 @@ JUNK = -1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QueryRanks:
-    """Of each query that has a match and is not junk.
+    """Ranks of each query that has a match and is not junk.
 
     Attributes:
         query: (V,) int64: its number.
@@ -75,7 +75,7 @@ def reid_queries(
     query_cameras: ArrayLike,
     gallery_cameras: ArrayLike,
 ) -> QueryRanks:
-    """What :func:`reid_ranking` averages, query by query; arguments and errors as there."""
+    """The per-query values that :func:`reid_ranking` averages; the arguments and errors are the same."""
     table = np.asarray(distances, np.float64)
     ids = np.asarray(query_ids), np.asarray(gallery_ids)
     cameras = np.asarray(query_cameras), np.asarray(gallery_cameras)

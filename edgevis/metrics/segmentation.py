@@ -24,7 +24,7 @@ def intersection_and_union(
 
     Args:
         prediction, target: (H, W) bool, or integers 0 and 1: the foreground.
-        ignore: (H, W) likewise: pixels that count nowhere.
+        ignore: (H, W) bool: pixels that are not counted.
 
     Returns:
         Intersection and union, each (2,) int64: background, foreground.
@@ -45,7 +45,7 @@ def intersection_and_union(
 
 
 class SegmentationScore:
-    """Sums over the episodes of one fold (or the images of a data set), and what they come to."""
+    """Sums over the episodes of one fold (or the images of a data set), and the scores computed from them."""
 
     def __init__(self, class_ids: Sequence[int]) -> None:
         """A score with nothing added yet.

@@ -1,4 +1,4 @@
-"""The models: one file each, found by looking at the files of this folder.
+"""The models: one file each, discovered by listing this folder.
 
     model = create("osnet-x0-25")
     load_weights(model, "osnet_x0_25_msmt17.safetensors")
@@ -126,7 +126,7 @@ def parameter_counts(declared: ModelEntry, module: nn.Module) -> ParameterCounts
 
 
 def shipped_weights(model: str | ModelEntry, options: Mapping[str, object] = MappingProxyType({})) -> Path | None:
-    """The weights of that model that come with the package, or None if it has none, or none that fit these options.
+    """The weights of the model that ship with the package; None if there are none for these options.
 
     Args:
         model: One of :func:`names`, or a declaration.

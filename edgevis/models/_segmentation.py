@@ -1,4 +1,4 @@
-"""What the models of the task ``segment`` share: their options and their deployment.
+"""The shared options and deployment of the models of the task ``segment``.
 
 Provenance: our own code.
 Licence: this file, as the rest of edgevis.
@@ -24,7 +24,7 @@ class SegmentationModel(nn.Module):
 
     Args:
         in_channels: 1 for grey images, 3 for RGB.
-        classes: Number of maps; each is a class of its own, which may overlap with others.
+        classes: Number of maps; each is one class; classes may overlap.
         side: Side of the square images.
         multiple: What the side must be a multiple of.
 

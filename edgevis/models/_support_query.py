@@ -1,4 +1,4 @@
-"""What VAT-HM and ASNet-HM share: a frozen ResNet, two graphs and official checkpoints.
+"""The base of VAT-HM and ASNet-HM: a frozen ResNet, two graphs and official checkpoints.
 
 Paper: Moon, Sohn, Kim, et al., "HM: Hybrid Masking for Few-Shot Segmentation", ECCV 2022.
 Provenance: our own code.
@@ -40,7 +40,7 @@ _WIDTHS = whole(1, 256)
 
 
 class SupportQueryModel(nn.Module):
-    """A model with a frozen backbone that segments in a query image what a mask marks in a support image.
+    """A model with a frozen backbone that segments a query image by a support image and its mask.
 
     The backbone never learns and its batch norms stay in evaluation mode, whatever :meth:`train` says.
 

@@ -50,7 +50,7 @@ MOBILE_DEPLOYMENT = _deployment(mobilenetv2.DEPLOYMENT.preprocess, 2 * mobilenet
 
 
 class AFLFeatures(NamedTuple):
-    """What training takes from one pass; a plain tuple to whatever walks over a model's outputs.
+    """The outputs of one training pass; a plain tuple for code that walks over a model's outputs.
 
     Attributes:
         global_embedding: X_global, (N, d) float32: d is 512, with MobileNetV2 1280.
@@ -107,7 +107,7 @@ class TwoBranches(nn.Module):
         return torch.cat(self.branches(image), dim=1)
 
     def forward(self, image: Tensor) -> AFLFeatures:
-        """From the same image to all that :class:`edgevis.losses.AttentionFusionLoss` needs."""
+        """From the same image to the arguments of :class:`edgevis.losses.AttentionFusionLoss`."""
         global_embedding, local_embedding = self.branches(image)
         return AFLFeatures(
             global_embedding,
@@ -202,7 +202,7 @@ class MobileAFLNet(TwoBranches):
     The gated maps of the 96-channel stage are joined to 192 channels, and each branch takes all of them through a 1x1
     convolution (``global_join``, ``local_join``), which keeps the shape that the published 160-channel stage takes. It
     begins as the identity on the branch's own half, and 0 on the other. The gates begin at one half exactly, as their
-    last weights begin at 0, so the identity is doubled. Those after the head begin likewise and halve the embedding,
+    last weights begin at 0, so the identity is doubled. Those after the head begin alike and halve the embedding,
     whose direction stays. So with published weights both halves of the embedding begin as MobileNetV2's own, and
     training moves away from there. (Gates with PyTorch's usual weights begin at 0.37 to 0.65: on photographs the
     halves' cosines to MobileNetV2's were then 0.95 to 0.99.)
@@ -225,7 +225,7 @@ class MobileAFLNet(TwoBranches):
 
     @property
     def backbones(self) -> tuple[nn.Module, ...]:
-        """What published weights of MobileNetV2 are copied into, see :mod:`edgevis.training.warm_start`."""
+        """The modules that take published weights of MobileNetV2, see :mod:`edgevis.training.warm_start`."""
         return self.stem, self.global_branch, self.local_branch
 
     def branches(self, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from runtime.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What an option takes.
+    """The allowed values of an option.
 
     Attributes:
         text: In words, as it follows "allowed: ".
@@ -26,7 +26,7 @@ class Allowed:
     holds: Callable[[Any], bool]
 
     def refusal(self, name: str, value: object) -> str | None:
-        """The sentence that refuses a value; None for one that is taken."""
+        """The error sentence for a value; None if the value is allowed."""
         return None if self.holds(value) else f"{name} is {shown(value)}; allowed: {self.text}"
 
     def require(self, name: str, value: object) -> None:
@@ -37,7 +37,7 @@ class Allowed:
 
 
 def whole(least: int, most: int | None = None, *, multiple: int = 1) -> Allowed:
-    """Whole numbers from ``least`` to ``most``, those that are ``least`` and a multiple more."""
+    """Whole numbers from ``least`` to ``most`` in steps of ``multiple``."""
     text = "a whole number" if multiple == 1 else f"multiples of {multiple}"
     text += f" of {least} or more" if most is None else f" from {least} to {most}"
 
@@ -49,7 +49,7 @@ def whole(least: int, most: int | None = None, *, multiple: int = 1) -> Allowed:
 
 
 def number(least: float, most: float | None = None, *, above: bool = False, below: bool = False) -> Allowed:
-    """Finite numbers from ``least`` to ``most``; with ``above`` or ``below`` these ends are not taken themselves."""
+    """Finite numbers from ``least`` to ``most``; with ``above`` or ``below`` the ends are excluded."""
     low = f"above {least:g}" if above else f"from {least:g}"
     if most is None:
         text = f"a number {low}" if above else f"a number of {least:g} or more"
@@ -66,7 +66,7 @@ def number(least: float, most: float | None = None, *, above: bool = False, belo
 
 
 def one_of(*choices: Any) -> Allowed:
-    """Some values; ``True`` is not 1 here."""
+    """One of the listed values; ``True`` does not count as 1."""
 
     def holds(value: Any) -> bool:
         return any(type(value) is type(choice) and value == choice for choice in choices)
@@ -75,7 +75,7 @@ def one_of(*choices: Any) -> Allowed:
 
 
 def several(each: Allowed, *, least: int = 1, more: str = "", holds: Callable[[Any], bool] | None = None) -> Allowed:
-    """A list of values; ``more`` says what ``holds`` asks of all of them."""
+    """A list of allowed values; ``more`` describes the condition ``holds`` on the whole list."""
     count = "a list" if least == 0 else f"a list of {least} or more"
 
     def all_hold(value: Any) -> bool:
@@ -87,7 +87,7 @@ def several(each: Allowed, *, least: int = 1, more: str = "", holds: Callable[[A
 
 
 def or_null(other: Allowed) -> Allowed:
-    """The same, or null."""
+    """The same values, or null."""
     return Allowed(f"{other.text}, or null", lambda value: value is None or other.holds(value))
 
 

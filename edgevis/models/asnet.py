@@ -169,7 +169,7 @@ class ASNet(SupportQueryModel):
             self.register_buffer(f"attend_matrix{position}", resize_matrix(inputs, outputs), persistent=False)
 
     def support(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What a query needs of support images.
+        """Features and masks of support images, as :meth:`query` takes them.
 
         Args:
             image: (N, 3, side, side) float32, RGB, ImageNet mean and standard deviation.
@@ -200,9 +200,9 @@ class ASNet(SupportQueryModel):
         Args:
             image: (N, 3, side, side) float32, as for :meth:`support`.
             support_l4: (K, layers, channels, places), what :meth:`support` gave for K shots.
-            support_l3: Likewise.
-            support_l2: Likewise.
-            support_attend: (K, places), likewise.
+            support_l3: The same at level 3.
+            support_l2: The same at level 2.
+            support_attend: (K, places), from the same call of :meth:`support`.
 
         Returns:
             (N, K, 2, h, w) logits with twice the side of stage 2, 106 at the default side: background, object.
@@ -224,7 +224,7 @@ class ASNet(SupportQueryModel):
 
         Args:
             query_image: (B, 3, side, side) float32, as for :meth:`support`.
-            support_image: Likewise.
+            support_image: (B, 3, side, side) float32, as for :meth:`support`.
             support_mask: (B, side, side) float32.
 
         Returns:
@@ -243,7 +243,7 @@ class ASNet(SupportQueryModel):
         return logits
 
     def support_shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Names and shapes of what :meth:`support` gives, without the first axis."""
+        """Names and shapes of the outputs of :meth:`support`, without the first axis."""
         return _support_shapes(
             self.learner.support_sides,
             self.backbone.depths,

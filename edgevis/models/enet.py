@@ -26,7 +26,7 @@ from edgevis.models.residual_unet import PAPER, SMALL
 from runtime.bundle.spec import Deployment
 
 _WIDTH = 16
-# By how much a bottleneck narrows.
+# The factor by which a bottleneck narrows.
 _RATIO = 4
 # What counts as equal in a pooling window, see max_pool_with_places. With 0 the places in flat parts of an image, as
 # around a body in a scan, are decided by rounding. Measured with random weights: PyTorch at batch 1 and at batch 20 was
@@ -88,7 +88,7 @@ class ENetBlock(nn.Module):
 
 
 class Shrink(nn.Module):
-    """Halve the map and widen it: (N, inputs, 2 h, 2 w) -> (N, outputs, h, w), and where its input's maxima were."""
+    """Halve the map and widen it: (N, inputs, 2 h, 2 w) -> (N, outputs, h, w), and the places of its input's maxima."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class ENet(SegmentationModel):
 
     Args:
         in_channels: 1 for grey images, 3 for RGB.
-        classes: Number of maps; each is a class of its own.
+        classes: Number of maps, one per class.
         side: Side of the square images, a multiple of 8.
 
     Raises:

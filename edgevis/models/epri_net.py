@@ -26,7 +26,7 @@ from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.errors import ModelError
 
 HEIGHT = 384
-"""Of the paper's images; the width is half of it."""
+"""Height of the paper's images; the width is half of it."""
 
 PYRAMID_CHANNELS = 320
 EMBEDDING = HEAD_CHANNELS + PYRAMID_CHANNELS
@@ -205,7 +205,7 @@ class EPRINet(nn.Module):
         return torch.cat(self.branches(image), dim=1)
 
     def logits(self, branches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What :meth:`branches` gives -> (N, num_identities) for each branch; training's cross-entropy takes these."""
+        """The outputs of :meth:`branches` -> (N, num_identities) for each branch; for training's cross-entropy."""
         first = self.classifier(self.neck(branches[0]))
         if self.pixels is not None:
             return first, self.classifier_pyramid(self.neck_pyramid(branches[1]))

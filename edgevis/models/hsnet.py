@@ -1,4 +1,4 @@
-"""HSNet-HM: few-shot segmentation by squeezing 4-D correlations, with hybrid masking and what it is compared with.
+"""HSNet-HM: few-shot segmentation by squeezing 4-D correlations, with hybrid masking and its baselines.
 
 Papers: Min, Kang, Cho, "Hypercorrelation Squeeze for Few-Shot Segmentation", ICCV 2021; Moon, Sohn, Zhou, Yoon,
 Pavlovic, Khan, Kapadia, "HM: Hybrid Masking for Few-Shot Segmentation", ECCV 2022, section 3 and the tables of its
@@ -72,7 +72,7 @@ class Block4d(nn.Module):
 
 
 class _Blocks(nn.ModuleList):
-    """A list of :class:`Block4d`; PyTorch's own does not say what is in it."""
+    """A typed list of :class:`Block4d`; PyTorch's ``ModuleList`` has no element type."""
 
     def __iter__(self) -> Iterator[Block4d]:
         return cast(Iterator[Block4d], super().__iter__())
@@ -139,12 +139,12 @@ class HSNetLearner(nn.Module):
         self.decoder2 = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 2, 3, padding=1))
 
     def forward(self, l4: Tensor, l3: Tensor, l2: Tensor) -> Tensor:
-        """From what :func:`edgevis.layers.correlation_pyramid` gives to logits.
+        """From the outputs of :func:`edgevis.layers.correlation_pyramid` to logits.
 
         Args:
             l4: (B, L4, ha, wa, hb, wb) float32: correlations of stage 4, query grid first.
-            l3: (B, L3, ...) likewise.
-            l2: (B, L2, ...) likewise; its query grid is (h, w).
+            l3: (B, L3, ...), the same at level 3.
+            l2: (B, L2, ...), the same at level 2; its query grid is (h, w).
 
         Returns:
             (B, 2, 2 h, 2 w) float32: logits of background and object.
@@ -166,7 +166,7 @@ class HSNetLearner(nn.Module):
     def logits(
         self, correlations: Sequence[Tensor], query_grids: Sequence[Grid], support_grids: Sequence[Grid]
     ) -> Tensor:
-        """The same with flat grids, in which form it is exported.
+        """As :meth:`forward`, with flattened grids: the exported form.
 
         Args:
             correlations: Of stages 4, 3 and 2: (B, layers, Q, S) float32.
@@ -221,7 +221,7 @@ class HSNet(SupportQueryModel):
         self.learner = HSNetLearner((two, three, four))
 
     def support(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What a query needs of support images.
+        """Features of support images, as :meth:`query` takes them.
 
         Args:
             image: (N, 3, side, side) float32, RGB, ImageNet mean and standard deviation.
@@ -243,8 +243,8 @@ class HSNet(SupportQueryModel):
         Args:
             image: (N, 3, side, side) float32, as for :meth:`support`.
             support_l4: (K, layers, channels, places): what :meth:`support` gave for K shots.
-            support_l3: Likewise.
-            support_l2: Likewise.
+            support_l3: The same at level 3.
+            support_l2: The same at level 2.
 
         Returns:
             (N, K, 2, h, w) float32 logits with twice the side of stage 2, 106 at the default side: background, object.
@@ -266,7 +266,7 @@ class HSNet(SupportQueryModel):
 
         Args:
             query_image: (B, 3, H, W) float32, as for :meth:`support`.
-            support_image: (B, 3, H', W') likewise.
+            support_image: (B, 3, H', W') float32, as for :meth:`support`.
             support_mask: (B, H', W') float32.
 
         Returns:
@@ -286,7 +286,7 @@ class HSNet(SupportQueryModel):
         return self.learner.logits(correlations, query_grids, support_grids)
 
     def support_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Names and shapes, without the first axis, of what :meth:`support` gives."""
+        """Names and shapes of the outputs of :meth:`support`, without the first axis."""
         return _support_shapes(self.side, self.backbone.depths, self.backbone.channels)
 
     def _supports(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -364,7 +364,7 @@ def _unit(maps: Sequence[Tensor]) -> Tensor:
 def hsnet(
     *, masking: Masking = "hm", backbone: Backbone | SmallBackbone = "resnet50", side: int = SIDE, width: int = 64
 ) -> HSNet:
-    """HSNet with hybrid masking, or with another one; see :class:`HSNet` for the options."""
+    """HSNet with hybrid or another masking; see :class:`HSNet` for the options."""
     return HSNet(backbone=backbone, masking=masking, side=side, width=width)
 
 

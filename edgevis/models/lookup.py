@@ -1,4 +1,4 @@
-"""Finding a model by its name: those of this folder, those of installed packages, and any other by its path.
+"""Finds a model by its name (in this folder or an installed package) or by its path.
 
 A name without a colon is a model of a file in this folder, or an entry point in the group :data:`GROUP` of an installed
 package. ``package.module:NAME`` is looked up in that module, which is imported: from where Python finds it, or else
@@ -40,7 +40,7 @@ _log = logging.getLogger("edgevis.models")
 
 
 def names() -> list[str]:
-    """The names that :func:`entry` knows without a path, sorted."""
+    """The model names that :func:`entry` accepts besides paths, sorted."""
     built_in = {item.name for item in _entries().values()}
     return sorted(built_in | {point.name for key, point in _entry_points().items() if key not in _entries()})
 
@@ -66,7 +66,7 @@ def entry(name: str) -> ModelEntry:
 
 
 def declared_entries() -> list[ModelEntry]:
-    """The declarations of all :func:`names`; a model of an installed package that cannot be had is logged."""
+    """The declarations of all :func:`names`; a model of an installed package that fails to load is logged."""
     entries = []
     for name in names():
         try:
@@ -77,7 +77,7 @@ def declared_entries() -> list[ModelEntry]:
 
 
 def file_name(name: str) -> str:
-    """What files of a model are called by default: the name, of a path what follows the colon."""
+    """The default file name of a model: its name, or the part after the colon of a path."""
     return name.rpartition(":")[2]
 
 
@@ -142,7 +142,7 @@ def _imported(place: str, path: str) -> ModuleType:
                 f"there is no module {error.name} for the model {path!r}: install its package, or run in its folder"
             ) from error
         raise ModelError(f"{place} cannot be imported for the model {path!r}: {error}") from error
-    except Exception as error:  # whatever its code raises
+    except Exception as error:  # the imported code may raise anything
         raise ModelError(f"{place} cannot be imported for the model {path!r}: {error}") from error
 
 
@@ -169,7 +169,7 @@ def _from_class(model: type[nn.Module], path: str) -> ModelEntry:
     try:
         with torch.device("meta"):  # shapes without memory
             count = sum(parameter.numel() for parameter in model().parameters())
-    except Exception as error:  # whatever its code raises
+    except Exception as error:  # the imported code may raise anything
         raise ModelError(
             f"{path} cannot be made without arguments: {error}; give its options default values"
         ) from error

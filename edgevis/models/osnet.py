@@ -164,7 +164,7 @@ class OSNet(nn.Module):
         return (self.embed(image),)
 
     def logits(self, branches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What :meth:`branches` gives -> (N, num_identities).
+        """The outputs of :meth:`branches` -> (N, num_identities).
 
         Raises:
             ModelError: The model was built without a classifier.

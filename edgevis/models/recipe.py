@@ -1,4 +1,4 @@
-"""How a model is trained, as data: what all recipes have in common, and what each task adds.
+"""Training recipes as data: the common fields, and those of each task.
 
 A model file gives its recipes by name: ``paper`` is what its paper states, with what it leaves open filled in and said
 so; ``small`` suits a CPU and some hundred images. Every value can be set from the command line.
@@ -24,7 +24,7 @@ Schedule = Literal["constant", "step", "cosine"]
 
 _MOST = 1_000_000_000
 _LARGEST = 1e30
-"""Of weights and scales: far more than is of use, and within float32."""
+"""The limit for weights and scales: beyond any useful value, and within float32."""
 
 _CUSTOM = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
@@ -35,7 +35,7 @@ def is_custom_loss(name: str) -> bool:
 
 
 def _loss(*known: str) -> Allowed:
-    """A loss that the task knows, or one of one's own."""
+    """A loss of the task, or a custom one."""
     return Allowed(
         f"{', '.join(known)}, or package.module:NAME",
         lambda value: isinstance(value, str) and (value in known or is_custom_loss(value)),
@@ -52,7 +52,7 @@ def _different(values: Sequence[int]) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What all trainings have in common.
+    """The fields that all recipes share.
 
     Attributes:
         loss: A loss that the task knows, or one's own as ``package.module:NAME``; see
@@ -115,7 +115,7 @@ class Recipe:
 
     @classmethod
     def allowed(cls) -> dict[str, Allowed]:
-        """What each field takes."""
+        """The allowed values of each field."""
         stated = {name: rule for kind in reversed(cls.__mro__) for name, rule in vars(kind).get("ALLOWED", {}).items()}
         return {item.name: stated.get(item.name) or _by_type(_hints(cast(Any, cls))[item.name]) for item in fields(cls)}
 
@@ -134,7 +134,7 @@ class Recipe:
         return from_json(type(self), {**to_json(self), **values}, "recipe")
 
     def rate(self, progress: float) -> float:
-        """The learning rate when so many epochs have passed; within an epoch it is a fraction."""
+        """The learning rate after that many epochs; fractions are positions within an epoch."""
         if progress < self.warm_up_epochs:
             share = progress / self.warm_up_epochs
             return self.learning_rate * (self.warm_up_from + (1 - self.warm_up_from) * share)
@@ -148,7 +148,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationRecipe(Recipe):
-    """What trainings have in common that can also learn from a teacher; without one these values are not used.
+    """The fields of recipes that support distillation; without a teacher they are not used.
 
     Attributes:
         distill_embedding: Weight of 1 - cosine between the student's embedding and the teacher's.
@@ -377,7 +377,7 @@ R = TypeVar("R", bound=Recipe)
 
 
 def recipe_of(kind: type[R], recipe: Recipe) -> R:
-    """The recipe as the kind that a task needs; InputError if it is another task's."""
+    """The recipe, checked to be of the task's type; InputError if it is another task's."""
     if not isinstance(recipe, kind):
         raise InputError(f"a {type(recipe).__name__} is no recipe for this task; allowed: {kind.__name__}")
     return recipe
@@ -390,7 +390,7 @@ def _refuse(kind: type[Recipe], name: str, value: object) -> None:
 
 
 def _by_type(hint: Any) -> Allowed:
-    """What a field takes whose type says it all."""
+    """The allowed values of a field, derived from its type."""
     if hint is bool:
         return SWITCH
     if get_origin(hint) is Literal:

@@ -71,7 +71,7 @@ class ResidualUNet(SegmentationModel):
 
     Args:
         in_channels: 1 for grey images, 3 for RGB.
-        classes: Number of maps; each is a class of its own.
+        classes: Number of maps, one per class.
         side: Side of the square images, a multiple of 16.
 
     Raises:

@@ -165,7 +165,7 @@ class VATLearner(nn.Module):
         self.register_buffer("to_level2", resize_matrix(grid, 2 * grid), persistent=False)
 
     def guides(self, maps: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        """What the decoder sees of the query image.
+        """The query image's features for the decoder.
 
         The projection is linear, so it comes before the resize, on fewer channels; the reference resizes first.
 
@@ -219,7 +219,7 @@ class VATLearner(nn.Module):
     def _level(
         self, level: int, correlation: Tensor, deeper: Tensor | None = None, matrix: Tensor | None = None
     ) -> Tensor:
-        """Tokens (B, Q * S, 128) of a level, with those of the deeper one added, its query grid resized."""
+        """Tokens (B, Q * S, 128) of a level, plus the deeper level's tokens with the query grid resized."""
         tokens: Tensor = self.encoders[level](correlation)
         if deeper is not None and matrix is not None:
             # To the resize each query place is one row: its support places and their channels.
@@ -250,7 +250,7 @@ class VAT(SupportQueryModel):
         self.learner = VATLearner((two, three, four), (first, second, third), variant=variant, grid=grid)
 
     def support(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What a query needs of support images.
+        """Features and masks of support images, as :meth:`query` takes them.
 
         Masked and switched at each level's own size, then resized: the other order gives other values.
 
@@ -275,8 +275,8 @@ class VAT(SupportQueryModel):
         Args:
             image: (N, 3, side, side) float32, as for :meth:`support`.
             support_l4: (K, layers, channels, places), what :meth:`support` gave for K shots.
-            support_l3: Likewise.
-            support_l2: Likewise.
+            support_l3: The same at level 3.
+            support_l2: The same at level 2.
 
         Returns:
             (N, K, 2, 128, 128) logits: background, object.
@@ -302,7 +302,7 @@ class VAT(SupportQueryModel):
 
         Args:
             query_image: (B, 3, side, side) float32, as for :meth:`support`.
-            support_image: Likewise.
+            support_image: (B, 3, side, side) float32, as for :meth:`support`.
             support_mask: (B, side, side) float32.
 
         Returns:
@@ -321,7 +321,7 @@ class VAT(SupportQueryModel):
         return logits
 
     def support_shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Names and shapes of what :meth:`support` gives, without the first axis."""
+        """Names and shapes of the outputs of :meth:`support`, without the first axis."""
         return _support_shapes(self.backbone.depths, self.backbone.channels, self.learner.grids[0])
 
     def _query_maps(self, image: Tensor) -> list[list[Tensor]]:

@@ -1,4 +1,4 @@
-"""Measures weights for open-set identification: what :mod:`runtime.open_set` needs to know of them.
+"""Measures weights for open-set identification and writes the data that :mod:`runtime.open_set` reads.
 
 - :mod:`edgevis.open_set.embeddings`: the embeddings of images that nobody enrols, and of scenes with known labels.
 - :mod:`edgevis.open_set.space`: the score space: whitening, and the cohort.

@@ -27,7 +27,7 @@ _BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some of a data set's images: ``FILE[:SPLIT[+SPLIT][:even|odd]]``, the last every second label in their order.
+    """A part of a data set: ``FILE[:SPLIT[+SPLIT][:even|odd]]``; ``even`` and ``odd`` take every second label.
 
     Attributes:
         path: A zip or folder with ``labels.csv``, or Clothing Co-Parsing's zip.
@@ -41,7 +41,7 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> Part:
-        """From the command line; InputError when it is not in that form."""
+        """Parse a command-line argument; InputError if it has another form."""
         path, *rest = text.split(":")
         if len(rest) > 2 or (len(rest) == 2 and rest[1] not in ("even", "odd")):
             raise InputError(f"{text!r} is not FILE[:SPLIT[+SPLIT][:even|odd]]")
@@ -93,7 +93,7 @@ class Embedder:
 
 
 def in_batches(embed: Callable[[list[Image]], Array], images: Iterator[Image]) -> Array:
-    """(N, D) rows of images, of which no more than a batch is in memory."""
+    """(N, D) embeddings of images; at most one batch of images is in memory."""
     parts: list[Array] = []
     while batch := list(islice(images, _BATCH)):
         parts.append(embed(batch))
@@ -136,7 +136,7 @@ def scene_of(embed: Embedder, part: Part) -> Scene:
 
 
 def background_of(embed: Embedder, parts: Sequence[Part], *, views: int, seed: int) -> tuple[Array, Array]:
-    """The rows of images that nobody enrols, and (N,) whose they are.
+    """The embeddings of images that are never enrolled, and (N,) the owner of each.
 
     Of persons on single photographs (Clothing Co-Parsing) ``views`` random views each are made, as two cameras might
     show them (:mod:`edgevis.open_set.views`).

@@ -33,7 +33,7 @@ class Scene:
     cameras: Array | None = None
 
     def only(self, labels: Array) -> Scene:
-        """The images of these labels alone."""
+        """The scene restricted to these labels."""
         selected = np.isin(self.labels, labels)
         return Scene(
             self.name,
@@ -43,7 +43,7 @@ class Scene:
         )
 
     def projected(self, space: ScoreSpace | None) -> Scene:
-        """With rows of a score space."""
+        """The scene with its rows projected into a score space."""
         return self if space is None else Scene(self.name, space.project(self.rows), self.labels, self.cameras)
 
 
@@ -90,7 +90,7 @@ class Selection:
         positions: (M,) the images that are enrolled, those of one label next to each other.
         counts: (L,) how many each label has.
         queries: (Q,) the other images of these labels, by the other cameras where there are several.
-        strangers: (S,) the images of the other labels, likewise.
+        strangers: (S,) positions of the images of the other labels.
     """
 
     enrolled: Array
@@ -101,7 +101,7 @@ class Selection:
 
 
 def selections(scene: Scene, *, labels: int, images: int, count: int, seed: int) -> Iterator[Selection]:
-    """Random enrolments of a scene; none where it has too few labels.
+    """Random enrolments of a scene; none if it has too few labels.
 
     Args:
         scene: With its labels and cameras.
@@ -120,7 +120,7 @@ def selections(scene: Scene, *, labels: int, images: int, count: int, seed: int)
         chosen = []
         for label in enrolled:
             shuffled = random.permutation(np.flatnonzero((scene.labels == label) & (cameras == camera)))
-            # Where there is one camera, half of the images at least stay to be asked for.
+            # With a single camera, at least half of the images remain as queries.
             most = len(shuffled) if scene.cameras is not None else len(shuffled) // 2
             chosen.append(shuffled[: min(images, most)])
         counts = np.array([len(item) for item in chosen])

@@ -1,4 +1,4 @@
-"""Threshold models: how the threshold that is right depends on what an enrolment says of itself."""
+"""Fits threshold models: they predict an enrolment's threshold from its features."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _merit(scene: Scene, space: ScoreSpace, scoring: Scoring) -> float:
 def fit(
     scenes: Sequence[Scene], space: ScoreSpace | None, scoring: Scoring, *, same: float, source: str, seed: int = 0
 ) -> OpenSetStatistics:
-    """What the runtime needs to know: threshold models of all labels of the scenes, and measured rates.
+    """The runtime's open-set data: threshold models over all labels of the scenes, and measured rates.
 
     The measured rates are of the labels that a fit has not seen: the labels of each scene are halved, models of one
     half are measured on the other, and the other way round.

@@ -20,14 +20,14 @@ from runtime.open_set.statistics import OpenSetStatistics
 
 SUFFIX = ".open_set.npz"
 SHIPPED = Path(__file__).parents[1] / "weights" / "open_set"
-"""Of weights that ship and of published ones; a file's name says for which by the digest's first 16 digits."""
+"""Sidecars of shipped and published weights; each file name has the first 16 digits of the weights' digest."""
 
 _HEADER = "header"
 
 
 @dataclass(frozen=True, slots=True)
 class SidecarHeader:
-    """What the file says besides the arrays of a score space.
+    """The file's metadata, besides the arrays of a score space.
 
     Attributes:
         model: The model's name.
@@ -65,7 +65,7 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def write_sidecar(path: Path, header: SidecarHeader, space: ScoreSpace) -> None:
-    """Write the file; it appears whole or not at all."""
+    """Write the file atomically."""
     text = json.dumps(to_json(header), allow_nan=False).encode()
     write_arrays(path, {_HEADER: np.frombuffer(text, np.uint8), **space.arrays()})
 
@@ -84,7 +84,7 @@ def read_sidecar(path: Path) -> Sidecar:
 
 
 def sidecar_of(digest: str, checkpoint: Path | None) -> Sidecar | None:
-    """What is known of the weights of that digest: beside their file, or among those that ship; None when nothing is.
+    """The sidecar of the weights with that digest: beside their file, or among the shipped ones; None if there is none.
 
     Raises:
         WeightsError: The file beside the checkpoint is damaged, or for other weights.

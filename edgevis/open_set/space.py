@@ -50,7 +50,7 @@ def space_of(
         mean, whitening = rows.mean(axis=0, dtype=np.float64).astype(np.float32), None
     else:
         mean, whitening = whitening_of(rows, labels, shrink)
-        # As the file will hold it, so that what is measured is what runs.
+        # Rounded as in the file, so that the measurement applies to the deployed values.
         whitening = whitening.astype(np.float16).astype(np.float32)
     bare = ScoreSpace(mean, whitening, np.zeros((1, len(mean)), np.float32), 1, 0.0, 0.0)
     projected = bare.project(rows)

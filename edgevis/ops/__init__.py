@@ -3,7 +3,7 @@
 In PyTorch each is a ``torch.library`` operator with a shape function and a gradient: it works in eager mode and under
 ``torch.compile`` and ``torch.export``. Exported to ONNX it is one node of the domain ``edgevis``, version 1, and the
 model carries its definition in standard operators as a model-local function: any runtime can run it, and one that has
-a kernel of its own for the node may use that instead.
+its own kernel for the node may use that instead.
 """
 
 from edgevis.ops.cross_attention import cross_attention

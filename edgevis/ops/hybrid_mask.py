@@ -32,7 +32,7 @@ def hybrid_mask(feature: Tensor, masked_image_feature: Tensor, mask: Tensor) -> 
 
     Args:
         feature: (B, C, h, w) floating point: features of the support image before their ReLU.
-        masked_image_feature: (B, C, h, w) likewise, of the support image with its background set to zero.
+        masked_image_feature: (B, C, h, w) of the support image with its background set to zero.
         mask: (B, H, W), 1 on the object, 0 elsewhere; bool, integer or floating point, H and W the image's.
 
     Returns:

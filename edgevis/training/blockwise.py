@@ -65,7 +65,7 @@ class Activations:
 
 
 def activations(model: BlockwiseModel, image: Tensor, forced: Activations | None = None) -> Activations:
-    """Run the network; with ``forced``, each block is given the map before it from there instead of the model's own."""
+    """Run the network; with ``forced``, each block takes its input map from there, not from the block before it."""
     maps: list[Tensor] = []
     for index, block in enumerate(model.blocks()):
         block_input = (maps if forced is None else forced.maps)[index - 1] if index else image

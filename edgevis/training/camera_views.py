@@ -1,6 +1,6 @@
 """Views of a person as cameras might show them: other clothes, light, surroundings, boxes and resolutions.
 
-A view keeps no label: whoever looks at it (a teacher network) says what it sees. So colours may change freely, and
+A view has no label: its target is the teacher network's output. So colours may change freely, and
 persons may be put together from two.
 """
 
@@ -104,7 +104,7 @@ def _recoloured(image: Image, parts: Image, rng: np.random.Generator) -> Image:
 
 
 def _surroundings(person: PersonCutout, rng: np.random.Generator) -> Image:
-    """What is beside the person, or a plain gradient if there is nothing."""
+    """The surroundings of the person, or a plain gradient if there are none."""
     x0, _, x1, _ = person.box
     height, width = person.parts.shape
     left, right = person.image[:, :x0], person.image[:, x1:]

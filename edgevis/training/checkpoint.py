@@ -1,4 +1,4 @@
-"""The state of a training in one safetensors file: whole or not there, and read without running any code."""
+"""The state of a training in one safetensors file: written atomically, read without running code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from runtime.common.json_data import from_json, parse_json, to_json
 from runtime.errors import InputError, SchemaError, WeightsError
 
 HALVED = "matrices float16, vectors (batch norm, biases) float32; no num_batches_tracked"
-"""What :func:`write_halved` writes, in words."""
+"""The description of the format that :func:`write_halved` writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class TrainingSession:
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """What a training needs besides tensors to go on.
+    """The state that a resumed training needs, besides tensors.
 
     Attributes:
         identity: What must be the same for it to be the same training.
@@ -67,7 +67,7 @@ def write_weights(path: Path, model: nn.Module, provenance: Provenance) -> None:
 
 
 def write_halved(path: Path, tensors: Mapping[str, Tensor], provenance: Provenance | None) -> None:
-    """Weights to ship, see :data:`HALVED`; the folder is made.
+    """Write weights to ship, see :data:`HALVED`; the folder is created.
 
     Batch norm's variances leave the range of float16; its counters are dropped, for nothing reads them.
 
@@ -86,7 +86,7 @@ def write_halved(path: Path, tensors: Mapping[str, Tensor], provenance: Provenan
 def write_state(
     path: Path, modules: Mapping[str, nn.Module], optimizer: optim.Optimizer, training: TrainingState
 ) -> None:
-    """Everything that a training needs to go on; WeightsError, and nothing is written, where a tensor is not finite."""
+    """Write the state that a resumed training needs; WeightsError, and no file, if a tensor is not finite."""
     tensors = {
         f"{name}/{key}": tensor for name, module in modules.items() for key, tensor in module.state_dict().items()
     }
@@ -101,12 +101,12 @@ def write_state(
 
 
 def read_training_state(path: Path) -> TrainingState:
-    """What :func:`write_state` wrote besides tensors."""
+    """Read the part of :func:`write_state`'s file that is not tensors."""
     return from_json(TrainingState, _state_text(path)["state"], f"{path.name}: state")
 
 
 def read_state(path: Path, modules: Mapping[str, nn.Module], optimizer: optim.Optimizer) -> None:
-    """Put modules and optimiser into the state that :func:`write_state` wrote of such ones.
+    """Load modules and optimiser from a file of :func:`write_state`.
 
     Raises:
         WeightsError: The file cannot be read, is of other modules, or holds NaN or infinity.

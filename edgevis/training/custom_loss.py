@@ -1,4 +1,4 @@
-"""A loss of one's own: ``--set loss=package.module:NAME`` names it, and no file of edgevis is edited for it.
+"""Custom losses: ``--set loss=package.module:NAME`` names it, and no file of edgevis is edited for it.
 
 ``NAME`` is a function, or a subclass of :class:`torch.nn.Module` that is built without arguments; parameters of the
 latter are trained and stored with the model's. It is called with the predictions and the targets that the task's recipe

@@ -1,4 +1,4 @@
-"""Distillation beside a task's own loss: a task that wraps another one and adds what a teacher's outputs say.
+"""Distillation: a task that wraps another one and adds terms of a teacher's outputs to its loss.
 
 Both see the same augmented images. The terms are those of :class:`edgevis.losses.DistillationLoss`.
 """
@@ -94,7 +94,7 @@ class DistillationTask:
         return self._task.test(model)
 
     def _require_same_classes(self, seed: int) -> None:
-        """Which classes a training has follows from its data and its seed; their names are not stored."""
+        """Require equal data and seed, which determine the classes; class names are not stored."""
         weight, provenance = self._recipe.distill_logits, self._teacher.provenance
         if provenance is None:
             raise InputError(
@@ -115,7 +115,7 @@ class DistillationTask:
 
 
 def check_distillable(recipe: Recipe, task: str) -> DistillationRecipe:
-    """The recipe, as one that a teacher has weights in.
+    """The recipe, checked to support a teacher.
 
     Args:
         recipe: How the student learns.

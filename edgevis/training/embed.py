@@ -1,4 +1,4 @@
-"""Embeddings of many images, as an evaluation compares them."""
+"""Embeddings of many images, for evaluation."""
 
 from __future__ import annotations
 

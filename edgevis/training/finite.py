@@ -1,4 +1,4 @@
-"""Trainings that have diverged: found before a checkpoint, an evaluation or a figure is made of their weights."""
+"""Detects diverged trainings before their weights are stored or evaluated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of a model that a training leaves as they are."""
+"""Freezes parts of a model during training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.errors import InputError
 
 
 def freeze(model: nn.Module, prefixes: Sequence[str]) -> int:
-    """Let no gradient reach the parameters behind the prefixes; autograd then keeps nothing of these parts.
+    """Disable gradients of the parameters behind the prefixes; autograd then stores no activations for them.
 
     Args:
         model: Whose parameters.

@@ -1,4 +1,4 @@
-"""What makes a training the one that it is: a resumed one must be of the same data, weights, recipe and precision.
+"""The identity of a training: to resume it, data, weights, recipe and precision must be the same.
 
 The identity is stored in the checkpoint. Beside it lies ``data.csv``, the SHA-256 of each file of the data: it says
 which files have changed, and a file whose size, times and inode are the same as before need not be read again.
@@ -67,7 +67,7 @@ def list_data(data: Path, *, output: Path, known: Mapping[str, DataFile]) -> tup
 
 
 def read_listing(path: Path) -> dict[str, DataFile]:
-    """What :func:`write_listing` wrote, by name; nothing where it is missing or damaged."""
+    """The files that :func:`write_listing` wrote, by name; empty if the listing is missing or damaged."""
     try:
         rows = csv.reader(io.StringIO(path.read_bytes().decode("utf-8", "surrogateescape"), newline=""), strict=True)
         if tuple(next(rows, ())) != _COLUMNS:
@@ -101,7 +101,7 @@ def summary_of(listing: Sequence[DataFile]) -> dict[str, Any]:
 
 
 def differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
-    """What differs between two identities: "recipe.learning_rate was 0.1, is 0.5", one sentence each."""
+    """The differences between two identities: "recipe.learning_rate was 0.1, is 0.5", one sentence each."""
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys((*was, *now)):
             yield from differences(was.get(key), now.get(key), f"{name}.{key}" if name else str(key))

@@ -46,7 +46,7 @@ def resized(image: Image, height: int, width: int) -> Image:
 
 
 def shrunk(image: Image, short_side: int) -> Image:
-    """The image with its short side of at most so many pixels."""
+    """The image, shrunk if needed so that its short side has at most that many pixels."""
     height, width = image.shape[:2]
     share = short_side / min(height, width)
     if share >= 1:

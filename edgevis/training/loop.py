@@ -188,7 +188,7 @@ def _epoch(
     listener: ProgressListener,
     parts: Mapping[str, nn.Module],
 ) -> dict[str, float]:
-    """One epoch; the means of the loss's terms."""
+    """Train one epoch; returns the means of the loss's terms."""
     recipe, steps = run.recipe, run.task.steps_per_epoch
     train_but_frozen(wrapped)
     sums: dict[str, float] = {}
@@ -229,7 +229,7 @@ def _epoch(
 
 
 def _everywhere(fabric: Any, holds: bool) -> bool:
-    """Whether it holds in every process: one that ends alone would leave the others waiting for it."""
+    """Whether a condition holds in every process, so that no process ends alone while others wait for it."""
     if fabric.world_size == 1:
         return holds
     failed = fabric.all_reduce(torch.tensor(float(not holds), device=fabric.device), reduce_op="sum")
@@ -248,7 +248,7 @@ def _loaded(run: Run, epoch: int, rank: int) -> Iterator[Batch]:
 
 
 def validated(run: Run, state: TrainingState, fabric: Any, listener: ProgressListener) -> TrainingState:
-    """With the validation's figures in the last row, and the weights kept if they are the best.
+    """The state with validation figures in its last row; the weights are stored if they are the best.
 
     A figure that is no number is in no row, and is never the best.
     """
@@ -274,7 +274,7 @@ def validated(run: Run, state: TrainingState, fabric: Any, listener: ProgressLis
 
 
 def evaluated(model: nn.Module, evaluate: Any) -> Evaluation | None:
-    """What ``evaluate`` finds of the model in evaluation mode, without gradients."""
+    """The result of ``evaluate`` on the model in evaluation mode, without gradients."""
     was_training = model.training
     model.eval()
     try:
@@ -286,7 +286,7 @@ def evaluated(model: nn.Module, evaluate: Any) -> Evaluation | None:
 
 
 def _write_log(path: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """All rows anew: after a crash none is there twice, and none of an epoch that is not in the checkpoint."""
+    """Rewrite all rows, so that after a crash none is duplicated or newer than the checkpoint."""
     names = list(dict.fromkeys(name for row in history for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")

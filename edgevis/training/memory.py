@@ -1,4 +1,4 @@
-"""Memory of a training on a processor: what is freed stays with the process, so that the next step need not ask anew.
+"""Memory of a training on a processor: freed memory stays with the process for the next step.
 
 A step takes and frees the same hundreds of large tensors. glibc gives each back to the system and gets it back zeroed,
 page by page: on the machine of docs/training.md more than half of a step of MobileNetV2 went there.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def in_float32(criterion: Callable[..., Any], *inputs: Tensor | Sequence[Tensor], **options: Any) -> Any:
-    """What a loss makes of a model's outputs, outside of mixed precision and of outputs in float32.
+    """The loss of a model's outputs, computed in float32 and outside of mixed precision.
 
     Sums over many values, logarithms and distances lose what matters in 16 bits, and a loss that autocast reaches into
     has some of its tensors in 16 bits and some in 32.

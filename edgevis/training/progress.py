@@ -11,7 +11,7 @@ _MANY_FILES = 1000
 
 
 class ProgressListener(Protocol):
-    """Is told how a training goes; only the first of several processes has one that is called."""
+    """Receives a training's progress; of several processes only the first reports."""
 
     def reading(self, done: int, total: int) -> None: ...
 

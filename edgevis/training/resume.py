@@ -1,4 +1,4 @@
-"""Going on with a training: only as the one that was begun, and by one process at a time."""
+"""Resumes a training: only with the same identity, and by one process at a time."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from runtime.errors import InputError
 LAST, BEST, REPORT = "last.safetensors", "best.safetensors", "report.json"
 
 FILES = "data files"
-"""The part of an identity that says which contents the data have."""
+"""The key of an identity's digest of the data."""
 
 _EPOCHS = "epochs"
 
 
 @contextmanager
 def only_training(output: Path) -> Iterator[None]:
-    """Make the training's folder, and keep other trainings out of it until the end of the block.
+    """Create the training's folder and lock it until the end of the block.
 
     A folder that nothing was written to is removed again.
 
@@ -62,7 +62,7 @@ def only_training(output: Path) -> Iterator[None]:
 def begin(
     output: Path, identity: Mapping[str, Any], data: Path | None, *, resume: bool
 ) -> tuple[TrainingState, tuple[DataFile, ...]]:
-    """How far the folder's training is, and the files of its data.
+    """The state of the folder's training, and the files of its data.
 
     Args:
         output: The training's folder.
@@ -119,7 +119,7 @@ def planned_epochs(identity: Mapping[str, Any]) -> int:
 
 
 def growth_note(recipe: Recipe, was: int, done: int) -> str:
-    """What more epochs do to the learning rate of a training that was to have ``was`` of them, after ``done``."""
+    """A note on how more epochs change the learning rate of a training planned for ``was``, after ``done``."""
     note = f"epochs grow from {was} to {recipe.epochs}"
     if recipe.schedule != "cosine":
         return f"{note}; the schedule {recipe.schedule!r} does not depend on them"
@@ -132,14 +132,14 @@ def growth_note(recipe: Recipe, was: int, done: int) -> str:
 
 
 def _compared(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what may grow, what has words of its own, and the data's name: the same contents may lie elsewhere."""
+    """The identity without epochs, data files (which have separate messages) and the data's name (which may change)."""
     recipe = {name: value for name, value in (identity.get("recipe") or {}).items() if name != _EPOCHS}
     data = {name: value for name, value in (identity.get("data") or {}).items() if name != "source"}
     return {name: value for name, value in {**identity, "recipe": recipe, "data": data}.items() if name != FILES}
 
 
 def _require_unfinished(output: Path, identity: Mapping[str, Any], *, resume: bool) -> None:
-    """Refuse to begin where the weights of another training lie."""
+    """Refuse to start in a folder with the weights of another training."""
     best, report = (output / BEST).exists(), (output / REPORT).exists()
     provenance = read_provenance(output / BEST) if best else None
     if not best and not report:

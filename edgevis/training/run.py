@@ -60,12 +60,12 @@ _ALLOWED = {
     "accelerator": one_of("auto", "cpu", "cuda"),
     "precision": one_of(*get_args(Precision)),
 }
-"""What the values of a request take that are neither the model's nor the recipe's."""
+"""The allowed values of a request's fields that belong neither to the model nor to the recipe."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRequest:
-    """What to train.
+    """The arguments of one training.
 
     Attributes:
         model: A name in :mod:`edgevis.models`.
@@ -181,7 +181,7 @@ def _train(
 def _task(
     request: TrainingRequest, recipe: Recipe, deployment: Deployment, device: torch.device, check: SplitCheck
 ) -> tuple[TrainingTask, Teacher | None]:
-    """What the model learns, and the teacher that it learns from, on the device."""
+    """The training task, and the teacher if there is one, on the device."""
     blockwise_recipe = recipe if isinstance(recipe, BlockwiseDistillationRecipe) else None
     taught = check_distillable(recipe, deployment.task) if _taught(request) and blockwise_recipe is None else None
     teacher = None
@@ -221,7 +221,7 @@ def _taught(request: TrainingRequest) -> bool:
 
 
 def _files(request: TrainingRequest) -> dict[str, Path | None]:
-    """What a training is made from, by what for."""
+    """The input files of a training, by purpose."""
     return {
         "data": request.data,
         "weights": request.weights,
@@ -239,7 +239,7 @@ def _recipe(entry: models.ModelEntry, request: TrainingRequest) -> Recipe:
 
 
 def _fabric(request: TrainingRequest) -> Any:
-    from lightning_fabric import Fabric  # seconds that an error in the arguments need not wait for
+    from lightning_fabric import Fabric  # takes seconds; argument errors are raised before
 
     for name, rule in _ALLOWED.items():
         if (refusal := rule.refusal(name, getattr(request, name))) is not None:
@@ -282,7 +282,7 @@ def _ending_processes(fabric: Any) -> Iterator[None]:
 
 
 def _identity(request: TrainingRequest, provenance: Provenance, fabric: Any) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be of this training, besides the contents of its data."""
+    """The values that a checkpoint of this training must match, besides the contents of its data."""
     files = (("weights", request.weights), ("backbone", request.backbone))
     identity: dict[str, Any] = {
         "model": provenance.model,
@@ -322,7 +322,7 @@ def _versions() -> dict[str, str]:
 
 
 def _number(value: float | None) -> float | None:
-    """JSON has no NaN: a figure that is none is null."""
+    """The figure, or None for NaN, which JSON does not have."""
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -1,4 +1,4 @@
-"""What a task brings to a training: data, loss and measure. Each file in ``edgevis/training/tasks/`` implements one."""
+"""The protocol of training tasks: data, loss and metrics. Each file in ``edgevis/training/tasks/`` implements one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class MetricValue:
 
     @property
     def half_width95(self) -> float | None:
-        """Of the 95 % interval; None with fewer than two samples."""
+        """Half width of the 95 % interval; None with fewer than two samples."""
         return half_width(np.asarray(self.samples)) if len(self.samples) > 1 else None
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class MetricValue:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a trained model does on data that it was not trained on.
+    """The metrics of a trained model on data that it was not trained on.
 
     Attributes:
         split: Which data, in a few words.
@@ -59,7 +59,7 @@ class Evaluation:
 
 @runtime_checkable
 class TrainingTask(Protocol):
-    """Data, loss and measure of one training.
+    """Data, loss and metrics of one training.
 
     A batch depends on its epoch, its step and the process's rank only, and on the seed: so a run that goes on after a
     crash sees what an unbroken one sees, and every process of several draws its own.
@@ -77,7 +77,7 @@ class TrainingTask(Protocol):
 
     @property
     def steps_per_epoch(self) -> int:
-        """The steps of one pass over the training data, or what the recipe says."""
+        """The steps of one pass over the training data, or the recipe's number."""
         ...
 
     def criterion(self) -> nn.Module:
@@ -93,11 +93,11 @@ class TrainingTask(Protocol):
         ...
 
     def validate(self, model: nn.Module) -> Evaluation | None:
-        """On data set aside from the training data; None where there are none. The first figure chooses the best."""
+        """Evaluate on data held out from training; None if there are none. The first figure selects the weights."""
         ...
 
     def test(self, model: nn.Module) -> Evaluation | None:
-        """On the data set's own evaluation split, with pictures; None where it has none."""
+        """Evaluate on the data set's test split, with pictures; None if it has none."""
         ...
 
 
@@ -125,7 +125,7 @@ class Views:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelOutputs:
-    """What a model computes for the images of one step.
+    """A model's outputs for the images of one step.
 
     Attributes:
         embedding: (B, d) floating point.

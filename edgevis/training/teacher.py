@@ -1,4 +1,4 @@
-"""A trained model that another one learns from: opened from its weights, run on each batch, never trained itself."""
+"""Teachers: trained models that are opened from their weights and run on each batch, but not trained."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Teacher:
 
 
 def open_teacher(path: Path | None, name: str | None, *, student: Deployment) -> Teacher:
-    """The teacher that the weights are of, on the CPU.
+    """The teacher with these weights, on the CPU.
 
     Args:
         path: Weights; None for those that ship with the model.
@@ -81,7 +81,7 @@ def open_teacher(path: Path | None, name: str | None, *, student: Deployment) ->
     options = {} if provenance is None else dict(provenance.options)
     model = models.module_from(entry, options)
     if provenance is None:
-        load_matching(model, file, heads=entry.classifier)  # of the embedding nothing is missing
+        load_matching(model, file, heads=entry.classifier)  # the embedding's tensors are complete
     else:
         models.load_weights(model, file)
     identity = {"model": entry.name, "options": options, "sha256": sha256(file)}

@@ -1,4 +1,4 @@
-"""Random views of training images: (H, W, 3) uint8 BGR in, the same out. What a draw decides, it decides everywhere."""
+"""Random views of training images: (H, W, 3) uint8 BGR in, the same out. Draws are the same on every platform."""
 
 from __future__ import annotations
 

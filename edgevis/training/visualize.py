@@ -1,4 +1,4 @@
-"""Parts of the pictures that an evaluation draws."""
+"""Drawing functions for an evaluation's pictures."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ def painted(image: Image, mask: Array, colour: Colour, *, strength: float = 0.6)
 
 
 def beside(left: Sequence[Image], right: Sequence[Image]) -> Image:
-    """Tiles of one height in a row, with a gap between what was given and what was found."""
+    """Tiles of one height in a row, with a gap between left and right."""
     gap = np.full((left[0].shape[0], _GAP, 3), 255, np.uint8)
     return np.hstack([*left, gap, *right])

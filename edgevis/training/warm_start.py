@@ -1,4 +1,4 @@
-"""Beginning with weights that are there: of another training, perhaps with other heads, or published backbones."""
+"""Initialises models from existing weights: of another training, perhaps with other heads, or published backbones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runtime.errors import InputError
 
 
 def load_backbone(model: nn.Module, path: Path) -> None:
-    """Copy published weights into the model's backbone; what that has not, such as a classifier, stays out.
+    """Copy published weights into the model's backbone; tensors that it lacks, such as a classifier, are skipped.
 
     The backbone is ``model.backbone``. Where several modules begin with parts of the same weights, ``model.backbones``
     are these modules, each with the published names.
@@ -33,7 +33,7 @@ def load_backbone(model: nn.Module, path: Path) -> None:
 
 
 def load_matching(model: nn.Module, path: Path, *, heads: tuple[str, ...]) -> str:
-    """Copy a checkpoint into the model; heads that it lacks, or has for other classes, stay as they are.
+    """Copy a checkpoint into the model; heads that it lacks, or has for other classes, are left unchanged.
 
     Args:
         model: Takes the weights.

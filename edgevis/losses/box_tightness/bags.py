@@ -75,7 +75,7 @@ def positive_bags(
 
 
 def class_masks(boxes: Tensor, shape: torch.Size) -> Tensor:
-    """Where a pixel is in any box of its class: boxes as above and the shape (B, C, H, W) -> (B, C, H, W) bool."""
+    """Mask of the pixels inside any box of their class: boxes as above, shape (B, C, H, W) -> (B, C, H, W) bool."""
     images, classes, height, width = shape
     image, of_class, x1, y1, x2, y2 = boxes.unbind(1)
     # The double sum of +1 and -1 at the corners of the boxes is the number of boxes around a pixel.
@@ -87,7 +87,7 @@ def class_masks(boxes: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _extents(corners: Tensor, crops: Tensor, plane: Tensor) -> Tensor:
-    """(N, 4) int64: around all that the boxes of a box's own plane cover of its crop."""
+    """(N, 4) int64: the extent, within each box's crop, of all boxes of the same plane."""
     low = torch.maximum(corners[None, :, :2], crops[:, None, :2])
     high = torch.minimum(corners[None, :, 2:], crops[:, None, 2:])
     seen = ((low <= high).all(2) & (plane[None] == plane[:, None]))[:, :, None]
@@ -96,14 +96,14 @@ def _extents(corners: Tensor, crops: Tensor, plane: Tensor) -> Tensor:
 
 
 def _groups(order: Tensor, lengths: Tensor, points: int) -> tuple[Tensor, ...]:
-    """The lines from short to long, in groups of about so many points: lines of a group are padded to the longest."""
+    """The lines from short to long, in groups of about that many points; lines are padded to their group's longest."""
     group = lengths[order].cumsum(0) // points
     parts: tuple[Tensor, ...] = torch.split(order, [size for size in group.bincount().tolist() if size])
     return parts
 
 
 def _own_mask(x: Tensor, y: Tensor, rectangles: Tensor) -> Tensor:
-    """What bilinear sampling gives of a mask that is 1 in the line's rectangle, (P, 4) int64: (P, n) float64."""
+    """Bilinear samples of a mask that is 1 in the line's rectangle, (P, 4) int64: (P, n) float64."""
     x1, y1, x2, y2 = rectangles.double()[:, :, None].unbind(1)
     across, down = (
         ((high - low) / 2 + 1 - (place - (low + high) / 2).abs_()).clamp_(0, 1)

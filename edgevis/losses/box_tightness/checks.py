@@ -1,4 +1,4 @@
-"""What the box-tightness losses take, checked once for all of them; see :mod:`edgevis.losses.box_tightness`.
+"""Argument checks shared by the box-tightness losses; see :mod:`edgevis.losses.box_tightness`.
 
 Provenance: our own code. Licence: this file, as the rest of edgevis.
 """

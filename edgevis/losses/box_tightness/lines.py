@@ -23,7 +23,7 @@ _MARGIN = 5
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """P lines; those of one box follow each other, of these those of one angle, of these columns before rows.
+    """P lines, sorted by box, then by angle, then columns before rows.
 
     A line's points are (x + t step_x, y + t step_y) for t from 0 to length - 1, in pixels of the image; integers are
     pixel centres.
@@ -46,11 +46,11 @@ class Lines:
     needed: Tensor
 
     def at(self, index: Tensor) -> Lines:
-        """The lines of that index, (Q,) int64."""
+        """The lines selected by the index, (Q,) int64."""
         return Lines(*(getattr(self, field.name).index_select(0, index) for field in fields(self)))
 
     def points(self) -> tuple[Tensor, Tensor]:
-        """The points, x and y, both (P, n) float64, where n is the greatest length; shorter lines go on beyond theirs.
+        """The points' x and y, both (P, n) float64, n the greatest length; shorter lines are extrapolated.
 
         What is beyond a line's length is at least one pixel away from its box.
         """
@@ -60,14 +60,14 @@ class Lines:
 
 
 def crops_around(boxes: Tensor, height: int, width: int) -> Tensor:
-    """What is rotated for each box: the square around its circumscribed circle, cut off at the edge of the image.
+    """The crop to rotate for each box: the square around its circumscribed circle, clipped to the image.
 
     Args:
         boxes: (N, 4) int64, x1, y1, x2, y2 inclusive.
         height, width: Of the image.
 
     Returns:
-        (N, 4) int64, likewise.
+        (N, 4) int64: x1, y1, x2, y2, the ends inclusive.
     """
     first, last = boxes[:, :2], boxes[:, 2:]
     diagonal = (last - first + 1).double().square().sum(1, keepdim=True).sqrt()
@@ -128,7 +128,7 @@ def lines_of(boxes: Tensor, crops: Tensor, angles: Sequence[float]) -> Lines:
 
 
 def _canvas(sides: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """How wide the rotated crop is, (K,) int64, so that nothing of it is lost; sides (K, 2) int64: its and the other.
+    """The width (K,) int64 that holds the whole rotated crop; sides (K, 2) int64: its own and the other.
 
     It is symmetric around the centre, so always even; without rotation the crop stays as it is, odd or even.
     """
@@ -137,7 +137,7 @@ def _canvas(sides: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _interval(low: Tensor, high: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Between which t the line ``slope t`` is above ``low - 1`` and below ``high + 1``."""
+    """The interval of t in which the line ``slope t`` is above ``low - 1`` and below ``high + 1``."""
     # A slope of 0 becomes one so small that either nothing or everything is between.
     slope = torch.where(slope == 0, 1e-12, slope)
     one, other = (low - 1) / slope, (high + 1) / slope

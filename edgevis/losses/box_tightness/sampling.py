@@ -21,7 +21,7 @@ def bordered(maps: Tensor) -> Tensor:
 def taps(
     x: Tensor, y: Tensor, image: Tensor, origin: Tensor, *, dtype: torch.dtype, within: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What :func:`bilinear` takes for points on P lines.
+    """The arguments of :func:`bilinear` for points on P lines.
 
     Args:
         x, y: (P, n) float64, in pixels of the image without its border. Points beyond the border are moved to where
@@ -65,7 +65,7 @@ def bilinear(image: Tensor, place: Tensor, weights: Tensor) -> Tensor:
 
 
 class _Bilinear(torch.autograd.Function):
-    """As a formula, autograd would keep ten numbers for each sample."""
+    """Bilinear interpolation as one autograd function; written out, autograd would keep ten numbers for each sample."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, place: Tensor, weights: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is trained for each task: one file each, named as :attr:`runtime.bundle.spec.Deployment.task`."""
+"""The training tasks: one file each, named as :attr:`runtime.bundle.spec.Deployment.task`."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class EpisodeTrainingTask:
     def validate(self, model: Any) -> Evaluation | None:
         if not self._split.validation:
             return None
-        shot = min(self._recipe.test_shots)  # the hardest tells weights apart best
+        shot = min(self._recipe.test_shots)  # the hardest setting separates weights best
         figures, _ = self._episodes(model, self._split.validation, (shot,), _VALIDATION_DRAW, picture=False)
         return Evaluation("training classes set aside", figures)
 
@@ -215,7 +215,7 @@ class EpisodeTrainingTask:
         ]
 
     def _left_out(self) -> list[str]:
-        """Which classes are too small for the evaluation's episodes."""
+        """Sentences on classes that are too small for the evaluation's episodes."""
         recipe, sentences = self._recipe, []
         parts = (self._split.validation, (min(recipe.test_shots),)), (self._split.novel, recipe.test_shots)
         for among, shots in parts:
@@ -294,7 +294,7 @@ class EpisodeTrainingTask:
         return figures, shown
 
     def _picture(self, shots: Array, queries: Array, predicted: Array) -> Image:
-        """A row for each class: what it was learned from, then what was asked for, framed by right or wrong."""
+        """A picture with a row for each class: its examples, then the queries, framed by right or wrong."""
         rows = []
         for number, (learned, queried) in enumerate(zip(shots.tolist(), queries.tolist(), strict=True)):
             examples = [_tile(self._images[position], GIVEN) for position in learned]

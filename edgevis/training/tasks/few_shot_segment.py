@@ -178,7 +178,7 @@ class FewShotSegmentationTrainingTask:
     def _scored(
         self, model: Any, data: ClassMasks, shot: int, count: int, salt: int
     ) -> tuple[dict[str, MetricValue], Image, int]:
-        """The figures, the picture of some episodes, and how many classes were asked for."""
+        """The figures, the picture of some episodes, and the number of classes drawn."""
         device = next(model.parameters()).device
         episodes = SegmentationEpisodes(data, shot=shot, episodes=count, queries=self._queries, seed=self._seed + salt)
         score = SegmentationScore(tuple(data.members))
@@ -204,7 +204,7 @@ class FewShotSegmentationTrainingTask:
 
 
 def _drawn(supports: Sequence[ClassMask], query: ClassMask, predicted: Array, side: int = 160) -> Image:
-    """The examples with their masks; the query with its true mask, and with what was found."""
+    """The examples with their masks; the query with its true and its predicted mask."""
 
     def seen(image: Image, mask: Array, colour: Colour) -> Image:
         return resized(painted(image, mask, colour), side, side)

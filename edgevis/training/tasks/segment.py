@@ -46,7 +46,7 @@ _TRAIN_DRAW, _VIEW_DRAW = range(max(TEST_DRAW, HELD_DRAW) + 1, 4)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """One image with what is known of it.
+    """One image with its annotations.
 
     Attributes:
         image: (H, W, 3) uint8 BGR.
@@ -192,7 +192,7 @@ class SegmentationTrainingTask:
         if self._recipe.supervision == "masks":
             return Evaluation(where, self._dice(model, self._examples, self._validation)[0])
         # Training from boxes has no masks: they must not choose the checkpoint either.
-        pairs = [(mask, example.boxes) for example, mask in self._found(model, self._examples, self._validation)]
+        pairs = [(mask, example.boxes) for example, mask in self._predictions(model, self._examples, self._validation)]
         volumes = [self._examples.volumes[place] for place in self._validation]
         fits = box_fit_per_volume([mask for mask, _ in pairs], [boxes for _, boxes in pairs], volumes)
         return Evaluation(where, {"box fit": MetricValue(float(np.mean(list(fits.values()))))})
@@ -210,8 +210,10 @@ class SegmentationTrainingTask:
             self._kept[place] = fitted(self._examples.read(place), self._preprocess)
         return self._kept[place]
 
-    def _found(self, model: nn.Module, examples: Examples, places: Sequence[int]) -> Iterator[tuple[Example, Array]]:
-        """Examples at their own size, and the masks, (H, W) bool, that a predictor would answer with."""
+    def _predictions(
+        self, model: nn.Module, examples: Examples, places: Sequence[int]
+    ) -> Iterator[tuple[Example, Array]]:
+        """Examples at their original size, and the predicted masks, (H, W) bool."""
         device = next(model.parameters()).device
         for start in range(0, len(places), _PREDICT_BATCH):
             chosen = [examples.read(place) for place in places[start : start + _PREDICT_BATCH]]
@@ -230,7 +232,7 @@ class SegmentationTrainingTask:
         predictions: list[Array] = []
         targets: list[Array] = []
         shown: list[Image] = []
-        for example, predicted in self._found(model, examples, places):
+        for example, predicted in self._predictions(model, examples, places):
             predictions.append(predicted)
             targets.append(example.mask)
             if len(shown) < _SHOWN:
@@ -241,7 +243,7 @@ class SegmentationTrainingTask:
 
 
 def fitted(example: Example, preprocess: Preprocessor) -> Example:
-    """The example at the network's size, with the pixels that a predictor sees; a box keeps at least one pixel.
+    """The example preprocessed to the network's size as a predictor does; a box keeps at least one pixel.
 
     Args:
         example: Of any size.
@@ -292,7 +294,7 @@ def _examples(data: MaskedImages | InstanceImages) -> Examples:
 
 
 def _drawn(example: Example, predicted: Array, side: int = 192) -> Image:
-    """What was found in green, the outline of what is true in white."""
+    """The predicted mask in green, the outline of the true mask in white."""
     picture = painted(example.image, predicted, RIGHT, strength=0.5)
     contours, _ = cv2.findContours(example.mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     scale = side / max(picture.shape[:2])
