@@ -1,1 +1,5 @@
-"""The verification of a bundle: its engines, and the whole way from pixel to answer."""
+"""Proofs of a finished bundle: its engines, and the way from pixel to answer."""
+
+from runtime.verification.verify import EngineCheck, verify_bundle
+
+__all__ = ["EngineCheck", "verify_bundle"]
