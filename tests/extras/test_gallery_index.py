@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import re
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from edgevis import InputError, Predictor
 from runtime.common.arrays import Array, unit_rows
+from runtime.common.extras import install_command
 from runtime.gallery import index as index_module
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.rows import RowsByLabel
@@ -113,29 +116,40 @@ def test_many_rows_of_few_labels_and_queries_that_are_not_finite() -> None:
 def test_an_index_that_does_not_pay_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.gallery.indexing.measured", index_module.measured)
     monkeypatch.setattr(index_module, "MIN_RECALL", 1.1)
-    gallery = filled("nearest", views(2000, seed=7))
+    rows = views(2000, seed=7)
+    gallery = filled("nearest", rows)
     info = gallery.index
     assert info is not None
     assert not info.used
     assert "are needed" in info.why
-    assert gallery._store.indexing is not None
-    assert gallery._store.indexing.index is None
+
+    def refuse(*_: object) -> object:
+        raise AssertionError("searched through the index")
+
+    monkeypatch.setattr(index_module.RowIndex, "best", refuse)
+    assert gallery.search(rows[:1], 1)[0][0].label == "label 0"
 
 
-def test_the_thread_ends_with_the_gallery() -> None:
+def test_the_thread_ends_with_the_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
+    measurements = []
+    measured = index_module.measured
+
+    def recorded(*arguments: object) -> object:
+        measurements.append(measured(*arguments))  # type: ignore[arg-type]
+        return measurements[-1]
+
+    monkeypatch.setattr("runtime.gallery.indexing.measured", recorded)
+    before = set(threading.enumerate())
     gallery = EmbeddedGallery(DIMENSION, "nearest", index_from=1000)
     gallery.replace({str(number): row[None] for number, row in enumerate(views(20_000, seed=8))})
-    indexing = gallery._store.indexing
-    assert indexing is not None
-    thread = indexing._thread
-    assert thread is not None
+    (thread,) = [thread for thread in set(threading.enumerate()) - before if thread.name == "edgevis-index"]
     del gallery
     deadline = time.monotonic() + 30
     while thread.is_alive() and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.01)
     assert not thread.is_alive()
-    assert indexing.info is None
+    assert measurements == []
 
 
 def test_through_the_predictor(tmp_path: Path) -> None:
@@ -144,11 +158,13 @@ def test_through_the_predictor(tmp_path: Path) -> None:
         assert predictor.info.search_index is None
         for number in range(8):
             predictor.enroll(f"person {number}", textured(number, 64, 32))
-        predictor._task.gallery.wait_for_index()  # type: ignore[attr-defined]
-        info = predictor.info.search_index
-        assert info is not None
-        assert info.rows >= 4
-        assert predictor.info.to_dict()["search_index"]["recall"] == info.recall
+        deadline = time.monotonic() + 30
+        while predictor.info.search_index is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        info = predictor.info
+        assert info.search_index is not None
+        assert info.search_index.rows >= 4
+        assert info.to_dict()["search_index"]["recall"] == info.search_index.recall
         assert predictor.predict(textured(3, 64, 32)).matches[0].label == "person 3"
 
 
@@ -157,5 +173,5 @@ def test_what_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InputError, match="allowed: None or an int >= 1"):
             EmbeddedGallery(DIMENSION, "nearest", index_from=value)  # type: ignore[arg-type]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"edgevis\[search\]"):
+    with pytest.raises(InputError, match=re.escape(install_command("search"))):
         EmbeddedGallery(DIMENSION, "nearest", index_from=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,9 @@ from hypothesis import strategies as st
 from runtime.errors import InputError, UnknownLabelError
 from runtime.gallery import store
 from runtime.gallery.embedded import EmbeddedGallery
-from runtime.gallery.state import Scoring
+from runtime.gallery.queries import Queries
+from runtime.gallery.search import best
+from runtime.gallery.state import GalleryState, Scoring
 from runtime.gallery.tracking import BestScores
 
 from bundles import Array
@@ -162,14 +163,13 @@ def test_a_tracker_scores_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> N
         keep(self, probes, scores, slots)
 
     searched: list[int] = []
-    search = BestScores._search
 
-    def counted_search(self: Any, state: Any, probes: Any) -> Any:
-        searched.append(len(probes))
-        return search(self, state, probes)
+    def counted_best(state: GalleryState, queries: Queries, top_k: int) -> Iterator[tuple[Array, Array]]:
+        searched.append(len(queries))
+        return best(state, queries, top_k)
 
     monkeypatch.setattr(BestScores, "_keep", counted)
-    monkeypatch.setattr(BestScores, "_search", counted_search)
+    monkeypatch.setattr("runtime.gallery.tracking.best", counted_best)
     gallery.add("new", unit(random, 2))
     tracker.update()
     assert sum(scored) == 50 * 2
