@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from runtime.bundle.bundle import Bundle
 from runtime.bundle.identity import encoder_identity
 from runtime.bundle.spec import Deployment, Graph, TensorSpec
 from runtime.common.arrays import unit_rows
+from runtime.common.extras import install_command
 from runtime.common.json_data import to_json
 from runtime.common.vendors import import_openvino
 from runtime.errors import ExportError, InputError, MissingDependencyError, ParityError, WeightsError
@@ -328,7 +330,7 @@ def test_unknown_target(quick: BuildRequest) -> None:
 def test_missing_compiler_is_found_before_the_work(quick: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     recorder = Recorder()
-    with pytest.raises(MissingDependencyError, match=r"pip install 'edgevis\[openvino\]'"):
+    with pytest.raises(MissingDependencyError, match=re.escape(install_command("openvino"))):
         build_bundle(quick, recorder)
     assert not recorder.stages
 

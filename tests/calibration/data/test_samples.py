@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -20,6 +21,7 @@ from calibration.data.samples import (
     samples_from_photographs,
     split,
 )
+from runtime.common.extras import install_command
 from runtime.errors import InputError, MissingDependencyError, SourceError
 
 from tiny_models import pictures, write_pictures
@@ -59,7 +61,7 @@ def test_crops_show_something() -> None:
 def test_photographs_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "skimage" else find(name))
-    with pytest.raises(MissingDependencyError, match=r"skimage .* pip install 'edgevis\[export\]'"):
+    with pytest.raises(MissingDependencyError, match=f"skimage .*{re.escape(install_command('export'))}"):
         samples_from_photographs(height=64, width=32, count=20)
 
 
