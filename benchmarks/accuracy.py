@@ -228,9 +228,9 @@ def _rows(comparison: Comparison, output: Path) -> list[VariantRow]:
     first = _read(output / comparison.variants[0].name / SAMPLES)
     rows = []
     for number, variant in enumerate(comparison.variants):
-        found, samples = _read(output / variant.name / REPORT), _read(output / variant.name / SAMPLES)
-        parameters = models.parameters(models.module_from(models.entry(variant.model), found["options"]))
-        for name, figure in found["evaluation"]["figures"].items():
+        record, samples = _read(output / variant.name / REPORT), _read(output / variant.name / SAMPLES)
+        parameters = models.parameters(models.module_from(models.entry(variant.model), record["options"]))
+        for name, figure in record["evaluation"]["figures"].items():
             by, width = difference(samples[name], first[name]) if number else (None, None)
             rows.append(
                 VariantRow(
@@ -241,8 +241,8 @@ def _rows(comparison: Comparison, output: Path) -> list[VariantRow]:
                     figure["half_width95"],
                     by,
                     width,
-                    found["epochs"],
-                    found["seconds"],
+                    record["epochs"],
+                    record["seconds"],
                 )
             )
     return rows

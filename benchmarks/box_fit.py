@@ -79,10 +79,10 @@ def measured(
         """Measures what no training from boxes may see."""
 
         def epoch(self, row: Mapping[str, float], epochs_: int, seconds: float) -> None:
-            found = evaluated(model, masks.validate)
-            if found is None:
+            evaluation = evaluated(model, masks.validate)
+            if evaluation is None:
                 raise InputError(f"no image of {data} is set aside; allowed: held_out above 0, and more images")
-            dice = found.figures["Dice"].value
+            dice = evaluation.figures["Dice"].value
             epochs.append(EpochFigures(int(row["epoch"]), row["validation box fit"], dice))
             super().epoch({**row, "Dice": dice}, epochs_, seconds)
 

@@ -35,7 +35,7 @@ class Watch:
     """What was seen: the annotated frames that are kept for the picture, and how often each label appeared."""
 
     seen: Counter[str] = field(default_factory=Counter)
-    kept: dict[str, list[Image]] = field(default_factory=dict)
+    pictures: dict[str, list[Image]] = field(default_factory=dict)
     frames: int = 0
     engine_ms: list[float] = field(default_factory=list)
 
@@ -44,7 +44,7 @@ class Watch:
         self.frames += 1
         for label in labels:
             self.seen[label] += 1
-            self.kept.setdefault(label, []).append(picture)
+            self.pictures.setdefault(label, []).append(picture)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,8 +136,8 @@ def _poster(gallery: dict[str, list[Image]], watch: Watch, width: int = 1280) ->
     """Left, who was enrolled; right, six frames in which they and strangers were seen."""
     side = width // 4
     cards = [_card(label, crops, side, color_at(index)) for index, (label, crops) in enumerate(gallery.items())]
-    order = [label for label in (*gallery, "unknown") if label in watch.kept]
-    chosen = [picture for label in order for picture in _spread(watch.kept[label], 6 // max(1, len(order)))]
+    order = [label for label in (*gallery, "unknown") if label in watch.pictures]
+    chosen = [picture for label in order for picture in _spread(watch.pictures[label], 6 // max(1, len(order)))]
     columns = (width - side) // 3
     tiles = [_fitted(picture, columns, round(columns * 0.675)) for picture in chosen[:6]]
     tiles += [np.full_like(tiles[0], 32)] * (6 - len(tiles)) if tiles else []

@@ -42,8 +42,8 @@ def draw(curves: Sequence[Curve]) -> bytes:
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4 * columns, 3.4 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis, ((data, engine), own) in zip(axes, panels.items(), strict=False):
-        for curve in own:
+    for axis, ((data, engine), panel_curves) in zip(axes, panels.items(), strict=False):
+        for curve in panel_curves:
             axis.plot(*zip(*curve.points, strict=True), label=curve.name)
         axis.set_xscale("log")
         axis.set_yscale("log")

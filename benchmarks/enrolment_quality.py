@@ -134,16 +134,16 @@ def read_data(path: Path, limit: int) -> Data:
     rows = files.table("labels.csv", ("path",))
     cameras = "camid" in rows[0] and "pid" in rows[0]
     seen: dict[tuple[str, str], int] = {}
-    kept = []
+    selected = []
     for row in rows:
         key = (row["pid"], row["camid"]) if cameras else (row.get("class_name", ""), "")
         seen[key] = seen.get(key, 0) + 1
         if seen[key] <= limit:
-            kept.append((row["path"], *key))
-    labels, camera = np.array([item[1] for item in kept]), np.array([item[2] for item in kept])
+            selected.append((row["path"], *key))
+    labels, camera = np.array([item[1] for item in selected]), np.array([item[2] for item in selected])
     first = camera == min(camera.tolist())
-    every = np.ones(len(kept), bool)
-    return Data([files.image(item[0]) for item in kept], labels, first, ~first if cameras else every)
+    every = np.ones(len(selected), bool)
+    return Data([files.image(item[0]) for item in selected], labels, first, ~first if cameras else every)
 
 
 def measure(predictor: Predictor, name: str, data: Data, protocol: Protocol) -> Iterator[QualityRow]:
@@ -178,8 +178,8 @@ def measure(predictor: Predictor, name: str, data: Data, protocol: Protocol) -> 
                         _recognised(gallery, clean[draw.queries], truth, again),
                     )
                 )
-        for enrolled, found in values.items():
-            columns = np.array(found, np.float64).T
+        for enrolled, samples in values.items():
+            columns = np.array(samples, np.float64).T
             measured = [part for column in columns[2:] for part in (float(column.mean()), half_width(column))]
             yield QualityRow(name, damage, enrolled, float(columns[0].mean()), float(columns[1].mean()), *measured)
 
@@ -191,10 +191,10 @@ def pass_gate(predictor: Predictor, label: str, images: Sequence[Image]) -> list
         return list(range(len(images)))
     except EnrolmentRefusedError as error:
         judged = error.report.judgements if error.report is not None else ()
-    kept = [place for place, item in enumerate(judged) if not item.findings]
-    if kept:
-        predictor.enroll(label, [images[place] for place in kept])
-    return kept
+    accepted = [place for place, item in enumerate(judged) if not item.findings]
+    if accepted:
+        predictor.enroll(label, [images[place] for place in accepted])
+    return accepted
 
 
 def _draw(data: Data, protocol: Protocol, random: np.random.Generator) -> _Draw:
@@ -205,11 +205,11 @@ def _draw(data: Data, protocol: Protocol, random: np.random.Generator) -> _Draw:
         raise InputError(f"{len(labels)} labels, of which {protocol.known} would be enrolled; give more of them")
     shots, queries = {}, []
     for label in labels[:known].tolist():
-        own = data.labels == label
-        order = random.permutation(np.flatnonzero(own & data.may_enrol)).tolist()
-        asked = np.flatnonzero(own & data.may_ask).tolist()
+        is_label = data.labels == label
+        order = random.permutation(np.flatnonzero(is_label & data.may_enrol)).tolist()
+        candidates = np.flatnonzero(is_label & data.may_ask).tolist()
         shots[label] = order[: protocol.shots]
-        queries += [index for index in asked if index not in shots[label]]
+        queries += [index for index in candidates if index not in shots[label]]
         if len(shots[label]) < protocol.shots:
             raise InputError(f"{label!r} has {len(order)} images to enrol; lower --shots to that")
     strangers = [
@@ -230,25 +230,28 @@ def _enrolments(
 ) -> Iterator[tuple[str, dict[str, Array]]]:
     """Ways of enrolling the same labels, each with the embeddings that it enrols: label to (N, D)."""
     shots = len(next(iter(draw.shots.values())))
-    mixed = {label: np.concatenate([broken[own[:count]], clean[own[count:]]]) for label, own in draw.shots.items()}
+    mixed = {
+        label: np.concatenate([broken[indices[:count]], clean[indices[count:]]])
+        for label, indices in draw.shots.items()
+    }
     for label in predictor.labels:
         predictor.forget(label)
     passed = {
         label: pass_gate(
             predictor,
             label,
-            [(broken_images if place < count else clean_images)[index] for place, index in enumerate(own)],
+            [(broken_images if place < count else clean_images)[index] for place, index in enumerate(indices)],
         )
-        for label, own in draw.shots.items()
+        for label, indices in draw.shots.items()
     }
-    yield f"{shots} clean", {label: clean[own] for label, own in draw.shots.items()}
+    yield f"{shots} clean", {label: clean[indices] for label, indices in draw.shots.items()}
     yield f"{shots}, {count} of them damaged", mixed
     yield (
         f"{shots}, {count} of them damaged, gate",
-        {label: mixed[label][kept] for label, kept in passed.items() if kept},
+        {label: mixed[label][accepted] for label, accepted in passed.items() if accepted},
     )
     if count < shots:
-        yield f"{shots - count} clean", {label: clean[own[count:]] for label, own in draw.shots.items()}
+        yield f"{shots - count} clean", {label: clean[indices[count:]] for label, indices in draw.shots.items()}
 
 
 def _embed(predictor: Predictor, images: Sequence[Image]) -> Array:
@@ -258,8 +261,8 @@ def _embed(predictor: Predictor, images: Sequence[Image]) -> Array:
 
 def _gallery(scoring: Scoring, rows: Mapping[str, Array]) -> EmbeddedGallery:
     gallery = EmbeddedGallery(next(iter(rows.values())).shape[1] if rows else 1, scoring)
-    for label, own in rows.items():
-        gallery.add(label, own)
+    for label, label_rows in rows.items():
+        gallery.add(label, label_rows)
     return gallery
 
 
@@ -275,7 +278,12 @@ def _accepted(gallery: EmbeddedGallery, strangers: Array, threshold: float) -> f
 def _recognised(gallery: EmbeddedGallery, queries: Array, truth: Array, threshold: float) -> float:
     best = [_best(ranking) for ranking in gallery.search(queries, 1)]
     return float(
-        np.mean([label == own and score >= threshold for (label, score), own in zip(best, truth.tolist(), strict=True)])
+        np.mean(
+            [
+                label == expected and score >= threshold
+                for (label, score), expected in zip(best, truth.tolist(), strict=True)
+            ]
+        )
     )
 
 

@@ -35,10 +35,10 @@ def faults_of(name: str, model: ModelProto) -> dict[str, list[Fault]]:
         name: The graph's name.
         model: Float, or with Q/DQ; functions inlined.
     """
-    found: dict[str, list[Fault]] = {}
+    faults: dict[str, list[Fault]] = {}
 
     def add(kind: str, place: str) -> None:
-        found.setdefault(kind, []).append(Fault(kind, place, name))
+        faults.setdefault(kind, []).append(Fault(kind, place, name))
 
     constants = _constants(model)
     makers = {result: node for node in model.graph.node for result in node.output}
@@ -59,7 +59,7 @@ def faults_of(name: str, model: ModelProto) -> dict[str, list[Fault]]:
         bias = _source(node.input[2], makers) if len(node.input) > 2 else ""
         if bias in constants:
             add("bias negated", bias)
-    return found
+    return faults
 
 
 def planted(model: ModelProto, fault: Fault, *, seed: int = 0) -> ModelProto:
@@ -73,12 +73,12 @@ def planted(model: ModelProto, fault: Fault, *, seed: int = 0) -> ModelProto:
         "weights zeroed": np.zeros_like,
         "bias negated": lambda values: -values,
     }
-    made = ModelProto()
-    made.CopyFrom(model)
-    tensor = next(item for item in made.graph.initializer if item.name == fault.place)
+    faulty = ModelProto()
+    faulty.CopyFrom(model)
+    tensor = next(item for item in faulty.graph.initializer if item.name == fault.place)
     values = numpy_helper.to_array(tensor)
     tensor.CopyFrom(numpy_helper.from_array(changes[fault.kind](values).astype(values.dtype), fault.place))
-    return made
+    return faulty
 
 
 def inlined(model: ModelProto) -> ModelProto:
@@ -115,9 +115,9 @@ def spread(kinds: Mapping[str, list[Fault]], count: int) -> Iterator[Fault]:
         [places[index] for index in sorted({int(step) for step in np.linspace(0, len(places) - 1, share)})]
         for places in kinds.values()
     ]
-    given = 0
+    yielded = 0
     for round_ in range(share):
         for places in chosen:
-            if round_ < len(places) and given < count:
-                given += 1
+            if round_ < len(places) and yielded < count:
+                yielded += 1
                 yield places[round_]

@@ -166,14 +166,14 @@ class Subject:
         sessions = _open(record, folder, self.deployment, threads)
         try:
             parities = [measure_graph(session, session.graph, golden)[0] for session in sessions.values()]
-            apart = [] if known is None else deviations(record, sessions, golden, known, batch_sizes=batch_sizes)
+            differences = [] if known is None else deviations(record, sessions, golden, known, batch_sizes=batch_sizes)
         except EdgevisError as error:
             return str(error)[:300]
         finally:
             _close(sessions)
         tolerance = TOLERANCES[record.precision]
         said = ["beyond its tolerance" for parity in parities if not tolerance.holds(parity)]
-        return "; ".join([*said, *(deviation_text(item) for item in apart if not item.holds)])
+        return "; ".join([*said, *(deviation_text(item) for item in differences if not item.holds)])
 
     def score(self, record: EngineRecord, folder: Path) -> tuple[float, ...]:
         """The task's measures, 0..1, of an engine on images that no gate sees."""
@@ -199,37 +199,37 @@ class _Judge:
             curve, mean_ap = reid_ranking(1 - query @ gallery.T, one.ids, other.ids, one.cameras, other.cameras)
             return float(mean_ap), float(curve[0])
         # All graphs in a chain, so that a fault in the first one reaches what is decided.
-        made: dict[str, Array] = {}
+        outputs: dict[str, Array] = {}
         for graph in self.deployment.graphs:
             inputs, _ = golden_feeds(self.inputs, graph)
-            inputs = {name: made[name][:1] if name in made else array for name, array in inputs.items()}
+            inputs = {name: outputs[name][:1] if name in outputs else array for name, array in inputs.items()}
             rows = min((len(inputs[item.name]) for item in graph.inputs if item.batched), default=1)
-            made |= run_in_batches(sessions[graph.name], graph, inputs, size=8, rows=rows, finite=True)
+            outputs |= run_in_batches(sessions[graph.name], graph, inputs, size=8, rows=rows, finite=True)
         (decided,) = self.deployment.graphs[-1].outputs
-        wanted, found = self.inputs[f"{self.deployment.graphs[-1].name}/{decided.name}"], made[decided.name]
-        if found.ndim >= 4:
-            return (mask_agreement(wanted, found).agreement,)
-        return (_neighbours(wanted, found),)
+        expected, actual = self.inputs[f"{self.deployment.graphs[-1].name}/{decided.name}"], outputs[decided.name]
+        if actual.ndim >= 4:
+            return (mask_agreement(expected, actual).agreement,)
+        return (_neighbours(expected, actual),)
 
     def _embedded(self, sessions: Mapping[str, Session], side: Split) -> Array:
         graph = self.deployment.graphs[0]
         images = Preprocessor(self.deployment.preprocess)(side.images)
-        made = run_in_batches(sessions[graph.name], graph, {"image": images}, size=8, rows=len(images), finite=True)
-        return unit_rows(made["embedding"])
+        outputs = run_in_batches(sessions[graph.name], graph, {"image": images}, size=8, rows=len(images), finite=True)
+        return unit_rows(outputs["embedding"])
 
 
-def _neighbours(wanted: Array, found: Array) -> float:
+def _neighbours(expected: Array, actual: Array) -> float:
     """Mean average precision of the five neighbours that the float model names, over all images."""
-    right, made = unit_rows(wanted), unit_rows(found)
-    true, scores = right @ right.T, made @ made.T
+    expected_rows, actual_rows = unit_rows(expected), unit_rows(actual)
+    similarities, scores = expected_rows @ expected_rows.T, actual_rows @ actual_rows.T
     total = 0.0
-    for index in range(len(true)):
-        others = np.delete(np.arange(len(true)), index)
-        relevant = set(others[np.argsort(-true[index, others])[:5]].tolist())
+    for index in range(len(similarities)):
+        others = np.delete(np.arange(len(similarities)), index)
+        relevant = set(others[np.argsort(-similarities[index, others])[:5]].tolist())
         ranked = others[np.argsort(-scores[index, others])]
         hits = np.array([item in relevant for item in ranked.tolist()])
         total += float((np.cumsum(hits)[hits] / (np.flatnonzero(hits) + 1)).mean())
-    return total / len(true)
+    return total / len(similarities)
 
 
 def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:

@@ -121,8 +121,8 @@ def _judged(subject: Subject, record: EngineRecord, fault: Fault, right: tuple[f
 
 def alarms(subjects: Sequence[str], count: int, folder: Path) -> Iterator[Alarm]:
     """``count`` builds and verifies of right engines."""
-    made = [subject_of(name, folder / name, data=None) for name in subjects]
-    engines = [(subject, record) for subject in made for record in subject.records]
+    prepared = [subject_of(name, folder / name, data=None) for name in subjects]
+    engines = [(subject, record) for subject in prepared for record in subject.records]
     random = np.random.default_rng(0)
     for number in range(count):
         subject, record = engines[number % len(engines)]
@@ -137,8 +137,8 @@ def summary(rows: Sequence[FaultRow]) -> list[tuple[str, ...]]:
     """For each engine: faults, harmful ones, and how many of these the build and ``verify`` caught."""
     table = []
     for key in dict.fromkeys((row.model, row.engine) for row in rows):
-        own = [row for row in rows if (row.model, row.engine) == key]
-        table.append((*key, *_counts(own)))
+        engine_rows = [row for row in rows if (row.model, row.engine) == key]
+        table.append((*key, *_counts(engine_rows)))
     return [*table, ("all", "", *_counts(rows))]
 
 
@@ -202,12 +202,12 @@ def _told_alarms(arguments: argparse.Namespace, folder: Path) -> Iterator[Alarm]
         yield alarm
 
 
-def _report_alarms(found: Sequence[Alarm], *, as_json: bool) -> int:
-    builds, verifies = (sum(bool(getattr(alarm, name)) for alarm in found) for name in ("build", "verify"))
+def _report_alarms(rows: Sequence[Alarm], *, as_json: bool) -> int:
+    builds, verifies = (sum(bool(getattr(alarm, name)) for alarm in rows) for name in ("build", "verify"))
     if as_json:
-        print(json.dumps(to_json(found), indent=2))
+        print(json.dumps(to_json(rows), indent=2))
     else:
-        print(f"{len(found)} right engines: {builds} false alarms of the build, {verifies} of verify")
+        print(f"{len(rows)} right engines: {builds} false alarms of the build, {verifies} of verify")
     return int(bool(builds or verifies))
 
 

@@ -54,9 +54,9 @@ def from_embeddings(embeddings: Rows) -> Callable[[Episode], float]:
         gallery = EmbeddedGallery(embeddings.shape[1], "prototype")
         for label, shots in enumerate(episode.shots):
             gallery.add(str(label), embeddings[shots])
-        found = gallery.search(embeddings[episode.queries.ravel()], 1)
+        rankings = gallery.search(embeddings[episode.queries.ravel()], 1)
         truth = [str(label) for label, queries in enumerate(episode.queries) for _ in queries]
-        return float(np.mean([ranking[0].label == label for ranking, label in zip(found, truth, strict=True)]))
+        return float(np.mean([ranking[0].label == label for ranking, label in zip(rankings, truth, strict=True)]))
 
     return run
 
@@ -89,8 +89,8 @@ def from_images(predictor: Predictor, images: Sequence[Image]) -> Callable[[Epis
 
 def summary(engine: str, way: int, shot: int, values: Sequence[float]) -> Accuracy:
     """Mean and half width of the 95 % interval."""
-    found = episode_accuracy(values)
-    return Accuracy(engine, way, shot, found.episodes, found.mean, found.half_width95)
+    accuracy = episode_accuracy(values)
+    return Accuracy(engine, way, shot, accuracy.episodes, accuracy.mean, accuracy.half_width95)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

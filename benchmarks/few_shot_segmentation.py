@@ -91,11 +91,11 @@ def reference_conv4d(convolution: CenterPivotConv4d) -> Callable[[Tensor], Tenso
 
     def forward(x: Tensor) -> Tensor:
         batch, channels, ha, wa, hb, wb = x.shape
-        kept = x
+        strided = x
         if stride > 1:
-            kept = x.index_select(4, torch.arange(0, hb, stride)).index_select(5, torch.arange(0, wb, stride))
-        hk, wk = kept.shape[4:]
-        over_query = kept.permute(0, 4, 5, 1, 2, 3).contiguous().view(-1, channels, ha, wa)
+            strided = x.index_select(4, torch.arange(0, hb, stride)).index_select(5, torch.arange(0, wb, stride))
+        hk, wk = strided.shape[4:]
+        over_query = strided.permute(0, 4, 5, 1, 2, 3).contiguous().view(-1, channels, ha, wa)
         over_query = functional.conv2d(over_query, *query, padding=padding)
         over_query = over_query.view(batch, hk, wk, -1, ha, wa).permute(0, 3, 4, 5, 1, 2).contiguous()
         over_support = x.permute(0, 2, 3, 1, 4, 5).contiguous().view(-1, channels, hb, wb)
@@ -108,7 +108,7 @@ def reference_conv4d(convolution: CenterPivotConv4d) -> Callable[[Tensor], Tenso
 
 def layers(side: int, *, seconds: float, rounds: int) -> list[Speed]:
     """Two rows for each distinct 4-D convolution; EdgevisError when the two formulations differ."""
-    found: list[Speed] = []
+    rows: list[Speed] = []
     for name, sizes, places, support in _layer_sizes(side):
         torch.manual_seed(0)
         ours = CenterPivotConv4d(*sizes)
@@ -121,8 +121,8 @@ def layers(side: int, *, seconds: float, rounds: int) -> list[Speed]:
                 seconds=seconds,
                 min_rounds=rounds,
             )
-        found += _rows(times, {f"{name}, {kind}": "PyTorch" for kind in ("reference", "ours")}, side)
-    return found
+        rows += _rows(times, {f"{name}, {kind}": "PyTorch" for kind in ("reference", "ours")}, side)
+    return rows
 
 
 def frames(side: int, *, width: int, seconds: float, rounds: int) -> list[Speed]:
@@ -131,8 +131,8 @@ def frames(side: int, *, width: int, seconds: float, rounds: int) -> list[Speed]
     EdgevisError when an engine's logits are not PyTorch's, or when the query graph depends on the masking.
     """
     torch.manual_seed(0)
-    made = {masking: _model(masking, side, width) for masking in ("hm", "fm")}
-    made["fm"].load_state_dict(made["hm"].state_dict())
+    modules = {masking: _model(masking, side, width) for masking in ("hm", "fm")}
+    modules["fm"].load_state_dict(modules["hm"].state_dict())
     query, support = torch.randn(2, 1, 3, side, side)
     mask = torch.zeros(1, side, side)
     mask[:, side // 4 : side * 3 // 4, side // 3 : side * 2 // 3] = 1
@@ -141,29 +141,29 @@ def frames(side: int, *, width: int, seconds: float, rounds: int) -> list[Speed]
     runs_in: dict[str, str] = {}
 
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        sessions = _sessions(made, tuple(engines), Path(folder))
-        resident = [x.numpy() for x in made["hm"].support(support, mask)]
+        sessions = _sessions(modules, tuple(engines), Path(folder))
+        resident = [x.numpy() for x in modules["hm"].support(support, mask)]
         names = [tensor.name for tensor in models.entry("hsnet").deployment.graph("query").inputs[1:]]
         shots = dict(zip(names, resident, strict=True))
         frame = {"image": query.numpy()}
-        kept = {name: sessions["query", name].prepare(shots) for name in engines}
+        residents = {name: sessions["query", name].prepare(shots) for name in engines}
         _agree(
             "query",
-            {name: sessions["query", name].run(frame, kept[name])["logits"][:, 0] for name in engines},
-            made["hm"](query, support, mask).numpy(),
+            {name: sessions["query", name].run(frame, residents[name])["logits"][:, 0] for name in engines},
+            modules["hm"](query, support, mask).numpy(),
         )
 
         def add(part: str, engine: str, call: Callable[[], object]) -> None:
             calls[f"{part}, {engine}"] = call
             runs_in[f"{part}, {engine}"] = engine
 
-        add("whole forward HM", "PyTorch", partial(made["hm"], query, support, mask))
-        add("whole forward FM", "PyTorch", partial(made["fm"], query, support, mask))
-        add("a frame: query", "PyTorch", partial(made["hm"].query, query, *map(torch.from_numpy, resident)))
+        add("whole forward HM", "PyTorch", partial(modules["hm"], query, support, mask))
+        add("whole forward FM", "PyTorch", partial(modules["fm"], query, support, mask))
+        add("a frame: query", "PyTorch", partial(modules["hm"].query, query, *map(torch.from_numpy, resident)))
         for name, shown in engines.items():
-            add("a frame: query", shown, partial(sessions["query", name].run, frame, kept[name]))
+            add("a frame: query", shown, partial(sessions["query", name].run, frame, residents[name]))
         shot = {"image": support.numpy(), "mask": mask.numpy()}
-        for masking in made:
+        for masking in modules:
             for name, shown in engines.items():
                 add(f"a shot, once: support {masking.upper()}", shown, partial(sessions[masking, name].run, shot))
         times = interleaved(calls, seconds=seconds, min_rounds=rounds)
@@ -185,15 +185,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     side, width, seconds, rounds = (65, 8, 0.0, 2) if arguments.quick else (arguments.side, 64, arguments.seconds, 3)
     try:
-        found = [
+        rows = [
             *layers(side, seconds=seconds / 60, rounds=rounds),
             *frames(side, width=width, seconds=seconds, rounds=rounds),
         ]
         if arguments.output is not None:
             arguments.output.mkdir(parents=True, exist_ok=True)
             for suffix, text in (
-                ("md", f"{_title(found)}\n\n{markdown_table(HEADERS, [_cells(item) for item in found])}"),
-                ("json", json.dumps(to_json(found), indent=2)),
+                ("md", f"{_title(rows)}\n\n{markdown_table(HEADERS, [_cells(item) for item in rows])}"),
+                ("json", json.dumps(to_json(rows), indent=2)),
             ):
                 with atomic_write(arguments.output / f"few_shot_segmentation.{suffix}") as file:
                     file.write(f"{text}\n".encode())
@@ -201,15 +201,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if arguments.json:
-        print(json.dumps(to_json(found), indent=2))
+        print(json.dumps(to_json(rows), indent=2))
     else:
-        print(_title(found))
-        print(text_table(HEADERS, [_cells(item) for item in found]))
+        print(_title(rows))
+        print(text_table(HEADERS, [_cells(item) for item in rows]))
     return 0
 
 
-def _title(found: Sequence[Speed]) -> str:
-    first = found[0]
+def _title(rows: Sequence[Speed]) -> str:
+    first = rows[0]
     return (
         f"HSNet, images of {first.side} x {first.side}, one shot, {first.threads} thread(s); rows without a number in "
         "the last column are what those below them are compared with"
@@ -242,15 +242,15 @@ def _rows(times: Mapping[str, Latency], runs_in: Mapping[str, str], side: int) -
 
 def _layer_sizes(side: int) -> list[tuple[str, tuple[int, int, int, int], int, int]]:
     """Name, sizes, side of the query grid and of the support grid of each distinct 4-D convolution."""
-    found = []
+    layer_sizes = []
     for stage, blocks in _LAYERS.items():
         places = support = (side - 1) // 2 ** (stage + 1) + 1
         for index, sizes in enumerate(blocks, start=1):
-            found.append((f"squeeze {stage}.{index}", sizes, places, support))
+            layer_sizes.append((f"squeeze {stage}.{index}", sizes, places, support))
             support = -(-support // sizes[3])
         if stage != 4:
-            found.append((f"mix {stage + 1} to {stage}", _MIX, places, support))
-    return found
+            layer_sizes.append((f"mix {stage + 1} to {stage}", _MIX, places, support))
+    return layer_sizes
 
 
 def _model(masking: str, side: int, width: int) -> HSNet:
@@ -267,15 +267,15 @@ def _installed(backend: str) -> bool:
     return True
 
 
-def _sessions(made: Mapping[str, HSNet], engines: Sequence[str], folder: Path) -> dict[tuple[str, str], Session]:
+def _sessions(modules: Mapping[str, HSNet], engines: Sequence[str], folder: Path) -> dict[tuple[str, str], Session]:
     """The query graph and each masking's support graph, by name and engine."""
-    deployment = models.deployment_of(models.entry("hsnet"), made["hm"])
-    queries = [onnx_from_module(model, deployment.graph("query")) for model in made.values()]
+    deployment = models.deployment_of(models.entry("hsnet"), modules["hm"])
+    queries = [onnx_from_module(model, deployment.graph("query")) for model in modules.values()]
     if queries[0].SerializeToString() != queries[1].SerializeToString():
         raise EdgevisError("the query graphs of HM and FM differ; masking must be a matter of the support graph alone")
-    found = {}
+    sessions = {}
     exported = {"query": queries[0]}
-    exported |= {name: onnx_from_module(model, deployment.graph("support")) for name, model in made.items()}
+    exported |= {name: onnx_from_module(model, deployment.graph("support")) for name, model in modules.items()}
     for name, model in exported.items():
         graph = "query" if name == "query" else "support"
         bundle = folder / name
@@ -283,8 +283,8 @@ def _sessions(made: Mapping[str, HSNet], engines: Sequence[str], folder: Path) -
         path.parent.mkdir(parents=True)
         onnx.save(model, path)
         for engine in engines:
-            found[name, engine] = _session(model, deployment, graph, engine, bundle)
-    return found
+            sessions[name, engine] = _session(model, deployment, graph, engine, bundle)
+    return sessions
 
 
 def _session(model: onnx.ModelProto, deployment: Deployment, graph: str, engine: str, bundle: Path) -> Session:
@@ -295,8 +295,8 @@ def _session(model: onnx.ModelProto, deployment: Deployment, graph: str, engine:
     return Session(opened, deployment.graph(graph), max_batch=deployment.max_batch)
 
 
-def _agree(what: str, found: Mapping[str, Array], expected: Array) -> None:
-    for name, array in found.items():
+def _agree(what: str, outputs: Mapping[str, Array], expected: Array) -> None:
+    for name, array in outputs.items():
         off = float(np.abs(array - expected).max() / np.abs(expected).max())
         if not off < 1e-3:
             raise EdgevisError(f"{what}: {name} is off by {off:.1e}, relative")

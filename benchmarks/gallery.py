@@ -135,24 +135,24 @@ def people(count: int, dimension: int, *, seed: int = 0) -> tuple[Array, Array]:
 
 def contenders(rows: Array, *, indexes: bool) -> dict[str, Callable[[], Any]]:
     """What makes each engine that is installed; the gallery first, an index only where it is asked for."""
-    made: dict[str, Callable[[], Any]] = {
+    factories: dict[str, Callable[[], Any]] = {
         f"edgevis ({kernel or 'no kernel'})": partial(engines.EdgevisGallery, rows, kernel)
         for kernel in engines.galleries()
     }
-    made["NumPy"] = partial(engines.Numpy, rows)
+    factories["NumPy"] = partial(engines.Numpy, rows)
     if engines.has("faiss"):
-        made["FAISS Flat"] = partial(engines.Faiss, rows, "Flat")
-        made["FAISS fp16, refined"] = partial(engines.Faiss, rows, "SQfp16", refined=True)
-        made["FAISS SQ8, refined"] = partial(engines.Faiss, rows, "SQ8", refined=True)
+        factories["FAISS Flat"] = partial(engines.Faiss, rows, "Flat")
+        factories["FAISS fp16, refined"] = partial(engines.Faiss, rows, "SQfp16", refined=True)
+        factories["FAISS SQ8, refined"] = partial(engines.Faiss, rows, "SQ8", refined=True)
     if engines.has("usearch"):
-        made["USearch exact"] = partial(engines.UsearchExact, rows)
+        factories["USearch exact"] = partial(engines.UsearchExact, rows)
     if indexes and engines.has("faiss"):
-        made["FAISS IVF (index)"] = partial(engines.Faiss, rows, f"IVF{max(4, int(len(rows) ** 0.5))},Flat")
-        made["FAISS HNSW (index)"] = partial(engines.Faiss, rows, "HNSW32,Flat")
+        factories["FAISS IVF (index)"] = partial(engines.Faiss, rows, f"IVF{max(4, int(len(rows) ** 0.5))},Flat")
+        factories["FAISS HNSW (index)"] = partial(engines.Faiss, rows, "HNSW32,Flat")
     if indexes and engines.has("usearch"):
-        made["edgevis (index)"] = partial(engines.IndexedGallery, rows, None)
-        made["USearch HNSW fp16 (index)"] = partial(engines.Usearch, rows)
-    return made
+        factories["edgevis (index)"] = partial(engines.IndexedGallery, rows, None)
+        factories["USearch HNSW fp16 (index)"] = partial(engines.Usearch, rows)
+    return factories
 
 
 def measure(
@@ -174,9 +174,9 @@ def _at(
     plain = engines.Numpy(rows)
     many = np.resize(queries, (batch, rows.shape[1]))
     times: dict[int, dict[str, Latency]] = {}
-    for count, asked in ((1, queries[:1]), (batch, many)):
-        calls: dict[str, Callable[[], object]] = {PRODUCT: partial(plain.product, asked)}
-        calls |= {name: partial(engine.search, asked, _TOP_K) for name, engine in opened.items()}
+    for count, query_batch in ((1, queries[:1]), (batch, many)):
+        calls: dict[str, Callable[[], object]] = {PRODUCT: partial(plain.product, query_batch)}
+        calls |= {name: partial(engine.search, query_batch, _TOP_K) for name, engine in opened.items()}
         times[count] = interleaved(calls, seconds=seconds * len(calls), min_rounds=5, pause=_PAUSE)
     for name in (PRODUCT, *opened):
         engine = opened.get(name)
@@ -205,9 +205,9 @@ def _widened(engine: Any, queries: Array, truth: Array) -> float:
     """Its recall; an index is first made to search as widely as it must."""
     for width in _WIDTHS:
         wider = hasattr(engine, "widen") and engine.widen(width)
-        found = engine.search(queries, truth.shape[1])
-        pairs = zip(found.tolist(), truth.tolist(), strict=True)
-        recall = statistics.mean(len(set(some) & set(true)) / len(true) for some, true in pairs)
+        actual = engine.search(queries, truth.shape[1])
+        pairs = zip(actual.tolist(), truth.tolist(), strict=True)
+        recall = statistics.mean(len(set(result) & set(expected)) / len(expected) for result, expected in pairs)
         if recall >= _RECALL or not wider:
             break
     return recall
@@ -222,13 +222,13 @@ def _edits(engine: Any, rows: Array, queries: Array, *, runs: int = 5) -> tuple[
         engine.add(number, queries[index : index + 1])
         added = time.perf_counter()
         engine.search(queries[index : index + 1], _TOP_K)
-        found = time.perf_counter()
+        searched = time.perf_counter()
         try:
             engine.remove(number if not isinstance(engine, engines.Numpy) else len(rows))
-            removed = (time.perf_counter() - found) * 1e3
+            removed = (time.perf_counter() - searched) * 1e3
         except RuntimeError:  # FAISS, of an index that cannot forget
             removed = None
-        taken.append(((added - start) * 1e3, removed, (found - start) * 1e3))
+        taken.append(((added - start) * 1e3, removed, (searched - start) * 1e3))
     add, remove, both = zip(*taken, strict=True)
     known = [value for value in remove if value is not None]
     return statistics.median(add), statistics.median(known) if known else None, statistics.median(both)

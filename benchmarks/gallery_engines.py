@@ -52,17 +52,17 @@ class EdgevisGallery:
         self._gallery.remove(f"person {number:07d}")
 
     def search(self, queries: Array, top_k: int) -> Array:
-        found = self._gallery.search(queries, top_k)
-        return np.array([[int(match.label[7:]) for match in matches] for matches in found])
+        rankings = self._gallery.search(queries, top_k)
+        return np.array([[int(match.label[7:]) for match in matches] for matches in rankings])
 
     def save(self, path: Path) -> None:
         save_enrolment(path, Enrolment(_ENCODER, self._gallery.contents(), None))
 
     @classmethod
     def load(cls, path: Path, kernel: str | None, dimension: int) -> EdgevisGallery:
-        made = cls(np.empty((0, dimension), np.float32), kernel)
-        made._gallery.replace(load_enrolment(path).rows)
-        return made
+        loaded = cls(np.empty((0, dimension), np.float32), kernel)
+        loaded._gallery.replace(load_enrolment(path).rows)
+        return loaded
 
 
 class IndexedGallery(EdgevisGallery):
@@ -77,9 +77,9 @@ class IndexedGallery(EdgevisGallery):
 
     @classmethod
     def load(cls, path: Path, kernel: str | None, dimension: int) -> EdgevisGallery:
-        made = super().load(path, kernel, dimension)
-        made._gallery.wait_for_index()
-        return made
+        loaded = super().load(path, kernel, dimension)
+        loaded._gallery.wait_for_index()
+        return loaded
 
 
 class Numpy:
@@ -157,8 +157,8 @@ class UsearchExact:
     def search(self, queries: Array, top_k: int) -> Array:
         from usearch.index import MetricKind, search
 
-        found = search(self._rows, queries, top_k, MetricKind.IP, exact=True)
-        return np.asarray(found.keys).reshape(len(queries), -1)
+        matches = search(self._rows, queries, top_k, MetricKind.IP, exact=True)
+        return np.asarray(matches.keys).reshape(len(queries), -1)
 
 
 class Usearch:

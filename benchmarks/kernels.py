@@ -98,11 +98,11 @@ def limits(name: str, model: ModelProto, feeds: Mapping[str, Array], *, seconds:
         calls["OpenVINO", operator] = partial(_openvino(data, feeds, profiled=False).infer, dict(feeds))
     if not nodes:
         return
-    found = interleaved({"\0".join(key): call for key, call in calls.items()}, seconds=seconds * len(calls))
+    latencies = interleaved({"\0".join(key): call for key, call in calls.items()}, seconds=seconds * len(calls))
     for engine in ("ONNX Runtime", "OpenVINO"):
-        whole = found[f"{engine}\0"]
+        whole = latencies[f"{engine}\0"]
         for operator, count in nodes.items():
-            rest = found[f"{engine}\0{operator}"].p50_ms
+            rest = latencies[f"{engine}\0{operator}"].p50_ms
             share = 1 - rest / whole.p50_ms
             yield Limit(name, operator, count, engine, whole.p50_ms, rest, share, whole.rounds)
 
@@ -156,8 +156,8 @@ def _onnxruntime(data: bytes, feeds: Mapping[str, Array]) -> Callable[[], object
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    wanted = {value.name for value in session.get_inputs()}
-    return partial(session.run, None, {name: array for name, array in feeds.items() if name in wanted})
+    input_names = {value.name for value in session.get_inputs()}
+    return partial(session.run, None, {name: array for name, array in feeds.items() if name in input_names})
 
 
 def _openvino(data: bytes, feeds: Mapping[str, Array], *, profiled: bool) -> Any:

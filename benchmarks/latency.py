@@ -107,11 +107,11 @@ def measure(
             for name, (session, _) in opened.items():
                 calls[f"{name} alone"] = partial(session.run, {"image": tensor}, session.prepare(shots))
                 calls[name] = timed[name]
-            found = interleaved(calls, seconds=seconds * len(calls), min_rounds=5)
-            eager = found[EAGER].p50_ms
+            latencies = interleaved(calls, seconds=seconds * len(calls), min_rounds=5)
+            eager = latencies[EAGER].p50_ms
             for name in (EAGER, *opened):
-                alone = found[EAGER if name == EAGER else f"{name} alone"].p50_ms
-                whole = found[name]
+                alone = latencies[EAGER if name == EAGER else f"{name} alone"].p50_ms
+                whole = latencies[name]
                 yield LatencyRow(
                     model=manifest.model,
                     engine=name,
@@ -148,16 +148,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments.model and not arguments.bundle:
         parser.error("give --model or --bundle")
     try:
-        found = list(_measure(arguments))
+        rows = list(_measure(arguments))
         if arguments.output is not None:
-            _save(arguments.output, found)
+            _save(arguments.output, rows)
     except (EdgevisError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
     if arguments.json:
-        print(json.dumps(to_json(found), indent=2))
+        print(json.dumps(to_json(rows), indent=2))
     else:
-        print(text_table(HEADERS, [row.cells() for row in found]))
+        print(text_table(HEADERS, [row.cells() for row in rows]))
     return 0
 
 
@@ -203,13 +203,13 @@ def _eager(manifest: Manifest) -> tuple[torch.nn.Module, dict[str, Array]]:
     torch.manual_seed(0)
     declared = models.entry(manifest.model)
     module = models.module_from(declared, manifest.options)
-    made: dict[str, Array] = {}
+    support: dict[str, Array] = {}
     for graph in manifest.deployment.graphs[:-1]:
         image = Preprocessor(manifest.deployment.preprocess)([example_image()])
         with torch.inference_mode():
             outputs = getattr(module, graph.name)(torch.from_numpy(image), torch.ones(1, *image.shape[2:]))
-        made |= {tensor.name: array.numpy() for tensor, array in zip(graph.outputs, outputs, strict=True)}
-    return module, made
+        support |= {tensor.name: array.numpy() for tensor, array in zip(graph.outputs, outputs, strict=True)}
+    return module, support
 
 
 def _forward(module: torch.nn.Module, graph: str, tensor: Array, shots: Mapping[str, Array]) -> Callable[[], object]:
@@ -222,12 +222,12 @@ def _forward(module: torch.nn.Module, graph: str, tensor: Array, shots: Mapping[
     return run
 
 
-def _save(folder: Path, found: Sequence[LatencyRow]) -> None:
+def _save(folder: Path, rows: Sequence[LatencyRow]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in (
-        ("latency.md", f"{markdown_table(HEADERS, [row.cells() for row in found])}\n".encode()),
-        ("latency.json", f"{json.dumps(to_json(found), indent=2)}\n".encode()),
-        ("latency.svg", draw(found)),
+        ("latency.md", f"{markdown_table(HEADERS, [row.cells() for row in rows])}\n".encode()),
+        ("latency.json", f"{json.dumps(to_json(rows), indent=2)}\n".encode()),
+        ("latency.svg", draw(rows)),
     ):
         with atomic_write(folder / name) as file:
             file.write(content)

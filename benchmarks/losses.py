@@ -99,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(pred: Tensor, boxes: Tensor, smooth_max: SmoothMax, runs: int) -> LossSpeed:
-    found = [_run(loss, pred, boxes, smooth_max) for loss in (line_by_line, box_tightness_loss)]
-    for name, one, other in zip(("losses", "gradients"), *(run[:2] for run in found), strict=True):
+    results = [_run(loss, pred, boxes, smooth_max) for loss in (line_by_line, box_tightness_loss)]
+    for name, one, other in zip(("losses", "gradients"), *(run[:2] for run in results), strict=True):
         off = float((one - other).abs().max() / one.abs().max())
         if off > 1e-4:
             raise EdgevisError(f"{smooth_max}: the {name} of the two implementations differ by {off:.1e}, relative")

@@ -139,11 +139,11 @@ class SceneEvaluation:
 
 def thresholds(open_set: OpenSet) -> list[float]:
     """At each of :data:`RATES`."""
-    found = []
+    values = []
     for rate in RATES:
         open_set.set_rate(rate)
-        found.append(-1.0 if open_set.threshold is None else open_set.threshold)
-    return found
+        values.append(-1.0 if open_set.threshold is None else open_set.threshold)
+    return values
 
 
 def measure(
@@ -153,24 +153,24 @@ def measure(
     chosen_all = list(selections(measured.raw, labels=labels, images=images, count=enrolments, seed=seed))
     if not chosen_all:
         raise InputError(f"{data} has too few labels to enrol {labels} of them and have four strangers")
-    found: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    rates: dict[tuple[str, float], list[tuple[float, float]]] = {}
     scores: dict[str, list[Scored]] = {"raw cosine": [], "edgevis": []}
     for number, chosen in enumerate(chosen_all):
-        plain, given = measured.scored(chosen, raw=True), measured.scored(chosen)
+        plain, normalised = measured.scored(chosen, raw=True), measured.scored(chosen)
         scores["raw cosine"].append(plain)
-        scores["edgevis"].append(given)
+        scores["edgevis"].append(normalised)
         gallery, open_set = measured.open_set()
         measured.enroll(gallery, chosen, slice(None))
         for rate, threshold in zip(RATES, thresholds(open_set), strict=True):
-            found.setdefault(("raw cosine", rate), []).append(plain.possible(rate))
-            found.setdefault(("possible", rate), []).append(given.possible(rate))
-            found.setdefault(("estimated", rate), []).append(given.at(threshold))
+            rates.setdefault(("raw cosine", rate), []).append(plain.possible(rate))
+            rates.setdefault(("possible", rate), []).append(normalised.possible(rate))
+            rates.setdefault(("estimated", rate), []).append(normalised.at(threshold))
         for method, pairs in _calibrated(measured, chosen, seed + number).items():
             for rate, pair in zip(RATES, pairs, strict=True):
-                found.setdefault((method, rate), []).append(pair)
+                rates.setdefault((method, rate), []).append(pair)
     rows = [
         OpenSetRow(data, engine, method, labels, images, len(pairs), rate, *_summary(pairs))
-        for (method, rate), pairs in found.items()
+        for (method, rate), pairs in rates.items()
     ]
     curves = [Curve(data, engine, name, _det(items)) for name, items in scores.items()]
     return rows, curves
@@ -186,25 +186,25 @@ def _calibrated(measured: SceneEvaluation, chosen: Selection, seed: int) -> dict
     rest = chosen.strangers[~calibrating]
     half = len(chosen.enrolled) // 2
     gallery, open_set = measured.open_set()
-    found = {}
+    rates = {}
     for method, part in (("calibrated", slice(0, half)), ("calibrated, labels doubled", slice(half, 2 * half))):
         measured.enroll(gallery, chosen, part)
         if method == "calibrated":
             open_set.calibrate(rows)
         now = part.stop
-        kept = np.isin(measured.raw.labels[chosen.queries], chosen.enrolled[:now])
+        of_enrolled = np.isin(measured.raw.labels[chosen.queries], chosen.enrolled[:now])
         scored = measured.scored(
             replace(
                 chosen,
                 enrolled=chosen.enrolled[:now],
                 positions=chosen.positions[: int(chosen.counts[:now].sum())],
                 counts=chosen.counts[:now],
-                queries=chosen.queries[kept],
+                queries=chosen.queries[of_enrolled],
                 strangers=rest,
             )
         )
-        found[method] = [scored.at(threshold) for threshold in thresholds(open_set)]
-    return found
+        rates[method] = [scored.at(threshold) for threshold in thresholds(open_set)]
+    return rates
 
 
 def _summary(pairs: Sequence[tuple[float, float]]) -> tuple[float, ...]:
@@ -276,7 +276,7 @@ def _measure(arguments: argparse.Namespace, curves: list[Curve]) -> Iterator[Ope
     for name, predictor in each_engine(bundle):
         with predictor:
             for part in arguments.data:
-                rows, made = measure(
+                rows, scene_curves = measure(
                     SceneEvaluation(bundle, scene_by(predictor, part, task)),
                     data=str(part),
                     engine=name,
@@ -285,7 +285,7 @@ def _measure(arguments: argparse.Namespace, curves: list[Curve]) -> Iterator[Ope
                     enrolments=arguments.enrolments,
                     seed=arguments.seed,
                 )
-                curves += made
+                curves += scene_curves
                 yield from rows
 
 

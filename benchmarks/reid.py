@@ -65,9 +65,9 @@ def read_split(path: Path, split: str) -> Split:
     Raises:
         SourceError: As :func:`edgevis.data.read_pku_reid`, or an image cannot be decoded.
     """
-    found = read_pku_reid(path, split)
-    images = [found[index][0] for index in range(len(found))]
-    return Split(images, np.array(found.ids, np.int64), np.array(found.cameras, np.int64))
+    dataset = read_pku_reid(path, split)
+    images = [dataset[index][0] for index in range(len(dataset))]
+    return Split(images, np.array(dataset.ids, np.int64), np.array(dataset.cameras, np.int64))
 
 
 def score(encoder: str, embed: Embed, query: Split, gallery: Split) -> Scores:

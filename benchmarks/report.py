@@ -32,14 +32,14 @@ def report(
         title: A line above the table, made of the first row.
     """
     try:
-        found = measure()
+        rows = measure()
     except EdgevisError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if as_json:
-        print(json.dumps(to_json(found), indent=2))
+        print(json.dumps(to_json(rows), indent=2))
         return 0
-    if title is not None and found:
-        print(title(found[0]))
-    print(text_table(headers, [cells(item) for item in found]))
+    if title is not None and rows:
+        print(title(rows[0]))
+    print(text_table(headers, [cells(item) for item in rows]))
     return 0

@@ -27,7 +27,7 @@ from edgevis.training.visualize import GIVEN, RIGHT, WRONG, Colour, painted, til
 from runtime.common.arrays import Array
 from runtime.images.decode import Image
 
-_THINGS = {
+_PHOTOGRAPHS = {
     "cat": ("skimage", "data/chelsea.png"),
     "coffee": ("skimage", "data/coffee.png"),
     "rocket": ("skimage", "data/rocket.jpg"),
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the picture (default: demo)")
     arguments = parser.parse_args(argv)
     try:
-        rows = [classified(arguments.classify), found(arguments.find), segmented(arguments.segment)]
+        rows = [classified(arguments.classify), few_shot_segmented(arguments.find), segmented(arguments.segment)]
         path = arguments.output / "showcase.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not cv2.imwrite(str(path), stacked(rows), [cv2.IMWRITE_JPEG_QUALITY, 90]):
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def classified(bundle: str) -> Image:
     """Each thing's enrolled picture, then other views of it, framed by whether they were recognised."""
-    photographs = {label: photograph(*place) for label, place in _THINGS.items()}
+    photographs = {label: photograph(*place) for label, place in _PHOTOGRAPHS.items()}
     right, columns = 0, []
     with Predictor(bundle) as predictor:
         for label, picture in photographs.items():
@@ -93,7 +93,7 @@ def classified(bundle: str) -> Image:
     return np.hstack(columns)
 
 
-def found(bundle: str) -> Image:
+def few_shot_segmented(bundle: str) -> Image:
     """The examples with their masks, then what was found in the mirrored, darker photograph and in another one."""
     example, other = _further(photograph(*_ASTRONAUT)), _further(photograph(*_ADMIRAL))
     mirrored = np.ascontiguousarray(example[:, ::-1] * 0.7).astype(np.uint8)

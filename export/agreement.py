@@ -104,63 +104,67 @@ class Agreement:
         head = golden_of(self.reference, self.deployment)
         golden = head if self.golden is None else self.golden
         known = self.searched.get(record.backend, {}) if record.precision == "int8" and reopen is not None else {}
-        own = outputs_of(sessions, golden)
-        variation = self._variation(sessions, own, golden, reopen)
+        engine_outputs = outputs_of(sessions, golden)
+        variation = self._variation(sessions, engine_outputs, golden, reopen)
         nudged = outputs_of(sessions, _nudged(golden, self.deployment))
         complaints: list[str] = []
         measured: list[OutputRecord] = []
         arrays: dict[str, Array] = {}
-        kept = self._recorded_rows(golden_rows(self.deployment))
+        row_count = self._recorded_rows(golden_rows(self.deployment))
         for graph in self.deployment.graphs:
             independent, noise = self._independent(record, graph, golden)
             first = independent if self.golden is None or not known else self._independent(record, graph, head)[0]
             for tensor in graph.outputs:
                 name = f"{graph.name}/{tensor.name}"
-                found = own[name]
+                actual = engine_outputs[name]
                 flipped = graph.max_flipped
-                kernels = difference(independent[tensor.name], found, flipped=flipped)
+                kernels = difference(independent[tensor.name], actual, flipped=flipped)
                 bound = _INDEPENDENT * noise[tensor.name] + FLOOR
                 others = {
                     "an independent run of its graph": kernels,
                     "the same engine's with another number of threads or images": variation[name],
                 }
                 complaints += [
-                    _disagree(record, name, other, apart, bound)
-                    for other, apart in others.items()
-                    if not apart <= bound
+                    _disagree(record, name, other, distance, bound)
+                    for other, distance in others.items()
+                    if not distance <= bound
                 ]
                 if reopen is None:
                     # Of a device's kernels nothing can be measured here but what rounding costs its graph.
-                    kernels = max(kernels, noise[tensor.name], difference(golden[name], found, flipped=flipped))
+                    kernels = max(kernels, noise[tensor.name], difference(golden[name], actual, flipped=flipped))
                 # Where this machine's kernels happen to round as the independent run does, another one's may not.
-                kernels = max(kernels, difference(found, nudged[name], flipped=flipped))
+                kernels = max(kernels, difference(actual, nudged[name], flipped=flipped))
                 item = OutputRecord(name, _finite(variation[name]), _finite(kernels))
                 if name in known:
-                    apart = difference(known[name], outputs[name], flipped=flipped)
+                    distance = difference(known[name], outputs[name], flipped=flipped)
                     rounding = difference(first[tensor.name], known[name][: len(first[tensor.name])], flipped=flipped)
                     clean = replace(item, kernels=min(item.kernels, _finite(rounding)))
                     within = allowed(clean, same_kernels=True)
-                    if not apart <= within:
+                    if not distance <= within:
                         complaints.append(
-                            _disagree(record, name, "the search's engine of the same graph", apart, within)
+                            _disagree(record, name, "the search's engine of the same graph", distance, within)
                         )
                 measured.append(item)
-                arrays[f"{record.name}/{name}"] = found[:kept] if tensor.batched else found
+                arrays[f"{record.name}/{name}"] = actual[:row_count] if tensor.batched else actual
         where = environment(record.backend) if reopen is not None and record.device == "cpu" else {}
         recorded = OutputsRecord(record.name, where, tuple(measured))
         return Outcome(replace(record, recorded=recorded), arrays, tuple(complaints))
 
     def _variation(
-        self, sessions: Sessions, own: Outputs, golden: Mapping[str, Array], reopen: Callable[[int], Sessions] | None
+        self,
+        sessions: Sessions,
+        engine_outputs: Outputs,
+        golden: Mapping[str, Array],
+        reopen: Callable[[int], Sessions] | None,
     ) -> dict[str, float]:
         """How far right runs of the engine lie apart, for each output."""
-        worst = dict.fromkeys(own, 0.0)
+        worst = dict.fromkeys(engine_outputs, 0.0)
 
         def note(graph: Graph, session: Session, inputs: Mapping[str, Array], size: int) -> None:
-            made = run_in_batches(session, graph, inputs, size=size, rows=rows_of(graph, inputs))
-            for name, array in made.items():
+            outputs = run_in_batches(session, graph, inputs, size=size, rows=rows_of(graph, inputs))
+            for name, array in outputs.items():
                 key = f"{graph.name}/{name}"
-                worst[key] = max(worst[key], difference(own[key], array, flipped=graph.max_flipped))
+                worst[key] = max(worst[key], difference(engine_outputs[key], array, flipped=graph.max_flipped))
 
         for session in sessions.values():
             graph = session.graph
@@ -186,21 +190,25 @@ class Agreement:
     ) -> tuple[dict[str, Array], dict[str, float]]:
         """A graph's outputs for the golden rows, run node by node, and what its rounding costs each of them."""
         model = self.graphs[record.backend, record.precision][graph.name]
-        _, wanted = golden_feeds(golden, graph)
+        _, expected = golden_feeds(golden, graph)
         if record.precision == "int8":
-            made = _run(model, graph, golden)
-            noise = {name: difference(wanted[name], array, flipped=graph.max_flipped) for name, array in made.items()}
+            outputs = _run(model, graph, golden)
+            noise = {
+                name: difference(expected[name], array, flipped=graph.max_flipped) for name, array in outputs.items()
+            }
             if record.precision in self.autocast:
                 # A value that float16 moves over a step of INT8 costs what INT8's own rounding does; which ones it
                 # moves depends on the kernels, so that one run in float16 says too little.
                 half = _run(rounded_graph(model, "fp16"), graph, golden)
                 noise = {
                     name: max(noise[name], difference(array, half[name], flipped=graph.max_flipped))
-                    for name, array in made.items()
+                    for name, array in outputs.items()
                 }
-            return made, noise
-        made = _run(rounded_graph(model, "bf16" if record.precision == "bf16" else "fp16"), graph, golden)
-        return made, {name: difference(wanted[name], array, flipped=graph.max_flipped) for name, array in made.items()}
+            return outputs, noise
+        outputs = _run(rounded_graph(model, "bf16" if record.precision == "bf16" else "fp16"), graph, golden)
+        return outputs, {
+            name: difference(expected[name], array, flipped=graph.max_flipped) for name, array in outputs.items()
+        }
 
     def _recorded_rows(self, rows: int) -> int:
         """How many rows of an engine's outputs are kept."""
@@ -216,9 +224,9 @@ class Agreement:
 def write_recorded(engines: Sequence[EngineRecord], arrays: Mapping[str, Array], folder: Path) -> None:
     """Write the recorded outputs of those engines that are in the bundle; no file where nothing was recorded."""
     named = {record.recorded.engine for record in engines if record.recorded is not None}
-    kept = {name: array for name, array in arrays.items() if name.partition("/")[0] in named}
-    if kept:
-        write_arrays(folder / FILE, kept)
+    selected = {name: array for name, array in arrays.items() if name.partition("/")[0] in named}
+    if selected:
+        write_arrays(folder / FILE, selected)
 
 
 def _nudged(golden: Mapping[str, Array], deployment: Deployment) -> dict[str, Array]:
@@ -251,9 +259,9 @@ def _finite(value: float) -> float:
     return min(value, MAX_DIFFERENCE) if not math.isnan(value) else MAX_DIFFERENCE
 
 
-def _disagree(record: EngineRecord, output: str, other: str, apart: float, within: float) -> str:
+def _disagree(record: EngineRecord, output: str, other: str, distance: float, within: float) -> str:
     return (
-        f"the engine {record.name} and its graph disagree: {output} is {apart:.2e} from {other}; right runs lie within "
-        f"{within:.2e}. The compiler, or the file that it wrote, is at fault, and other images to calibrate on are no "
-        f"cure: leave {record.precision} out of --precision, or use other versions of the tools"
+        f"the engine {record.name} and its graph disagree: {output} is {distance:.2e} from {other}; right runs lie "
+        f"within {within:.2e}. The compiler, or the file that it wrote, is at fault, and other images to calibrate on "
+        f"are no cure: leave {record.precision} out of --precision, or use other versions of the tools"
     )

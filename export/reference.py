@@ -68,12 +68,12 @@ def reference_of(
         ExportError: A graph takes an input that nothing makes.
     """
     rows = golden_rows(deployment)
-    given = _given(samples, deployment.preprocess)
+    image_inputs = _image_inputs(samples, deployment.preprocess)
     arrays: dict[str, Array] = {}
     earlier_outputs: dict[str, Array] = {}
     total = len(deployment.graphs) * len(samples)
     for number, graph in enumerate(deployment.graphs):
-        inputs = graph_inputs(graph, deployment.preprocess, given, earlier_outputs)
+        inputs = graph_inputs(graph, deployment.preprocess, image_inputs, earlier_outputs)
         parts: list[tuple[Array, ...]] = []
         for start in range(0, len(samples), rows):
             parts.append(model.outputs(graph, _rows(graph, inputs, start, start + rows)))
@@ -102,24 +102,24 @@ def calibration_feeds(
     batch = min(batch, golden_rows(deployment))
     for start in range(0, len(samples), batch):
         part = samples.subset(range(start, min(start + batch, len(samples))))
-        given = _given(part, deployment.preprocess)
+        image_inputs = _image_inputs(part, deployment.preprocess)
         earlier_outputs: dict[str, Array] = {}
         for earlier in deployment.graphs[: deployment.graphs.index(graph)]:
-            inputs = graph_inputs(earlier, deployment.preprocess, given, earlier_outputs)
+            inputs = graph_inputs(earlier, deployment.preprocess, image_inputs, earlier_outputs)
             outputs = model.outputs(earlier, _rows(earlier, inputs, 0, _SHOTS))
             earlier_outputs |= dict(zip((tensor.name for tensor in earlier.outputs), outputs, strict=True))
-        yield graph_inputs(graph, deployment.preprocess, given, earlier_outputs)
+        yield graph_inputs(graph, deployment.preprocess, image_inputs, earlier_outputs)
 
 
 def graph_inputs(
-    graph: Graph, preprocess: Preprocess, given: Mapping[str, Array], earlier_outputs: Mapping[str, Array]
+    graph: Graph, preprocess: Preprocess, image_inputs: Mapping[str, Array], earlier_outputs: Mapping[str, Array]
 ) -> dict[str, Array]:
     """The inputs of a graph.
 
     Args:
         graph: What it takes.
         preprocess: How an image becomes ``image``.
-        given: ``image`` and, where there are masks, ``mask``: one row per image.
+        image_inputs: ``image`` and, where there are masks, ``mask``: one row per image.
         earlier_outputs: Outputs of earlier graphs by name.
 
     Raises:
@@ -131,8 +131,8 @@ def graph_inputs(
     }
     inputs: dict[str, Array] = {}
     for tensor in graph.inputs:
-        if allowed.get(tensor.name) == tensor and tensor.name in given:
-            inputs[tensor.name] = given[tensor.name]
+        if allowed.get(tensor.name) == tensor and tensor.name in image_inputs:
+            inputs[tensor.name] = image_inputs[tensor.name]
         elif (
             tensor.name in earlier_outputs
             and tensor.shape[0] == "K"
@@ -147,13 +147,13 @@ def graph_inputs(
     return inputs
 
 
-def _given(samples: SampleSet, preprocess: Preprocess) -> dict[str, Array]:
-    given: dict[str, Array] = {"image": Preprocessor(preprocess)(samples.images)}
+def _image_inputs(samples: SampleSet, preprocess: Preprocess) -> dict[str, Array]:
+    image_inputs: dict[str, Array] = {"image": Preprocessor(preprocess)(samples.images)}
     if samples.masks:
         size = (preprocess.width, preprocess.height)
         masks = [cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_NEAREST) for mask in samples.masks]
-        given["mask"] = np.stack(masks)
-    return given
+        image_inputs["mask"] = np.stack(masks)
+    return image_inputs
 
 
 def _rows(graph: Graph, inputs: Mapping[str, Array], start: int, end: int) -> list[Array]:

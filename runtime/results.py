@@ -170,17 +170,17 @@ class Segmentation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: of each label found its share, its mean probability and its box; no pixels."""
-        found = []
+        summaries = []
         for index, (label, share) in enumerate(zip(self.labels, self.shares, strict=True)):
             if share > 0:
                 probability, box = self._summary(index)
-                found.append({"label": label, "share": share, "probability": probability, "box_xyxy": box})
+                summaries.append({"label": label, "share": share, "probability": probability, "box_xyxy": box})
         height, width = self.mask.shape
         return {
             "labels": list(self.labels),
             "height": height,
             "width": width,
-            "found": found,
+            "found": summaries,
             "speed_ms": dict(self.speed_ms),
         }
 

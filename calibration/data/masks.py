@@ -29,8 +29,8 @@ def central_object(image: Image) -> Mask:
     trimap = np.zeros(small.shape[:2], np.uint8)
     cv2.setRNGSeed(_SEED)  # it starts from a k-means of random centres
     cv2.grabCut(small, trimap, middle, np.zeros((1, 65)), np.zeros((1, 65)), _ITERATIONS, cv2.GC_INIT_WITH_RECT)
-    found = np.isin(trimap, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
-    if not found.any():
-        found[top : top + middle[3], left : left + middle[2]] = 1
-    mask: Mask = cv2.resize(found, (columns, rows), interpolation=cv2.INTER_NEAREST) > 0
+    foreground = np.isin(trimap, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
+    if not foreground.any():
+        foreground[top : top + middle[3], left : left + middle[2]] = 1
+    mask: Mask = cv2.resize(foreground, (columns, rows), interpolation=cv2.INTER_NEAREST) > 0
     return mask

@@ -205,8 +205,8 @@ def _images_in_zip(archive: zipfile.ZipFile, path: Path) -> list[str]:
     return [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
 
 
-def _chosen(found: Iterable[str], source: str, count: int) -> list[str]:
-    names = sorted(found)
+def _chosen(paths: Iterable[str], source: str, count: int) -> list[str]:
+    names = sorted(paths)
     _check_count(len(names), f"{source} holds", f"images ({', '.join(sorted(SUFFIXES))})")
     if len(names) <= count:
         return names

@@ -82,8 +82,8 @@ class Histogram:
         if method == "minmax":
             return self.peak
         if method == "percentile":
-            kept = np.cumsum(self.counts) / self.counts.sum()
-            edge = (int(np.searchsorted(kept, percentile / 100.0)) + 1) * self.top / _BINS
+            cumulative = np.cumsum(self.counts) / self.counts.sum()
+            edge = (int(np.searchsorted(cumulative, percentile / 100.0)) + 1) * self.top / _BINS
             return min(edge, self.peak)
         if method == "entropy":
             return min(_entropy_bins(self.counts) * self.top / _BINS, self.peak)
@@ -112,11 +112,11 @@ def _entropy_bins(counts: npt.NDArray[np.int64]) -> int:
     if total == 0.0:
         return len(counts)
     best, least = len(counts), np.inf
-    for kept in range(_ENTROPY_LEVELS, len(counts) + 1, _ENTROPY_STEP):
-        inside = counted[:kept]
+    for bin_count in range(_ENTROPY_LEVELS, len(counts) + 1, _ENTROPY_STEP):
+        inside = counted[:bin_count]
         fine = inside.copy()
         fine[-1] += total - inside.sum()
-        level = np.arange(kept) * _ENTROPY_LEVELS // kept
+        level = np.arange(bin_count) * _ENTROPY_LEVELS // bin_count
         filled = np.bincount(level, weights=inside > 0, minlength=_ENTROPY_LEVELS)
         mass = np.bincount(level, weights=inside, minlength=_ENTROPY_LEVELS)
         coarse = np.where(inside > 0, (mass / np.maximum(filled, 1))[level], 0.0)
@@ -126,7 +126,7 @@ def _entropy_bins(counts: npt.NDArray[np.int64]) -> int:
         some = p > 0
         divergence = float((p[some] * np.log(p[some] / q[some])).sum())
         if divergence < least:
-            best, least = kept, divergence
+            best, least = bin_count, divergence
     return best
 
 

@@ -96,16 +96,16 @@ def search_int8(
     outputs: dict[str, Mapping[str, Array]] = {}
     proxied: Int8Search | None = None
     for number, backend in enumerate(backends, start=1):
-        own = runs_here(backend)
-        if not own and proxied is not None:  # measured by the same engine, the result would be the same
+        is_native = runs_here(backend)
+        if not is_native and proxied is not None:  # measured by the same engine, the result would be the same
             graphs[backend] = graphs[proxied.backend]
             searches.append(replace(proxied, backend=backend))
         else:
             graphs[backend], result, actual = _search(
-                calibrated, order, measurement, backend=backend, own=own, max_drop=max_drop
+                calibrated, order, measurement, backend=backend, is_native=is_native, max_drop=max_drop
             )
             searches.append(result)
-            if own:
+            if is_native:
                 outputs[backend] = actual
             else:
                 proxied = result
@@ -119,18 +119,18 @@ def _search(
     measurement: Int8Measurement,
     *,
     backend: str,
-    own: bool,
+    is_native: bool,
     max_drop: float,
 ) -> tuple[dict[str, ModelProto], Int8Search, dict[str, Array]]:
     """The graphs of one backend, how they were chosen, and what they return for all verification images."""
-    engine = backend if own else _CPU_PROXY
+    engine = backend if is_native else _CPU_PROXY
     placements: tuple[Placement, ...] = get_args(Placement)
     naive = {
         placement: measurement.drop_and_latency(calibrated.int8_graphs(placement), engine) for placement in placements
     }
     least = min(drop for drop, _ in naive.values())
     fitting = [placement for placement in placements if naive[placement][0] <= least + max_drop / 4]
-    placement = min(fitting, key=lambda item: naive[item][1 if own else 0])
+    placement = min(fitting, key=lambda item: naive[item][1 if is_native else 0])
     exclusions = fewest_exclusions(
         order,
         lambda excluded: measurement.drop(calibrated.int8_graphs(placement, excluded), engine),
@@ -146,8 +146,8 @@ def _search(
         max_drop=max_drop,
         drop=round(exclusions.drop, 6),
         naive_drop=round(naive[placement][0], 6),
-        latency_ms=round(after, 3) if own else None,
-        naive_latency_ms=round(before, 3) if own else None,
+        latency_ms=round(after, 3) if is_native else None,
+        naive_latency_ms=round(before, 3) if is_native else None,
         layers=len(order),
         float_layers=tuple(excluded),
         trials=exclusions.trials,

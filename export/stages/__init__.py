@@ -124,8 +124,8 @@ def with_trained_options(request: BuildRequest) -> BuildRequest:
 
 def _checked_precisions(request: BuildRequest, target: Target) -> tuple[Precision, ...]:
     # A model that leaves a precision out does so for what INT8 costs it; float16 costs nothing.
-    own = {*(request.entry.precisions or target.default_precisions), "fp16"}
-    usual = tuple(precision for precision in target.default_precisions if precision in own)
+    offered = {*(request.entry.precisions or target.default_precisions), "fp16"}
+    usual = tuple(precision for precision in target.default_precisions if precision in offered)
     precisions = request.precisions or (tuple(target.compilers) if request.choose else usual)
     for precision in precisions:
         if precision not in target.compilers:

@@ -41,8 +41,8 @@ def unmeasurable_text(deployment: Deployment, reference: Mapping[str, Array]) ->
     """
     agreement = tasks.load(deployment.task).agreement
     for graph in deployment.graphs:
-        own = {tensor.name: reference[f"{graph.name}/{tensor.name}"] for tensor in graph.outputs}
-        decisions = decisions_of(graph, reference, own, agreement)
+        outputs = {tensor.name: reference[f"{graph.name}/{tensor.name}"] for tensor in graph.outputs}
+        decisions = decisions_of(graph, reference, outputs, agreement)
         if decisions is not None and not decisions.measurable:
             return (
                 f"the model hardly tells these images apart: an engine whose outputs say nothing of the image would "

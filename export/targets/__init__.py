@@ -79,13 +79,13 @@ class Target:
         Raises:
             SchemaError: A setting is out of range.
         """
-        own = BuildSpec(
+        spec = BuildSpec(
             profiles,
             workspace_bytes=self.workspace_bytes,
             compute_capabilities=self.compute_capabilities,
             tf32=precision != "fp32",  # with TF32 an FP32 engine would miss its tolerance
         )
-        return replace(own, **settings.asked)  # type: ignore[arg-type]  # the names are the same, and so the types
+        return replace(spec, **settings.asked)  # type: ignore[arg-type]  # the names are the same, and so the types
 
     def check(self, settings: PlanSettings) -> None:
         """Refuse a setting that would change nothing; ExportError names those that the target has."""

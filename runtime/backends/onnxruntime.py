@@ -252,13 +252,13 @@ def _without_cuda() -> str:
 
 def _accelerator(ort: Any) -> str:
     """The provider that the environment asks for."""
-    asked = os.environ.get(VARIABLE) or "cuda"
+    accelerator = os.environ.get(VARIABLE) or "cuda"
     known = {"cuda": _CUDA, "tensorrt": _TENSORRT}
-    if asked not in known:
-        raise UnknownBackendError(f"{VARIABLE} is {asked!r}; allowed: {', '.join(known)}")
-    if known[asked] not in ort.get_available_providers():
-        raise UnavailableError(f"onnxruntime {ort.__version__} has no {known[asked]}: {_without_cuda()}")
-    return known[asked]
+    if accelerator not in known:
+        raise UnknownBackendError(f"{VARIABLE} is {accelerator!r}; allowed: {', '.join(known)}")
+    if known[accelerator] not in ort.get_available_providers():
+        raise UnavailableError(f"onnxruntime {ort.__version__} has no {known[accelerator]}: {_without_cuda()}")
+    return known[accelerator]
 
 
 def gpu_providers(accelerator: str, precision: Precision) -> list[tuple[str, dict[str, str]]]:

@@ -81,10 +81,10 @@ def _non_finite(view: memoryview, start: int, end: int, external: Mapping[str, b
     """The name of a tensor that is not finite."""
     fields = {number: (left, right) for number, left, right in _fields(view, start, end)}
     dtype, exponent = _FLOATS.get(fields.get(_TYPE, (0, 0))[0], ("", 0))
-    own = fields.get(_RAW) or fields.get(_OWN_FIELD.get(fields.get(_TYPE, (0, 0))[0], _RAW))
+    location = fields.get(_RAW) or fields.get(_OWN_FIELD.get(fields.get(_TYPE, (0, 0))[0], _RAW))
     if not dtype:
         return None
-    content = view[own[0] : own[1]] if own else _outside(view, start, end, external)
+    content = view[location[0] : location[1]] if location else _outside(view, start, end, external)
     numbers = np.frombuffer(content, dtype)
     exponents = numbers & exponent if exponent else None
     bad = ~np.isfinite(numbers) if exponents is None else exponents == exponent

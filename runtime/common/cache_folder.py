@@ -17,9 +17,9 @@ def cache_folder() -> Path:
         UnavailableError: None of them is known: the user has no home folder. No other place is guessed: a user who may
             write there could have an engine run what they like.
     """
-    own = os.environ.get(VARIABLE)
-    if own:
-        return Path(own)
+    configured = os.environ.get(VARIABLE)
+    if configured:
+        return Path(configured)
     shared = os.environ.get("XDG_CACHE_HOME")
     # The XDG specification says that a relative path is to be ignored.
     if shared and Path(shared).is_absolute():

@@ -241,11 +241,11 @@ def _create(partial: Path, mode: int) -> int:
 def _keep_access(descriptor: int, target: Path, former: os.stat_result) -> None:
     """Give a new file the owner, the mode and the access list of the one that it replaces."""
     mode = stat.S_IMODE(former.st_mode)
-    own = os.fstat(descriptor)
-    if own.st_uid != former.st_uid:
+    current = os.fstat(descriptor)
+    if current.st_uid != former.st_uid:
         with contextlib.suppress(PermissionError):  # only root gives files away
             os.fchown(descriptor, former.st_uid, -1)
-    if own.st_gid != former.st_gid:
+    if current.st_gid != former.st_gid:
         try:
             os.fchown(descriptor, -1, former.st_gid)
         except PermissionError:

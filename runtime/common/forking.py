@@ -77,10 +77,10 @@ class _Gate:
 
     def close(self) -> None:
         """Wait until no other thread is inside, and let none in."""
-        own = threading.get_ident()
+        this_thread = threading.get_ident()
         self._changed.acquire()
         self._forks += 1
-        self._changed.wait_for(lambda: not self._inside.keys() - {own}, _PATIENCE_SECONDS)
+        self._changed.wait_for(lambda: not self._inside.keys() - {this_thread}, _PATIENCE_SECONDS)
         if any(True for _ in _objects):
             _wait_for_sleep()
 
@@ -102,9 +102,9 @@ def _wait_for_sleep() -> None:
     tasks = Path("/proc/self/task")
     if not tasks.is_dir():
         return
-    own, deadline, asleep = str(threading.get_native_id()), time.monotonic() + _SLEEP_SECONDS, 0
+    this_thread, deadline, asleep = str(threading.get_native_id()), time.monotonic() + _SLEEP_SECONDS, 0
     while asleep < 2 and time.monotonic() < deadline:  # twice in a row: one may wake another
-        others = [task for task in tasks.iterdir() if task.name != own]
+        others = [task for task in tasks.iterdir() if task.name != this_thread]
         asleep = asleep + 1 if all(map(_sleeps, others)) else 0
         time.sleep(0.001)
 

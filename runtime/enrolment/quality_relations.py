@@ -27,17 +27,17 @@ def relations(
         gallery: The enrolled rows.
         bounds: The bounds of the checks.
     """
-    own = gallery.rows_of(label)
-    rows = np.concatenate([own, embeddings])
+    enrolled = gallery.rows_of(label)
+    rows = np.concatenate([enrolled, embeddings])
     cosines = np.asarray(embeddings @ rows.T, np.float64)
-    itself = np.arange(len(embeddings)), len(own) + np.arange(len(embeddings))
+    itself = np.arange(len(embeddings)), len(enrolled) + np.arange(len(embeddings))
     findings: list[list[Finding]] = [[] for _ in names]
     own_scores = _own_scores(embeddings, rows, cosines, itself, gallery.scoring)
-    outliers = _outliers(cosines, itself, _spread(own, embeddings), bounds)
+    outliers = _outliers(cosines, itself, _spread(enrolled, embeddings), bounds)
     for place, ranking in enumerate(gallery.search(embeddings, 2)):
         rival = next((match for match in ranking if match.label != label), None)
-        known = [f"an image enrolled as {label!r}"] * len(own) + list(names)
-        earlier = cosines[place, : len(own) + place]
+        known = [f"an image enrolled as {label!r}"] * len(enrolled) + list(names)
+        earlier = cosines[place, : len(enrolled) + place]
         duplicate = _duplicate(earlier, known, bounds)
         if duplicate is None and rival is not None:
             # The score of the nearest image is its cosine already; a prototype's says nothing of single images.
@@ -83,11 +83,11 @@ def _duplicate(cosines: Array, names: Sequence[str], bounds: Bounds) -> Finding 
     return Finding("duplicate", "warn", value, bounds.max_cosine, detail)
 
 
-def _spread(own: Array, embeddings: Array) -> Array:
+def _spread(enrolled: Array, embeddings: Array) -> Array:
     """A bounded number of a label's images, old and new."""
-    if len(own) > _MAX_OTHERS:
-        own = own[np.linspace(0, len(own) - 1, _MAX_OTHERS).astype(np.intp)]
-    return np.concatenate([own, embeddings[:_MAX_OTHERS]])
+    if len(enrolled) > _MAX_OTHERS:
+        enrolled = enrolled[np.linspace(0, len(enrolled) - 1, _MAX_OTHERS).astype(np.intp)]
+    return np.concatenate([enrolled, embeddings[:_MAX_OTHERS]])
 
 
 def _outliers(cosines: Array, itself: tuple[Array, Array], sample: Array, bounds: Bounds) -> list[Finding | None]:
@@ -102,15 +102,15 @@ def _outliers(cosines: Array, itself: tuple[Array, Array], sample: Array, bounds
     np.fill_diagonal(among, np.nan)
     # The median over images of the median over pairs: one or two strangers among them do not move it.
     usual = max(1 - float(np.median(np.nanmedian(among, axis=1))), 1e-3)
-    made: list[Finding | None] = []
+    findings: list[Finding | None] = []
     for distance in distances.tolist():
         ratio = distance / usual
         if ratio <= bounds.max_outlier_ratio or distance - usual <= bounds.max_outlier_gap:
-            made.append(None)
+            findings.append(None)
             continue
         detail = (
             f"its cosine to the label's other images is {1 - distance:.2f}, theirs to each other {1 - usual:.2f}: "
             "another person or thing, or a view of its own?"
         )
-        made.append(Finding("outlier", "warn", ratio, bounds.max_outlier_ratio, detail))
-    return made
+        findings.append(Finding("outlier", "warn", ratio, bounds.max_outlier_ratio, detail))
+    return findings

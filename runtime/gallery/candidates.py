@@ -68,9 +68,9 @@ def _together(parts: Sequence[tuple[Vectors, Array]]) -> list[tuple[Vectors, Arr
     """The same rows with those of neighbouring blocks copied together: one call where there were many."""
     pairs: list[tuple[Vectors, Array]] = []
     for is_packed, group in groupby(parts, key=lambda part: isinstance(part[0], PackedVectors)):
-        own = list(group)
+        members = list(group)
         if is_packed:
-            vectors = gathered(cast("Sequence[tuple[PackedVectors, Array]]", own))
-            own = [(vectors, np.arange(len(vectors)))]
-        pairs += own
+            vectors = gathered(cast("Sequence[tuple[PackedVectors, Array]]", members))
+            members = [(vectors, np.arange(len(vectors)))]
+        pairs += members
     return pairs

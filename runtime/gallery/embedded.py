@@ -119,12 +119,12 @@ class EmbeddedGallery:
 
     def search(self, queries: Array, top_k: int) -> list[tuple[Match, ...]]:
         """The best labels for each of (N, D) float32 rows, best first; equal scores in the order of enrolment."""
-        store, asked = self._store, Queries(queries)
+        store, query_batch = self._store, Queries(queries)
         index = None if store.indexing is None else store.indexing.index  # before the state, which is then not older
         state = store.state
         if index is None or not state.label_count:
-            return search(state, asked, top_k)
-        return named(state, index.best(state, asked, top_k))
+            return search(state, query_batch, top_k)
+        return named(state, index.best(state, query_batch, top_k))
 
     @property
     def index(self) -> IndexInfo | None:

@@ -106,7 +106,7 @@ class RowIndex:
         """Slots and float32 scores of the best labels of each query, best first, as of the exact search."""
         newer = state.behind(self.upto)
         start = len(state) - len(newer)
-        fresh = [start + own for own in likely_positions(newer, queries, top_k)] if newer.blocks else None
+        fresh = [start + positions for positions in likely_positions(newer, queries, top_k)] if newer.blocks else None
         for index in range(len(queries)):
             query = Query(queries, index)
             yield self._best(state, query, None if fresh is None else fresh[index], top_k)
@@ -134,12 +134,12 @@ def measured(index: RowIndex, state: GalleryState, build_s: float, go_on: Callab
         StoppedError: ``go_on`` said so.
     """
     queries = [Queries(row[None]) for row in _queries(state)]
-    exact, exact_ms = _timed(lambda asked: next(best(state, asked, _TOP_K)), queries, go_on)
+    exact, exact_ms = _timed(lambda query: next(best(state, query, _TOP_K)), queries, go_on)
     for width in _WIDTHS:
         index.width = width
-        rankings, search_ms = _timed(lambda asked: next(index.best(state, asked, _TOP_K)), queries, go_on)
+        rankings, search_ms = _timed(lambda query: next(index.best(state, query, _TOP_K)), queries, go_on)
         pairs = zip(rankings, exact, strict=True)
-        recall = statistics.mean(len(np.intersect1d(own, true)) / len(true) for own, true in pairs)
+        recall = statistics.mean(len(np.intersect1d(actual, expected)) / len(expected) for actual, expected in pairs)
         if recall >= MIN_RECALL:
             break
     result = IndexInfo(index.rows, False, "", recall, len(queries), width, search_ms, exact_ms, build_s)
@@ -155,11 +155,11 @@ def _timed(
 ) -> tuple[list[Array], float]:
     """The slots that each query finds, and the median of the milliseconds."""
     rankings, seconds = [], []
-    for asked in queries:
+    for query in queries:
         if not go_on():
             raise StoppedError
         start = time.perf_counter()
-        rankings.append(search(asked)[0])
+        rankings.append(search(query)[0])
         seconds.append(time.perf_counter() - start)
     return rankings, statistics.median(seconds) * 1e3
 

@@ -151,16 +151,16 @@ def packed(rows: Array, kernel: Kernel) -> PackedVectors:
     high, counts, residual = [], [], 0.0
     for begin in range(0, count, _SLICE):
         part = slice(begin, begin + _SLICE)
-        own = np.ascontiguousarray(rows[part])
-        bits = own.view(np.uint32)
-        scale[part] = np.maximum(own.max(axis=1), -own.min(axis=1)) / 127
-        sums = np.rint(own / _steps(scale[part])[:, None]).astype(np.int16)
+        values = np.ascontiguousarray(rows[part])
+        bits = values.view(np.uint32)
+        scale[part] = np.maximum(values.max(axis=1), -values.min(axis=1)) / 127
+        sums = np.rint(values / _steps(scale[part])[:, None]).astype(np.int16)
         low[part] = bits
         # What would look like zero but is not, such as minus zero, is taken for a step of ``fine``.
         sums[(sums == 0) & (low[part] == 0) & (bits != 0)] = 1
         tops = (sums + np.int16(128)) >> 8
         coarse[part], fine[part] = kernel.stored(tops), kernel.stored(sums - (tops << 8))
-        left = own - tops * scale[part][:, None]
+        left = values - tops * scale[part][:, None]
         residual = max(residual, float(np.einsum("nd,nd->n", left, left).max()))
         small = np.abs(sums) < _SMALL
         small &= bits != 0

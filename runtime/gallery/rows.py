@@ -80,4 +80,4 @@ def counts_by_label(rows: Mapping[str, Array]) -> dict[str, int]:
     """The number of rows of each label."""
     if isinstance(rows, RowsByLabel):
         return dict(zip(rows.labels, rows.counts.tolist(), strict=True))
-    return {label: len(own) for label, own in rows.items()}
+    return {label: len(label_rows) for label, label_rows in rows.items()}

@@ -58,19 +58,19 @@ def best(state: GalleryState, queries: Queries, top_k: int) -> Iterator[tuple[Ar
                 slots = state.live_slots[:top_k]
                 yield slots, np.full(len(slots), np.nan, np.float32)
                 continue
-            own = scores[:, index]
+            query_scores = scores[:, index]
             if peaks is not None:
-                near = _near(state, own, peaks[index], error, top_k)
+                near = _near(state, query_scores, peaks[index], error, top_k)
             else:
-                near = _near_labels(state, own, error, top_k)
+                near = _near_labels(state, query_scores, error, top_k)
             yield ranked(state, query, Candidates.at(state, near), top_k)
 
 
-def ranked(state: GalleryState, query: Query, found: Candidates, top_k: int) -> tuple[Array, Array]:
+def ranked(state: GalleryState, query: Query, candidates: Candidates, top_k: int) -> tuple[Array, Array]:
     """The best labels of the candidates, by their exact scores; where all rows of a label count, all are candidates."""
-    if len(found.slots) > top_k + _FEW:
-        found = found.only(_narrowed(state, query, found, top_k))
-    return _ranked(state, query, found, top_k)
+    if len(candidates.slots) > top_k + _FEW:
+        candidates = candidates.only(_narrowed(state, query, candidates, top_k))
+    return _ranked(state, query, candidates, top_k)
 
 
 def likely_positions(state: GalleryState, queries: Queries, top_k: int) -> Iterator[Array]:
@@ -138,10 +138,10 @@ def _peaks(scores: Array) -> Array:
 def _near(state: GalleryState, scores: Array, peaks: Array, error: float, top_k: int) -> Array:
     """Positions of all rows that may decide which labels are the best ``top_k``, ascending."""
     width, end = len(peaks), _lanes(len(scores)) * len(peaks)
-    wanted = top_k
-    while wanted < width:
-        # At least ``wanted`` rows, one for each of as many peaks, score this.
-        reached = float(np.partition(peaks, width - wanted)[width - wanted])
+    row_count = top_k
+    while row_count < width:
+        # At least ``row_count`` rows, one for each of as many peaks, score this.
+        reached = float(np.partition(peaks, width - row_count)[width - row_count])
         least = reached - 2 * error
         columns = np.flatnonzero(peaks >= least)
         positions = (np.arange(0, end, width)[:, None] + columns).ravel()
@@ -151,7 +151,7 @@ def _near(state: GalleryState, scores: Array, peaks: Array, error: float, top_k:
         sure = positions[scores[positions] >= reached]
         if len(sure) >= top_k and len(set(state.slots_at(sure).tolist())) >= top_k:
             return positions
-        wanted *= 4
+        row_count *= 4
     return _near_each(state, scores, error)
 
 
@@ -169,9 +169,9 @@ def _near_labels(state: GalleryState, scores: Array, error: float, top_k: int) -
     known = np.where(slots >= 0, scores, 0) if len(state.removed) else scores
     sums = np.bincount(slots + 1, weights=known, minlength=state.slot_count + 1)[1:]
     near = _possible(state, state.live_slots, sums, _highest(state, slots, scores), error, top_k)
-    wanted = np.zeros(state.slot_count + 1, bool)
-    wanted[near] = True
-    return np.flatnonzero(wanted[slots])
+    selected = np.zeros(state.slot_count + 1, bool)
+    selected[near] = True
+    return np.flatnonzero(selected[slots])
 
 
 def _highest(state: GalleryState, slots: Array, scores: Array) -> Array | None:
@@ -187,25 +187,27 @@ def _possible(state: GalleryState, slots: Array, sums: Array, highest: Array | N
     """Which of ``slots`` may be among the best ``top_k``, from the sums and the highest of their rows' scores."""
     if len(slots) <= top_k:
         return slots
-    own = slice(None) if len(slots) == state.slot_count else slots  # all labels: nothing to gather
-    scores = sums[own] * state.inverse_norms[own]
-    errors = state.spreads[own] * (error + 1e-6)
+    index = slice(None) if len(slots) == state.slot_count else slots  # all labels: nothing to gather
+    scores = sums[index] * state.inverse_norms[index]
+    errors = state.spreads[index] * (error + 1e-6)
     if highest is not None:
-        scores += highest[own]
+        scores += highest[index]
         errors += error + 1e-6  # twice the score and twice its error
     reached = np.partition(scores - errors, len(slots) - top_k)[len(slots) - top_k]
     scores += errors
     return np.asarray(slots[scores >= reached])
 
 
-def _narrowed(state: GalleryState, query: Query, found: Candidates, top_k: int) -> Array:
+def _narrowed(state: GalleryState, query: Query, candidates: Candidates, top_k: int) -> Array:
     """Which candidates may still decide, by a second pass over them alone: a mask."""
-    scores, error = found.refined(query)
-    slots, inverse = np.unique(found.slots, return_inverse=True)
+    scores, error = candidates.refined(query)
+    slots, inverse = np.unique(candidates.slots, return_inverse=True)
     if state.scoring != "nearest":
         sums = np.zeros(state.slot_count)
         sums[slots] = np.bincount(inverse, weights=scores)
-        return np.isin(found.slots, _possible(state, slots, sums, _highest(state, found.slots, scores), error, top_k))
+        return np.isin(
+            candidates.slots, _possible(state, slots, sums, _highest(state, candidates.slots, scores), error, top_k)
+        )
     label_scores = np.full(len(slots), -np.inf, np.float32)
     np.maximum.at(label_scores, inverse, scores)
     least = label_scores[inverse]  # of a label, its best row alone counts
@@ -214,16 +216,16 @@ def _narrowed(state: GalleryState, query: Query, found: Candidates, top_k: int) 
     return np.asarray(scores >= least - 2 * error)
 
 
-def _ranked(state: GalleryState, query: Query, found: Candidates, top_k: int) -> tuple[Array, Array]:
+def _ranked(state: GalleryState, query: Query, candidates: Candidates, top_k: int) -> tuple[Array, Array]:
     """The labels of the candidates, by their exact scores."""
     wide = query.row.astype(np.float64)
-    if state.scoring == "nearest" and len(found.slots) <= _FEW_ROWS:
-        return _ranked_few(wide, found, top_k)
-    slots, inverse = np.unique(found.slots, return_inverse=True)
+    if state.scoring == "nearest" and len(candidates.slots) <= _FEW_ROWS:
+        return _ranked_few(wide, candidates, top_k)
+    slots, inverse = np.unique(candidates.slots, return_inverse=True)
     highest = np.full(len(slots), -np.inf)
     total = np.zeros(len(slots))
     sums = None if state.scoring == "nearest" else np.zeros((len(slots), len(wide)))
-    for part, rows in found.rows():
+    for part, rows in candidates.rows():
         # Not a matrix product: equal rows get equal scores only if each is added up in the same order.
         products = np.einsum("nd,d->n", rows, wide)
         np.maximum.at(highest, inverse[part], products)
@@ -241,12 +243,12 @@ def _ranked(state: GalleryState, query: Query, found: Candidates, top_k: int) ->
     return slots[order], rounded[order]
 
 
-def _ranked_few(wide: Array, found: Candidates, top_k: int) -> tuple[Array, Array]:
+def _ranked_few(wide: Array, candidates: Candidates, top_k: int) -> tuple[Array, Array]:
     """The same by the best row of each label, of few rows."""
-    rounded = np.concatenate([np.einsum("nd,d->n", rows, wide) for _, rows in found.rows()]).astype(np.float32)
-    order = np.lexsort((found.slots, -rounded))
+    rounded = np.concatenate([np.einsum("nd,d->n", rows, wide) for _, rows in candidates.rows()]).astype(np.float32)
+    order = np.lexsort((candidates.slots, -rounded))
     first: dict[int, int] = {}
-    for index, slot in zip(order.tolist(), found.slots[order].tolist(), strict=True):
+    for index, slot in zip(order.tolist(), candidates.slots[order].tolist(), strict=True):
         first.setdefault(slot, index)
     best_rows = list(first.values())[:top_k]
-    return found.slots[best_rows], rounded[best_rows]
+    return candidates.slots[best_rows], rounded[best_rows]

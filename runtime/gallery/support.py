@@ -35,13 +35,13 @@ class Supports:
     @cached_property
     def inputs(self) -> dict[str, Array]:
         """Each tensor with the shots of all labels, label after label: (K, ...) float32, C-contiguous."""
-        made, start = {}, 0
+        inputs, start = {}, 0
         for name, shape in self.tensors:
             end = start + math.prod(shape)
             parts = [np.ascontiguousarray(rows[:, start:end]) for rows in self.rows.values()]
-            made[name] = np.concatenate(parts).reshape(-1, *shape) if parts else np.empty((0, *shape), np.float32)
+            inputs[name] = np.concatenate(parts).reshape(-1, *shape) if parts else np.empty((0, *shape), np.float32)
             start = end
-        return made
+        return inputs
 
 
 class SupportSets:

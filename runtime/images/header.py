@@ -251,10 +251,10 @@ def _pnm(data: bytes) -> ImageHeader:
     bitmap = data[:2] in (b"P1", b"P4")
     gap = rb"(?:\s|#[^\n]*\n)+"
     form = rb"P\d" + (gap + rb"(\d{1,9})") * (2 if bitmap else 3) + rb"\s"
-    found = re.match(form, data)
-    if found is None:
+    match = re.match(form, data)
+    if match is None:
         raise ValueError("the PNM header is not complete")
-    width, height, *peak = map(int, found.groups())
+    width, height, *peak = map(int, match.groups())
     return ImageHeader("PNM", width, height, peak=_peak(peak[0]) if peak else None)
 
 

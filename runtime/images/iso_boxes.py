@@ -25,9 +25,9 @@ def avif_header(data: bytes) -> tuple[int, int, int, int]:
     listed = list(_boxes(properties[b"ipco"]))
     sizes = [struct.unpack_from(">II", body, 4) for kind, body in listed if kind == b"ispe"]
     bits = [max(body[5 : 5 + body[4]], default=8) for kind, body in listed if kind == b"pixi"]
-    own = [listed[index - 1] for index in _associated(properties[b"ipma"], primary) if 1 <= index <= len(listed)]
-    angle = next((body[0] & 3 for kind, body in own if kind == b"irot"), 0)
-    axis = next((body[0] & 1 for kind, body in own if kind == b"imir"), None)
+    item_boxes = [listed[index - 1] for index in _associated(properties[b"ipma"], primary) if 1 <= index <= len(listed)]
+    angle = next((body[0] & 3 for kind, body in item_boxes if kind == b"irot"), 0)
+    axis = next((body[0] & 1 for kind, body in item_boxes if kind == b"imir"), None)
     width, height = max((size[0] for size in sizes), default=0), max((size[1] for size in sizes), default=0)
     return width, height, max(bits, default=8), _ORIENTATIONS[angle, axis]
 
@@ -87,8 +87,8 @@ def _associated(table: bytes, item: int) -> list[int]:
         properties = table[position]
         position += 1
         form = ">H" if wide else ">B"
-        own = [struct.unpack_from(form, table, position + i * (1 + wide))[0] for i in range(properties)]
+        indices = [struct.unpack_from(form, table, position + i * (1 + wide))[0] for i in range(properties)]
         if number == item:
-            return [index & (0x7FFF if wide else 0x7F) for index in own]
+            return [index & (0x7FFF if wide else 0x7F) for index in indices]
         position += properties * (1 + wide)
     return []

@@ -189,14 +189,14 @@ def _as_mask(value: MaskLike, image: Image, orientation: int, name: str) -> Mask
                 raise
             raise InputError(f"{name} {error}") from error
     numbers = laid_beside(stored, image, orientation, name)
-    found = np.unique(numbers)
-    marks = found[found != 0]
+    values = np.unique(numbers)
+    marks = values[values != 0]
     if stored.indexed and len(marks) == 2 and marks[1] == VOID:
         marks = marks[:1]
     if len(marks) == 0:
         raise InputError(f"{name} marks nothing: all of it is 0; set the object's pixels")
     if len(marks) > 1:
-        raise InputError(f"{name} has the values {_shown(found)}; {_cure(found, marks)}")
+        raise InputError(f"{name} has the values {_shown(values)}; {_cure(values, marks)}")
     mask: Mask = numbers == marks[0]
     if mask.all():
         _log.warning(
@@ -208,12 +208,12 @@ def _as_mask(value: MaskLike, image: Image, orientation: int, name: str) -> Mask
     return mask
 
 
-def _shown(found: npt.NDArray[Any]) -> str:
-    return ", ".join(map(str, found[:_SHOWN].tolist())) + (" …" if len(found) > _SHOWN else "")
+def _shown(values: npt.NDArray[Any]) -> str:
+    return ", ".join(map(str, values[:_SHOWN].tolist())) + (" …" if len(values) > _SHOWN else "")
 
 
-def _cure(found: npt.NDArray[Any], marks: npt.NDArray[Any]) -> str:
-    if len(found) > _MANY:
+def _cure(values: npt.NDArray[Any], marks: npt.NDArray[Any]) -> str:
+    if len(values) > _MANY:
         return "it is smoothed, was a JPEG, or is a photograph: threshold it, as by mask > 127, and save a PNG"
     void = " (255 is taken for a void border only beside one id in a PNG with a palette)" if marks[-1] == VOID else ""
     return f"say which is the object, as by mask == {marks[0]}{void}"

@@ -200,8 +200,8 @@ class OpenSet:
             note = f"measured on {count} images of strangers of this scene, worth {worth}"
         else:
             method = "estimated" if self._statistics else "generic"
-            found = self._known.expected(features.labels, features.images, rate)
-            fpir, tpir = found if found is not None else (None, None)
+            rates = self._known.expected(features.labels, features.images, rate)
+            fpir, tpir = rates if rates is not None else (None, None)
             note = (
                 "the rate is an estimate: no stranger of this scene was seen. Measure it: "
                 "predictor.calibrate(images_of_strangers), or edgevis calibrate"
@@ -214,8 +214,8 @@ class OpenSet:
                 "labels cannot be told apart, remove one of them or enrol other images"
             )
         if tpir is None and threshold is not None and features is not None:
-            found = self._known.expected(features.labels, features.images, rate)
-            tpir = found[1] if found is not None else None
+            rates = self._known.expected(features.labels, features.images, rate)
+            tpir = rates[1] if rates is not None else None
         return OpenSetInfo(threshold, method, strangers is not None, rate, fpir, tpir, count, distinct, note)
 
     def features(self) -> Features | None:
@@ -225,13 +225,13 @@ class OpenSet:
             return None
         known = self._features
         if known is not None:
-            version, rows, found = known
+            version, rows, features = known
             large = state.row_count > SAMPLE_ROWS
             if version == state.version or (large and rows / _GROWTH <= state.row_count <= rows * _GROWTH):
-                return found
-        found = self._features_of(state)
-        self._features = (state.version, state.row_count, found)
-        return found
+                return features
+        features = self._features_of(state)
+        self._features = (state.version, state.row_count, features)
+        return features
 
     def _fit(self, strangers: _Strangers | None) -> float | None:
         if not self._gallery.label_count:
@@ -254,9 +254,9 @@ class OpenSet:
         else:
             picked = np.linspace(0, state.label_count - 1, min(state.label_count, _LARGE_SAMPLE)).round()
             slots = state.live_slots[np.unique(picked.astype(np.intp))]
-        wanted = np.zeros(state.slot_count + 1, bool)
-        wanted[slots] = True
-        positions = np.flatnonzero(wanted[state.slots])
+        selected = np.zeros(state.slot_count + 1, bool)
+        selected[slots] = True
+        positions = np.flatnonzero(selected[state.slots])
         order = np.argsort(state.slots[positions], kind="stable")
         rows = state.rows_at(positions)[order]
         counts = np.bincount(np.searchsorted(slots, state.slots[positions]), minlength=len(slots))
@@ -282,8 +282,8 @@ class OpenSet:
         others = np.full(len(rows), -np.inf, np.float32)
         names = state.epoch.names
         for index, matches in zip(picked.tolist(), self._gallery.search(rows[picked], 2), strict=True):
-            own = names[owners[index]]
-            others[index] = next((match.score for match in matches if match.label != own), -math.inf)
+            own_label = names[owners[index]]
+            others[index] = next((match.score for match in matches if match.label != own_label), -math.inf)
         return others
 
 

@@ -43,8 +43,8 @@ class Features:
         """One of :data:`FEATURES`; None where the enrolment is too small for it."""
         if name == "log_labels":
             return math.log(self.labels)
-        found: float | None = getattr(self, name)
-        return found
+        feature: float | None = getattr(self, name)
+        return feature
 
 
 def label_scores(queries: Array, rows: Array, counts: Array, scoring: str) -> Array:
@@ -88,11 +88,11 @@ def features_of(
     genuine, recognised = [], []
     start = 0
     for count in counts.tolist():
-        own = rows[start : start + count]
-        cosines = own @ own.T
+        label_rows = rows[start : start + count]
+        cosines = label_rows @ label_rows.T
         taken = offsets[start : start + count]
-        prototype = unit_rows(own.mean(axis=0, keepdims=True))[0]
-        recognised.append(float((_combined(np.ones(count, np.float32), own @ prototype, scoring) - taken).max()))
+        prototype = unit_rows(label_rows.mean(axis=0, keepdims=True))[0]
+        recognised.append(float((_combined(np.ones(count, np.float32), label_rows @ prototype, scoring) - taken).max()))
         if count > 1:
             rest = cosines - np.diag(np.full(count, np.inf, np.float32))
             # The sum of the others times the row, over the length of that sum.

@@ -82,14 +82,14 @@ class ScoreSpace:
 
     def arrays(self) -> dict[str, Array]:
         """The arrays that :func:`space_from` reads, in float16 where that is enough."""
-        found: dict[str, Array] = {
+        arrays: dict[str, Array] = {
             "mean": np.asarray(self.mean, np.float32),
             "cohort": np.asarray(self.cohort, np.float16),
             "normalisation": np.array([self.neighbours, self.strength, self.level], np.float64),
         }
         if self.whitening is not None:
-            found["whitening"] = np.asarray(self.whitening, np.float16)
-        return found
+            arrays["whitening"] = np.asarray(self.whitening, np.float16)
+        return arrays
 
 
 def space_from(arrays: Mapping[str, Array], dimension: int, where: str) -> ScoreSpace:

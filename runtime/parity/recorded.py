@@ -119,13 +119,13 @@ def read_recorded(bundle: Bundle, record: EngineRecord) -> dict[str, Array] | No
         max_bytes=limits.max_golden_bytes(),
         variable="EDGEVIS_MAX_GOLDEN_BYTES",
     )
-    found = {}
+    outputs = {}
     for item in record.recorded.outputs:
         name = f"{record.recorded.engine}/{item.output}"
         if name not in arrays or not arrays[name].ndim:
             raise IntegrityError(f"{FILE} has no array {name}; build the bundle again")
-        found[item.output] = arrays[name]
-    return found
+        outputs[item.output] = arrays[name]
+    return outputs
 
 
 def deviations(
@@ -154,34 +154,34 @@ def deviations(
     assert record.recorded is not None  # noqa: S101 - the caller asked for its outputs
     measures = {item.output: item for item in record.recorded.outputs}
     same = _same_kernels(record)
-    found = []
+    result = []
     for session in sessions.values():
         graph = session.graph
-        wanted = {
+        expected_outputs = {
             tensor.name: recorded[f"{graph.name}/{tensor.name}"]
             for tensor in graph.outputs
             if f"{graph.name}/{tensor.name}" in measures
         }
-        if not wanted:
+        if not expected_outputs:
             continue
         inputs, _ = golden_feeds(golden, graph)
-        worst = dict.fromkeys(wanted, 0.0)
+        worst = dict.fromkeys(expected_outputs, 0.0)
         in_batches = {tensor.name for tensor in graph.outputs if tensor.batched}
-        count = min((len(array) for name, array in wanted.items() if name in in_batches), default=1)
+        count = min((len(array) for name, array in expected_outputs.items() if name in in_batches), default=1)
         available = rows_of(graph, inputs)
         if count > available:
             raise IntegrityError(f"{FILE} has more rows than golden.npz for {graph.name!r}; build the bundle again")
         shown = min(count, rows or count)
         for size in sorted({min(size, shown) for size in batch_sizes}):
-            made = run_in_batches(session, graph, inputs, size=size, rows=shown)
-            for name, array in wanted.items():
+            actual = run_in_batches(session, graph, inputs, size=size, rows=shown)
+            for name, array in expected_outputs.items():
                 expected = array[:shown] if name in in_batches else array
-                worst[name] = max(worst[name], difference(expected, made[name], flipped=graph.max_flipped))
+                worst[name] = max(worst[name], difference(expected, actual[name], flipped=graph.max_flipped))
         for name, value in worst.items():
             item = measures[f"{graph.name}/{name}"]
             bound = allowed(item, same_kernels=same)
-            found.append(Deviation(item.output, value, bound, same))
-    return tuple(found)
+            result.append(Deviation(item.output, value, bound, same))
+    return tuple(result)
 
 
 def deviation_text(deviation: Deviation) -> str:

@@ -110,12 +110,12 @@ def _unlike_recorded(bundle: Bundle, record: EngineRecord, sessions: Mapping[str
     try:
         recorded = read_recorded(bundle, record)
         assert recorded is not None  # noqa: S101 - the record says that there is one
-        found = deviations(record, sessions, bundle.golden(), recorded, batch_sizes=(1,), rows=1)
+        measured = deviations(record, sessions, bundle.golden(), recorded, batch_sizes=(1,), rows=1)
     except BaseException:
         _close(sessions)
         raise
     # One row lies further from the mean than the mean of all does.
-    wrong = [item for item in found if not item.difference <= _ONE_ROW * item.allowed]
+    wrong = [item for item in measured if not item.difference <= _ONE_ROW * item.allowed]
     if not wrong:
         return ""
     return (

@@ -80,7 +80,10 @@ def with_local_parity(bundle: Bundle, record: EngineRecord) -> EngineRecord:
 
 
 def build_on_device(
-    bundle: Bundle, record: EngineRecord, *, report: Callable[[str, DeviceBuildResult], None] = lambda graph, made: None
+    bundle: Bundle,
+    record: EngineRecord,
+    *,
+    report: Callable[[str, DeviceBuildResult], None] = lambda graph, result: None,
 ) -> EngineRecord:
     """Compile an engine's graphs, measure its parity and latency, and cache the measurement.
 
@@ -118,14 +121,14 @@ def build_on_device(
             machine=fingerprint.get("gpu", record.device),
         )
         known = read_recorded(bundle, record)
-        apart = () if known is None else deviations(record, sessions, golden, known)
+        differences = () if known is None else deviations(record, sessions, golden, known)
         latency = interleaved(
             {record.name: one_image(sessions, bundle.manifest.deployment, golden)}, seconds=_LATENCY_SECONDS
         )
     # What the graph gave when the bundle was built binds the engine that is made of it.
     parity = replace(
         measured.parity,
-        passed=all(deviation.holds for deviation in apart) if apart else measured.parity.passed,
+        passed=all(deviation.holds for deviation in differences) if differences else measured.parity.passed,
         tolerance=held_to_text(record),
     )
     measurement = LocalParity(

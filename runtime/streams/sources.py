@@ -124,8 +124,8 @@ def _drain(capture: cv2.VideoCapture, name: str) -> Iterator[Image]:
     try:
         count = 0
         while True:
-            found, frame = capture.read()
-            if not found:
+            success, frame = capture.read()
+            if not success:
                 break
             count += 1
             yield as_image(frame)

@@ -207,15 +207,15 @@ class FewShotSegmentation:
         most = [1] * len(supports.shots)
         if max(supports.shots) > 1:  # only what is seen of all of the image says how many votes are many
             for rows in parts:
-                for label, own in enumerate(once or margins(rows)):
-                    most[label] = max(most[label], int((own > 0).sum(axis=0).max()))
+                for label, label_margins in enumerate(once or margins(rows)):
+                    most[label] = max(most[label], int((label_margins > 0).sum(axis=0).max()))
 
         def segmented() -> Iterator[tuple[slice, list[npt.NDArray[np.bool_]], list[npt.NDArray[np.float32]]]]:
             for rows in parts:
                 masks, probabilities = [], []
-                for label, own in enumerate(once or margins(rows)):
-                    masks.append(2 * (own > 0).sum(axis=0) >= most[label])
-                    probabilities.append(_mean_probability(own))
+                for label, label_margins in enumerate(once or margins(rows)):
+                    masks.append(2 * (label_margins > 0).sum(axis=0) >= most[label])
+                    probabilities.append(_mean_probability(label_margins))
                 yield rows, masks, probabilities
 
         return segmentation_of(size, tuple(supports.rows), segmented())

@@ -71,9 +71,9 @@ class SegmentationTask:
         stretched(context.deployment.preprocess)
         settings = settings_from(context.deployment.postprocess)
         labels, self._threshold = settings.labels, settings.threshold
-        made = spec.outputs[0].shape
-        logits = TensorSpec("logits", "float32", ("N", len(labels), *made[2:]))
-        if spec.inputs != (context.deployment.preprocess.input,) or spec.outputs != (logits,) or len(made) != 4:
+        shape = spec.outputs[0].shape
+        logits = TensorSpec("logits", "float32", ("N", len(labels), *shape[2:]))
+        if spec.inputs != (context.deployment.preprocess.input,) or spec.outputs != (logits,) or len(shape) != 4:
             raise SchemaError(
                 f"graph 'segment' maps {context.deployment.preprocess.input} to 'logits', float32 (N, {len(labels)}, "
                 f"h, w), one map for each of the labels {', '.join(labels)}; the bundle has {spec}"
@@ -106,7 +106,7 @@ class SegmentationTask:
         ready = time.perf_counter()
         logits = self._session.run({"image": tensor})["logits"]
         done = time.perf_counter()
-        found = [
+        results = [
             segmentation_from_logits(maps, size_of(image), labels=self.gallery.labels, threshold=self._threshold)
             for maps, image in zip(logits, images, strict=True)
         ]
@@ -116,7 +116,7 @@ class SegmentationTask:
             "postprocess": time.perf_counter() - done,
         }
         speed_ms = {stage: value * 1e3 / len(images) for stage, value in seconds.items()}
-        return [replace(result, speed_ms=speed_ms) for result in found]
+        return [replace(result, speed_ms=speed_ms) for result in results]
 
 
 def segmentation_from_logits(

@@ -120,7 +120,7 @@ def _check(
             machine="",
         )
         known = read_recorded(bundle, record)
-        apart = () if known is None else deviations(record, sessions, golden, known, batch_sizes=batch_sizes)
+        differences = () if known is None else deviations(record, sessions, golden, known, batch_sizes=batch_sizes)
         answered = _answered(bundle, record, sessions, answers, preprocessing)
     except (BackendError, EnrolmentRefusedError) as error:
         return EngineCheck(record.name, "failed", held_to, reason=str(error))
@@ -129,17 +129,17 @@ def _check(
             session.close()
     reasons: list[str] = []
     # What was recorded says more than the tolerance of a precision, which is meant for images like the task's.
-    if not apart or not all(deviation.holds for deviation in apart):
+    if not differences or not all(deviation.holds for deviation in differences):
         reasons += [f"graph {parity.graph!r}: {_distance(parity)}" for parity in measured.beyond]
-    reasons += [deviation_text(deviation) for deviation in apart if not deviation.holds]
+    reasons += [deviation_text(deviation) for deviation in differences if not deviation.holds]
     if preprocessing.status == "failed":
         reasons.append(preprocessing.reason)
     elif answered is not None and answered.beyond:
         reasons.append(answered.reason)
     status = "failed" if reasons else "passed"
-    if record.precision != "fp32" and not apart:
+    if record.precision != "fp32" and not differences:
         reasons.append(NOT_RECORDED)
-    return EngineCheck(record.name, status, held_to, measured.parity.graphs, "; ".join(reasons), apart, answered)
+    return EngineCheck(record.name, status, held_to, measured.parity.graphs, "; ".join(reasons), differences, answered)
 
 
 def _answered(

@@ -122,7 +122,7 @@ def _profile(builder: Any, network: Any, spec: BuildSpec, who: str) -> Any:
         declared = tuple(inputs[name].shape)
         for shape in shapes:
             if len(shape) != len(declared) or any(
-                size not in (-1, given) for size, given in zip(declared, shape, strict=True)
+                size not in (-1, requested) for size, requested in zip(declared, shape, strict=True)
             ):
                 raise CompileError(
                     f"the build spec gives input {name!r} the shape {shape}; the graph takes {declared}, -1 being any"

@@ -65,8 +65,8 @@ class PlanEngine:
         with self._device.current():
             lane = self._take(shapes, frozenset(resident))
             try:
-                kept = {name: self.resident.memory(array, lane.stream) for name, array in resident.items()}
-                outputs = lane.run(feeds, kept)
+                memories = {name: self.resident.memory(array, lane.stream) for name, array in resident.items()}
+                outputs = lane.run(feeds, memories)
             except BaseException:
                 self._give(lane, keep=False)  # what state its context is in, nobody knows
                 raise
@@ -154,7 +154,7 @@ class OpenPlan:
             EngineError: One of them is of a kind that no graph of edgevis has.
         """
         trt, engine = self._trt, self._engine
-        found = []
+        bindings = []
         for index in range(engine.num_io_tensors):
             tensor = engine.get_tensor_name(index)
             if engine.get_tensor_location(tensor) != trt.TensorLocation.DEVICE:
@@ -163,8 +163,8 @@ class OpenPlan:
                 dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(tensor)))
             except TypeError as error:
                 raise EngineError(f"{name}: {tensor!r} is of a type that NumPy lacks: {error}") from error
-            found.append(Binding(tensor, dtype, engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT))
-        return tuple(found)
+            bindings.append(Binding(tensor, dtype, engine.get_tensor_mode(tensor) == trt.TensorIOMode.INPUT))
+        return tuple(bindings)
 
     def context(self) -> Any:
         """A new execution context; EngineError when the GPU has not enough memory for it."""
@@ -261,7 +261,7 @@ class _Lane:
         lacking = self._context.infer_shapes()
         if lacking:
             raise EngineError(f"{self._name}: TensorRT needs more than the input's shapes to infer those of {lacking}")
-        made: tuple[dict[str, _Buffer], dict[str, _Buffer]] = ({}, {})
+        buffers: tuple[dict[str, _Buffer], dict[str, _Buffer]] = ({}, {})
         for binding in bindings:
             if binding.name in resident:
                 continue
@@ -269,21 +269,21 @@ class _Lane:
             if min(shape, default=0) < 0:
                 raise EngineError(f"{self._name}: the shape of {binding.name!r} depends on the data: {shape}")
             buffer = self._buffer(device, shape, binding.dtype)
-            made[0 if binding.is_input else 1][binding.name] = buffer
+            buffers[0 if binding.is_input else 1][binding.name] = buffer
             self._set_address(binding.name, buffer.device.address)
-        return made
+        return buffers
 
     def _buffer(self, device: Device, shape: tuple[int, ...], dtype: np.dtype[Any]) -> _Buffer:
         size = max(int(np.prod(shape)) * dtype.itemsize, 1)
         kinds: tuple[MemoryKind, ...] = ("mapped",) if device.info.integrated else ("pinned", "device")
-        made = []
+        allocations = []
         for kind in kinds:
-            made.append(device.allocate(size, kind))
-            self._memory.append(made[-1])
-        host = made[0].host
+            allocations.append(device.allocate(size, kind))
+            self._memory.append(allocations[-1])
+        host = allocations[0].host
         if host is None:
             raise EngineError("page-locked memory without an address on the host")
-        return _Buffer(host.view(dtype).reshape(shape), made[0], made[-1])
+        return _Buffer(host.view(dtype).reshape(shape), allocations[0], allocations[-1])
 
     def run(self, feeds: Mapping[str, Array], resident: Mapping[str, Memory]) -> dict[str, Array]:
         """One inference; the arrays that it returns are the caller's."""

@@ -82,8 +82,10 @@ class AnswersCheck:
     @property
     def reason(self) -> str:
         """The distances beyond their bounds, in words; empty when there are none."""
-        found = [f"{name} off by {self.distances[name]:.2g}, allowed {self.allowed[name]:.2g}" for name in self.beyond]
-        return "" if not found else "from pixel to answer: " + ", ".join(found)
+        excesses = [
+            f"{name} off by {self.distances[name]:.2g}, allowed {self.allowed[name]:.2g}" for name in self.beyond
+        ]
+        return "" if not excesses else "from pixel to answer: " + ", ".join(excesses)
 
 
 def read_answers(bundle: Bundle) -> Answers | None:
@@ -103,13 +105,13 @@ def check_preprocessing(bundle: Bundle, answers: Answers | None) -> Preprocessin
         return PreprocessingCheck("not covered", reason=NO_PICTURES)
     count = len(answers.pictures)
     if (difference := _first_difference(answers.header.deployment, to_json(bundle.manifest.deployment))) is not None:
-        where, built, found = difference
-        reason = f"the manifest's deployment{where} is {shown(found)}; the bundle was built with {shown(built)}"
+        where, built, actual = difference
+        reason = f"the manifest's deployment{where} is {shown(actual)}; the bundle was built with {shown(built)}"
         return PreprocessingCheck("failed", count, math.inf, reason)
     spec = bundle.manifest.deployment.preprocess
     preprocess = Preprocessor(spec)
-    made = [preprocess([picture])[0] for picture in answers.pictures]
-    steps = [_steps(tensor - built, spec) for tensor, built in zip(made, answers.inputs, strict=True)]
+    tensors = [preprocess([picture])[0] for picture in answers.pictures]
+    steps = [_steps(tensor - built, spec) for tensor, built in zip(tensors, answers.inputs, strict=True)]
     for index, (picture, off) in enumerate(zip(answers.pictures, steps, strict=True)):
         rows, columns = picture.shape[:2]
         allowed = _allowed_steps(spec, (rows, columns))
@@ -135,15 +137,15 @@ def check_answers(predictor: Predictor, record: EngineRecord, answers: Answers, 
     Raises:
         EdgevisError: The predictor refuses a picture, or its engine fails.
     """
-    found = answers_of(predictor, answers.header, answers.pictures, answers.masks)
+    actual = answers_of(predictor, answers.header, answers.pictures, answers.masks)
     known = answers.header.distances.get(record.name, {})
     one_step = {} if exact else answers.header.one_step
-    return compared(answers.expected, found, record.precision, known, one_step)
+    return compared(answers.expected, actual, record.precision, known, one_step)
 
 
 def compared(
     expected: Mapping[str, Array],
-    found: Mapping[str, Array],
+    actual: Mapping[str, Array],
     precision: Precision,
     known: Mapping[str, float],
     one_step: Mapping[str, float] = NONE_OFF,
@@ -151,7 +153,7 @@ def compared(
     """Compare answers of an engine of ``precision``.
 
     Args:
-        expected, found: The arrays that :func:`runtime.verification.answers.exercise.answers_of` returns.
+        expected, actual: The arrays that :func:`runtime.verification.answers.exercise.answers_of` returns.
         precision: Says how far off they may be.
         known: How far off they were where the engine was built; of FP32 that allows nothing.
         one_step: What one step of a pixel may do to them; nothing where every input tensor is the build's.
@@ -160,17 +162,19 @@ def compared(
         name: bound + 2 * known.get(name, 0.0) * (precision != "fp32") + _ONE_STEP * one_step.get(name, 0.0)
         for name, bound in _BOUNDS[precision].items()
     }
-    off = distances(expected, found, undecided=bounds["scores"] + bounds["operating point"])
+    off = distances(expected, actual, undecided=bounds["scores"] + bounds["operating point"])
     allowed = {name: bounds.get(name, 0.0) for name in off}
     beyond = tuple(name for name in off if not off[name] <= allowed[name])
     return AnswersCheck(off, allowed, beyond)
 
 
-def distances(expected: Mapping[str, Array], found: Mapping[str, Array], *, undecided: float = 0.0) -> dict[str, float]:
-    """The distances of ``found`` from ``expected``, each the worst over all pictures.
+def distances(
+    expected: Mapping[str, Array], actual: Mapping[str, Array], *, undecided: float = 0.0
+) -> dict[str, float]:
+    """The distances of ``actual`` from ``expected``, each the worst over all pictures.
 
     Args:
-        expected, found: The arrays that :func:`runtime.verification.answers.exercise.answers_of` returns.
+        expected, actual: The arrays that :func:`runtime.verification.answers.exercise.answers_of` returns.
         undecided: A decision counts where the score is further than this from the threshold, and from the next label.
 
     Returns:
@@ -178,37 +182,37 @@ def distances(expected: Mapping[str, Array], found: Mapping[str, Array], *, unde
         ``decisions``: how many queries get another label. ``probability``: the mean over a picture's pixels.
         ``pixels``: the share of a picture's pixels that get another label. Infinity where the two cannot be compared.
     """
-    if {name: array.shape for name, array in expected.items()} != {name: array.shape for name, array in found.items()}:
+    if {name: array.shape for name, array in expected.items()} != {name: array.shape for name, array in actual.items()}:
         kinds = [name for name in _MEASURES if any(name.startswith(kind) for kind in expected)] or ["answers"]
         return dict.fromkeys(kinds, math.inf)
     off: dict[str, list[float]] = {}
     for name, array in expected.items():
-        wanted, other = np.asarray(array, np.float64), np.asarray(found[name], np.float64)
+        reference, other = np.asarray(array, np.float64), np.asarray(actual[name], np.float64)
         if name == "embedding":
             # A model may make nothing of a picture; nothing has no direction, and is the same as nothing.
-            norms = np.linalg.norm(wanted, axis=1) * np.linalg.norm(other, axis=1)
-            alike = np.where(norms == 0, (wanted == other).all(axis=1), 0.0)
-            cosines = np.divide((wanted * other).sum(axis=1), norms, out=alike, where=norms != 0)
+            norms = np.linalg.norm(reference, axis=1) * np.linalg.norm(other, axis=1)
+            alike = np.where(norms == 0, (reference == other).all(axis=1), 0.0)
+            cosines = np.divide((reference * other).sum(axis=1), norms, out=alike, where=norms != 0)
             off["embedding"] = [float(1 - cosines.min())]
         elif name == "operating":
-            off["operating point"] = [_largest(wanted, other)]
+            off["operating point"] = [_largest(reference, other)]
         elif name == "scores":
-            off["scores"] = [_largest(wanted, other)]
+            off["scores"] = [_largest(reference, other)]
         elif name == "accepted":
             decisive = _decisive(expected, undecided)
-            off["decisions"] = [float((wanted != other)[decisive].sum())]
+            off["decisions"] = [float((reference != other)[decisive].sum())]
         elif name.startswith("labels/"):
-            off.setdefault("pixels", []).append(float((wanted != other).mean()))
+            off.setdefault("pixels", []).append(float((reference != other).mean()))
         elif name.startswith("probability/"):
-            off.setdefault("probability", []).append(float(np.abs(wanted - other).mean()))
+            off.setdefault("probability", []).append(float(np.abs(reference - other).mean()))
     return {name: float(np.max(values)) for name, values in off.items()}
 
 
-def _largest(expected: Array, found: Array) -> float:
+def _largest(expected: Array, actual: Array) -> float:
     """The largest difference; what is unknown on one side only is infinitely far."""
-    if (np.isnan(expected) != np.isnan(found)).any():
+    if (np.isnan(expected) != np.isnan(actual)).any():
         return math.inf
-    return float(np.nan_to_num(np.abs(expected - found)).max(initial=0.0))
+    return float(np.nan_to_num(np.abs(expected - actual)).max(initial=0.0))
 
 
 def _decisive(expected: Mapping[str, Array], undecided: float) -> Array:
@@ -232,13 +236,13 @@ def _steps(difference: Array, spec: Preprocess) -> float:
     return float((np.abs(difference).max(axis=(1, 2)) / step).max())
 
 
-def _first_difference(built: object, found: object, where: str = "") -> tuple[str, object, object] | None:
+def _first_difference(built: object, actual: object, where: str = "") -> tuple[str, object, object] | None:
     """The first path at which two pieces of JSON data differ, and both values."""
-    if isinstance(built, Mapping) and isinstance(found, Mapping):
-        keys: Sequence[str] = [*built, *(key for key in found if key not in built)]
-        pairs = [(f"{where}.{key}", built.get(key), found.get(key)) for key in keys]
-    elif isinstance(built, list) and isinstance(found, list) and len(built) == len(found):
-        pairs = [(f"{where}[{index}]", *pair) for index, pair in enumerate(zip(built, found, strict=True))]
+    if isinstance(built, Mapping) and isinstance(actual, Mapping):
+        keys: Sequence[str] = [*built, *(key for key in actual if key not in built)]
+        pairs = [(f"{where}.{key}", built.get(key), actual.get(key)) for key in keys]
+    elif isinstance(built, list) and isinstance(actual, list) and len(built) == len(actual):
+        pairs = [(f"{where}[{index}]", *pair) for index, pair in enumerate(zip(built, actual, strict=True))]
     else:
-        return None if built == found else (where, built, found)
+        return None if built == actual else (where, built, actual)
     return next((item for pair in pairs if (item := _first_difference(pair[1], pair[2], pair[0]))), None)

@@ -44,8 +44,8 @@ def defined_tensor(image: Array, spec: Preprocess, *, uncut: bool = False) -> Ar
     fitted = _fitted(image.astype(np.float64), spec, uncut=uncut)
     luma = fitted @ np.array([[0.114], [0.587], [0.299]])  # BT.601, of blue, green and red
     channels = {"RGB": fitted[..., ::-1], "BGR": fitted, "GRAY": luma}[spec.color]
-    made = (channels * spec.scale - np.array(spec.mean)) / np.array(spec.std)
-    return np.asarray(made.transpose(2, 0, 1), np.float64)
+    normalised = (channels * spec.scale - np.array(spec.mean)) / np.array(spec.std)
+    return np.asarray(normalised.transpose(2, 0, 1), np.float64)
 
 
 def _fitted(image: Array, spec: Preprocess, *, uncut: bool) -> Array:

@@ -55,15 +55,15 @@ def answers_of(
                 images = [pictures[index] for index in chosen]
                 predictor.enroll(label, images, masks=marks if enrolment == "images and masks" else None)
         return _maps(predictor.predict(queries))
-    found = {"embedding": predictor.embed(list(pictures))}
-    found["operating"] = np.array([_operating_points(predictor) for _ in _enrolment(predictor, header, pictures)])
+    answers = {"embedding": predictor.embed(list(pictures))}
+    answers["operating"] = np.array([_operating_points(predictor) for _ in _enrolment(predictor, header, pictures)])
     labels = predictor.labels
     results = cast("list[Ranking]", predictor.predict(queries, top_k=len(labels)))  # as there are scores between labels
     rankings = [dict(result.ranking) for result in results]
-    found["scores"] = np.array([[ranking[label] for label in labels] for ranking in rankings], np.float64)
+    answers["scores"] = np.array([[ranking[label] for label in labels] for ranking in rankings], np.float64)
     accepted = [result.label for result in results]
-    found["accepted"] = np.array([-1 if label is None else labels.index(label) for label in accepted], np.int32)
-    return found
+    answers["accepted"] = np.array([-1 if label is None else labels.index(label) for label in accepted], np.int32)
+    return answers
 
 
 def _by_label(header: AnswersHeader) -> dict[str, list[int]]:
@@ -108,10 +108,10 @@ def _interval(rate: Rate | None) -> tuple[float, float, float]:
 
 
 def _maps(results: Sequence[Result]) -> dict[str, Array]:
-    found: dict[str, Array] = {}
+    arrays: dict[str, Array] = {}
     for index, result in enumerate(results):
         if not isinstance(result, Segmentation):  # of another package's task only preprocessing is compared
             continue
-        found[f"labels/{index}"] = result.label_map
-        found[f"probability/{index}"] = result.probability[::_GRID, ::_GRID].astype(np.float16)
-    return found
+        arrays[f"labels/{index}"] = result.label_map
+        arrays[f"probability/{index}"] = result.probability[::_GRID, ::_GRID].astype(np.float16)
+    return arrays

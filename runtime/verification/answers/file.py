@@ -133,8 +133,8 @@ def answers_from(arrays: Mapping[str, Array], image: TensorSpec) -> Answers:
 def _array(arrays: Mapping[str, Array], name: str, dtype: npt.DTypeLike, rank: int) -> Array:
     array = arrays.get(name)
     if array is None or array.dtype != dtype or array.ndim != rank:
-        found = "missing" if array is None else f"{array.shape} {array.dtype}"
-        raise IntegrityError(f"{ANSWERS}: {name} is {found}; needed: {np.dtype(dtype)} of {rank} axes")
+        actual = "missing" if array is None else f"{array.shape} {array.dtype}"
+        raise IntegrityError(f"{ANSWERS}: {name} is {actual}; needed: {np.dtype(dtype)} of {rank} axes")
     return array
 
 
@@ -158,15 +158,17 @@ def _levelled(tensors: Sequence[Array]) -> tuple[npt.NDArray[np.float32], list[n
 
     A pixel has 256 values, so that this loses nothing and takes a quarter of the bytes.
     """
-    found = [
+    channel_values = [
         np.unique(np.concatenate([tensor[channel].ravel() for tensor in tensors])) for channel in range(len(tensors[0]))
     ]
-    most = max(len(values) for values in found)
+    most = max(len(values) for values in channel_values)
     if most > 256:
         raise ValueError(f"a channel of the input has {most} values; a pixel has 256")
-    levels = np.stack([np.pad(values, (0, most - len(values)), mode="edge") for values in found])
+    levels = np.stack([np.pad(values, (0, most - len(values)), mode="edge") for values in channel_values])
     indices = [
-        np.stack([np.searchsorted(values, plane) for values, plane in zip(found, tensor, strict=True)]).astype(np.uint8)
+        np.stack([np.searchsorted(values, plane) for values, plane in zip(channel_values, tensor, strict=True)]).astype(
+            np.uint8
+        )
         for tensor in tensors
     ]
     return levels.astype(np.float32), indices
