@@ -1,3 +1,3 @@
-"""INT8: the images that a build measures itself on, the quantised graph, and what it must look like."""
+"""INT8: the images for calibration and verification, quantised graphs, and the search for float layers."""
 
 import runtime  # noqa: F401 - turns the engines' telemetry off before anything else can import one

@@ -1,4 +1,4 @@
-"""Measured ranges, kept between builds: one file per graph, named by a digest of what the ranges depend on.
+"""A cache of measured ranges: one file per graph, named by a digest of everything that the ranges depend on.
 
 The key is a digest over the weights, the graph, the images, the preprocessing and the configuration; if one of them
 changes, so does the file's name, and the build measures anew. Besides its arrays a file holds the parts of its key as
@@ -45,7 +45,7 @@ def default_folder() -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class CacheKey:
-    """What the ranges of one graph depend on.
+    """The key of one graph's ranges: everything that they depend on.
 
     Attributes:
         model: The model's and the graph's name: entries of the same are compared to report what changed.
@@ -67,7 +67,7 @@ class CacheKey:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationInputs:
-    """What the ranges of all graphs of a model depend on, besides the graphs and the configuration.
+    """The inputs that all ranges of a model depend on, besides the graphs and the configuration.
 
     Attributes:
         model: The model's name.
@@ -99,7 +99,7 @@ class CalibrationInputs:
 
 @dataclass(frozen=True, slots=True)
 class RangesCache:
-    """A folder of measured ranges, as one model reads and writes it.
+    """The cache folder, as one model reads and writes it.
 
     Attributes:
         folder: The folder; it need not exist.
@@ -119,7 +119,7 @@ class RangesCache:
 
 
 def load(folder: Path, key: CacheKey) -> tuple[Ranges | None, str]:
-    """The ranges and where they come from, or None and why there are none that may be used."""
+    """Read the ranges and their origin, or None and the reason why no entry can be used."""
     path = _path(folder, key)
     try:
         if not path.exists():
@@ -140,7 +140,7 @@ def load(folder: Path, key: CacheKey) -> tuple[Ranges | None, str]:
 
 
 def store(folder: Path, key: CacheKey, ranges: Ranges) -> None:
-    """Write an entry, whole or not at all, and drop the oldest ones beyond :data:`MAX_ENTRIES`.
+    """Write an entry atomically, and delete the oldest ones beyond :data:`MAX_ENTRIES`.
 
     Raises:
         OSError: The folder cannot be written to.
@@ -189,7 +189,7 @@ def _digest(arrays: Mapping[str, Array]) -> str:
 
 
 def _changed(folder: Path, key: CacheKey) -> str:
-    """Why there is no entry: what differs from the last used one of the same model and graph."""
+    """The reason for a cache miss: the fields that differ from the last used entry of the same model and graph."""
     words = _words(key)
     for path in _entries(folder):
         try:
@@ -203,7 +203,7 @@ def _changed(folder: Path, key: CacheKey) -> str:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """The files of the cache, the last used first."""
+    """The files of the cache, most recently used first."""
     dated = []
     for path in folder.glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError):  # another build may have removed it

@@ -1,3 +1,3 @@
-"""``python -m export.build``: a PyTorch model becomes a bundle of engines that are proved to compute the same."""
+"""``python -m export.build``: builds a bundle of measured engines from a PyTorch model or a float32 ONNX file."""
 
 import runtime  # noqa: F401 - turns the engines' telemetry off before anything else can import one

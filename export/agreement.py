@@ -1,12 +1,12 @@
-"""Whether a compiled engine computes what its graph says, and what of its outputs is kept for those who open it later.
+"""Compare a compiled engine with runs of its graph, and record its outputs for later comparisons.
 
-The parity gate bounds what is lost against PyTorch; within that bound a compiler's fault hides behind what rounding
-costs anyhow. So an engine whose precision rounds is compared with two runs of the graph it was compiled from:
+The parity gate bounds what is lost against the reference model; within that bound a compiler's fault hides behind the
+cost of rounding. So an engine whose precision rounds is compared with two runs of the graph it was compiled from:
 
 - what the INT8 search saw: the same graph in the same engine, on all verification images. Nothing but the order of
   summation may differ, and how far that carries is measured with other thread counts and batch sizes;
 - an independent run of the graph, node by node, on the golden images. Engines fuse, and so round in other places: the
-  interval is what the graph itself loses to PyTorch. For BF16 and FP16 the graph is the float one with its products
+  interval is the loss of the graph itself. For BF16 and FP16 the graph is the float one with its products
   rounded, see :mod:`export.rounding`.
 """
 
@@ -49,7 +49,7 @@ THREADS = (1, 2)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came out for one engine.
+    """The outcome of the comparison for one engine.
 
     Attributes:
         record: With what was recorded of it.
@@ -64,14 +64,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Agreement:
-    """What engines are compared with.
+    """Compares engines with runs of their graphs.
 
     Attributes:
         graphs: Backend and precision to the graphs that the engine was compiled from, before any cast to float16.
         searched: Backend to ``GRAPH/OUTPUT``: what the search's INT8 engine gave for all rows of the reference.
         autocast: The precisions whose graphs were cast to float16 afterwards.
         deployment: The model's graphs.
-        reference: Real inputs and PyTorch's outputs.
+        reference: Real inputs and the reference model's outputs.
         golden: The same of the images that go into the bundle; None where those are the first of the reference.
     """
 
@@ -90,7 +90,7 @@ class Agreement:
         *,
         reopen: Callable[[int], Sessions] | None,
     ) -> Outcome:
-        """Compare an engine with its graph, and measure what it may differ from its own outputs by.
+        """Compare an engine with its graph, and measure how much its own outputs may vary.
 
         Args:
             record: The engine.
@@ -130,7 +130,7 @@ class Agreement:
                     if not distance <= bound
                 ]
                 if reopen is None:
-                    # Of a device's kernels nothing can be measured here but what rounding costs its graph.
+                    # A device's kernels cannot be measured here; only the rounding error of its graph can.
                     kernels = max(kernels, noise[tensor.name], difference(golden[name], actual, flipped=flipped))
                 # Where this machine's kernels happen to round as the independent run does, another one's may not.
                 kernels = max(kernels, difference(actual, nudged[name], flipped=flipped))
@@ -157,7 +157,7 @@ class Agreement:
         golden: Mapping[str, Array],
         reopen: Callable[[int], Sessions] | None,
     ) -> dict[str, float]:
-        """How far right runs of the engine lie apart, for each output."""
+        """The largest difference between right runs of the engine, for each output."""
         worst = dict.fromkeys(engine_outputs, 0.0)
 
         def note(graph: Graph, session: Session, inputs: Mapping[str, Array], size: int) -> None:
@@ -188,7 +188,7 @@ class Agreement:
     def _independent(
         self, record: EngineRecord, graph: Graph, golden: Mapping[str, Array]
     ) -> tuple[dict[str, Array], dict[str, float]]:
-        """A graph's outputs for the golden rows, run node by node, and what its rounding costs each of them."""
+        """A graph's outputs for the golden rows, run node by node, and the rounding error of each output."""
         model = self.graphs[record.backend, record.precision][graph.name]
         _, expected = golden_feeds(golden, graph)
         if record.precision == "int8":
@@ -211,7 +211,7 @@ class Agreement:
         }
 
     def _recorded_rows(self, rows: int) -> int:
-        """How many rows of an engine's outputs are kept."""
+        """The number of rows of an engine's outputs that are recorded."""
         sizes = [
             4 * math.prod(size for size in tensor.shape[1:] if not isinstance(size, str))
             for graph in self.deployment.graphs
@@ -230,7 +230,7 @@ def write_recorded(engines: Sequence[EngineRecord], arrays: Mapping[str, Array],
 
 
 def _nudged(golden: Mapping[str, Array], deployment: Deployment) -> dict[str, Array]:
-    """The golden inputs, each number moved by at most as much as another order of summation moves a float32 sum."""
+    """The golden inputs, each value changed by at most what another order of summation changes in a float32 sum."""
     random = np.random.default_rng(0)
     inputs = {f"{graph.name}/{tensor.name}" for graph in deployment.graphs for tensor in graph.inputs}
     return {
@@ -255,7 +255,7 @@ def _run(model: ModelProto, graph: Graph, golden: Mapping[str, Array]) -> dict[s
 
 
 def _finite(value: float) -> float:
-    """What a manifest can hold; an engine that differs by more is refused anyhow."""
+    """Clip a difference to what a manifest can hold; an engine that differs by more is refused anyway."""
     return min(value, MAX_DIFFERENCE) if not math.isnan(value) else MAX_DIFFERENCE
 
 

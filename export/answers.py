@@ -1,4 +1,4 @@
-"""From pixel to answer at the build: a predictor on the PyTorch model, then on each engine; writes ``answers.npz``."""
+"""From pixel to answer at the build: compares the predictor on each engine with that on the reference model."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ def write_answers(
 
     Args:
         folder: The bundle's; its engines and whatever its task reads are in it.
-        manifest: What it will say.
+        manifest: The bundle's manifest.
         model: The reference model.
-        pictures: What is enrolled and predicted on.
-        here: Those of its engines that this machine can run.
-        advance: Told after each engine.
+        pictures: The pictures to enrol and to predict on.
+        here: The engines that this machine can run.
+        advance: Called after each engine with the steps done and their total.
 
     Returns:
-        What was written. ``expected`` is empty where the PyTorch model can enrol none of the pictures, as random
+        What was written. ``expected`` is empty where the reference model can enrol none of the pictures, as random
         weights may: preprocessing alone is covered then.
 
     Raises:
         ExportError: The OpenCV of this machine does not resize or convert as preprocessing is defined.
-        ParityError: With an FP32 engine the predictor's answers are not those that it has with the PyTorch model.
+        ParityError: With an engine the predictor's answers are not those that it has with the reference model.
         BackendError: An engine failed.
     """
     bundle = unfinished_bundle(folder, manifest)
@@ -107,6 +107,6 @@ def write_answers(
 
 def _complaint(record: EngineRecord, check: AnswersCheck) -> str:
     return (
-        f"a predictor with the engine {record.name} does not answer as with the PyTorch model; {check.reason}. The "
+        f"a predictor with the engine {record.name} does not answer as with the reference model; {check.reason}. The "
         "engine alone holds its tolerance: please report this as a bug, with the model's name"
     )

@@ -1,4 +1,4 @@
-"""The arguments of ``python -m export.build``, and the request that they ask for."""
+"""The arguments of ``python -m export.build``, and the build request made of them."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _bundle_path(output: str, name: str) -> Path:
-    """Where the bundle goes: ``output``, or ``NAME.edgevis`` in it where it is a folder."""
+    """The bundle's path: ``output``, or ``NAME.edgevis`` in it if it is a folder."""
     path = Path(output)
     is_folder = output.endswith("/") or (path.is_dir() and path.suffix != SUFFIX)
     return path / f"{name}{SUFFIX}" if is_folder else path
@@ -200,7 +200,7 @@ def _option(text: str) -> tuple[str, str | int]:
 
 
 def contradiction(arguments: argparse.Namespace) -> str:
-    """What is missing, or excludes each other; empty where nothing does."""
+    """The text of a missing or contradictory argument; empty if there is none."""
     if arguments.onnx is None:
         for name in ("task", "preprocess", "labels"):
             if getattr(arguments, name):
@@ -213,7 +213,7 @@ def contradiction(arguments: argparse.Namespace) -> str:
 
 
 def request_from(arguments: argparse.Namespace) -> BuildRequest:
-    """What parsed arguments ask for.
+    """The build request of parsed arguments.
 
     Raises:
         EdgevisError: There is no such model, or a shape is malformed.

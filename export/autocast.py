@@ -1,4 +1,4 @@
-"""From a float32 graph to one that runs in float16 where that is safe, with explicit casts and strong types.
+"""Convert a float32 graph to one that runs in float16 where that is safe, with explicit casts and strong types.
 
 TensorRT 11 has no precision flags any more, so precision is in the graph. Which nodes stay float32 follows from what
 they compute, from the weights' values, and from what flows through them on real images:
@@ -87,7 +87,7 @@ def fp16_from_fp32(model: ModelProto, feeds: Iterable[Mapping[str, Array]]) -> M
 
 
 def _flowing(values: Iterable[ir.Value | None]) -> list[ir.Value]:
-    """Those of the tensors that are float32 and not constant."""
+    """The tensors that are float32 and not constant."""
     return [value for value in values if value is not None and _flows(value)]
 
 
@@ -104,7 +104,7 @@ def _constant(value: ir.Value | None) -> Array | None:
 
 
 def _is_small(value: ir.Value) -> bool:
-    """Whether a tensor holds one value per channel and image, or less."""
+    """Whether a tensor holds at most one value per channel and image."""
     if value.shape is None:
         return False
     sizes = [size for size in value.shape[1:] if isinstance(size, int)]
@@ -164,7 +164,7 @@ def _fp16_nodes(graph: ir.Graph, peaks: Mapping[str, float]) -> set[ir.Node]:
 
 
 def _wants_fp16(node: ir.Node, deciding: Collection[ir.Node], chosen: Collection[ir.Node]) -> bool:
-    """Whether a node may compute in float16, its tensors' ranges aside; ``chosen`` are those before it that do."""
+    """Whether a node may compute in float16, ranges aside; ``chosen`` are the earlier float16 nodes."""
     flowing = _flowing(node.inputs)
     if node.op_type == "QuantizeLinear":  # follows what it reads
         return _scale_fits(node) and node.inputs[0] is not None and node.inputs[0].producer() in chosen
@@ -203,7 +203,7 @@ def _is_safe(node: ir.Node) -> bool:
 
 
 def _weights_fit(weights: Array) -> bool:
-    """Whether rounding to float16 loses nothing but digits."""
+    """Whether the weights stay within float16's range, so that rounding only loses digits."""
     if not weights.size or not weights.any():
         return True
     if not float(np.abs(weights).max()) <= _MAX_HALF:
@@ -223,7 +223,7 @@ def _scale_fits(node: ir.Node) -> bool:
 
 
 class _Rewriter:
-    """Makes constants float16, and inserts a cast where a tensor is read in another type than it is computed in."""
+    """Converts constants to float16, and inserts casts where a tensor is read in another type than its own."""
 
     def __init__(self, graph: ir.Graph, fp16_nodes: Collection[ir.Node]) -> None:
         self._graph = graph

@@ -1,4 +1,4 @@
-"""``python -m export.build``: a PyTorch model becomes a bundle. Its command; the work is in :mod:`export.stages`."""
+"""The command ``python -m export.build``, which builds a bundle; the work is in :mod:`export.stages`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Build what :func:`add_arguments` describes, or list the models and targets; the process's exit status."""
+    """Run a build with parsed arguments, or list the models and targets; returns the process's exit status."""
     return run_command(lambda: _run(arguments), interrupted="nothing was written")
 
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the processor in place of an engine that cannot run here: it computes what that one's graph says."""
+"""ONNX Runtime on the CPU as a proxy for an engine that cannot run here: it runs the engine's graph."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WRONG_WITH_HALF_SCALES = ["WeightBiasQuantization"]
 
 
 class CpuProxy:
-    """Runs an ONNX file in the types that it says; what the processor's kernels lack, ONNX Runtime casts.
+    """Runs an ONNX file in its declared types; ONNX Runtime casts where the CPU has no kernel for a type.
 
     Args:
         source: The file, or the serialised model.
@@ -52,4 +52,4 @@ class CpuProxy:
         return dict(zip(self.outputs, values, strict=True))
 
     def close(self) -> None:
-        """Memory goes with the object."""
+        """Do nothing: the memory is freed with the object."""

@@ -1,4 +1,4 @@
-"""What a build measured of each engine, side by side, and which of them is worth keeping."""
+"""The measurements of a build's engines, and the choice of those to keep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNMEASURABLE = "not measurable on these images"
 
 
 def unopenable(records: Sequence[EngineRecord], deployment: Deployment, folder: Path) -> dict[str, str]:
-    """Of the engines that this machine cannot open the names, and why it cannot."""
+    """The names of the engines that this machine cannot open, and the reasons."""
     reasons = {}
     for record in records:
         try:
@@ -43,12 +43,12 @@ def candidates_of(
     choose: bool,
     left_out: Sequence[str] = (),
 ) -> tuple[Candidate, ...]:
-    """Every engine with its latency, what it loses and what becomes of it; the fastest first.
+    """Every engine with its latency, its drop and the verdict on it; the fastest first.
 
     Args:
         compiled: All engines that were compiled.
         proved: Those that hold the tolerance of their precision.
-        unopened: Names of those that cannot be opened here, with the reason.
+        unopened: The names of the engines that cannot be opened here, with the reason.
         max_drop: What an engine may lose; FP32 loses nothing by definition.
         choose: Whether only the fastest that passes is kept, and the fastest FP32 engine to fall back to. Otherwise
             all that hold their tolerance are.
@@ -94,7 +94,7 @@ def drop_of_parity(report: ParityReport) -> float:
 
 
 def summary_text(candidates: Sequence[Candidate]) -> str:
-    """What became of INT8 where it does not win, in one sentence; empty where it does, or where there was none."""
+    """One sentence about INT8 if it was built and is not the best engine; else empty."""
     int8_graphs = [item for item in candidates if item.engine.endswith("-int8")]
     best = next((item for item in candidates if item.verdict in (FASTEST, FIRST)), None)
     if not int8_graphs or best in int8_graphs:
@@ -110,14 +110,14 @@ def summary_text(candidates: Sequence[Candidate]) -> str:
 
 
 def _named(best: Candidate) -> str:
-    """The best engine; one that could not be timed here has no time."""
+    """The best engine as text, with its latency if it was timed here."""
     if best.latency_ms is None:
         return f"the first that passes is {best.engine}, not timed here"
     return f"the fastest that passes is {best.engine}, {best.latency_ms:.2f} ms"
 
 
 def no_int8_text(search: Int8Search) -> str:
-    """That a search found nothing."""
+    """The note that a search found no INT8 graph within bounds."""
     return (
         f"{search.backend}: no INT8 graph loses at most {search.max_drop:g}; with {len(search.float_layers)} of "
         f"{search.layers} layers in float it loses {search.drop:.4f}. Calibrate on images like those it will see, or "

@@ -1,4 +1,4 @@
-"""What a graph file says of itself, for Netron and other runtimes: name, version, task, labels, preprocessing.
+"""The metadata of a graph file, for Netron and other runtimes: name, version, task, labels, preprocessing.
 
 ONNX files carry it as ``metadata_props``, OpenVINO IR as ``rt_info`` under ``model_info``. It depends on nothing but
 the model and edgevis's version, so that two builds write the same bytes.
@@ -20,7 +20,7 @@ SECTION = "model_info"
 
 
 def describe_graph(model: ModelProto, *, name: str, graph: str, deployment: Deployment) -> None:
-    """Write the metadata into an ONNX model, in place of any that it has.
+    """Write the metadata into an ONNX model, replacing any that it has.
 
     Args:
         model: One graph; it is changed.

@@ -34,7 +34,7 @@ _FIRST_EXAMPLE_SIZE = 2
 
 
 def onnx_from_module(module: nn.Module, graph: Graph) -> ModelProto:
-    """The module's method named like ``graph``, as ONNX.
+    """Export the module's method named like ``graph`` to ONNX.
 
     Weights are inside, batch norms are folded into convolutions, and nothing tells of the machine it was made on.
 
@@ -92,7 +92,7 @@ def onnx_from_module(module: nn.Module, graph: Graph) -> ModelProto:
 
 
 def fold_constants(model: ir.Model) -> None:
-    """Compute what depends on weights alone: the exporter of torch 2.13 leaves it where a weight is large.
+    """Fold nodes that depend on weights alone: the exporter of torch 2.13 leaves them where a weight is large.
 
     Engines do so when they load; quantisation would take such a weight for an activation.
     """
@@ -101,7 +101,7 @@ def fold_constants(model: ir.Model) -> None:
 
 
 def _define_operators(model: ModelProto) -> None:
-    """Append the definition, in standard operators, of each edgevis operator that the graph has a node of."""
+    """Append the definition, in standard operators, of each edgevis operator that the graph uses."""
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
     for name in names_in(ops.__name__):
         module = importlib.import_module(f"{ops.__name__}.{name}")
@@ -157,7 +157,7 @@ def _examples(graph: Graph, sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep the exporter's remarks about itself away from the user; what is wrong with a model it raises."""
+    """Suppress the exporter's log messages; problems of a model are raised as exceptions."""
     # torch 2.13 logs one line for each torchvision operator when torchvision is not installed.
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level

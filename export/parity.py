@@ -1,4 +1,4 @@
-"""The parity gate: every final engine file is opened again from the disk and compared with the PyTorch model."""
+"""The parity gate: every final engine file is opened again from the disk and compared with the reference model."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ NO_CPU_PROXIES: Mapping[str, Mapping[str, Path]] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckedEngines:
-    """What the gate let pass.
+    """The result of the parity gate.
 
     Attributes:
-        engines: Those that hold their tolerance and compute what their graphs say.
+        engines: The engines that hold their tolerance and compute what their graphs say.
         refused: A sentence about each fault of an optional one that does not.
         recorded: The arrays for ``recorded.npz``.
     """
@@ -55,23 +55,23 @@ def check_parity(
     agreement: Agreement | None = None,
     threads: int | None = None,
 ) -> CheckedEngines:
-    """The records with their proofs, latencies and whether they share enrolments with the FP32 model.
+    """Measure every engine; returns the records with parity, latency and whether they share enrolments.
 
     Args:
         records: The engines.
         bundle: The folder that their files are in.
         deployment: The model's graphs and batch limit.
         reference: ``GRAPH/INPUT`` and ``GRAPH/OUTPUT``: real inputs as the runtime's preprocessing makes them, and
-            what the PyTorch model makes of them in float32.
+            the reference model's float32 outputs for them.
         advance: Called with the number of engines that have been measured, and of all.
         optional: Precisions whose engines may be left out.
         cpu_proxies: For those engines that cannot run here, by their names: graph name to the ONNX file that it is made
             of. These are run by ONNX Runtime on the processor, and held to the same tolerance.
-        agreement: What engines are compared with besides PyTorch: the graphs that they were compiled from.
+        agreement: Compares engines with the graphs that they were compiled from, besides the reference model.
         threads: CPU threads for the engines; None leaves the choice to the vendor.
 
     Raises:
-        ParityError: An engine is further from the PyTorch model than its precision allows, or does not compute what
+        ParityError: An engine is further from the reference than its precision allows, or does not compute what
             its graph says; the message names the graph, the engine and how far.
         BackendError: An engine cannot be opened or run here.
     """
@@ -111,7 +111,7 @@ def check_parity(
                     reopen = partial(_reopen, record, deployment, bundle)
                     outcome = agreement.check(measured, sessions, outputs, reopen=None if is_proxy else reopen)
                     measured = outcome.record
-                    # An engine that is not its graph is far from PyTorch for that reason, and calibration is no cure.
+                    # An engine that deviates from its graph misses the reference for that reason: not calibration's fault.
                     complaints = list(outcome.complaints) or complaints
                     arrays |= outcome.arrays if not complaints else {}
             (refused if record.precision in optional else broken).extend(complaints)
@@ -139,7 +139,7 @@ def _reopen(record: EngineRecord, deployment: Deployment, bundle: Path, threads:
 def _same_graph(
     record: EngineRecord, proved: Sequence[EngineRecord], cpu_proxies: Mapping[str, Mapping[str, Path]]
 ) -> EngineRecord | None:
-    """An engine that is made of the same graphs and whose graphs are proved."""
+    """An earlier engine of the same graphs whose graph parity is measured."""
     files = cpu_proxies.get(record.name)
     return next((other for other in proved if files and cpu_proxies.get(other.name) == files), None)
 
@@ -161,11 +161,11 @@ def _prove(
     decide: CompareDecisions,
     is_proxy: bool,
 ) -> tuple[EngineRecord, Mapping[str, Array]]:
-    """The record with its proof, and the engine's outputs.
+    """The record with its measured parity, and the engine's outputs.
 
     A line is added to ``broken`` for each graph beyond the tolerance.
 
-    What stands in for an engine proves its graphs, not the engine.
+    A CPU proxy measures the parity of an engine's graphs, not of the engine.
     """
     where = f"ONNX Runtime on {machine}" if is_proxy else machine
     measured = measure_engine(sessions, record.precision, reference, agreement=decide, machine=where)
@@ -183,6 +183,6 @@ def _complaint(record: EngineRecord, parity: GraphParity, tolerance: str) -> str
         "int8": "; calibrate on images like those it will see, or leave int8 out of --precision",
     }.get(record.precision, f"; leave {record.precision} out of --precision")
     return (
-        f"graph {parity.graph!r} of the engine {record.name} does not compute what the PyTorch model computes: "
+        f"graph {parity.graph!r} of the engine {record.name} does not compute what the reference model computes: "
         f"{distance_text(parity)}; allowed: {tolerance}{cure}"
     )

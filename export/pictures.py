@@ -1,4 +1,4 @@
-"""The pictures that a bundle carries from pixel to answer: drawn here, or given by the user.
+"""The pictures that a bundle carries to compare answers: drawn here, or given by the user.
 
 Drawn ones show nobody and need no licence. They are drawn in NumPy alone, with the edges, gradients and fine patterns
 at which ways of resizing differ, in sizes that are enlarged, shrunk, and both; the first has the input's own size and
@@ -49,7 +49,7 @@ class Pictures:
     source: str
 
     def all_queries(self) -> Pictures:
-        """The same for a model in which nothing is enrolled: what would be is predicted on."""
+        """The same pictures for a model without enrolment: those to enrol are predicted on as well."""
         nothing = (None,) * len(self.images)
         return replace(self, masks=nothing, enrolled=(False,) * len(self.images))
 
@@ -124,7 +124,7 @@ def given_pictures(folder: str | os.PathLike[str], preprocess: Preprocess) -> Pi
 
 
 def _all_values(height: int, width: int) -> Image:
-    """Every value 0..255 in every channel, in another order in each, as far as there are pixels."""
+    """A picture with all values 0..255 in every channel, ordered differently in each, as far as its pixels suffice."""
     index = np.arange(height * width)
     # Odd factors reach all values; the shifts keep grey out of it.
     channels = [(index * factor + shift + index // 256 * turn) % 256 for factor, shift, turn in _ORDERS]
@@ -135,7 +135,7 @@ _ORDERS = ((1, 0, 0), (255, 90, 1), (1, 200, 3))
 
 
 def _drawn(motif: int, view: int, size: tuple[int, int]) -> tuple[Image, Mask]:
-    """A motif in one of its views, and where its largest shape is.
+    """One view of a motif, and the mask of its largest shape.
 
     The same shapes for one motif, a little moved and in another light for each view.
     """
@@ -160,7 +160,7 @@ def _drawn(motif: int, view: int, size: tuple[int, int]) -> tuple[Image, Mask]:
 
 
 def _shape(random: np.random.Generator, x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], *, large: bool) -> Mask:
-    """A turned ellipse or rectangle: where it is."""
+    """The mask of a rotated ellipse or rectangle."""
     center = random.uniform(0.4, 0.6, 2) if large else random.uniform(0.05, 0.95, 2)
     radii = random.uniform(0.25, 0.35, 2) if large else random.uniform(0.04, 0.18, 2)
     angle, round_ = random.uniform(0, np.pi), random.random() < 0.5

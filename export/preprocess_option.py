@@ -1,4 +1,4 @@
-"""``--preprocess``: how an image becomes the input of somebody's own ONNX file, as text or as a JSON file."""
+"""The option ``--preprocess``: the preprocessing for a user's ONNX file, as text or as a JSON file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shapes that an engine is built for: smallest, usual and largest of every input that has an open axis."""
+"""The shape profiles of an engine: minimum, optimum and maximum of every input with an open axis."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def with_profile_max_batch(deployment: Deployment, profiles: Mapping[str, Profil
 
 
 def parsed_shapes(text: str) -> dict[str, Shape]:
-    """``image:8x3x256x128,mask:8x256x128`` as a mapping.
+    """Parse shapes such as ``image:8x3x256x128,mask:8x256x128`` to a mapping.
 
     Raises:
         InputError: It is written otherwise, or names an input twice.
@@ -104,7 +104,7 @@ def _profiles(graph: Graph, max_batch: int, request: ShapeProfileRequest, usual_
 
 
 def _sizes(graph: Graph, shapes: Mapping[str, Shape], flag: str) -> dict[str, int]:
-    """The sizes of the open axes that the shapes say."""
+    """The sizes of the open axes in the requested shapes."""
     sizes: dict[str, int] = {}
     for tensor in graph.inputs:
         shape = shapes.get(tensor.name)

@@ -1,4 +1,4 @@
-"""Real inputs for every graph of a model, and what the reference model makes of them.
+"""Real inputs for every graph of a model, and the reference model's outputs for them.
 
 A graph's input is ``image``, ``mask``, or bears the name of an earlier graph's output: support features, say, that an
 enrolment makes and a prediction is given. One row of those stands for an enrolment.
@@ -22,7 +22,7 @@ from runtime.images.preprocess import Preprocessor
 from runtime.parity.compare import BATCH_SIZES
 
 GOLDEN_ROWS = max(BATCH_SIZES)
-"""At most so many rows go into ``golden.npz`` and through PyTorch at once."""
+"""The maximum number of rows in ``golden.npz`` and of one run of the reference model."""
 
 # A row of few-shot segmentation's support features is 50 MB; a build must neither need nor leave gigabytes.
 _MAX_GOLDEN_BYTES = 64 << 20
@@ -42,7 +42,7 @@ def needs_masks(deployment: Deployment) -> bool:
 
 
 def golden_rows(deployment: Deployment) -> int:
-    """How many images' rows ``golden.npz`` keeps."""
+    """The number of images in ``golden.npz``."""
     return max(1, min(GOLDEN_ROWS, _MAX_GOLDEN_BYTES // _row_bytes(deployment)))
 
 
@@ -86,7 +86,7 @@ def reference_of(
 
 
 def golden_of(reference: Mapping[str, Array], deployment: Deployment) -> dict[str, Array]:
-    """What of :func:`reference_of` goes into the bundle."""
+    """The first rows of :func:`reference_of`'s arrays, which go into the bundle."""
     rows = golden_rows(deployment)
     return {
         f"{graph.name}/{tensor.name}": reference[f"{graph.name}/{tensor.name}"][: rows if tensor.batched else None]
@@ -98,7 +98,7 @@ def golden_of(reference: Mapping[str, Array], deployment: Deployment) -> dict[st
 def calibration_feeds(
     model: ReferenceModel, deployment: Deployment, graph: Graph, samples: SampleSet, *, batch: int
 ) -> Iterator[dict[str, Array]]:
-    """Batches of real inputs of one graph; what an enrolment makes comes from the first image of each batch."""
+    """Batches of real inputs of one graph; support tensors come from the first image of each batch."""
     batch = min(batch, golden_rows(deployment))
     for start in range(0, len(samples), batch):
         part = samples.subset(range(start, min(start + batch, len(samples))))
@@ -117,7 +117,7 @@ def graph_inputs(
     """The inputs of a graph.
 
     Args:
-        graph: What it takes.
+        graph: The graph.
         preprocess: How an image becomes ``image``.
         image_inputs: ``image`` and, where there are masks, ``mask``: one row per image.
         earlier_outputs: Outputs of earlier graphs by name.
@@ -161,6 +161,6 @@ def _rows(graph: Graph, inputs: Mapping[str, Array], start: int, end: int) -> li
 
 
 def _row_bytes(deployment: Deployment) -> int:
-    """What one image's inputs and outputs take in float32, over all graphs."""
+    """The float32 size in bytes of one image's inputs and outputs, over all graphs."""
     tensors = [tensor for graph in deployment.graphs for tensor in (*graph.inputs, *graph.outputs) if tensor.batched]
     return sum(4 * math.prod(size for size in tensor.shape[1:] if not isinstance(size, str)) for tensor in tensors)

@@ -1,4 +1,4 @@
-"""What ``python -m export.build`` prints when it has built a bundle, and its list of models and targets."""
+"""The printed report of ``python -m export.build``, and its list of models and targets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from runtime.parity.compare import DISTANCE_HEADERS, PARITY_NOT_MEASURED, decisi
 
 
 def print_report(bundle: Bundle, reporter: Reporter, *, seconds: float, as_json: bool) -> None:
-    """Print what was built: a line, a table and what to note; with ``as_json`` also one object on standard output."""
+    """Print the built bundle: a line, a table and notes; with ``as_json`` also one object on standard output."""
     size = bundle.size_bytes
     reporter.line("bundle", str(bundle.path), seconds, size)
     if as_json:
@@ -76,7 +76,7 @@ def list_all(*, as_json: bool) -> int:
 
 
 def engines_table(engines: Sequence[EngineRecord]) -> str:
-    """The engines as text, with what was measured of each."""
+    """The engines and their measurements as a text table."""
     rows = []
     for engine in engines:
         measured = engine.measured_parity

@@ -1,4 +1,4 @@
-"""What the command lines of this room print while they work."""
+"""Progress output of the export command lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runtime.common.text import progress_bar, size_text
 
 
 class Reporter:
-    """One line per stage: what, how long, how large; a bar while it lasts, where the output is a terminal."""
+    """Prints one line per stage with its duration and size; on a terminal, a progress bar meanwhile."""
 
     def __init__(self, stream: IO[str], *, quiet: bool) -> None:
         self._stream = stream

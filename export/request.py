@@ -1,4 +1,4 @@
-"""What a build is asked for, and whom it tells how far it is."""
+"""The request of a build, and the protocol of its progress."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNTRAINED = (
 
 
 class BuildProgress(Protocol):
-    """Told what a build does; stages come one after the other."""
+    """Receives the progress of a build, stage by stage."""
 
     def begin(self, stage: str) -> None: ...
 
@@ -37,7 +37,7 @@ class BuildProgress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OnnxSource:
-    """Somebody's own ONNX file, in the place of a model of :mod:`edgevis.models`.
+    """A user's ONNX file in place of a model of :mod:`edgevis.models`.
 
     Attributes:
         path: The file: one float32 image (N, 3 or 1, H, W) to one output, weights inside.
@@ -56,14 +56,14 @@ class OnnxSource:
 
     @property
     def name(self) -> str:
-        """The model's name: the file's, with a hyphen for each character that a name cannot have."""
+        """The model's name: the file's stem, with a hyphen for each character that a name cannot have."""
         name = re.sub("[^A-Za-z0-9_.-]", "-", self.path.stem)[:64]
         return name if name[:1].isalpha() else f"model-{name}"[:64]
 
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What to build.
+    """The arguments of a build.
 
     Attributes:
         entry: The model, or an ONNX file.

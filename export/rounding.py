@@ -1,4 +1,4 @@
-"""A graph that rounds to float16 or bfloat16 around its products: what a right engine of such a precision may lose."""
+"""A graph that rounds to float16 or bfloat16 around its products, as a bound on the error of a right engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 
 
 def rounded_graph(model: ModelProto, precision: Literal["fp16", "bf16"]) -> ModelProto:
-    """The graph with what its convolutions and matrix products read, weights included, and make rounded.
+    """The graph with the inputs, weights and outputs of its convolutions and matrix products rounded.
 
     It computes in float32 and is made of casts alone, so that it shares nothing with the compilers and with
     :mod:`export.autocast`.
@@ -41,7 +41,7 @@ def rounded_graph(model: ModelProto, precision: Literal["fp16", "bf16"]) -> Mode
 
 
 def _cast(source: str, result: str, precision: Literal["fp16", "bf16"]) -> list[NodeProto]:
-    """There and back."""
+    """Cast to the type and back to float32."""
     between = f"{result}_{precision}"
     return [
         helper.make_node("Cast", [source], [between], to=_TYPES[precision]),

@@ -1,4 +1,4 @@
-"""``python -m export.sensitivity --model NAME``: which layers hurt in INT8, and how much, without building a bundle.
+"""``python -m export.sensitivity --model NAME``: the INT8 sensitivity of each layer, without building a bundle.
 
 A table on standard output, and with ``--output PREFIX`` the same as ``PREFIX.json`` and as a bar chart, ``PREFIX.svg``.
 """

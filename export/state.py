@@ -1,4 +1,4 @@
-"""What one build has come to: the request, and what each stage adds to it."""
+"""The state of a build: the request, and the results of each stage."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class BuildState:
 
     @property
     def calibration_inputs(self) -> CalibrationInputs:
-        """What INT8's ranges depend on."""
+        """The inputs that INT8's ranges depend on."""
         return CalibrationInputs(
             self.request.name, self.weights.sha256, self.calibration_samples.digest, self.deployment.preprocess
         )

@@ -24,7 +24,7 @@
     │   └── WeightsError             a checkpoint does not fit the model
     └── ExportError                  a build failed; nothing was written
         ├── CompileError             a compiler refused or failed
-        └── ParityError              an engine does not compute what the PyTorch model computes
+        └── ParityError              an engine does not compute what the reference model computes
 
 A message says what is wrong, what was given, what is allowed and how to mend it.
 """
@@ -161,4 +161,4 @@ class CompileError(ExportError):
 
 
 class ParityError(ExportError):
-    """An engine's results are further from the PyTorch model's than the tolerance allows."""
+    """An engine's results are further from the reference model's than the tolerance allows."""

@@ -1,4 +1,4 @@
-"""A bundle, opened: images in, results out, on whatever this machine has."""
+"""The predictor: opens a bundle with the best engine of this machine, and maps images to results."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Predictor:
         index_from: int | None = None,
         preprocess: Preprocessor | None = None,
     ) -> None:
-        """Run an engine that is open; it is closed when that fails."""
+        """Initialise with an open engine; the engine is closed if that fails."""
         self._bundle = bundle
         manifest = bundle.manifest
         deployment = manifest.deployment
@@ -200,7 +200,7 @@ class Predictor:
         masks: MaskLike | Sequence[MaskLike] | None = None,
         strict: bool = False,
     ) -> EnrolmentReport:
-        """Enrol examples of a label; a known label gets them in addition.
+        """Enrol examples of a label; for a known label they are added.
 
         Every image is judged: size, blur, exposure, whether it repeats another one, and whether it belongs to the
         label. Images that cannot work are left out, all others are enrolled; the report names both.
@@ -304,7 +304,7 @@ class Predictor:
             return open_set.info
 
     def _scored(self, what: str) -> OpenSet:
-        """The open-set decision; InputError for a task that has none."""
+        """The open-set decision; InputError for a task without one."""
         if self._task.open_set is None:
             raise InputError(f"{what}: the task {self._bundle.manifest.deployment.task!r} has no scores between labels")
         return self._task.open_set
@@ -335,7 +335,7 @@ class Predictor:
 
     @holds_up_forks
     def update(self, path: str | os.PathLike[str], *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
-        """Merge into a file what was enrolled and forgotten here since the last load, save or update.
+        """Merge the changes since the last load, save or update into a file.
 
         What other processes have written to the file meanwhile stays, and is enrolled here afterwards. The file is
         locked only while it is read and written, not while images are embedded. It is made if there is none.
@@ -406,7 +406,7 @@ class Predictor:
 
 
 def predictor_of(bundle: Bundle, opened: SelectedEngine, preprocess: Preprocessor | None = None) -> Predictor:
-    """A predictor of an engine that is open already; the predictor closes it.
+    """A predictor for an engine that is already open; the predictor closes it.
 
     A build and ``edgevis verify`` run each engine, and the PyTorch model, as a customer's predictor would be run;
     ``preprocess`` takes the place of what the bundle declares.

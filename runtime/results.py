@@ -36,7 +36,7 @@ class Result(Protocol):
         ...
 
     def cells(self) -> tuple[str, str]:
-        """The label or labels and how sure they are, as text for a table's row."""
+        """The label or labels and their scores, as text for a table's row."""
         ...
 
 
@@ -155,7 +155,7 @@ class Segmentation:
     speed_ms: Mapping[str, float] = field(default_factory=dict)
 
     def mask_of(self, label: str) -> npt.NDArray[np.bool_]:
-        """(H, W) bool: where that label was found; UnknownLabelError when the model does not know it."""
+        """(H, W) bool: the pixels of a label; UnknownLabelError when the model does not know it."""
         if label not in self.labels:
             raise UnknownLabelError(f"no label {label!r}; known: {', '.join(self.labels)}")
         return np.asarray(self.label_map == self.labels.index(label))
@@ -169,7 +169,7 @@ class Segmentation:
         return tuple(float(count) / max(self.mask.size, 1) for count in counts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: of each label found its share, its mean probability and its box; no pixels."""
+        """Plain data for JSON: share, mean probability and box of each label that was found; no pixels."""
         summaries = []
         for index, (label, share) in enumerate(zip(self.labels, self.shares, strict=True)):
             if share > 0:
@@ -192,7 +192,7 @@ class Segmentation:
         ) or "–"
 
     def _summary(self, index: int) -> tuple[float, list[int]]:
-        """The mean probability of a label that was found, and x0, y0, x1, y1 around it, the last two exclusive."""
+        """The mean probability of a label, and its box x0, y0, x1, y1, the last two exclusive."""
         total, count, first_row, last_row = 0.0, 0, -1, -1
         columns = np.zeros(self.mask.shape[1], np.bool_)
         for rows in _strips(self.mask.shape):
@@ -236,6 +236,6 @@ class Segmentation:
 
 
 def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Rows, so few that what is made of them is small beside the picture's own arrays."""
+    """Slices of rows, so that intermediate arrays stay small beside the picture's."""
     rows = max(1, _STRIP_PIXELS // max(shape[1], 1))
     return (slice(start, start + rows) for start in range(0, shape[0], rows))

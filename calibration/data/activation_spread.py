@@ -1,4 +1,4 @@
-"""Whether the images that INT8 is calibrated on are like those that the model was trained on.
+"""Compare the calibration images with the training images by the spread of activations.
 
 A model with batch normalisation carries the spread of every channel over its training images. Where the calibration
 images spread the channels much less, or much more, INT8's ranges are not those of the task: values beyond them are cut
@@ -26,7 +26,7 @@ _BATCH = 8
 
 
 def spread_ratio(module: nn.Module, deployment: Deployment, samples: SampleSet) -> float | None:
-    """The median over the first graph's channels of their spread on the images to that in training.
+    """The median, over the first graph's channels, of the ratio of their spread on the images to that in training.
 
     None for a model without batch normalisation, and for one whose first graph takes more than the image.
     """
@@ -56,7 +56,7 @@ def spread_ratio(module: nn.Module, deployment: Deployment, samples: SampleSet) 
 
 
 def unlike_text(module: nn.Module, deployment: Deployment, samples: SampleSet) -> str:
-    """A warning where the images are unlike those of the training; empty where they are alike, or nothing is known."""
+    """A warning if the images are unlike the training images; empty if they are alike or nothing is known."""
     ratio = spread_ratio(module, deployment, samples)
     if ratio is None or _ALIKE <= ratio <= 1 / _ALIKE:
         return ""

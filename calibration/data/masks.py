@@ -1,4 +1,4 @@
-"""A mask for an image that comes without one, so that a model which needs masks can be calibrated and proved."""
+"""Masks for images without one, so that a model that needs masks can be calibrated and verified."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SEED = 20261120
 
 
 def central_object(image: Image) -> Mask:
-    """(H, W) bool: what stands out in the middle of a photograph, by GrabCut (Rother et al., 2004).
+    """(H, W) bool: the salient object in the middle of a photograph, by GrabCut (Rother et al., 2004).
 
-    Where nothing does, the middle itself. The same image always gets the same mask.
+    Without such an object the mask is the middle itself. The same image always gets the same mask.
     """
     rows, columns = image.shape[:2]
     ratio = min(1.0, _SIDE / max(rows, columns))

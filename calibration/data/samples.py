@@ -1,4 +1,4 @@
-"""The real images that a build calibrates INT8 on, proves its engines on and measures impostor scores on.
+"""The real images for INT8 calibration, engine verification and impostor scores.
 
 They come from a folder or a zip of the user's, or, so that a build works on a machine with nothing on it, from the
 photographs that scikit-image and Matplotlib carry in their wheels.
@@ -88,7 +88,7 @@ class SampleSet:
         return sample_set([self.images[i] for i in chosen], [self.labels[i] for i in chosen], self.source, masks)
 
     def with_masks(self) -> SampleSet:
-        """The same images with a mask each, by :func:`calibration.data.masks.central_object` where there are none."""
+        """The same images with masks; missing ones come from :func:`calibration.data.masks.central_object`."""
         return (
             self
             if self.masks
@@ -150,7 +150,7 @@ def samples_from_photographs(*, height: int, width: int, count: int = DEFAULT_CO
 
 
 def split(samples: SampleSet) -> tuple[SampleSet, SampleSet]:
-    """The part to calibrate on and the part to verify on, with no image in common.
+    """The samples for calibration and those for verification, with no image in common.
 
     Half of them, at most :data:`MAX_VERIFICATION`, verify. The order is that of the images' hashes:
     it depends on nothing but the images, and neighbours in a folder or a video do not end up in one part.
@@ -248,14 +248,14 @@ def _photograph_paths() -> list[Path]:
 
 
 def wheel_file(package: str, name: str) -> Path | None:
-    """A file that an installed package carries, without importing it; None when it is not there."""
+    """The path of a data file in an installed package, without importing it; None if it does not exist."""
     spec = importlib.util.find_spec(package)
     path = None if spec is None or spec.origin is None else Path(spec.origin).parent / name
     return path if path is not None and path.is_file() else None
 
 
 def _crop(image: Image, aspect: float, draw: Callable[[], float]) -> Image:
-    """A random crop that shows something, of the proportions ``aspect`` (width / height), half of them mirrored."""
+    """A random crop with some contrast, of the proportions ``aspect`` (width / height), mirrored half the time."""
     rows, columns = image.shape[:2]
     crop = image
     for _ in range(_TRIES):
@@ -269,7 +269,7 @@ def _crop(image: Image, aspect: float, draw: Callable[[], float]) -> Image:
 
 
 def _relit(image: Image, draw: Callable[[], float]) -> Image:
-    """The image in another light: darker or brighter, another contrast, warmer or colder."""
+    """The image with random brightness, contrast and colour temperature."""
     gamma, gain, warmth = 0.6 + draw(), 0.6 + 0.7 * draw(), 0.2 * draw() - 0.1
     pixel = np.arange(256) / 255.0
     tables = [np.clip(pixel**gamma * gain * tint * 255.0, 0, 255) for tint in (1 - warmth, 1.0, 1 + warmth)]

@@ -1,1 +1,1 @@
-"""From a float32 ONNX graph to one with QuantizeLinear and DequantizeLinear."""
+"""Convert a float32 ONNX graph to one with QuantizeLinear and DequantizeLinear."""

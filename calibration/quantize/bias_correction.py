@@ -1,4 +1,4 @@
-"""The mean error that rounding adds to each channel of a layer, for the layer's bias to take away again.
+"""Bias correction: the mean rounding error of each channel of a layer, to be subtracted by its bias.
 
 Source: Nagel, van Baalen, Blankevoort, Welling, "Data-Free Quantization Through Weight Equalization and Bias
 Correction", ICCV 2019, section 4.2, with the means measured instead of derived: each layer is given what it reads in

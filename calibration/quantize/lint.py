@@ -1,4 +1,4 @@
-"""The linter of quantised graphs: what ONNX Runtime, OpenVINO and TensorRT must all read the same way."""
+"""The linter of quantised graphs: ONNX Runtime, OpenVINO and TensorRT must all read them in the same way."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FORBIDDEN = ("DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInte
 
 
 def lint_quantized(model: ModelProto | ir.Model) -> None:
-    """Refuse what only some engines take: uint8, a zero point that is not zero, an INT32 bias behind Q/DQ.
+    """Raise for forms that only some engines accept: uint8, a non-zero zero point, an INT32 bias behind Q/DQ.
 
     TensorRT's parser fails on a DequantizeLinear of INT32, and reads uint8 with zero point 0 as int8 without
     rescaling: cosine 0.9999 becomes 0.975 and no error is raised.

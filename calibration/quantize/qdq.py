@@ -1,4 +1,4 @@
-"""Put QuantizeLinear and DequantizeLinear into a float graph: the same pairs for every engine.
+"""Insert QuantizeLinear and DequantizeLinear into a float graph: the same pairs for every engine.
 
 ONNX Runtime 1.31's ``quantize_static`` makes the same graph for ``placement="outputs"``. It is not used because a
 search needs dozens of graphs of one model, and it takes 2 s for each of OSNet x0.25's, over files, with a calibration
@@ -78,7 +78,7 @@ class _Writer:
         self._weights: dict[tuple[ir.Value, int], ir.Value] = {}
 
     def round_inputs(self, node: ir.Node) -> None:
-        """Make a layer read its first two inputs rounded."""
+        """Quantise the first two inputs of a layer."""
         for index, value in enumerate(node.inputs[:2]):
             if value is None:
                 continue
@@ -88,7 +88,7 @@ class _Writer:
                 node.replace_input_with(index, self._activation(value, before=node))
 
     def round_output(self, node: ir.Node) -> None:
-        """Make all nodes read a layer's result rounded."""
+        """Quantise a layer's result for all nodes that read it."""
         value = node.outputs[0]
         if value.name not in self._amax or value.is_graph_output():
             return
@@ -98,7 +98,7 @@ class _Writer:
             reader.replace_input_with(index, rounded)
 
     def add_to_bias(self, node: ir.Node, correction: Array) -> None:
-        """Add to a result's channels; a node without a bias gets one."""
+        """Add values to the channels of a node's result; a node without a bias gets one."""
         bias = node.inputs[2] if len(node.inputs) > 2 else None
         if bias is not None:
             if not bias.is_initializer():
@@ -109,7 +109,7 @@ class _Writer:
         node.replace_input_with(2, corrected)
 
     def _activation(self, value: ir.Value, *, before: ir.Node | None = None, after: ir.Node | None = None) -> ir.Value:
-        """The rounded activation; the pair goes before or after that node where there is none yet."""
+        """The quantised activation's name; a missing pair is inserted before or after the node."""
         if value not in self._activations:
             name = value.name or ""
             scale = initializer(self._graph, f"{name}_scale", np.array(self._amax[name] / INT8_MAX, np.float32))
@@ -128,7 +128,7 @@ class _Writer:
         return self._activations[value]
 
     def _weight(self, value: ir.Value, node: ir.Node) -> ir.Value:
-        """The rounded weight, with one scale per output channel."""
+        """The quantised weight's name, with one scale per output channel."""
         weights = _array(value)
         axis = _channel_axis(node, weights.ndim)
         if (value, axis) not in self._weights:
@@ -160,7 +160,7 @@ def _array(value: ir.Value) -> Array:
 
 
 def _channel_axis(node: ir.Node, dimensions: int) -> int:
-    """The axis of a weight along which the result's channels are."""
+    """The axis of a weight that corresponds to the result's channels."""
     if node.op_type == "Conv":
         return 0
     transposed = node.attributes.get_int("transB", 0)

@@ -1,4 +1,4 @@
-"""How far the values of each activation reach, measured on real images in one pass and bounded memory.
+"""The ranges of activations, measured on real images in one pass and bounded memory.
 
 ONNX Runtime 1.31's own calibrators are not used: the histogram ones keep every intermediate tensor of every image
 (1.4 GB for 48 images of OSNet x0.25), print to standard output and have 128 bins whose width the first image decides,
@@ -28,14 +28,14 @@ _CANDIDATES = 128
 # Of the entropy method: what int8 distinguishes of a magnitude, and by how many bins its candidates differ.
 _ENTROPY_LEVELS = 128
 _ENTROPY_STEP = 8
-# Of a probability that the coarse distribution lacks; a divergence of zero probability would be infinite.
+# The floor for a probability that the coarse distribution lacks; zero would make the divergence infinite.
 _SMALLEST_PROBABILITY = 1e-10
-# Of a larger array this many values are counted, evenly spaced; the peak is always that of all.
+# The number of evenly spaced values that are counted of a larger array; the peak is always that of all values.
 _COUNTED = 1 << 17
 
 
 class Histogram:
-    """Magnitudes of one tensor: counts in equal bins from zero to ``top``, which doubles when a larger value comes."""
+    """A histogram of one tensor's magnitudes: equal bins from zero to ``top``, which doubles for larger values."""
 
     def __init__(self) -> None:
         self.counts: npt.NDArray[np.int64] = np.zeros(_BINS, np.int64)
@@ -69,7 +69,7 @@ class Histogram:
         self.peak = max(self.peak, peak)
 
     def amax(self, method: Method, percentile: float) -> float:
-        """The magnitude that the largest integer shall stand for; 1 for a tensor that was always zero.
+        """The magnitude that the largest integer represents; 1 for a tensor that was always zero.
 
         Args:
             method: ``minmax`` the largest value that was seen; ``percentile`` cuts the rarest off; ``mse`` the cut that
@@ -96,7 +96,7 @@ class Histogram:
 
 
 def _entropy_bins(counts: npt.NDArray[np.int64]) -> int:
-    """How many bins the range shall reach over so that int8 keeps most of the information, by KL divergence.
+    """The number of bins in the range with which int8 keeps most of the information, by KL divergence.
 
     For each candidate the values beyond it fall into its last bin, the bins are merged into int8's 128 magnitudes, and
     each of these is spread evenly over those of its bins that held anything; the candidate whose spread distribution
@@ -152,7 +152,7 @@ def measure_histograms(
 
 
 def _session_with_outputs(model: ir.Model, tensors: Sequence[str]) -> tuple[Any, list[str]]:
-    """A session that returns ``tensors``, as far as they are not inputs, and their names."""
+    """A session that returns the ``tensors`` that are not inputs, and their names."""
     probe = model.clone()
     values = ir.convenience.create_value_mapping(probe.graph)
     outputs = [name for name in tensors if not values[name].is_graph_input()]

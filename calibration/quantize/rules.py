@@ -1,4 +1,4 @@
-"""Which nodes of a graph may become int8, and which stay float by rule, because a decision depends on them.
+"""The rules that select the nodes of a graph that may become int8; nodes that decisions depend on stay float.
 
 Four rules exclude a node:
 
@@ -55,7 +55,7 @@ class Prepared:
     """A float graph that is ready for quantisation.
 
     Attributes:
-        model: The graph with functions inlined and every node named; nobody changes it.
+        model: The graph with functions inlined and every node named; it must not be changed.
         activations: The names of the float inputs and outputs of all layers, each once, in the graph's order.
         layers: What may become int8, in the graph's order.
         excluded_by_rule: Maps the name of each node that stays float by rule to the rule.
@@ -134,7 +134,7 @@ def _activations(graph: ir.Graph, layers: Collection[str]) -> tuple[str, ...]:
 
 
 def _forget_inner_types(nodes: Iterable[ir.Node]) -> None:
-    """Drop the inferred types and shapes of inner tensors: Q/DQ would make them stale, and copies are faster so."""
+    """Drop the inferred types and shapes of inner tensors: Q/DQ would make them stale, and copies are faster."""
     for node in nodes:
         for value in node.outputs:
             if not value.is_graph_output():
@@ -142,7 +142,7 @@ def _forget_inner_types(nodes: Iterable[ir.Node]) -> None:
 
 
 def _attention(nodes: Sequence[ir.Node]) -> frozenset[ir.Node]:
-    """The matrix products that feed a softmax or read one, whatever scales or reshapes stands between."""
+    """The matrix products before or after a softmax, through scales and reshapes."""
     products: set[ir.Node] = set()
     for softmax in (node for node in nodes if node.op_type == "Softmax"):
         for neighbours in (ir.Node.predecessors, ir.Node.successors):
@@ -157,7 +157,7 @@ def _reached(
     *,
     passing: frozenset[str] | None = None,
 ) -> set[ir.Node]:
-    """All nodes that neighbours of neighbours lead to; only through the operators ``passing``, if given."""
+    """All nodes reachable over neighbours; only through the operators ``passing``, if given."""
     reached: set[ir.Node] = set()
     waiting = [neighbour for node in start for neighbour in neighbours(node)]
     while waiting:
@@ -177,7 +177,7 @@ def _sizes(value: ir.Value | None) -> tuple[int, ...]:
 
 
 def _macs(node: ir.Node, weight: ir.Value | None) -> int:
-    """Multiplications of a layer for one image."""
+    """The number of multiplications of a layer for one image."""
     result = _sizes(node.outputs[0])
     if weight is None:  # each value of a product of activations is a sum over the first one's last axis
         return math.prod(result[1:]) * (_sizes(node.inputs[0]) or (0,))[-1]

@@ -1,1 +1,1 @@
-"""Which layers stay float so that INT8 keeps its accuracy."""
+"""The search for the layers that stay float so that INT8 keeps its accuracy."""

@@ -1,4 +1,4 @@
-"""How many of the most sensitive layers must stay float, determined with few measurements."""
+"""The number of most sensitive layers that must stay float, found with few measurements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RESOLUTION = 1 / 32
 
 @dataclass(frozen=True, slots=True)
 class Exclusions:
-    """How many layers stay float, and what the graph then loses.
+    """The number of layers that stay float, and the graph's drop with them.
 
     Attributes:
         count: How many layers, from the front of the order, stay float.

@@ -39,7 +39,7 @@ from calibration.search.sensitivity import LayerSensitivity
 from runtime.bundle.manifest import Int8Search
 from runtime.common.arrays import Array
 
-# The engine in place of those that do not run on this machine: it is always installed, and the dozens of TensorRT
+# The proxy for engines that do not run on this machine: it is always installed, and the dozens of TensorRT
 # engines that a search would try take minutes each.
 _CPU_PROXY = "onnxruntime"
 
@@ -73,7 +73,7 @@ def search_int8(
     max_drop: float,
     advance: Callable[[int, int], None],
 ) -> SearchedGraphs:
-    """For each backend the graphs with as many layers in INT8 as ``max_drop`` allows.
+    """Find, for each backend, the graphs with as many layers in INT8 as ``max_drop`` allows.
 
     Of the two placements of Q/DQ the one with the smaller drop is taken, measured with no layer excluded; where their
     drops differ by less than a quarter of ``max_drop``, the faster one, if it can be timed. (When a difference of one

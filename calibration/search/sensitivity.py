@@ -1,4 +1,4 @@
-"""The sensitivity of each layer to int8: what the graph loses with this layer alone in int8, all others in float.
+"""The INT8 sensitivity of layers: the graph's loss with one layer in int8 and all others in float.
 
 The inverse, all layers in int8 but one, was measured too, on OSNet x0.25 with 140 layers: it takes eight times as long
 (152 s and 18 s on the same busy machine, int8 being slow in ONNX Runtime), and the order that it gives is worse. With
@@ -136,7 +136,7 @@ def _feeds(inputs: Mapping[str, Array], batched: set[str], count: int) -> Feeds:
 
 
 def _run(session: Any, names: Sequence[str], feeds: Feeds) -> list[list[Array]]:
-    """For each output its batches."""
+    """Run the batches; returns the list of batch results for each output."""
     results = [session.run(list(names), dict(feed)) for feed in feeds]
     return [list(batches) for batches in zip(*results, strict=True)]
 

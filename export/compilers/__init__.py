@@ -1,4 +1,4 @@
-"""From ONNX to the files that a backend opens. Each file here is one compiler and bears the name of its backend."""
+"""Compilers from ONNX to the files that a backend opens. Each module is one compiler, named after its backend."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ENGINES = "engines"
 
 
 class Compiler(Protocol):
-    """What a module in this package offers."""
+    """The members of a module in this package."""
 
     def check(self) -> None:
-        """MissingDependencyError if it cannot compile here: better known before minutes of other work."""
+        """Raise MissingDependencyError if the compiler is not installed, before minutes of other work."""
         ...
 
     def engine_from_onnx(
@@ -51,7 +51,7 @@ def graph_path(bundle: Path, graph: str) -> Path:
 
 
 def engine_path(bundle: Path, backend: str, precision: Precision, graph: str, suffix: str) -> Path:
-    """Where an engine's main file belongs; its folder exists afterwards."""
+    """The path of an engine's main file; creates its folder."""
     path = bundle / ENGINES / f"{backend}-{precision}" / f"{graph}{suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
@@ -63,5 +63,5 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> Compiler:
-    """The compiler of that name; ExportError lists the known ones."""
+    """The compiler of a name; ExportError lists the known ones."""
     return cast(Compiler, load_from(__name__, name, what="compiler", error=ExportError))

@@ -1,4 +1,4 @@
-"""ONNX Runtime opens ONNX as it is: its FP32 engine is the portable graph, the others are that graph in other types."""
+"""ONNX Runtime opens ONNX files: its FP32 engine is the portable graph, the others are that graph in other types."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def ir_from_onnx(model: ModelProto, path: Path) -> None:
 
 
 def _fold(ir: Any) -> None:
-    """Fold constants and fuse what can be fused on any device, as OpenVINO's own converter does before it saves.
+    """Fold constants and apply device-independent fusions, as OpenVINO's own converter does before it saves.
 
     The engine computes the same without it, but its file is twice as large and takes twice as long to compile on the
     device: 1.6 instead of 3.2 s for OSNet x0.25 in INT8 on a busy machine. The function is not public; where a

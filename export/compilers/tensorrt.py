@@ -1,4 +1,4 @@
-"""What TensorRT builds a plan from on the device: typed ONNX, and beside it the shapes and limits of the build."""
+"""The input of TensorRT's build on the device: typed ONNX, and a file with the shapes and limits of the build."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtime.errors import CompileError
 
 
 def check() -> None:
-    """Nothing is needed: the vendor's compiler runs on the device."""
+    """Check nothing: the vendor's compiler runs on the device."""
 
 
 def engine_from_onnx(

@@ -1,4 +1,4 @@
-"""Plans of TensorRT-RTX, built ahead of time for GPUs that need not be here."""
+"""TensorRT-RTX plans, built ahead of time; no GPU is needed."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from runtime.common.arrays import Array
 
 
 class ReferenceModel(Protocol):
-    """What a build exports and proves its engines against. ``str()`` of it says what computes."""
+    """The model that a build exports and compares its engines with. ``str()`` names what computes it."""
 
     def outputs(self, graph: Graph, inputs: Sequence[Array]) -> tuple[Array, ...]:
         """The outputs of a graph in float32, in the graph's order, computed on one thread."""
@@ -40,7 +40,7 @@ class ReferenceModel(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """A model with what its source says of it.
+    """A reference model with its declaration and provenance.
 
     Attributes:
         model: It runs in float32.

@@ -195,7 +195,7 @@ def _checked(data: bytes, path: Path) -> ModelProto:
 
 
 def _folded(model: ModelProto) -> ir.Model:
-    """Constants computed, and batch norms in their convolutions, as PyTorch's exporter leaves a graph."""
+    """The graph with constants and batch norms folded, as PyTorch's exporter writes it."""
     graph_ir = ir.from_proto(model)
     ir.passes.common.RemoveInitializersFromInputsPass()(graph_ir)
     ir.passes.common.LiftConstantsToInitializersPass(lift_all_constants=True)(graph_ir)
@@ -211,7 +211,7 @@ def _folded(model: ModelProto) -> ir.Model:
 
 
 def _preprocess_of(graph: ir.Graph, source: OnnxSource) -> Preprocess:
-    """The preprocessing that is asked for, at the size that the graph takes."""
+    """The requested preprocessing at the graph's input size."""
     name = source.path.name
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ExportError(
@@ -260,7 +260,7 @@ def _rename(graph: ir.Graph, output_name: str, preprocess: Preprocess, path: Pat
 
 
 def _output_shape(model: OnnxModel, preprocess: Preprocess, output_name: str) -> tuple[int, ...]:
-    """The output's shape for two images, which must be what each alone gives."""
+    """The output's shape for two images, after checking that each alone gives the same values."""
     shape = (_ROWS, *(size for size in preprocess.input.shape[1:] if isinstance(size, int)))
     images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     graph = Graph("probe", (preprocess.input,), (TensorSpec(output_name, "float32", ("N",)),))

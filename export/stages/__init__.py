@@ -1,4 +1,4 @@
-"""The stages of a build in their order: each file is one, and its ``run`` reads and extends the build's state."""
+"""The stages of a build in order: each module is one, and its ``run`` reads and extends the build's state."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from runtime.errors import ExportError, WeightsError
 
 
 class Stage(Protocol):
-    """What a module in this package offers."""
+    """The members of a module in this package."""
 
     def run(self, state: BuildState, progress: BuildProgress) -> None:
         """Do one step of a build: read ``state``, write files into ``state.folder``, set attributes of ``state``."""
@@ -68,7 +68,7 @@ _UP_TO_SENSITIVITY: Sequence[Stage] = (load, samples, to_onnx, reference, calibr
 
 
 def build_bundle(request: BuildRequest, progress: BuildProgress) -> Bundle:
-    """Build, prove and write a bundle. If anything fails, nothing is written and a bundle that was there stays.
+    """Build, measure and write a bundle. If anything fails, nothing is written and an earlier bundle stays.
 
     Raises:
         EdgevisError: The build failed; the message says at what and how to mend it.
@@ -94,7 +94,7 @@ def build_bundle(request: BuildRequest, progress: BuildProgress) -> Bundle:
 
 
 def measure_layers(request: BuildRequest, progress: BuildProgress) -> tuple[LayerSensitivity, ...]:
-    """What each layer of a model alone does in INT8, without building a bundle; ``request.output`` does not matter.
+    """The INT8 sensitivity of each layer of a model, without building a bundle; ``request.output`` is ignored.
 
     Raises:
         EdgevisError: It cannot be measured; the message says why.
@@ -108,7 +108,7 @@ def measure_layers(request: BuildRequest, progress: BuildProgress) -> tuple[Laye
 
 
 def with_trained_options(request: BuildRequest) -> BuildRequest:
-    """With the options that the weights were trained with, where they say so: nobody need repeat them."""
+    """The request with the options that the weights were trained with, if their provenance has them."""
     if isinstance(request.entry, OnnxSource):
         return request
     path = request.checkpoint or models.shipped_weights(request.entry, request.options)

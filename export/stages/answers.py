@@ -1,4 +1,4 @@
-"""Prove the way from pixel to answer on pictures that go into the bundle, ``answers.npz``."""
+"""Compare answers from pixel to result on pictures that go into the bundle, ``answers.npz``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.errors import ExportError
 
 
 def run(state: BuildState, progress: BuildProgress) -> None:
-    """Write the pictures and what the model answers to them.
+    """Write the pictures and the reference model's answers.
 
     Raises:
         ExportError: OpenCV does not preprocess as defined, or none of the given pictures can be enrolled.

@@ -1,4 +1,4 @@
-"""Cast to float16 what is safe there and not in int8, in those precisions for which the target wants it."""
+"""Cast nodes that are safe in float16 and not in int8, in the precisions for which the target requests it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(state: BuildState, progress: BuildProgress) -> None:
 
 
 def _same_graphs(state: BuildState) -> list[list[EngineKey]]:
-    """The engines whose graphs are cast, those of one precision that are made of the same graphs together."""
+    """The engines whose graphs are cast, grouped by precision and identical graphs."""
     groups: list[list[EngineKey]] = []
     for key, graphs in state.graphs.items():
         if key[1] not in state.target.autocast:

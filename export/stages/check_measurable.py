@@ -1,4 +1,4 @@
-"""Leave INT8 out where the images cannot show what it loses: a measure that no engine could fail proves nothing."""
+"""Leave INT8 out if the images cannot show its loss: a measure that no engine could fail proves nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from runtime.errors import InputError
 
 
 def run(state: BuildState, progress: BuildProgress) -> None:
-    """Take INT8 out of ``precisions`` where nothing can be measured; warn of random weights, which are not judged.
+    """Remove INT8 from ``precisions`` if its loss cannot be measured; warn of random weights, which are not judged.
 
     Raises:
         InputError: Nothing would be left.
@@ -33,11 +33,11 @@ def run(state: BuildState, progress: BuildProgress) -> None:
 
 
 def unmeasurable_text(deployment: Deployment, reference: Mapping[str, Array]) -> str:
-    """Why nothing can be measured on these images; empty where it can.
+    """The reason why INT8's loss cannot be measured on these images; empty if it can.
 
     Args:
         deployment: The model's graphs.
-        reference: ``GRAPH/OUTPUT``: PyTorch's outputs for the images that verify.
+        reference: ``GRAPH/OUTPUT``: the reference model's outputs for the verification images.
     """
     agreement = tasks.load(deployment.task).agreement
     for graph in deployment.graphs:
@@ -60,7 +60,7 @@ def without_int8(
         precisions: What was wanted.
         reason: Why it cannot.
         max_drop: 1 asks for no measure: INT8 is built, and does not count as passed.
-        warn: Told of what becomes of it.
+        warn: Called with the warning.
 
     Raises:
         InputError: Nothing would be left.

@@ -1,4 +1,4 @@
-"""Prove every engine against the model, and keep those that hold."""
+"""Compare every engine with the reference model, and keep those within their tolerance."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run(state: BuildState, progress: BuildProgress) -> None:
 
 
 def agreement_of(state: BuildState) -> Agreement:
-    """What engines are compared with besides the model: the graphs that they are compiled from."""
+    """The comparison of engines with the graphs that they are compiled from."""
     return Agreement(
         state.uncast_graphs,
         state.search.outputs,
@@ -71,14 +71,14 @@ def agreement_of(state: BuildState) -> Agreement:
 
 
 def _optional(state: BuildState) -> frozenset[Precision]:
-    """The precisions that may be left out: those not asked for by name, except FP32, which all fall back to."""
+    """The precisions that may be left out: those not requested by name, except FP32, the fallback of all."""
     if state.request.precisions and not state.request.choose:
         return frozenset()
     return frozenset(state.precisions) - {"fp32"}
 
 
 def _cpu_proxies(state: BuildState, work: Path) -> dict[str, dict[str, Path]]:
-    """For the engines that cannot run here: the ONNX files that they are made of, written where they are in none."""
+    """The ONNX files of the engines that cannot run here, written if no file of the bundle holds them."""
     proxies: dict[str, dict[str, Path]] = {}
     for record in state.records:
         if state.target.runs_here(record.backend):

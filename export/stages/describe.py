@@ -1,4 +1,4 @@
-"""Put together what the bundle says of itself: its manifest."""
+"""Assemble the bundle's manifest."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(state: BuildState, progress: BuildProgress) -> None:
 
 
 def _tools() -> dict[str, str]:
-    """Versions of what the build used, as far as it is installed."""
+    """The versions of the installed tools that the build used."""
     versions = {"edgevis": __version__, "python": platform.python_version(), "opencv": cv2.__version__}
     for name in _TOOLS:
         try:

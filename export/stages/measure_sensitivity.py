@@ -1,4 +1,4 @@
-"""Measure what each layer alone does in INT8."""
+"""Measure the INT8 sensitivity of each layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Add what was measured of the weights for open-set identification, ``open_set.npz``."""
+"""Add the weights' open-set statistics, ``open_set.npz``."""
 
 from __future__ import annotations
 

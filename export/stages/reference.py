@@ -30,7 +30,7 @@ def run(state: BuildState, progress: BuildProgress) -> None:
 
 
 def _photographs(state: BuildState) -> dict[str, Array]:
-    """What goes into the bundle of a build on the user's images, which do not."""
+    """Photographs for the bundle of a build on the user's images, which are not copied into it."""
     size, count = state.deployment.preprocess, golden_rows(state.deployment)
     samples = samples_from_photographs(height=size.height, width=size.width, count=count)
     if needs_masks(state.deployment):

@@ -1,4 +1,4 @@
-"""Search for each backend the INT8 graphs that lose no more than ``max_drop``, and list what engines are made of."""
+"""Search the INT8 graphs with a drop of at most ``max_drop`` for each backend, and list the engines' graphs."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from export.triton.repository import FOLDER, write_repository
 
 
 def run(state: BuildState, progress: BuildProgress) -> None:
-    """Write the repository, where the target has one."""
+    """Write the repository if the target has one."""
     if not state.target.triton:
         return
     progress.begin("triton")

@@ -1,4 +1,4 @@
-"""Where a bundle shall run. Each file here is one target and its name is the target's; a target is data."""
+"""The targets of a build. Each module is one target, named like it; a target is data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runtime.errors import ExportError
 
 @dataclass(frozen=True, slots=True)
 class PlanSettings:
-    """What is asked of plans besides shapes; the fields are :class:`runtime.backends._tensorrt.spec.BuildSpec`'s.
+    """The settings of plans besides shapes; the fields are :class:`runtime.backends._tensorrt.spec.BuildSpec`'s.
 
     None and False are what the target or TensorRT does unasked.
     """
@@ -30,7 +30,7 @@ class PlanSettings:
 
     @property
     def asked(self) -> dict[str, int | bool]:
-        """Those that were set."""
+        """The settings that were set."""
         values = {name: getattr(self, name) for name in self.__slots__}
         return {name: value for name, value in values.items() if value is not None and value is not False}
 
@@ -40,7 +40,7 @@ DEFAULT_SETTINGS = PlanSettings()
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a build makes for one kind of machine.
+    """The engines and settings for one kind of machine.
 
     Attributes:
         summary: The machines it is for, in one line.
@@ -74,7 +74,7 @@ class Target:
     compute_capabilities: tuple[str, ...] = ()
 
     def spec(self, profiles: Profiles, precision: Precision, settings: PlanSettings = DEFAULT_SETTINGS) -> BuildSpec:
-        """How the engine of one graph shall be built.
+        """The build specification of one graph's engine.
 
         Raises:
             SchemaError: A setting is out of range.
@@ -88,7 +88,7 @@ class Target:
         return replace(spec, **settings.asked)  # type: ignore[arg-type]  # the names are the same, and so the types
 
     def check(self, settings: PlanSettings) -> None:
-        """Refuse a setting that would change nothing; ExportError names those that the target has."""
+        """Raise ExportError for a setting that the target does not have."""
         for name in settings.asked:
             if name not in self.settings:
                 raise ExportError(
@@ -97,7 +97,7 @@ class Target:
                 )
 
     def runs_here(self, backend: str) -> bool:
-        """Whether engines of that backend can be run, and so proved, on this machine."""
+        """Whether engines of that backend can be run and measured on this machine."""
         return self.machine in ("", platform.machine()) and backends.runs_here(backend, self.device)
 
 
@@ -107,5 +107,5 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> Target:
-    """The target of that name; ExportError lists the known ones."""
+    """The target of a name; ExportError lists the known ones."""
     return cast(Target, load_from(__name__, name, what="target", error=ExportError).TARGET)

@@ -1,4 +1,4 @@
-"""Plain processors, x86-64 and aarch64: graphs for ONNX Runtime, IR for OpenVINO, all proved where they are built."""
+"""x86-64 and aarch64 CPUs: graphs for ONNX Runtime, IR for OpenVINO; parity is measured at the build."""
 
 from export.targets import Target
 

@@ -31,7 +31,7 @@ from runtime.images.decode import decode_image
 
 
 class TritonPythonModel:
-    """What the Python backend asks for. It calls ``execute`` with all requests that it batched."""
+    """The class that Triton's Python backend loads. It calls ``execute`` with all requests that it batched."""
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -88,7 +88,7 @@ class TritonPythonModel:
             responses["embedding"] = self._predictor.embed(images)
         if not requested & {"result", "mask"}:
             return responses
-        # Without an enrolment there is nobody to be recognised: null.
+        # Without an enrolment nothing can be recognised: null.
         results = self._predictor.predict(images) if self._enrolled else [None] * len(images)
         if "result" in requested:
             texts = [json.dumps(result.to_dict() if result else None).encode() for result in results]

@@ -1,4 +1,4 @@
-"""A model repository for Triton Inference Server, from a bundle or while one is built.
+"""Write a model repository for Triton Inference Server, from a bundle or during its build.
 
 ::
 
@@ -163,7 +163,7 @@ def write_repository(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; an error of ours becomes one line and exit status 1."""
+    """Run the command line; an EdgevisError becomes one line and exit status 1."""
     parser = argparse.ArgumentParser(
         prog="python -m export.triton", description="Write a Triton Inference Server model repository from a bundle."
     )
@@ -313,7 +313,7 @@ def _serving(count: int, kind: str, max_batch: int) -> list[str]:
 
 
 def _warm_up(inputs: Sequence[_Tensor]) -> list[str]:
-    """One request when the server starts, so that no client waits for what happens at first use; an open axis is 1."""
+    """A warm-up request for the server's start, so that no client waits for lazy initialisation; an open axis is 1."""
     lines = []
     for name, kind, dims in inputs:
         sizes = _dims([max(size, 1) for size in dims])

@@ -1,4 +1,4 @@
-"""Engines of other makers behind one small protocol.
+"""The inference engines behind one small protocol.
 
 Each file here is one backend and its name is the backend's: ``openvino.py`` is ``backend="openvino"``. A new file is
 a new backend; there is no list to edit. Such a module satisfies :class:`Backend`; it imports its vendor's package
@@ -49,7 +49,7 @@ class Backend(Protocol):
     """The members of a module in this package."""
 
     def devices(self) -> tuple[str, ...]:
-        """The kinds of device it can use here, best first, such as ``("cpu",)``.
+        """The kinds of device that the backend can use here, best first, such as ``("cpu",)``.
 
         Raises:
             MissingDependencyError: Its package is not installed.
@@ -122,7 +122,7 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> Backend:
-    """The backend of that name; UnknownBackendError lists the known ones."""
+    """The backend module of a name; UnknownBackendError lists the known ones."""
     return cast(Backend, load_from(__name__, name, what="backend", error=UnknownBackendError, group=GROUP))
 
 

@@ -148,7 +148,7 @@ class _OrtEngine:
 
 
 class _CudaEngine(_OrtEngine):
-    """On the GPU: resident inputs stay there, and a node that does not run there is named."""
+    """A session on the GPU: resident inputs stay on the device, and nodes that run on the CPU are reported."""
 
     def __init__(
         self, ort: Any, files: EngineFiles, threads: int | None, providers: list[tuple[str, dict[str, str]]]
@@ -156,7 +156,7 @@ class _CudaEngine(_OrtEngine):
         on_processor = self._open(ort, files, threads, providers)
         provider = providers[0][0]
         if provider not in self._session.get_providers():
-            # It prints why and goes on with the CPU, which nobody asked for.
+            # It prints why and falls back to the CPU, which was not requested.
             raise UnavailableError(
                 f"ONNX Runtime {ort.__version__} cannot use its {provider} here: a library that it needs, such as "
                 "cuDNN, CUDA's or TensorRT's, is missing or of another version"
@@ -177,7 +177,7 @@ class _CudaEngine(_OrtEngine):
     def _open(
         self, ort: Any, files: EngineFiles, threads: int | None, providers: list[tuple[str, dict[str, str]]]
     ) -> str:
-        """Open the session; what of the graph runs on the processor, or nothing."""
+        """Open the session; returns the nodes that run on the CPU, as text, or an empty text."""
         if hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"):
             self._config = {"session.record_ep_graph_assignment_info": "1"}
             super().__init__(ort, files, threads, providers)
@@ -202,7 +202,7 @@ class _CudaEngine(_OrtEngine):
         return [value.numpy() for value in session.run_with_ort_values(self.outputs, {**here, **there})]
 
     def _on_device(self, array: Array) -> Any:
-        """The array's copy on the GPU, kept as long as the array lives; nobody writes to a resident input."""
+        """The array's copy on the GPU, kept as long as the array lives; resident inputs must not be written to."""
         with self._lock:
             for key in [key for key, (owner, _) in self._resident.items() if owner() is None]:
                 del self._resident[key]
@@ -246,12 +246,12 @@ def processor_nodes(session: Any) -> Counter[str]:
 
 
 def _without_cuda() -> str:
-    """What to do about a package without a GPU's providers."""
+    """Advice for an ONNX Runtime package without GPU providers."""
     return onnxruntime_conflict() or "pip uninstall --yes onnxruntime && pip install onnxruntime-gpu"
 
 
 def _accelerator(ort: Any) -> str:
-    """The provider that the environment asks for."""
+    """The execution provider that the environment variable selects."""
     accelerator = os.environ.get(VARIABLE) or "cuda"
     known = {"cuda": _CUDA, "tensorrt": _TENSORRT}
     if accelerator not in known:
@@ -262,7 +262,7 @@ def _accelerator(ort: Any) -> str:
 
 
 def gpu_providers(accelerator: str, precision: Precision) -> list[tuple[str, dict[str, str]]]:
-    """The providers with all that matters said: a default may change, and TF32 is one that changes results."""
+    """The GPU providers with explicit options: defaults may change between versions, and TF32 changes results."""
     cuda = {
         "device_id": "0",
         "use_tf32": "0",

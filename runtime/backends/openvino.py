@@ -46,7 +46,7 @@ def open_engine(files: EngineFiles, *, precision: Precision, device: str, thread
 
 
 class _OpenVinoEngine:
-    """An IR, compiled when it is first run: once for one image, once for any other batch size.
+    """An IR that is compiled at its first run: once for one image, once for all other batch sizes.
 
     A model compiled for a fixed batch of one is faster on one image than one for any batch (25 % on
     OSNet x0.25, 2 cores), and cameras mostly ask for one. One that rounds to int8 must give the same for both.
@@ -121,7 +121,7 @@ class _OpenVinoEngine:
 
 
 class _RequestPool:
-    """Infer requests of one compiled model: one for each call that is running, kept for the next.
+    """A pool of infer requests of one compiled model, one for each concurrent call.
 
     A request that was given resident inputs holds on to their memory, and would copy a later array *into* it; so it
     is only used again where the same inputs are resident.
@@ -142,7 +142,7 @@ class _RequestPool:
 
 
 def _xml(files: EngineFiles) -> bytes:
-    """The IR's text. OpenVINO takes the content of any format that it knows, and some name further files."""
+    """The IR's text, checked to be XML: OpenVINO also accepts other formats, some of which reference further files."""
     if not files.main.lstrip().startswith(b"<"):
         raise ValueError("it is no IR: XML is needed")
     return files.main

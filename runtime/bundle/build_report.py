@@ -1,4 +1,4 @@
-"""The measurements of a build's engines side by side, as text for the build and for ``edgevis info``."""
+"""The measurements of a build's engines as a text table, for the build and for ``edgevis info``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from runtime.common.text import text_table
 
 
 def measured_text(manifest: Manifest) -> str:
-    """The table of the candidates, and a line for each search; empty where there was nothing to choose between."""
+    """The table of the candidates and a line for each search; empty if nothing was searched or left out."""
     if manifest.calibration is None and all(item.in_bundle for item in manifest.candidates):
         return ""
     searches = () if manifest.calibration is None else manifest.calibration.searches
@@ -17,7 +17,7 @@ def measured_text(manifest: Manifest) -> str:
 
 
 def candidates_table(candidates: Sequence[Candidate]) -> str:
-    """The candidates as text."""
+    """The candidates as a text table."""
     rows = [
         (
             item.engine,

@@ -63,7 +63,7 @@ class Bundle:
         return listed + (self.path / MANIFEST).stat().st_size
 
     def engines_of(self, precision: Precision | None) -> tuple[EngineRecord, ...]:
-        """The engines of a precision; of all precisions for None.
+        """The engines of a precision; all engines for None.
 
         Raises:
             UnknownBackendError: There is none of that precision; the message lists those that there are.
@@ -76,7 +76,7 @@ class Bundle:
         return fitting
 
     def file(self, name: str) -> Path:
-        """The path of a listed file, once its size and SHA-256 have been found right.
+        """The path of a listed file, after its size and SHA-256 have been checked.
 
         Raises:
             IntegrityError: The file is not listed, missing, a link out of the bundle, too large, or altered.
@@ -89,7 +89,7 @@ class Bundle:
         return path
 
     def read(self, name: str) -> bytes:
-        """The content of a listed file, checked as by :meth:`file`: what was hashed is what is returned."""
+        """The content of a listed file, checked as by :meth:`file`; the returned bytes are those that were hashed."""
         path, record = self._listed(name)
         try:
             with path.open("rb") as file:
@@ -100,7 +100,7 @@ class Bundle:
         return data
 
     def engine_files(self, name: str) -> EngineFiles:
-        """An engine, read and found right: its main file, its companions and its external data.
+        """Read and check an engine's files: its main file, its companions and its external data.
 
         Companions are the files beside it that differ from it in what follows the stem only, as OpenVINO's ``.bin``
         does from its ``.xml``. One that is not listed is refused, as are external data of an ONNX graph that are not.
@@ -109,18 +109,18 @@ class Bundle:
         return read_engine(self.path / name, lambda path: self.read(path.relative_to(self.path).as_posix()))
 
     def engine_file(self, name: str) -> Path:
-        """The path of an engine's main file, once all that :meth:`engine_files` reads has been found right."""
+        """The path of an engine's main file, after all files that :meth:`engine_files` reads have been checked."""
         self.engine_files(name)
         return self.path / name
 
     def verify_files(self) -> int:
-        """Check every listed file as :meth:`file` does; returns how many there are."""
+        """Check every listed file as :meth:`file` does; returns the number of files."""
         for name in self.manifest.files:
             self.file(name)
         return len(self.manifest.files)
 
     def golden(self) -> dict[str, Array]:
-        """The arrays of ``golden.npz``: real inputs ``GRAPH/INPUT`` and the PyTorch outputs ``GRAPH/OUTPUT``."""
+        """The arrays of ``golden.npz``: real inputs ``GRAPH/INPUT`` and the reference outputs ``GRAPH/OUTPUT``."""
         return self._arrays(GOLDEN)
 
     def answers(self) -> dict[str, Array]:
@@ -145,7 +145,7 @@ class Bundle:
             raise IntegrityError(f"{self.path} is not the bundle that was asked for: digest {digest}; it has {actual}")
 
     def _listed(self, name: str) -> tuple[Path, FileRecord]:
-        """The path and the record of a file that is listed, there, inside the bundle and of the right size."""
+        """The path and record of a listed file that exists inside the bundle and has the right size."""
         record = self.manifest.files.get(name)
         if record is None:
             raise IntegrityError(f"{self.path}: the manifest lists no file {name!r}")

@@ -1,4 +1,4 @@
-"""An engine's files in memory: what was hashed is what is opened, whatever becomes of the files meanwhile.
+"""An engine's files in memory: the bytes that were hashed are opened, even if the files change meanwhile.
 
 A vendor that is given a path reads the file again, or maps it: a bundle that is copied over would then change the
 answers of an open predictor, or end the process by SIGBUS. So a backend is given contents.
@@ -41,7 +41,7 @@ class EngineFiles:
 
 
 def read_engine(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> EngineFiles:
-    """Read an engine: its main file, its companions, and what its graph names as external data.
+    """Read an engine: its main file, its companions, and its graph's external data.
 
     Args:
         path: The main file.

@@ -24,7 +24,7 @@ ANSWERS = "answers.npz"
 :mod:`runtime.verification.answers`."""
 
 MOST_CHANCE = 0.5
-"""With a larger :attr:`Decisions.chance` an agreement says nothing of an engine."""
+"""With a larger :attr:`Decisions.chance` an agreement cannot show that an engine is right."""
 
 MAX_DIFFERENCE = 4.0
 """Right runs of one engine lie closer than this, whatever they round: outputs that point elsewhere differ by 1.4."""
@@ -139,7 +139,7 @@ class OutputRecord:
 
 @dataclass(frozen=True, slots=True)
 class OutputsRecord:
-    """What the build kept of an engine's own outputs, see :mod:`runtime.parity.recorded`.
+    """The build's record of an engine's own outputs, see :mod:`runtime.parity.recorded`.
 
     Attributes:
         engine: The engine whose name the arrays have in ``recorded.npz``; engines that are made of the same graphs and
@@ -167,7 +167,7 @@ class EngineRecord:
             run there.
         parity: The engine's measured parity; None when it has not been measured yet.
         graph_parity: For an engine that could not run where it was built: the measured parity of the graph that it is
-            made of, run by ONNX Runtime on the processor. It says nothing of the engine's own arithmetic.
+            made of, run by ONNX Runtime on the processor. It does not measure the engine's own arithmetic.
         shares_enrolments: Whether embeddings of this engine, or of the graph that it is made of where it could not
             run, were measured to be exchangeable with the FP32 model's.
         recorded: What its outputs on the golden inputs were, where its precision rounds; None for FP32, which is held
@@ -191,7 +191,7 @@ class EngineRecord:
 
     @property
     def holds_parity(self) -> bool:
-        """Whether parity was measured and held."""
+        """Whether parity was measured and is within its tolerance."""
         return self.parity is not None and self.parity.passed
 
     @property
@@ -247,13 +247,13 @@ class Int8Search:
 
     @property
     def holds(self) -> bool:
-        """Whether no more is lost than was allowed."""
+        """Whether the drop is at most the allowed one."""
         return self.drop <= self.max_drop
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An engine that a build made and measured, whether or not it is in the bundle.
+    """An engine that a build compiled and measured, whether or not it is in the bundle.
 
     Attributes:
         engine: The engine's name.
@@ -345,13 +345,13 @@ class Manifest:
                 )
 
     def dumps(self) -> str:
-        """The JSON text, with the digest of what it says: the one place that writes it."""
+        """The manifest as JSON text with its digest; the only place that writes the digest."""
         data = to_json(self)
         return json.dumps({**data, DIGEST: manifest_digest(data)}, indent=2, allow_nan=False) + "\n"
 
     @classmethod
     def loads(cls, text: str | bytes) -> Manifest:
-        """Read JSON text, also of the schema before, see :mod:`runtime.bundle.migrate`.
+        """Parse a manifest from JSON text; the previous schema is migrated, see :mod:`runtime.bundle.migrate`.
 
         The digest and the encoder's identity are checked against the text as it was written.
 

@@ -29,7 +29,7 @@ _FLOATS = {1: ("<f4", 0), 10: ("<u2", 0x7C00), 11: ("<f8", 0), 16: ("<u2", 0x7F8
 
 
 def external_locations(data: bytes) -> frozenset[str]:
-    """The locations that any tensor of a serialised ``ModelProto`` names: paths relative to the graph's folder.
+    """The external-data locations in a serialised ``ModelProto``: paths relative to the graph's folder.
 
     Tensors count wherever they stand: in initialisers, sparse ones, attributes, subgraphs and functions. One that names
     a location counts even where it says that its data are its own.
@@ -78,7 +78,7 @@ def non_finite_weight(data: bytes, external: Mapping[str, bytes]) -> str | None:
 
 
 def _non_finite(view: memoryview, start: int, end: int, external: Mapping[str, bytes]) -> str | None:
-    """The name of a tensor that is not finite."""
+    """The name of the tensor if it holds NaN or infinity; else None."""
     fields = {number: (left, right) for number, left, right in _fields(view, start, end)}
     dtype, exponent = _FLOATS.get(fields.get(_TYPE, (0, 0))[0], ("", 0))
     location = fields.get(_RAW) or fields.get(_OWN_FIELD.get(fields.get(_TYPE, (0, 0))[0], _RAW))
@@ -100,7 +100,7 @@ def _is_nan(number: np.generic, exponent: int) -> bool:
 
 
 def _outside(view: memoryview, start: int, end: int, external: Mapping[str, bytes]) -> memoryview:
-    """The external data of a tensor; none where it has none."""
+    """The external data of a tensor; empty if it has none."""
     said: dict[bytes, str] = {}
     for number, left, right in _parts(view, start, end):
         if number == 13:
@@ -117,7 +117,7 @@ def _parts(view: memoryview, position: int, end: int) -> Iterator[tuple[int, int
 
 
 def _fields(view: memoryview, position: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """As :func:`_parts`, and of each varint its field number, its value and -1."""
+    """Like :func:`_parts`, plus each varint as its field number, its value and -1."""
     while position < end:
         tag, position = _varint(view, position, end)
         kind = tag & 7

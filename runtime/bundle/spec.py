@@ -59,7 +59,7 @@ class TensorSpec:
         return self.shape[0] == "N"
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of that shape can be this tensor; an axis that has a name has any size from 1."""
+        """Whether an array of that shape matches this tensor; a named axis accepts any size from 1."""
         return len(shape) == len(self.shape) and all(
             size >= 1 if isinstance(declared, str) else size == declared
             for size, declared in zip(shape, self.shape, strict=True)
@@ -167,7 +167,7 @@ class Preprocess:
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """The declaration of a model for the runtime: written once, beside the ``nn.Module``.
+    """The declaration of a model for the runtime, written beside its ``nn.Module``.
 
     Attributes:
         task: The file in ``runtime/tasks/`` that runs it.
@@ -194,7 +194,7 @@ class Deployment:
         )
 
     def graph(self, name: str) -> Graph:
-        """The graph of that name; SchemaError if the model has none."""
+        """The graph of a name; SchemaError if the model has none."""
         for graph in self.graphs:
             if graph.name == name:
                 return graph

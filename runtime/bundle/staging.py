@@ -1,4 +1,4 @@
-"""Write a bundle: it is staged beside its place and appears there whole or not at all."""
+"""Write a bundle atomically: it is staged in a folder beside its path and renamed when complete."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def unfinished_bundle(folder: Path, manifest: Manifest) -> Bundle:
-    """A bundle that is being built: the files in ``folder`` as they are now, and the manifest that will be written."""
+    """A bundle that is being built: the present files in ``folder`` and the manifest that will be written."""
     bundle = Bundle.__new__(Bundle)
     bundle.path = folder
     bundle.manifest = replace(manifest, files=_record_files(folder))
@@ -77,13 +77,13 @@ def unfinished_bundle(folder: Path, manifest: Manifest) -> Bundle:
 
 
 def _put_back(work: Path, path: Path) -> None:
-    """Give a bundle back its name that was being replaced when the build ended."""
+    """Restore the name of a bundle whose replacement was interrupted."""
     if not path.exists() and (work / _OLD).exists():
         (work / _OLD).rename(path)
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders in one step that no crash can halve; False where Linux's renameat2 cannot do it."""
+    """Exchange two folders atomically; False where Linux's renameat2 is not supported."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):  # another system or a C library before glibc 2.28

@@ -41,7 +41,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Array], *, private: bool = Fal
 def read_arrays(
     path: Path, *, error: type[EdgevisError], max_bytes: int = MAX_ARRAYS_BYTES, variable: str | None = None
 ) -> dict[str, Array]:
-    """The arrays of ``path``, one after another: memory holds them once, and a buffer.
+    """Read the arrays of ``path`` one after another; memory holds each once, plus a buffer.
 
     Args:
         path: An ``.npz`` file.
@@ -78,7 +78,7 @@ def read_arrays(
 
 
 def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """NumPy takes the memory that an array's header asks for before it finds that the data are not there."""
+    """Check an array's header against its data: NumPy allocates what the header declares before it reads the data."""
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         read_header = {

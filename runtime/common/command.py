@@ -1,4 +1,4 @@
-"""How a command line runs and ends: an error is one line, and a signal that ends it leaves nothing behind.
+"""The frame of a command line: errors become one line, and a terminating signal still runs the cleanup.
 
 SIGTERM, as ``kill``, ``timeout``, systemd and container runtimes send it, and SIGHUP of a closed terminal end Python at
 once, without a ``finally``: temporary folders and files would stay. Here they raise :class:`Terminated` in the main
@@ -25,7 +25,7 @@ _REPEATED_SECONDS = 10.0
 
 
 class Terminated(KeyboardInterrupt):
-    """The process was asked to end. Libraries treat it as Ctrl-C.
+    """Raised when a signal asks the process to end. Libraries treat it as Ctrl-C.
 
     Attributes:
         number: The signal's number.

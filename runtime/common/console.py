@@ -1,4 +1,4 @@
-"""Standard output and error of the command lines: any text, what is logged, and what they cannot take is told once."""
+"""Standard output and error of the command lines: encoding, log records, and write errors, each reported once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runtime.errors import OutputError
 
 
 def prepare_streams() -> None:
-    """Have standard output and error take any text: what an ASCII terminal has no letters for is written as escapes.
+    """Make standard output and error accept any text: characters that the terminal cannot encode become escapes.
 
     Raises:
         OutputError: Standard output is closed: nothing could be told, so nothing is to be begun.
@@ -35,7 +35,7 @@ def prepare_streams() -> None:
 
 
 def report(message: object, *, kind: str = "error") -> None:
-    """One line on standard error; nothing where that cannot be written either."""
+    """Write one line to standard error, ignoring errors of the write."""
     with contextlib.suppress(OSError):
         sys.stderr.write(f"{kind}: {message}\n")
         sys.stderr.flush()
@@ -62,7 +62,7 @@ def log_to_stderr(arguments: argparse.Namespace) -> Iterator[None]:
     """Write the records of the log ``edgevis`` to standard error, one line each; a repeated line is written once.
 
     Args:
-        arguments: Of a parser with :func:`add_verbosity`. Warnings and errors are written; with ``-v`` also
+        arguments: Those of a parser with :func:`add_verbosity`. Warnings and errors are written; with ``-v`` also
             information, with ``-vv`` everything, with ``-q`` errors only.
     """
     log = logging.getLogger("edgevis")
@@ -92,7 +92,7 @@ class _StandardError(logging.Handler):
 
 
 def end_output(status: int) -> int:
-    """Write out what standard output still holds; the exit status, 1 in place of 0 where that fails.
+    """Flush standard output; returns the exit status, 1 in place of 0 where the flush fails.
 
     Python would try again when the process ends, complain in its own way and change the status.
     """
@@ -111,7 +111,7 @@ def end_output(status: int) -> int:
 
 
 def abandon_output() -> None:
-    """Send what standard output still holds nowhere."""
+    """Discard what standard output still buffers."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # closed already, or not a file
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

@@ -22,7 +22,7 @@ def names_in(package: str) -> tuple[str, ...]:
 
 
 def module_name(name: str) -> str:
-    """A name as the module of it is called: ``-`` and ``_`` mean the same in all names."""
+    """The module name of a name: ``-`` and ``_`` are equivalent."""
     return name.replace("-", "_")
 
 

@@ -22,7 +22,7 @@ EXTRAS = MappingProxyType(
 
 
 def missing_modules(extra: str) -> list[str]:
-    """Those modules of an extra, a key of :data:`EXTRAS`, that are not installed; none is imported."""
+    """The modules of an extra, a key of :data:`EXTRAS`, that are not installed; none is imported."""
     return [module for module in EXTRAS[extra] if util.find_spec(module) is None]
 
 
@@ -51,7 +51,7 @@ def install_command(extra: str) -> str:
 
 
 def _installed_from() -> tuple[str, str]:
-    """What ``pip install`` was given: an option and a path, or the project's name."""
+    """The arguments of ``pip install`` for this installation: an option and a path, or the project's name."""
     try:
         text = metadata.distribution("edgevis").read_text("direct_url.json")
     except metadata.PackageNotFoundError:  # run from its folder, without an installation
@@ -66,7 +66,7 @@ def _installed_from() -> tuple[str, str]:
 
 
 def _shown(path: Path) -> str:
-    """The path, shorter from the working folder: ``.``, or ``./NAME`` below it."""
+    """The path relative to the working folder if it is inside: ``.`` or ``./NAME``."""
     try:
         below = path.relative_to(os.getcwd())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, locks that die with their holder, and scratch folders that are swept.
+"""Atomic file writes, locks that end with their process, and scratch folders that are cleaned up.
 
 A write that is killed leaves a hidden file ``.NAME.HEX``, and a scratch folder ``.NAME.XXXX``. Whoever makes one holds
 a lock on it (``flock``), which ends with the process however it dies: what can be locked has no writer any more, and
@@ -45,7 +45,7 @@ _locks: set[int] = set()
 
 @contextmanager
 def atomic_write(path: Path, *, private: bool = False, durable: bool = True) -> Iterator[IO[bytes]]:
-    """A binary file that takes the name ``path`` only once it is complete and on disk.
+    """Open a binary file for writing that is renamed to ``path`` only when complete and on disk.
 
     A crash, a full disk or an exception leaves whatever was at ``path`` as it was. A link stays, and the file that it
     leads to is written. What killed writes of this file have left behind is deleted.
@@ -86,7 +86,7 @@ def atomic_write(path: Path, *, private: bool = False, durable: bool = True) -> 
 
 
 def written_file(path: str | os.PathLike[str]) -> Path:
-    """The file that a write to ``path`` changes: what a link leads to, be it there or not.
+    """The file that a write to ``path`` changes: a link's target, whether or not it exists.
 
     Raises:
         OSError: There is something else than a regular file, such as a folder, a device, or links in a circle.
@@ -101,7 +101,7 @@ def written_file(path: str | os.PathLike[str]) -> Path:
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    """A file opened for reading.
+    """Open a regular file for reading.
 
     Raises:
         OSError: It cannot be opened, or is no regular file: a pipe would wait for its writer for ever.
@@ -158,7 +158,7 @@ def write_lock(path: str | os.PathLike[str], *, timeout_s: float) -> Iterator[No
 
 @contextmanager
 def scratch_folder(prefix: str, *, parent: Path | None = None) -> Iterator[Path]:
-    """An empty folder that is deleted at the end; those that killed processes have left beside it are, too.
+    """An empty folder that is deleted at the end, together with those that killed processes left beside it.
 
     Args:
         prefix: How its name begins; the same for all that may be swept together.
@@ -190,7 +190,7 @@ def scratch_folder(prefix: str, *, parent: Path | None = None) -> Iterator[Path]
 
 
 def abandoned_folders(prefix: str, parent: Path) -> Iterator[Path]:
-    """The scratch folders of this user whose makers are dead; each is locked until the next is asked for."""
+    """Yield the scratch folders of this user whose processes have ended; each is locked until the next is requested."""
     pattern = re.compile(re.escape(prefix) + r"[a-z0-9_]{8}")
     with contextlib.suppress(OSError):
         paths = [entry.path for entry in os.scandir(parent) if pattern.fullmatch(entry.name)]
@@ -200,7 +200,7 @@ def abandoned_folders(prefix: str, parent: Path) -> Iterator[Path]:
 
 
 def _sweep_files(target: Path) -> None:
-    """Delete what killed writes of a file have left beside it."""
+    """Delete the unfinished files that killed writes of a file left beside it."""
     pattern = re.compile(re.escape(_hidden(target)) + "[0-9a-f]{16}")
     with contextlib.suppress(OSError):
         paths = [entry.path for entry in os.scandir(target.parent) if pattern.fullmatch(entry.name)]
@@ -210,12 +210,12 @@ def _sweep_files(target: Path) -> None:
 
 
 def _hidden(target: Path) -> str:
-    """How the name of an unfinished ``target`` begins; names longer than 255 bytes are no names."""
+    """The prefix of an unfinished ``target``'s name, short enough for the limit of 255 bytes."""
     return f".{os.fsdecode(os.fsencode(target.name)[:200])}."
 
 
 def _unlocked(path: Path, flags: int = 0) -> Iterator[Path]:
-    """``path``, locked meanwhile, where nobody else holds its lock; else nothing."""
+    """Yield ``path``, locked meanwhile, if no other process holds its lock; otherwise yield nothing."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags)
     except OSError:  # finished meanwhile, or another user's
@@ -228,7 +228,7 @@ def _unlocked(path: Path, flags: int = 0) -> Iterator[Path]:
 
 
 def _create(partial: Path, mode: int) -> int:
-    """A new file, open and locked."""
+    """Create a file, open and locked."""
     while True:
         # Not tempfile's: its files are private to this user, and the process's umask can only be read by changing it.
         descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode)
@@ -265,19 +265,19 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _keep_lock(descriptor: int) -> None:
-    """Count a descriptor among those whose lock is this process's alone."""
+    """Register a descriptor whose lock must not pass to forked children."""
     _locks.add(descriptor)
 
 
 def _end_lock(descriptor: int) -> None:
-    """Close a descriptor of :func:`_keep_lock`, and with it the lock; in a forked child it is closed already."""
+    """Close a descriptor of :func:`_keep_lock`, which ends the lock; in a forked child it is closed already."""
     if descriptor in _locks:
         _locks.discard(descriptor)
         os.close(descriptor)
 
 
 def _close_inherited() -> None:
-    """In a forked child: without this a lock would outlive its holder, for as long as a child of it lives."""
+    """Close inherited lock descriptors in a forked child: otherwise a lock would outlive its holder."""
     while _locks:
         with contextlib.suppress(OSError):
             os.close(_locks.pop())
@@ -287,7 +287,7 @@ os.register_at_fork(after_in_child=_close_inherited)
 
 
 def _mark_alive(descriptor: int) -> None:
-    """Lock what was just made. A sweeper that has it at this moment is waited for; it deletes it first."""
+    """Lock a file or folder that was just created. If a sweeper holds it, wait; the sweeper deletes it first."""
     with contextlib.suppress(OSError):  # without locks nothing is swept
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
@@ -301,7 +301,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _lock_until(descriptor: int, end: float) -> bool:
-    """Whether the lock was had in time; True where there are no locks, with a warning."""
+    """Whether the lock was acquired in time; True, with a warning, where the file system has no locks."""
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

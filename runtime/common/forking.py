@@ -42,17 +42,17 @@ _objects: weakref.WeakSet[Inheritable] = weakref.WeakSet()
 
 
 def register(item: Inheritable) -> None:
-    """Have ``item.after_fork()`` called in every forked child, as long as it lives."""
+    """Call ``item.after_fork()`` in every forked child, as long as the object lives."""
     _objects.add(item)
 
 
 def leak(item: object) -> None:
-    """Keep an object, and all that it refers to, from ever being destroyed, also when the interpreter ends."""
+    """Keep an object and everything it refers to from being destroyed, even when the interpreter exits."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(item))
 
 
 class _Gate:
-    """Calls pass it to work; a fork closes it."""
+    """A gate that library calls pass and that a fork closes."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -76,7 +76,7 @@ class _Gate:
                     self._changed.notify_all()
 
     def close(self) -> None:
-        """Wait until no other thread is inside, and let none in."""
+        """Wait until no other thread is inside, and block new ones."""
         this_thread = threading.get_ident()
         self._changed.acquire()
         self._forks += 1
@@ -94,7 +94,7 @@ _gate = _Gate()
 
 
 def _wait_for_sleep() -> None:
-    """Wait, not long, until every other thread of the process sleeps.
+    """Wait for a bounded time until every other thread of the process sleeps.
 
     For some hundred microseconds after an inference oneTBB's workers, which OpenVINO uses, look for more work. In a
     child of that moment they would for ever count as being at it, and OpenVINO would wait for them.
@@ -117,7 +117,7 @@ def _sleeps(task: Path) -> bool:
 
 
 def fork_waits() -> contextlib.AbstractContextManager[None]:
-    """A context for calls of libraries that have threads: a fork by another thread waits until it ends.
+    """A context for calls into libraries with threads: a fork by another thread waits until the context ends.
 
     Engines are such libraries, and so are NumPy's BLAS and OpenCV. A fork in the middle of a matrix product leaves the
     child one that never ends.
@@ -126,7 +126,7 @@ def fork_waits() -> contextlib.AbstractContextManager[None]:
 
 
 def holds_up_forks(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, all of it within :func:`fork_waits`."""
+    """Decorate a function to run inside :func:`fork_waits`."""
 
     @functools.wraps(function)
     def held(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to plain JSON data and back, every value checked against its annotation.
+"""Convert frozen dataclasses to plain JSON data and back, checking every value against its annotation.
 
 The one reader of JSON in the runtime: what it reads comes from outside, so unknown fields, missing fields and
 values of another type are refused with the path to the value.
@@ -38,7 +38,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def shown(data: object) -> str:
-    """JSON data for a message, cut short."""
+    """JSON data as shortened text for a message."""
     # Not repr(): of data nested as deep as json.loads allows, it would exceed the interpreter's recursion limit.
     return _SHORT.repr(data)
 

@@ -1,4 +1,4 @@
-"""Bounds on what is read, so that a small file cannot become gigabytes. Each is an environment variable, read per call.
+"""Limits on input sizes, so that a small file cannot expand to gigabytes; environment variables, read per call.
 
 ``EDGEVIS_MAX_PIXELS``
     Pixels of one picture or mask: 200 million. The largest sensors of telephones have that many; a picture takes 3

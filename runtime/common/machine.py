@@ -1,4 +1,4 @@
-"""Which processor this is, and what decides which kernels an engine picks on it."""
+"""The processor's name, and the environment that decides which kernels an engine selects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("op
 
 
 def machine_name() -> str:
-    """The processor's name, as far as the system tells it."""
+    """The processor's name as the system reports it."""
     return _cpu_line("model name") or platform.processor() or platform.machine()
 
 

@@ -1,4 +1,4 @@
-"""Tables and units for people to read; the same in the command line, the exporter and the benchmarks."""
+"""Text tables and units, shared by the command line, the exporter and the benchmarks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def row_format(headers: Sequence[str], widths: Sequence[int]) -> Callable[[Sequence[str] | None], str]:
-    """Lines of a table whose rows are not known yet; None is the rule under the headers.
+    """A function that formats rows of a table whose rows are not known yet; None gives the rule under the headers.
 
     Args:
         headers: They widen a column that is narrower.
@@ -45,7 +45,7 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def size_text(size_bytes: int) -> str:
-    """``1.5 MB`` and the like, in powers of 1000."""
+    """A size as text in powers of 1000, such as ``1.5 MB``."""
     value = float(size_bytes)
     for unit in ("B", "kB", "MB"):
         if value < 1000:
@@ -55,7 +55,7 @@ def size_text(size_bytes: int) -> str:
 
 
 def progress_bar(done: int, total: int) -> str:
-    """``████░░░░ 12/24``."""
+    """A progress bar as text: ``████░░░░ 12/24``."""
     filled = _BAR * done // max(total, 1)
     return f"{'█' * filled}{'░' * (_BAR - filled)} {done}/{total}"
 
@@ -77,7 +77,7 @@ def _widths(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
 
 
 def _right_columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
-    """A column is of numbers when no cell of it starts with a letter."""
+    """Which columns hold numbers and are aligned right: those in which no cell starts with a letter."""
     return [
         bool(rows) and all(not row[column] or row[column][0].lower() not in _LEFT for row in rows)
         for column in range(len(headers))

@@ -64,7 +64,7 @@ def import_onnxruntime() -> Any:
 
 
 def onnxruntime_conflict() -> str:
-    """How to mend that both packages of ONNX Runtime are installed; empty where they are not.
+    """The command that repairs an environment with both ONNX Runtime packages; empty if only one is installed.
 
     They share one folder, and the one for processors, installed or upgraded last, hides CUDA in the other one.
     """
@@ -91,7 +91,7 @@ def import_openvino() -> Any:
 
 
 def _silence_imported() -> None:
-    """Withdraw the consent that OpenVINO took for granted, from the one object that all its tools send through."""
+    """Withdraw OpenVINO's telemetry consent, which it assumes, in the one object that all its tools send through."""
     kind: Any = getattr(sys.modules[_OPENVINO], "Telemetry", None)
     for name in ("openvino.tools.ovc", "nncf.telemetry.wrapper"):
         sender: Any = getattr(sys.modules.get(name), "telemetry", None)

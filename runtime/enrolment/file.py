@@ -87,7 +87,7 @@ def save_enrolment(path: str | os.PathLike[str], enrolment: Enrolment, *, timeou
     """Write the file; it appears whole or not at all.
 
     A new file is for its owner only (mode 0600), for it holds biometric data; one that is there keeps its mode and
-    owner. Of a link, the file that it leads to is written. While others hold :func:`enrolment_lock`, it waits.
+    owner. If the path is a link, its target is written. While others hold :func:`enrolment_lock`, it waits.
 
     Raises:
         EnrolmentError: The file cannot be written, or what is there is not an enrolment, such as a photograph.
@@ -112,7 +112,7 @@ def save_enrolment(path: str | os.PathLike[str], enrolment: Enrolment, *, timeou
 
 @contextmanager
 def enrolment_lock(path: str | os.PathLike[str], *, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
-    """Keep every other process from saving to an enrolment file, as between :func:`load_enrolment` and a save.
+    """Lock an enrolment file against saves by other processes, as between :func:`load_enrolment` and a save.
 
     No file is made for it, and it ends with its holder's process. The thread that holds it may save and lock again.
 
@@ -133,7 +133,7 @@ def enrolment_lock(path: str | os.PathLike[str], *, timeout_s: float = LOCK_TIME
 
 
 def check_enrolment_path(path: str | os.PathLike[str]) -> None:
-    """Find out, before work is done for it, what would keep an enrolment from being written; nothing is changed.
+    """Check, before work is spent on it, that an enrolment can be written to a path; nothing is changed.
 
     Raises:
         EnrolmentError: Its folder is not there or may not be written to, or what is there is not an enrolment.
@@ -150,7 +150,7 @@ def check_enrolment_path(path: str | os.PathLike[str]) -> None:
 
 
 def enrolment_exists(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a file with anything in it; EnrolmentError when there is something else, such as a folder."""
+    """Whether a file that is not empty exists; EnrolmentError when the path is something else, such as a folder."""
     try:
         return written_file(path).stat().st_size > 0
     except FileNotFoundError:
@@ -169,7 +169,7 @@ def update_enrolment(
     adapt: Callable[[Enrolment], Enrolment] = lambda stored: stored,
     timeout_s: float = LOCK_TIMEOUT_S,
 ) -> Enrolment:
-    """Bring into a file what was enrolled and forgotten here; what others have written to it meanwhile stays.
+    """Merge the labels that were enrolled and forgotten here into a file; changes by others meanwhile are kept.
 
     Args:
         path: The file; it is made if there is none.
@@ -269,7 +269,7 @@ def load_enrolment(path: str | os.PathLike[str]) -> Enrolment:
 
 
 def check_encoder(made_by: EnrolmentEncoder, running: EnrolmentEncoder, path: str | os.PathLike[str]) -> None:
-    """Refuse embeddings that the running engine's must not be compared with.
+    """Raise if a file's embeddings cannot be compared with those of the running engine.
 
     Raises:
         EnrolmentMismatchError: Another encoder made them, or an engine not measured to be exchangeable.
@@ -301,7 +301,7 @@ def is_label(value: object) -> bool:
 
 
 def _check_replaceable(path: str | os.PathLike[str]) -> None:
-    """Refuse to write over what is not an enrolment, by its first bytes: it may be damaged, or empty."""
+    """Raise if a file's first bytes are not an enrolment's, so that it is not overwritten; it may be empty."""
     try:
         with open_regular(written_file(path)) as file:
             head = file.read(64)

@@ -1,4 +1,4 @@
-"""Whether images are fit to be enrolled: how large, sharp and well lit they are, and how they relate to what is known.
+"""The quality checks of images to enrol: size, sharpness, exposure, and their relation to enrolled images.
 
 Each image gets the reasons that speak against it, with what was measured and what would be allowed. Only what cannot
 work is refused; the rest is enrolled and reported. What is measured on pixels costs one area resize and a few passes
@@ -52,7 +52,7 @@ Severity = Literal["refuse", "warn"]
 _MIN_SIDE = 4  # pixels; of less, no shape is left
 _MIN_GRID = 16  # pixels a side of the grid that sharpness is measured on
 _FLAT = 2.0  # grey levels between the darkest and the brightest cell of an image that shows nothing
-_MIN_STRUCTURE = 1.5  # grey levels, RMS: a direction with less than that of coarse structure says nothing of blur
+_MIN_STRUCTURE = 1.5  # grey levels, RMS: a direction with less coarse structure than that cannot show blur
 _SAMPLED = 16  # rows and columns that are searched for repeated neighbours
 _SAMPLES = 8  # pixels a side that are averaged for a cell, at least; all pixels of a photograph would be slow
 _THUMBNAIL = 16
@@ -60,7 +60,7 @@ _THUMBNAIL = 16
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One reason against an image.
+    """One reason against enrolling an image.
 
     Attributes:
         reason: One of :data:`Reason`.
@@ -79,7 +79,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One image of an enrolment.
+    """The findings for one image of an enrolment.
 
     Attributes:
         image: The path that was given, or ``image 3 of 8``, counted from 1.
@@ -108,7 +108,7 @@ class EnrolmentReport:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One line for each finding, whether it is of a refused image or not; empty when all is well."""
+        """One line for each finding, of accepted and refused images; empty when there are none."""
         return tuple(
             f"{item.image}: {finding.reason}{' (refused)' if finding.severity == 'refuse' else ''}: {finding.detail}"
             for item in self.judgements
@@ -130,7 +130,7 @@ class EnrolmentReport:
 def report_on(
     label: str, names: Sequence[str], findings: Sequence[Sequence[Finding]], *, strict: bool
 ) -> EnrolmentReport:
-    """The report, when at least one image may be enrolled.
+    """The report of an enrolment, when at least one image may be enrolled.
 
     Args:
         label: The label.
@@ -166,7 +166,7 @@ def image_names(images: ImageLike | Sequence[ImageLike]) -> list[str]:
 
 
 def inspect(image: Image, spec: Preprocess, bounds: Bounds, mask: Mask | None = None) -> list[Finding]:
-    """The findings from an image's pixels alone.
+    """The findings for an image from its pixels alone.
 
     Args:
         image: (H, W, 3) uint8 BGR.
@@ -191,26 +191,26 @@ def inspect(image: Image, spec: Preprocess, bounds: Bounds, mask: Mask | None = 
 
 
 def without_direction(embeddings: Array) -> npt.NDArray[np.bool_]:
-    """(N,) bool: which of (N, D) embeddings are not rows of length one, because they were all zero or not finite."""
+    """(N,) bool: which of (N, D) embeddings are not of length one, because they were zero or not finite."""
     # Written so that NaN, which compares false with everything, has no direction.
     return np.asarray(~(np.abs(np.einsum("nd,nd->n", embeddings, embeddings) - 1.0) <= 1e-3))
 
 
 def no_direction() -> Finding:
-    """The finding of an image whose embedding is no row of length one."""
+    """The finding for an image whose embedding is not of length one."""
     detail = "its embedding is not a row of length one (all zero or not finite?): the model cannot use such an image"
     return Finding("unusable", "refuse", 0.0, 1.0, detail)
 
 
 def object_crop(image: Image, mask: Mask) -> tuple[Image, Mask]:
-    """The image and the mask around what is marked."""
+    """The image and the mask, cropped around the marked object."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     return image[box], mask[box]
 
 
 def thumbnails(images: Sequence[Image]) -> Array:
-    """(N, 256) float32 unit rows whose products are correlations of the images' coarse brightness; a flat one is 0."""
+    """(N, 256) float32 unit rows whose products are correlations of coarse brightness; a flat image's row is 0."""
     rows = np.empty((len(images), _THUMBNAIL * _THUMBNAIL), np.float32)
     for row, image in zip(rows, images, strict=True):
         row[:] = _brightness(image, _THUMBNAIL, _THUMBNAIL).ravel()
@@ -220,7 +220,7 @@ def thumbnails(images: Sequence[Image]) -> Array:
 
 
 def repeated_pictures(thumbs: Array, names: Sequence[str], bounds: Bounds) -> list[list[Finding]]:
-    """For each image of a call, whether it is the same picture as one before it; thumbnails of :func:`thumbnails`."""
+    """For each image of a call, whether it repeats an earlier one, from the rows of :func:`thumbnails`."""
     image_findings: list[list[Finding]] = [[] for _ in names]
     alike = np.tril(thumbs @ thumbs.T, -1)
     for place in range(1, len(names)):
@@ -254,7 +254,7 @@ def _scales(image: Image, spec: Preprocess) -> tuple[float, float]:
 
 
 def _grid_size(seen: Image, scales: tuple[float, float], bounds: Bounds) -> tuple[int, int]:
-    """Even height and width of the grid that ``seen`` is judged on: its size in the model's input, divided."""
+    """Even height and width of the grid on which ``seen`` is judged: its size in the model's input, divided."""
     height, width = (
         max(_MIN_GRID, round(side * scale / bounds.blur_divisor / 2) * 2)
         for side, scale in zip(seen.shape[:2], scales, strict=True)
@@ -263,7 +263,7 @@ def _grid_size(seen: Image, scales: tuple[float, float], bounds: Bounds) -> tupl
 
 
 def _brightness(image: Image, height: int, width: int) -> npt.NDArray[np.float32]:
-    """(height, width) float32, 0..255: the mean luma of what each cell covers, of a large image of 64 samples or more.
+    """(height, width) float32, 0..255: the mean luma of each cell; of a large image, from at least 64 samples per cell.
 
     Grey first: INTER_AREA takes three times as long for three channels.
     """
@@ -272,13 +272,13 @@ def _brightness(image: Image, height: int, width: int) -> npt.NDArray[np.float32
 
 
 def _sampled(image: Image, height: int, width: int) -> Image:
-    """Every second, third … row and column, so that enough of them are left for each cell of a grid of this size."""
+    """The image subsampled by rows and columns, with enough samples left for each cell of the grid."""
     step = min(image.shape[0] // (_SAMPLES * height), image.shape[1] // (_SAMPLES * width))
     return np.ascontiguousarray(image[::step, ::step]) if step > 1 else np.ascontiguousarray(image)
 
 
 def _span(luma: npt.NDArray[np.float32], seen: Image) -> float:
-    """Grey levels between the darkest and the brightest cell, of the channel where that is most."""
+    """Grey levels between the darkest and the brightest cell, in the channel with the largest range."""
     span = float(np.ptp(luma))
     if span > _FLAT:
         return span
@@ -318,7 +318,7 @@ def _small_object(inside: Mask, scales: tuple[float, float], spec: Preprocess, b
 
 
 def _distinct(image: Image) -> tuple[int, int]:
-    """Rows and columns that are not mere repetitions of their neighbour, as nearest-neighbour enlargement makes."""
+    """The numbers of rows and columns that do not repeat their neighbour, as after nearest-neighbour enlargement."""
     height, width = image.shape[:2]
     rows = np.ascontiguousarray(image[:: -(-height // _SAMPLED)])
     columns = np.ascontiguousarray(image[:, :: -(-width // _SAMPLED)].swapaxes(0, 1))
@@ -326,14 +326,14 @@ def _distinct(image: Image) -> tuple[int, int]:
 
 
 def _changes(lines: Image) -> int:
-    """Of (R, W, 3), how many of the W places differ in any line from the place before, and the first."""
+    """The number of columns of (R, W, 3) that differ from the one before in any row, the first column included."""
     steps = cv2.absdiff(lines[:, 1:].reshape(len(lines), -1), lines[:, :-1].reshape(len(lines), -1))
     largest = cv2.reduce(steps, 0, cv2.REDUCE_MAX).reshape(-1, 3)
     return int(np.count_nonzero(largest.any(axis=1))) + 1
 
 
 def _exposure(luma: npt.NDArray[np.float32], inside: Mask | None, bounds: Bounds) -> Finding | None:
-    """Whether the image is too dark, too bright or grey all over: the 5th and 95th percentiles of its brightness."""
+    """Whether the image is too dark, too bright or uniformly grey: the 5th and 95th percentiles of its brightness."""
     pixels = luma.ravel()
     if inside is not None:
         size = luma.shape[1], luma.shape[0]
@@ -382,7 +382,7 @@ def _blur(luma: npt.NDArray[np.float32], bounds: Bounds) -> Finding | None:
 
 
 def _differences(grid: Array) -> tuple[float, ...]:
-    """RMS of the differences between neighbours: across, down, and along both diagonals."""
+    """The RMS difference between neighbouring cells: horizontal, vertical and along both diagonals."""
     pairs = (
         (grid[:, 1:], grid[:, :-1]),
         (grid[1:], grid[:-1]),

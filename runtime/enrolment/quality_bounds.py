@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The bounds of one task; what is beyond them is warned of.
+    """The bounds of one task; values beyond them give warnings.
 
     Attributes:
         min_scale: Pixels of the image for each pixel of the model's input, along the worse axis. For segmentation: the
@@ -65,7 +65,7 @@ REID = Bounds(
     # Of five pictures of ten persons, one camera, with one wrong label: ordinary 0.1 % above it, wrong ones 98 %, in
     # the score space 0.8 % and all; over two cameras 2 % and 94 %.
     max_rival_margin=0.1,
-    # Likewise; the gap keeps a series of nearly equal frames from making an outlier of every other view.
+    # Measured likewise; the gap keeps a series of nearly equal frames from making an outlier of every other view.
     max_outlier_ratio=1.8,
     max_outlier_gap=0.15,
 )

@@ -40,7 +40,7 @@ def relations(
         earlier = cosines[place, : len(enrolled) + place]
         duplicate = _duplicate(earlier, known, bounds)
         if duplicate is None and rival is not None:
-            # The score of the nearest image is its cosine already; a prototype's says nothing of single images.
+            # The score of the nearest image is its cosine already; a prototype's score is not that of a single image.
             near = gallery.scoring == "nearest"
             theirs = np.array([rival.score]) if near else gallery.rows_of(rival.label) @ embeddings[place]
             duplicate = _duplicate(theirs, [f"an image enrolled as {rival.label!r}"] * len(theirs), bounds)
@@ -63,7 +63,7 @@ def relations(
 
 
 def _own_scores(embeddings: Array, rows: Array, cosines: Array, itself: tuple[Array, Array], scoring: str) -> Array:
-    """(N,) scores against the label's other images, as the gallery would score; meaningless when there is none."""
+    """(N,) scores against the label's other images, by the gallery's scoring; meaningless when there are none."""
     others = cosines.copy()
     others[itself] = -1.0
     rest = rows.sum(axis=0, dtype=np.float64) - embeddings
@@ -84,14 +84,14 @@ def _duplicate(cosines: Array, names: Sequence[str], bounds: Bounds) -> Finding 
 
 
 def _spread(enrolled: Array, embeddings: Array) -> Array:
-    """A bounded number of a label's images, old and new."""
+    """A sample of a label's rows, enrolled and new, of bounded size."""
     if len(enrolled) > _MAX_OTHERS:
         enrolled = enrolled[np.linspace(0, len(enrolled) - 1, _MAX_OTHERS).astype(np.intp)]
     return np.concatenate([enrolled, embeddings[:_MAX_OTHERS]])
 
 
 def _outliers(cosines: Array, itself: tuple[Array, Array], sample: Array, bounds: Bounds) -> list[Finding | None]:
-    """For each image, whether it is much further from the label's other images than those are from each other."""
+    """For each image, a finding if it is much further from the label's other images than they are from each other."""
     count = len(cosines)
     if cosines.shape[1] <= _MIN_OTHERS:
         return [None] * count

@@ -1,4 +1,4 @@
-"""The enrolment of an open model: what is in memory, and how it differs from the file that holds it."""
+"""The enrolment of an open model in memory, and its changes since it was last read or saved."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class EnrolmentState:
         return enrolment
 
     def take(self, enrolment: Enrolment, path: str | os.PathLike[str]) -> None:
-        """Replace everything by the enrolment of ``path``; EnrolmentError when it does not fit the model."""
+        """Replace the enrolment by that of ``path``; EnrolmentError when it does not fit the model."""
         enrolment = self._in_space(enrolment)
         open_set = self._open_set
         if open_set is None and (enrolment.threshold is not None or enrolment.strangers is not None):
@@ -90,7 +90,7 @@ class EnrolmentState:
         self._agree(enrolment)
 
     def update(self, path: str | os.PathLike[str], *, timeout_s: float = LOCK_TIMEOUT_S) -> None:
-        """Merge the changes since the last load, save or update into a file, and take what others wrote to it."""
+        """Merge the changes since the last load, save or update into a file, and take over changes by others."""
         current = self._current()
         merged = update_enrolment(
             path,
@@ -119,7 +119,7 @@ class EnrolmentState:
         return replace(enrolment, encoder=self._encoder, rows=rows, strangers=None)
 
     def _agree(self, enrolment: Enrolment) -> None:
-        """Remember that a file holds this."""
+        """Record that a file holds the present enrolment."""
         self._known = counts_by_label(enrolment.rows)
         self._forgotten = set()
         self._settings_changed = False

@@ -9,7 +9,7 @@ from runtime.common.arrays import Array
 
 
 class Enrolled(Protocol):
-    """The enrolment of an open model, whatever its task: rows of numbers by label."""
+    """The enrolled rows of an open model by label, for any task."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -25,5 +25,5 @@ class Enrolled(Protocol):
         ...
 
     def replace(self, rows: Mapping[str, Array]) -> None:
-        """Forget all and take ``rows`` in one step; InputError, and nothing changes, when they do not fit."""
+        """Replace all rows by ``rows`` in one step; InputError, and nothing changes, when they do not fit."""
         ...

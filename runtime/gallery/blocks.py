@@ -1,4 +1,4 @@
-"""Rows of a gallery in blocks: what a reader holds never changes, what a writer adds is never copied as a whole.
+"""Rows of a gallery in blocks: immutable for readers, and appended to without copying the whole.
 
 A block holds float32 rows as they came (:class:`PlainVectors`) or, once it is full, split into byte planes that can be
 searched at a quarter of the bytes (:mod:`runtime.gallery.packed`). Each row has a number that counts up and is never
@@ -18,7 +18,7 @@ from runtime.gallery.queries import Queries, Query
 NO_ROW = -1
 _SINGLE_THREAD_PRODUCTS = 1 << 18  # OpenBLAS 0.3 shares what is more
 MAX_LENGTH = 1.001
-"""Of a row, which is a unit row within 1e-3 of its squared length."""
+"""The bound on the length of a row, whose squared length is within 1e-3 of one."""
 
 
 class Vectors(Protocol):
@@ -33,11 +33,11 @@ class Vectors(Protocol):
         ...
 
     def keep(self, offsets: Array) -> Vectors:
-        """These rows alone."""
+        """The vectors of these rows alone."""
         ...
 
     def joined(self, second: Vectors) -> Vectors:
-        """These rows and, behind them, those of ``second``."""
+        """These rows followed by those of ``second``."""
         ...
 
     def all(self) -> Array:
@@ -115,14 +115,14 @@ def multiply(queries: Array, rows: Array, out: Array) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Rows next to each other, in the order of their numbers.
+    """A block of adjacent rows, in the order of their numbers.
 
     Attributes:
         vectors: (N, D) rows.
         numbers: (N,) int64, ascending: the rows' numbers.
         slots: (N,) int32: the slot of each row's label.
         before: (N,) int64: the number of the row of the same label before it, or :data:`NO_ROW`.
-        norms: (N,) float64: the length of the sum of the label's rows up to each row; empty where nobody asks for it.
+        norms: (N,) float64: the length of the sum of the label's rows up to each row; empty where they are not needed.
         removed: (R,) int32, ascending: offsets of rows that are no longer there.
     """
 
@@ -138,18 +138,18 @@ class Block:
 
     @property
     def alive(self) -> Array:
-        """The offsets of the rows that are there, ascending."""
+        """The offsets of the rows that have not been removed, ascending."""
         offsets = np.arange(len(self.slots), dtype=np.int32)
         return np.delete(offsets, self.removed) if len(self.removed) else offsets
 
     def without(self, offsets: Array) -> Block:
-        """The block after these rows were removed; their memory is given back once they are a sixteenth of it."""
+        """The block without these rows; their memory is freed once removed rows are a sixteenth of the block."""
         removed = np.union1d(self.removed, offsets).astype(np.int32)
         smaller = replace(self, removed=removed)
         return smaller.compacted() if len(removed) * 16 > len(self) else smaller
 
     def compacted(self) -> Block:
-        """The same rows without what was removed."""
+        """The block without its removed rows."""
         if not len(self.removed):
             return self
         alive = self.alive
@@ -163,7 +163,7 @@ class Block:
         )
 
     def joined(self, second: Block) -> Block:
-        """The rows of both, without what was removed."""
+        """The rows of both blocks, without the removed ones."""
         first, second = self.compacted(), second.compacted()
         return Block(
             first.vectors.joined(second.vectors),
@@ -176,7 +176,7 @@ class Block:
 
 
 class Tail:
-    """The block that grows: a state of the gallery sees its first rows, a writer fills those behind them."""
+    """The growing block: a state of the gallery sees its first rows, a writer fills the rows behind them."""
 
     def __init__(self, dimension: int, capacity: int) -> None:
         self.capacity = capacity
@@ -195,7 +195,7 @@ class Tail:
         return self.capacity - self._size
 
     def append(self, rows: Array, numbers: Array, slots: Array, before: Array, norms: Array) -> None:
-        """Add rows behind those that are there; at most :attr:`room`."""
+        """Append rows; at most :attr:`room`."""
         start, end = self._size, self._size + len(rows)
         if end > len(self._rows):
             size = min(max(2 * len(self._rows), end, 16), self.capacity)
@@ -211,13 +211,13 @@ class Tail:
 
     @classmethod
     def of(cls, block: Block, dimension: int, capacity: int) -> Tail:
-        """A tail that starts with the rows of a block."""
+        """Make a tail that starts with the rows of a block."""
         tail = cls(dimension, capacity)
         tail.append(block.vectors.all(), block.numbers, block.slots, block.before, block.norms)
         return tail
 
     def block(self, removed: Array) -> Block:
-        """The rows that are there now; they stay as they are whatever is added."""
+        """The present rows as an immutable block."""
         end = self._size
         return Block(
             PlainVectors(self._rows[:end]),

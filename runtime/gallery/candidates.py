@@ -1,4 +1,4 @@
-"""Rows of a gallery that may decide a search, taken out of their blocks."""
+"""Candidate rows of a search, gathered from their blocks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Candidates:
 
     @classmethod
     def at(cls, state: GalleryState, positions: Array) -> Candidates:
-        """The rows at ascending positions."""
+        """The candidates at ascending positions."""
         parts: list[tuple[Vectors, Array]] = []
         slots = np.empty(len(positions), np.int32)
         for part, block, offsets in state.parts(positions):
@@ -40,7 +40,7 @@ class Candidates:
         return cls(slots, _together(parts) if len(positions) <= _GATHERED else parts)
 
     def only(self, mask: Array) -> Candidates:
-        """Those that a mask (R,) takes."""
+        """The candidates that a mask (R,) selects."""
         parts, begin = [], 0
         for vectors, offsets in self._parts:
             taken = offsets[mask[begin : begin + len(offsets)]]
@@ -55,7 +55,7 @@ class Candidates:
         return np.concatenate(scores), max(vectors.refined_bound(query) for vectors, _ in self._parts)
 
     def rows(self) -> Iterator[tuple[slice, Array]]:
-        """The rows as float64, a few thousand at a time: where they stand among all, and (N, D) values."""
+        """Yield the rows as float64, a few thousand at a time: their places among all candidates, and (N, D) values."""
         done = 0
         for vectors, offsets in self._parts:
             for begin in range(0, len(offsets), _SLICE):
@@ -65,7 +65,7 @@ class Candidates:
 
 
 def _together(parts: Sequence[tuple[Vectors, Array]]) -> list[tuple[Vectors, Array]]:
-    """The same rows with those of neighbouring blocks copied together: one call where there were many."""
+    """The same rows with adjacent packed parts merged, so that one call replaces many."""
     pairs: list[tuple[Vectors, Array]] = []
     for is_packed, group in groupby(parts, key=lambda part: isinstance(part[0], PackedVectors)):
         members = list(group)

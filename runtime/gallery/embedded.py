@@ -1,4 +1,4 @@
-"""The gallery in process: exact cosine search over rows that are added and removed at a constant cost."""
+"""The in-process gallery: exact cosine search; adding and removing rows has a constant cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from runtime.gallery.tracking import BestScores
 from runtime.results import Match
 
 _BULK_ROWS = 16384  # that are taken into the store at once
-_SHOWN_LABELS = 20  # of those that an error lists
+_SHOWN_LABELS = 20  # the number of labels that an error message lists
 
 
 class EmbeddedGallery:
@@ -78,7 +78,7 @@ class EmbeddedGallery:
 
     @property
     def version(self) -> int:
-        """Grows with every change of what is enrolled; equal versions of one gallery are equal contents."""
+        """The version, which grows with every change; equal versions of one gallery have equal contents."""
         return self.state.version
 
     def __len__(self) -> int:
@@ -128,12 +128,12 @@ class EmbeddedGallery:
 
     @property
     def index(self) -> IndexInfo | None:
-        """The measurement of the index; None while there is none."""
+        """The measurement of the index; None while there is no index."""
         indexing = self._store.indexing
         return None if indexing is None else indexing.info
 
     def wait_for_index(self, timeout: float | None = None) -> None:
-        """Until an index that is being made is there, at most ``timeout`` seconds."""
+        """Wait until an index that is being built is ready, at most ``timeout`` seconds."""
         if self._store.indexing is not None:
             self._store.indexing.wait(timeout)
 
@@ -146,7 +146,7 @@ class EmbeddedGallery:
         return state.rows_at(np.flatnonzero(state.slots == slot))
 
     def items(self) -> Iterator[tuple[str, Array]]:
-        """Each label of one state with its (N, D) float32 rows, in order, without a copy of the whole."""
+        """Yield each label of one state with its (N, D) float32 rows, in order, without copying everything."""
         return self.state.grouped()
 
     def contents(self) -> RowsByLabel:
@@ -160,7 +160,7 @@ class EmbeddedGallery:
         return RowsByLabel(state.labels, state.counts[state.live_slots], matrix)
 
     def replace(self, rows: Mapping[str, Array]) -> None:
-        """Forget all and take ``rows`` in one step; InputError, and nothing changes, when they do not fit."""
+        """Replace all rows by ``rows`` in one step; InputError, and nothing changes, when they do not fit."""
         fresh = Store(self.dimension, self.scoring, kernel=self.kernel, labels=len(rows), index_from=self.index_from)
         if rows:
             for embeddings in (rows.matrix,) if isinstance(rows, RowsByLabel) else rows.values():

@@ -1,4 +1,4 @@
-"""An approximate index of a gallery's rows, for galleries of so many rows that an exact search takes too long.
+"""An approximate index of a gallery's rows, for galleries that are too large for an exact search.
 
 A graph (HNSW: Malkov and Yashunin, arXiv 1603.09320) by USearch proposes rows; whatever it proposes is scored exactly,
 as are all rows that were added since it was made. So a score is always the exact one, and what is enrolled is found at
@@ -60,11 +60,11 @@ class IndexInfo:
 
 
 class StoppedError(Exception):
-    """The index is no longer wanted."""
+    """Raised when the index is no longer needed."""
 
 
 class RowIndex:
-    """A graph over the rows of one state. It does not change once it is made.
+    """An immutable graph over the rows of one state.
 
     Attributes:
         upto: Rows with smaller numbers are in it, but for those that were removed before.
@@ -79,7 +79,7 @@ class RowIndex:
 
     @classmethod
     def of(cls, state: GalleryState, before: RowIndex | None, go_on: Callable[[], bool]) -> RowIndex:
-        """A graph over all rows of a state; ``before``, of an earlier one, is copied and grows.
+        """Build the graph over all rows of a state; ``before``, the graph of an earlier state, is copied and extended.
 
         Raises:
             StoppedError: ``go_on`` said so.
@@ -97,13 +97,13 @@ class RowIndex:
         return cls(graph, state.next_number, len(graph))
 
     def positions(self, state: GalleryState, query: Array, count: int) -> Array:
-        """Ascending positions of about the ``count`` nearest rows of one (D,) query; removed ones are left out."""
+        """Ascending positions of about ``count`` nearest rows of one (D,) query, without removed rows."""
         self._graph.expansion_search = self.width
         numbers = np.sort(self._graph.search(query, count, threads=1).keys.astype(np.int64))
         return state.positions_of(numbers)
 
     def best(self, state: GalleryState, queries: Queries, top_k: int) -> Iterator[tuple[Array, Array]]:
-        """Slots and float32 scores of the best labels of each query, best first, as of the exact search."""
+        """Slots and float32 scores of the best labels of each query, best first, as the exact search returns them."""
         newer = state.behind(self.upto)
         start = len(state) - len(newer)
         fresh = [start + positions for positions in likely_positions(newer, queries, top_k)] if newer.blocks else None
@@ -128,7 +128,7 @@ class RowIndex:
 
 
 def measured(index: RowIndex, state: GalleryState, build_s: float, go_on: Callable[[], bool]) -> IndexInfo:
-    """Let the index search as widely as it must for :data:`MIN_RECALL`, and time it beside the exact search.
+    """Set the search width that reaches :data:`MIN_RECALL`, and time the index against the exact search.
 
     Raises:
         StoppedError: ``go_on`` said so.
@@ -153,7 +153,7 @@ def measured(index: RowIndex, state: GalleryState, build_s: float, go_on: Callab
 def _timed(
     search: Callable[[Queries], tuple[Array, Array]], queries: list[Queries], go_on: Callable[[], bool]
 ) -> tuple[list[Array], float]:
-    """The slots that each query finds, and the median of the milliseconds."""
+    """The slots that each query finds, and the median time in milliseconds."""
     rankings, seconds = [], []
     for query in queries:
         if not go_on():
@@ -165,7 +165,7 @@ def _timed(
 
 
 def _queries(state: GalleryState) -> Array:
-    """(Q, D) unit rows: enrolled ones, each mixed with a part of another one that is at right angles to it."""
+    """(Q, D) unit rows: enrolled rows, each mixed with the orthogonal part of another one."""
     random = np.random.default_rng(0)
     alive = np.flatnonzero(state.slots >= 0)
     drawn = np.sort(random.choice(alive, min(2 * _QUERIES, len(alive)), replace=False))

@@ -1,4 +1,4 @@
-"""The thread that makes a gallery's index, and makes it anew when the gallery has outgrown it."""
+"""The thread that builds a gallery's index, and rebuilds it when the gallery has outgrown it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _REMOVED = 16  # and made anew when a sixteenth of its rows were removed: what w
 
 
 class HasState(Protocol):
-    """A gallery's store."""
+    """The protocol of a gallery's store."""
 
     state: GalleryState
 
 
 class Indexing:
-    """Keeps an index of what ``owner`` holds, from ``index_from`` rows on, as long as the owner lives.
+    """Maintains an index of the owner's rows, from ``index_from`` rows on, as long as the owner lives.
 
     Attributes:
         index: The index to search through; None while there is none, or none that pays.
@@ -51,19 +51,19 @@ class Indexing:
                 self._thread.start()
 
     def wait(self, timeout: float | None = None) -> None:
-        """Until the index fits what was enrolled when this was called."""
+        """Wait until the index covers the rows that were enrolled at the call."""
         thread = self._thread
         if thread is not None:
             thread.join(timeout)
 
     def stop(self) -> None:
-        """End the thread; no index is made or used any more."""
+        """End the thread; no index is built or used any more."""
         self._stopped = True
         self.wait()
         self.index = self._latest = None
 
     def _begins(self) -> tuple[GalleryState, RowIndex | None] | None:
-        """The rows to index now, and the index that grows; None while the present index fits."""
+        """The state to index now and the index to extend; None while the present index fits."""
         owner, latest = self._owner(), self._latest
         if owner is None or owner.state.row_count < self._index_from:
             return None

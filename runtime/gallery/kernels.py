@@ -1,4 +1,4 @@
-"""Products of 8-bit integers with 32-bit sums: what the first pass of a search over split rows is made of.
+"""Products of 8-bit integers with 32-bit sums, for the first pass of a search over packed rows.
 
 Any of these computes the same integers; which one runs is a matter of speed alone. A kernel is used only after it has
 computed extreme values right on this machine: the 8-bit instructions of older processors saturate 16-bit sums.
@@ -49,7 +49,7 @@ class Kernel:
     product: Callable[[Array, Array], Array]
 
     def stored(self, codes: Array) -> Array:
-        """Codes, -128..127, as :attr:`product` takes them."""
+        """Convert codes, -128..127, to the type that :attr:`product` takes."""
         return (codes + np.int16(128)).astype(np.uint8) if self.bias else codes.astype(np.int8)
 
 
@@ -59,7 +59,7 @@ KERNELS = ("numkong", "onnxruntime")
 
 @functools.cache
 def best_kernel(package: str | None = None) -> Kernel | None:
-    """The fastest one that is installed and right on this machine, of all packages or of one; None without any."""
+    """The fastest installed kernel that is exact on this machine, of all packages or of one; None if there is none."""
     return next((kernel for kernel in kernels(package) if is_exact(kernel)), None)
 
 

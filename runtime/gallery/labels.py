@@ -1,4 +1,4 @@
-"""The labels of a gallery by number: a slot for each label, and a hash table from a label to its slot."""
+"""The labels of a gallery: a slot number for each label, and a hash table from labels to slots."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _EMPTY, _DELETED = -1, -2
 
 
 class Labels:
-    """Labels in the order in which they were added. Slots count up and are never used twice.
+    """Labels in the order in which they were added. Slots count up and are never reused.
 
     A dict of 100,000 labels takes 8 MB, 4 % of their vectors; this table of 32-bit slots takes 1 MB.
     Only the gallery's writer calls the methods; readers read ``names`` below the count that they know.
@@ -29,12 +29,12 @@ class Labels:
         return self._alive
 
     def find(self, name: str) -> int | None:
-        """The label's slot; None when there is none."""
+        """The label's slot; None when it has none."""
         slot = self._table[self._cell(name)]
         return None if slot == _EMPTY else slot
 
     def find_or_add(self, name: str) -> int:
-        """The label's slot, a new one if there is none."""
+        """The label's slot; a new one if it has none."""
         cell = self._cell(name)
         if self._table[cell] != _EMPTY:
             return self._table[cell]
@@ -48,7 +48,7 @@ class Labels:
         return slot
 
     def discard(self, name: str) -> None:
-        """Take the label's slot away from it; its name stays for those who read an earlier state."""
+        """Remove the label's slot; its name stays for readers of earlier states."""
         cell = self._cell(name)
         if self._table[cell] != _EMPTY:
             self._table[cell] = _DELETED

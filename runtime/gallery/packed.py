@@ -1,4 +1,4 @@
-"""Rows split into planes: a search reads a byte of each number, and the float32 that was added is rebuilt bit for bit.
+"""Rows split into planes: a search reads one byte of each number, and the float32 values can be rebuilt exactly.
 
 A number x of a row with the scale s (its largest magnitude is 127 s) is four bytes:
 
@@ -30,7 +30,7 @@ _SLACK = 2e-6  # of a score: the roundings of its float32 arithmetic, a few time
 
 
 class PackedVectors:
-    """Rows in planes. :func:`packed` makes them.
+    """Rows in planes, as :func:`packed` returns them.
 
     Attributes:
         coarse, fine: (N, D), stored as the kernel takes them.
@@ -64,7 +64,7 @@ class PackedVectors:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the planes take."""
+        """The size of the planes in bytes."""
         return sum(plane.nbytes for plane in (self.coarse, self.fine, self.low, self.scale, self.high, self.high_ends))
 
     def take(self, offsets: Array) -> Array:
@@ -90,7 +90,7 @@ class PackedVectors:
         return packed(np.concatenate([self.all(), second.all()]), self.kernel)
 
     def goes_with(self, second: PackedVectors) -> bool:
-        """Whether rows of both can be put together as they are."""
+        """Whether rows of both can be concatenated as they are."""
         return second.kernel is self.kernel
 
     def scores(self, queries: Queries, out: Array) -> None:
@@ -119,7 +119,7 @@ class PackedVectors:
         return float(query.norm * (self._fine_residual + loss * (MAX_LENGTH + self._fine_residual) + _SLACK))
 
     def _high_of(self, offsets: Array) -> Array:
-        """The high bits of these rows' numbers near zero, row after row."""
+        """The high bits of these rows' numbers near zero, concatenated by row."""
         begins = self.high_ends[offsets]
         return np.asarray(self.high[_ranges(begins, self.high_ends[offsets + 1] - begins)])
 
@@ -179,7 +179,7 @@ def packed(rows: Array, kernel: Kernel) -> PackedVectors:
 
 
 def gathered(parts: Sequence[tuple[PackedVectors, Array | slice]]) -> PackedVectors:
-    """These rows of several, one after the other; all parts go with each other."""
+    """Concatenate the selected rows of several parts, which must be compatible."""
     first = parts[0][0]
     ends, high = [], []
     for vectors, offsets in parts:
@@ -209,7 +209,7 @@ def _steps(scale: Array) -> Array:
 
 
 def _ranges(begins: Array, counts: Array) -> Array:
-    """The integers of all ranges of these beginnings and lengths."""
+    """The concatenated integers of ranges with these starts and lengths."""
     ends = np.cumsum(counts)
     return np.asarray(np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(begins - (ends - counts), counts))
 

@@ -1,4 +1,4 @@
-"""Queries of a search, in the forms in which blocks take them."""
+"""The queries of a search, in the forms that blocks take."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FINER = 254  # steps of the second plane in one of the first
 
 
 class Queries:
-    """(B, D) float32 rows.
+    """A batch of queries: (B, D) float32 rows.
 
     Attributes:
         rows: The queries, C-contiguous.
@@ -29,7 +29,7 @@ class Queries:
         return len(self.rows)
 
     def codes(self, planes: int) -> Codes:
-        """The queries in one or two bytes a number."""
+        """The queries as codes of one or two bytes per number."""
         if planes not in self._codes:
             self._codes[planes] = codes_of(self.rows, self.norms, planes)
         return self._codes[planes]
@@ -45,7 +45,7 @@ class Query:
 
     @cached_property
     def codes(self) -> Codes:
-        """The query in two bytes a number."""
+        """The query as codes of two bytes per number."""
         return self._queries.codes(2).one(self._index)
 
 
@@ -64,7 +64,7 @@ class Codes:
     loss: Array
 
     def one(self, index: int) -> Codes:
-        """Those of one query."""
+        """The codes of one query."""
         count = len(self.steps)
         return Codes(self.weights[:, index::count], self.steps[index : index + 1], self.loss[index : index + 1])
 
@@ -80,7 +80,7 @@ class Codes:
 
 
 def codes_of(rows: Array, norms: Array, planes: int) -> Codes:
-    """The integers of (B, D) float32 queries of these lengths."""
+    """The codes of (B, D) float32 queries of these lengths."""
     sound = np.isfinite(norms)
     # What is not finite has no codes; the search does not look at its scores.
     rows = rows if sound.all() else np.where(sound[:, None], rows, np.float32(0))

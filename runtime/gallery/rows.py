@@ -26,7 +26,7 @@ class RowsByLabel(Mapping[str, Array]):
 
     @cached_property
     def ends(self) -> Array:
-        """(L,) int64: the row behind the last one of each label."""
+        """(L,) int64: the end of each label's rows, exclusive."""
         return np.cumsum(self.counts)
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class RowsByLabel(Mapping[str, Array]):
         return _Items(self)
 
     def slices(self, rows: int) -> Iterator[tuple[Sequence[str], Array, Array]]:
-        """Labels, counts and rows of a few labels at a time: as many as have that many rows, or all that is left."""
+        """Yield labels, counts and rows of a few labels at a time, at least that many rows each but the last."""
         first = 0
         while first < len(self.labels):
             start = int(self.ends[first - 1]) if first else 0
@@ -60,7 +60,7 @@ class RowsByLabel(Mapping[str, Array]):
 
 
 class _Items(ItemsView[str, Array]):
-    """Pairs in order, without a look-up for each."""
+    """An items view that yields pairs in order without a look-up for each."""
 
     _mapping: RowsByLabel
 

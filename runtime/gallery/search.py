@@ -26,7 +26,7 @@ _LANES = 32  # positions of which the first pass looks at the best alone
 _FEW = 8  # candidates, beyond those asked for, for which a second pass does not pay
 _SMALL = 1 << 20  # numbers of a gallery that one thread reads in less time than BLAS may wait for another
 _FEW_ROWS = 256  # up to which they are ranked by a dict
-# Of a first pass that are worth a thread: 1 ms. On a busy machine a second thread is waited for longer than that.
+# The bytes of a first pass that justify a thread: 1 ms. On a busy machine, waiting for a thread takes longer.
 _THREAD_BYTES = 16 << 20
 
 
@@ -36,7 +36,7 @@ def search(state: GalleryState, queries: Queries, top_k: int) -> list[tuple[Matc
 
 
 def named(state: GalleryState, rankings: Iterable[tuple[Array, Array]]) -> list[tuple[Match, ...]]:
-    """Slots and scores as matches."""
+    """Convert slots and scores to matches."""
     return [
         tuple(
             Match(state.epoch.names[slot], score) for slot, score in zip(slots.tolist(), scores.tolist(), strict=True)
@@ -95,7 +95,7 @@ def _first_passes(state: GalleryState, queries: Queries) -> Iterator[tuple[Queri
 def _by_prototypes(
     state: GalleryState, prototypes: Array, queries: Queries, top_k: int
 ) -> Iterator[tuple[Array, Array]]:
-    """The best labels where the prototypes of all are at hand."""
+    """The best labels, when the prototypes of all labels are available."""
     for row in queries.rows:
         scores = np.einsum("ld,d->l", prototypes, row.astype(np.float64)).astype(np.float32)
         order = np.argsort(-scores, kind="stable")[:top_k]
@@ -184,7 +184,7 @@ def _highest(state: GalleryState, slots: Array, scores: Array) -> Array | None:
 
 
 def _possible(state: GalleryState, slots: Array, sums: Array, highest: Array | None, error: float, top_k: int) -> Array:
-    """Which of ``slots`` may be among the best ``top_k``, from the sums and the highest of their rows' scores."""
+    """The ``slots`` that may be among the best ``top_k``, from the sums and maxima of their rows' scores."""
     if len(slots) <= top_k:
         return slots
     index = slice(None) if len(slots) == state.slot_count else slots  # all labels: nothing to gather
@@ -199,7 +199,7 @@ def _possible(state: GalleryState, slots: Array, sums: Array, highest: Array | N
 
 
 def _narrowed(state: GalleryState, query: Query, candidates: Candidates, top_k: int) -> Array:
-    """Which candidates may still decide, by a second pass over them alone: a mask."""
+    """A mask of the candidates that may still decide, from a second pass over them alone."""
     scores, error = candidates.refined(query)
     slots, inverse = np.unique(candidates.slots, return_inverse=True)
     if state.scoring != "nearest":
@@ -244,7 +244,7 @@ def _ranked(state: GalleryState, query: Query, candidates: Candidates, top_k: in
 
 
 def _ranked_few(wide: Array, candidates: Candidates, top_k: int) -> tuple[Array, Array]:
-    """The same by the best row of each label, of few rows."""
+    """Like :func:`_ranked`, for few rows, by the best row of each label."""
     rounded = np.concatenate([np.einsum("nd,d->n", rows, wide) for _, rows in candidates.rows()]).astype(np.float32)
     order = np.lexsort((candidates.slots, -rounded))
     first: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""One state of a gallery, as a reader sees it: blocks of rows that do not change, and what their labels are called."""
+"""One immutable state of a gallery, as a reader sees it: blocks of rows, and the names of their labels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SlotEpoch:
 
 @dataclass(frozen=True)
 class GalleryState:
-    """Immutable: a writer puts a new one in place, readers keep the one they took.
+    """An immutable state: a writer replaces it by a new one, readers keep the one they took.
 
     Attributes:
         blocks: Rows in the order of their numbers; none of them is empty.
@@ -82,7 +82,7 @@ class GalleryState:
 
     @cached_property
     def removed(self) -> Array:
-        """Positions of rows that are no longer there, ascending."""
+        """Positions of removed rows, ascending."""
         parts = [block.removed + start for block, start in zip(self.blocks, self.starts, strict=False)]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
@@ -113,7 +113,7 @@ class GalleryState:
 
     @cached_property
     def counts(self) -> Array:
-        """(slots,) int64: how many rows each label has."""
+        """(slots,) int64: the number of rows of each label."""
         return np.bincount(self.slots + 1, minlength=self.slot_count + 1)[1:]
 
     @cached_property
@@ -127,13 +127,13 @@ class GalleryState:
         return int(self.starts[-1])
 
     def behind(self, number: int) -> GalleryState:
-        """The last blocks, from the one with the first row of at least that number: their labels keep their slots."""
+        """The state of the last blocks, from the first with a row of at least that number; slots stay the same."""
         first = next((index for index, block in enumerate(self.blocks) if block.numbers[-1] >= number), None)
         blocks = () if first is None else self.blocks[first:]
         return self if len(blocks) == len(self.blocks) else replace(self, blocks=blocks)
 
     def positions_of(self, numbers: Array) -> Array:
-        """The positions of the rows with these ascending numbers, ascending; those that were removed are left out."""
+        """The ascending positions of the rows with these ascending numbers, without removed rows."""
         parts, begin = [], 0
         for block, start in zip(self.blocks, self.starts.tolist(), strict=False):
             end = int(np.searchsorted(numbers, block.numbers[-1], side="right"))
@@ -153,7 +153,7 @@ class GalleryState:
         return np.flatnonzero(selected[self.slots])
 
     def parts(self, positions: Array) -> Iterator[tuple[slice, Block, Array]]:
-        """Of ascending positions, those of each block: where they stand among all, the block, offsets in it."""
+        """Split ascending positions by block: their places among all, the block, and the offsets in it."""
         bounds = np.searchsorted(positions, self.starts).tolist()
         for block, start, begin, end in zip(self.blocks, self.starts.tolist(), bounds, bounds[1:], strict=False):
             if begin < end:

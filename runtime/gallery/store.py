@@ -1,4 +1,4 @@
-"""The writer's side of a gallery: adds and removes rows, and makes a new immutable state of each change."""
+"""The writer's side of a gallery: adds and removes rows, and creates a new immutable state for each change."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NONE = np.empty(0, np.int32)
 
 
 class Store:
-    """Rows by label; one writer at a time. Each method leaves its result in :attr:`state`.
+    """The rows by label, for one writer at a time. Each method leaves its result in :attr:`state`.
 
     Args:
         dimension: D, the length of a row.
@@ -116,11 +116,11 @@ class Store:
         return True
 
     def follow(self, before: Store) -> None:
-        """Take the place of a store: versions go on from its."""
+        """Take the place of another store: versions continue from its version."""
         self.state = replace(self.state, version=before.state.version + 1)
 
     def alive(self, slots: Array) -> Array:
-        """Which of the slots of the current epoch are those of labels that are there."""
+        """(N,) bool: whether each of these slots of the current epoch belongs to an enrolled label."""
         return np.asarray(self._last[slots] != NO_ROW)
 
     def _make_room(self, slots: int) -> None:
@@ -163,7 +163,7 @@ class Store:
         return np.asarray(np.concatenate(parts).sum(axis=0, dtype=np.float64))
 
     def _seal(self) -> None:
-        """The tail is full: it becomes a block that does not grow, joined with neighbours of its size."""
+        """Turn the full tail into a block that does not grow, joined with neighbours of its size."""
         self._full.append(self._sealed(self._tail.block(self._tail_removed).compacted()))
         self._tail, self._tail_removed = Tail(self._dimension, TAIL_ROWS), _NONE
         while len(self._full) > 1 and len(self._full[-2]) <= 2 * len(self._full[-1]) <= _BLOCK_ROWS:
@@ -171,13 +171,13 @@ class Store:
             self._full.append(first.joined(second))
 
     def _sealed(self, block: Block) -> Block:
-        """The block in the form in which it is searched from now on."""
+        """The block in the form in which it is searched."""
         rows = block.vectors.all()
         kernel = best_kernel(self._kernel) if packs(self._dimension) else None
         return replace(block, vectors=PlainVectors(rows.copy()) if kernel is None else packed(rows, kernel))
 
     def _join(self) -> None:
-        """After a removal: no empty blocks, and no two neighbours that would fit into a small one."""
+        """Drop empty blocks after a removal, and join small neighbours."""
         blocks: list[Block] = []
         for block in self._full:
             if not len(block):
@@ -189,7 +189,7 @@ class Store:
         self._full = blocks
 
     def _renumber(self) -> None:
-        """Give the labels that are there slots without gaps. Readers of earlier states keep the names of theirs."""
+        """Renumber the labels' slots without gaps. Readers of earlier states keep their names."""
         state, old = self.state, self.state.epoch
         live = state.live_slots
         slots = np.full(state.slot_count, -1, np.int32)
@@ -225,7 +225,7 @@ class Store:
 
 
 def _sums(rows: Array, ends: Array) -> Array:
-    """(L, D) float64: the sum of the rows up to each of ascending ``ends``, from the end before on.
+    """(L, D) float64: the sums of the rows between consecutive ``ends``, which ascend.
 
     Row after row of all labels at once, which is several times as fast as ``np.add.reduceat`` where labels have few.
     """

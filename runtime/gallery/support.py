@@ -1,4 +1,4 @@
-"""Support sets by label: what few-shot segmentation remembers of each shot, ready to be a graph's resident input."""
+"""Support sets by label: the tensors that few-shot segmentation stores for each shot, ready as resident inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runtime.errors import InputError, UnknownLabelError
 
 @dataclass(frozen=True)
 class Supports:
-    """One immutable state: a writer puts a new one in place, readers keep the one they took.
+    """An immutable state: a writer replaces it by a new one, readers keep the one they took.
 
     Attributes:
         rows: Label to (K, D) float32: each shot's support tensors, flattened and one after the other.
@@ -87,7 +87,7 @@ class SupportSets:
         return dict(self._state.rows)
 
     def replace(self, rows: Mapping[str, Array]) -> None:
-        """Forget all and take ``rows`` in one step."""
+        """Replace all rows by ``rows`` in one step."""
         for label, shots in rows.items():
             self._check(label, shots)
         with self._writing:

@@ -1,4 +1,4 @@
-"""Work for all cores, on threads that end with it: those of a pool would be lost in a forked process."""
+"""Run jobs on all cores, on threads that end with the work: a pool's threads would be lost in a forked process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from queue import SimpleQueue
 
 
 def run_all(jobs: Sequence[Callable[[], None]], *, threads: int) -> None:
-    """Run all jobs, on this thread and up to ``threads - 1`` others; raises what one of them raised."""
+    """Run all jobs on this thread and up to ``threads - 1`` others; re-raises an exception of a job."""
     waiting = iter(jobs)
     ended: SimpleQueue[BaseException | None] = SimpleQueue()
 

@@ -1,4 +1,4 @@
-"""The best score of rows that stay, such as known strangers, against a gallery that changes.
+"""The best scores of fixed rows, such as known strangers, against a changing gallery.
 
 An addition costs a product with the rows that are new; a removal, a search for those rows alone whose best label it
 was. Nothing is scored twice, whatever is enrolled.
@@ -23,7 +23,7 @@ _MANY = 64  # probes for which one product with all rows takes less time than a 
 
 
 class SlottedGallery(Protocol):
-    """What is followed: a gallery whose labels keep their slots, such as an embedded one."""
+    """The protocol of a tracked gallery: its labels keep their slots."""
 
     @property
     def dimension(self) -> int: ...
@@ -52,7 +52,7 @@ class BestOfState:
 
 
 class BestScores:
-    """Follows what probes score against the labels of a gallery. Threads may share it.
+    """Tracks the scores of probes against the labels of a gallery. Threads may share it.
 
     Args:
         gallery: The gallery with the labels.
@@ -76,7 +76,7 @@ class BestScores:
         return len(self._probes)
 
     def update(self) -> BestOfState:
-        """The best scores in the gallery's state of now."""
+        """The best scores in the gallery's present state."""
         with self._lock:
             state, lost = self._catch_up()
             if self._best is None or self._best.version != state.version:
@@ -117,7 +117,7 @@ class BestScores:
         self._next = state.next_number
 
     def _take(self, state: GalleryState, probes: Array, first: int) -> None:
-        """Score probes against the rows from a number on, and keep what is better."""
+        """Score probes against the rows from a number on, and keep better scores."""
         if not len(probes):
             return
         for block in reversed(state.blocks):
@@ -148,7 +148,7 @@ class BestScores:
         return changed
 
     def _keep(self, probes: Array, scores: Array, slots: Array) -> None:
-        """Take scores (P, R) of probes against rows or labels where they are better than what is known."""
+        """Keep scores (P, R) of probes against rows or labels where they are better than the known ones."""
         if not scores.size:
             return
         columns = scores.argmax(axis=1)

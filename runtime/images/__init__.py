@@ -1,1 +1,1 @@
-"""Pixels: read, resized, preprocessed and drawn in one way for every entrance."""
+"""Images: reading, resizing, preprocessing and drawing, shared by every caller."""

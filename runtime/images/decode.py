@@ -96,7 +96,7 @@ def as_image(value: ImageLike, name: str = "image") -> Image:
 
 
 def as_images(value: ImageLike | Sequence[ImageLike]) -> tuple[list[Image], bool]:
-    """One image or several, as a list, and whether it was one.
+    """One image or several as a list, and whether the value was a single image.
 
     A list, a tuple, an (N, H, W, 3) array or a one-dimensional array of objects is several; of none, the list is empty.
 
@@ -124,7 +124,7 @@ def as_images(value: ImageLike | Sequence[ImageLike]) -> tuple[list[Image], bool
 
 
 def _all_of(errors: Sequence[InputError | SourceError], count: int) -> InputError | SourceError:
-    """One error that says what all of them say."""
+    """One error that joins the messages of several."""
     if len(errors) == 1:
         return errors[0]
     more = f"; and {len(errors) - _TOLD} more" if len(errors) > _TOLD else ""
@@ -133,7 +133,7 @@ def _all_of(errors: Sequence[InputError | SourceError], count: int) -> InputErro
 
 
 def several(value: Any) -> Sequence[Any] | None:
-    """The images that ``value`` holds; None where it is one image itself."""
+    """The images in ``value``; None if it is a single image."""
     if isinstance(value, (list, tuple)):
         return value
     if isinstance(value, (str, os.PathLike, bytes, bytearray)) or value is None or is_pil(value):
@@ -158,7 +158,7 @@ def orientation_of(value: ImageLike) -> int:
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:
-    """Read an image file as this module's rules say.
+    """Read an image file by this module's rules.
 
     Raises:
         SourceError: There is no such file, it is too large, or it cannot be decoded.
@@ -176,7 +176,7 @@ def decode_image(data: bytes, name: str) -> Image:
 
 
 def decode_picture(data: bytes, name: str) -> tuple[Image, int]:
-    """As :func:`decode_image`, and how it was stored, 1..8 as EXIF counts: its mask may have been painted so."""
+    """Like :func:`decode_image`, plus the stored orientation, 1..8 as in EXIF; masks may be drawn in it."""
     pixels, header = decode_pixels(data, name)
     try:
         image = to_bgr(pixels, header.peak, key=header.key, alpha=header.alpha)
@@ -285,7 +285,7 @@ def _from_pil(value: Pil, name: str) -> Image:
 
 
 def _check_range(greatest: int) -> None:
-    """Refuse 16 bits that leave three quarters of their range unused: as full range they would be almost black."""
+    """Raise for 16-bit images that use less than a quarter of their range: as full range they would be almost black."""
     if 0 < greatest < 1 << 14:
         bits = next(bits for bits in (8, 10, 12, 14) if greatest < 1 << bits)
         shift = f"(image >> {bits - 8})" if bits > 8 else "image"
@@ -312,13 +312,13 @@ def _to_8_bits(pixels: npt.NDArray[Any], peak: int | None) -> npt.NDArray[np.uin
 
 
 def _strips(image: npt.NDArray[Any]) -> Iterator[slice]:
-    """Rows of about a million pixels: what is computed of them is small beside the picture."""
+    """Slices of rows of about a million pixels, so that intermediate arrays stay small beside the picture."""
     rows = max(1, (1 << 20) // max(1, image.shape[1]))
     return (slice(start, start + rows) for start in range(0, len(image), rows))
 
 
 def _composite(image: Image, opacity: npt.NDArray[np.uint8], *, premultiplied: bool) -> Image:
-    """The image on the background, in strips: the arithmetic needs more bits than the result."""
+    """Blend the image with the background, in strips: the arithmetic needs more bits than the result."""
     output = np.empty_like(image)
     for part in _strips(image):
         covered = opacity[part, :, None].astype(np.uint16)
@@ -345,7 +345,7 @@ def _check_array(array: npt.NDArray[Any], name: str) -> Image:
 
 
 def _type_hint(array: npt.NDArray[Any]) -> str | None:
-    """The hint that says how these values become 0..255."""
+    """A hint how to convert these values to 0..255."""
     if array.dtype == np.uint8 or array.size == 0:
         return None
     if array.dtype == np.bool_:
@@ -370,7 +370,7 @@ def _type_hint(array: npt.NDArray[Any]) -> str | None:
 
 
 def _shape_hint(shape: tuple[int, ...]) -> str | None:
-    """The hint that says how an array of this shape becomes (H, W, 3)."""
+    """A hint how to convert an array of this shape to (H, W, 3)."""
     if len(shape) == 2 or (len(shape) == 3 and shape[2] == 1):
         return "a grey image becomes one by cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)"
     if len(shape) == 3 and shape[2] == 4:

@@ -50,7 +50,7 @@ def annotated(
 
 
 def _strip(ranking: Sequence[tuple[str, float]], pictures: Mapping[str, Image], width: int) -> Image:
-    """The ranked labels' pictures side by side, (h, width, 3); a label without one is an empty tile."""
+    """The ranked labels' pictures side by side, (h, width, 3); a label without a picture gets an empty tile."""
     side = max(1, width // _STRIP)
     strip = np.full((side, width, 3), _BACKGROUND, np.uint8)
     for place, (name, score) in enumerate(ranking[:_STRIP]):
@@ -67,7 +67,7 @@ def _strip(ranking: Sequence[tuple[str, float]], pictures: Mapping[str, Image], 
 
 
 def tag_scale(picture: Image) -> float:
-    """The size of letters that suits a picture."""
+    """The text scale for a picture."""
     return float(min(1.0, max(0.35, picture.shape[1] / 640)))
 
 
@@ -79,7 +79,7 @@ def color_of(label: str | None) -> tuple[int, int, int]:
 
 
 def color_at(index: int) -> tuple[int, int, int]:
-    """A BGR colour that is far from those of the numbers before and after: hues a golden angle apart."""
+    """The BGR colour of a number, with consecutive hues a golden angle apart."""
     hue = round(index * 180 * 0.618034) % 180
     pixel = cv2.cvtColor(np.array([[[hue, 200, 235]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
     return (int(pixel[0]), int(pixel[1]), int(pixel[2]))

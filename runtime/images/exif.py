@@ -1,4 +1,4 @@
-"""TIFF's directories of tags, which EXIF uses too, and the orientation that they or XMP give."""
+"""TIFF tag directories, which EXIF uses too, and the orientation in EXIF or XMP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_VALUES = 64
 
 
 def first_directory(data: bytes) -> Mapping[int, tuple[int, ...]]:
-    """The whole numbers of a TIFF file's first directory, by tag; of long lists the first few.
+    """The integers of a TIFF file's first directory, by tag; only the first few of a long list.
 
     Raises:
         ValueError: It is no TIFF, or its directory lies outside of it.
@@ -33,7 +33,7 @@ def first_directory(data: bytes) -> Mapping[int, tuple[int, ...]]:
 
 
 def exif_orientation(exif: bytes) -> int | None:
-    """The orientation of an EXIF block, 1..8; None where it gives none."""
+    """The orientation of an EXIF block, 1..8; None if it has none."""
     try:
         (value, *_) = first_directory(exif.removeprefix(b"Exif\0\0")).get(ORIENTATION, (0,))
     except ValueError:
@@ -42,13 +42,13 @@ def exif_orientation(exif: bytes) -> int | None:
 
 
 def xmp_orientation(xmp: bytes) -> int | None:
-    """The orientation of an XMP packet, 1..8; None where it gives none."""
+    """The orientation of an XMP packet, 1..8; None if it has none."""
     match = _XMP.search(xmp)
     return int(match[1]) if match else None
 
 
 def upright(pixels: Array, orientation: int) -> Array:
-    """Stored pixels (H, W) or (H, W, C) turned and mirrored as their orientation says: 1..8, of which 1 is upright."""
+    """Stored pixels (H, W) or (H, W, C), rotated and mirrored by their orientation, 1..8; 1 is upright."""
     if orientation in (5, 6, 7, 8):
         pixels = cv2.transpose(pixels)
     flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)

@@ -61,7 +61,7 @@ def image_files(folder: str | os.PathLike[str], *, recursive: bool = True, drawi
 
 
 def why_left_out(name: str, mode: int | None = stat.S_IFREG) -> str | None:
-    """The warning about a file that looks like a picture and is not read as one; None for any other file.
+    """The warning about a file that looks like an image but is not read; None for any other file.
 
     Args:
         name: The path below its folder.
@@ -78,13 +78,13 @@ def why_left_out(name: str, mode: int | None = stat.S_IFREG) -> str | None:
 
 
 def warn_left_out(reasons: Sequence[str], where: str) -> None:
-    """Log a warning of what :func:`why_left_out` says, where it says anything."""
+    """Log the warning of :func:`why_left_out`, if there is one."""
     if reasons:
         _log.warning("left out of %s: %s", where, _shown(reasons))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a path below a folder, ``/`` between its parts, is a system's and not its owner's."""
+    """Whether a relative path, with ``/`` between its parts, is a hidden or system file."""
     return any(part.startswith(".") or part.lower() in _SYSTEM_FOLDERS for part in name.split("/"))
 
 
@@ -127,7 +127,7 @@ def files_below(folder: Path, *, recursive: bool = True) -> Iterator[tuple[str, 
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """The status of a link's target; None when it has none, or the links form a circle."""
+    """The file status of a link's target; None if it does not exist or the links form a cycle."""
     try:
         return entry.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Images of other libraries: PIL's, and arrays that are not NumPy's. None of them is a dependency, or imported here."""
+"""Images of other libraries: PIL images and arrays that are not NumPy's. No such library is imported here."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SIXTEEN_BITS = ("PNG", "PPM")
 
 
 def array_from(value: Any) -> npt.NDArray[Any] | None:
-    """A plain NumPy array of an array of any library on the CPU, sharing its memory where that can be; else None."""
+    """A NumPy array of any library's CPU array, sharing its memory if possible; None for other values."""
     if isinstance(value, np.ndarray):
         return np.asarray(value)
     if not (isinstance(value, memoryview) or hasattr(value, "__array__") or hasattr(value, "__array_interface__")):
@@ -65,7 +65,7 @@ def pil_orientation(value: Pil) -> int | None:
 
 
 def pil_pixels(value: Pil, name: str) -> tuple[npt.NDArray[Any], int | None]:
-    """The pixels of a PIL image as OpenCV would give them, before they are turned upright, and their greatest value.
+    """The stored pixels of a PIL image in OpenCV's layout, before rotation to upright, and their maximum value.
 
     Returns:
         (H, W) grey, (H, W, 2) grey and alpha, (H, W, 3) BGR or (H, W, 4) BGRA, uint8 or uint16; and the greatest value
@@ -107,7 +107,7 @@ def pil_pixels(value: Pil, name: str) -> tuple[npt.NDArray[Any], int | None]:
 
 
 def _keyed(pixels: npt.NDArray[np.uint16], value: Pil) -> npt.NDArray[np.uint16]:
-    """With an alpha channel where one value is declared transparent."""
+    """The image with an alpha channel if it declares one value as transparent."""
     key = value.info.get("transparency")
     if not isinstance(key, int):
         return pixels

@@ -142,7 +142,7 @@ def _png(data: bytes) -> ImageHeader:
 
 
 def _raw_profile(text: bytes, *, packed: bool) -> bytes:
-    """EXIF as ImageMagick writes it: a line with its name, one with its length, then hexadecimal digits."""
+    """Parse EXIF as ImageMagick writes it: a line with its name, one with its length, then hexadecimal digits."""
     if packed:
         text = zlib.decompressobj().decompress(text[1:], _MAX_TEXT_BYTES)
     return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
@@ -230,7 +230,7 @@ def _bmp(data: bytes) -> ImageHeader:
 
 
 def _is_grey_ramp(data: bytes, size: int, bits: int) -> bool:
-    """Whether a BMP's palette is just the grey values: OpenCV writes a grey picture so."""
+    """Whether a BMP's palette is the grey ramp, as OpenCV writes grey images."""
     bytes_each = 3 if size == 12 else 4
     count = struct.unpack_from("<I", data, 46)[0] if size >= 40 else 0
     count = min(count or 2**bits, 2**bits)

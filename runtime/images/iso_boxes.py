@@ -1,4 +1,4 @@
-"""The headers of image files that are made of boxes (ISO/IEC 14496-12): AVIF and JPEG 2000."""
+"""The headers of image files in ISO/IEC 14496-12 boxes: AVIF and JPEG 2000."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def avif_header(data: bytes) -> tuple[int, int, int, int]:
 
 
 def jp2_header(data: bytes) -> tuple[int, int, int]:
-    """Width, height and bits of a sample of a JPEG 2000 file, as its codestream says.
+    """Width, height and bits of a sample of a JPEG 2000 file, from its codestream.
 
     Raises:
         ValueError, struct.error: The file is damaged.

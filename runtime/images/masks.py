@@ -58,7 +58,7 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "I", "I;16", "I;16L"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredMask:
-    """The numbers of a mask as they are stored, before it is laid beside its image.
+    """The stored numbers of a mask, before its orientation is matched to the image's.
 
     Attributes:
         numbers: (H, W) uint8 or uint16 (of an array or a PIL image, any integers); of an alpha channel, 0 and 1.
@@ -133,7 +133,7 @@ def decode_mask(data: bytes, name: str) -> StoredMask:
 
 
 def laid_beside(mask: StoredMask, image: Image, orientation: int, name: str) -> npt.NDArray[Any]:
-    """The numbers of a mask, turned as its image is.
+    """The numbers of a mask, rotated and mirrored like its image.
 
     Args:
         mask: The mask as stored.
@@ -162,7 +162,7 @@ def laid_beside(mask: StoredMask, image: Image, orientation: int, name: str) -> 
 
 
 def _items(value: Any, images: Sequence[Image]) -> tuple[list[Any], bool]:
-    """The masks, and whether they were several."""
+    """The masks as a list, and whether the value held several."""
     if isinstance(value, (list, tuple)):
         return list(value), True
     array = None if isinstance(value, (str, os.PathLike, bytes, bytearray)) or is_pil(value) else array_from(value)
@@ -264,7 +264,7 @@ def _from_pil(value: Pil, name: str) -> StoredMask:
 
 
 def _stored(pixels: npt.NDArray[Any], opacity: npt.NDArray[Any] | None, *, indexed: bool = False) -> StoredMask:
-    """Which of colours and alpha is the mask.
+    """Select the mask from an image's colours or its alpha channel.
 
     Raises:
         ValueError: It holds colours, or both say different things; the message follows the mask's name.
@@ -291,7 +291,7 @@ def _stored(pixels: npt.NDArray[Any], opacity: npt.NDArray[Any] | None, *, index
 
 
 def _says_nothing(numbers: npt.NDArray[Any], opacity: npt.NDArray[Any], indexed: bool) -> bool:
-    """Whether the values are no ids: one throughout, a photograph's, or the alpha channel's again."""
+    """Whether the values are no ids: constant, a photograph's, or a copy of the alpha channel."""
     values = len(np.unique(numbers))
     return not indexed and (values == 1 or values > _MAX_IDS or np.array_equal(numbers, opacity))
 
@@ -299,7 +299,7 @@ def _says_nothing(numbers: npt.NDArray[Any], opacity: npt.NDArray[Any], indexed:
 def _opacity(
     data: bytes, header: ImageHeader, numbers: npt.NDArray[Any], pixels: npt.NDArray[Any]
 ) -> npt.NDArray[Any] | None:
-    """The alpha of decoded pixels: a channel, a value that the file declares transparent, or the palette's."""
+    """The alpha of decoded pixels: from a channel, a declared transparent value, or the palette."""
     if header.palette:
         table = next((body for kind, body in png_chunks(data) if kind == b"tRNS"), None)
         if table is None:
@@ -313,7 +313,7 @@ def _opacity(
 
 
 def _as_grey(data: bytes) -> bytes:
-    """The PNG without its palette: its indices become grey values. OpenCV only gives a palette's colours."""
+    """A palette PNG rewritten as grey, so that its indices become grey values: OpenCV decodes only the colours."""
     parts = [_SIGNATURE]
     for kind, body in png_chunks(data):
         if kind == b"IHDR":

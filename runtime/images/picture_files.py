@@ -1,4 +1,4 @@
-"""Picture files that edgevis writes: encoded with a mark that says so, never in the place of a file without it."""
+"""Picture files that edgevis writes: they carry a mark, and never replace a file without it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PNG_HEADER_END = 33  # the signature's 8 bytes and IHDR's 25
 
 
 def encode_drawing(picture: npt.NDArray[np.uint8], suffix: str) -> bytes:
-    """A JPEG or PNG file with a mark by which :func:`is_drawing` knows it.
+    """Encode a JPEG or PNG file with a mark that :func:`is_drawing` recognises.
 
     Args:
         picture: (H, W, 3) uint8 BGR, or (H, W) uint8.
@@ -51,7 +51,7 @@ def encode_drawing(picture: npt.NDArray[np.uint8], suffix: str) -> bytes:
 
 
 def is_drawing(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is one that :func:`encode_drawing` made; False where it cannot be read."""
+    """Whether :func:`encode_drawing` made a file; False if it cannot be read."""
     try:
         with open_regular(path) as file:
             return _MARK in file.read(_HEAD_BYTES)
@@ -60,10 +60,10 @@ def is_drawing(path: str | os.PathLike[str]) -> bool:
 
 
 def may_be_drawn(path: Path) -> bool:
-    """Whether a picture may be written there: there is nothing yet, or an earlier drawing under its only name.
+    """Whether a picture may be written to a path: it is free, or holds an earlier drawing that is no link.
 
     Raises:
-        OSError: Nobody can say, as where the folder may not be searched.
+        OSError: The path cannot be examined, as in a folder without search permission.
     """
     try:
         status = os.lstat(path)
@@ -73,7 +73,7 @@ def may_be_drawn(path: Path) -> bool:
 
 
 def write_drawing(path: Path, picture: npt.NDArray[np.uint8]) -> None:
-    """Write a picture, whole or not at all; its folder is made. The suffix, ``.jpg`` or ``.png``, says how.
+    """Write a picture atomically, creating its folder. The suffix, ``.jpg`` or ``.png``, selects the format.
 
     Raises:
         OutputError: It cannot be written, or something else than an earlier drawing is there, which stays.

@@ -27,13 +27,13 @@ _INTERPOLATION = {
 # Which channel of the image, BGR or its luma alone, each channel of the output is made of.
 _SOURCES = {"RGB": (2, 1, 0), "BGR": (0, 1, 2), "GRAY": (0,)}
 
-# Of a side that would be resized to more than so many times what is seen of it, only the middle is resized: a
+# If the resized side would be more than this many times its seen part, only the middle is resized: a
 # detector's box of one row across a frame would otherwise become hundreds of megabytes.
 _MAX_COVER = 64
 
 
 class Preprocessor:
-    """Turns images into the input tensor of a graph. Holds no state that a call changes: threads may share it."""
+    """Converts images to the input tensor of a graph. Calls do not change it: threads may share it."""
 
     def __init__(self, spec: Preprocess) -> None:
         self.spec = spec
@@ -96,6 +96,6 @@ def _centre(length: int, seen: float) -> slice:
 
 
 def _middle(length: int, seen: int, ratio: float) -> slice:
-    """The part of a side that is resized; as much is cut at either end, so that the centre stays where it is."""
+    """The part of a side that is resized: equal amounts are cut at both ends, so that the centre stays."""
     cut = max(0, length - math.ceil(_MAX_COVER * seen / ratio)) // 2
     return slice(cut, length - cut)

@@ -30,17 +30,17 @@ def resize_aligned(maps: Array, size: tuple[int, int]) -> npt.NDArray[np.float32
 
 
 def widened(maps: Array, width: int) -> npt.NDArray[np.float32]:
-    """The first half of :func:`resize_aligned`: (..., h, w) to (..., h, W)."""
+    """Resize the width, the first half of :func:`resize_aligned`: (..., h, w) to (..., h, W)."""
     return np.asarray(np.asarray(maps, np.float32) @ _weights(maps.shape[-1], width).T, np.float32)
 
 
 def rows_aligned(wide: npt.NDArray[np.float32], height: int, rows: slice) -> npt.NDArray[np.float32]:
-    """The second half, of some rows: (..., h, W) to those of (..., H, W), so that all need not be in memory."""
+    """Resize the height for some rows: (..., h, W) to those rows of (..., H, W), to limit memory."""
     return np.asarray(_weights(wide.shape[-2], height)[rows] @ wide, np.float32)
 
 
 def rows_linear(wide: npt.NDArray[np.float32], height: int, rows: slice) -> npt.NDArray[np.float32]:
-    """Some rows of (h, W) resized to (H, W) as ``cv2.resize`` with ``INTER_LINEAR`` does: pixels' centres align.
+    """Some rows of (h, W) resized to (H, W) like ``cv2.resize`` with ``INTER_LINEAR``: pixel centres align.
 
     Args:
         wide: (h, W).

@@ -1,4 +1,4 @@
-"""Open-set identification: who is enrolled, and who is a stranger.
+"""Open-set identification: the decision between enrolled labels and strangers.
 
 Two rates judge it (ISO/IEC 19795): FPIR, the share of strangers for whom any label comes back, and TPIR, the share of
 the enrolled who come back under their own label. A threshold trades one for the other.

@@ -1,4 +1,4 @@
-"""The open-set decision of one predictor: the threshold of now, where it comes from, and what is known of its rates."""
+"""The open-set decision of one predictor: its present threshold, the threshold's origin, and the expected rates."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ _ALIKE = 0.98  # labels whose images reach such scores against each other cannot
 
 @dataclass(frozen=True, slots=True)
 class OpenSetInfo:
-    """The open-set operating point: what was asked, what is to be expected, and how that is known.
+    """The open-set operating point: the target rate, the expected rates, and the method behind them.
 
     Attributes:
         threshold: The score from which a match counts, -1..1; None when nothing is enrolled or known.
         method: ``calibrated`` on strangers of this scene; ``estimated`` from what is enrolled and what was measured of
-            these weights on other scenes; ``generic`` likewise, but nothing was measured of these weights;
+            these weights on other scenes; ``generic``: estimated without measurements of these weights;
             ``by hand``; ``none``: every match counts.
         calibrated: Whether strangers of this scene were seen.
         false_accept_rate: The FPIR that is asked: the share of strangers for whom any label may come back.
         expected_fpir: The expected FPIR with its 95 % interval; None where nothing is known.
-        expected_tpir: The share of the enrolled to be expected under their own label, likewise.
+        expected_tpir: The share of the enrolled expected under their own label, with its interval.
         strangers: The number of images of strangers that were measured.
         distinct_strangers: The number of different strangers that they seem to show.
         note: The reliability of the figures and how to improve it, in a sentence.
@@ -70,7 +70,7 @@ class OpenSetInfo:
 
 
 class OpenSet:
-    """Decides from which score a match of a gallery counts. Threads may ask while another one enrols.
+    """Decides from which score a match of a gallery counts. Threads may query it while another one enrols.
 
     Args:
         gallery: The enrolled rows, in ``space``.
@@ -104,30 +104,30 @@ class OpenSet:
         return "" if self._space is None else self._space.digest
 
     def project(self, embeddings: Array) -> Array:
-        """(N, D) float32 unit rows as the gallery holds them, from the model's."""
+        """Project the model's (N, D) float32 unit rows to the gallery's space."""
         return embeddings if self._space is None else self._space.project(embeddings)
 
     def offsets(self, rows: Array) -> Array:
-        """(N,) float32: what is taken off every score of each of (N, D) rows of the space."""
+        """(N,) float32: the offset subtracted from the scores of each of (N, D) rows of the space."""
         return np.zeros(len(rows), np.float32) if self._space is None else self._space.offsets(rows)
 
     @property
     def rate(self) -> float:
-        """The FPIR that is asked for, per query, whatever the number of labels."""
+        """The target FPIR per query, for any number of labels."""
         return self._default_rate if self._rate is None else self._rate
 
     def set_rate(self, rate: float | None) -> None:
-        """Ask for another FPIR; None for the model's own."""
+        """Set the target FPIR; None restores the model's."""
         self._rate = None if rate is None else checked_rate(rate)
 
     @property
     def own_rate(self) -> float | None:
-        """The FPIR that was set; None for the model's own."""
+        """The FPIR that was set; None for the model's default."""
         return self._rate
 
     @property
     def by_hand(self) -> float | None:
-        """The threshold that was set by hand; None where it is fitted."""
+        """The threshold that was set by hand; None if it is fitted."""
         return self._by_hand
 
     def set_by_hand(self, value: float | None) -> None:
@@ -136,7 +136,7 @@ class OpenSet:
 
     @property
     def strangers(self) -> Array | None:
-        """(S, D) float32 rows of the space that the calibration keeps; None without one."""
+        """The calibration's (S, D) float32 rows of the space; None without a calibration."""
         return None if self._strangers is None else self._strangers.rows
 
     def calibrate(self, rows: Array | None) -> None:
@@ -167,7 +167,7 @@ class OpenSet:
 
     @property
     def threshold(self) -> float | None:
-        """The score from which a match counts, -1..1; None where every match does."""
+        """The score from which a match counts, -1..1; None if every match counts."""
         if self._by_hand is not None:
             return self._by_hand
         strangers = self._strangers
@@ -179,7 +179,7 @@ class OpenSet:
 
     @property
     def info(self) -> OpenSetInfo:
-        """The operating point and what is known of it."""
+        """The operating point and its expected rates."""
         threshold, strangers, rate = self.threshold, self._strangers, self.rate
         count = len(strangers.rows) if strangers else 0
         distinct = strangers.distinct if strangers else 0
@@ -263,7 +263,7 @@ class OpenSet:
         if whole:
             others = best_of_others(rows, counts, state.scoring)
         else:
-            # Of a label with many rows the first ones stand for all; its neighbours are looked for in everything.
+            # A label with many rows is represented by its first ones; its neighbours are searched among all rows.
             keep = np.concatenate([np.arange(count) < _PER_LABEL for count in counts.tolist()])
             rows, counts = rows[keep], np.minimum(counts, _PER_LABEL)
             others = self._others_searched(state, rows, np.repeat(slots, counts))
@@ -288,7 +288,7 @@ class OpenSet:
 
 
 class _Strangers:
-    """The strangers of a calibration, and their best scores against the labels of now."""
+    """The strangers of a calibration, and their best scores against the present labels."""
 
     def __init__(self, gallery: EmbeddedGallery, rows: Array, offsets: Array, same: float) -> None:
         self.rows = rows
@@ -313,7 +313,7 @@ class _Strangers:
 
 
 def checked_rate(rate: object) -> float:
-    """A false-accept rate; InputError when it is none."""
+    """Check a false-accept rate; InputError when it is invalid."""
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or not MIN_RATE <= rate <= MAX_RATE:
         raise InputError(f"false_accept_rate is {rate!r}; allowed: {MIN_RATE} to {MAX_RATE}, such as 0.01 for 1 %")
     return float(rate)

@@ -1,4 +1,4 @@
-"""The statistics of an enrolment: each of its images serves as a stranger and as a query of its own label."""
+"""The statistics of an enrolment: each image serves as a stranger to other labels and as a query of its own label."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.common.arrays import Array, unit_rows
 FEATURES = ("log_labels", "stranger_mean", "stranger_high", "genuine_median", "genuine_low")
 
 SAMPLE_ROWS = 512
-"""Of a larger enrolment this many rows stand for all; a statistic needs no more, and its cost stays bounded."""
+"""The number of rows that represent a larger enrolment; a statistic needs no more, and its cost stays bounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Features:
     closest: float | None
 
     def value(self, name: str) -> float | None:
-        """One of :data:`FEATURES`; None where the enrolment is too small for it."""
+        """The value of one of :data:`FEATURES`; None if the enrolment is too small for it."""
         if name == "log_labels":
             return math.log(self.labels)
         feature: float | None = getattr(self, name)

@@ -1,7 +1,7 @@
 """The space in which embeddings are scored against labels, and the normalisation of the scores.
 
 A raw cosine means different things for different images: an image of a common kind is near to everything. So a model's
-weights bring what was measured of them on images that nobody enrols (the *background*):
+weights bring measurements on images that are never enrolled (the *background*):
 
 1. *Whitening*: embeddings are centred on the background's mean and, where views of one object under different cameras
    were at hand, multiplied by the inverse square root of the within-class covariance (WCCN; Hatch, Kajarekar, Stolcke,
@@ -53,19 +53,19 @@ class ScoreSpace:
 
     @property
     def dimension(self) -> int:
-        """D."""
+        """The number D of values in a row."""
         return int(self.mean.shape[0])
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what decides where an embedding lies; rows of equal digests may be compared."""
+        """SHA-256 of the parameters of the projection; rows of equal digests may be compared."""
         digest = hashlib.sha256(np.ascontiguousarray(self.mean).tobytes())
         if self.whitening is not None:
             digest.update(np.ascontiguousarray(self.whitening).tobytes())
         return digest.hexdigest()
 
     def project(self, embeddings: Array) -> npt.NDArray[np.float32]:
-        """(N, D) float32 unit rows of the space, from (N, D) float32 unit rows of the model."""
+        """Project (N, D) float32 unit rows of the model to (N, D) float32 unit rows of the space."""
         rows = embeddings - self.mean
         if self.whitening is not None:
             rows = rows @ self.whitening
@@ -74,7 +74,7 @@ class ScoreSpace:
         return rows
 
     def offsets(self, rows: Array) -> npt.NDArray[np.float32]:
-        """(N,) float32: what is taken off every score of each of (N, D) rows of the space."""
+        """(N,) float32: the offset subtracted from the scores of each of (N, D) rows of the space."""
         cosines = rows @ self.cohort.T
         cosines.partition(len(self.cohort) - self.neighbours, axis=1)
         share, level = np.float32(self.strength / self.neighbours), np.float32(self.strength * self.level)

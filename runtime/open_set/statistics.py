@@ -1,4 +1,4 @@
-"""A threshold estimated without strangers: from what is enrolled, and from what was measured of the weights.
+"""A threshold estimated without strangers, from the enrolment and the statistics of the weights.
 
 Nothing that never saw a stranger of this scene can promise a rate. What can be known is how the threshold that would
 have been right depended on the enrolment, over many enrolments of other persons or classes whose strangers were known:
@@ -23,7 +23,7 @@ _MAX_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class ThresholdModel:
-    """A threshold for each rate, linear in features of an enrolment.
+    """A linear model of the threshold for each rate, in features of an enrolment.
 
     Attributes:
         features: Names of :data:`runtime.open_set.enrolled.FEATURES`, in the order of the coefficients.
@@ -51,13 +51,13 @@ class ThresholdModel:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutRates:
-    """The rates that were reached on enrolments held out of the fit.
+    """The rates on enrolments that were held out of the fit.
 
     Attributes:
         labels, images: The number of enrolled labels, and of images of each.
         rate: The FPIR that was asked.
         fpir, fpir_low, fpir_high: The reached FPIR: the mean over the enrolments, and the range of 95 % of them.
-        tpir, tpir_low, tpir_high: Likewise the TPIR.
+        tpir, tpir_low, tpir_high: The TPIR in the same form.
     """
 
     labels: int
@@ -104,7 +104,7 @@ class OpenSetStatistics:
             raise SchemaError("open_set: scoring, rates and threshold models do not fit together")
 
     def threshold(self, features: Features, rate: float) -> float | None:
-        """The threshold for a rate, -1..1; None when no model makes do with what is known of the enrolment."""
+        """The threshold for a rate, -1..1; None when every model needs a feature that the enrolment lacks."""
         for model in self.models:
             values = [features.value(name) for name in model.features]
             known = [value for value in values if value is not None]
@@ -119,7 +119,7 @@ class OpenSetStatistics:
         return None
 
     def expected(self, labels: int, images: float, rate: float) -> tuple[Rate, Rate] | None:
-        """FPIR and TPIR to be expected, of the measured enrolments most like this one."""
+        """The expected FPIR and TPIR, from the measured enrolments that are most like this one."""
         if not self.measured:
             return None
 

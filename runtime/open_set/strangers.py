@@ -1,4 +1,4 @@
-"""A threshold measured on strangers: the scores of images in which nobody is enrolled.
+"""A threshold measured on strangers: the scores of images that show no enrolled label.
 
 What is kept of the strangers are their rows, not only their scores: when labels are added or forgotten, each stranger's
 best score is known for the labels of now, so nothing has to be assumed of how the best of n labels grows with n.
@@ -27,7 +27,7 @@ _TAIL_ROWS = 8
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A share with its 95 % interval, each 0..1."""
+    """A rate with its 95 % interval, each 0..1."""
 
     value: float
     low: float
@@ -86,7 +86,7 @@ def threshold_at(scores: Array, rate: float, *, independent: float | None = None
 
 
 def effective_count(rows: Array, same: float) -> tuple[float, int]:
-    """The number of independent images that (N, D) unit rows are worth, and of the strangers that they show.
+    """The effective number of independent images among (N, D) unit rows, and the number of distinct strangers.
 
     Images that follow each other in a video show the same stranger. Rows whose cosine is at least ``same`` are taken
     for one; the count is Kish's, ``N**2 / sum(n_i**2)``.
@@ -108,7 +108,7 @@ def effective_count(rows: Array, same: float) -> tuple[float, int]:
 
 
 def rate_interval(rate: float, count: float) -> Rate:
-    """A share that was measured on ``count`` independent images, with Wilson's 95 % interval."""
+    """A rate measured on ``count`` independent images, with Wilson's 95 % interval."""
     if count <= 0:
         return Rate(rate, 0.0, 1.0)
     z = 1.959964

@@ -1,4 +1,4 @@
-"""The open-set operating point for people to read."""
+"""The open-set operating point as text."""
 
 from __future__ import annotations
 

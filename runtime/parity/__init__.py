@@ -1,1 +1,1 @@
-"""The distance of an engine from the PyTorch model, and from its own earlier outputs."""
+"""The distance of an engine from the reference model, and from its own earlier outputs."""

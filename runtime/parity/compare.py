@@ -118,7 +118,7 @@ def compare_rows(expected: Array, actual: Array) -> tuple[float, Array]:
 
 
 def settle_flips(expected: Array, actual: Array, allowed: float) -> tuple[Array, float]:
-    """The engine's output without the elements that may have flipped, and the share that did.
+    """The engine's output with allowed flips replaced, and the share of flipped elements.
 
     An element counts as flipped when it is further off than FP32 engines may be. The furthest ones, as many as are
     allowed, are given the expected value.
@@ -250,7 +250,7 @@ def outputs_of(
 
 
 def nearest_agreement(reference: Array, measured: Array) -> Decisions:
-    """Rank-1 agreement: for how many images both encoders name the same nearest neighbour among all the others.
+    """Rank-1 agreement: the share of images with the same nearest neighbour by both encoders.
 
     ``measured`` queries ``reference``'s gallery, as an engine does that loads an enrolment of another. A neighbour
     that by the reference's own scores is nearer than the nearest less :data:`TIE` counts as the same: between those
@@ -263,7 +263,7 @@ def nearest_agreement(reference: Array, measured: Array) -> Decisions:
     expected_rows, actual_rows = unit_rows(reference), unit_rows(measured)
     scores, by_engine = expected_rows @ expected_rows.T, actual_rows @ expected_rows.T
     for table in (scores, by_engine):
-        np.fill_diagonal(table, -np.inf)  # nobody is looked for among pictures that include the very same one
+        np.fill_diagonal(table, -np.inf)  # an image is not its own neighbour
     named = scores[np.arange(len(scores)), by_engine.argmax(axis=1)]
     best = scores.max(axis=1)
     return Decisions(
@@ -276,7 +276,7 @@ def nearest_agreement(reference: Array, measured: Array) -> Decisions:
 
 
 def mask_agreement(reference: Array, measured: Array, *, mean_cosine: float | None = None) -> Decisions:
-    """Mask IoU: how far the masks that two sets of logits decide on overlap, the mean over all masks.
+    """Mask IoU: the overlap of the masks that two sets of logits give, the mean over all masks.
 
     Two masks that are both empty agree.
 

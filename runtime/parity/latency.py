@@ -1,4 +1,4 @@
-"""Timing that a busy machine cannot turn in anybody's favour: contenders take turns, round by round."""
+"""Timing that a busy machine does not bias: contenders take turns, round by round."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Latency:
 def interleaved(
     contenders: Mapping[str, Callable[[], object]], *, seconds: float, min_rounds: int = 10, pause: float = 0.0
 ) -> dict[str, Latency]:
-    """Time each contender once a round until ``seconds`` have passed, after two rounds that are not counted.
+    """Time each contender once per round until ``seconds`` have passed, after two warm-up rounds.
 
     Before it is timed, a contender is called once untimed: caches are then its own, and threads that the one before
     it may have left spinning have stopped.

@@ -1,4 +1,4 @@
-"""What an engine itself gave when it was built, and whether it still gives that.
+"""The recorded outputs of an engine at its build, and the comparison of an engine with them.
 
 A tolerance for each precision tells an INT8 engine that computes something else from a right one only where the fault
 is gross: rounding alone may cost an embedding a mean cosine of 0.98. So a build records the engine's own outputs on
@@ -46,7 +46,7 @@ _VARIATION, _SAME_KERNELS, _OTHER_KERNELS = 1.5, 0.5, 2.0
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """How far an engine is from what was recorded of it, the worst over the batch sizes.
+    """The distance of an engine's output from the recorded one, the worst over the batch sizes.
 
     Attributes:
         output: ``GRAPH/OUTPUT``.
@@ -62,7 +62,7 @@ class Deviation:
 
     @property
     def holds(self) -> bool:
-        """Whether the engine is what was recorded."""
+        """Whether the distance is within its bound."""
         return self.difference <= self.allowed
 
 
@@ -92,7 +92,7 @@ def difference(expected: Array, actual: Array, *, flipped: float = 0.0) -> float
 
 
 def allowed(record: OutputRecord, *, same_kernels: bool) -> float:
-    """How far an engine may be from its recorded output.
+    """The allowed distance of an engine from its recorded output.
 
     Args:
         record: What was measured of right runs.
@@ -106,7 +106,7 @@ def allowed(record: OutputRecord, *, same_kernels: bool) -> float:
 
 
 def read_recorded(bundle: Bundle, record: EngineRecord) -> dict[str, Array] | None:
-    """``GRAPH/OUTPUT`` to what the engine gave for the first golden rows; None where nothing was recorded.
+    """``GRAPH/OUTPUT`` to the recorded output for the first golden rows; None if nothing was recorded.
 
     Raises:
         IntegrityError: The file is missing or altered, or lacks an output.
@@ -137,7 +137,7 @@ def deviations(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     rows: int | None = None,
 ) -> tuple[Deviation, ...]:
-    """Run an engine on the golden inputs and compare it with what was recorded of it.
+    """Run an engine on the golden inputs and compare its outputs with the recorded ones.
 
     Args:
         record: The engine; it has ``recorded``.
@@ -185,7 +185,7 @@ def deviations(
 
 
 def deviation_text(deviation: Deviation) -> str:
-    """What disagrees and by how much, for messages."""
+    """The output that deviates and its distance, as text for messages."""
     whose = "on the same machine" if deviation.same_machine else "on another machine's kernels"
     return (
         f"{deviation.output} is {deviation.difference:.2e} from what this engine gave when it was built; "
@@ -194,7 +194,7 @@ def deviation_text(deviation: Deviation) -> str:
 
 
 def held_to_text(record: EngineRecord) -> str:
-    """What an engine is held to: what was recorded of it or, where nothing was, the tolerance of its precision."""
+    """The criterion for an engine, as text: its recorded outputs or, without any, the tolerance of its precision."""
     if record.recorded is None or not record.recorded.outputs:
         return str(TOLERANCES[record.precision])
     bound = max(allowed(item, same_kernels=_same_kernels(record)) for item in record.recorded.outputs)

@@ -1,4 +1,4 @@
-"""Select the engine that runs: the fastest one whose parity held and that this machine can open."""
+"""Select the engine to run: the fastest one with passed parity that opens on this machine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ONE_ROW = 2.0
 
 @dataclass(frozen=True, slots=True)
 class SelectedEngine:
-    """The engine that was chosen and opened.
+    """The selected, open engine.
 
     Attributes:
         record: Its record, with this machine's parity where the manifest has none.
@@ -99,7 +99,7 @@ def open_best(
 
 
 def _unlike_recorded(bundle: Bundle, record: EngineRecord, sessions: Mapping[str, Session]) -> str:
-    """Why an engine is not what was recorded of it, by one image; empty where it is, or where that is not cheap.
+    """The reason why an engine deviates from its record on one image; empty if it agrees or the check is costly.
 
     Old processors show why this is needed: without VNNI, OpenVINO's INT8 kernels cut sums off at 16 bits, and OSNet
     x0.25's embeddings, recorded with it, had a mean cosine of 0.84 (2026.4).
@@ -165,7 +165,7 @@ def _exact(record: EngineRecord) -> bool:
 
 
 def _waiting(bundle: Bundle, chosen: EngineRecord) -> str:
-    """Names the engines that `edgevis build-engine` could still build here; a predictor builds none unasked."""
+    """A note that names the engines that `edgevis build-engine` can build here; a predictor builds none itself."""
     names = [
         record.name
         for record in bundle.manifest.engines

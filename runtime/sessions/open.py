@@ -1,4 +1,4 @@
-"""Open the sessions of one engine, all of its graphs or none."""
+"""Open the sessions of an engine's graphs; if one fails, all are closed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def open_sessions(bundle: Bundle, record: EngineRecord, *, threads: int | None) 
 def open_graphs(
     record: EngineRecord, deployment: Deployment, locate: Callable[[str], Path], *, threads: int | None
 ) -> dict[str, Session]:
-    """Open all graphs of one engine whose files are not yet in a written bundle.
+    """Open all graphs of an engine whose bundle is not written yet.
 
     Args:
         record: The engine.
@@ -79,7 +79,7 @@ def _open_engine(
 
 
 def _reopen(record: EngineRecord, opened: Callable[[], Engine]) -> Engine:
-    """Open an engine once more, in a child of the process that opened it."""
+    """Reopen an engine in a child of the process that opened it."""
     if record.device != "cpu":
         raise EngineError(
             f"{record.name} was opened on {record.device!r} before this process was forked, and CUDA cannot be used by "

@@ -1,4 +1,4 @@
-"""One graph ready to run: the checks that every backend shares, chunking of large batches, resident inputs."""
+"""A graph's session: input checks shared by all backends, chunking of large batches, resident inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runtime.errors import EngineError, InputError
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """Inputs of one graph that have been checked and stay as they are over many runs."""
+    """Checked inputs of one graph that stay the same over many runs."""
 
     arrays: Mapping[str, Array]
 
@@ -63,7 +63,7 @@ class Session:
         register(self)
 
     def prepare(self, inputs: Mapping[str, Array]) -> Resident:
-        """Check inputs once that many runs share, such as support features: a backend need not copy them for each.
+        """Check inputs that many runs share, such as support features, once: a backend need not copy them for each run.
 
         The arrays must not be written to as long as the result is used.
 
@@ -106,7 +106,7 @@ class Session:
         return outputs
 
     def warmup(self, rows: int = 1) -> None:
-        """Run zeros in a batch of ``rows``, every other open axis being 1, so that lazy initialisation is over."""
+        """Run zeros in a batch of ``rows``, with every other open axis 1, to complete lazy initialisation."""
         sizes = {"N": rows}
         shapes = {
             name: tuple(sizes.get(size, 1) if isinstance(size, str) else size for size in tensor.shape)

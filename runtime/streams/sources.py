@@ -1,4 +1,4 @@
-"""Frames from wherever they come: a camera, a video file, a network stream, a folder of images, any iterable."""
+"""Frames of a source: a camera, a video file, a network stream, a folder of images, any iterable."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _from_path(path: Path, on_error: Callable[[EdgevisError], object] | None) ->
 
 
 def video_capture(source: int | str | Path) -> cv2.VideoCapture:
-    """OpenCV's reader of a camera, an address or a video file; whether it opened, ``isOpened()`` says.
+    """OpenCV's reader of a camera, an address or a video file; ``isOpened()`` says whether it opened.
 
     Raises:
         SourceError: The name of a file is not UTF-8, and the system offers no other name for it.
@@ -97,7 +97,7 @@ def video_capture(source: int | str | Path) -> cv2.VideoCapture:
 
 
 def _captured_by_number(path: Path) -> cv2.VideoCapture:
-    """A video file under the name that the system gives to an open file."""
+    """Open a video file by its descriptor's path, such as ``/proc/self/fd/3``."""
     try:
         with open_regular(path) as file:
             other = f"/proc/self/fd/{file.fileno()}"

@@ -140,7 +140,7 @@ def test_one_changed_weight_is_found(
     with pytest.raises(ParityError) as caught:
         prove(records, tmp_path, reference)
     message = str(caught.value)
-    assert f"graph 'embed' of the engine {engine} does not compute what the PyTorch model computes" in message
+    assert f"graph 'embed' of the engine {engine} does not compute what the reference model computes" in message
     assert "max relative error" in message
     assert "allowed: max relative error <= 0.0001, cosine >= 0.99999" in message
     (other,) = {"onnxruntime-fp32", "openvino-fp32"} - {engine}

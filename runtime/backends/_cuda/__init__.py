@@ -54,7 +54,7 @@ class DeviceInfo:
 
 
 class Memory:
-    """Some bytes; they are given back by :meth:`close`, which must not happen while the GPU uses them.
+    """A block of memory; :meth:`close` frees it, which must not happen while the GPU uses it.
 
     Attributes:
         address: The address on the GPU; 0 for ``pinned`` memory.
@@ -76,10 +76,10 @@ class Memory:
 
 
 class CapturedGraph(Protocol):
-    """Work that a stream was given once and that is started again as a whole."""
+    """A CUDA graph: work captured from a stream, launched again as a whole."""
 
     def launch(self) -> None:
-        """Start it on the stream that it was captured from."""
+        """Launch the graph on the stream that it was captured from."""
         ...
 
     def close(self) -> None: ...
@@ -106,7 +106,7 @@ class Stream(Protocol):
         ...
 
     def synchronize(self) -> None:
-        """Wait until everything that was queued is done."""
+        """Wait until all queued work is done."""
         ...
 
     def close(self) -> None: ...
@@ -119,11 +119,11 @@ class Device(Protocol):
     def info(self) -> DeviceInfo: ...
 
     def current(self) -> AbstractContextManager[None]:
-        """Makes it the calling thread's device; all other calls, and TensorRT's, belong inside."""
+        """A context that makes this the calling thread's device; all other calls, and TensorRT's, belong inside."""
         ...
 
     def allocate(self, size_bytes: int, kind: MemoryKind) -> Memory:
-        """Memory of at least one byte; EngineError when there is not enough."""
+        """Allocate memory, at least one byte; EngineError when there is not enough."""
         ...
 
     def stream(self) -> Stream:
@@ -136,7 +136,7 @@ class _Package(Protocol):
 
 
 def open_device() -> Device:
-    """The GPU, through the package that ``EDGEVIS_CUDA`` names.
+    """Open the GPU through the package that ``EDGEVIS_CUDA`` names.
 
     Raises:
         UnknownBackendError: The variable names another package.
@@ -155,7 +155,7 @@ def _opened(package: str) -> Device:
 
 
 def kernel_driver() -> str:
-    """The version of the NVIDIA driver that the kernel runs; empty where the system does not say."""
+    """The version of the loaded NVIDIA kernel driver; empty if the system does not report it."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -106,7 +106,7 @@ def _open(files: EngineFiles, flavour: Flavour, device: Device) -> PlanResult[Op
 
 
 def _graph(files: EngineFiles) -> bytes:
-    """The graph, which a plan's key is made of: TensorRT's parser would look for other files in the working folder."""
+    """The graph's bytes, part of the plan's key; EngineError if it has external data, which the parser cannot find."""
     if files.external:
         raise EngineError(f"it has external data ({', '.join(files.external)}); save the graph with its data inside")
     return files.main

@@ -1,4 +1,4 @@
-"""Plans on disk: built once on a machine, used by every process, built again when what they depend on has changed.
+"""The plan cache on disk: a plan is built once per machine, shared by all processes, and rebuilt when its key changes.
 
 ::
 
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PlanKey:
-    """All that a plan depends on.
+    """The key of a cached plan: everything that the plan depends on.
 
     Attributes:
         onnx_sha256: SHA-256 of the graph's file.
@@ -70,12 +70,12 @@ class PlanKey:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of it all, the name of the plan's files."""
+        """SHA-256 of all fields: the name of the plan's files."""
         return json_digest(self)
 
     @property
     def machine_digest(self) -> str:
-        """The part that kernel times depend on."""
+        """The digest of the fields that kernel timings depend on."""
         parts = [self.flavour, self.version, self.sm, self.device]
         return json_digest(parts)[:16]
 
@@ -92,7 +92,7 @@ class PlanRecord:
 
 @dataclass(frozen=True, slots=True)
 class PlanResult(Generic[T]):
-    """A plan that has been opened.
+    """An opened plan, and where it came from.
 
     Attributes:
         opened: The opened plan.
@@ -110,7 +110,7 @@ class PlanResult(Generic[T]):
 
 
 class PlanCache:
-    """The plans of this machine.
+    """The cache of this machine's plans.
 
     Args:
         folder: The folder of the plans; None for ``tensorrt/`` in :func:`runtime.common.cache_folder.cache_folder`.
@@ -124,7 +124,7 @@ class PlanCache:
     def get(
         self, key: PlanKey, *, build: Callable[[bytes], BuiltPlan], open_plan: Callable[[bytes], T]
     ) -> PlanResult[T]:
-        """The plan of that key, opened; it is built if there is none that can be.
+        """Open the cached plan of a key; build it if there is none, or if it cannot be opened.
 
         Args:
             key: The key of the plan.
@@ -154,7 +154,7 @@ class PlanCache:
         return PlanResult(opened, True, seconds, reason, len(compiled.plan))
 
     def prune(self, max_bytes: int | None = None, *, keep: PlanKey | None = None) -> int:
-        """Delete the plans that were not used for longest, until the rest fits; returns how many bytes are left.
+        """Delete the least recently used plans until the rest fits; returns the number of bytes left.
 
         Args:
             max_bytes: None for the cache's own limit.
@@ -179,7 +179,7 @@ class PlanCache:
         return self.folder / f"{key.digest}.plan"
 
     def _try(self, key: PlanKey, open_plan: Callable[[bytes], T]) -> tuple[T | None, int, str]:
-        """The cached plan opened, its size, and if there is one that cannot be opened, why."""
+        """The opened cached plan, its size, and the reason if a cached plan cannot be opened."""
         path = self._plan(key)
         try:
             data = path.read_bytes()
@@ -210,7 +210,7 @@ class PlanCache:
         return from_json(PlanRecord, parse_json(path.read_bytes()), path.name)
 
     def _keep(self, key: PlanKey, compiled: BuiltPlan, seconds: float) -> None:
-        """Put a plan into the cache; what cannot be kept is used all the same."""
+        """Write a plan to the cache; if that fails, the plan is used uncached."""
         path = self._plan(key)
         created = datetime.now(timezone.utc).isoformat(timespec="seconds")
         record = PlanRecord(hashlib.sha256(compiled.plan).hexdigest(), key, created, round(seconds, 1))

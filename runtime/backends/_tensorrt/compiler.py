@@ -77,7 +77,7 @@ _TITLES: dict[Flavour, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT
 
 
 def _flag(trt: Any, enum: str, member: str) -> int:
-    """The bit of a flag, 0 where the version has it no more: what it asked for is then the only way."""
+    """The bit of a builder flag; 0 where the version has removed the flag because its behaviour is the only one."""
     value = getattr(getattr(trt, enum), member, None)
     return 0 if value is None else 1 << int(value)
 
@@ -134,7 +134,7 @@ def _profile(builder: Any, network: Any, spec: BuildSpec, who: str) -> Any:
 
 
 def _set_timing_cache(config: Any, data: bytes, logger: Any) -> Any:
-    """The configuration's timing cache, filled with ``data`` where that is usable; None where there is none."""
+    """Set the timing cache, filled with ``data`` if usable; returns None where timing caches are not supported."""
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, False):
         logger.errors.clear()

@@ -1,4 +1,4 @@
-"""A plan, open on the GPU: what the backends ``tensorrt`` and ``tensorrt_rtx`` share.
+"""An open plan on the GPU, shared by the backends ``tensorrt`` and ``tensorrt_rtx``.
 
 A call gets a *lane*: an execution context of its own with a stream, page-locked buffers for the processor and device
 buffers for the GPU, all for one set of shapes. TensorRT ties a captured CUDA graph to the state of its context, so a
@@ -38,7 +38,7 @@ class Binding:
 
 
 class PlanEngine:
-    """A plan that has been deserialised. Threads may share it.
+    """A deserialised plan that runs inference. Threads may share it.
 
     Args:
         plan: The result of :func:`open_plan`.
@@ -68,7 +68,7 @@ class PlanEngine:
                 memories = {name: self.resident.memory(array, lane.stream) for name, array in resident.items()}
                 outputs = lane.run(feeds, memories)
             except BaseException:
-                self._give(lane, keep=False)  # what state its context is in, nobody knows
+                self._give(lane, keep=False)  # the state of its context is unknown
                 raise
             self._give(lane, keep=True)
         return outputs
@@ -85,7 +85,7 @@ class PlanEngine:
                 self.resident.close()
 
     def _check(self, arrays: Mapping[str, Array]) -> None:
-        """The session has checked against the manifest; this is that the plan was built for the same."""
+        """Check the arrays' types against the plan; the session has checked them against the manifest."""
         for binding in self._bindings:
             if binding.is_input and arrays[binding.name].dtype != binding.dtype:
                 raise EngineError(
@@ -138,7 +138,7 @@ class PlanEngine:
 
 
 class OpenPlan:
-    """A deserialised plan with all that must live as long as it: the logger and the runtime."""
+    """A deserialised plan with the objects that must outlive it: the logger and the runtime."""
 
     def __init__(self, trt: Any, logger: Any, runtime: Any, engine: Any) -> None:
         self._trt = trt
@@ -176,11 +176,11 @@ class OpenPlan:
         return context
 
     def errors(self) -> str:
-        """TensorRT's error messages so far."""
+        """The error messages that TensorRT has logged so far."""
         return "; ".join(self._logger.errors) or "it gives no reason"
 
     def allowed(self, name: str) -> str:
-        """The shapes that an input may have, for messages."""
+        """The allowed shapes of an input, as text for messages."""
         smallest, _, largest = (tuple(shape) for shape in self._engine.get_tensor_profile_shape(name, 0))
         return f"{smallest} to {largest}"
 
@@ -286,7 +286,7 @@ class _Lane:
         return _Buffer(host.view(dtype).reshape(shape), allocations[0], allocations[-1])
 
     def run(self, feeds: Mapping[str, Array], resident: Mapping[str, Memory]) -> dict[str, Array]:
-        """One inference; the arrays that it returns are the caller's."""
+        """Run one inference; the caller owns the returned arrays."""
         for name, array in feeds.items():
             np.copyto(self._inputs[name].view, array)
         addresses = {name: memory.address for name, memory in resident.items()}
@@ -317,7 +317,7 @@ class _Lane:
                 self.stream.copy(buffer.pinned, buffer.device)
 
     def _capture(self) -> None:
-        """Capture what :meth:`_queue` does; where that cannot be, it is queued call by call as before."""
+        """Capture :meth:`_queue` as a CUDA graph; if that fails, each call is queued as before."""
         capturable = getattr(self._context, "is_stream_capturable", None)  # TensorRT-RTX tells
         try:
             if capturable is not None and not capturable(self.stream.handle):

@@ -25,7 +25,7 @@ class ResidentInputs:
         self._copies: dict[int, _Copy] = {}
 
     def memory(self, array: Array, stream: Stream) -> Memory:
-        """The copy of an array; it is complete, on whatever stream it is read.
+        """The copy of an array, complete before this returns, so that any stream may read it.
 
         Args:
             array: C-contiguous.

@@ -62,12 +62,12 @@ class BuildSpec:
                 raise SchemaError(f"build spec: compute capability {shown(capability)}, allowed: such as 'SM86'")
 
     def dumps(self) -> str:
-        """The JSON text; the same specification gives the same text."""
+        """The specification as JSON text; equal specifications give equal text."""
         return json.dumps(to_json(self), indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def loads(cls, text: str | bytes) -> BuildSpec:
-        """Read JSON text.
+        """Parse a specification from JSON text.
 
         Raises:
             SchemaError: Not JSON, another schema version, an unknown or missing field, a value out of range.

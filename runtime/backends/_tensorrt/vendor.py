@@ -20,7 +20,7 @@ _ELSEWHERE: dict[Flavour, str] = {"tensorrt": "; on a Jetson it comes with JetPa
 
 
 def load(flavour: Flavour) -> Any:
-    """The vendor's module.
+    """Import the vendor's module.
 
     Raises:
         MissingDependencyError: It is not installed, or a library that it needs is not.
@@ -39,7 +39,7 @@ def load(flavour: Flavour) -> Any:
 
 
 def version(flavour: Flavour) -> str:
-    """The installed version, such as ``"10.3.0"``.
+    """The installed version of the package, such as ``"10.3.0"``.
 
     Raises:
         MissingDependencyError: It is not installed.
@@ -54,7 +54,7 @@ def logger(trt: Any) -> Any:
     """
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the bindings carry no types
-        """Keeps what went wrong for the exception's message."""
+        """Collects error messages for the exception's text."""
 
         def __init__(self) -> None:
             super().__init__()
