@@ -1,4 +1,4 @@
-"""Accuracy after training: a paper's model beside its baselines and beside what a user would do instead.
+"""Accuracy after training: a paper's model, its baselines, and what a user would do instead.
 
     python -m benchmarks.accuracy few-shot --data grocery_dev.zip --published mobilenetv2_100.safetensors
     python -m benchmarks.accuracy reid --data pku_reid_dev.zip --published osnet_x0_25_msmt17.safetensors
@@ -55,7 +55,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Variants that are trained and measured alike.
+    """A comparison: variants that are trained and measured in the same way.
 
     Attributes:
         variants: The first is what the others are compared with.
@@ -152,7 +152,7 @@ COMPARISONS: Mapping[str, Comparison] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train what is not trained yet, and print the comparison; returns the process's exit status."""
+    """Train the missing variants, and print the comparison; returns the process's exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("comparison", choices=tuple(COMPARISONS))

@@ -26,7 +26,7 @@ from edgevis.training.progress import ConsoleProgress
 
 @dataclass(frozen=True, slots=True)
 class EpochFigures:
-    """One epoch of the training.
+    """The figures of one epoch of the training.
 
     Attributes:
         epoch: From 1.
@@ -43,7 +43,7 @@ class EpochFigures:
 def measured(
     data: Path, *, values: Mapping[str, Any], options: Mapping[str, int | str], seed: int = 0, quiet: bool = False
 ) -> list[EpochFigures]:
-    """Train and measure.
+    """Train, and return the figures of each epoch.
 
     Args:
         data: As of ``edgevis.train`` for the task ``segment``.
@@ -76,7 +76,7 @@ def measured(
     epochs: list[EpochFigures] = []
 
     class Witness(ConsoleProgress):
-        """Measures what no training from boxes may see."""
+        """Measures Dice after each epoch on masks, which a training from boxes does not see."""
 
         def epoch(self, row: Mapping[str, float], epochs_: int, seconds: float) -> None:
             evaluation = evaluated(model, masks.validate)
@@ -95,7 +95,7 @@ def measured(
 
 
 def rank_correlation(one: ArrayLike, other: ArrayLike) -> float | None:
-    """Spearman's: Pearson's correlation of the ranks, ties sharing the mean of theirs; None where one has no order.
+    """Spearman's rank correlation: Pearson's of the ranks, ties sharing their mean; None if all values are equal.
 
     Args:
         one, other: (n,) numbers.
@@ -112,7 +112,7 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a row for each epoch; an error of ours becomes one line and exit status 1."""
+    """Print a row for each epoch; an EdgevisError becomes one line and exit status 1."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.box_fit", description=(__doc__ or "").partition("\n")[0]
     )

@@ -1,4 +1,4 @@
-"""From a fresh interpreter to the first result: ``python -m benchmarks.cold_start --bundle B.edgevis``."""
+"""The time from a fresh interpreter to the first result: ``python -m benchmarks.cold_start --bundle B.edgevis``."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def measure(bundle: Path, record: EngineRecord, *, runs: int) -> ColdStart:
 
 
 def measure_eager(manifest: Manifest, *, runs: int) -> ColdStart:
-    """The same for PyTorch in eager mode: importing torch, making the module with random weights, one image."""
+    """Measure PyTorch in eager mode: importing torch, creating the module with random weights, one image."""
     return _started("PyTorch eager", _EAGER_CHILD, (manifest.model, json.dumps(dict(manifest.options))), runs)
 
 

@@ -32,7 +32,7 @@ from runtime.verification.timing import HEADERS, MEASURED, time_engines
 
 @dataclass
 class Watch:
-    """What was seen: the annotated frames that are kept for the picture, and how often each label appeared."""
+    """The observations of the demo: annotated frames for the picture by label, and how often each label appeared."""
 
     seen: Counter[str] = field(default_factory=Counter)
     pictures: dict[str, list[Image]] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Watch:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; an error of ours becomes one line and exit status 1."""
+    """Run the demo; an EdgevisError becomes one line and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--bundle", required=True, help="a Re-ID bundle that recognises")
     parser.add_argument("--timed", nargs="*", default=[], help="more bundles for the table of latencies")
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(bundle: str, timed: Sequence[str], video: Path | None, output: Path, *, seconds: float) -> None:
-    """Enrol, watch, draw, time; see the module."""
+    """Enrol, predict, draw and time; see the module."""
     scene: VideoScene = PhotoPan() if video is None else FixedCamera(video)
     output.mkdir(parents=True, exist_ok=True)
     print(f"\nScene: {scene.name}")
@@ -133,7 +133,7 @@ def _annotate(predictor: Predictor, view: View) -> tuple[Image, list[Identificat
 
 
 def _poster(gallery: dict[str, list[Image]], watch: Watch, width: int = 1280) -> Image:
-    """Left, who was enrolled; right, six frames in which they and strangers were seen."""
+    """The demo's picture: on the left the enrolled persons, on the right six frames with them and strangers."""
     side = width // 4
     cards = [_card(label, crops, side, color_at(index)) for index, (label, crops) in enumerate(gallery.items())]
     order = [label for label in (*gallery, "unknown") if label in watch.pictures]
@@ -157,7 +157,7 @@ def _card(label: str, crops: list[Image], width: int, color: tuple[int, int, int
 
 
 def _color(label: str | None, enrolled: Sequence[str]) -> tuple[int, int, int]:
-    """By the order of enrolment, so that two persons never share one."""
+    """The colour of a label by the order of enrolment, so that no two persons share one."""
     return color_of(None) if label is None else color_at(enrolled.index(label))
 
 

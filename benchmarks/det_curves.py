@@ -11,7 +11,7 @@ from edgevis import MissingDependencyError
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One curve.
+    """One detection error trade-off curve.
 
     Attributes:
         data, engine: Of which images by which engine: those of one pair share a panel.
@@ -26,7 +26,7 @@ class Curve:
 
 
 def draw(curves: Sequence[Curve]) -> bytes:
-    """An SVG with a panel for each scene and engine; both axes are logarithmic.
+    """Draw an SVG with a panel for each scene and engine; both axes are logarithmic.
 
     Raises:
         MissingDependencyError: Matplotlib is not installed.

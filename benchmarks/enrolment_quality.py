@@ -1,10 +1,10 @@
-"""What blurred 22 × 28 crops cost when they are enrolled, and what judging them prevents.
+"""The accuracy that enrolling blurred 22 × 28 crops costs, with and without the quality checks.
 
 ``python -m benchmarks.enrolment_quality --bundle B.edgevis --data pku_reid_dev.zip`` draws labels to enrol, strangers
 to set the threshold by and other strangers to test it with. The threshold gives the asked FPIR (ISO/IEC 19795: the
 share of strangers for whom any label comes back) with clean images enrolled; then some of each label's images are
 damaged, and the same threshold is used again, without and with the gate: ``Predictor.enroll(..., strict=True)``, which
-refuses them, and a second call with those images that nothing speaks against. Scores are plain cosines of
+refuses them, and a second call with the images without findings. Scores are plain cosines of
 ``Predictor.embed``, so that the loss is the images' and not the threshold rule's. TPIR is the share of images of
 enrolled labels that come back under their own label.
 
@@ -41,7 +41,7 @@ _BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class QualityRow:
-    """What was measured with one way of enrolling; means over draws, with the half widths of their 95 % intervals.
+    """The figures of one way of enrolling: means over draws, with the half widths of their 95 % intervals.
 
     Attributes:
         data: The data's file name.
@@ -49,7 +49,7 @@ class QualityRow:
         enrolled: Which images were enrolled.
         labels, images: Enrolled on average: labels, and images of each.
         fpir, tpir: At the threshold that gives the asked FPIR with clean images.
-        fpir_damaged: Of strangers whose images are damaged likewise, at that threshold.
+        fpir_damaged: The FPIR of strangers whose images are damaged in the same way, at that threshold.
         tpir_again: At a threshold that was set again, with what is enrolled now.
     """
 
@@ -70,7 +70,7 @@ class QualityRow:
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """How often, and with how many.
+    """The numbers of the protocol: draws, labels, images.
 
     Attributes:
         shots: Images enrolled of each label.
@@ -91,7 +91,7 @@ class Protocol:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Data:
-    """N images, (N,) labels, and (N,) bool: which of them may be enrolled, and which may be asked."""
+    """N images, (N,) labels, and (N,) bool masks of those that may be enrolled and those that may be queries."""
 
     images: list[Image]
     labels: Array
@@ -101,7 +101,7 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class _Draw:
-    """Numbers of images: the clean shots of each label, and those asked."""
+    """The image indices of one draw: the clean shots of each label, queries and strangers."""
 
     shots: dict[str, list[int]]
     queries: list[int]
@@ -185,7 +185,7 @@ def measure(predictor: Predictor, name: str, data: Data, protocol: Protocol) -> 
 
 
 def pass_gate(predictor: Predictor, label: str, images: Sequence[Image]) -> list[int]:
-    """Enrol those of the images that nothing speaks against; returns their places."""
+    """Enrol the images without findings; returns their indices."""
     try:
         predictor.enroll(label, list(images), strict=True)
         return list(range(len(images)))
@@ -228,7 +228,7 @@ def _enrolments(
     draw: _Draw,
     count: int,
 ) -> Iterator[tuple[str, dict[str, Array]]]:
-    """Ways of enrolling the same labels, each with the embeddings that it enrols: label to (N, D)."""
+    """Yield ways of enrolling the same labels, each with its embeddings: label to (N, D)."""
     shots = len(next(iter(draw.shots.values())))
     mixed = {
         label: np.concatenate([broken[indices[:count]], clean[indices[count:]]])

@@ -15,7 +15,7 @@ _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault.
+    """One fault: its kind, its place and its graph.
 
     Attributes:
         kind: What was done, such as ``"weights shuffled"``.
@@ -29,7 +29,7 @@ class Fault:
 
 
 def faults_of(name: str, model: ModelProto) -> dict[str, list[Fault]]:
-    """All places of a graph where each kind of fault can be planted, by kind.
+    """All faults that can be planted into a graph, by kind.
 
     Args:
         name: The graph's name.
@@ -102,14 +102,14 @@ def _weight_of(node: NodeProto, makers: Mapping[str, NodeProto], constants: Mapp
 
 
 def _source(name: str, makers: Mapping[str, NodeProto]) -> str:
-    """The initialiser behind casts and dequantisation."""
+    """The name of the initialiser behind casts and dequantisation."""
     while (maker := makers.get(name)) is not None and maker.op_type in ("Cast", "DequantizeLinear", "Identity"):
         name = maker.input[0]
     return name
 
 
 def spread(kinds: Mapping[str, list[Fault]], count: int) -> Iterator[Fault]:
-    """At most ``count`` faults, the kinds in turn, each kind's places evenly from the first to the last."""
+    """Yield at most ``count`` faults, alternating kinds, with each kind's places spread evenly."""
     share = -(-count // max(len(kinds), 1))
     chosen = [
         [places[index] for index in sorted({int(step) for step in np.linspace(0, len(places) - 1, share)})]

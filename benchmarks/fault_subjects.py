@@ -1,4 +1,4 @@
-"""What :mod:`benchmarks.faults` plants faults into: models with their engines, a finished bundle, a measure."""
+"""The subjects of :mod:`benchmarks.faults`: models with their engines, a finished bundle, a measure."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _MAX_DROP = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a subject is built from.
+    """The specification of a subject.
 
     Attributes:
         model: A name in :mod:`edgevis.models`.
@@ -94,7 +94,7 @@ SUBJECTS: Mapping[str, Kind] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """A model whose engines are built and proved; see :func:`subject_of`."""
+    """A model with built and measured engines; see :func:`subject_of`."""
 
     name: str
     folder: Path
@@ -107,7 +107,7 @@ class Subject:
     _judge: _Judge = field(repr=False)
 
     def graphs(self, record: EngineRecord) -> Graphs:
-        """What the engine is compiled from."""
+        """The graphs that the engine is compiled from."""
         return self._state(record).graphs[record.backend, record.precision]
 
     def compiled(self, record: EngineRecord, graphs: Graphs, folder: Path) -> EngineRecord:
@@ -129,7 +129,7 @@ class Subject:
         return self._gpu if record.backend == GPU else self._cpu
 
     def build(self, record: EngineRecord, folder: Path, *, threads: int | None = None) -> str:
-        """What the build's gate says to the engine in ``folder``; empty where it lets it pass."""
+        """The message of the build's gate for the engine in ``folder``; empty if the engine passes."""
         cpu_proxies = {}
         if record.backend == GPU:
             cpu_proxies[record.name] = {graph: folder / file for graph, file in record.files.items()}
@@ -156,7 +156,7 @@ class Subject:
         threads: int | None = None,
         batch_sizes: Sequence[int] = BATCH_SIZES,
     ) -> str:
-        """What ``edgevis verify`` says; empty where it passes. For a graph: what finishing it on a device would."""
+        """The message of ``edgevis verify``; empty if it passes. For a graph, the message of its device build."""
         bundle = Bundle(folder)
         if record.backend != GPU:
             checks = verify_bundle(bundle, threads=threads, batch_sizes=batch_sizes)
@@ -186,7 +186,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Judge:
-    """Images that no gate sees, and what is right of them."""
+    """Scores engines on images that no gate sees, against their true labels or the float model."""
 
     deployment: Deployment
     inputs: Mapping[str, Array]
@@ -276,7 +276,7 @@ def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
 
 
 def _loaded(kind: Kind, request: BuildRequest, folder: Path) -> BuildState:
-    """A build up to the ranges of INT8, its graphs inlined, so that a fault can be planted into any node."""
+    """The state of a build up to the INT8 ranges, with inlined graphs, so that faults can be planted into any node."""
     target, precisions = _target(kind, gpu=False)
     state = BuildState(request, target, precisions, folder)
     _run(state, (load,))
@@ -294,7 +294,7 @@ def _run(state: BuildState, stages: Sequence[Stage]) -> None:
 
 
 def _target(kind: Kind, *, gpu: bool) -> tuple[Target, tuple[Precision, ...]]:
-    """The processor, or a GPU that is nowhere, whose graphs ONNX Runtime runs; and its precisions."""
+    """The target and its precisions: the CPU, or a GPU that is absent, whose graphs ONNX Runtime runs."""
     compilers: dict[Precision, tuple[str, ...]] = {}
     for backend, precision in kind.engines:
         if (backend == GPU) == gpu:
@@ -305,7 +305,7 @@ def _target(kind: Kind, *, gpu: bool) -> tuple[Target, tuple[Precision, ...]]:
 
 
 class _Silent:
-    """A progress that nobody reads."""
+    """A progress that prints nothing."""
 
     def begin(self, stage: str) -> None: ...
 

@@ -1,4 +1,4 @@
-"""Planted faults: does a build stop them, does ``edgevis verify`` find them, and what would each have cost?
+"""Planted faults: whether a build or ``edgevis verify`` catches each, and its cost in accuracy.
 
     python -m benchmarks.faults                       about 300 faults, an hour on one core
     python -m benchmarks.faults --data pku_reid_dev.zip      harm to OSNet x0.25 in rank-1 and mAP on persons
@@ -38,7 +38,7 @@ HARMFUL = 1.0
 
 @dataclass(frozen=True, slots=True)
 class FaultRow:
-    """One fault.
+    """The outcome of one planted fault.
 
     Attributes:
         model, engine: What it was planted into.
@@ -59,7 +59,7 @@ class FaultRow:
 
     @property
     def verdict(self) -> str:
-        """``caught`` by both, ``harmless`` where it was not and does not matter, else ``missed`` and by whom."""
+        """``caught`` by both, ``harmless`` if uncaught without effect, else ``missed`` by a named check."""
         missed = [name for name, answer in (("build", self.build), ("verify", self.verify)) if not answer]
         if not missed:
             return "caught"
@@ -68,7 +68,7 @@ class FaultRow:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """One run of a right engine.
+    """The outcome of one run of a right engine.
 
     Attributes:
         threads: CPU threads of the engine.
@@ -85,7 +85,7 @@ class Alarm:
 
 
 def plant(subjects: Sequence[str], count: int, data: Path | None, folder: Path) -> Iterator[FaultRow]:
-    """Plant about ``count`` faults, the same number into each engine of each subject, and judge each."""
+    """Plant about ``count`` faults, equally many into each engine of each subject, and judge each."""
     engines = sum(len(SUBJECTS[name].engines) for name in subjects)
     each = -(-count // engines)
     for name in subjects:
@@ -120,7 +120,7 @@ def _judged(subject: Subject, record: EngineRecord, fault: Fault, right: tuple[f
 
 
 def alarms(subjects: Sequence[str], count: int, folder: Path) -> Iterator[Alarm]:
-    """``count`` builds and verifies of right engines."""
+    """Build and verify right engines ``count`` times."""
     prepared = [subject_of(name, folder / name, data=None) for name in subjects]
     engines = [(subject, record) for subject in prepared for record in subject.records]
     random = np.random.default_rng(0)

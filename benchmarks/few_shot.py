@@ -48,7 +48,7 @@ def episodes(labels: Sequence[str], *, way: int, shot: int, query: int, count: i
 
 
 def from_embeddings(embeddings: Rows) -> Callable[[Episode], float]:
-    """Accuracy of an episode over rows that have been made: (N, D) unit rows, as :func:`scored_rows` gives them."""
+    """A function of an episode's accuracy over (N, D) unit rows, as :func:`scored_rows` returns them."""
 
     def run(episode: Episode) -> float:
         gallery = EmbeddedGallery(embeddings.shape[1], "prototype")
@@ -68,7 +68,7 @@ def scored_rows(bundle: Path, embeddings: Rows) -> Rows:
 
 
 def from_images(predictor: Predictor, images: Sequence[Image]) -> Callable[[Episode], float]:
-    """Accuracy of an episode by ``enroll`` and ``predict`` on the images themselves."""
+    """A function of an episode's accuracy by ``enroll`` and ``predict`` on the images themselves."""
 
     def run(episode: Episode) -> float:
         for label in predictor.labels:

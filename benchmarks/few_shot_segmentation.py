@@ -1,4 +1,4 @@
-"""HSNet's parts and whole, side by side on the CPU: ``python -m benchmarks.few_shot_segmentation``.
+"""HSNet's parts and the whole model on the CPU: ``python -m benchmarks.few_shot_segmentation``.
 
 Layers: the learner's 4-D convolutions against the formulation of the reference code, at the sizes of the chosen side,
 both in PyTorch. Frames: the whole forward of HSNet-HM and HSNet-FM in PyTorch against the two graphs that are exported
@@ -53,7 +53,7 @@ _ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """One row.
+    """The speed of one part in one engine: a row of the table.
 
     Attributes:
         part: What ran.
@@ -173,7 +173,7 @@ def frames(side: int, *, width: int, seconds: float, rounds: int) -> list[Speed]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and, where told, save."""
+    """Measure, print and, with ``--output``, save."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.few_shot_segmentation", description=__doc__)
     parser.add_argument("--side", type=int, default=SIDE, help=f"of the images, 32 k + 1 (default: {SIDE})")
     parser.add_argument("--seconds", type=float, default=60.0, help="for all frames together (default: 60)")
@@ -222,7 +222,7 @@ def _cells(item: Speed) -> tuple[str, ...]:
 
 
 def _rows(times: Mapping[str, Latency], runs_in: Mapping[str, str], side: int) -> list[Speed]:
-    """The first contender is what the others are compared with."""
+    """The rows of the timings; ratios are relative to the first contender."""
     first = next(iter(times))
     return [
         Speed(

@@ -1,4 +1,4 @@
-"""The gallery beside what else finds the nearest embedding: ``python -m benchmarks.gallery``.
+"""The gallery beside other nearest-neighbour search libraries: ``python -m benchmarks.gallery``.
 
 All engines hold the same rows and answer the same queries in turn. Rows are made: persons in a space of 64 dimensions,
 20 views of each, turned into that of the embeddings with some noise. ``recall`` is the share of the true ten nearest
@@ -101,7 +101,7 @@ class SearchRow:
     recall: float | None
 
     def cells(self) -> tuple[str, ...]:
-        """Under :data:`HEADERS`."""
+        """The row's cells under :data:`HEADERS`."""
         return (
             str(self.rows),
             self.engine,
@@ -134,7 +134,7 @@ def people(count: int, dimension: int, *, seed: int = 0) -> tuple[Array, Array]:
 
 
 def contenders(rows: Array, *, indexes: bool) -> dict[str, Callable[[], Any]]:
-    """What makes each engine that is installed; the gallery first, an index only where it is asked for."""
+    """The factories of the installed engines; the gallery first, indexes only if requested."""
     factories: dict[str, Callable[[], Any]] = {
         f"edgevis ({kernel or 'no kernel'})": partial(engines.EdgevisGallery, rows, kernel)
         for kernel in engines.galleries()
@@ -158,7 +158,7 @@ def contenders(rows: Array, *, indexes: bool) -> dict[str, Callable[[], Any]]:
 def measure(
     sizes: Sequence[int], *, dimension: int, batch: int, seconds: float, indexes: bool, memory: bool
 ) -> Iterator[SearchRow]:
-    """Each engine at each size."""
+    """Measure each engine at each size."""
     for size in sizes:
         rows, queries = people(size, dimension)
         with tempfile.TemporaryDirectory() as folder:
@@ -202,7 +202,7 @@ def _at(
 
 
 def _widened(engine: Any, queries: Array, truth: Array) -> float:
-    """Its recall; an index is first made to search as widely as it must."""
+    """The recall of an engine; an index is first widened until it reaches the required recall."""
     for width in _WIDTHS:
         wider = hasattr(engine, "widen") and engine.widen(width)
         actual = engine.search(queries, truth.shape[1])
@@ -214,7 +214,7 @@ def _widened(engine: Any, queries: Array, truth: Array) -> float:
 
 
 def _edits(engine: Any, rows: Array, queries: Array, *, runs: int = 5) -> tuple[float, float | None, float]:
-    """Milliseconds to add a row, to remove one, and to add one and answer the next query."""
+    """The milliseconds to add a row, to remove one, and to add one and answer the next query."""
     taken: list[tuple[float, float | None, float]] = []
     for index in range(runs):
         number = len(rows) + index
@@ -235,7 +235,7 @@ def _edits(engine: Any, rows: Array, queries: Array, *, runs: int = 5) -> tuple[
 
 
 def _loaded(name: str, engine: Any, rows: Array, folder: Path) -> tuple[float, float]:
-    """Seconds to load it in a fresh process, and what it holds there in multiples of the rows."""
+    """The seconds to load an engine in a fresh process, and its memory there in multiples of the rows."""
     path = folder / "saved"
     path.unlink(missing_ok=True)
     engine.save(path)

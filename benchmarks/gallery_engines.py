@@ -1,4 +1,4 @@
-"""What can find the nearest of many embeddings, behind one set of verbs: the gallery, and its competitors as they come.
+"""Nearest-neighbour search engines behind one protocol: the gallery and its competitors in their default form.
 
 Every engine holds (N, D) float32 unit rows under the integers 0..N-1 and finds the nearest by inner product. The ones
 that are not installed are left out: ``pip install faiss-cpu usearch numkong``.
@@ -23,7 +23,7 @@ _ENCODER = EnrolmentEncoder("0" * 64, "benchmark", "none", shares_enrolments=Tru
 
 
 class SearchEngine(Protocol):
-    """One way to hold and to search rows. Most also ``add(number, row)``, ``remove(number)`` and ``save(path)``; an
+    """A search engine over rows. Most also ``add(number, row)``, ``remove(number)`` and ``save(path)``; an
     index can ``widen(width)`` its search, False when it has none to widen.
     """
 
@@ -35,7 +35,7 @@ class SearchEngine(Protocol):
 
 
 class EdgevisGallery:
-    """Ours, with a label for each row."""
+    """The gallery of edgevis, with a label for each row."""
 
     exact = True
     index_from: int | None = None
@@ -66,7 +66,7 @@ class EdgevisGallery:
 
 
 class IndexedGallery(EdgevisGallery):
-    """Ours with its approximate index, which is made before this returns."""
+    """The gallery of edgevis with its approximate index, which is built before the constructor returns."""
 
     exact = False
     index_from: int | None = 1000
@@ -83,7 +83,7 @@ class IndexedGallery(EdgevisGallery):
 
 
 class Numpy:
-    """One product and a partition. A row that is added or removed copies all of them."""
+    """NumPy: one product and a partition. Adding or removing a row copies all rows."""
 
     exact = True
 
@@ -111,7 +111,7 @@ class Numpy:
 
 
 class Faiss:
-    """An index of FAISS, by the string of its factory."""
+    """A FAISS index, by its factory string."""
 
     def __init__(self, rows: Array, factory: str, *, refined: bool = False) -> None:
         import faiss
@@ -200,7 +200,7 @@ def has(package: str) -> bool:
 
 
 def prepare(name: str) -> None:
-    """Import what an engine needs to be loaded."""
+    """Import the modules that loading an engine needs."""
     for package in ("faiss", "usearch"):
         if package in name.lower():
             importlib.import_module(package)
@@ -209,7 +209,7 @@ def prepare(name: str) -> None:
 
 
 def load(name: str, path: Path, dimension: int) -> Any:
-    """What an engine of that name saved."""
+    """Load what an engine of that name saved."""
     if name == "edgevis (index)":
         return IndexedGallery.load(path, None, dimension)
     if name.startswith("edgevis"):

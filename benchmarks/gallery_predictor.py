@@ -38,7 +38,7 @@ HEADERS = (
 
 @dataclass(frozen=True, slots=True)
 class PredictorRow:
-    """Medians over the runs.
+    """The medians over the runs.
 
     Attributes:
         bundle: Its name.
@@ -60,7 +60,7 @@ class PredictorRow:
     both_ms: float
 
     def cells(self) -> tuple[str, ...]:
-        """Under :data:`HEADERS`."""
+        """The row's cells under :data:`HEADERS`."""
         times = (self.load_s, self.embed_ms, self.enrol_ms, self.first_ms, self.next_ms, self.both_ms)
         return (self.bundle, str(self.labels), *(f"{value:.2f}" for value in times))
 

@@ -1,4 +1,4 @@
-"""What a native kernel could save at most: ``python -m benchmarks.kernels --bundle bundles/afl-net.edgevis``.
+"""The most that a native kernel could save: ``python -m benchmarks.kernels --bundle bundles/afl-net.edgevis``.
 
 An edgevis operator runs as the function body that its ONNX graph carries. No kernel of its own can do less than the
 least that keeps the rest of the graph alive; so each operator's nodes are exchanged for that – hand the first input
@@ -43,7 +43,7 @@ _LEAST = {"CrossAttention": ("Identity", 1), "GroupNorm": ("Identity", 1), "Hybr
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One operator of one graph in one engine, batch 1: medians with its nodes and with :data:`_LEAST`."""
+    """The limit for one operator of a graph in one engine, batch 1: medians with its nodes and with :data:`_LEAST`."""
 
     graph: str
     operator: str
@@ -55,14 +55,14 @@ class Limit:
     rounds: int
 
     def cells(self) -> tuple[str, ...]:
-        """Under :data:`LIMIT_HEADERS`."""
+        """The row's cells under :data:`LIMIT_HEADERS`."""
         times = (f"{self.whole_ms:.2f}", f"{self.without_ms:.2f}", f"{self.share:.1%}")
         return (self.graph, self.operator, str(self.nodes), self.engine, *times)
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What all layers of one kind take of a run in OpenVINO."""
+    """The share of a run in OpenVINO that all layers of one kind take."""
 
     graph: str
     kind: str
@@ -70,12 +70,12 @@ class Share:
     share: float
 
     def cells(self) -> tuple[str, ...]:
-        """Under :data:`PROFILE_HEADERS`."""
+        """The row's cells under :data:`PROFILE_HEADERS`."""
         return (self.graph, self.kind, f"{self.ms:.2f}", f"{self.share:.1%}")
 
 
 def without(model: ModelProto, operator: str) -> ModelProto:
-    """A copy in which every node of the operator does the least that it could."""
+    """A copy of the graph in which every node of the operator does the least possible work."""
     least, inputs = _LEAST[operator]
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -88,7 +88,7 @@ def without(model: ModelProto, operator: str) -> ModelProto:
 
 
 def limits(name: str, model: ModelProto, feeds: Mapping[str, Array], *, seconds: float) -> Iterator[Limit]:
-    """Each edgevis operator of a graph, in ONNX Runtime and OpenVINO; all contenders take turns."""
+    """Measure each edgevis operator of a graph in ONNX Runtime and OpenVINO; all contenders take turns."""
     nodes = Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN)
     forms = {"": model, **{operator: without(model, operator) for operator in nodes}}
     calls: dict[tuple[str, str], Callable[[], object]] = {}
@@ -108,7 +108,7 @@ def limits(name: str, model: ModelProto, feeds: Mapping[str, Array], *, seconds:
 
 
 def profile(name: str, model: ModelProto, feeds: Mapping[str, Array], *, runs: int = 5) -> list[Share]:
-    """Milliseconds by the kind of layer, the mean over ``runs``, most first."""
+    """The milliseconds by kind of layer, the mean over ``runs``, the largest first."""
     request = _openvino(inliner.inline_local_functions(model).SerializeToString(), feeds, profiled=True)
     request.infer(dict(feeds))
     spent: Counter[str] = Counter()

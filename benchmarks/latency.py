@@ -40,7 +40,7 @@ from runtime.verification.timing import batch_sizes, enroll_example, example_ima
 
 
 class _Timed:
-    """``Predictor.predict`` on a batch, and what it said of its stages."""
+    """Calls ``Predictor.predict`` on a batch and collects the times of its stages."""
 
     def __init__(self, predictor: Predictor, batch: int) -> None:
         self._predictor = predictor
@@ -66,7 +66,7 @@ def measure(
     threads: int | None,
     starts: int,
 ) -> Iterator[LatencyRow]:
-    """PyTorch and each engine of the bundle that ``keep`` takes and that opens here, at each batch size.
+    """Measure PyTorch and each engine of the bundle that ``keep`` selects and that opens here, at each batch size.
 
     Raises:
         BackendError: No such engine opens here.
@@ -132,7 +132,7 @@ def measure(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and, where told, save."""
+    """Measure, print and, with ``--output``, save."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
     parser.add_argument("--model", nargs="+", default=[], help="build these for the CPU, and measure them")
     parser.add_argument("--bundle", nargs="+", type=Path, default=[], help="measure these")
@@ -188,7 +188,7 @@ def _measure(arguments: argparse.Namespace) -> Iterator[LatencyRow]:
 
 
 def _build(model: str, folder: Path, precision: str | None) -> Path:
-    """A bundle of the model; its progress goes to standard error."""
+    """Build a bundle of the model; its progress goes to standard error."""
     path = folder / f"{model}{SUFFIX}"
     command = [sys.executable, "-m", "export.build", "--model", model, "--target", "cpu", "--output", str(path)]
     command += ["--precision", precision] if precision else []
@@ -199,7 +199,7 @@ def _build(model: str, folder: Path, precision: str | None) -> Path:
 
 
 def _eager(manifest: Manifest) -> tuple[torch.nn.Module, dict[str, Array]]:
-    """The module, and what of the graph that predicts is made when an example is enrolled."""
+    """The module, and the inputs of the predicting graph that an enrolment makes."""
     torch.manual_seed(0)
     declared = models.entry(manifest.model)
     module = models.module_from(declared, manifest.options)

@@ -13,7 +13,7 @@ _EAGER_COLOR = "#9a9a9a"
 
 
 def draw(rows: Sequence[LatencyRow]) -> bytes:
-    """An SVG: one panel for each model and batch size, one bar for each engine, its stages in colours.
+    """Draw an SVG: one panel for each model and batch size, one bar for each engine, its stages in colours.
 
     Raises:
         MissingDependencyError: Matplotlib is not installed.

@@ -26,7 +26,7 @@ HEADERS = (
 
 @dataclass(frozen=True, slots=True)
 class LatencyRow:
-    """One engine at one batch size.
+    """The latency of one engine at one batch size.
 
     Attributes:
         model: The model's name.
@@ -61,7 +61,7 @@ class LatencyRow:
     threads: int
 
     def cells(self) -> tuple[str, ...]:
-        """Under :data:`HEADERS`."""
+        """The row's cells under :data:`HEADERS`."""
         return (
             self.model,
             self.engine,

@@ -1,4 +1,4 @@
-"""The box-tightness loss against a loop over its lines: ``python -m benchmarks.losses``.
+"""The speed of the box-tightness loss against a loop over its lines: ``python -m benchmarks.losses``.
 
 One 256 x 256 image, four boxes, five angles; forward and backward on the CPU, the two by turns. Their losses and
 gradients are compared first.
@@ -52,7 +52,7 @@ class LossSpeed:
 
 
 def line_by_line(pred: Tensor, boxes: Tensor, angles: Sequence[float], smooth_max: SmoothMax, alpha: float) -> Tensor:
-    """The loss as one would write it down: for each box and angle a rotated crop, for each of its lines a bag.
+    """The loss written as loops: for each box and angle a rotated crop, for each of its lines a bag.
 
     Arguments and result as of ``edgevis.losses.box_tightness_loss``, without its checks.
     """
@@ -114,7 +114,7 @@ def _measure(pred: Tensor, boxes: Tensor, smooth_max: SmoothMax, runs: int) -> L
 
 
 def _run(loss: Loss, pred: Tensor, boxes: Tensor, smooth_max: SmoothMax) -> tuple[Tensor, Tensor, float]:
-    """Loss, gradient, milliseconds."""
+    """The loss, its gradient, and the milliseconds of both."""
     leaf = pred.clone().requires_grad_()
     start = time.perf_counter()
     value = loss(leaf, boxes, ANGLES, smooth_max, 4.0)
@@ -145,7 +145,7 @@ def _bags(
 
 
 def _rotated(crop: Tensor, angle: float) -> Tensor:
-    """(2, h, w) around its centre by so many radians, on a canvas that holds all of it."""
+    """Rotate (2, h, w) around its centre by an angle in radians, on a canvas that holds all of it."""
     if angle == 0:
         return crop
     cos, sin = math.cos(angle), math.sin(angle)

@@ -1,4 +1,4 @@
-"""Who is a stranger? ``python -m benchmarks.open_set --bundle B.edgevis --data pku_reid_dev.zip:query+gallery``.
+"""Open-set identification: ``python -m benchmarks.open_set --bundle B.edgevis --data pku_reid_dev.zip:query+gallery``.
 
 Of labelled images some labels are enrolled, the others are strangers, many times over. For each engine of the bundle:
 
@@ -43,16 +43,16 @@ _OWN: dict[str, Scoring] = {"reid": "nearest", "classify": "prototype"}
 
 @dataclass(frozen=True, slots=True)
 class OpenSetRow:
-    """What came of one rate that was asked, over many enrolments.
+    """The measured rates for one target rate, over many enrolments.
 
     Attributes:
-        data, engine: Of which images by which engine.
+        data, engine: The images and the engine.
         method: As the module says.
         labels, images, enrolments: How many labels with how many images each, and how often drawn.
-        asked: The FPIR.
-        fpir, fpir_low, fpir_high: What came: the mean over the enrolments with its 95 % interval.
+        asked: The target FPIR.
+        fpir, fpir_low, fpir_high: The measured FPIR: the mean over the enrolments with its 95 % interval.
         fpir_most: The highest of one enrolment.
-        tpir, tpir_low, tpir_high: Likewise the TPIR.
+        tpir, tpir_low, tpir_high: The measured TPIR in the same form.
     """
 
     data: str
@@ -80,11 +80,11 @@ class Scored:
     strangers: Array
 
     def at(self, threshold: float) -> tuple[float, float]:
-        """FPIR and TPIR."""
+        """FPIR and TPIR at a threshold."""
         return float((self.strangers >= threshold).mean()), float(((self.known >= threshold) & self.right).mean())
 
     def possible(self, rate: float) -> tuple[float, float]:
-        """At the lowest threshold that accepts no more than this share."""
+        """FPIR and TPIR at the lowest threshold that accepts at most this share of strangers."""
         ordered = np.sort(self.strangers)[::-1]
         allowed = int(rate * len(ordered))
         return self.at(float(np.nextafter(ordered[allowed], np.inf)))
@@ -110,7 +110,7 @@ class SceneEvaluation:
         self.offsets = np.zeros(len(rows), np.float32) if self.space is None else self.space.offsets(rows)
 
     def scored(self, chosen: Selection, *, raw: bool = False) -> Scored:
-        """By the predictor's scores, or by raw cosines."""
+        """The scores of an enrolment: the predictor's, or raw cosines."""
         rows = self.raw.rows if raw else self.scene.rows
         taken = np.zeros_like(self.offsets) if raw else self.offsets
         scoring = self.own_scoring if raw else self.scoring
@@ -125,7 +125,7 @@ class SceneEvaluation:
         )
 
     def open_set(self) -> tuple[EmbeddedGallery, OpenSet]:
-        """As a predictor has it, with nothing enrolled."""
+        """An empty gallery and its open-set decision, as a predictor has them."""
         gallery = EmbeddedGallery(self.scene.rows.shape[1], self.scoring)
         return gallery, OpenSet(gallery, self.space, self.statistics)
 
@@ -138,7 +138,7 @@ class SceneEvaluation:
 
 
 def thresholds(open_set: OpenSet) -> list[float]:
-    """At each of :data:`RATES`."""
+    """The thresholds at each of :data:`RATES`."""
     values = []
     for rate in RATES:
         open_set.set_rate(rate)
@@ -149,7 +149,7 @@ def thresholds(open_set: OpenSet) -> list[float]:
 def measure(
     measured: SceneEvaluation, *, data: str, engine: str, labels: int, images: int, enrolments: int, seed: int
 ) -> tuple[list[OpenSetRow], list[Curve]]:
-    """All rows of one scene and engine, and the curves of raw and of given scores."""
+    """All rows of one scene and engine, and the curves of raw and of normalised scores."""
     chosen_all = list(selections(measured.raw, labels=labels, images=images, count=enrolments, seed=seed))
     if not chosen_all:
         raise InputError(f"{data} has too few labels to enrol {labels} of them and have four strangers")
@@ -177,7 +177,7 @@ def measure(
 
 
 def _calibrated(measured: SceneEvaluation, chosen: Selection, seed: int) -> dict[str, list[tuple[float, float]]]:
-    """Half of the strangers' labels calibrate, the others ask."""
+    """The rates after a calibration on half of the strangers' labels, measured on the other half."""
     random = np.random.default_rng(seed)
     owners = measured.raw.labels[chosen.strangers]
     labels = random.permutation(np.unique(owners))
@@ -224,7 +224,7 @@ def _summary(pairs: Sequence[tuple[float, float]]) -> tuple[float, ...]:
 
 
 def _det(items: Sequence[Scored]) -> list[tuple[float, float]]:
-    """FPIR and FNIR (1 - TPIR), the mean over enrolments at the same FPIR."""
+    """The points FPIR and FNIR (1 - TPIR), the mean over enrolments at the same FPIR."""
     return [
         (float(rate), 1 - float(np.mean([item.possible(rate)[1] for item in items])))
         for rate in np.geomspace(0.003, 0.5, 40)
@@ -232,13 +232,13 @@ def _det(items: Sequence[Scored]) -> list[tuple[float, float]]:
 
 
 def scene_by(predictor: Predictor, part: Part, task: str) -> Scene:
-    """A scene embedded by an engine."""
+    """Embed a scene with an engine."""
     images, labels, cameras = labelled_images(part, task)
     return Scene(str(part), in_batches(predictor.embed, images), labels, cameras)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print one row per scene, engine, method and rate; an error of ours becomes one line and exit status 1."""
+    """Print one row per scene, engine, method and rate; an EdgevisError becomes one line and exit status 1."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.open_set", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -42,7 +42,7 @@ HEADERS = ("model", "total", "trainable", "without classifier", "paper prints", 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """One row.
+    """The parameters and arithmetic of one model: a row of the table.
 
     Attributes:
         model: The name, and options that are not the default ones.
@@ -50,7 +50,7 @@ class Count:
         total, trainable, without_classifier: Parameters; see :class:`edgevis.models.ParameterCounts`.
         printed: As the paper prints it; None where it prints none.
         printed_in: Where.
-        difference: Ours less the printed number, of what the paper counts.
+        difference: The count here less the printed number, of what the paper counts.
         gflops: Of one image, graph by graph; few-shot segmentation runs ``support`` when it enrols a shot and
             ``query`` on each frame, with one shot.
         input: The image's shape.
@@ -69,7 +69,7 @@ class Count:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Count, print and, where told, save."""
+    """Count, print and, with ``--output``, save."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parameters", description=__doc__)
     parser.add_argument("--model", metavar="NAME", action="append", help="only this one; may be repeated")
     parser.add_argument("--output", metavar="DIR", type=Path, help="also write parameters.md and parameters.json there")
@@ -102,7 +102,7 @@ def markdown(counts: Sequence[Count]) -> str:
 
 
 def count_of(entry: ModelEntry, options: Mapping[str, str]) -> Count:
-    """One model's row; it is built on PyTorch's ``meta`` device, which has shapes and no memory."""
+    """The row of one model, built on PyTorch's ``meta`` device, which has shapes and no memory."""
     with torch.device("meta"):
         module = models.module_from(entry, options)
     module = module.to("meta")

@@ -1,4 +1,4 @@
-"""Ways to turn a crop into an input tensor, in turn in one run: ``python -m benchmarks.preprocess``."""
+"""The speed of ways to turn a crop into an input tensor: ``python -m benchmarks.preprocess``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPEC = Preprocess(256, 128, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225
 
 
 def ways(crop: Array) -> dict[str, Callable[[], Array]]:
-    """Each way as a function of nothing that returns (1, 3, 256, 128) float32."""
+    """The ways as functions without arguments that return (1, 3, 256, 128) float32."""
     size = (SPEC.width, SPEC.height)
     mean, std = np.array(SPEC.mean, np.float32), np.array(SPEC.std, np.float32)
     tables = [((np.arange(256) / 255 - m) / s).astype(np.float32) for m, s in zip(SPEC.mean, SPEC.std, strict=True)]

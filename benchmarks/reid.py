@@ -32,7 +32,7 @@ Embed = Callable[[Sequence[Image]], Array]
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What was measured.
+    """The scores of one engine or checkpoint.
 
     Attributes:
         encoder: The engine's or the weights file's name.
@@ -79,14 +79,14 @@ def score(encoder: str, embed: Embed, query: Split, gallery: Split) -> Scores:
 
 
 def score_bundle(path: Path, query: Split, gallery: Split) -> Iterator[Scores]:
-    """Each engine of the bundle that opens here, through ``Predictor.embed``."""
+    """Score each engine of the bundle that opens here, through ``Predictor.embed``."""
     for name, predictor in each_engine(Bundle(path)):
         with predictor:
             yield score(name, predictor.embed, query, gallery)
 
 
 def score_weights(model_name: str, path: Path, query: Split, gallery: Split) -> Scores:
-    """One checkpoint, in PyTorch."""
+    """Score one checkpoint in PyTorch."""
     import torch
 
     from edgevis import models
@@ -106,7 +106,7 @@ def score_weights(model_name: str, path: Path, query: Split, gallery: Split) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print one row per engine or weights file; an error of ours becomes one line and exit status 1."""
+    """Print one row per engine or weights file; an EdgevisError becomes one line and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reid", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--bundle", type=Path, help="measure every engine of this bundle")
     parser.add_argument("--model", default="osnet-x0-25", help="the model that --weights are for")

@@ -1,4 +1,4 @@
-"""The end that benchmarks share: measure, then a table or JSON, or an error in one line."""
+"""The shared report of benchmarks: measure, then print a table or JSON, or an error in one line."""
 
 from __future__ import annotations
 

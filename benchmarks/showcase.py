@@ -1,9 +1,9 @@
-"""Pictures of what the weights that ship do besides Re-ID: ``python -m benchmarks.showcase`` (run by ``make demo``).
+"""A picture of the shipped weights' tasks besides Re-ID: ``python -m benchmarks.showcase`` (run by ``make demo``).
 
 On photographs that wheels carry, with three bundles:
 
-- few-shot classification learns eight things from one picture each, and is asked about other views of them;
-- few-shot segmentation is shown one thing in one photograph, by a polygon, and finds it in another photograph;
+- few-shot classification learns eight classes from one picture each, and predicts other views of them;
+- few-shot segmentation learns one object in one photograph, by a polygon, and finds it in another photograph;
 - segmentation finds what looks like the cell nuclei whose boxes taught it: galaxies.
 
 Writes ``showcase.jpg`` into the output folder. The photographs are nobody's training data, and none of this is a
@@ -54,7 +54,7 @@ _SIDE = 150
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw; an error of ours becomes one line and exit status 1."""
+    """Draw the picture; an EdgevisError becomes one line and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.showcase", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--classify", metavar="BUNDLE", required=True, help="few-shot classification")
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def classified(bundle: str) -> Image:
-    """Each thing's enrolled picture, then other views of it, framed by whether they were recognised."""
+    """Each class's enrolled picture, then other views of it, framed by whether they were recognised."""
     photographs = {label: photograph(*place) for label, place in _PHOTOGRAPHS.items()}
     right, columns = 0, []
     with Predictor(bundle) as predictor:
@@ -125,7 +125,7 @@ def segmented(bundle: str) -> Image:
 
 
 def stacked(rows: Sequence[Image]) -> Image:
-    """Rows of any width below one another on white."""
+    """Stack rows of any width on white."""
     width = max(row.shape[1] for row in rows)
     padded = [
         cv2.copyMakeBorder(row, 8, 8, 0, width - row.shape[1], cv2.BORDER_CONSTANT, value=(255,) * 3) for row in rows
@@ -134,7 +134,7 @@ def stacked(rows: Sequence[Image]) -> Image:
 
 
 def _view(image: Image, rng: np.random.Generator) -> Image:
-    """Another view of the middle: turned, nearer or further, moved, in another light, noisy."""
+    """A random view of the middle: rotated, scaled, moved, with other light and noise."""
     rows, columns = image.shape[:2]
     side = min(rows, columns)
     middle = (columns / 2 + side * rng.uniform(-0.08, 0.08), rows / 2 + side * rng.uniform(-0.08, 0.08))
@@ -146,7 +146,7 @@ def _view(image: Image, rng: np.random.Generator) -> Image:
 
 
 def _further(image: Image, border: int = 127) -> Image:
-    """From further away: a third of the sides around it, in grey."""
+    """The picture from further away: padded in grey by a third of its sides."""
     rows, columns = (round(0.35 * side) for side in image.shape[:2])
     wider = cv2.copyMakeBorder(
         image.astype(np.uint8), rows, rows, columns, columns, cv2.BORDER_CONSTANT, value=(border,) * 3

@@ -1,4 +1,4 @@
-"""What the demo looks at: a video of persons before a fixed camera, or photographs that a camera pans over.
+"""The scenes of the demo: a video of persons before a fixed camera, or photographs that a camera pans over.
 
 Neither needs a detector: before a fixed camera a person is what moves, and in the panned photographs the persons' boxes
 are known.
@@ -48,7 +48,7 @@ _EMPTY_LOOKS = 5  # so many looks without anybody end a visit
 
 
 class VideoScene(Protocol):
-    """Something to enrol from and to look at."""
+    """The protocol of a scene: examples to enrol, and frames to predict on."""
 
     name: str
     fps: float
@@ -132,7 +132,7 @@ def _moved(image: Image, background: Image) -> tuple[Box, ...]:
 
 
 class OtherCamera:
-    """A scene as a second camera shows it: warmer, with another contrast, and with half the resolution.
+    """A scene through a second camera: warmer, with another contrast, and with half the resolution.
 
     What is enrolled comes from the first camera. The second one is made in code, from the same frames.
     """

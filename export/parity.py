@@ -111,7 +111,7 @@ def check_parity(
                     reopen = partial(_reopen, record, deployment, bundle)
                     outcome = agreement.check(measured, sessions, outputs, reopen=None if is_proxy else reopen)
                     measured = outcome.record
-                    # An engine that deviates from its graph misses the reference for that reason: not calibration's fault.
+                    # An engine that deviates from its graph misses the reference for that reason, not for calibration.
                     complaints = list(outcome.complaints) or complaints
                     arrays |= outcome.arrays if not complaints else {}
             (refused if record.precision in optional else broken).extend(complaints)

@@ -109,7 +109,7 @@ class _Writer:
         node.replace_input_with(2, corrected)
 
     def _activation(self, value: ir.Value, *, before: ir.Node | None = None, after: ir.Node | None = None) -> ir.Value:
-        """The quantised activation's name; a missing pair is inserted before or after the node."""
+        """The quantised activation; a missing pair is inserted before or after the node."""
         if value not in self._activations:
             name = value.name or ""
             scale = initializer(self._graph, f"{name}_scale", np.array(self._amax[name] / INT8_MAX, np.float32))
@@ -128,7 +128,7 @@ class _Writer:
         return self._activations[value]
 
     def _weight(self, value: ir.Value, node: ir.Node) -> ir.Value:
-        """The quantised weight's name, with one scale per output channel."""
+        """The quantised weight, with one scale per output channel."""
         weights = _array(value)
         axis = _channel_axis(node, weights.ndim)
         if (value, axis) not in self._weights:
