@@ -48,14 +48,14 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class GraphParity:
-    """The distance of one graph of an engine from the PyTorch model, the worst over all batch sizes and outputs.
+    """The distance of one graph of an engine from the reference model, the worst over all batch sizes and outputs.
 
     Attributes:
         graph: The graph's name.
         batch_sizes: The batch sizes that were run.
         max_relative_error: ``max |engine - torch| / max |torch|``; this and the cosines are of the elements that did
             not flip.
-        min_cosine: The smallest cosine between one row of the engine's output and of PyTorch's.
+        min_cosine: The smallest cosine between one row of the engine's output and of the reference's.
         mean_cosine: The mean of these cosines.
         flipped: The share of elements that a rounding error decided otherwise, see
             :attr:`runtime.bundle.spec.Graph.max_flipped`; 0 for a graph without such decisions.
@@ -71,7 +71,7 @@ class GraphParity:
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """The agreement of an engine's decisions with the PyTorch model's.
+    """The agreement of an engine's decisions with the reference model's.
 
     Attributes:
         metric: The name of the measure, such as ``"rank-1 agreement"`` or ``"mask IoU"``.
@@ -97,7 +97,7 @@ class Decisions:
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:
-    """The distance of one engine from the PyTorch model, and the machine that it was measured on.
+    """The distance of one engine from the reference model, and the machine that it was measured on.
 
     Attributes:
         passed: Whether the engine held the tolerance of its precision.
@@ -171,7 +171,7 @@ class EngineRecord:
         shares_enrolments: Whether embeddings of this engine, or of the graph that it is made of where it could not
             run, were measured to be exchangeable with the FP32 model's.
         recorded: What its outputs on the golden inputs were, where its precision rounds; None for FP32, which is held
-            to PyTorch's outputs, and in bundles of before.
+            to the reference's outputs, and in bundles of before.
     """
 
     backend: str

@@ -77,7 +77,7 @@ class Graph:
     Attributes:
         name: The method's name.
         inputs, outputs: In the method's order.
-        max_flipped: The share of an output's elements, 0..1, that may be far from the PyTorch model's although the
+        max_flipped: The share of an output's elements, 0..1, that may be far from the reference model's although the
             engine is right: where a graph decides for each element between two values, as hybrid masking does by the
             sign of a feature, a rounding error decides the few whose feature is nearly zero.
     """

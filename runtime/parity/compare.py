@@ -1,4 +1,4 @@
-"""The distance of an engine from the PyTorch model, as a build's gate and ``edgevis verify`` measure it.
+"""The distance of an engine from the reference model, as a build's gate and ``edgevis verify`` measure it.
 
 Inputs are real images: noise has let real miscompiles pass. Outputs are compared as tensors, and as the decisions
 that they lead to.
@@ -32,7 +32,7 @@ _OTHERS = 5
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """The largest distance of a right engine of one precision from the PyTorch model; None is any distance.
+    """The largest distance of a right engine of one precision from the reference model; None is any distance.
 
     Attributes:
         max_relative_error: Bound on ``max |engine - torch| / max |torch|``.
@@ -75,7 +75,7 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
 
 
 def golden_feeds(golden: Mapping[str, Array], graph: Graph) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The inputs and the PyTorch outputs of ``graph`` among the arrays of ``golden.npz``.
+    """The inputs and the reference outputs of ``graph`` among the arrays of ``golden.npz``.
 
     Raises:
         IntegrityError: One of them is missing, or is not what the graph takes or makes.
@@ -124,7 +124,7 @@ def settle_flips(expected: Array, actual: Array, allowed: float) -> tuple[Array,
     allowed, are given the expected value.
 
     Args:
-        expected: The PyTorch model's output.
+        expected: The reference model's output.
         actual: The engine's output.
         allowed: The share of elements, 0..1, that may have flipped; where it is not 0, one may in any case.
     """
@@ -148,7 +148,7 @@ def measure_graph(
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> tuple[GraphParity, dict[str, Array]]:
-    """Run an engine on real inputs at several batch sizes and compare it with the PyTorch outputs.
+    """Run an engine on real inputs at several batch sizes and compare it with the reference outputs.
 
     The first rows, as many as the largest batch, are run at every batch size; the others at the largest one. A batch
     size that the rows do not divide ends with a smaller batch.
@@ -257,7 +257,7 @@ def nearest_agreement(reference: Array, measured: Array) -> Decisions:
     two the reference has no ground to decide, and any rounding turns it.
 
     Args:
-        reference: (N, D) embeddings of N images by the PyTorch model, N >= 2.
+        reference: (N, D) embeddings of N images by the reference model, N >= 2.
         measured: (N, D) embeddings of the same images by the engine.
     """
     expected_rows, actual_rows = unit_rows(reference), unit_rows(measured)
@@ -281,7 +281,7 @@ def mask_agreement(reference: Array, measured: Array, *, mean_cosine: float | No
     Two masks that are both empty agree.
 
     Args:
-        reference: Logits of the PyTorch model: (N, K, 2, h, w), background and object, or (N, C, h, w), one map for
+        reference: Logits of the reference model: (N, K, 2, h, w), background and object, or (N, C, h, w), one map for
             each class.
         measured: The engine's, of the same images.
         mean_cosine: The mean cosine of the rows that an enrolment holds.

@@ -1,4 +1,4 @@
-"""Measure an engine: its outputs and its decisions against the PyTorch model's, and the time of one image.
+"""Measure an engine: its outputs and its decisions against the reference model's, and the time of one image.
 
 A build measures the engines that run on its own machine. A device measures those that only run there, with
 ``golden.npz``.
@@ -30,7 +30,7 @@ CompareDecisions: TypeAlias = Callable[[Mapping[str, Array], Mapping[str, Array]
 
 @dataclass(frozen=True, slots=True)
 class EngineMeasurement:
-    """The measured distance of one engine from the PyTorch model.
+    """The measured distance of one engine from the reference model.
 
     Attributes:
         parity: The report; ``passed`` says whether every graph held the tolerance.
@@ -53,7 +53,7 @@ def measure_engine(
     agreement: CompareDecisions,
     machine: str,
 ) -> EngineMeasurement:
-    """Run all graphs of an engine on real inputs and compare them with the PyTorch model.
+    """Run all graphs of an engine on real inputs and compare them with the reference model.
 
     Args:
         sessions: Graph name to open session.

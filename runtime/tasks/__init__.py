@@ -147,10 +147,10 @@ class TaskModule(Protocol):
         ...
 
     def agreement(self, reference: Mapping[str, Array], actual: Mapping[str, Array]) -> Decisions | None:
-        """The agreement of an engine's decisions with the PyTorch model's.
+        """The agreement of an engine's decisions with the reference model's.
 
         Args:
-            reference: ``GRAPH/OUTPUT`` to the PyTorch model's outputs in float32, one row for each image.
+            reference: ``GRAPH/OUTPUT`` to the reference model's outputs in float32, one row for each image.
             actual: The same by the engine; it may hold only some of the graphs.
 
         Returns:

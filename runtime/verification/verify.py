@@ -50,7 +50,7 @@ class EngineCheck:
         engine: The engine's name.
         status: ``passed``, ``failed``, or ``not run`` where the machine lacks its backend, package or device.
         tolerance: The bounds that it was held to.
-        graphs: The measured distance of each graph from the PyTorch outputs in ``golden.npz``.
+        graphs: The measured distance of each graph from the reference outputs in ``golden.npz``.
         reason: Why it failed or was not run, or what it could not be held to.
         recorded: The distances of its outputs from those that the build recorded; empty where it recorded none.
         answers: How far a predictor's answers are from those in ``answers.npz``; None where they were not compared: the

@@ -1,7 +1,7 @@
-"""Pictures that a bundle carries, and the answers of a predictor on the PyTorch model to them.
+"""Pictures that a bundle carries, and the answers of a predictor on the reference model to them.
 
 ``golden.npz`` proves engines on tensors that were ready. What makes those tensors of pixels, and answers of what the
-engine returns, is proved here: a build runs a whole predictor whose engine is the PyTorch model in float32 on a few
+engine returns, is proved here: a build runs a whole predictor whose engine is the reference model in float32 on a few
 pictures, and keeps pictures, input tensors and answers in ``answers.npz``; ``edgevis verify`` runs the predictor with
 each engine on the same pictures. Preprocessing is compared first and by itself, so that an OpenCV that resizes
 otherwise, say, is not taken for a wrong engine.

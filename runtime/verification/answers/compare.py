@@ -67,7 +67,7 @@ class PreprocessingCheck:
 
 @dataclass(frozen=True, slots=True)
 class AnswersCheck:
-    """The distance of a predictor's answers with one engine from the PyTorch model's.
+    """The distance of a predictor's answers with one engine from the reference model's.
 
     Attributes:
         distances: The distances by the names of :func:`distances`.

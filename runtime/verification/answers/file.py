@@ -1,4 +1,4 @@
-"""``answers.npz``: pictures, the input tensors that the build made of them, and the PyTorch model's answers."""
+"""``answers.npz``: pictures, the input tensors that the build made of them, and the reference model's answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class AnswersHeader:
         shows: For each picture a number: those of one number show the same. Those of a number below 0 are neither
             enrolled nor predicted on: only their input tensors are compared.
         enrolled: For each picture whether it is enrolled; the others are predicted on.
-        distances: Of each engine that ran where it was built: how far its answers were from the PyTorch model's, by the
+        distances: Of each engine that ran at the build: how far its answers were from the reference model's, by the
             names of :func:`runtime.verification.answers.compare.distances`.
         one_step: How far the model's answers are off, by the same names, when half of the input's values are one step
             of 0..255 too low.
@@ -65,7 +65,7 @@ class Answers:
         pictures: Each (H, W, 3) uint8 BGR, of its own size.
         masks: For each picture where its object is, (H, W) bool; None where no mask is needed.
         inputs: Of each picture the input tensor, (channels, height, width) float32, as the build made it.
-        expected: What :func:`runtime.verification.answers.exercise.answers_of` returned for the PyTorch model.
+        expected: What :func:`runtime.verification.answers.exercise.answers_of` returned for the reference model.
     """
 
     header: AnswersHeader
