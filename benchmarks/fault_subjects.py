@@ -252,7 +252,7 @@ def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
         gpu.profiles = profiles_of(gpu.deployment, ShapeProfileRequest(), usual_batch=1)
         engines: list[EngineRecord] = []
         recorded: dict[str, Array] = {}
-        for state in (cpu, gpu):
+        for state in (cpu, gpu) if gpu.precisions else (cpu,):
             _run(state, (search_int8, cast_fp16, compile_stage))
             unopened = unopenable(
                 [record for record in state.records if record.backend != GPU], state.deployment, work
