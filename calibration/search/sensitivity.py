@@ -21,7 +21,7 @@ from calibration.quantize.sessions import open_session
 from calibration.search.calibrate import CalibratedModel
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
-from runtime.parity.compare import compare_rows, golden_feeds
+from runtime.parity.compare import batches_of, compare_rows, golden_feeds, rows_of
 
 # Images that the layers are measured on, and how many multiplications all runs together may cost: about a minute.
 _MAX_IMAGES = 32
@@ -86,9 +86,9 @@ def layer_sensitivities(
     sensitivities: list[LayerSensitivity] = []
     for graph in deployment.graphs:
         inputs, _ = golden_feeds(reference, graph)
-        batched = {tensor.name for tensor in graph.inputs if tensor.batched}
         entry = calibrated.graphs[graph.name]
-        feeds = _feeds(inputs, batched, image_count(entry.prepared))
+        rows = min(image_count(entry.prepared), rows_of(graph, inputs))
+        feeds = list(batches_of(graph, inputs, size=_BATCH, rows=rows))
         for item in graph_sensitivities(entry.prepared, entry.ranges, config, graph=graph.name, feeds=feeds):
             sensitivities.append(item)
             advance(len(sensitivities), total)
@@ -124,15 +124,6 @@ def graph_sensitivities(
         return LayerSensitivity(graph, layer.name, layer.operator, layer.weight, layer.macs, max(losses), min(ratios))
 
     return map(measure, prepared.layers)
-
-
-def _feeds(inputs: Mapping[str, Array], batched: set[str], count: int) -> Feeds:
-    """The first ``count`` rows of the inputs in batches; inputs without a batch axis go into each batch whole."""
-    rows = min([count, *(len(inputs[name]) for name in batched)])
-    return [
-        {name: array[start : min(start + _BATCH, rows)] if name in batched else array for name, array in inputs.items()}
-        for start in range(0, rows, _BATCH)
-    ]
 
 
 def _run(session: Any, names: Sequence[str], feeds: Feeds) -> list[list[Array]]:

@@ -7,7 +7,7 @@ that they lead to.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -207,21 +207,19 @@ def run_in_batches(
         finite: As :meth:`runtime.sessions.session.Session.run` takes it; where outputs are measured, NaN is the worst
         distance.
     """
-    batched = {tensor.name for tensor in graph.inputs if tensor.batched}
-    parts = [
-        session.run(
-            {
-                name: array[start : min(start + size, rows)] if name in batched else array
-                for name, array in inputs.items()
-            },
-            finite=finite,
-        )
-        for start in range(0, rows, size)
-    ]
+    parts = [session.run(feed, finite=finite) for feed in batches_of(graph, inputs, size=size, rows=rows)]
     return {
         tensor.name: np.concatenate([part[tensor.name] for part in parts]) if tensor.batched else parts[-1][tensor.name]
         for tensor in graph.outputs
     }
+
+
+def batches_of(graph: Graph, inputs: Mapping[str, Array], *, size: int, rows: int) -> Iterator[dict[str, Array]]:
+    """Yield the first ``rows`` rows of a graph's inputs, ``size`` at a time; inputs without a batch axis whole."""
+    batched = {tensor.name for tensor in graph.inputs if tensor.batched}
+    for start in range(0, rows, size):
+        stop = min(start + size, rows)
+        yield {name: array[start:stop] if name in batched else array for name, array in inputs.items()}
 
 
 def rows_of(graph: Graph, inputs: Mapping[str, Array]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -38,6 +37,7 @@ from runtime.open_set.statistics import OpenSetStatistics
 from runtime.parity.compare import nearest_agreement
 from runtime.results import Match
 from runtime.tasks import Context, Result
+from runtime.tasks._timing import StageTimer
 
 MAX_DIMENSION = 1 << 16
 
@@ -122,14 +122,14 @@ class EmbeddingTask:
         return report
 
     def embed(self, images: Sequence[Image]) -> Array:
-        return self._embed(images)[0]
+        return self._embed(images, StageTimer())
 
     def scored_rows(self, images: Sequence[Image]) -> Array:
         return self.open_set.project(self.embed(images))
 
     def predict(self, images: Sequence[Image], *, top_k: int) -> list[Result]:
-        embeddings, preprocess_s, inference_s = self._embed(images)
-        start = time.perf_counter()
+        timer = StageTimer()
+        embeddings = self._embed(images, timer)
         rows = self.open_set.project(embeddings)
         threshold = self.open_set.threshold
         rankings = [
@@ -138,12 +138,8 @@ class EmbeddingTask:
                 self.gallery.search(rows, top_k), self.open_set.offsets(rows).tolist(), strict=True
             )
         ]
-        seconds = {
-            "preprocess": preprocess_s,
-            "inference": inference_s,
-            "postprocess": time.perf_counter() - start,
-        }
-        speed_ms = {stage: value * 1e3 / len(images) for stage, value in seconds.items()}
+        timer.end("postprocess")
+        speed_ms = timer.speed_ms(len(images))
         return [self._result_from(ranking, _accepted(ranking, threshold), speed_ms) for ranking in rankings]
 
     def _findings(
@@ -165,21 +161,18 @@ class EmbeddingTask:
             findings[place] += more if known else picture + more
         return findings
 
-    def _embed(self, images: Sequence[Image]) -> tuple[Array, float, float]:
-        """Unit rows, and the seconds that preprocessing and the engine took.
+    def _embed(self, images: Sequence[Image], timer: StageTimer) -> Array:
+        """Unit rows; ``timer`` counts preprocessing and the engine.
 
         In chunks, so that a thousand crops never stand in memory as a thousand input tensors.
         """
-        rows, preprocess_s, inference_s = [np.empty((0, self._dimension), np.float32)], 0.0, 0.0
+        rows = [np.empty((0, self._dimension), np.float32)]
         for start in range(0, len(images), self._chunk):
-            begun = time.perf_counter()
             tensor = self._preprocess(images[start : start + self._chunk])
-            ready = time.perf_counter()
+            timer.end("preprocess")
             rows.append(self._session.run({"image": tensor})["embedding"])
-            done = time.perf_counter()
-            preprocess_s += ready - begun
-            inference_s += done - ready
-        return unit_rows(np.concatenate(rows)), preprocess_s, inference_s
+            timer.end("inference")
+        return unit_rows(np.concatenate(rows))
 
 
 def _normalised(ranking: tuple[Match, ...], offset: float) -> tuple[Match, ...]:

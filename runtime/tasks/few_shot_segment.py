@@ -10,7 +10,6 @@ section 4.4).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,6 +42,7 @@ from runtime.results import Segmentation
 from runtime.sessions.session import Resident
 from runtime.tasks import Context, Result, Task, TaskTraits
 from runtime.tasks._maps import probability_of, segmentation_of, size_of, stretched, strips
+from runtime.tasks._timing import StageTimer
 
 _LOGITS = "query/logits"
 
@@ -179,18 +179,14 @@ class FewShotSegmentation:
         ]
 
     def _predict(self, images: Sequence[Image], supports: Supports, residents: Sequence[Resident]) -> list[Result]:
-        begun = time.perf_counter()
+        timer = StageTimer()
         tensor = self._preprocess(images)
-        ready = time.perf_counter()
+        timer.end("preprocess")
         logits = np.concatenate([self._query.run({"image": tensor}, part)["logits"] for part in residents], axis=1)
-        done = time.perf_counter()
+        timer.end("inference")
         results = [self._segment(shots, size_of(image), supports) for shots, image in zip(logits, images, strict=True)]
-        seconds = {
-            "preprocess": ready - begun,
-            "inference": done - ready,
-            "postprocess": time.perf_counter() - done,
-        }
-        speed_ms = {stage: value * 1e3 / len(images) for stage, value in seconds.items()}
+        timer.end("postprocess")
+        speed_ms = timer.speed_ms(len(images))
         return [replace(result, speed_ms=speed_ms) for result in results]
 
     def _segment(self, shots: Array, size: tuple[int, int], supports: Supports) -> Segmentation:

@@ -6,7 +6,6 @@ may reach the threshold of none.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +26,7 @@ from runtime.parity.compare import mask_agreement
 from runtime.results import Segmentation
 from runtime.tasks import Context, Result, SingleGraph, Task, TaskTraits
 from runtime.tasks._maps import probability_of, segmentation_of, size_of, stretched, strips
+from runtime.tasks._timing import StageTimer
 
 _FIXED = "this model finds the classes that it was trained for; nothing can be enrolled or forgotten"
 _LOGITS = "segment/logits"
@@ -101,21 +101,17 @@ class SegmentationTask:
         ]
 
     def _predict(self, images: Sequence[Image]) -> list[Result]:
-        begun = time.perf_counter()
+        timer = StageTimer()
         tensor = self._preprocess(images)
-        ready = time.perf_counter()
+        timer.end("preprocess")
         logits = self._session.run({"image": tensor})["logits"]
-        done = time.perf_counter()
+        timer.end("inference")
         results = [
             segmentation_from_logits(maps, size_of(image), labels=self.gallery.labels, threshold=self._threshold)
             for maps, image in zip(logits, images, strict=True)
         ]
-        seconds = {
-            "preprocess": ready - begun,
-            "inference": done - ready,
-            "postprocess": time.perf_counter() - done,
-        }
-        speed_ms = {stage: value * 1e3 / len(images) for stage, value in seconds.items()}
+        timer.end("postprocess")
+        speed_ms = timer.speed_ms(len(images))
         return [replace(result, speed_ms=speed_ms) for result in results]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from export.arguments import request_from
 pytestmark = [pytest.mark.torch]
 
 
-def actions(add_arguments: object) -> list[tuple[object, ...]]:
+def actions(add_arguments: Callable[[argparse.ArgumentParser], None]) -> list[tuple[object, ...]]:
     parser = argparse.ArgumentParser()
-    add_arguments(parser)  # type: ignore[operator]
+    add_arguments(parser)
     return [
         (parser.description, action.option_strings, action.dest, action.default, action.help)
         for action in parser._actions
@@ -31,17 +32,17 @@ def test_they_are_the_same_parsers() -> None:
 
 
 @pytest.mark.parametrize("main", [cli.main, export.build.main])
-def test_a_build_says_what_it_needs(main: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_build_says_what_it_needs(main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
     verb = ["build"] if main is cli.main else []
     for more, message in (
         ([], "--model or --onnx is needed; --list shows the models"),
         (["--precision", "fp8"], "there is no precision 'fp8'; known: fp32, fp16, bf16, int8, auto"),
     ):
         with pytest.raises(SystemExit) as ended:
-            main([*verb, *more])  # type: ignore[operator]
+            main([*verb, *more])
         assert ended.value.code == 2
         assert message in capsys.readouterr().err
-    assert main([*verb, "--model", "nothing"]) == 1  # type: ignore[operator]
+    assert main([*verb, "--model", "nothing"]) == 1
     assert "no model 'nothing'; known: " in capsys.readouterr().err
 
 

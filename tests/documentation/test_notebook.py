@@ -38,7 +38,7 @@ def test_the_cells_print_what_is_stored(
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed), warnings.catch_warnings():
                 warnings.simplefilter("default")  # a notebook shows them
-                exec(compile("".join(cell["source"]), f"{NOTEBOOK.name}, cell {number}", "exec"), names)  # noqa: S102
+                exec(compile("".join(cell["source"]), f"{NOTEBOOK.name}, cell {number}", "exec"), names)  # noqa: S102 - what is tested
             stored = "".join(line for output in cell["outputs"] for line in output.get("text", []))
             assert printed.getvalue() == stored
             pictures = [output for output in cell["outputs"] if "data" in output]

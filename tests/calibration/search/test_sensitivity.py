@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -288,8 +289,8 @@ def test_a_broken_graph_fails_the_build_and_names_the_node(
 ) -> None:
     names: list[str] = []
 
-    def broken(*arguments: object, **options: object) -> ir.Model:
-        model = with_qdq(*arguments, **options)  # type: ignore[arg-type]
+    def broken(*arguments: Any, **options: Any) -> ir.Model:
+        model = with_qdq(*arguments, **options)
         node = next((node for node in model.graph if node.op_type == "QuantizeLinear"), None)
         if node is not None:
             names.append(node.name or "")
