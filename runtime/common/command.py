@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 _INTERRUPTED = 130
 # timeout(1) and service managers signal the process and then its group: the second one must not cut the sweep short.
 _REPEATED_SECONDS = 10.0
+_AGAIN_SECONDS = 0.05
 
 
 class Terminated(KeyboardInterrupt):
@@ -76,11 +78,28 @@ def unwinding_signals() -> Iterator[None]:
 
     A signal that is ignored (``nohup``) or has a handler already stays so. In another thread than the main one nothing
     changes. A child that was forked meanwhile ends at once: what its parent staged is its parent's to remove.
+
+    Python drops an exception that is raised in a finaliser (``__del__``, a weak reference's callback); when it drops
+    :class:`Terminated` or KeyboardInterrupt there, the signal is sent again a moment later, until it arrives.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     owner, first = os.getpid(), float("-inf")
+    print_dropped = sys.unraisablehook
+
+    def send_again(dropped: sys.UnraisableHookArgs) -> None:
+        nonlocal first
+        if not isinstance(dropped.exc_value, KeyboardInterrupt) or os.getpid() != owner:
+            print_dropped(dropped)
+            return
+        number = dropped.exc_value.number if isinstance(dropped.exc_value, Terminated) else signal.SIGINT
+        first = float("-inf")
+        # Not from here: the handler would run, and raise, within the same finaliser.
+        timer = threading.Timer(_AGAIN_SECONDS, os.kill, (owner, number))
+        timer.daemon = True
+        timers.append(timer)
+        timer.start()
 
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal first
@@ -94,12 +113,19 @@ def unwinding_signals() -> Iterator[None]:
             raise Terminated(number)
 
     taken: list[signal.Signals] = []
+    timers: list[threading.Timer] = []
     try:
         for number in _SIGNALS:
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, end)
                 taken.append(number)
+        if taken:  # of nested calls the outer one
+            sys.unraisablehook = send_again
         yield
     finally:
+        if taken:
+            sys.unraisablehook = print_dropped
+        for timer in timers:
+            timer.cancel()
         for number in taken:
             signal.signal(number, signal.SIG_DFL)

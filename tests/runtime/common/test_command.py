@@ -144,6 +144,35 @@ def test_handlers_are_put_back_and_others_are_left_alone() -> None:
     subprocess.run([sys.executable, "-c", _HANDLERS], env=env, timeout=60, check=True)
 
 
+_FINALISER = """
+import os, signal, sys, time
+from runtime.common.command import run_command
+
+class Slow:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(0.01)  # the handler raises here, and Python drops the exception
+
+def work():
+    def nested():
+        slow = Slow()
+        del slow
+        time.sleep(30)
+        return 0
+    return run_command(nested)
+
+sys.exit(run_command(work))
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_within_a_finaliser_is_not_lost(number: int, status: int) -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", _FINALISER, str(int(number))]
+    done = subprocess.run(command, env=env, timeout=20, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
 def test_errors_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
     def fails(error: BaseException) -> int:
         raise error
