@@ -1,0 +1,195 @@
+"""YOLOX-nano: an anchor-free detector of 0.91 million parameters.
+
+Paper: Ge, Liu, Wang, Li, Sun, "YOLOX: Exceeding YOLO Series in 2021", 2021; YOLOX-Nano is the depthwise variant of
+its section 3.
+Provenance: our own code; parameters bear the names of YOLOX (Megvii-BaseDetection/YOLOX, Apache-2.0, depth 0.33,
+width 0.25), so the state dicts published there load strictly. Its weights for COCO are the reference; none ship.
+Licence: this file, as the rest of edgevis.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgevis.layers.csp_darknet import ConvBNSiLU, CSPDarknet, CSPLayer, DepthwiseConvBNSiLU
+from edgevis.layers.grid_boxes import cell_grid, decode_cells
+from edgevis.models._detection import COCO_LABELS, MAX_CLASSES, deployment, labels_of
+from edgevis.models.allowed import TEXT, whole
+from edgevis.models.entry import ModelEntry, PaperCount
+from runtime.bundle.spec import MAX_SIDE, Deployment, Preprocess
+from runtime.errors import InputError, ModelError
+
+STRIDES = (8, 16, 32)
+SIDE = 416
+_DEPTH, _WIDTH = 0.33, 0.25
+# The probability of an object that an untrained head gives everywhere, after RetinaNet (Lin et al., ICCV 2017).
+_PRIOR = 0.01
+
+
+class PathAggregation(nn.Module):
+    """YOLOX's PAFPN: maps of three scales exchange features downwards and upwards.
+
+    Input: image (N, 3, H, W). Output: three maps at 1/8, 1/16 and 1/32 with the channels of :attr:`channels`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = CSPDarknet(depth=_DEPTH, width=_WIDTH)
+        low, middle, high = self.channels = self.backbone.channels
+        self.lateral_conv0 = ConvBNSiLU(high, middle)
+        self.C3_p4 = CSPLayer(2 * middle, middle)
+        self.reduce_conv1 = ConvBNSiLU(middle, low)
+        self.C3_p3 = CSPLayer(2 * low, low)
+        self.bu_conv2 = DepthwiseConvBNSiLU(low, low, stride=2)
+        self.C3_n3 = CSPLayer(2 * low, middle)
+        self.bu_conv1 = DepthwiseConvBNSiLU(middle, middle, stride=2)
+        self.C3_n4 = CSPLayer(2 * middle, high)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        third, fourth, fifth = self.backbone(image)
+        top = self.lateral_conv0(fifth)
+        inner = self.reduce_conv1(self.C3_p4(torch.cat([_doubled(top), fourth], dim=1)))
+        low: Tensor = self.C3_p3(torch.cat([_doubled(inner), third], dim=1))
+        middle: Tensor = self.C3_n3(torch.cat([self.bu_conv2(low), inner], dim=1))
+        high: Tensor = self.C3_n4(torch.cat([self.bu_conv1(middle), top], dim=1))
+        return low, middle, high
+
+
+class DecoupledHead(nn.Module):
+    """YOLOX's head: separate convolutions for class and box at each level.
+
+    Output: a map for each level, (N, 5 + num_classes, h, w): box code (x, y, w, h), objectness logit, class logits.
+    """
+
+    def __init__(self, channels: tuple[int, ...], *, num_classes: int) -> None:
+        super().__init__()
+        middle = channels[0]
+        self.stems = nn.ModuleList(ConvBNSiLU(inputs, middle) for inputs in channels)
+        self.cls_convs = nn.ModuleList(_tower(middle) for _ in channels)
+        self.reg_convs = nn.ModuleList(_tower(middle) for _ in channels)
+        self.cls_preds = nn.ModuleList(nn.Conv2d(middle, num_classes, 1) for _ in channels)
+        self.reg_preds = nn.ModuleList(nn.Conv2d(middle, 4, 1) for _ in channels)
+        self.obj_preds = nn.ModuleList(nn.Conv2d(middle, 1, 1) for _ in channels)
+        for predictor in (*self.cls_preds, *self.obj_preds):
+            nn.init.constant_(predictor.get_parameter("bias"), -math.log((1 - _PRIOR) / _PRIOR))
+
+    def forward(self, maps: tuple[Tensor, ...]) -> list[Tensor]:
+        outputs = []
+        for level, x in enumerate(maps):
+            x = self.stems[level](x)
+            region = self.reg_convs[level](x)
+            classes = self.cls_preds[level](self.cls_convs[level](x))
+            outputs.append(torch.cat([self.reg_preds[level](region), self.obj_preds[level](region), classes], dim=1))
+        return outputs
+
+
+class YOLOX(nn.Module):
+    """YOLOX-nano.
+
+    Input: image (N, 3, height, width) float32, BGR, 0..255.
+    Output of :meth:`detect`: scores (N, A, num_classes) float32, 0..1, and boxes (N, A, 4) float32, xyxy in pixels of
+    the input. The A rows are the cells of the levels with strides 8, 16, 32, in row-major order: 3,549 at 416 x 416.
+
+    Args:
+        num_classes: Number of classes.
+        height, width: Size of the images in pixels, multiples of 32. It changes no parameter.
+        labels: Names of the classes, separated by commas; see :func:`edgevis.models._detection.labels_of`.
+
+    Raises:
+        ModelError: An option is not as described.
+    """
+
+    def __init__(
+        self, *, num_classes: int = len(COCO_LABELS), height: int = SIDE, width: int = SIDE, labels: str = ""
+    ) -> None:
+        super().__init__()
+        whole(1, MAX_CLASSES).require("num_classes", num_classes)
+        side = whole(STRIDES[-1], MAX_SIDE, multiple=STRIDES[-1])
+        side.require("height", height)
+        side.require("width", width)
+        TEXT.require("labels", labels)
+        self.labels = labels_of(num_classes, labels)
+        self.height, self.width = height, width
+        self.backbone = PathAggregation()
+        self.head = DecoupledHead(self.backbone.channels, num_classes=num_classes)
+
+    def heads(self, image: Tensor) -> list[Tensor]:
+        """The raw maps at strides 8, 16 and 32, of an image with any sides that are multiples of 32.
+
+        From image (N, 3, H, W) float32 to three maps (N, 5 + num_classes, H / stride, W / stride) float32: the box code
+        (x, y, w, h) of :func:`edgevis.layers.grid_boxes.decode_cells`, the logit of objectness, the logits of the
+        classes.
+
+        Raises:
+            InputError: The image's channels or sides do not fit.
+        """
+        if image.ndim != 4 or image.shape[1] != 3 or any(size % STRIDES[-1] for size in image.shape[2:]):
+            raise InputError(
+                f"image has shape {tuple(image.shape)}; the model takes (N, 3, H, W), H and W multiples of "
+                f"{STRIDES[-1]}"
+            )
+        maps: list[Tensor] = self.head(self.backbone(image))
+        return maps
+
+    def detect(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """From image (N, 3, H, W) float32 to scores (N, A, num_classes) and boxes (N, A, 4) float32.
+
+        A score is the probability of an object times that of the class.
+        """
+        raw = torch.cat([x.flatten(2) for x in self.heads(image)], dim=2).transpose(1, 2)
+        code, objectness, classes = raw[..., :4], raw[..., 4:5], raw[..., 5:]
+        corners, strides = cell_grid((image.shape[2], image.shape[3]), STRIDES)
+        boxes = decode_cells(code.float(), corners.to(raw.device), strides.to(raw.device))
+        return torch.sigmoid(objectness) * torch.sigmoid(classes), boxes
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """The same as :meth:`heads`."""
+        return self.heads(image)
+
+
+def _tower(channels: int) -> nn.Sequential:
+    return nn.Sequential(DepthwiseConvBNSiLU(channels, channels), DepthwiseConvBNSiLU(channels, channels))
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def yolox_nano(
+    *, num_classes: int = len(COCO_LABELS), height: int = SIDE, width: int = SIDE, labels: str = ""
+) -> YOLOX:
+    """A YOLOX-nano; see :class:`YOLOX` for the options."""
+    return YOLOX(num_classes=num_classes, height=height, width=width, labels=labels)
+
+
+def _deploy(module: nn.Module) -> Deployment:
+    if not isinstance(module, YOLOX):
+        raise ModelError(f"a {type(module).__name__} is no YOLOX")
+    return _deployment(module.height, module.width, module.labels)
+
+
+def _deployment(height: int, width: int, labels: tuple[str, ...]) -> Deployment:
+    # As published: the image at the top left, BGR values as they are.
+    preprocess = Preprocess(height=height, width=width, color="BGR", scale=1.0, fit="letterbox", pad_value=114)
+    rows = sum((height // stride) * (width // stride) for stride in STRIDES)
+    return deployment(preprocess, labels=labels, rows=rows)
+
+
+DEPLOYMENT = _deployment(SIDE, SIDE, COCO_LABELS)
+
+ENTRIES = (
+    ModelEntry(
+        name="yolox-nano",
+        build=yolox_nano,
+        deployment=DEPLOYMENT,
+        paper="Ge, Liu, Wang, Li, Sun: YOLOX: Exceeding YOLO Series in 2021, 2021",
+        licence="Apache-2.0",
+        parameters=912_159,
+        deploy=_deploy,
+        printed=PaperCount("0.91 M", 910_000, "total", "abstract"),
+    ),
+)
