@@ -19,7 +19,7 @@ from calibration.data.samples import wheel_file
 from edgevis import SourceError
 from runtime.common.extras import install_command
 from runtime.images.decode import Image, read_image
-from runtime.streams.sources import frames
+from runtime.streams.reader import frames
 
 
 class Box(NamedTuple):

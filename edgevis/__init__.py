@@ -17,6 +17,8 @@ from runtime.errors import __all__ as _errors
 from runtime.predictor import Predictor
 from runtime.results import Classification, Identification, Match, Segmentation
 from runtime.selection.info import Info
+from runtime.streams.frame import Frame
+from runtime.streams.stats import SourceStats
 
 __version__ = "0.2.0"
 
@@ -24,12 +26,14 @@ __all__ = [
     "Classification",
     "EnrolmentReport",
     "Finding",
+    "Frame",
     "Identification",
     "Info",
     "Judgement",
     "Match",
     "Predictor",
     "Segmentation",
+    "SourceStats",
     "__version__",
     *_errors,
 ]

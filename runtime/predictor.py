@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, overload
 
@@ -21,7 +21,7 @@ from runtime.enrolment.quality import EnrolmentReport, image_names
 from runtime.enrolment.state import EnrolmentState
 from runtime.errors import EdgevisError, InputError
 from runtime.gallery.embedded import EmbeddedGallery
-from runtime.images.decode import Image, ImageLike, as_images, orientation_of, several
+from runtime.images.decode import ImageLike, as_images, orientation_of, several
 from runtime.images.masks import MaskLike, as_masks
 from runtime.images.preprocess import Preprocessor
 from runtime.open_set.bundled import open_set_arrays
@@ -29,7 +29,9 @@ from runtime.open_set.decision import OpenSet, OpenSetInfo
 from runtime.open_set.strangers import sampled_rows
 from runtime.selection.choose import SelectedEngine, open_best
 from runtime.selection.info import Info
-from runtime.streams.sources import Source, frames
+from runtime.streams.feed import Drop
+from runtime.streams.reader import OnError, ResultStream, StreamReader, frames
+from runtime.streams.sources import Source
 from runtime.tasks import Result
 
 _log = logging.getLogger("edgevis.bundle")
@@ -352,19 +354,29 @@ class Predictor:
             self._enrolment.update(path, timeout_s=timeout_s)
 
     def stream(
-        self, source: Source, *, top_k: int = 5, on_error: Callable[[EdgevisError], object] | None = None
-    ) -> Iterator[tuple[Image, Result]]:
-        """Each frame of a source with its result.
+        self,
+        source: Source | Sequence[Source],
+        *,
+        top_k: int = 5,
+        drop: Drop = "auto",
+        reconnect: bool = True,
+        timeout_s: float = 10.0,
+        batch: int = 1,
+        on_error: OnError | None = None,
+    ) -> ResultStream[Result]:
+        """Each frame of a source with its result, decoded by a thread while earlier ones are predicted.
 
         Args:
             source: A camera's index, the path of a video or of a folder of images, a network address such as
-                ``rtsp://…``, or any iterable of images.
+                ``rtsp://…``, or any iterable of images: pairs of image and result come back. A list of such sources
+                shares the engine; pairs of :class:`Frame`, with ``image`` and ``source``, and result come back.
             top_k: As in :meth:`predict`.
-            on_error: Called with the error of a picture of a folder or an iterable that cannot be read; the stream
-                goes on with the next. None raises the error, which ends the stream.
+            drop, reconnect, timeout_s, batch, on_error: As in :class:`runtime.streams.reader.StreamReader`.
         """
-        for frame in frames(source, on_error=on_error):
-            yield frame, self.predict(frame, top_k=top_k)
+        reader = StreamReader(
+            source, drop=drop, reconnect=reconnect, timeout_s=timeout_s, batch=batch, on_error=on_error
+        )
+        return ResultStream(reader, lambda images: self.predict(images, top_k=top_k))
 
     def warmup(self, *, batch_sizes: Sequence[int] = (1,)) -> None:
         """Run every graph once at these batch sizes, so that the first real image does not wait for compilation."""

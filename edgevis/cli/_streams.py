@@ -17,7 +17,7 @@ from edgevis.cli._results import results_for
 from edgevis.cli._text import HEADERS, drawn, label_width
 from runtime.images.decode import Image
 from runtime.images.picture_files import write_drawing
-from runtime.streams.sources import video_capture
+from runtime.streams.opencv import video_capture
 
 VIDEO_SUFFIXES = frozenset(
     (".3gp", ".avi", ".flv", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")

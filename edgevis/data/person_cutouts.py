@@ -24,7 +24,7 @@ from runtime.common.files import ZIP_ERRORS
 from runtime.errors import EdgevisError, InputError, SourceError
 from runtime.images.decode import decode_picture
 from runtime.images.masks import decode_mask, laid_beside
-from runtime.streams.sources import video_capture
+from runtime.streams.opencv import video_capture
 
 BACKGROUND = 0
 BODY = 1

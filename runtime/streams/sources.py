@@ -1,135 +1,151 @@
-"""Frames of a source: a camera, a video file, a network stream, a folder of images, any iterable."""
+"""What frames can come from: a camera, a video file, an address, a folder of images, any iterable."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
+from urllib.parse import unquote
 
-import cv2
 import numpy as np
 
-from runtime.common.files import open_regular
-from runtime.errors import EdgevisError, InputError, SourceError
-from runtime.images.decode import SUFFIXES, UNREAD_SUFFIXES, Image, ImageLike, as_image, read_image
+from runtime.errors import InputError, SourceError
+from runtime.images.decode import SUFFIXES, UNREAD_SUFFIXES, ImageLike
 from runtime.images.folders import image_files
 from runtime.images.foreign import is_pil
-
-T = TypeVar("T")
+from runtime.streams.addresses import check_address, is_address, scheme_of, without_password
 
 Source: TypeAlias = int | str | os.PathLike[str] | Iterable[ImageLike]
 
+MAX_CAMERAS = 100
+"""Camera indices are below it; OpenCV takes larger ones for a choice of driver."""
 
-def frames(source: Source, *, on_error: Callable[[EdgevisError], object] | None = None) -> Iterator[Image]:
-    """The frames of a source, one after another, as (H, W, 3) uint8 BGR arrays.
+MAX_SOURCES = 64
+"""Sources of one stream."""
 
-    Args:
-        source: A camera's index, the path of a video, an image or a folder of images (those in its folders, too, in
-            order of their paths; see :mod:`runtime.images.folders`), an address such as ``rtsp://…``, or an iterable of
-            images.
-        on_error: Called with the error of an image of a folder or an iterable that cannot be read; the next one
-            follows. None raises it.
+_ALLOWED = "allowed: a camera index, a path, an address or an iterable"
+_COLLAPSED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
+_DEVICE = re.compile(r"/dev/video([0-9]{1,3})")
+
+
+@dataclass(frozen=True, eq=False)
+class SourceSpec:
+    """A source that was looked at but not opened.
+
+    Attributes:
+        kind: What it is.
+        name: The name for messages and counts, without a password.
+        target: The camera's index, the address, the video's path, the images' paths, or the iterable.
+    """
+
+    kind: Literal["camera", "address", "video", "images", "iterable"]
+    name: str
+    target: Any
+
+
+def source_specs(source: Source | Sequence[Source]) -> tuple[list[SourceSpec], bool]:
+    """The sources that are meant, and whether the value is a single one.
+
+    A list or tuple is several sources if an element of it is one and no image: a camera index, an address, a folder,
+    the path of a video, or an iterable. Any other list is a single source, whose elements are its images.
 
     Raises:
         InputError: Nothing that frames can come from.
-        SourceError: It cannot be opened, or an image of it cannot be read.
+        SourceError: There is no such file, folder or camera.
     """
+    if isinstance(source, (list, tuple)) and any(map(_is_stream, source)):
+        if len(source) > MAX_SOURCES:
+            raise InputError(f"{len(source)} sources are given; allowed: at most {MAX_SOURCES} in one stream")
+        return [source_spec(item) for item in source], False
+    return [source_spec(source)], True
+
+
+def _is_stream(item: Any) -> bool:
+    """Whether an element of a list is a source of its own and no image."""
+    if isinstance(item, int) and not isinstance(item, bool):
+        return True
+    if isinstance(item, (str, os.PathLike)):
+        text = os.fspath(item)
+        if is_address(text) or _COLLAPSED.match(text) or _camera_index(text) is not None:
+            return True
+        suffix = Path(text).suffix.lower()
+        return os.path.isdir(text) or (suffix != "" and suffix not in SUFFIXES | UNREAD_SUFFIXES)
+    return isinstance(item, (list, tuple, Iterator))
+
+
+def source_spec(source: Source) -> SourceSpec:
+    """The one source that is meant; raises as :func:`source_specs` does."""
     if isinstance(source, bool):
-        raise InputError(f"source is {source!r}; allowed: a camera index, a path, an address or an iterable of images")
-    if isinstance(source, int):
-        return _captured(source, f"camera {source}")
-    if isinstance(source, str) and "://" in source:
-        return _captured(source, source)
+        raise InputError(f"source is {source!r}; {_ALLOWED} of images")
+    if isinstance(source, (int, np.integer)):
+        return _camera(int(source))
+    if isinstance(source, str) and is_address(source):
+        return _address(source)
     if isinstance(source, (str, os.PathLike)):
-        return _from_path(Path(source), on_error)
+        return _path(os.fspath(source), is_text=isinstance(source, str))
     if is_pil(source) or (isinstance(source, np.ndarray) and source.ndim == 3):
         raise InputError("source is one image; give it to predict(), or put it into a list")
     if isinstance(source, Iterable):
-        return _each(enumerate(source), lambda item: as_image(item[1], f"frame {item[0]}"), on_error)
-    raise InputError(f"source is a {type(source).__name__}; allowed: a camera index, a path, an address or an iterable")
+        return SourceSpec("iterable", type(source).__name__, source)
+    raise InputError(f"source is a {type(source).__name__}; {_ALLOWED}")
 
 
-def _each(
-    items: Iterable[T], read: Callable[[T], Image], on_error: Callable[[EdgevisError], object] | None
-) -> Iterator[Image]:
-    for item in items:
-        try:
-            image = read(item)
-        except (InputError, SourceError) as error:
-            if on_error is None:
-                raise
-            on_error(error)
-            continue
-        yield image
+def _camera(index: int) -> SourceSpec:
+    if not 0 <= index < MAX_CAMERAS:
+        raise SourceError(f"there is no camera {index}; allowed: an index from 0 to {MAX_CAMERAS - 1}")
+    if sys.platform == "linux" and not os.path.exists(f"/dev/video{index}"):
+        there = sorted(name for name in _devices() if _DEVICE.fullmatch(name))
+        raise SourceError(
+            f"camera {index} cannot be opened: check that it exists, is not in use, and that this user may read "
+            f"/dev/video{index}; found here: {', '.join(there) or 'no camera'}"
+        )
+    return SourceSpec("camera", f"camera {index}", index)
 
 
-def _from_path(path: Path, on_error: Callable[[EdgevisError], object] | None) -> Iterator[Image]:
+def _devices() -> list[str]:
+    try:
+        return [f"/dev/{name}" for name in os.listdir("/dev")]
+    except OSError:
+        return []
+
+
+def _camera_index(text: str) -> int | None:
+    """The index in ``0`` or ``/dev/video0``; None for any other text, and where a file has that name."""
+    if device := _DEVICE.fullmatch(text):
+        return int(device[1])
+    return int(text) if re.fullmatch(r"-?[0-9]{1,10}", text) and not os.path.lexists(text) else None
+
+
+def _address(address: str) -> SourceSpec:
+    check_address(address)
+    if scheme_of(address) == "file":
+        path = address.partition("://")[2].removeprefix("localhost")
+        return _path(path if os.path.exists(path) else unquote(path), is_text=False)
+    return SourceSpec("address", without_password(address), address)
+
+
+def _path(text: str, *, is_text: bool) -> SourceSpec:
+    index = _camera_index(text)
+    if index is not None and (is_text or text.startswith("/dev/")):
+        return _camera(index)
+    path = Path(text)
     try:
         is_file, is_folder = path.is_file(), path.is_dir()
     except (OSError, ValueError) as error:
         raise SourceError(f"{path} cannot be read: {error}") from error
     if is_folder:
-        return _each(image_files(path), read_image, on_error)
+        return SourceSpec("images", str(path), image_files(path))
     if not is_file:
+        if _COLLAPSED.match(text):
+            raise SourceError(
+                f"{without_password(text)} is an address as a Path, which loses a slash: give it as text, as in "
+                "stream('rtsp://camera/1')"
+            )
         raise SourceError(f"there is no file {path}")
     if path.suffix.lower() in SUFFIXES | UNREAD_SUFFIXES:
-        return iter([read_image(path)])
-    return _captured(path, str(path))
-
-
-def video_capture(source: int | str | Path) -> cv2.VideoCapture:
-    """OpenCV's reader of a camera, an address or a video file; ``isOpened()`` says whether it opened.
-
-    Raises:
-        SourceError: The name of a file is not UTF-8, and the system offers no other name for it.
-        InputError: An address is not UTF-8.
-    """
-    if isinstance(source, int):
-        return cv2.VideoCapture(source)
-    try:
-        str(source).encode()
-    except UnicodeEncodeError:  # OpenCV 4 and 5 end the process on such a name
-        if not isinstance(source, Path):
-            raise InputError(f"the address {source!r} is not UTF-8; allowed: text such as rtsp://camera/1") from None
-        return _captured_by_number(source)
-    return cv2.VideoCapture(str(source))
-
-
-def _captured_by_number(path: Path) -> cv2.VideoCapture:
-    """Open a video file by its descriptor's path, such as ``/proc/self/fd/3``."""
-    try:
-        with open_regular(path) as file:
-            other = f"/proc/self/fd/{file.fileno()}"
-            if not os.path.exists(other):
-                raise SourceError(f"the name of {path} is not UTF-8, which OpenCV needs; rename the file")
-            return cv2.VideoCapture(other)  # opens it once more
-    except SourceError:
-        raise
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error}") from error
-
-
-def _captured(source: int | str | Path, name: str) -> Iterator[Image]:
-    capture = video_capture(source)
-    if not capture.isOpened():
-        capture.release()
-        raise SourceError(
-            f"{name} cannot be opened: check that it exists, is not in use, and that OpenCV can decode it"
-        )
-    return _drain(capture, name)
-
-
-def _drain(capture: cv2.VideoCapture, name: str) -> Iterator[Image]:
-    try:
-        count = 0
-        while True:
-            success, frame = capture.read()
-            if not success:
-                break
-            count += 1
-            yield as_image(frame)
-        if count == 0:
-            raise SourceError(f"{name} was opened but gave no frame")
-    finally:
-        capture.release()
+        return SourceSpec("images", str(path), [path])
+    return SourceSpec("video", str(path), path)

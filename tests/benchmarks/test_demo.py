@@ -13,7 +13,7 @@ from benchmarks import demo
 from benchmarks.video_scenes import Box, FixedCamera, PhotoPan
 from edgevis import SourceError
 from runtime.images.decode import Image, read_image
-from runtime.streams.sources import frames
+from runtime.streams.reader import frames
 
 SIZE = (320, 240)
 

@@ -114,7 +114,7 @@ def test_what_is_there_already_is_left_alone(
         (["{video}", "--frames", "0"], "--frames is 0; allowed"),
         (["{video}", "--output", "x.wmv"], "videos are written as .avi, .mkv, .mp4"),
         (["{video}", "--threshold", "0.5", "--false-accept-rate", "0.1"], "give one of them"),
-        (["file:///nowhere.avi"], "cannot be opened"),
+        (["file:///nowhere.avi"], "there is no file /nowhere.avi"),
     ],
 )
 def test_what_cannot_be_done_with_a_stream(

@@ -13,7 +13,7 @@ from runtime.errors import EdgevisError, InputError, SourceError
 from runtime.images import folders
 from runtime.images.decode import SUFFIXES, UNREAD_SUFFIXES
 from runtime.images.folders import image_files, is_hidden
-from runtime.streams.sources import frames
+from runtime.streams.reader import frames
 
 from bundles import picture
 from logs import logged_warnings

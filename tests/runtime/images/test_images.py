@@ -18,7 +18,7 @@ import pytest
 
 from runtime.errors import InputError, SourceError
 from runtime.images.decode import as_image, as_images, decode_image, read_image
-from runtime.streams.sources import frames
+from runtime.streams.reader import frames
 
 from bundles import picture
 from python_processes import run_python, succeeded
@@ -264,7 +264,7 @@ def test_a_video_file(tmp_path: Path, kind: type) -> None:
 _VIDEO_BY_AN_ODD_NAME = """
 import os, sys
 from runtime.errors import InputError
-from runtime.streams.sources import frames
+from runtime.streams.reader import frames
 print(sum(1 for _ in frames(os.fsdecode(bytes.fromhex(sys.argv[1])))))
 try:
     frames("rtsp://camera/\\udce9")
@@ -353,7 +353,7 @@ def test_an_address(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.avi", 3)
     assert len(list(frames(f"file://{path}"))) == 3
     with pytest.raises(SourceError, match=r"rtsp://127\.0\.0\.1:9/door cannot be opened"):
-        frames("rtsp://127.0.0.1:9/door")  # nobody listens there
+        next(frames("rtsp://127.0.0.1:9/door"))  # nobody listens there
 
 
 def test_a_camera_that_is_not_there() -> None:

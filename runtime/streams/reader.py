@@ -1,0 +1,270 @@
+"""The frames of one source or several, read by threads while earlier frames are used."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from runtime.errors import EdgevisError, InputError, SourceError
+from runtime.images.decode import Image
+from runtime.streams.feed import Drop, Feed, IterableFeed, StreamSettings, StreamState, ThreadFeed
+from runtime.streams.frame import Frame
+from runtime.streams.sources import Source, source_specs
+from runtime.streams.stats import SourceStats
+
+R = TypeVar("R")
+
+OnError = Callable[[EdgevisError], object]
+
+MAX_BATCH = 1024
+MAX_TIMEOUT_S = 86400.0
+
+_JOIN_S = 0.8
+"""How long :meth:`StreamReader.close` waits for all threads together: with what else it does, less than a second."""
+
+
+class StreamReader:
+    """Reads one source or several: an iterator over lists of :class:`Frame`, at most ``batch`` in each.
+
+    Cameras, addresses, video files and folders are read by threads, which start with the first frame that is asked for;
+    an iterable is read by the thread that iterates, one image at a time. Frames of several sources come in turns. Where
+    a source is live a list holds what waits; where none is, every list but the last is full.
+
+    Args:
+        sources: A camera's index, the path of a video, of an image or of a folder of images (those in its folders, too,
+            in order of their paths; see :mod:`runtime.images.folders`), an address such as ``rtsp://…``, an iterable of
+            images, or a list of such sources; see :func:`runtime.streams.sources.source_specs`.
+        drop: ``"oldest"`` keeps the newest frames of a source, at most ``batch``, and drops the older ones: what is
+            handed out is never older than one round of use. ``"none"`` drops nothing: the source waits, and a camera
+            falls behind. ``"auto"`` is ``"oldest"`` for cameras and live addresses, else ``"none"``.
+        reconnect: Whether a camera or live address that was lost is opened again, until it comes back or the stream is
+            closed. One that cannot be opened at the beginning raises.
+        timeout_s: Seconds, 0.1..86400, without a frame after which a camera or address counts as lost.
+        batch: The largest number of frames in a list, 1..1024.
+        on_error: Called, by the thread that iterates, with the error of an image of a folder or an iterable that cannot
+            be read, and with that of a source that ends by an error; the others go on. None raises it.
+
+    Raises:
+        InputError: An argument is not allowed, or nothing that frames can come from.
+        SourceError: There is no such source; while iterating, it cannot be opened or read.
+    """
+
+    def __init__(
+        self,
+        sources: Source | Sequence[Source],
+        *,
+        drop: Drop = "auto",
+        reconnect: bool = True,
+        timeout_s: float = 10.0,
+        batch: int = 1,
+        on_error: OnError | None = None,
+    ) -> None:
+        _check_settings(drop, timeout_s, batch)
+        settings = StreamSettings(drop, bool(reconnect), float(timeout_s), int(batch), on_error is not None)
+        specs, self.single = source_specs(sources)
+        self._batch, self._on_error = settings.batch, on_error
+        self._state = StreamState()
+        self._feeds: list[Feed] = [
+            IterableFeed(spec, position, settings)
+            if spec.kind == "iterable"
+            else ThreadFeed(spec, position, settings, self._state)
+            for position, spec in enumerate(specs)
+        ]
+        self._turn: deque[Feed] = deque(self._feeds)
+        self._in_use: list[Frame] = []
+        threads = [feed for feed in self._feeds if isinstance(feed, ThreadFeed)]
+        # Also when nothing refers to the reader any more, and when the interpreter exits.
+        self._stop = weakref.finalize(self, _stop, self._state, threads)
+
+    def __enter__(self) -> StreamReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[list[Frame]]:
+        return self
+
+    def __next__(self) -> list[Frame]:
+        self._check_process()
+        self._note_used()
+        try:
+            self._start()
+            frames = self._collect()
+        except BaseException:  # Ctrl-C, too
+            self.close()
+            raise
+        if not frames:
+            self.close()
+            raise StopIteration
+        self._in_use = frames
+        return list(frames)
+
+    @property
+    def stats(self) -> tuple[SourceStats, ...]:
+        """The counts, rates and latencies of each source, in the order of the sources."""
+        with self._state.changed:
+            return tuple(feed.counters.stats() for feed in self._feeds)
+
+    def close(self) -> None:
+        """End every thread within a second; closing twice does no harm."""
+        self._note_used()
+        self._stop()
+
+    def _start(self) -> None:
+        if self._state.pid is not None or self._state.stopping.is_set():
+            return
+        self._state.pid = os.getpid()
+        for feed in self._feeds:
+            if isinstance(feed, ThreadFeed):
+                feed.thread.start()
+
+    def _check_process(self) -> None:
+        if self._state.pid not in (None, os.getpid()):
+            raise SourceError("this stream was opened by another process, before a fork; open it again in this one")
+
+    def _note_used(self) -> None:
+        frames, self._in_use = self._in_use, []
+        if frames:
+            with self._state.changed:
+                for frame in frames:
+                    self._feeds[frame.source].counters.used(frame.captured)
+
+    def _collect(self) -> list[Frame]:
+        frames: list[Frame] = []
+        while len(frames) < self._batch:
+            item = self._take(wait=not frames or not any(feed.live for feed in self._feeds))
+            if item is None:
+                break
+            if isinstance(item, Frame):
+                frames.append(item)
+            else:
+                self._report(item)
+        return frames
+
+    def _report(self, error: EdgevisError) -> None:
+        if self._on_error is None:
+            raise error
+        self._on_error(error)
+
+    def _take(self, *, wait: bool) -> Frame | EdgevisError | None:
+        """The next frame of the sources in turn, or an error to report; None at the end, or if none waits."""
+        with self._state.changed:
+            while not self._state.stopping.is_set():
+                for feed in tuple(self._turn):
+                    item = feed.take()
+                    end = feed.finished() if item is None else False
+                    if end is not False:
+                        self._turn.remove(feed)
+                        if isinstance(end, EdgevisError):
+                            return end
+                        if isinstance(end, BaseException):
+                            raise end
+                    if item is not None:
+                        self._turn.rotate(-1 - self._turn.index(feed))
+                        if isinstance(item, Frame):
+                            feed.counters.handed_out()
+                        return item
+                if not self._turn or not wait:
+                    return None
+                self._state.changed.wait()
+        return None
+
+
+def _check_settings(drop: object, timeout_s: Any, batch: Any) -> None:
+    if drop not in ("auto", "none", "oldest"):
+        raise InputError(f"drop is {drop!r}; allowed: 'auto', 'none' or 'oldest'")
+    number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool) and math.isfinite(timeout_s)
+    if not number or not 0.1 <= timeout_s <= MAX_TIMEOUT_S:
+        raise InputError(f"timeout_s is {timeout_s!r}; allowed: 0.1 to {MAX_TIMEOUT_S:g} seconds")
+    if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MAX_BATCH:
+        raise InputError(f"batch is {batch!r}; allowed: an int from 1 to {MAX_BATCH}")
+
+
+def _stop(state: StreamState, feeds: Sequence[ThreadFeed]) -> None:
+    """End the threads; in a forked child, whose parent they belong to, do nothing."""
+    if state.pid not in (None, os.getpid()):
+        return
+    state.stopping.set()
+    with state.changed:
+        state.changed.notify_all()
+    deadline = time.monotonic() + _JOIN_S
+    for feed in feeds:
+        if feed.thread.is_alive():
+            feed.thread.join(max(0.0, deadline - time.monotonic()))
+
+
+class ResultStream(Generic[R]):
+    """Each frame of a stream with its result: an iterator over pairs.
+
+    Of one source the frame is its image, (H, W, 3) uint8 BGR; of several it is a :class:`Frame`, which names its
+    source. It ends with the stream; :meth:`close` and leaving its context end it early.
+
+    Args:
+        reader: The frames; closed with this stream.
+        predict: Maps the images of a list of frames to their results.
+    """
+
+    def __init__(self, reader: StreamReader, predict: Callable[[list[Image]], Sequence[R]]) -> None:
+        self._reader, self._predict = reader, predict
+        self._ready: deque[tuple[Any, R]] = deque()
+
+    def __enter__(self) -> ResultStream[R]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[tuple[Any, R]]:
+        return self
+
+    def __next__(self) -> tuple[Any, R]:
+        if not self._ready:
+            frames = next(self._reader)
+            try:
+                results = self._predict([frame.image for frame in frames])
+            except BaseException:
+                self.close()
+                raise
+            self._ready.extend(
+                (frame.image if self._reader.single else frame, result)
+                for frame, result in zip(frames, results, strict=True)
+            )
+        return self._ready.popleft()
+
+    @property
+    def stats(self) -> tuple[SourceStats, ...]:
+        """The counts, rates and latencies of each source, in the order of the sources."""
+        return self._reader.stats
+
+    def close(self) -> None:
+        """End the stream and every thread of it within a second."""
+        self._ready.clear()
+        self._reader.close()
+
+
+def frames(source: Source | Sequence[Source], *, on_error: OnError | None = None) -> Iterator[Image]:
+    """The images of a :class:`StreamReader` with the default settings, one after another.
+
+    Raises:
+        InputError: Nothing that frames can come from.
+        SourceError: There is no such source; while iterating, it cannot be opened or read.
+    """
+    return _images(StreamReader(source, on_error=on_error))
+
+
+def _images(reader: StreamReader) -> Iterator[Image]:
+    with reader:
+        for batch in reader:
+            for frame in batch:
+                yield frame.image
