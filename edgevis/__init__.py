@@ -15,7 +15,7 @@ from runtime.enrolment.quality import EnrolmentReport, Finding, Judgement
 from runtime.errors import *  # noqa: F403 - the tree of exceptions is public as it stands in that file's __all__
 from runtime.errors import __all__ as _errors
 from runtime.predictor import Predictor
-from runtime.results import Classification, Identification, Match, Segmentation
+from runtime.results import Classification, Detection, Detections, Identification, Match, Segmentation
 from runtime.selection.info import Info
 from runtime.streams.frame import Frame
 from runtime.streams.stats import SourceStats
@@ -24,6 +24,8 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Classification",
+    "Detection",
+    "Detections",
     "EnrolmentReport",
     "Finding",
     "Frame",

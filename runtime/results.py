@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from runtime.common.json_data import to_json
 from runtime.errors import InputError, UnknownLabelError
 from runtime.images.decode import Image
-from runtime.images.draw import annotated, color_of, draw_tag, tag_scale
+from runtime.images.draw import annotated, color_of, draw_tag, tag_height, tag_scale
 
 _STRIP_PIXELS = 1 << 20
 _KEPT = 0.55  # how much of the picture shows through a tinted label
@@ -233,6 +234,128 @@ class Segmentation:
                 cv2.drawContours(picture, outline, -1, color, thickness)
             y += draw_tag(picture, f"{label} {share:.0%}", (thickness, y), color, scale)
         return picture
+
+
+class Detection(NamedTuple):
+    """One object of an image.
+
+    Attributes:
+        box_xyxy: x0, y0, x1, y1 in the image's pixels.
+        score: The detector's score, 0..1.
+        label: The class's name.
+        class_id: The class's place among the model's labels.
+    """
+
+    box_xyxy: tuple[float, float, float, float]
+    score: float
+    label: str
+    class_id: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detections:
+    """The objects in an image, the best score first; there may be none.
+
+    ``len`` is their number; an int index gives a :class:`Detection`, a slice, an array of indices or a mask (N,) bool
+    gives the :class:`Detections` that it chooses.
+
+    Attributes:
+        boxes_xyxy: (N, 4) float32: x0, y0, x1, y1 in the image's own pixels, inside the image.
+        scores: (N,) float32, 0..1, descending.
+        labels: The class's name of each.
+        class_ids: (N,) int64: each class's place among the model's labels.
+        speed_ms: Milliseconds that one image took: ``preprocess``, ``inference``, ``postprocess``.
+    """
+
+    boxes_xyxy: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    labels: tuple[str, ...]
+    class_ids: npt.NDArray[np.int64]
+    speed_ms: Mapping[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[Detection]:
+        rows = zip(self.boxes_xyxy.tolist(), self.scores.tolist(), self.labels, self.class_ids.tolist(), strict=True)
+        return (Detection(tuple(box), score, label, class_id) for box, score, label, class_id in rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | Sequence[bool] | npt.NDArray[Any]) -> Detections: ...
+
+    def __getitem__(
+        self, index: int | slice | Sequence[int] | Sequence[bool] | npt.NDArray[Any]
+    ) -> Detection | Detections:
+        if isinstance(index, (int, np.integer)):
+            return next(iter(self[[range(len(self))[index]]]))
+        chosen = np.arange(len(self))[index if isinstance(index, slice) else _index_array(index)]
+        return Detections(
+            self.boxes_xyxy[chosen],
+            self.scores[chosen],
+            tuple(self.labels[place] for place in chosen),
+            self.class_ids[chosen],
+            self.speed_ms,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: a list of the objects, each with label, class, score and box."""
+        return {"detections": [detection._asdict() for detection in self], "speed_ms": dict(self.speed_ms)}
+
+    def cells(self) -> tuple[str, str]:
+        """How many there are of each label, and the highest and the lowest score."""
+        counts = Counter(self.labels)
+        if not counts:
+            return "nothing", "–"
+        first, last = float(self.scores[0]), float(self.scores[-1])
+        scores = f"{first:.2f}" if len(self) == 1 else f"{first:.2f} to {last:.2f}"
+        return ", ".join(f"{count} {label}" for label, count in counts.most_common()), scores
+
+    def plot(self, image: Image) -> Image:
+        """A copy of ``image`` with each box, its label and its score in the label's colour, the best on top."""
+        picture = np.array(image, np.uint8, order="C")
+        scale = tag_scale(picture)
+        thickness = max(1, min(picture.shape[:2]) // 200)
+        for detection in reversed(list(self)):
+            left, top, right, bottom = (round(edge) for edge in detection.box_xyxy)
+            color = color_of(detection.label)
+            cv2.rectangle(picture, (left, top), (max(right - 1, left), max(bottom - 1, top)), color, thickness)
+            text = f"{detection.label} {detection.score:.2f}"
+            above = top - tag_height(text, scale)
+            draw_tag(picture, text, (left, above if above >= 0 else top), color, scale)
+        return picture
+
+    def crops(self, image: Image, margin: float = 0.0) -> list[Image]:
+        """What the boxes show, each a copy of (h, w, 3) uint8 BGR with at least one pixel.
+
+        Args:
+            image: The image that was predicted on.
+            margin: What is added on each side, as a share of the box's own width and height, inside the image.
+
+        Raises:
+            InputError: The margin is negative or no number, or a box begins beyond the image.
+        """
+        if not 0 <= margin < np.inf:
+            raise InputError(f"margin is {margin!r}; allowed: a share of the box from 0")
+        rows, columns = image.shape[:2]
+        boxes = self.boxes_xyxy.astype(np.float64)
+        if ((boxes[:, :2] >= (columns, rows)) | (boxes[:, 2:] <= 0)).any():
+            raise InputError(f"a box lies beyond the image, which is {(rows, columns)}; give the image predicted on")
+        wider = margin * np.tile(boxes[:, 2:] - boxes[:, :2], 2) * (-1, -1, 1, 1)
+        edges = np.clip(boxes + wider, 0, (columns, rows, columns, rows))
+        places = np.concatenate([np.floor(edges[:, :2]), np.ceil(edges[:, 2:])], axis=1).astype(int).tolist()
+        return [
+            np.array(image[top : max(bottom, top + 1), left : max(right, left + 1)], np.uint8, order="C")
+            for left, top, right, bottom in places
+        ]
+
+
+def _index_array(index: Sequence[int] | Sequence[bool] | npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """An array of indices or a mask; of an empty list, no index."""
+    array = np.asarray(index)
+    return array if array.size else array.astype(np.int64)
 
 
 def _strips(shape: tuple[int, ...]) -> Iterator[slice]:

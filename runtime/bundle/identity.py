@@ -18,6 +18,10 @@ from runtime.common.json_data import json_digest, to_json
 DIGEST = "digest"
 """The manifest's field that holds the digest of all other fields."""
 
+# Fields that were added after enrolments were bound to identities, with their defaults: these do not count, so that a
+# model that is built again keeps its enrolments.
+_LATER_PREPROCESS: Mapping[str, Any] = {"align": "center"}
+
 NOT_COVERED = (
     "an earlier edgevis built it, without a digest: that a value of its manifest was changed, such as of "
     "preprocessing, would not be noticed; build it again: python -m export.build"
@@ -48,7 +52,14 @@ def encoder_identity(model: str, deployment: Deployment | Mapping[str, Any], wei
     parts = {
         "model": model,
         "weights": weights_sha256,
-        "preprocess": data["preprocess"],
+        "preprocess": _without_defaults(data["preprocess"], _LATER_PREPROCESS),
         "graphs": data["graphs"],
     }
     return json_digest(parts)
+
+
+def _without_defaults(data: Any, later: Mapping[str, Any]) -> Any:
+    """JSON data of an object without those later fields that have their default value."""
+    if not isinstance(data, Mapping):
+        return data
+    return {key: value for key, value in data.items() if key not in later or value != later[key]}

@@ -16,6 +16,7 @@ from runtime.errors import SchemaError
 
 Color = Literal["RGB", "BGR", "GRAY"]
 Fit = Literal["stretch", "letterbox", "center-crop"]
+Align = Literal["center", "top-left"]
 Interpolation = Literal["nearest", "linear", "cubic", "area"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
@@ -110,11 +111,12 @@ class Preprocess:
         scale: Factor applied to the 0..255 pixel, usually 1/255.
         mean, std: Per channel, after scaling: three numbers, or one for ``GRAY``. Left out, they are 0 and 1.
         fit: ``stretch`` resizes both sides freely; ``letterbox`` keeps the aspect ratio and pads to the right size
-            with ``pad_value``, image centred; ``center-crop`` shows the largest centred part that has the input's
+            with ``pad_value``; ``center-crop`` shows the largest centred part that has the input's
             proportions: of an image that shrinks it is cut on whole pixels and resized, one that grows is resized to
             cover the input and then cut.
         interpolation: The resampling, by OpenCV's definition of the name.
         pad_value: Grey level, 0..255, around a letterboxed image.
+        align: The place of a letterboxed image in the input: in its centre, or in its top left corner.
     """
 
     height: int
@@ -126,6 +128,7 @@ class Preprocess:
     fit: Fit = "stretch"
     interpolation: Interpolation = "linear"
     pad_value: int = 114
+    align: Align = "center"
 
     @property
     def channels(self) -> int:
@@ -162,6 +165,11 @@ class Preprocess:
         _check(
             _is_int(self.pad_value) and 0 <= self.pad_value <= 255,
             f"preprocess: pad_value is {self.pad_value!r}, allowed 0..255",
+        )
+        _check_choice("preprocess: align", self.align, get_args(Align))
+        _check(
+            self.fit == "letterbox" or self.align == "center",
+            f"preprocess: align is {self.align!r} with fit {self.fit!r}; only 'letterbox' has it",
         )
 
 

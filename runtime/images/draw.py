@@ -87,13 +87,23 @@ def color_at(index: int) -> tuple[int, int, int]:
 
 def draw_tag(image: Image, text: str, origin: tuple[int, int], color: tuple[int, int, int], scale: float = 0.5) -> int:
     """Write ``text`` on a filled box whose top left corner is ``origin`` (x, y), in place; returns the box's height."""
-    (width, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     x, y = origin
-    pad = max(2, round(6 * scale))
-    bottom = y + height + baseline + 2 * pad
+    pad = _padding(scale)
+    bottom = y + tag_height(text, scale)
     cv2.rectangle(image, (x, y), (x + width + 2 * pad, bottom), color, cv2.FILLED)
     # Dark or light letters, whichever the eye can read on this colour (luma of BT.601).
     luma = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2]
     ink = (0, 0, 0) if luma > 128 else (255, 255, 255)
     cv2.putText(image, text, (x + pad, y + height + pad), cv2.FONT_HERSHEY_SIMPLEX, scale, ink, 1, cv2.LINE_AA)
     return bottom - y
+
+
+def tag_height(text: str, scale: float) -> int:
+    """The height in pixels of what :func:`draw_tag` draws."""
+    (_, height), baseline = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    return height + baseline + 2 * _padding(scale)
+
+
+def _padding(scale: float) -> int:
+    return max(2, round(6 * scale))

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle.spec import Preprocess
+from runtime.common.arrays import Array
 from runtime.images.decode import Image
 
 _INTERPOLATION = {
@@ -30,6 +32,46 @@ _SOURCES = {"RGB": (2, 1, 0), "BGR": (0, 1, 2), "GRAY": (0,)}
 # If the resized side would be more than this many times its seen part, only the middle is resized: a
 # detector's box of one row across a frame would otherwise become hundreds of megabytes.
 _MAX_COVER = 64
+
+
+@dataclass(frozen=True, slots=True)
+class InputGeometry:
+    """Where an image lies in a graph's input.
+
+    Attributes:
+        rows, columns: The part of the image that is resized.
+        height, width: The size that it is resized to.
+        top, left: The place of its first row and column in the input: above 0 where it is padded, below where cut.
+    """
+
+    rows: slice
+    columns: slice
+    height: int
+    width: int
+    top: int = 0
+    left: int = 0
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Pixels of the input for a pixel of the image, along x and y: ``input = image * scale + offset``."""
+        return (
+            self.width / (self.columns.stop - self.columns.start),
+            self.height / (self.rows.stop - self.rows.start),
+        )
+
+    @property
+    def offset(self) -> tuple[float, float]:
+        """The place of the image's left and upper edge in the input, x and y; pixel i covers i to i + 1."""
+        scale_x, scale_y = self.scale
+        return self.left - self.columns.start * scale_x, self.top - self.rows.start * scale_y
+
+    def to_image(self, boxes: Array) -> npt.NDArray[np.float64]:
+        """Map boxes xyxy (..., 4) from pixels of the input to pixels of the image, not clipped."""
+        return np.asarray((np.asarray(boxes, np.float64) - np.array(self.offset * 2)) / np.array(self.scale * 2))
+
+    def to_input(self, boxes: Array) -> npt.NDArray[np.float64]:
+        """Map boxes xyxy (..., 4) from pixels of the image to pixels of the input, not clipped."""
+        return np.asarray(np.asarray(boxes, np.float64) * np.array(self.scale * 2) + np.array(self.offset * 2))
 
 
 class Preprocessor:
@@ -58,30 +100,43 @@ class Preprocessor:
     def fit(self, image: Image) -> Image:
         """The image at the input's size, still (height, width, 3) uint8 BGR."""
         spec = self.spec
-        rows, columns = image.shape[:2]
-        if (rows, columns) == (spec.height, spec.width):
+        if image.shape[:2] == (spec.height, spec.width):
             return image
-        if spec.fit == "stretch":
-            return self._resize(image, spec.width, spec.height)
+        place = self.geometry((image.shape[0], image.shape[1]))
+        resized = self._resize(image[place.rows, place.columns], place.width, place.height)
+        if (place.height, place.width) == (spec.height, spec.width):
+            return resized
+        if spec.fit == "center-crop":
+            return resized[-place.top : spec.height - place.top, -place.left : spec.width - place.left]
+        output = np.full((spec.height, spec.width, 3), spec.pad_value, np.uint8)
+        output[place.top : place.top + place.height, place.left : place.left + place.width] = resized
+        return output
+
+    def geometry(self, size: tuple[int, int]) -> InputGeometry:
+        """Where an image of ``size`` (H, W) lies in the input."""
+        spec = self.spec
+        rows, columns = size
+        every = (slice(0, rows), slice(0, columns))
+        if spec.fit == "stretch" or size == (spec.height, spec.width):
+            return InputGeometry(*every, spec.height, spec.width)
         ratios = (spec.width / columns, spec.height / rows)
         ratio = max(ratios) if spec.fit == "center-crop" else min(ratios)
-        if spec.fit == "center-crop" and ratio < 1:
-            # What is cut off need not be shrunk first: of a wide frame that is half of the work.
-            seen = image[_centre(rows, spec.height / ratio), _centre(columns, spec.width / ratio)]
-            return self._resize(seen, spec.width, spec.height)
         width, height = max(1, round(columns * ratio)), max(1, round(rows * ratio))
-        if spec.fit == "center-crop":
-            middle = image[_middle(rows, spec.height, ratio), _middle(columns, spec.width, ratio)]
-            if middle.size < image.size:
-                return self.fit(middle)
-            width, height = max(width, spec.width), max(height, spec.height)
-            left, top = (width - spec.width) // 2, (height - spec.height) // 2
-            return self._resize(image, width, height)[top : top + spec.height, left : left + spec.width]
-        width, height = min(width, spec.width), min(height, spec.height)
-        left, top = (spec.width - width) // 2, (spec.height - height) // 2
-        output = np.full((spec.height, spec.width, 3), spec.pad_value, np.uint8)
-        output[top : top + height, left : left + width] = self._resize(image, width, height)
-        return output
+        if spec.fit == "letterbox":
+            width, height = min(width, spec.width), min(height, spec.height)
+            if spec.align == "top-left":
+                return InputGeometry(*every, height, width)
+            return InputGeometry(*every, height, width, (spec.height - height) // 2, (spec.width - width) // 2)
+        if ratio < 1:
+            # What is cut off need not be shrunk first: of a wide frame that is half of the work.
+            seen = (_centre(rows, spec.height / ratio), _centre(columns, spec.width / ratio))
+            return InputGeometry(*seen, spec.height, spec.width)
+        middle = (_middle(rows, spec.height, ratio), _middle(columns, spec.width, ratio))
+        if middle != every:
+            inner = self.geometry((middle[0].stop - middle[0].start, middle[1].stop - middle[1].start))
+            return replace(inner, rows=_within(middle[0], inner.rows), columns=_within(middle[1], inner.columns))
+        width, height = max(width, spec.width), max(height, spec.height)
+        return InputGeometry(*every, height, width, -((height - spec.height) // 2), -((width - spec.width) // 2))
 
     def _resize(self, image: Image, width: int, height: int) -> Image:
         resized = cv2.resize(image, (width, height), interpolation=_INTERPOLATION[self.spec.interpolation])
@@ -99,3 +154,8 @@ def _middle(length: int, seen: int, ratio: float) -> slice:
     """The part of a side that is resized: equal amounts are cut at both ends, so that the centre stays."""
     cut = max(0, length - math.ceil(_MAX_COVER * seen / ratio)) // 2
     return slice(cut, length - cut)
+
+
+def _within(outer: slice, inner: slice) -> slice:
+    """A slice of a slice, as a slice of the whole."""
+    return slice(outer.start + inner.start, outer.start + inner.stop)

@@ -73,14 +73,19 @@ class Session:
         return Resident(MappingProxyType({name: self._check(name, array) for name, array in inputs.items()}))
 
     def run(
-        self, feeds: Mapping[str, Array], resident: Resident = NOTHING_RESIDENT, *, finite: bool = True
+        self,
+        feeds: Mapping[str, Array],
+        resident: Resident = NOTHING_RESIDENT,
+        *,
+        finite: bool | tuple[str, ...] = True,
     ) -> dict[str, Array]:
         """Run the graph.
 
         Args:
             feeds: One array per input that is not resident; all batched inputs have the same number of rows.
             resident: The result of :meth:`prepare` of this session.
-            finite: Refuse outputs with NaN or infinity, which would be taken for results. Not where they are measured.
+            finite: Refuse outputs with NaN or infinity, which would be taken for results, in all outputs or
+                in those named; not where they are measured.
 
         Returns:
             One array per output; they belong to the caller.
@@ -101,7 +106,7 @@ class Session:
             outputs = self._run_chunks(engine, every, rows) if rows > self.max_batch else engine.run(arrays, unchanged)
         for tensor in self.graph.outputs:
             self._check_output(tensor, outputs[tensor.name], rows)
-            if finite:
+            if finite is True or (finite and tensor.name in finite):
                 self._check_finite(tensor, outputs[tensor.name])
         return outputs
 

@@ -18,17 +18,17 @@ from runtime.bundle.manifest import Decisions
 from runtime.bundle.spec import TensorSpec
 from runtime.common.arrays import Array
 from runtime.enrolment.quality import EnrolmentReport
-from runtime.errors import EnrolmentError, InputError, SchemaError, UnknownLabelError
+from runtime.errors import EnrolmentError, InputError, SchemaError
 from runtime.images.decode import Image
 from runtime.images.masks import Mask
 from runtime.images.resize import rows_linear
 from runtime.parity.compare import mask_agreement
 from runtime.results import Segmentation
 from runtime.tasks import Context, Result, SingleGraph, Task, TaskTraits
+from runtime.tasks._fixed import FIXED, FixedLabels, labels_from, share_from
 from runtime.tasks._maps import probability_of, segmentation_of, size_of, stretched, strips
 from runtime.tasks._timing import StageTimer
 
-_FIXED = "this model finds the classes that it was trained for; nothing can be enrolled or forgotten"
 _LOGITS = "segment/logits"
 
 TRAITS = TaskTraits(
@@ -78,7 +78,7 @@ class SegmentationTask:
                 f"graph 'segment' maps {context.deployment.preprocess.input} to 'logits', float32 (N, {len(labels)}, "
                 f"h, w), one map for each of the labels {', '.join(labels)}; the bundle has {spec}"
             )
-        self.gallery = _Classes(labels)
+        self.gallery = FixedLabels(labels)
         self._session = context.sessions["segment"]
         self._preprocess = context.preprocess
         self._chunk = context.deployment.max_batch
@@ -86,7 +86,7 @@ class SegmentationTask:
     def enroll(
         self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None, *, names: Sequence[str], strict: bool
     ) -> EnrolmentReport:
-        raise EnrolmentError(_FIXED)
+        raise EnrolmentError(FIXED)
 
     def embed(self, images: Sequence[Image]) -> Array:
         raise InputError("segmentation makes maps, not embeddings; there is nothing to embed")
@@ -143,24 +143,6 @@ def segmentation_from_logits(
     return segmentation_of(size, labels, segmented())
 
 
-class _Classes:
-    """The labels of a model that was trained for them, where other tasks keep what was enrolled."""
-
-    def __init__(self, labels: tuple[str, ...]) -> None:
-        self.labels = labels
-
-    def remove(self, label: str) -> None:
-        if label not in self.labels:
-            raise UnknownLabelError(f"no label {label!r}; known: {', '.join(self.labels)}")
-        raise EnrolmentError(_FIXED)
-
-    def contents(self) -> dict[str, Array]:
-        raise EnrolmentError(_FIXED)
-
-    def replace(self, rows: Mapping[str, Array]) -> None:
-        raise EnrolmentError(_FIXED)
-
-
 def _fitted(plane: npt.NDArray[np.float32], size: tuple[int, int]) -> npt.NDArray[np.float32]:
     height, width = size
     if plane.shape == (height, width):
@@ -174,15 +156,4 @@ def settings_from(postprocess: Mapping[str, Any]) -> SegmentationSettings:
     Raises:
         SchemaError: The labels are not distinct names, or the threshold is not a probability.
     """
-    labels, threshold = postprocess.get("labels"), postprocess.get("threshold", 0.5)
-    if (
-        not isinstance(labels, Sequence)
-        or isinstance(labels, str)
-        or not labels
-        or not all(isinstance(label, str) and label for label in labels)
-        or len(set(labels)) != len(labels)
-    ):
-        raise SchemaError(f"postprocess: labels is {labels!r}; allowed: one name for each class, all different")
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
-        raise SchemaError(f"postprocess: threshold is {threshold!r}; allowed: a probability, 0..1")
-    return SegmentationSettings(tuple(labels), float(threshold))
+    return SegmentationSettings(labels_from(postprocess), share_from(postprocess, "threshold", 0.5))

@@ -11,9 +11,10 @@ import numpy as np
 
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import EngineRecord
-from runtime.bundle.spec import Precision, Preprocess
+from runtime.bundle.spec import Deployment, Precision, Preprocess
 from runtime.common.arrays import Array
-from runtime.common.json_data import shown, to_json
+from runtime.common.json_data import from_json, shown, to_json
+from runtime.errors import SchemaError
 from runtime.images.preprocess import Preprocessor
 from runtime.predictor import Predictor
 from runtime.verification.answers.exercise import answers_of
@@ -104,7 +105,8 @@ def check_preprocessing(bundle: Bundle, answers: Answers | None) -> Preprocessin
     if answers is None:
         return PreprocessingCheck("not covered", reason=NO_PICTURES)
     count = len(answers.pictures)
-    if (difference := _first_difference(answers.header.deployment, to_json(bundle.manifest.deployment))) is not None:
+    built_with = _as_read(answers.header.deployment)
+    if (difference := _first_difference(built_with, to_json(bundle.manifest.deployment))) is not None:
         where, built, actual = difference
         reason = f"the manifest's deployment{where} is {shown(actual)}; the bundle was built with {shown(built)}"
         return PreprocessingCheck("failed", count, math.inf, reason)
@@ -223,6 +225,14 @@ def _decisive(expected: Mapping[str, Array], undecided: float) -> Array:
     to_threshold = np.full(len(ranked), np.inf) if math.isnan(threshold) else np.abs(ranked[:, 0] - threshold)
     rejected = expected["accepted"] < 0  # of these, which label led does not matter
     return np.asarray((to_threshold > undecided) & ((lead > undecided) | rejected))
+
+
+def _as_read(deployment: object) -> object:
+    """JSON data of a deployment with the fields of today; data that is none stays as it is."""
+    try:
+        return to_json(from_json(Deployment, deployment))
+    except SchemaError:
+        return deployment
 
 
 def _allowed_steps(spec: Preprocess, size: tuple[int, int]) -> int:

@@ -58,7 +58,7 @@ def _fitted(image: Array, spec: Preprocess, *, uncut: bool) -> Array:
         ratio = min(spec.width / columns, spec.height / rows)
         height, width = (max(1, min(round(side * ratio), limit)) for side, limit in _sides(image, spec))
         output = np.full((spec.height, spec.width, 3), float(spec.pad_value))
-        top, left = (spec.height - height) // 2, (spec.width - width) // 2
+        top, left = (0, 0) if spec.align == "top-left" else ((spec.height - height) // 2, (spec.width - width) // 2)
         output[top : top + height, left : left + width] = _resized(image, height, width, spec.interpolation)
         return output
     ratio = max(spec.width / columns, spec.height / rows)

@@ -15,7 +15,10 @@ from runtime.open_set.decision import DEFAULT_RATE
 from runtime.results import Segmentation
 from runtime.tasks import EnrolmentKind
 
-POSTPROCESS: dict[str, dict[str, Any]] = {"segment": {"labels": ["bright", "dark"]}}
+POSTPROCESS: dict[str, dict[str, Any]] = {
+    "segment": {"labels": ["bright", "dark"]},
+    "detect": {"labels": ["person"]},
+}
 
 
 @pytest.mark.parametrize("name", tasks.names())

@@ -1,0 +1,1 @@
+"""Boxes as arrays: overlap, non-maximum suppression, and the matching of two lists of detections."""

@@ -1,0 +1,59 @@
+"""The shared part of the tasks whose labels were trained: their names, and the refusal to enrol more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from runtime.common.arrays import Array
+from runtime.errors import EnrolmentError, SchemaError, UnknownLabelError
+
+FIXED = "this model finds the classes that it was trained for; nothing can be enrolled or forgotten"
+
+
+class FixedLabels:
+    """The labels of a model that was trained for them, where other tasks keep what was enrolled."""
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self.labels = labels
+
+    def remove(self, label: str) -> None:
+        if label not in self.labels:
+            raise UnknownLabelError(f"no label {label!r}; known: {', '.join(self.labels)}")
+        raise EnrolmentError(FIXED)
+
+    def contents(self) -> dict[str, Array]:
+        raise EnrolmentError(FIXED)
+
+    def replace(self, rows: Mapping[str, Array]) -> None:
+        raise EnrolmentError(FIXED)
+
+
+def labels_from(postprocess: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ``labels`` of a manifest's ``postprocess``; SchemaError unless they are distinct names."""
+    labels = postprocess.get("labels")
+    if (
+        not isinstance(labels, Sequence)
+        or isinstance(labels, str)
+        or not labels
+        or not all(isinstance(label, str) and label for label in labels)
+        or len(set(labels)) != len(labels)
+    ):
+        raise SchemaError(f"postprocess: labels is {labels!r}; allowed: one name for each class, all different")
+    return tuple(labels)
+
+
+def share_from(postprocess: Mapping[str, Any], name: str, default: float) -> float:
+    """A number from 0 to 1 of a manifest's ``postprocess``; SchemaError if it is anything else."""
+    value = postprocess.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise SchemaError(f"postprocess: {name} is {value!r}; allowed: a number from 0 to 1")
+    return float(value)
+
+
+def count_from(postprocess: Mapping[str, Any], name: str, default: int) -> int:
+    """A whole number from 1 of a manifest's ``postprocess``; SchemaError if it is anything else."""
+    value = postprocess.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SchemaError(f"postprocess: {name} is {value!r}; allowed: a whole number from 1")
+    return value
