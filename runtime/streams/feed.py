@@ -15,8 +15,8 @@ from runtime.errors import EdgevisError, InputError, SourceError
 from runtime.images.decode import as_image, read_image
 from runtime.streams.capture import Capture, Reading
 from runtime.streams.frame import Frame
-from runtime.streams.opencv import open_opencv
 from runtime.streams.reconnect import Backoff
+from runtime.streams.remote import RemoteCapture
 from runtime.streams.sources import SourceSpec
 from runtime.streams.stats import SourceCounters
 from runtime.streams.video_file import VideoFile
@@ -124,9 +124,11 @@ class ThreadFeed:
 
     def after_fork(self) -> None:
         """In a forked child: a decoder must not be used or freed there, because its threads do not exist."""
-        if self._capture is not None:
-            forking.leak(self._capture)
-            self._capture = None
+        capture, self._capture = self._capture, None
+        if isinstance(capture, RemoteCapture):
+            capture.release()
+        if capture is not None:
+            forking.leak(capture)
 
     def take(self) -> Item | None:
         if not self._waiting:
@@ -175,7 +177,7 @@ class ThreadFeed:
             if reason is None:
                 return
             wait_s = backoff.next_s()
-            _log.warning("%s: %s; trying again in %.1f s", self.spec.name, reason, wait_s)
+            _log.warning("%s; trying again in %.1f s", reason, wait_s)
             self.state.stopping.wait(wait_s)
 
     def _read_one_capture(self, backoff: Backoff) -> str | None:
@@ -198,10 +200,10 @@ class ThreadFeed:
             raise SourceError(f"{self.spec.name} was opened but gave no frame")
         if not self.settings.reconnect:
             raise SourceError(f"{self.spec.name} was lost after {self._index} frames; reconnect=True opens it again")
-        return "was lost"
+        return f"{self.spec.name} was lost"
 
     def _readings(self) -> Iterator[Reading]:
-        self._capture = capture = self._open()
+        capture = self._open()
         self.live = capture.live
         while not self.state.stopping.is_set():
             if self.spec.kind == "video":
@@ -216,8 +218,14 @@ class ThreadFeed:
     def _open(self) -> Capture:
         if self.spec.kind == "video":
             with forking.fork_waits():
-                return VideoFile(self.spec.target)
-        return open_opencv(self.spec.target, timeout_s=self.settings.timeout_s)
+                self._capture = capture = VideoFile(self.spec.target)
+            return capture
+        remote = RemoteCapture(
+            self.spec.target, self.spec.name, timeout_s=self.settings.timeout_s, stopping=self.state.stopping
+        )
+        self._capture = remote  # already now: it is to be closed if it does not open
+        remote.open()
+        return remote
 
     def _close_capture(self) -> None:
         capture, self._capture = self._capture, None
@@ -236,7 +244,7 @@ class ThreadFeed:
             if self._index:
                 self.counters.reconnects += 1
         if self._index:
-            _log.warning("%s: gives frames again", self.spec.name)
+            _log.warning("%s gives frames again", self.spec.name)
 
     def _put_reading(self, reading: Reading) -> bool:
         if reading.corrupt:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import cv2
 
+from runtime.common.addresses import ALWAYS_LIVE, hide, scheme_of
 from runtime.common.files import open_regular
 from runtime.errors import SourceError
 from runtime.images.decode import as_image
-from runtime.streams.addresses import ALWAYS_LIVE, hide, scheme_of
 from runtime.streams.capture import Reading
 
 

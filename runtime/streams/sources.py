@@ -13,11 +13,11 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from runtime.common.addresses import check_address, is_address, scheme_of, without_password
 from runtime.errors import InputError, SourceError
 from runtime.images.decode import SUFFIXES, UNREAD_SUFFIXES, ImageLike
 from runtime.images.folders import image_files
 from runtime.images.foreign import is_pil
-from runtime.streams.addresses import check_address, is_address, scheme_of, without_password
 
 Source: TypeAlias = int | str | os.PathLike[str] | Iterable[ImageLike]
 

@@ -9,10 +9,11 @@ from runtime.errors import InputError
 
 HIDDEN = "***"
 
-_USER = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*:/{1,2})(?P<user>[^\s/?#]*)@")
+# Up to the last @: a password may hold /, ? and #, though they should be escaped there.
+_LOGIN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*:/{1,2})(?P<login>[^\s/?#]*[:@]\S*|[^\s/?#]*)@")
 # Cameras that take no login in the usual place take it as a parameter.
 _PARAMETER = re.compile(
-    r"(?i)(?P<name>[?&;](?:[a-z0-9_.-]*(?:pass(?:wd|word)?|pwd|secret|token|api_?key|auth|signature|sig))=)[^\s&;#]+"
+    r"(?i)(?P<name>[?&;/_](?:[a-z0-9.-]*(?:pass(?:wd|word)?|pwd|secret|token|api_?key|auth|signature|sig))=)[^\s&;#]+"
 )
 
 ALWAYS_LIVE = frozenset({"rtp", "rtmp", "rtmps", "rtsp", "rtsps", "rtspt", "srt", "tcp", "udp"})
@@ -42,13 +43,13 @@ def check_address(address: str) -> None:
 
 def without_password(text: str) -> str:
     """A text in which ``***`` stands for the user name and password of every address, and for secret parameters."""
-    return _PARAMETER.sub(rf"\g<name>{HIDDEN}", _USER.sub(rf"\g<scheme>{HIDDEN}@", text))
+    return _PARAMETER.sub(rf"\g<name>{HIDDEN}", _LOGIN.sub(rf"\g<scheme>{HIDDEN}@", text))
 
 
 def secrets_of(address: str) -> tuple[str, ...]:
     """The password of an address as it stands there and decoded; libraries quote either."""
-    found = _USER.match(address)
-    password = found["user"].partition(":")[2] if found else ""
+    found = _LOGIN.match(address)
+    password = found["login"].partition(":")[2] if found else ""
     return tuple(dict.fromkeys(text for text in (password, unquote(password)) if text))
 
 

@@ -1,0 +1,125 @@
+"""PyAV's reader of addresses, of the extra ``[video]``."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+
+from runtime.common.addresses import ALWAYS_LIVE, hide, scheme_of
+from runtime.errors import SourceError
+from runtime.images.decode import Image
+from runtime.streams.capture import Reading
+
+_TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
+
+
+def open_pyav(address: str, *, timeout_s: float) -> PyAVCapture:
+    """Open an address; RTSP over TCP, where no packet is lost, and over UDP if the camera refuses that.
+
+    Raises:
+        SourceError: It cannot be opened within the time, or holds no video that can be decoded.
+    """
+    import av
+
+    name = hide(address, address)
+    options = {"rtsp_flags": "prefer_tcp"} if scheme_of(address).startswith("rtsp") else {}
+    try:
+        container = av.open(address, options=options, timeout=timeout_s)
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise SourceError(f"{name} cannot be opened: {_reason(error)}") from error
+    try:
+        return PyAVCapture(container, name, live=_is_live(container, address))
+    except BaseException:
+        container.close()
+        raise
+
+
+def _is_live(container: Any, address: str) -> bool:
+    """Whether its end is a loss: a recording has a duration or a size."""
+    return scheme_of(address) in ALWAYS_LIVE or not (container.duration or container.size > 0)
+
+
+def _reason(error: BaseException) -> str:
+    import av
+
+    if isinstance(error, av.error.HTTPUnauthorizedError):
+        return "the user name or the password is wrong, or none was given (401)"
+    if isinstance(error, av.error.HTTPForbiddenError):
+        return "this user may not see it (403)"
+    if isinstance(error, av.error.HTTPNotFoundError):
+        return "there is no stream of that name (404)"
+    if isinstance(error, (av.error.ExitError, av.error.TimeoutError)):
+        return "it did not answer in time"
+    if isinstance(error, av.error.InvalidDataError):
+        return "what it sends is no video that FFmpeg can read"
+    return str(getattr(error, "strerror", None) or error)
+
+
+class PyAVCapture:
+    """An open container of PyAV, of which the first video stream is decoded.
+
+    Packets that cannot be decoded or came incomplete, and frames that the decoder flags as damaged, are counted and
+    skipped.
+
+    Raises:
+        SourceError: There is no video, or no decoder for it.
+    """
+
+    def __init__(self, container: Any, name: str, *, live: bool) -> None:
+        self._container, self._name, self.live = container, name, live
+        if not container.streams.video:
+            raise SourceError(f"{name} holds no video that can be decoded")
+        self._stream = container.streams.video[0]
+        if self._stream.codec_context is None:
+            raise SourceError(f"{name} uses a codec that this FFmpeg cannot decode")
+        self._stream.codec_context.options = {"err_detect": "explode"}  # else half a JPEG is a picture with a grey half
+        self._frames: deque[Any] = deque()
+        self._packets: Iterator[Any] = container.demux(self._stream)
+
+    def read(self) -> Reading | None:
+        import av
+
+        corrupt = 0
+        while True:
+            while self._frames:
+                frame = self._frames.popleft()
+                if frame.is_corrupt:
+                    corrupt += 1
+                    continue
+                image, time_s = _bgr(frame), None if self.live or frame.time is None else float(frame.time)
+                return Reading(image, time_s, time.monotonic(), corrupt)
+            if corrupt:  # at once: the next frame may be long in coming
+                return Reading(None, None, time.monotonic(), corrupt)
+            try:
+                packet = next(self._packets, None)
+            except av.error.EOFError:
+                packet = None
+            except (av.error.FFmpegError, OSError) as error:
+                raise SourceError(f"{self._name} was lost: {_reason(error)}") from error
+            if packet is None:
+                return None
+            if packet.is_corrupt:
+                corrupt += 1
+                continue
+            try:
+                self._frames.extend(packet.decode())
+            except av.error.EOFError:
+                return None
+            except av.error.FFmpegError:
+                corrupt += 1
+
+    def close(self) -> None:
+        self._frames.clear()
+        self._container.close()
+
+
+def _bgr(frame: Any) -> Image:
+    """(H, W, 3) uint8 BGR of a decoded frame, turned as its metadata say."""
+    image = np.ascontiguousarray(frame.to_ndarray(format="bgr24"))
+    turn = _TURNS.get(int(frame.rotation) % 360)
+    return image if turn is None else np.asarray(cv2.rotate(image, turn), np.uint8)
