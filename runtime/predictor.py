@@ -253,8 +253,11 @@ class Predictor:
         """The score, -1..1, from which a label comes back; None when nothing is known of strangers yet.
 
         It follows what is enrolled, at the false-accept rate that is asked, until it is set by hand; setting it to
-        None makes it follow again.
+        None makes it follow again. Of a model with fixed classes it is the score, 0..1, from which a box or a pixel
+        counts; None sets the bundle's own.
         """
+        if isinstance(self._task, tasks.TrainedScores):
+            return self._task.threshold
         open_set = self._task.open_set
         return None if open_set is None else open_set.threshold
 
@@ -264,6 +267,9 @@ class Predictor:
         number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
         if value is not None and not (number and -1.0 <= value <= 1.0):
             raise InputError(f"threshold is {value!r}; allowed: a cosine, -1..1, or None to have it fitted")
+        if isinstance(self._task, tasks.TrainedScores):
+            self._task.set_threshold(None if value is None else float(value))
+            return
         self._scored("threshold").set_by_hand(None if value is None else float(value))
         self._enrolment.settings_changed()
 

@@ -117,7 +117,8 @@ class Session:
             name: tuple(sizes.get(size, 1) if isinstance(size, str) else size for size in tensor.shape)
             for name, tensor in self._inputs.items()
         }
-        self.run({name: np.zeros(shape, self._inputs[name].dtype) for name, shape in shapes.items()})
+        zeros = {name: np.zeros(shape, self._inputs[name].dtype) for name, shape in shapes.items()}
+        self.run(zeros, finite=False)  # of an image that is none, anything may come
 
     def close(self) -> None:
         """Free the engine's memory; the session must not be used afterwards."""

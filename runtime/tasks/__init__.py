@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, cast
+from typing import Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 from runtime.bundle.manifest import Decisions
 from runtime.bundle.spec import Deployment
@@ -34,6 +34,7 @@ __all__ = [
     "Task",
     "TaskModule",
     "TaskTraits",
+    "TrainedScores",
     "load",
     "names",
     "settings_of",
@@ -97,6 +98,20 @@ class Task(Protocol):
 
     def predict(self, images: Sequence[Image], *, top_k: int) -> list[Result]:
         """One result for each image."""
+        ...
+
+
+@runtime_checkable
+class TrainedScores(Protocol):
+    """A task whose labels were trained: what reaches a threshold is in its results. Threads may call it at once."""
+
+    @property
+    def threshold(self) -> float:
+        """The score, 0..1, from which something counts."""
+        ...
+
+    def set_threshold(self, score: float | None) -> None:
+        """Set the threshold; None is the bundle's own. InputError unless it is from 0 to 1."""
         ...
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runtime.common.arrays import Array
-from runtime.errors import EnrolmentError, SchemaError, UnknownLabelError
+from runtime.errors import EnrolmentError, InputError, SchemaError, UnknownLabelError
 
 FIXED = "this model finds the classes that it was trained for; nothing can be enrolled or forgotten"
 
@@ -27,6 +27,13 @@ class FixedLabels:
 
     def replace(self, rows: Mapping[str, Array]) -> None:
         raise EnrolmentError(FIXED)
+
+
+def checked_threshold(score: float) -> float:
+    """A threshold that was asked for; InputError unless it is from 0 to 1."""
+    if not 0 <= score <= 1:
+        raise InputError(f"threshold is {score!r}; allowed: a score of a trained class, 0..1, or None for the bundle's")
+    return score
 
 
 def labels_from(postprocess: Mapping[str, Any]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ float32 x0, y0, x1, y1 in pixels of the graph's input. Threshold and class-wise 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from runtime.images.masks import Mask
 from runtime.parity.detections import detection_agreement
 from runtime.results import Detections
 from runtime.tasks import Context, Result, Task, TaskTraits
-from runtime.tasks._fixed import FIXED, FixedLabels, count_from, labels_from, share_from
+from runtime.tasks._fixed import FIXED, FixedLabels, checked_threshold, count_from, labels_from, share_from
 from runtime.tasks._timing import StageTimer
 
 __all__ = ["TRAITS", "DetectionSettings", "DetectionTask", "agreement", "open_task", "settings_from"]
@@ -68,7 +69,7 @@ class DetectionTask:
 
     def __init__(self, context: Context) -> None:
         spec = context.deployment.graph("detect")
-        self._settings = settings_from(context.deployment.postprocess)
+        self._declared = self._settings = settings_from(context.deployment.postprocess)
         labels = self._settings.labels
         anchors = spec.outputs[0].shape[1:2]
         expected = (
@@ -84,6 +85,13 @@ class DetectionTask:
         self._session = context.sessions["detect"]
         self._preprocess = context.preprocess
         self._chunk = context.deployment.max_batch
+
+    @property
+    def threshold(self) -> float:
+        return self._settings.score
+
+    def set_threshold(self, score: float | None) -> None:
+        self._settings = self._declared if score is None else replace(self._declared, score=checked_threshold(score))
 
     def enroll(
         self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None, *, names: Sequence[str], strict: bool

@@ -25,7 +25,7 @@ from runtime.images.resize import rows_linear
 from runtime.parity.compare import mask_agreement
 from runtime.results import Segmentation
 from runtime.tasks import Context, Result, SingleGraph, Task, TaskTraits
-from runtime.tasks._fixed import FIXED, FixedLabels, labels_from, share_from
+from runtime.tasks._fixed import FIXED, FixedLabels, checked_threshold, labels_from, share_from
 from runtime.tasks._maps import probability_of, segmentation_of, size_of, stretched, strips
 from runtime.tasks._timing import StageTimer
 
@@ -70,7 +70,8 @@ class SegmentationTask:
         spec = context.deployment.graph("segment")
         stretched(context.deployment.preprocess)
         settings = settings_from(context.deployment.postprocess)
-        labels, self._threshold = settings.labels, settings.threshold
+        labels = settings.labels
+        self._declared = self._threshold = settings.threshold
         shape = spec.outputs[0].shape
         logits = TensorSpec("logits", "float32", ("N", len(labels), *shape[2:]))
         if spec.inputs != (context.deployment.preprocess.input,) or spec.outputs != (logits,) or len(shape) != 4:
@@ -82,6 +83,13 @@ class SegmentationTask:
         self._session = context.sessions["segment"]
         self._preprocess = context.preprocess
         self._chunk = context.deployment.max_batch
+
+    @property
+    def threshold(self) -> float:
+        return self._threshold
+
+    def set_threshold(self, score: float | None) -> None:
+        self._threshold = self._declared if score is None else checked_threshold(score)
 
     def enroll(
         self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None, *, names: Sequence[str], strict: bool

@@ -84,6 +84,8 @@ def test_a_runtime_in_the_working_folder_is_named_too(tmp_path: Path) -> None:
 def test_the_public_names() -> None:
     assert set(edgevis.__all__) - set(errors.__all__) == {
         "Classification",
+        "Detection",
+        "Detections",
         "EnrolmentReport",
         "Finding",
         "Identification",

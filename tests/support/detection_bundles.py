@@ -40,16 +40,20 @@ def cell_boxes() -> Array:
     return (np.stack([left, top, left + 1, top + 1], axis=1) * CELL).astype(np.float32)
 
 
-def detector_onnx(bias: float = 0.0) -> Any:
-    """The graph as an ONNX ModelProto; ``bias`` is added to every coordinate, NaN or infinity for a broken engine."""
+def detector_onnx(growth: str = "Identity") -> Any:
+    """The graph as an ONNX ModelProto.
+
+    ``growth`` is what the boxes grow by: ``Exp`` overflows where there is blue, ``Sqrt`` gives NaN there.
+    """
     from onnx import TensorProto, checker, helper, numpy_helper
 
     graph = detector().graphs[0]
     widths = np.array([-4, -4, 4, 4], np.float32).reshape(1, 1, 4)
     constants = {
         "cells": np.array([0, 3, CELLS]),
-        "centre": cell_boxes()[None] + np.float32(bias),
+        "cell": cell_boxes()[None],
         "widths": widths,
+        "steepness": np.float32({"Identity": 1, "Exp": 1000, "Sqrt": -1}[growth]),
         "start": np.array([0]),
         "two": np.array([2]),
         "three": np.array([3]),
@@ -61,8 +65,10 @@ def detector_onnx(bias: float = 0.0) -> Any:
         helper.make_node("Transpose", ["rows"], ["shares"], perm=[0, 2, 1]),
         helper.make_node("Slice", ["shares", "start", "two", "last"], ["scores"]),
         helper.make_node("Slice", ["shares", "two", "three", "last"], ["blue"]),
-        helper.make_node("Mul", ["blue", "widths"], ["wider"]),
-        helper.make_node("Add", ["centre", "wider"], ["boxes"]),
+        helper.make_node("Mul", ["blue", "steepness"], ["steep"]),
+        helper.make_node(growth, ["steep"], ["growth"]),
+        helper.make_node("Mul", ["growth", "widths"], ["wider"]),
+        helper.make_node("Add", ["cell", "wider"], ["boxes"]),
     ]
 
     def values(tensors: tuple[TensorSpec, ...]) -> list[Any]:
@@ -84,10 +90,10 @@ def detector_onnx(bias: float = 0.0) -> Any:
 
 
 def write_detector(
-    path: Path, backend: str = "onnxruntime", *, deployment: Deployment | None = None, bias: float = 0.0
+    path: Path, backend: str = "onnxruntime", *, deployment: Deployment | None = None, growth: str = "Identity"
 ) -> Path:
     """Write the bundle to ``path``; returns ``path``."""
-    return write(path, deployment or detector(), {"detect": detector_onnx(bias)}, backend)
+    return write(path, deployment or detector(), {"detect": detector_onnx(growth)}, backend)
 
 
 def board(*cells: tuple[int, int, tuple[int, int, int]], rows: int = 8, columns: int = 8, side: int = CELL) -> Array:

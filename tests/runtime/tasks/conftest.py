@@ -1,4 +1,4 @@
-"""Segmentation bundles on each backend."""
+"""Segmentation and detection bundles on each backend."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bundles import installed
+from detection_bundles import write_detector
 from segmentation_bundles import FEW_SHOT, FIXED, few_shot_onnx, fixed_onnx, write
 
 BACKENDS = [
@@ -23,3 +24,8 @@ def few_shot(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture(params=BACKENDS)
 def fixed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return write(tmp_path / "levels.edgevis", FIXED, fixed_onnx(), request.param)
+
+
+@pytest.fixture(params=BACKENDS)
+def cells(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return write_detector(tmp_path / "cells.edgevis", request.param)
