@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.data.masks import central_object
-from calibration.data.samples import MAX_SIDE, limited
+from calibration.data.samples import MAX_SIDE, limited, photographs
 from runtime.bundle.spec import Preprocess
 from runtime.errors import InputError
 from runtime.images.decode import Image, read_image
@@ -28,6 +28,8 @@ MIN_GIVEN = 2
 
 _MOTIF_SHAPES = 14
 _STRIPED = (2, 9)
+_PERSONS = ("astronaut.png", "grace_hopper.jpg")
+_MAX_PHOTOGRAPH = 512
 _NOTHING = -1  # is shown by what is neither enrolled nor predicted on
 
 
@@ -86,6 +88,26 @@ def drawn_pictures(preprocess: Preprocess, *, few: bool) -> Pictures:
         shows.append(motif)
         enrolled.append(known)
     return Pictures(tuple(images), tuple(masks), tuple(shows), tuple(enrolled), DRAWN)
+
+
+def with_photographs(pictures: Pictures, preprocess: Preprocess) -> Pictures:
+    """The pictures and two photographs of a person, to be predicted on: a detector finds nothing in drawn ones.
+
+    They are free of rights (NASA, US Navy) and come from the wheels of scikit-image and Matplotlib.
+
+    Raises:
+        MissingDependencyError: A package that carries them is not installed.
+    """
+    side = min(_MAX_PHOTOGRAPH, round(0.9 * max(preprocess.height, preprocess.width)))
+    images = [limited(image, side) for image in photographs(_PERSONS).values()]
+    first = max(pictures.shows) + 1
+    return Pictures(
+        (*pictures.images, *images),
+        (*pictures.masks, *[None] * len(images)),
+        (*pictures.shows, *range(first, first + len(images))),
+        (*pictures.enrolled, *[False] * len(images)),
+        f"{pictures.source}, and two photographs that the wheels of scikit-image and Matplotlib carry",
+    )
 
 
 def given_pictures(folder: str | os.PathLike[str], preprocess: Preprocess) -> Pictures:

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import random
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -138,15 +138,27 @@ def samples_from_photographs(*, height: int, width: int, count: int = DEFAULT_CO
     Raises:
         MissingDependencyError: A package that carries them is not installed.
     """
-    photographs = [(PurePosixPath(path).stem, limited(read_image(path))) for path in _photograph_paths()]
+    images_by_name = [(PurePosixPath(name).stem, image) for name, image in photographs().items()]
     # random.Random.random() gives the same numbers in every version of Python; NumPy promises that for no generator.
     draw = random.Random(seed).random  # noqa: S311 - nothing secret is drawn
     images, labels = [], []
     for index in range(count):
-        label, photograph = photographs[index % len(photographs)]
+        label, photograph = images_by_name[index % len(images_by_name)]
         images.append(_relit(_crop(photograph, width / height, draw), draw))
         labels.append(label)
     return sample_set(images, labels, PHOTOGRAPHS_SOURCE)
+
+
+def photographs(chosen: Collection[str] = ()) -> dict[str, Image]:
+    """File name to photograph, those of the wheels, at most :data:`MAX_SIDE` pixels a side.
+
+    Args:
+        chosen: The file names; none stands for all.
+
+    Raises:
+        MissingDependencyError: A package that carries them is not installed.
+    """
+    return {path.name: limited(read_image(path)) for path in _photograph_paths() if not chosen or path.name in chosen}
 
 
 def split(samples: SampleSet) -> tuple[SampleSet, SampleSet]:
@@ -224,9 +236,9 @@ def _labels(names: Sequence[str]) -> list[str]:
     return [PurePosixPath(name).parent.name for name in names]
 
 
-def limited(image: Image) -> Image:
-    """The image, shrunk to :data:`MAX_SIDE` if it is larger."""
-    ratio = MAX_SIDE / max(image.shape[:2])
+def limited(image: Image, side: int = MAX_SIDE) -> Image:
+    """The image, shrunk to ``side`` pixels if one of its sides is larger."""
+    ratio = side / max(image.shape[:2])
     if ratio >= 1:
         return image
     size = (max(1, round(image.shape[1] * ratio)), max(1, round(image.shape[0] * ratio)))

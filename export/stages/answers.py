@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from export.answers import write_answers
-from export.pictures import drawn_pictures, given_pictures
+from export.pictures import drawn_pictures, given_pictures, with_photographs
 from export.request import BuildProgress
 from export.state import BuildState
 from runtime import tasks
 from runtime.bundle.manifest import ANSWERS
 from runtime.errors import ExportError
+from runtime.results import Detections
 
 
 def run(state: BuildState, progress: BuildProgress) -> None:
@@ -25,6 +26,8 @@ def run(state: BuildState, progress: BuildProgress) -> None:
         pictures = given_pictures(request.golden_pictures, deployment.preprocess)
     else:
         pictures = drawn_pictures(deployment.preprocess, few=traits.embedding is None)
+        if issubclass(traits.result, Detections):
+            pictures = with_photographs(pictures, deployment.preprocess)
     if traits.enrolment == "nothing":
         pictures = pictures.all_queries()
     here = [record for record in state.engines if state.target.runs_here(record.backend)]

@@ -19,13 +19,13 @@ from torch import nn
 from calibration.data.samples import SampleSet, samples_from_photographs
 from calibration.quantize.graph import quantize
 from calibration.quantize.lint import lint_quantized
-from edgevis import EnrolmentError, InputError, Predictor, Segmentation, models
+from edgevis import Detections, EnrolmentError, InputError, Predictor, Segmentation, models
 from edgevis.provenance import read_provenance
 from export import targets
 from export.autocast import fp16_from_fp32
 from export.cpu_proxy import CpuProxy
 from export.profiles import ShapeProfileRequest, profiles_of
-from runtime import backends
+from runtime import backends, tasks
 from runtime.backends._tensorrt.compiler import build_engine
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import ANSWERS
@@ -255,8 +255,7 @@ def test_predictor_round_trip(name: str, bundle: Bundle, photographs: SampleSet,
     images = list(photographs.images[:3])
     with Predictor(bundle.path) as predictor:
         predictor.warmup()
-        task = predictor.info.task
-        if task != "segment":
+        if _enrols(predictor):
             _enroll(predictor, photographs)
             first = predictor.predict(images)
             predictor.save(tmp_path / "first.enrolment")
@@ -267,6 +266,8 @@ def test_predictor_round_trip(name: str, bundle: Bundle, photographs: SampleSet,
                     _assert_same(again, result)
             predictor.forget("one")
             assert predictor.labels == ("two",)
+        if not _enrols(predictor):
+            predictor.threshold = 0.0  # what random weights score
         for image, result in zip(images, predictor.predict(images), strict=True):
             picture = result.plot(image)
             assert picture.shape == image.shape
@@ -277,6 +278,10 @@ def test_predictor_round_trip(name: str, bundle: Bundle, photographs: SampleSet,
                 assert result.mask.shape == result.probability.shape == result.label_map.shape == image.shape[:2]
                 assert result.labels == predictor.labels
                 assert 0 <= result.probability.min() <= result.probability.max() <= 1
+            if isinstance(result, Detections):
+                assert 0 < len(result) <= 100
+                assert set(result.labels) <= set(predictor.labels)
+                assert len(result.crops(image)) == len(result)
 
 
 @each_model
@@ -309,7 +314,7 @@ def test_what_is_wrong_is_refused_and_changes_nothing(name: str, bundle: Bundle,
         assert predictor.predict([]) == []
         with pytest.raises(InputError):
             predictor.predict(np.zeros((8, 8, 17), np.uint8))
-        if predictor.info.task != "segment":
+        if _enrols(predictor):
             predictor.enroll("new", [image], **good)
             assert predictor.labels == ("new",)
 
@@ -343,6 +348,10 @@ def test_engines_that_share_enrolments_share_the_threshold(
                 [*photographs.images[6:], *(image[:, ::-1] for image in photographs.images[6:])]
             )
             assert strangers.threshold == pytest.approx(calibrated.threshold, abs=0.02)
+
+
+def _enrols(predictor: Predictor) -> bool:
+    return tasks.load(predictor.info.task).TRAITS.enrolment != "nothing"
 
 
 def _enroll(predictor: Predictor, photographs: SampleSet) -> None:

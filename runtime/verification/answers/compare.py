@@ -14,6 +14,9 @@ from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.spec import Deployment, Precision, Preprocess
 from runtime.common.arrays import Array
 from runtime.common.json_data import from_json, shown, to_json
+from runtime.detection.boxes import pairwise_iou
+from runtime.detection.matching import matched_pairs
+from runtime.detection.postprocess import DetectedBoxes
 from runtime.errors import SchemaError
 from runtime.images.preprocess import Preprocessor
 from runtime.predictor import Predictor
@@ -28,17 +31,47 @@ NO_PICTURES = (
     "proved; build it again: python -m export.build"
 )
 NONE_OFF: Mapping[str, float] = MappingProxyType({})
-_MEASURES = ("embedding", "operating point", "scores", "probability", "pixels", "decisions")
+_MEASURES = ("embedding", "operating point", "scores", "probability", "pixels", "decisions", "boxes")
 
 # What engines of a precision may be off on any picture, beside twice of what the engine was where it was built: another
 # processor sums in another order, or rounds INT8 otherwise. What an engine computes is held closer on golden.npz; here
 # it is preprocessing, open-set values and postprocessing that would be wrong, and these are wrong by far more.
 _BOUNDS: Mapping[Precision, Mapping[str, float]] = {
-    "fp32": {"embedding": 1e-5, "operating point": 1e-3, "scores": 1e-3, "probability": 1e-3, "pixels": 2e-3},
-    "fp16": {"embedding": 1e-3, "operating point": 0.02, "scores": 0.02, "probability": 0.01, "pixels": 0.01},
-    "bf16": {"embedding": 0.02, "operating point": 0.1, "scores": 0.1, "probability": 0.05, "pixels": 0.05},
-    "int8": {"embedding": 0.05, "operating point": 0.15, "scores": 0.15, "probability": 0.1, "pixels": 0.1},
+    "fp32": {
+        "embedding": 1e-5,
+        "operating point": 1e-3,
+        "scores": 1e-3,
+        "probability": 1e-3,
+        "pixels": 2e-3,
+        "boxes": 2e-3,
+    },
+    "fp16": {
+        "embedding": 1e-3,
+        "operating point": 0.02,
+        "scores": 0.02,
+        "probability": 0.01,
+        "pixels": 0.01,
+        "boxes": 0.05,
+    },
+    "bf16": {
+        "embedding": 0.02,
+        "operating point": 0.1,
+        "scores": 0.1,
+        "probability": 0.05,
+        "pixels": 0.05,
+        "boxes": 0.1,
+    },
+    "int8": {
+        "embedding": 0.05,
+        "operating point": 0.15,
+        "scores": 0.15,
+        "probability": 0.1,
+        "pixels": 0.1,
+        "boxes": 0.2,
+    },
 }
+# Two boxes of one class with this IoU are boxes of one object; how far they are apart is measured.
+_SAME_OBJECT = 0.5
 # Where pixels are a step off, as OpenCV's implementations round: four times what the build measured for half of them at
 # random. Twice that is all of them, in either direction.
 _ONE_STEP = 4
@@ -182,8 +215,11 @@ def distances(
     Returns:
         ``embedding``: 1 - cosine. ``operating point``: of a threshold or an expected rate. ``scores``: of a score.
         ``decisions``: how many queries get another label. ``probability``: the mean over a picture's pixels.
-        ``pixels``: the share of a picture's pixels that get another label. Infinity where the two cannot be compared.
+        ``pixels``: the share of a picture's pixels that get another label. ``boxes``: 1 - IoU of two boxes of one
+        object. ``detections``: how many objects one of them has alone. Infinity where the two cannot be compared.
     """
+    if "threshold" in expected:
+        return _detection_distances(expected, actual, undecided)
     if {name: array.shape for name, array in expected.items()} != {name: array.shape for name, array in actual.items()}:
         kinds = [name for name in _MEASURES if any(name.startswith(kind) for kind in expected)] or ["answers"]
         return dict.fromkeys(kinds, math.inf)
@@ -208,6 +244,37 @@ def distances(
         elif name.startswith("probability/"):
             off.setdefault("probability", []).append(float(np.abs(reference - other).mean()))
     return {name: float(np.max(values)) for name, values in off.items()}
+
+
+def _detection_distances(
+    expected: Mapping[str, Array], actual: Mapping[str, Array], undecided: float
+) -> dict[str, float]:
+    """``scores``, ``boxes`` and ``detections`` of lists of detections, which begin at half of the threshold."""
+    if expected.keys() != actual.keys() or expected["threshold"].tolist() != actual["threshold"].tolist():
+        return dict.fromkeys(("scores", "boxes", "detections"), math.inf)
+    threshold = float(expected["threshold"][0])
+    off: dict[str, list[float]] = {"scores": [0.0], "boxes": [0.0]}
+    alone = 0
+    for index in range((len(expected) - 1) // 2):
+        one, other = (_detected(arrays, index) for arrays in (expected, actual))
+        first, second = matched_pairs(one, other, iou=_SAME_OBJECT)
+        clear = one.scores[first] >= threshold
+        first, second = first[clear], second[clear]
+        off["scores"] += np.abs(one.scores[first] - other.scores[second]).tolist()
+        off["boxes"] += (1 - pairwise_iou(one.boxes[first], other.boxes[second]).diagonal()).tolist()
+        for boxes, known in ((one, first), (other, second)):
+            decided = np.flatnonzero(boxes.scores >= threshold + undecided)
+            alone += len(np.setdiff1d(decided, known))
+    return {name: float(np.max(values)) for name, values in off.items()} | {"detections": float(alone)}
+
+
+def _detected(arrays: Mapping[str, Array], index: int) -> DetectedBoxes:
+    rows = arrays[f"detected/{index}"]
+    return DetectedBoxes(
+        np.asarray(arrays[f"boxes/{index}"], np.float32),
+        np.asarray(rows[:, 0], np.float32),
+        rows[:, 1].astype(np.int64),
+    )
 
 
 def _largest(expected: Array, actual: Array) -> float:

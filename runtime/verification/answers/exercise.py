@@ -15,7 +15,7 @@ from runtime.images.masks import Mask
 from runtime.open_set.decision import OpenSetInfo
 from runtime.open_set.strangers import Rate
 from runtime.predictor import Predictor
-from runtime.results import Ranking, Result, Segmentation
+from runtime.results import Detections, Ranking, Result, Segmentation
 from runtime.verification.answers.file import AnswersHeader
 
 RATES = (None, 0.01, 0.02, 0.05, 0.1, 0.2)
@@ -41,7 +41,9 @@ def answers_of(
         rates, 7) float64, after each step of the enrolment and at each of :data:`RATES` the threshold and the expected
         FPIR and TPIR with their intervals, NaN where one is not known; ``scores`` (queries, labels) float64 in the
         order of enrolment; ``accepted`` (queries,) int32, the label that came back or -1. For segmentation, of each
-        query ``labels/i`` (H, W) int16, the index of the label or -1, and ``probability/i``, float16 on a grid.
+        query ``labels/i`` (H, W) int16, the index of the label or -1, and ``probability/i``, float16 on a grid. For
+        detection ``threshold`` (1,) float64, and of each query ``boxes/i`` (n, 4) float32 xyxy and ``detected/i``
+        (n, 2) float64, score and class, from half of the threshold on.
 
     Raises:
         EdgevisError: The predictor refuses a picture, or its engine fails.
@@ -54,7 +56,14 @@ def answers_of(
             if chosen and (marks or enrolment == "images"):
                 images = [pictures[index] for index in chosen]
                 predictor.enroll(label, images, masks=marks if enrolment == "images and masks" else None)
-        return _maps(predictor.predict(queries))
+        threshold = predictor.threshold
+        if threshold is None or not issubclass(tasks.load(predictor.info.task).TRAITS.result, Detections):
+            return _maps(predictor.predict(queries))
+        predictor.threshold = threshold / 2  # what another engine scores a little lower is in its list, too
+        try:
+            return {"threshold": np.array([threshold]), **_lists(predictor.predict(queries))}
+        finally:
+            predictor.threshold = None
     answers = {"embedding": predictor.embed(list(pictures))}
     answers["operating"] = np.array([_operating_points(predictor) for _ in _enrolment(predictor, header, pictures)])
     labels = predictor.labels
@@ -114,4 +123,12 @@ def _maps(results: Sequence[Result]) -> dict[str, Array]:
             continue
         arrays[f"labels/{index}"] = result.label_map
         arrays[f"probability/{index}"] = result.probability[::_GRID, ::_GRID].astype(np.float16)
+    return arrays
+
+
+def _lists(results: Sequence[Result]) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    for index, result in enumerate(cast("list[Detections]", results)):
+        arrays[f"boxes/{index}"] = result.boxes_xyxy
+        arrays[f"detected/{index}"] = np.stack([result.scores, result.class_ids], axis=1, dtype=np.float64)
     return arrays
