@@ -16,6 +16,8 @@ _PARAMETER = re.compile(
     r"(?i)(?P<name>[?&;/_](?:[a-z0-9.-]*(?:pass(?:wd|word)?|pwd|secret|token|api_?key|auth|signature|sig))=)[^\s&;#]+"
 )
 
+_COLLAPSED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
+
 ALWAYS_LIVE = frozenset({"rtp", "rtmp", "rtmps", "rtsp", "rtsps", "rtspt", "srt", "tcp", "udp"})
 """Schemes of which the end is always that of a camera; what HTTP delivers may be a recording."""
 
@@ -23,6 +25,11 @@ ALWAYS_LIVE = frozenset({"rtp", "rtmp", "rtmps", "rtsp", "rtsps", "rtspt", "srt"
 def is_address(text: str) -> bool:
     """Whether a text is an address and not a path."""
     return "://" in text
+
+
+def looks_like_address(text: str) -> bool:
+    """Whether a text is an address, or one that has been a ``Path``, which makes ``rtsp:/`` of ``rtsp://``."""
+    return is_address(text) or _COLLAPSED.match(text) is not None
 
 
 def scheme_of(address: str) -> str:

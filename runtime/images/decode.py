@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from runtime.common.addresses import looks_like_address, without_password
 from runtime.common.limits import max_file_bytes, too_many_pixels
 from runtime.errors import InputError, SourceError
 from runtime.images.exif import upright
@@ -243,6 +244,8 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
     Raises:
         SourceError: There is no such file, it is too large, or it cannot be read.
     """
+    if looks_like_address(str(path)):
+        raise SourceError(f"{without_password(str(path))} is an address and no image file: give it to stream()")
     path = Path(path)
     most = max_file_bytes()
     try:

@@ -288,7 +288,7 @@ _READERS: tuple[tuple[bytes, Callable[[bytes], ImageHeader]], ...] = (
 _OTHERS = (
     (rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)", "HEIC (convert it to JPEG or PNG)"),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL (convert it to JPEG or PNG)"),
-    (rb"....ftyp|RIFF....AVI |\x1aE\xdf\xa3", "a video"),
+    (rb"....ftyp|RIFF....AVI |\x1aE\xdf\xa3", "a video (give it to stream())"),
     (rb"v/1\x01|#\?R|P[Ff]\s", "a picture of floating point numbers without a known range (save 0..255 as PNG)"),
     (rb"8BPS", "a Photoshop file (save it as JPEG or PNG)"),
     (rb"%PDF", "a PDF"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 
 from runtime.common.addresses import ALWAYS_LIVE, hide, scheme_of
+from runtime.common.extras import install_command
 from runtime.common.files import open_regular
 from runtime.errors import SourceError
 from runtime.images.decode import as_image
@@ -23,15 +24,18 @@ def open_opencv(target: int | str, *, timeout_s: float) -> OpenCVCapture:
     """
     if isinstance(target, int):
         capture, name = cv2.VideoCapture(target), f"camera {target}"
+        advice = "check that it exists, is not in use, and that OpenCV can decode it"
     else:
         limit = max(1, int(timeout_s * 1e3))
         options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
         capture, name = cv2.VideoCapture(target, cv2.CAP_FFMPEG, options), hide(target, target)
+        advice = (
+            "check the address, the user name and the password, and that OpenCV can decode it; PyAV would say why: "
+        )
+        advice += install_command("video")
     if not capture.isOpened():
         capture.release()
-        raise SourceError(
-            f"{name} cannot be opened: check that it exists, is not in use, and that OpenCV can decode it"
-        )
+        raise SourceError(f"{name} cannot be opened: {advice}")
     live = isinstance(target, int) or scheme_of(target) in ALWAYS_LIVE or capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0
     return OpenCVCapture(capture, live=live)
 

@@ -34,7 +34,8 @@ class StreamReader:
 
     Cameras, addresses, video files and folders are read by threads, which start with the first frame that is asked for;
     an iterable is read by the thread that iterates, one image at a time. Frames of several sources come in turns. Where
-    a source is live a list holds what waits; where none is, every list but the last is full.
+    a source is live, a list holds what waits and no source waits for another; where none is, the turns are always the
+    same, and every list but the last is full.
 
     Args:
         sources: A camera's index, the path of a video, of an image or of a folder of images (those in its folders, too,
@@ -159,6 +160,7 @@ class StreamReader:
         """The next frame of the sources in turn, or an error to report; None at the end, or if none waits."""
         with self._state.changed:
             while not self._state.stopping.is_set():
+                in_order = not any(feed.live for feed in self._turn)  # else no camera waits for another
                 for feed in tuple(self._turn):
                     item = feed.take()
                     end = feed.finished() if item is None else False
@@ -173,6 +175,8 @@ class StreamReader:
                         if isinstance(item, Frame):
                             feed.counters.handed_out()
                         return item
+                    if end is False and in_order:
+                        break
                 if not self._turn or not wait:
                     return None
                 self._state.changed.wait()

@@ -150,7 +150,8 @@ class RemoteCapture:
         return data
 
     def _last_words(self) -> str:
-        lines = [line.strip() for line in self._told.decode(errors="replace").splitlines() if line.strip()]
+        lines = [line.strip() for line in self._told.decode(errors="replace").splitlines()]
+        lines = [line for line in lines if line and "WARN:" not in line]  # OpenCV's own, which say what it tries
         return f" ({hide(lines[-1], str(self._target))[:200]})" if lines else ""
 
     def _death(self) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from runtime.common.addresses import check_address, is_address, scheme_of, without_password
+from runtime.common.addresses import check_address, is_address, looks_like_address, scheme_of, without_password
 from runtime.errors import InputError, SourceError
 from runtime.images.decode import SUFFIXES, UNREAD_SUFFIXES, ImageLike
 from runtime.images.folders import image_files
@@ -28,7 +28,6 @@ MAX_SOURCES = 64
 """Sources of one stream."""
 
 _ALLOWED = "allowed: a camera index, a path, an address or an iterable"
-_COLLAPSED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 _DEVICE = re.compile(r"/dev/video([0-9]{1,3})")
 
 
@@ -70,7 +69,7 @@ def _is_stream(item: Any) -> bool:
         return True
     if isinstance(item, (str, os.PathLike)):
         text = os.fspath(item)
-        if is_address(text) or _COLLAPSED.match(text) or _camera_index(text) is not None:
+        if looks_like_address(text) or _camera_index(text) is not None:
             return True
         suffix = Path(text).suffix.lower()
         return os.path.isdir(text) or (suffix != "" and suffix not in SUFFIXES | UNREAD_SUFFIXES)
@@ -140,7 +139,7 @@ def _path(text: str, *, is_text: bool) -> SourceSpec:
     if is_folder:
         return SourceSpec("images", str(path), image_files(path))
     if not is_file:
-        if _COLLAPSED.match(text):
+        if looks_like_address(text):
             raise SourceError(
                 f"{without_password(text)} is an address as a Path, which loses a slash: give it as text, as in "
                 "stream('rtsp://camera/1')"
