@@ -1,8 +1,10 @@
-"""EfficientNet-b0: the backbone of EPRI-Net.
+"""EfficientNet-b0 and EfficientNet-Lite0: classifiers, and backbones that give maps of three scales.
 
-Paper: Tan, Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019.
-Provenance: our own code; parameters bear the names of timm's ``efficientnet_b0`` (huggingface/pytorch-image-models,
-Apache-2.0), so the state dicts published there load strictly.
+Papers: Tan, Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019; Lite0 is the
+same authors' form of it for integer hardware, without squeeze-and-excitation and with ReLU6 (2020, tensorflow/tpu).
+Provenance: our own code; parameters bear the names of timm's ``efficientnet_b0``, ``tf_efficientnet_b0`` and
+``tf_efficientnet_lite0`` (huggingface/pytorch-image-models, Apache-2.0), so the state dicts published there load
+strictly.
 Licence: this file, as the rest of edgevis.
 """
 
@@ -18,41 +20,104 @@ STAGE_CHANNELS = (16, 24, 40, 80, 112, 192, 320)
 # Per stage after the first: channels, blocks, kernel, stride of the first block.
 _STAGES = ((24, 2, 3, 2), (40, 2, 5, 2), (80, 3, 3, 2), (112, 3, 5, 1), (192, 4, 5, 2), (320, 1, 3, 1))
 _STRIDED_192 = 192
+# The last stages at 1/8, 1/16 and 1/32 of the image's sides.
+_OF_PYRAMID = (2, 4, 6)
+_TENSORFLOW_EPS = 1e-3
 
 
-class EfficientNetB0(nn.Module):
+class EfficientNetTrunk(nn.Module):
+    """The stem and the stages, without the head. Input: (N, 3, H, W) float32 RGB.
+
+    Args:
+        lite: No squeeze-and-excitation and ReLU6 instead of SiLU.
+        tensorflow: Padding and the batch norms' eps as in weights that TensorFlow made; sides must be multiples of 32.
+        last_stride: Stride of the 192-channel stage: 2 as published (maps at 1/32), or 1 (the last ones at 1/16).
+
+    Attributes:
+        channels: Of the maps of :meth:`pyramid`.
+    """
+
+    channels = tuple(STAGE_CHANNELS[place] for place in _OF_PYRAMID)
+
+    def __init__(self, *, lite: bool = False, tensorflow: bool = False, last_stride: int = 2) -> None:
+        super().__init__()
+        self._activation = nn.ReLU6 if lite else nn.SiLU
+        self._excite, self._same = not lite, tensorflow
+        self.conv_stem = convolution(3, 32, 3, stride=2, same=tensorflow)
+        self.bn1 = nn.BatchNorm2d(32)
+        self.act1 = self._activation()
+        first = DepthwiseSeparable(
+            32, 16, kernel=3, stride=1, activation=self._activation, excite=self._excite, same=self._same
+        )
+        stages = [nn.Sequential(first)]
+        inputs = 16
+        for outputs, blocks, kernel, stride in _STAGES:
+            stride = last_stride if outputs == _STRIDED_192 else stride
+            stages.append(self._stage(inputs, outputs, blocks=blocks, kernel=kernel, stride=stride))
+            inputs = outputs
+        self.blocks = nn.Sequential(*stages)
+        self._set_eps()
+
+    def stem(self, image: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 32, H/2, W/2)."""
+        result: Tensor = self.act1(self.bn1(self.conv_stem(image)))
+        return result
+
+    def pyramid(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(N, 3, H, W) -> maps (N, 40, H/8, W/8), (N, 112, H/16, W/16), (N, 320, H/32, W/32)."""
+        x = self.stem(image)
+        maps = []
+        for place, stage in enumerate(self.blocks):
+            x = stage(x)
+            if place in _OF_PYRAMID:
+                maps.append(x)
+        return tuple(maps)
+
+    def _set_eps(self) -> None:
+        if self._same:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eps = _TENSORFLOW_EPS
+
+    def _stage(self, inputs: int, outputs: int, *, blocks: int, kernel: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(
+            *(
+                InvertedResidual(
+                    inputs if index == 0 else outputs,
+                    outputs,
+                    expansion=6,
+                    kernel=kernel,
+                    stride=stride if index == 0 else 1,
+                    activation=self._activation,
+                    excite=self._excite,
+                    same=self._same,
+                )
+                for index in range(blocks)
+            )
+        )
+
+
+class EfficientNetB0(EfficientNetTrunk):
     """EfficientNet-b0. Input: (N, 3, H, W) float32 RGB, ImageNet mean and standard deviation.
 
     Use it whole (``forward``: logits), or run :meth:`stem`, each of ``blocks`` and :meth:`head` for the maps between.
 
     Args:
         num_classes: Classes of the linear classifier; 0 leaves it out, and ``forward`` gives the pooled (N, 1280).
-        last_stride: Stride of the 192-channel stage: 2 as published (maps at 1/32), or 1 (the last ones at 1/16).
+        lite, tensorflow, last_stride: See :class:`EfficientNetTrunk`. EfficientNet-Lite0 is ``lite`` and
+            ``tensorflow``; its input has mean = std = 0.5.
     """
 
-    def __init__(self, *, num_classes: int = 1000, last_stride: int = 2) -> None:
-        super().__init__()
-        self.conv_stem = convolution(3, 32, 3, stride=2)
-        self.bn1 = nn.BatchNorm2d(32)
-        self.act1 = nn.SiLU()
-        first = DepthwiseSeparable(32, 16, kernel=3, stride=1, activation=nn.SiLU, excite=True, same=False)
-        stages = [nn.Sequential(first)]
-        inputs = 16
-        for outputs, blocks, kernel, stride in _STAGES:
-            stride = last_stride if outputs == _STRIDED_192 else stride
-            stages.append(_stage(inputs, outputs, blocks=blocks, kernel=kernel, stride=stride))
-            inputs = outputs
-        self.blocks = nn.Sequential(*stages)
-        self.conv_head = nn.Conv2d(inputs, HEAD_CHANNELS, 1, bias=False)
+    def __init__(
+        self, *, num_classes: int = 1000, lite: bool = False, tensorflow: bool = False, last_stride: int = 2
+    ) -> None:
+        super().__init__(lite=lite, tensorflow=tensorflow, last_stride=last_stride)
+        self.conv_head = nn.Conv2d(STAGE_CHANNELS[-1], HEAD_CHANNELS, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(HEAD_CHANNELS)
-        self.act2 = nn.SiLU()
+        self.act2 = self._activation()
         self.classifier = nn.Linear(HEAD_CHANNELS, num_classes) if num_classes else nn.Identity()
+        self._set_eps()
         initialise(self)
-
-    def stem(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, 32, H/2, W/2)."""
-        result: Tensor = self.act1(self.bn1(self.conv_stem(image)))
-        return result
 
     def head(self, x: Tensor) -> Tensor:
         """The map after the last stage, (N, 320, h, w) -> (N, 1280, h, w)."""
@@ -63,21 +128,3 @@ class EfficientNetB0(nn.Module):
         """(N, 3, H, W) -> (N, num_classes) logits, or (N, 1280) without a classifier."""
         result: Tensor = self.classifier(self.head(self.blocks(self.stem(image))).mean((2, 3)))
         return result
-
-
-def _stage(inputs: int, outputs: int, *, blocks: int, kernel: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        *(
-            InvertedResidual(
-                inputs if index == 0 else outputs,
-                outputs,
-                expansion=6,
-                kernel=kernel,
-                stride=stride if index == 0 else 1,
-                activation=nn.SiLU,
-                excite=True,
-                same=False,
-            )
-            for index in range(blocks)
-        )
-    )

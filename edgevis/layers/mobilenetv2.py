@@ -1,4 +1,4 @@
-"""The trunk of MobileNetV2: of the classifier whole, and as a backbone that gives maps of three scales.
+"""The trunk of MobileNetV2: of the classifier whole, and as backbones that give maps of three scales.
 
 Paper: Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018.
 Provenance: our own code; parameters bear timm's names.
@@ -24,6 +24,8 @@ _STAGES = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (CHANNEL
 # Which of them are a backbone's stages 1 to 4, at a 4th, an 8th, a 16th and a 32nd of the image's sides: of each scale
 # the last one that has several blocks of one width.
 _OF_BACKBONE = (1, 2, 4, 5)
+# The last stages at 1/8, 1/16 and 1/32, for detection.
+_OF_PYRAMID = (2, 4, 6)
 
 
 def stem(*, same: bool) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -76,6 +78,34 @@ class MobileNetV2Backbone(nn.Module):
             if place in _OF_BACKBONE and _OF_BACKBONE.index(place) + 1 in stages:
                 pyramid.append(maps)
         return pyramid
+
+
+class MobileNetV2Trunk(nn.Module):
+    """The stem and the stages, for detection. Input: (N, 3, H, W) float32 RGB, sides multiples of 32.
+
+    Args:
+        same: Pad as TensorFlow does, as published weights that it made need.
+
+    Attributes:
+        channels: Of the maps of :meth:`pyramid`.
+    """
+
+    channels = (32, 96, CHANNELS)
+
+    def __init__(self, *, same: bool = False) -> None:
+        super().__init__()
+        self.conv_stem, self.bn1, self.act1 = stem(same=same)
+        self.blocks = stages(same=same)
+
+    def pyramid(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(N, 3, H, W) -> maps (N, 32, H/8, W/8), (N, 96, H/16, W/16), (N, 320, H/32, W/32)."""
+        x = self.act1(self.bn1(self.conv_stem(image)))
+        maps = []
+        for place, stage in enumerate(self.blocks):
+            x = stage(x)
+            if place in _OF_PYRAMID:
+                maps.append(x)
+        return tuple(maps)
 
 
 def _stage(inputs: int, outputs: int, *, blocks: int, stride: int, same: bool) -> nn.Sequential:

@@ -7,7 +7,9 @@ Licence: this file, as the rest of edgevis.
 from __future__ import annotations
 
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
+from runtime.common.json_data import to_json
 from runtime.errors import ModelError
+from runtime.tasks.detect import DetectionSettings
 
 MAX_CLASSES = 1000
 _MAX_BATCH = 8
@@ -82,6 +84,6 @@ def deployment(preprocess: Preprocess, *, labels: tuple[str, ...], rows: int) ->
             ),
         ),
         preprocess=preprocess,
-        postprocess={"labels": list(labels)},
+        postprocess=to_json(DetectionSettings(labels)),
         max_batch=_MAX_BATCH,
     )

@@ -15,10 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgevis.layers.csp_darknet import ConvBNSiLU, CSPDarknet, CSPLayer, DepthwiseConvBNSiLU
+from edgevis.layers.csp_darknet import (
+    ACTIVATIONS,
+    ConvBNAct,
+    CSPDarknet,
+    CSPLayer,
+    DepthwiseConvBNAct,
+    set_activation,
+)
 from edgevis.layers.grid_boxes import cell_grid, decode_cells
 from edgevis.models._detection import COCO_LABELS, MAX_CLASSES, deployment, labels_of
-from edgevis.models.allowed import TEXT, whole
+from edgevis.models.allowed import TEXT, one_of, whole
 from edgevis.models.entry import ModelEntry, PaperCount
 from runtime.bundle.spec import MAX_SIDE, Deployment, Preprocess
 from runtime.errors import InputError, ModelError
@@ -40,13 +47,13 @@ class PathAggregation(nn.Module):
         super().__init__()
         self.backbone = CSPDarknet(depth=_DEPTH, width=_WIDTH)
         low, middle, high = self.channels = self.backbone.channels
-        self.lateral_conv0 = ConvBNSiLU(high, middle)
+        self.lateral_conv0 = ConvBNAct(high, middle)
         self.C3_p4 = CSPLayer(2 * middle, middle)
-        self.reduce_conv1 = ConvBNSiLU(middle, low)
+        self.reduce_conv1 = ConvBNAct(middle, low)
         self.C3_p3 = CSPLayer(2 * low, low)
-        self.bu_conv2 = DepthwiseConvBNSiLU(low, low, stride=2)
+        self.bu_conv2 = DepthwiseConvBNAct(low, low, stride=2)
         self.C3_n3 = CSPLayer(2 * low, middle)
-        self.bu_conv1 = DepthwiseConvBNSiLU(middle, middle, stride=2)
+        self.bu_conv1 = DepthwiseConvBNAct(middle, middle, stride=2)
         self.C3_n4 = CSPLayer(2 * middle, high)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,7 +75,7 @@ class DecoupledHead(nn.Module):
     def __init__(self, channels: tuple[int, ...], *, num_classes: int) -> None:
         super().__init__()
         middle = channels[0]
-        self.stems = nn.ModuleList(ConvBNSiLU(inputs, middle) for inputs in channels)
+        self.stems = nn.ModuleList(ConvBNAct(inputs, middle) for inputs in channels)
         self.cls_convs = nn.ModuleList(_tower(middle) for _ in channels)
         self.reg_convs = nn.ModuleList(_tower(middle) for _ in channels)
         self.cls_preds = nn.ModuleList(nn.Conv2d(middle, num_classes, 1) for _ in channels)
@@ -98,13 +105,21 @@ class YOLOX(nn.Module):
         num_classes: Number of classes.
         height, width: Size of the images in pixels, multiples of 32. It changes no parameter.
         labels: Names of the classes, separated by commas; see :func:`edgevis.models._detection.labels_of`.
+        activation: ``silu`` as published, or, for CPUs, ``hardswish`` or ``relu``. It changes no parameter, but weights
+            that were trained with another one must be trained further.
 
     Raises:
         ModelError: An option is not as described.
     """
 
     def __init__(
-        self, *, num_classes: int = len(COCO_LABELS), height: int = SIDE, width: int = SIDE, labels: str = ""
+        self,
+        *,
+        num_classes: int = len(COCO_LABELS),
+        height: int = SIDE,
+        width: int = SIDE,
+        labels: str = "",
+        activation: str = "silu",
     ) -> None:
         super().__init__()
         whole(1, MAX_CLASSES).require("num_classes", num_classes)
@@ -112,10 +127,12 @@ class YOLOX(nn.Module):
         side.require("height", height)
         side.require("width", width)
         TEXT.require("labels", labels)
+        one_of(*ACTIVATIONS).require("activation", activation)
         self.labels = labels_of(num_classes, labels)
         self.height, self.width = height, width
         self.backbone = PathAggregation()
         self.head = DecoupledHead(self.backbone.channels, num_classes=num_classes)
+        set_activation(self, activation)
 
     def heads(self, image: Tensor) -> list[Tensor]:
         """The raw maps at strides 8, 16 and 32, of an image with any sides that are multiples of 32.
@@ -152,7 +169,7 @@ class YOLOX(nn.Module):
 
 
 def _tower(channels: int) -> nn.Sequential:
-    return nn.Sequential(DepthwiseConvBNSiLU(channels, channels), DepthwiseConvBNSiLU(channels, channels))
+    return nn.Sequential(DepthwiseConvBNAct(channels, channels), DepthwiseConvBNAct(channels, channels))
 
 
 def _doubled(x: Tensor) -> Tensor:
@@ -160,10 +177,15 @@ def _doubled(x: Tensor) -> Tensor:
 
 
 def yolox_nano(
-    *, num_classes: int = len(COCO_LABELS), height: int = SIDE, width: int = SIDE, labels: str = ""
+    *,
+    num_classes: int = len(COCO_LABELS),
+    height: int = SIDE,
+    width: int = SIDE,
+    labels: str = "",
+    activation: str = "silu",
 ) -> YOLOX:
     """A YOLOX-nano; see :class:`YOLOX` for the options."""
-    return YOLOX(num_classes=num_classes, height=height, width=width, labels=labels)
+    return YOLOX(num_classes=num_classes, height=height, width=width, labels=labels, activation=activation)
 
 
 def _deploy(module: nn.Module) -> Deployment:
@@ -174,7 +196,9 @@ def _deploy(module: nn.Module) -> Deployment:
 
 def _deployment(height: int, width: int, labels: tuple[str, ...]) -> Deployment:
     # As published: the image at the top left, BGR values as they are.
-    preprocess = Preprocess(height=height, width=width, color="BGR", scale=1.0, fit="letterbox", pad_value=114)
+    preprocess = Preprocess(
+        height=height, width=width, color="BGR", scale=1.0, fit="letterbox", align="top-left", pad_value=114
+    )
     rows = sum((height // stride) * (width // stride) for stride in STRIDES)
     return deployment(preprocess, labels=labels, rows=rows)
 

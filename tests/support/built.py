@@ -58,6 +58,7 @@ SMALL: Mapping[str, Mapping[str, int | str]] = {
     "vat-hm": {"width": 4, "side": 65, "grid": 4},
     "enet": {"side": 64},
     "residual-unet": {"side": 64},
+    "efficientdet-d0": {"num_classes": 2, "size": 128},
     "yolox-nano": {"num_classes": 2, "height": 64, "width": 96},
     **{name: {"width": 4, "side": 129} for name in models.names() if name.startswith("hsnet")},
 }

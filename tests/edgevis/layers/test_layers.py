@@ -12,6 +12,7 @@ from torch import nn
 
 from edgevis import models
 from edgevis.layers import ChannelAttention, EfficientNetB0, PositionAttention
+from edgevis.layers.efficientnet import EfficientNetTrunk
 from edgevis.layers.mbconv import SameConv2d
 from edgevis.models.epri_net import EPRINet
 from runtime.bundle.bundle import Bundle
@@ -19,6 +20,7 @@ from runtime.errors import ModelError
 
 from built import built_bundle
 from locations import GOLDEN_FOLDER
+from shared_data import shared_data
 
 GOLDEN = GOLDEN_FOLDER
 ATTENTION: dict[str, Callable[[int], nn.Module]] = {
@@ -113,6 +115,30 @@ def test_efficientnet_b0_bears_timm_names() -> None:
     }
     assert {name: tuple(state[name].shape) for name in expected} == expected
     assert len([name for name in state if not name.endswith("num_batches_tracked")]) == 311
+
+
+def test_efficientnet_lite0_has_the_published_size_and_names() -> None:
+    lite = EfficientNetB0(lite=True, tensorflow=True)
+    assert models.parameters(lite) == 4_652_008
+    assert not [name for name in lite.state_dict() if ".se." in name]
+    assert {norm.eps for norm in lite.modules() if isinstance(norm, torch.nn.BatchNorm2d)} == {1e-3}
+
+
+def test_efficientnet_lite0_gives_the_published_outputs() -> None:
+    """The whole classifier; the trunk takes the same weights without the head's."""
+    path = shared_data("weights", "efficientnet_lite0_in1k.safetensors")
+    lite = EfficientNetB0(lite=True, tensorflow=True).eval()
+    models.load_weights(lite, path)
+    with np.load(shared_data("weights", "golden_efficientnet_lite0.npz")) as golden, torch.no_grad():
+        image = torch.from_numpy(golden["input"])
+        pooled = lite.head(lite.blocks(lite.stem(image))).mean((2, 3))
+        np.testing.assert_allclose(pooled, golden["embedding"], atol=1e-4)
+        np.testing.assert_allclose(lite(image), golden["logits"], atol=1e-3)
+        trunk = EfficientNetTrunk(lite=True, tensorflow=True).eval()
+        head = ("conv_head.", "bn2.", "classifier.")
+        weights = {name: x for name, x in models.read_weights(path).items() if not name.startswith(head)}
+        trunk.load_state_dict(weights)
+        assert torch.equal(trunk.pyramid(image)[-1], lite.blocks(lite.stem(image)))
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2), (5, 2)])

@@ -123,7 +123,20 @@ def test_labels() -> None:
             labels_of(2, labels)
 
 
-@pytest.mark.parametrize("options", [{"num_classes": 0}, {"height": 100}, {"width": 0}, {"labels": 3}])
+def test_hardswish_is_close_to_silu() -> None:
+    """The same parameters, and maps that differ by little; ReLU's differ more."""
+    silu, hard, relu = (yolox(num_classes=1, activation=name) for name in ("silu", "hardswish", "relu"))
+    hard.load_state_dict(silu.state_dict())
+    relu.load_state_dict(silu.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, near, far = (model.heads(image)[0] for model in (silu, hard, relu))
+    assert 0 < float((near - expected).square().mean()) < float((far - expected).square().mean())
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_classes": 0}, {"height": 100}, {"width": 0}, {"labels": 3}, {"activation": "gelu"}]
+)
 def test_options_out_of_range_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ModelError, match=f"{next(iter(options))} is .*; allowed"):
         models.create("yolox-nano", **options)
