@@ -28,7 +28,7 @@ from runtime.open_set.bundled import open_set_arrays
 from runtime.open_set.decision import OpenSet, OpenSetInfo
 from runtime.open_set.strangers import sampled_rows
 from runtime.selection.choose import SelectedEngine, open_best
-from runtime.selection.info import Info
+from runtime.selection.info import Info, info_of
 from runtime.streams.feed import Drop
 from runtime.streams.reader import OnError, ResultStream, StreamReader, frames
 from runtime.streams.sources import Source
@@ -226,8 +226,7 @@ class Predictor:
             EnrolmentError: This model takes no enrolments.
         """
         self._check_open()
-        if not is_label(label):
-            raise InputError(f"label {label!r} is not allowed: printable text of 1 to {MAX_LABEL_LENGTH} characters")
+        _check_label(label)
         turned = [] if masks is None else [orientation_of(image) for image in several(images) or [images]]
         batch, _ = as_images(images)
         if not batch:
@@ -235,6 +234,26 @@ class Predictor:
         marks = None if masks is None else as_masks(masks, batch, turned)
         with self._changing:
             return self._task.enroll(label, batch, marks, names=image_names(images), strict=strict)
+
+    @holds_up_forks
+    def enroll_rows(self, label: str, rows: Array) -> None:
+        """Enrol (N, D) float32 unit rows of the gallery's space, such as a pipeline keeps of an unknown.
+
+        Raises:
+            InputError: The label or the rows are not allowed, or the task has no embeddings; nothing was enrolled.
+        """
+        self._check_open()
+        _check_label(label)
+        gallery = self._task.gallery
+        if not isinstance(gallery, EmbeddedGallery):
+            raise InputError(f"the task {self._bundle.manifest.deployment.task!r} has no embeddings to enrol")
+        with self._changing:
+            gallery.add(label, rows)
+
+    @property
+    def task(self) -> tasks.Task:
+        """The open task behind this predictor, for what composes predictors, such as a pipeline."""
+        return self._task
 
     @holds_up_forks
     def forget(self, label: str) -> None:
@@ -395,32 +414,16 @@ class Predictor:
     @holds_up_forks
     def info(self) -> Info:
         """The running engine: backend, device, precision, encoder identity, measured parity, and why this engine."""
-        manifest, record = self._bundle.manifest, self._opened.record
-        gallery = self._task.gallery
-        return Info(
-            bundle=str(self._bundle.path),
-            model=manifest.model,
-            task=manifest.deployment.task,
-            trained=manifest.weights.trained,
-            weights=manifest.weights.source,
-            backend=record.backend,
-            device=record.device,
-            precision=record.precision,
-            threads=self._threads,
-            why=self._opened.why,
-            skipped=self._opened.skipped,
-            digest=manifest.digest,
-            encoder_identity=manifest.encoder_identity,
-            parity=record.parity,
-            labels=self.labels,
-            threshold=self.threshold,
-            open_set=None if self._task.open_set is None else self._task.open_set.info,
-            search_index=gallery.index if isinstance(gallery, EmbeddedGallery) else None,
-        )
+        return info_of(self._bundle, self._opened, self._task, threads=self._threads)
 
     def _check_open(self) -> None:
         if self._closed:
             raise EdgevisError("this predictor has been closed; open another one")
+
+
+def _check_label(label: str) -> None:
+    if not is_label(label):
+        raise InputError(f"label {label!r} is not allowed: printable text of 1 to {MAX_LABEL_LENGTH} characters")
 
 
 def predictor_of(bundle: Bundle, opened: SelectedEngine, preprocess: Preprocessor | None = None) -> Predictor:

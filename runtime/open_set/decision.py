@@ -111,6 +111,10 @@ class OpenSet:
         """(N,) float32: the offset subtracted from the scores of each of (N, D) rows of the space."""
         return np.zeros(len(rows), np.float32) if self._space is None else self._space.offsets(rows)
 
+    def camera_coordinates(self, rows: Array) -> Array:
+        """(N, K): see :meth:`runtime.open_set.space.ScoreSpace.camera_coordinates`; without a space, the rows."""
+        return rows if self._space is None else self._space.camera_coordinates(rows)
+
     @property
     def rate(self) -> float:
         """The target FPIR per query, for any number of labels."""

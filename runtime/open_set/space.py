@@ -29,6 +29,7 @@ FILE = "open_set.npz"
 
 MAX_BYTES = 256 << 20
 _MAX_COHORT = 4096
+_CAMERA_DIRECTIONS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,22 @@ class ScoreSpace:
         # In float32, unlike unit_rows: this is in every query's way, and a tenth of a millionth changes nothing.
         rows /= np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), np.float32(1e-12))[:, None]
         return rows
+
+    def camera_coordinates(self, rows: Array) -> npt.NDArray[np.float32]:
+        """(N, K) float32: (N, D) rows of the space in the directions that the whitening holds down most.
+
+        In these, views of one object differ most from camera to camera; the whitening is taken back. Without one, all.
+        """
+        if self.whitening is None:
+            return np.asarray(rows, np.float32)
+        scales, directions = self._whitening_axes
+        return np.asarray(rows @ directions[:, :_CAMERA_DIRECTIONS] / scales[:_CAMERA_DIRECTIONS], np.float32)
+
+    @cached_property
+    def _whitening_axes(self) -> tuple[Array, Array]:
+        """The eigenvalues of the whitening, ascending, and its eigenvectors."""
+        scales, directions = np.linalg.eigh(np.asarray(self.whitening, np.float64))
+        return np.maximum(scales, 1e-6), directions
 
     def offsets(self, rows: Array) -> npt.NDArray[np.float32]:
         """(N,) float32: the offset subtracted from the scores of each of (N, D) rows of the space."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import ParityReport
 from runtime.common.json_data import to_json
+from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.index import IndexInfo
 from runtime.open_set.decision import OpenSetInfo
+from runtime.selection.choose import SelectedEngine
+from runtime.tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +62,28 @@ class Info:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return dict(to_json(self))
+
+
+def info_of(bundle: Bundle, opened: SelectedEngine, task: Task, *, threads: int | None) -> Info:
+    """The description of a predictor with this bundle, engine and task."""
+    manifest, record, gallery, open_set = bundle.manifest, opened.record, task.gallery, task.open_set
+    return Info(
+        bundle=str(bundle.path),
+        model=manifest.model,
+        task=manifest.deployment.task,
+        trained=manifest.weights.trained,
+        weights=manifest.weights.source,
+        backend=record.backend,
+        device=record.device,
+        precision=record.precision,
+        threads=threads,
+        why=opened.why,
+        skipped=opened.skipped,
+        digest=manifest.digest,
+        encoder_identity=manifest.encoder_identity,
+        parity=record.parity,
+        labels=gallery.labels,
+        threshold=None if open_set is None else open_set.threshold,
+        open_set=None if open_set is None else open_set.info,
+        search_index=gallery.index if isinstance(gallery, EmbeddedGallery) else None,
+    )

@@ -104,6 +104,7 @@ class EmbeddingTask:
         )
         self.open_set = OpenSet(self.gallery, space, measured, rate=settings.false_accept_rate)
         self._dimension = dimension
+        self._made_of = (context, graph, scoring, bounds, result_from)
         self._session = context.sessions[graph]
         self._preprocess = context.preprocess
         self._chunk = context.deployment.max_batch
@@ -130,24 +131,35 @@ class EmbeddingTask:
     def predict(self, images: Sequence[Image], *, top_k: int) -> list[Result]:
         timer = StageTimer()
         embeddings = self._embed(images, timer)
-        rows = self.open_set.project(embeddings)
         threshold = self.open_set.threshold
-        rankings = [
-            _normalised(ranking, offset)
-            for ranking, offset in zip(
-                self.gallery.search(rows, top_k), self.open_set.offsets(rows).tolist(), strict=True
-            )
-        ]
+        rankings = self.rank(self.open_set.project(embeddings), top_k=top_k)
         timer.end("postprocess")
         speed_ms = timer.speed_ms(len(images))
         return [self._result_from(ranking, _accepted(ranking, threshold), speed_ms) for ranking in rankings]
+
+    def rank(self, rows: Array, *, top_k: int) -> list[tuple[Match, ...]]:
+        """The best labels of each of (N, D) float32 rows of the gallery's space, as :meth:`predict` ranks them."""
+        offsets = self.open_set.offsets(rows).tolist()
+        return [
+            _normalised(ranking, offset)
+            for ranking, offset in zip(self.gallery.search(rows, top_k), offsets, strict=True)
+        ]
+
+    def pixel_findings(self, image: Image) -> list[Finding]:
+        """The findings for an image from its pixels alone: size, sharpness, exposure."""
+        return inspect(image, self._preprocess.spec, self._bounds)
+
+    def with_nothing_enrolled(self) -> EmbeddingTask:
+        """The same model with a gallery and an open-set decision of its own, both empty."""
+        context, graph, scoring, bounds, result_from = self._made_of
+        return EmbeddingTask(context, graph=graph, scoring=scoring, bounds=bounds, result_from=result_from)
 
     def _findings(
         self, label: str, images: Sequence[Image], embeddings: Array, rows: Array, names: Sequence[str]
     ) -> list[list[Finding]]:
         """The findings for each image; images that cannot be used are not compared with others."""
         bounds = self._bounds
-        findings = [inspect(image, self._preprocess.spec, bounds) for image in images]
+        findings = [self.pixel_findings(image) for image in images]
         for place in np.flatnonzero(without_direction(embeddings)).tolist():
             findings[place].append(no_direction())
         usable = [place for place, item in enumerate(findings) if all(finding.severity == "warn" for finding in item)]

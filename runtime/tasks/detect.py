@@ -104,20 +104,25 @@ class DetectionTask:
     scored_rows = embed
 
     def predict(self, images: Sequence[Image], *, top_k: int) -> list[Result]:
+        return [*self.detect(images)]
+
+    def detect(self, images: Sequence[Image], *, score: float | None = None) -> list[Detections]:
+        """One result for each image; ``score`` takes the place of the bundle's least score, 0..1."""
+        settings = self._settings if score is None else replace(self._settings, score=score)
         return [
             result
             for start in range(0, len(images), self._chunk)
-            for result in self._predict(images[start : start + self._chunk])
+            for result in self._detect(images[start : start + self._chunk], settings)
         ]
 
-    def _predict(self, images: Sequence[Image]) -> list[Result]:
+    def _detect(self, images: Sequence[Image], settings: DetectionSettings) -> list[Detections]:
         timer = StageTimer()
         tensor = self._preprocess(images)
         timer.end("preprocess")
         # Boxes of no score may overflow in the exponential; these are not looked at.
         outputs = self._session.run({"image": tensor}, finite=("scores",))
         timer.end("inference")
-        found = [self._boxes(*item) for item in zip(images, outputs["scores"], outputs["boxes"], strict=True)]
+        found = [self._boxes(*item, settings) for item in zip(images, outputs["scores"], outputs["boxes"], strict=True)]
         timer.end("postprocess")
         speed_ms = timer.speed_ms(len(images))
         labels = self.gallery.labels
@@ -126,9 +131,9 @@ class DetectionTask:
             for boxes, scores, class_ids in found
         ]
 
-    def _boxes(self, image: Image, scores: Array, boxes: Array) -> DetectedBoxes:
+    def _boxes(self, image: Image, scores: Array, boxes: Array, settings: DetectionSettings) -> DetectedBoxes:
         size = (image.shape[0], image.shape[1])
-        found = detected_boxes(scores, boxes, self._settings, geometry=self._preprocess.geometry(size), size=size)
+        found = detected_boxes(scores, boxes, settings, geometry=self._preprocess.geometry(size), size=size)
         if np.isnan(found.boxes).any():
             raise EngineError(
                 "graph 'detect': the engine's output 'boxes' is NaN where its score is above the threshold; "

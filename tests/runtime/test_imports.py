@@ -88,12 +88,18 @@ def test_the_public_names() -> None:
         "Detections",
         "EnrolmentReport",
         "Finding",
+        "Frame",
         "Identification",
         "Info",
         "Judgement",
         "Match",
+        "Pipeline",
+        "PipelineSettings",
+        "PipelineStats",
         "Predictor",
         "Segmentation",
+        "SourceStats",
+        "TrackedObject",
         "__version__",
     }
     assert len(edgevis.__all__) == len(set(edgevis.__all__))

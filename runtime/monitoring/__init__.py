@@ -1,0 +1,1 @@
+"""The counts of a pipeline for monitoring systems: Prometheus' text format and OpenTelemetry."""

@@ -1,0 +1,275 @@
+"""The pipeline on drawn scenes, with real engines: a detector of coloured squares and a tiny Re-ID model."""
+
+from __future__ import annotations
+
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime.errors import EdgevisError, InputError, UnknownLabelError
+from runtime.pipeline import Pipeline
+from runtime.predictor import Predictor
+from runtime.streams.frame import Frame
+from runtime.tracking.objects import TrackedObject
+from runtime.tracking.settings import PipelineSettings
+
+from bundles import Array, write_tiny_bundle
+from detection_bundles import write_detector
+
+SIDE = 40
+ANN, BOB, EVE = 0, 1, 2
+COLOURS = ((0, 0), (250, 0), (0, 120))  # blue and green beside the red
+Placed = dict[int, tuple[int, int]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles")
+    write_detector(folder / "squares.edgevis")
+    write_tiny_bundle(folder / "reid.edgevis")
+    return folder
+
+
+@pytest.fixture
+def pipeline(folder: Path) -> Iterator[Pipeline]:
+    with Pipeline(folder / "squares.edgevis", folder / "reid.edgevis") as pipeline:
+        yield pipeline
+
+
+def person(number: int) -> Array:
+    """A square that the detector takes for ``red``, with a pattern of its own."""
+    pattern = np.zeros((10, 10, 3))
+    pattern[..., :2] = COLOURS[number]
+    pattern[..., 2] = 255 * (np.random.default_rng(number).random((10, 10)) > 0.25)
+    return np.kron(pattern, np.ones((SIDE // 10, SIDE // 10, 1))).astype(np.uint8)
+
+
+def image(placed: Placed) -> Array:
+    """(320, 320, 3) uint8 with persons at cells (row, column) of 40 pixels."""
+    picture = np.zeros((8 * SIDE, 8 * SIDE, 3), np.uint8)
+    for number, (row, column) in placed.items():
+        picture[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE] = person(number)
+    return picture
+
+
+class Camera:
+    """Frames of one source at ten a second."""
+
+    def __init__(self, source: int = 0) -> None:
+        self.source, self.index = source, 0
+
+    def show(self, placed: Placed, frames: int = 1) -> list[Frame]:
+        made = []
+        for _ in range(frames):
+            made.append(Frame(image(placed), self.source, self.index, self.index / 10, 1000 + self.index / 10))
+            self.index += 1
+        return made
+
+
+def last(pipeline: Pipeline, frames: Sequence[Frame]) -> tuple[TrackedObject, ...]:
+    """What is tracked in the last of some frames, which are processed one by one."""
+    return [pipeline.process([frame])[0] for frame in frames][-1]
+
+
+def identities(objects: Sequence[TrackedObject]) -> dict[tuple[int, int], str]:
+    """Identity by cell."""
+    centres = [(item.box_xyxy[:2] + item.box_xyxy[2:]) / 2 // SIDE for item in objects]
+    return {(int(row), int(column)): item.identity for (column, row), item in zip(centres, objects, strict=True)}
+
+
+def test_unknowns_keep_their_names_wherever_they_come_back(pipeline: Pipeline) -> None:
+    camera = Camera()
+    first = last(pipeline, camera.show({ANN: (2, 2), BOB: (5, 5)}, 20))
+    names = identities(first)
+    assert set(names.values()) == {"unknown-1", "unknown-2"}
+    assert last(pipeline, camera.show({}, 40)) == ()
+    back = last(pipeline, camera.show({BOB: (3, 1), EVE: (6, 4)}, 20))
+    found = identities(back)
+    assert found[3, 1] == names[5, 5]
+    assert found[6, 4] == "unknown-3"
+    numbers = {item.identity: item.track for item in (*first, *back)}
+    assert len(numbers) == len(set(numbers.values())) == 3  # and their tracks keep their numbers
+    assert pipeline.unknowns == ("unknown-1", "unknown-2", "unknown-3")
+
+
+def test_a_name_is_the_same_before_two_cameras(pipeline: Pipeline) -> None:
+    one, two = Camera(0), Camera(1)
+    (seen,) = last(pipeline, one.show({ANN: (2, 2)}, 20))
+    pairs = zip(one.show({ANN: (2, 2)}, 20), two.show({BOB: (4, 4), ANN: (1, 6)}, 20), strict=True)
+    for pair in pairs:
+        first, second = pipeline.process(pair)
+    assert identities(first) == {(2, 2): seen.identity}
+    assert identities(second) == {(1, 6): seen.identity, (4, 4): "unknown-2"}
+
+
+def test_renaming_enrols_and_is_kept(folder: Path, tmp_path: Path) -> None:
+    enrolment = tmp_path / "door.enrolment"
+    with Predictor(folder / "reid.edgevis") as predictor:
+        predictor.enroll("bob", person(BOB))
+        predictor.save(enrolment)
+    with Pipeline(folder / "squares.edgevis", folder / "reid.edgevis", enrolment=enrolment) as pipeline:
+        camera = Camera()
+        found = identities(last(pipeline, camera.show({ANN: (2, 2), BOB: (5, 5)}, 20)))
+        assert found == {(2, 2): "unknown-1", (5, 5): "bob"}
+        pipeline.rename("unknown-1", "ann")
+        (ann, bob) = sorted(last(pipeline, camera.show({ANN: (2, 2), BOB: (5, 5)})), key=lambda item: item.identity)
+        assert (ann.label, bob.label) == ("ann", "bob")
+        assert ann.matches[0].label == "ann"
+        assert ann.score == ann.matches[0].score
+        assert pipeline.unknowns == ()
+        assert pipeline.labels == ("bob", "ann")
+        with pytest.raises(UnknownLabelError, match="no 'unknown-1'"):
+            pipeline.rename("unknown-1", "eve")
+    assert stat.S_IMODE(enrolment.stat().st_mode) == 0o600
+    with Pipeline(folder / "squares.edgevis", folder / "reid.edgevis", enrolment=enrolment) as pipeline:
+        assert identities(last(pipeline, Camera().show({ANN: (4, 2)}, 20))) == {(4, 2): "ann"}
+
+
+def test_merging_and_forgetting_change_the_tracks_that_are_there(pipeline: Pipeline) -> None:
+    camera = Camera()
+    scene = {ANN: (2, 2), BOB: (5, 5)}
+    last(pipeline, camera.show(scene, 20))
+    pipeline.merge("unknown-1", "unknown-2")
+    assert {item.identity for item in last(pipeline, camera.show(scene))} == {"unknown-1"}
+    pipeline.forget("unknown-1")
+    assert pipeline.unknowns != ("unknown-1",)
+    after = {item.identity for item in last(pipeline, camera.show(scene, 20))}
+    assert len(after) == 2
+    assert "unknown-1" not in after
+
+
+def test_a_label_of_one_frame_is_one_individual(folder: Path) -> None:
+    with Pipeline(folder / "squares.edgevis", folder / "reid.edgevis") as pipeline:
+        pipeline_labels = identities(last(pipeline, Camera().show({ANN: (2, 2)}, 20)))
+        twins = image({ANN: (2, 2)})
+        twins[5 * SIDE : 6 * SIDE, 5 * SIDE : 6 * SIDE] = person(ANN)
+        frames = [Frame(twins, 0, 100 + index, 10 + index / 10, 2000 + index / 10) for index in range(20)]
+        found = identities(last(pipeline, frames))
+        assert found[2, 2] == pipeline_labels[2, 2]
+        assert found[5, 5] not in (found[2, 2], "unknown")
+
+
+def test_crops_are_embedded_when_a_track_needs_it(pipeline: Pipeline) -> None:
+    camera = Camera()
+    last(pipeline, camera.show({ANN: (2, 2)}, 61))
+    # Three at once, then each 15 frames.
+    assert pipeline.stats.embedded == 3 + 3
+    assert pipeline.stats.tracks == 1
+    assert pipeline.stats.frames == 61
+
+
+def test_a_batch_gives_what_single_frames_give(folder: Path) -> None:
+    results = []
+    for size in (1, 8):
+        with Pipeline(folder / "squares.edgevis", folder / "reid.edgevis") as pipeline:
+            frames = Camera().show({ANN: (2, 2), BOB: (5, 5)}, 24)
+            found = [objects for at in range(0, 24, size) for objects in pipeline.process(frames[at : at + size])]
+            results.append(found)
+            assert pipeline.process([]) == []
+    assert [identities(objects) for objects in results[0][16:]] == [identities(objects) for objects in results[1][16:]]
+    for one, eight in zip(*results, strict=True):
+        assert [item.box_xyxy.tolist() for item in one] == [item.box_xyxy.tolist() for item in eight]
+
+
+def test_what_is_cut_off_gets_a_name_late_and_a_better_one_then(pipeline: Pipeline) -> None:
+    camera = Camera()
+    (item,) = last(pipeline, camera.show({ANN: (0, 3)}, 5))
+    assert item.identity == "unknown"
+    assert pipeline.stats.embedded == 0
+    (item,) = last(pipeline, camera.show({ANN: (0, 3)}, 15))
+    assert item.identity == "unknown-1"
+
+
+def test_boxes_are_predicted_where_nobody_looks(folder: Path) -> None:
+    with Pipeline(folder / "squares.edgevis", identify=False, detect_every=3) as pipeline:
+        camera = Camera()
+        found = [pipeline.process([frame])[0] for frame in camera.show({ANN: (2, 2)}, 9)]
+        assert [len(objects) for objects in found] == [1] * 9
+        assert [objects[0].detected for objects in found] == [True, False, False] * 3
+        assert {objects[0].identity for objects in found} == {"unknown"}
+        with pytest.raises(InputError, match="identify=False"):
+            pipeline.rename("unknown-1", "ann")
+
+
+def test_streams_of_images_and_of_several_sources(pipeline: Pipeline) -> None:
+    one = [image({ANN: (2, 2)})] * 12
+    two = [image({BOB: (4, 4)})] * 12
+    seen: dict[int, set[str]] = {0: set(), 1: set()}
+    for frame, objects in pipeline.stream([iter(one), iter(two)], batch=4):
+        seen[frame.source] |= {item.identity for item in objects}
+    assert {name for names in seen.values() for name in names} - {"unknown"} == {"unknown-1", "unknown-2"}
+    assert not (seen[0] & seen[1]) - {"unknown"}
+    assert [source.frames for source in pipeline.stats.sources] == [12, 12]
+    assert pipeline.stats.unknown_rate == 1.0
+    assert set(pipeline.stats.stage_ms) == {"detect", "track", "identify"}
+
+
+def test_only_the_named_classes_are_tracked(folder: Path) -> None:
+    scene = {ANN: (2, 2)}
+    for classes, count in ((["red"], 1), (["green"], 0)):
+        with Pipeline(folder / "squares.edgevis", folder / "reid.edgevis", classes=classes) as pipeline:
+            assert len(last(pipeline, Camera().show(scene, 3))) == count
+
+
+def test_drawing_leaves_the_frame_alone(pipeline: Pipeline) -> None:
+    frame = Camera().show({ANN: (2, 2)})[0]
+    before = frame.image.copy()
+    objects = pipeline.process([frame])[0]
+    picture = pipeline.plot(frame.image, objects)
+    assert np.array_equal(frame.image, before)
+    assert not np.array_equal(picture, before)
+    data = objects[0].to_dict()
+    assert data["detection_label"] == "red"
+    assert data["box_xyxy"] == [round(float(value), 2) for value in objects[0].box_xyxy]
+
+
+def test_a_stream_ends_when_another_thread_closes_the_pipeline(pipeline: Pipeline) -> None:
+    def endless() -> Iterator[Array]:
+        while True:
+            yield image({ANN: (2, 2)})
+
+    threading.Timer(0.3, pipeline.close).start()
+    for _ in pipeline.stream(endless()):
+        pass
+    with pytest.raises(EdgevisError, match="has been closed"):
+        pipeline.process(Camera().show({}))
+    pipeline.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"detect": "reid.edgevis"}, "'reid' makes no boxes"),
+        ({"identify": "squares.edgevis"}, "'detect' has no embeddings"),
+        ({"classes": ["blue"]}, "allowed: some of red, green"),
+        ({"classes": "red"}, "in a list"),
+        ({"detect_every": 0}, "detect_every is 0"),
+        ({"identify_every": True}, "identify_every is True"),
+        ({"identify": False, "false_accept_rate": 0.1}, "takes no enrolment"),
+    ],
+)
+def test_wrong_arguments_are_refused(folder: Path, arguments: dict[str, object], message: str) -> None:
+    given = {"detect": "squares.edgevis", "identify": "reid.edgevis", **arguments}
+    for name in ("detect", "identify"):
+        if isinstance(given[name], str):
+            given[name] = folder / given[name]
+    with pytest.raises(InputError, match=message):
+        Pipeline(**given)
+
+
+def test_wrong_settings_are_refused() -> None:
+    for wrong in ({"first_views": 0}, {"patience_s": -1.0}, {"detection_score": 2.0}, {"max_unknowns": True}):
+        with pytest.raises(InputError, match="allowed"):
+            PipelineSettings(**wrong)
+
+
+def test_predictors_of_the_caller_stay_open(folder: Path) -> None:
+    with Predictor(folder / "squares.edgevis") as detector, Predictor(folder / "reid.edgevis") as reid:
+        with Pipeline(detector, reid) as pipeline:
+            last(pipeline, Camera().show({ANN: (2, 2)}, 5))
+        assert len(detector.predict(image({ANN: (2, 2)}))) == 1
+        assert reid.embed(person(ANN)).shape == (1, 8)
