@@ -1,12 +1,13 @@
 """Label pictures by detectors and write a data set in COCO's format.
 
     python -m edgevis.pseudo_labels ccp_dev.zip:split=train people.mp4:0-699 photos/ \
-        --teacher deimv2_femto.onnx --output labels
+        --teacher yolox-nano=yolox_nano_coco.safetensors deimv2_femto.onnx --output labels
 
 Sources are pictures, folders, zips and videos. ZIP:column=value chooses by the table in a zip or a folder, index.csv or
-labels.csv; VIDEO:FIRST-LAST chooses frames, from 0. Teachers are .onnx files with DETR's interface (DEIM, DEIMv2,
-D-FINE, RT-DETR). Their boxes are fused by weighted boxes fusion. The folder then holds images/
-and annotations.json; what was interrupted goes on with --resume.
+labels.csv; VIDEO:FIRST-LAST chooses frames, from 0. Teachers are bundles of the task detect, MODEL=WEIGHTS (run by
+PyTorch), and .onnx files with DETR's interface (DEIM, DEIMv2, D-FINE, RT-DETR). Their boxes are fused by weighted boxes
+fusion. The folder then holds images/ and annotations.json, which edgevis train takes; what was interrupted goes on with
+--resume.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sources", nargs="+", help="pictures, folders, zips and videos")
-    parser.add_argument("--teacher", type=Path, nargs="+", required=True, help=".onnx files")
+    parser.add_argument("--teacher", nargs="+", required=True, help="bundles, MODEL=WEIGHTS, .onnx files")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write")
     parser.add_argument("--classes", nargs="+", default=["person"], help="the labels that are kept (default: person)")
     parser.add_argument(
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=int, default=5, help="each how manieth frame of a video (default: 5)")
     parser.add_argument("--most", type=int, help="at most so many pictures of each source, evenly spaced")
     parser.add_argument("--change", type=float, default=12.0, help="of 255, by which a frame must differ (default: 12)")
+    parser.add_argument(
+        "--hold-out", type=float, default=0.0, help="the share of each source that becomes instances_val.json"
+    )
     parser.add_argument("--threads", type=int, help="of an .onnx file's engine")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     arguments = parser.parse_args(argv)
@@ -63,6 +67,7 @@ def _run(arguments: argparse.Namespace) -> int:
         every=arguments.every,
         most=arguments.most,
         change=arguments.change,
+        hold_out=arguments.hold_out,
     )
     names = arguments.classes
     if arguments.onnx_labels is not None:
@@ -80,17 +85,16 @@ def _run(arguments: argparse.Namespace) -> int:
 
     with ExitStack() as opened:
         teachers = []
-        for path in arguments.teacher:
-            teacher = open_teacher(path, labels=names, threads=arguments.threads)
+        for text in arguments.teacher:
+            teacher = open_teacher(text, labels=names, score=_TAKES_PART, threads=arguments.threads)
             opened.callback(teacher.close)
             teachers.append(teacher)
         ensemble = TeacherEnsemble(teachers, classes=arguments.classes, views=views, score=_TAKES_PART)
         result = label_pictures(request, ensemble, arguments.output, resume=arguments.resume, progress=say)
-    boxes = [item for item in result["annotations"] if not item["iscrowd"]]
-    ignored = len(result["annotations"]) - len(boxes)
-    sys.stdout.write(
-        f"{arguments.output}: {len(result['images'])} pictures, {len(boxes)} labels, {ignored} ignored boxes\n"
-    )
+    for part, content in result.items():
+        ignored = sum(item["iscrowd"] for item in content["annotations"])
+        labels = len(content["annotations"]) - ignored
+        sys.stdout.write(f"{part}: {len(content['images'])} pictures, {labels} labels, {ignored} ignored boxes\n")
     return 0
 
 

@@ -17,6 +17,8 @@ from runtime.common.json_data import parse_json
 from runtime.errors import InputError, SchemaError
 
 ANNOTATIONS = "annotations.json"
+HELD_OUT = {"train": "annotations/instances_train.json", "val": "annotations/instances_val.json"}
+"""What is written instead of :data:`ANNOTATIONS` where a part is held out."""
 IMAGES = "images"
 JOURNAL = "labels.jsonl"
 """One line for each picture that is done, after a first one with the request: what a resumed run goes on from."""
@@ -35,6 +37,8 @@ class LabelRequest:
         every: Of videos, each how manieth frame is looked at.
         most: At most that many pictures of each source; None for all.
         change: By how much a video's frame must differ from the last one taken, see :func:`pictures_of`.
+        hold_out: The share of each source, its last pictures, that goes into ``instances_val.json``: the last frames
+            of a video, which its others do not show. 0 writes one file.
     """
 
     sources: tuple[PictureSource, ...]
@@ -43,6 +47,7 @@ class LabelRequest:
     every: int = 5
     most: int | None = None
     change: float = 12.0
+    hold_out: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -54,6 +59,8 @@ class LabelRequest:
             )
         if self.every < 1 or (self.most is not None and self.most < 1):
             raise InputError(f"every {self.every}th frame, at most {self.most}: both are whole numbers above 0")
+        if not 0 <= self.hold_out < 1:
+            raise InputError(f"the share {self.hold_out} is to be held out; allowed: 0 and above, below 1")
         stems = [source.path.stem for source in self.sources]
         twice = [stem for stem, count in Counter(stems).items() if count > 1]
         if twice:
@@ -67,8 +74,10 @@ def label_pictures(
     *,
     resume: bool = False,
     progress: Callable[[str, int, int], object] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, dict[str, Any]]:
     """Label every picture; the folder then holds ``images/`` and ``annotations.json`` in COCO's format.
+
+    With ``request.hold_out`` it holds :data:`HELD_OUT` instead.
 
     Each annotation has, besides COCO's fields, ``score`` and ``votes`` of the fused box; each image its ``source``.
     ``info`` names the teachers, their views and the sources. A picture without a person is in ``images`` without an
@@ -82,7 +91,7 @@ def label_pictures(
         progress: Called after each picture with its source, and the pictures and labels so far.
 
     Returns:
-        The content of ``annotations.json``.
+        The content of the annotation file of each split; ``all`` is the only one where nothing is held out.
 
     Raises:
         InputError: The folder holds labels already, or an interrupted run of another request.
@@ -112,10 +121,26 @@ def label_pictures(
                 labels += len(record["boxes"])
                 if progress is not None:
                     progress(str(source), len(records), labels)
-    result = _coco(head, records, request.score, teachers.classes)
-    with atomic_write(output / ANNOTATIONS) as target:
-        target.write((json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    parts = {"all": records} if not request.hold_out else _split(records, request.hold_out)
+    result = {part: _coco(head, rows, request.score, teachers.classes) for part, rows in parts.items()}
+    for part, content in result.items():
+        path = output / HELD_OUT.get(part, ANNOTATIONS)
+        path.parent.mkdir(exist_ok=True)
+        with atomic_write(path) as target:
+            target.write((json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n").encode())
     return result
+
+
+def _split(records: Sequence[dict[str, Any]], share: float) -> dict[str, list[dict[str, Any]]]:
+    """Divides each source's pictures in their order."""
+    counts = Counter(record["source"] for record in records)
+    seen: Counter[str] = Counter()
+    parts: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
+    for record in records:
+        source = record["source"]
+        seen[source] += 1
+        parts["val" if seen[source] > round(counts[source] * (1 - share)) else "train"].append(record)
+    return parts
 
 
 def _head(request: LabelRequest, teachers: TeacherEnsemble) -> dict[str, Any]:
@@ -136,8 +161,8 @@ def _done(output: Path, head: Mapping[str, Any], resume: bool) -> list[dict[str,
     """The records of the journal; a last line that was cut short is removed from it."""
     journal = output / JOURNAL
     if not journal.exists():
-        if (output / ANNOTATIONS).exists():
-            raise InputError(f"{output} holds {ANNOTATIONS} already; name a folder of its own for the labels")
+        if any((output / name).exists() for name in (ANNOTATIONS, *HELD_OUT.values())):
+            raise InputError(f"{output} holds annotations already; name a folder of its own for the labels")
         return []
     if not resume:
         raise InputError(f"{output} holds labels already: go on with --resume, or name another folder")

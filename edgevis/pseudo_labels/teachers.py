@@ -1,4 +1,4 @@
-"""Detectors that label pictures: ONNX files of the DETR family."""
+"""Detectors that label pictures, and what several of them see in several views of a picture."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgevis.pseudo_labels.box_fusion import FusedDetections, ViewDetections, weighted_box_fusion
+from edgevis.pseudo_labels.graph_teacher import bundle_teacher, model_teacher
 from runtime.backends import Engine
 from runtime.backends import load as load_backend
 from runtime.bundle.bundle import sha256
@@ -89,21 +90,30 @@ class DetrTeacher:
         self._engine.close()
 
 
-def open_teacher(path: Path, *, labels: Sequence[str], threads: int | None = None) -> Teacher:
-    """The detector at a path: an ``.onnx`` file with DETR's interface.
+def open_teacher(text: str, *, labels: Sequence[str], score: float, threads: int | None = None) -> Teacher:
+    """The detector that a text names: a bundle's folder, an ``.onnx`` file with DETR's interface, or ``MODEL=WEIGHTS``.
 
     Args:
-        path: The file.
+        text: Such as ``bundles/yolox-nano.edgevis``, ``deimv2.onnx`` or ``yolox-nano=yolox_nano_coco.safetensors``.
         labels: The class names of a DETR file.
-        threads: Of a DETR file's engine.
+        score: The lowest score of a detection that counts.
+        threads: Of an engine.
 
     Raises:
-        InputError: It is none.
-        EngineError: It cannot be opened.
+        InputError: It is none of these.
+        BundleError, BackendError, ModelError: It cannot be opened.
     """
+    path = Path(text)
+    if path.is_dir():
+        return bundle_teacher(path, score=score, threads=threads)
     if path.suffix == ".onnx" and path.is_file():
         return DetrTeacher(path, labels, threads=threads)
-    raise InputError(f"{path} is no teacher; allowed: an .onnx file with DETR's interface")
+    model, equals, weights = text.partition("=")
+    if equals and model and weights:
+        return model_teacher(model, Path(weights), score=score)
+    raise InputError(
+        f"{text} is no teacher; allowed: a bundle's folder, an .onnx file with DETR's interface, or MODEL=WEIGHTS"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from runtime.errors import EngineError, InputError, SourceError
 from runtime.images.decode import Image
 
 from blob_detector import SCORE, write_blob_detector
+from bundles import Tiny, write_tiny_bundle
+from detection_bundles import board, write_detector
 from shared_data import shared_data
 
 pytest.importorskip("onnx")
@@ -131,7 +133,7 @@ def test_other_request_does_not_go_on(tmp_path: Path, teacher: Path, capsys: pyt
 def test_every_view_gives_the_box_in_pixels_of_the_picture(teacher: Path) -> None:
     image = blob((70, 20, 110, 60), size=(160, 128))
     with_views = TeacherEnsemble(
-        [open_teacher(teacher, labels=["person"])],
+        [open_teacher(str(teacher), labels=["person"], score=0.1)],
         classes=["person"],
         views=TeacherViews(flip=True, scales=(1.0, 0.5, 2.0)),
         score=0.1,
@@ -193,13 +195,13 @@ def test_what_is_no_teacher_is_refused(tmp_path: Path) -> None:
     import onnx.parser
 
     with pytest.raises(InputError, match="no teacher"):
-        open_teacher(tmp_path / "absent.onnx", labels=["person"])
+        open_teacher(str(tmp_path / "absent.onnx"), labels=["person"], score=0.1)
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 17]> g (float[N,3] x) => (float[N,3] y) {y = Relu (x)}'
     )
     onnx.save(model, str(tmp_path / "other.onnx"))
     with pytest.raises(EngineError, match="DETR"):
-        open_teacher(tmp_path / "other.onnx", labels=["person"])
+        open_teacher(str(tmp_path / "other.onnx"), labels=["person"], score=0.1)
 
 
 def test_published_deimv2_finds_the_person_of_the_people_video(tmp_path: Path) -> None:
@@ -211,3 +213,54 @@ def test_published_deimv2_finds_the_person_of_the_people_video(tmp_path: Path) -
     certain = [item for item in result["annotations"] if not item["iscrowd"]]
     assert len(result["images"]) >= 2
     assert {item["image_id"] for item in certain} == {image["id"] for image in result["images"]}
+
+
+def test_last_pictures_of_each_source_are_held_out(tmp_path: Path, teacher: Path) -> None:
+    for name, count in (("first", 4), ("second", 8)):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            (tmp_path / name / f"{number}.png").write_bytes(png(blob((10 + number, 10, 60, 70))))
+    assert label(tmp_path, tmp_path / "first", tmp_path / "second", "--hold-out", "0.25") == 0
+    parts = {
+        part: json.loads((tmp_path / f"labels/annotations/instances_{part}.json").read_text())
+        for part in ("train", "val")
+    }
+    assert [image["file_name"] for image in parts["val"]["images"]] == ["first/3.png", "second/6.png", "second/7.png"]
+    assert len(parts["train"]["images"]) == len(parts["train"]["annotations"]) == 9
+    assert not (tmp_path / "labels" / "annotations.json").exists()
+
+
+def test_bundle_is_a_teacher_at_a_lower_threshold_than_its_own(tmp_path: Path) -> None:
+    bundle = write_detector(tmp_path / "cells.edgevis")  # of the classes red and green, threshold 0.5
+    (tmp_path / "board.png").write_bytes(png(board((2, 3, (0, 0, 255)), (5, 1, (0, 0, 100)), (6, 6, (0, 200, 0)))))
+    words = [str(tmp_path / "board.png"), "--teacher", str(bundle), "--output", str(tmp_path / "labels")]
+    assert main([*words, "--classes", "red", "--ignore", "0.3", "--no-flip"]) == 0
+    rows = {tuple(item["bbox"]): (item["score"], item["iscrowd"]) for item in written(tmp_path)["annotations"]}
+    assert rows == {(24, 16, 8, 8): (1.0, 0), (8, 40, 8, 8): (pytest.approx(100 / 255, abs=1e-3), 1)}
+
+
+def test_bundle_of_another_task_is_no_teacher(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny.edgevis", Tiny())
+    with pytest.raises(InputError, match="a teacher is of the task 'detect'"):
+        open_teacher(str(bundle), labels=["person"], score=0.1)
+
+
+@pytest.mark.torch
+def test_model_with_weights_is_a_teacher_at_a_low_threshold(tmp_path: Path) -> None:
+    weights = shared_data("weights", "yolox_nano", "yolox_nano_coco.safetensors")
+    photo = shared_data("sample_images", "grace_hopper.png")
+    words = [str(photo), "--teacher", f"yolox-nano={weights}", "--output", str(tmp_path / "labels")]
+    assert main([*words, "--ignore", "0.06"]) == 0
+    result = written(tmp_path)
+    best = max(result["annotations"], key=lambda item: item["score"])
+    assert best["score"] > 0.8
+    assert min(item["score"] for item in result["annotations"]) < 0.3  # below what a predictor gives
+
+
+@pytest.mark.torch
+def test_model_of_another_task_is_no_teacher() -> None:
+    from edgevis import models
+
+    weights = models.shipped_weights("osnet-x0-25")
+    with pytest.raises(InputError, match="task 'reid'"):
+        open_teacher(f"osnet-x0-25={weights}", labels=["person"], score=0.1)
