@@ -6,11 +6,13 @@ from edgevis.metrics.interval import EpisodeAccuracy, episode_accuracy
 from edgevis.metrics.jackknife import difference, grouped_mean, mean_of_ratios
 from edgevis.metrics.retrieval import QueryRanks, reid_queries, reid_ranking
 from edgevis.metrics.segmentation import SegmentationScore, intersection_and_union
+from edgevis.metrics.tracking import TrackingScores, tracking_scores
 
 __all__ = [
     "EpisodeAccuracy",
     "QueryRanks",
     "SegmentationScore",
+    "TrackingScores",
     "box_fit",
     "box_fit_per_volume",
     "dice_per_volume",
@@ -21,4 +23,5 @@ __all__ = [
     "mean_of_ratios",
     "reid_queries",
     "reid_ranking",
+    "tracking_scores",
 ]

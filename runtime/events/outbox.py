@@ -40,7 +40,8 @@ class Outbox:
             if len(self._waiting) >= MAX_WAITING:
                 self._waiting.popleft()
                 self.dropped += 1
-                _log.warning("%s takes no events: the oldest are dropped", self._name)
+                if self.dropped == 1:
+                    _log.warning("%s takes no events: the oldest are dropped", self._name)
             self._waiting.append(event)
             self._changed.notify()
 

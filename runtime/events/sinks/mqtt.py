@@ -44,7 +44,7 @@ class MqttSink:
         except ValueError:
             port = 0
         topic = unquote(parts.path.strip("/")) or DEFAULT_TOPIC
-        if not parts.hostname or not port or any(wild in topic for wild in "+#"):
+        if not parts.hostname or not port or any(wild in address.rpartition("@")[2] for wild in "+#"):
             raise InputError(f"events: {address!r} is no MQTT topic; allowed: mqtt://HOST[:PORT]/TOPIC, no + or #")
         self._host, self._port, self._topic = parts.hostname, port, topic
         self._connected = threading.Event()

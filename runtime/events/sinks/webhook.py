@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from urllib.parse import urlsplit
 
 from runtime.errors import InputError
 from runtime.events.outbox import Outbox
+
+_log = logging.getLogger("edgevis.events")
 
 SCHEMES = ("http://", "https://")
 TIMEOUT_S = 5.0
@@ -34,7 +37,7 @@ class Webhook:
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"events: {address!r} is no address of a webhook; allowed: https://HOST[:PORT]/PATH")
-        self._address = address
+        self._address, self._host = address, parts.hostname
         self._outbox = Outbox(f"{parts.scheme}://{parts.hostname}{parts.path}", self._post)
 
     @property
@@ -60,5 +63,6 @@ class Webhook:
             with error:
                 if error.code in (408, 429) or error.code >= 500:
                     raise OSError(f"status {error.code}") from error
+                _log.warning("the webhook at %s refuses an event: status %d", self._host, error.code)
         except http.client.HTTPException as error:  # no HTTP, or an answer that was cut
             raise OSError(f"{type(error).__name__}: {error}") from error
