@@ -32,8 +32,9 @@ from edgevis.data.few_shot_masks import (
     shown_classes,
 )
 from edgevis.data.files import Files, open_files
+from edgevis.data.image_split import groups_of, is_blank
 from edgevis.data.leakage import Side, SplitCheck, listed
-from edgevis.data.mask_split import groups_of, is_blank, rows_once
+from edgevis.data.mask_split import rows_once
 from edgevis.data.rng import draw_at, sample
 from edgevis.data.segmentation import masked_images
 from edgevis.data.segmentation_episodes import Queries

@@ -128,11 +128,15 @@ def instance_images(files: Files, rows: Sequence[Mapping[str, str]]) -> Instance
     """The pairs that rows of ``index.csv`` name, in their order; errors as of :func:`read_instances`."""
     stems, volumes = _names(rows)
     images, instances = (_paths(files, folder, stems) for folder in ("images", "instances"))
+    return InstanceImages(files, images, instances, inclusive_boxes(files, stems), volumes)
+
+
+def inclusive_boxes(files: Files, stems: Sequence[str]) -> tuple[NDArray[np.int64], ...]:
+    """The boxes of ``boxes_xyxy.json`` for each stem, (I, 4) int64, inclusive; errors as of :func:`read_instances`."""
     table = files.json("boxes_xyxy.json")
     if not isinstance(table, dict):
         raise SourceError(f"{files.where('boxes_xyxy.json')} is not an object of stems")
-    boxes = tuple(_inclusive(table.get(stem), f"{stem} in {files.where('boxes_xyxy.json')}") for stem in stems)
-    return InstanceImages(files, images, instances, boxes, volumes)
+    return tuple(_inclusive(table.get(stem), f"{stem} in {files.where('boxes_xyxy.json')}") for stem in stems)
 
 
 def index_rows(files: Files, split: str | None = None) -> list[dict[str, str]]:

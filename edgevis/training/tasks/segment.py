@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.data import InstanceImages, MaskedImages, boxes_from_class_ids
+from edgevis.data.image_split import HELD_DRAW, TEST_DRAW
 from edgevis.data.leakage import SplitCheck
-from edgevis.data.mask_split import HELD_DRAW, TEST_DRAW, split_masks
+from edgevis.data.mask_split import split_masks
 from edgevis.data.rng import below, draw_at
 from edgevis.losses import BoxTightnessLoss, MILBaselineLoss
 from edgevis.metrics import box_fit as box_fit  # measured by scripts under this name

@@ -1,0 +1,122 @@
+"""Detection: which images train, which validate, and which evaluate; see :mod:`edgevis.data.image_split`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgevis.data import detection_coco, detection_tables, detection_voc
+from edgevis.data.detection import DetectionImages, chosen_classes
+from edgevis.data.files import Files, open_files
+from edgevis.data.image_split import groups_of, split_images
+from edgevis.data.leakage import SplitCheck
+from runtime.errors import InputError, SourceError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DetectionSplit:
+    """Positions of images.
+
+    Attributes:
+        data: All of them.
+        train, validation, test: What each does; the last two may be empty.
+        notes: What the report must say of the data, by name.
+    """
+
+    data: DetectionImages
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+    notes: dict[str, object]
+
+
+def read_detection_images(path: Path, *, check: SplitCheck | None = None) -> DetectionImages:
+    """The images and boxes of a folder or zip in any of the known layouts.
+
+    Args:
+        path: The data.
+        check: Told how many masks are read.
+
+    Raises:
+        SourceError: The data are in none of these layouts, or cannot be read.
+    """
+    files = open_files(path)
+    folders = {name.partition("/")[0] for name in files.names if "/" in name}
+    if {detection_voc.ANNOTATIONS, detection_voc.IMAGES} <= folders:
+        return detection_voc.read_voc(files)
+    if detection_tables.BOXES in files.names or "masks" in folders or _is_sample(files):
+        return detection_tables.read_tables(files, progress=(check or SplitCheck()).progress)
+    if annotations := detection_coco.annotation_files(files):
+        return detection_coco.read_coco(files, annotations)
+    raise SourceError(
+        f"{path} has no boxes in a known layout; allowed: COCO's JSON (annotations/instances_train.json), PASCAL VOC's "
+        f"folders ({detection_voc.ANNOTATIONS}/, {detection_voc.IMAGES}/), or images/ with "
+        f"{detection_tables.SAMPLE}, {detection_tables.BOXES} or masks/"
+    )
+
+
+def split_detection(
+    path: Path, *, classes: str, where: str, held_out: float, seed: int, check: SplitCheck
+) -> DetectionSplit:
+    """Read a data set's listing and divide it.
+
+    Args:
+        path: A folder or zip, see :func:`read_detection_images`.
+        classes: The names of the classes to learn, separated by commas; empty for all.
+        where: ``column=value`` of ``index.csv``: the value that images which train or validate must have; empty for
+            all. Images that evaluate need not have it.
+        held_out: The share of the training images that only validates, where no split says.
+        seed: Draws what no split decides.
+        check: Refuses what both sides share, or reports it.
+
+    Raises:
+        SourceError: The data cannot be read.
+        InputError: There is no such class or column, nothing is left to train on, no training image has a box, or the
+            sides share what they must not.
+    """
+    data = chosen_classes(read_detection_images(path, check=check), classes)
+    if data.roles is not None:
+        _require_sides(data)
+    split = split_images(
+        data.files,
+        data.names,
+        data.roles,
+        groups=groups_of(data.rows),
+        order=data.names,
+        held_out=held_out,
+        seed=seed,
+        check=check,
+    )
+    train, validation = (_having(data, places, where) for places in (split.train, split.validation))
+    if not sum(data.labels[place].objects for place in train):
+        raise InputError(f"{path}: none of the {len(train)} training images has a box of {', '.join(data.classes)}")
+    if split.test and not sum(data.labels[place].objects for place in split.test):
+        raise InputError(f"{path}: no image that evaluates has a box of {', '.join(data.classes)}")
+    return DetectionSplit(data, train, validation, split.test, {**data.notes, **split.notes})
+
+
+def _is_sample(files: Files) -> bool:
+    """Whether ``annotations.json`` is a table of stems; COCO's own format has a list of images."""
+    if detection_tables.SAMPLE not in files.names:
+        return False
+    content = detection_coco.read_json(files, detection_tables.SAMPLE)
+    return isinstance(content, dict) and isinstance(content.get("images"), dict)
+
+
+def _require_sides(data: DetectionImages) -> None:
+    roles = set(data.roles or ())
+    if "train" not in roles or not roles & {"val", "test"}:
+        lacking = "train" if "train" not in roles else "val or test"
+        raise SourceError(f"{data.files.path} has no image of the split {lacking}")
+
+
+def _having(data: DetectionImages, places: Sequence[int], where: str) -> tuple[int, ...]:
+    if not where:
+        return tuple(places)
+    column, equals, value = (part.strip() for part in where.partition("="))
+    column = column.casefold()
+    if not (column and equals) or not data.rows or column not in data.rows[0]:
+        known = ", ".join(data.rows[0]) if data.rows else "none"
+        raise InputError(f"recipe: where is {where!r}; allowed: column=value, of the columns of index.csv: {known}")
+    return tuple(place for place in places if data.rows[place][column] == value)
