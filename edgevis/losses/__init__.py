@@ -1,5 +1,7 @@
 """The papers' losses, one file each."""
 
+from edgevis.losses._boxes import COLUMNS as TARGET_COLUMNS
+from edgevis.losses.anchor_matching import match_atss, match_largest_iou
 from edgevis.losses.attention_fusion import AttentionFusionLoss, CosineEpisodeLoss
 from edgevis.losses.box_tightness import (
     BoxTightnessLoss,
@@ -10,26 +12,36 @@ from edgevis.losses.box_tightness import (
 )
 from edgevis.losses.cosine import cosine_logits, prototypes, squared_distance_logits
 from edgevis.losses.distillation import DistillationLoss, embedding_distillation_loss, logit_distillation_loss
+from edgevis.losses.focal import EfficientDetLoss, sigmoid_focal_loss
 from edgevis.losses.reid import ReIDLoss, hard_triplet_loss, smoothed_cross_entropy
 from edgevis.losses.segmentation import dice_loss, segmentation_loss
+from edgevis.losses.sim_ota import sim_ota
+from edgevis.losses.yolox import YOLOXLoss
 
 __all__ = [
+    "TARGET_COLUMNS",
     "AttentionFusionLoss",
     "BoxTightnessLoss",
     "CosineEpisodeLoss",
     "DistillationLoss",
+    "EfficientDetLoss",
     "MILBaselineLoss",
     "ReIDLoss",
+    "YOLOXLoss",
     "box_tightness_loss",
     "cosine_logits",
     "dice_loss",
     "embedding_distillation_loss",
     "hard_triplet_loss",
     "logit_distillation_loss",
+    "match_atss",
+    "match_largest_iou",
     "mil_baseline_loss",
     "pairwise_loss",
     "prototypes",
     "segmentation_loss",
+    "sigmoid_focal_loss",
+    "sim_ota",
     "smoothed_cross_entropy",
     "squared_distance_logits",
 ]

@@ -34,7 +34,7 @@ def is_custom_loss(name: str) -> bool:
     return _CUSTOM.fullmatch(name) is not None
 
 
-def _loss(*known: str) -> Allowed:
+def known_losses(*known: str) -> Allowed:
     """A loss of the task, or a custom one."""
     return Allowed(
         f"{', '.join(known)}, or package.module:NAME",
@@ -72,6 +72,8 @@ class Recipe:
         warm_up_epochs: In these the learning rate rises linearly from ``warm_up_from`` times its peak.
         warm_up_from: 0..1.
         clip_norm: The largest norm of the gradient; 0 is any.
+        ema_decay: Of the exponential moving average of the weights, which is then what is validated and kept; 0 keeps
+            the weights themselves. The average begins shorter: after n steps with a decay of (1 + n) / (10 + n).
         validate_every: Epochs between two validations, by which the best checkpoint is chosen; 0 keeps the last.
     """
 
@@ -90,6 +92,7 @@ class Recipe:
     warm_up_epochs: int = 0
     warm_up_from: float = 0.1
     clip_norm: float = 0.0
+    ema_decay: float = 0.0
     validate_every: int = 1
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
@@ -105,6 +108,7 @@ class Recipe:
         "warm_up_epochs": whole(0, _MOST),
         "warm_up_from": number(0, 1),
         "clip_norm": number(0, _LARGEST),
+        "ema_decay": number(0, 1, below=True),
         "validate_every": whole(0, _MOST),
     }
     """What a field takes whose type does not say it."""
@@ -212,7 +216,7 @@ class EpisodeRecipe(DistillationRecipe):
     frozen: tuple[str, ...] = ()
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
-        "loss": _loss("fusion", "global", "local"),
+        "loss": known_losses("fusion", "global", "local"),
         "way": whole(2, _MOST),
         "shot": whole(1, _MOST),
         "query": whole(1, _MOST),
@@ -264,7 +268,7 @@ class ReIDRecipe(DistillationRecipe):
     erase: float = 0.5
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
-        "loss": _loss("reid"),
+        "loss": known_losses("reid"),
         "identities": whole(2, _MOST),
         "images": whole(1, _MOST),
         "alpha": number(0, _LARGEST),
@@ -306,7 +310,7 @@ class FewShotSegmentationRecipe(Recipe):
     test_shots: tuple[int, ...] = (1, 5)
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
-        "loss": _loss("cross-entropy"),
+        "loss": known_losses("cross-entropy"),
         "batch": whole(1, _MOST),
         "fold": or_null(whole(0, 3)),
         "photometric": number(0, 1),
@@ -343,7 +347,7 @@ class SegmentationRecipe(Recipe):
     held_out: float = 0.15
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
-        "loss": _loss("supervised"),
+        "loss": known_losses("supervised"),
         "batch": whole(1, _MOST),
         "angles": several(whole(-180, 180), more=", none twice", holds=_different),
         "alpha": number(0, _LARGEST, above=True),

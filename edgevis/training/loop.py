@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from edgevis.models import load_weights
 from edgevis.models.recipe import Recipe
 from edgevis.provenance import Provenance
+from edgevis.training.average import AveragedWeights
 from edgevis.training.checkpoint import TrainingState, read_state, write_state, write_weights
 from edgevis.training.finite import TrainingError, diverged, non_finite_state
 from edgevis.training.freeze import train_but_frozen
@@ -51,8 +52,9 @@ class Run:
         recipe: How.
         provenance: What the weights will say of themselves; the epoch does not matter.
         output: The folder.
-        workers: Processes that make batches ahead; 0 makes them between the steps.
         begun: How far it is, by :func:`edgevis.training.resume.begin`.
+        workers: Processes that make batches ahead; 0 makes them between the steps.
+        average: The average of the weights that is validated and kept instead of them; :func:`fit` makes it.
     """
 
     model: nn.Module
@@ -62,6 +64,12 @@ class Run:
     output: Path
     begun: TrainingState
     workers: int = 0
+    average: AveragedWeights | None = None
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The model that is validated and kept."""
+        return self.model if self.average is None else self.average.model
 
 
 def fit(run: Run, fabric: Any, listener: ProgressListener) -> TrainingState:
@@ -81,13 +89,19 @@ def fit(run: Run, fabric: Any, listener: ProgressListener) -> TrainingState:
     step = _Step(run.model, task)
     step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     optimizer = _optimizer(step, recipe)
-    parts = {"model": run.model, "criterion": step.criterion}
+    average = AveragedWeights(run.model, recipe.ema_decay) if recipe.ema_decay else None
+    parts = {"model": run.model, "criterion": step.criterion, **({} if average is None else {"average": average.model})}
     state = run.begun
     if state.epochs:
         read_state(run.output / LAST, parts, optimizer)
     wrapped, prepared = fabric.setup(step, optimizer)
+    if average is not None:
+        average.model.to(fabric.device)
     if not state.epochs and recipe.epochs and isinstance(task, DataDependentStart):
         task.prepare(run.model)
+        if average is not None:
+            average.restart(run.model)
+    run = run if average is None else replace(run, average=average)
     started = time.monotonic() - state.seconds
     with _TensorBoard(run.output, state, enabled=fabric.is_global_zero) as board:
         for epoch in range(state.epochs, recipe.epochs):
@@ -109,7 +123,7 @@ def fit(run: Run, fabric: Any, listener: ProgressListener) -> TrainingState:
                 listener.epoch(state.history[-1], recipe.epochs, state.seconds)
             fabric.barrier()
     if fabric.is_global_zero and state.best is None:  # nothing was validated: the last is the best
-        write_weights(run.output / BEST, run.model, replace(run.provenance, epoch=state.epochs))
+        write_weights(run.output / BEST, run.evaluated_model, replace(run.provenance, epoch=state.epochs))
     fabric.barrier()
     load_weights(run.model, run.output / BEST)
     return state
@@ -218,6 +232,8 @@ def _epoch(
                 said = non_finite_state(parts, optimizer)
                 raise diverged(f"the gradient is not finite in {where}", said, epoch=epoch)
         optimizer.step()
+        if run.average is not None:
+            run.average.update(run.model, steps=epoch * steps + number + 1)
         for name, term in {"loss": loss, **(terms if len(terms) > 1 else {})}.items():
             sums[name] = sums.get(name, 0.0) + term.item()
         if fabric.is_global_zero:
@@ -257,7 +273,7 @@ def validated(run: Run, state: TrainingState, fabric: Any, listener: ProgressLis
         return state
     if fabric.is_global_zero:
         try:
-            evaluation = evaluated(run.model, run.task.validate)
+            evaluation = evaluated(run.evaluated_model, run.task.validate)
         except TrainingError as error:
             raise TrainingError(f"in the validation after epoch {epochs}: {error}") from error
         if evaluation is not None:
@@ -267,7 +283,7 @@ def validated(run: Run, state: TrainingState, fabric: Any, listener: ProgressLis
             if first not in figures:
                 listener.note(f"the {first} of epoch {epochs} is {value}: it cannot be the best")
             elif state.best is None or value > state.best:
-                write_weights(run.output / BEST, run.model, replace(run.provenance, epoch=epochs))
+                write_weights(run.output / BEST, run.evaluated_model, replace(run.provenance, epoch=epochs))
                 state = replace(state, best=value)
             state = replace(state, history=(*state.history[:-1], {**state.history[-1], **figures}))
     return state

@@ -79,3 +79,40 @@ def random_erasing(image: Image, draw: random.Random, *, chance: float) -> Image
             image[top : top + h, left : left + w] = noise
             break
     return image
+
+
+def random_degradation(image: Image, draw: random.Random, *, strength: float) -> Image:
+    """The image as a worse camera gives it: less light, blur, noise, no colour, compression, an erased part.
+
+    Each happens with a chance that grows with ``strength``, 0 (never) to 1; the noise of Noisy Student (Xie, Luong,
+    Hovy, Le, CVPR 2020), by what cameras do instead of RandAugment. Boxes stay where they are.
+    """
+    if not strength:
+        return image
+
+    def happens(chance: float) -> bool:
+        return draw.random() < chance * strength
+
+    if happens(0.5):  # gamma: dark or bright
+        gamma = 2 ** (strength * 1.6 * (2 * draw.random() - 1))
+        table = np.rint(255 * (np.arange(256) / 255) ** gamma).astype(np.uint8)
+        image = cv2.LUT(image, table).astype(np.uint8, copy=False)
+    if happens(0.4):
+        image = cv2.GaussianBlur(image, (0, 0), 0.3 + 1.7 * strength * draw.random()).astype(np.uint8, copy=False)
+    if happens(0.3):
+        height, width = image.shape[:2]
+        share = 1 - 0.6 * strength * draw.random()
+        small = resized(image, max(1, round(share * height)), max(1, round(share * width)))
+        image = resized(small, height, width)
+    if happens(0.4):
+        noise = np.random.default_rng(below(draw, 1 << 32)).standard_normal(image.shape[:2], np.float32)
+        values = image + (20 * strength * draw.random()) * noise[..., np.newaxis]
+        image = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    if happens(0.2):
+        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR).astype(np.uint8, copy=False)
+    if happens(0.4):
+        quality = round(95 - 70 * strength * draw.random())
+        encoded, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        if encoded:
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
+    return random_erasing(image, draw, chance=0.3 * strength)

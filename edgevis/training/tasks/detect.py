@@ -1,0 +1,246 @@
+"""Detection: boxes of objects of the classes that the data name.
+
+Data: COCO's JSON, PASCAL VOC's folders, or tables of boxes or masks, see :mod:`edgevis.data.detection_split`. A model
+offers ``heads`` (the raw maps) and ``detect`` (the exported graph); its options are ``num_classes`` and ``labels``.
+The evaluation places and suppresses boxes by the runtime's own code, at a low threshold.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from runtime.detection.postprocess import detected_boxes
+from runtime.tasks.detect import settings_from
+from torch import Tensor, nn
+
+from edgevis.data.detection import BoxLabels
+from edgevis.data.detection_split import DetectionSplit, split_detection
+from edgevis.data.image_split import HELD_DRAW, TEST_DRAW
+from edgevis.data.leakage import SplitCheck
+from edgevis.data.rng import below, draw_at, shuffled
+from edgevis.losses import EfficientDetLoss, YOLOXLoss
+from edgevis.metrics.average_precision import AveragePrecision, Detected, average_precision
+from edgevis.models.recipe import Recipe, is_custom_loss, recipe_of
+from edgevis.models.recipe_detection import DetectionRecipe
+from edgevis.training.box_views import BoxView, flipped_view, mosaic, random_scale_crop
+from edgevis.training.custom_loss import custom_loss, custom_terms
+from edgevis.training.finite import require_finite
+from edgevis.training.images import ImageStore, resized
+from edgevis.training.precision import in_float32
+from edgevis.training.task import Batch, Evaluation, MetricValue
+from edgevis.training.views import color_jitter
+from edgevis.training.visualize import GIVEN, RIGHT
+from runtime.bundle.spec import Deployment
+from runtime.images.decode import Image
+from runtime.images.preprocess import Preprocessor
+
+EVALUATED_SCORE = 0.001
+"""The least score of detections that average precision is computed from."""
+
+_PREDICT_BATCH = 8
+_SHOWN, _SHOWN_SCORE, _SHOWN_SIDE = 6, 0.3, 320
+_ORDER_DRAW, _VIEW_DRAW = range(max(TEST_DRAW, HELD_DRAW) + 1, 4)
+
+
+def training_task(
+    data: Path,
+    recipe: Recipe,
+    deployment: Deployment,
+    *,
+    options: Mapping[str, int | str],
+    seed: int,
+    check: SplitCheck | None = None,
+) -> DetectionTrainingTask:
+    """See :class:`edgevis.training.task.TaskFactory`."""
+    detection_recipe = recipe_of(DetectionRecipe, recipe)
+    split = split_detection(
+        data,
+        classes=detection_recipe.classes,
+        where=detection_recipe.where,
+        held_out=detection_recipe.held_out,
+        seed=seed,
+        check=check or SplitCheck(),
+    )
+    return DetectionTrainingTask(split, detection_recipe, deployment, data=data.name, seed=seed)
+
+
+class DetectionTrainingTask:
+    """See :class:`edgevis.training.task.TrainingTask`; of a model it calls ``heads`` and ``detect``."""
+
+    def __init__(
+        self, split: DetectionSplit, recipe: DetectionRecipe, deployment: Deployment, *, data: str, seed: int
+    ) -> None:
+        self._split, self._recipe, self._seed, self._name = split, recipe, seed, data
+        self._preprocess = Preprocessor(deployment.preprocess)
+        self._settings = replace(settings_from(deployment.postprocess), score=EVALUATED_SCORE)
+        self._labels: dict[int, BoxLabels] = {}
+        self._images = ImageStore(self._read)
+        self._order: dict[tuple[int, int, int], list[int]] = {}
+
+    @property
+    def model_options(self) -> Mapping[str, int | str]:
+        classes = self._split.data.classes
+        return {"num_classes": len(classes), "labels": ",".join(classes)}
+
+    @property
+    def data(self) -> Mapping[str, object]:
+        split = self._split
+        return {
+            "source": self._name,
+            "classes": list(split.data.classes),
+            "training images": len(split.train),
+            "training boxes": sum(split.data.labels[place].objects for place in split.train),
+            "validation images": len(split.validation),
+            "test images": len(split.test),
+            **split.notes,
+        }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._recipe.steps_per_epoch or max(1, len(self._split.train) // self._recipe.batch)
+
+    def criterion(self) -> nn.Module:
+        recipe = self._recipe
+        if is_custom_loss(recipe.loss):
+            return custom_loss(recipe.loss)
+        if recipe.loss == "efficientdet":
+            return EfficientDetLoss(assignment=recipe.assignment)
+        return YOLOXLoss()
+
+    def batch(self, epoch: int, step: int, rank: int) -> Batch:
+        draw = draw_at(self._seed, _VIEW_DRAW, epoch, step, rank)
+        count = self._recipe.batch
+        views = [self._view(self._place(epoch, step * count + row, rank), draw, epoch) for row in range(count)]
+        return {
+            "image": torch.from_numpy(self._preprocess([view.image for view in views])),
+            "targets": targets_of([view.labels for view in views]),
+        }
+
+    def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        image = batch["image"]
+        rows = raw_rows(model.heads(image), classes=len(self._split.data.classes))
+        if is_custom_loss(self._recipe.loss):
+            return custom_terms(criterion, rows, batch["targets"])
+        if isinstance(criterion, YOLOXLoss):
+            criterion.l1 = epoch >= self._recipe.epochs - self._recipe.l1_epochs
+        terms: dict[str, Tensor] = in_float32(criterion, rows, batch["targets"], size=tuple(image.shape[2:]))
+        return terms
+
+    def validate(self, model: nn.Module) -> Evaluation | None:
+        if not self._split.validation:
+            return None
+        result, _ = self._evaluated(model, self._split.validation)
+        return Evaluation("training images set aside", _figures(result))
+
+    def test(self, model: nn.Module) -> Evaluation | None:
+        if not self._split.test:
+            return None
+        result, picture = self._evaluated(model, self._split.test)
+        return Evaluation("test images", _figures(result), {"detections": picture})
+
+    def _read(self, place: int) -> Image:
+        image, self._labels[place] = self._split.data[place]
+        return image
+
+    def _example(self, place: int) -> BoxView:
+        image = self._images[place]
+        return BoxView(image, self._labels[place])
+
+    def _place(self, epoch: int, number: int, rank: int) -> int:
+        """The training image at a position of an epoch: all of them come before one comes again."""
+        train = self._split.train
+        turn, position = divmod(number, len(train))
+        key = (epoch, turn, rank)
+        if key not in self._order:
+            self._order = {key: shuffled(draw_at(self._seed, _ORDER_DRAW, *key), train)}
+        return self._order[key][position]
+
+    def _view(self, place: int, draw: random.Random, epoch: int) -> BoxView:
+        recipe, spec = self._recipe, self._preprocess.spec
+        view, scale = self._example(place), recipe.scale
+        if recipe.mosaic and epoch < recipe.epochs - recipe.l1_epochs and draw.random() < recipe.mosaic:
+            train = self._split.train
+            others = [self._example(train[below(draw, len(train))]) for _ in range(3)]
+            view, scale = mosaic([view, *others], draw, spec), tuple(2 * factor for factor in recipe.scale)
+        view = random_scale_crop(view, draw, spec, scale=scale, visible=recipe.visible)
+        view = flipped_view(view, draw) if recipe.flip else view
+        return BoxView(color_jitter(view.image, draw, strength=recipe.jitter), view.labels)
+
+    def _evaluated(self, model: nn.Module, places: Sequence[int]) -> tuple[AveragePrecision, Image]:
+        truths: list[BoxLabels] = []
+        detections: list[Detected] = []
+        shown: list[Image] = []
+        for (image, labels), found in zip(self._read_all(places), self._detections(model, places), strict=True):
+            truths.append(labels)
+            detections.append(found)
+            if len(shown) < _SHOWN:
+                shown.append(_drawn(image, labels, found))
+        return average_precision(truths, detections, classes=len(self._split.data.classes)), np.hstack(shown)
+
+    def _read_all(self, places: Sequence[int]) -> Iterator[tuple[Image, BoxLabels]]:
+        for place in places:
+            view = self._example(place)
+            yield view.image, view.labels
+
+    def _detections(self, model: Any, places: Sequence[int]) -> Iterator[Detected]:
+        """What the predictor finds, at a low threshold, of each image."""
+        device = next(model.parameters()).device
+        for start in range(0, len(places), _PREDICT_BATCH):
+            images = [self._images[place] for place in places[start : start + _PREDICT_BATCH]]
+            scores, boxes = model.detect(torch.from_numpy(self._preprocess(images)).to(device))
+            rows, corners = scores.float().cpu().numpy(), boxes.float().cpu().numpy()
+            require_finite(rows, "the model's scores")
+            for image, score, box in zip(images, rows, corners, strict=True):
+                size = (image.shape[0], image.shape[1])
+                found = detected_boxes(score, box, self._settings, geometry=self._preprocess.geometry(size), size=size)
+                yield found.boxes, found.scores, found.class_ids
+
+
+def targets_of(labels: Sequence[BoxLabels]) -> Tensor:
+    """(M, 8) float32: the boxes of a batch as :data:`edgevis.losses.TARGET_COLUMNS` describes them."""
+    rows = [
+        np.column_stack(
+            [np.full(len(part), number), part.classes, part.boxes, part.weights, part.ignored.astype(np.float32)]
+        )
+        for number, part in enumerate(labels)
+    ]
+    return torch.from_numpy(np.concatenate(rows).astype(np.float32))
+
+
+def raw_rows(heads: Any, *, classes: int) -> Tensor:
+    """A model's raw maps as rows (B, A, K): box code first, classes last; levels in order, places row by row.
+
+    Args:
+        heads: Maps (B, 5 + C, h, w) of a YOLOX; or the class maps (B, a C, h, w) and the box maps (B, a 4, h, w) of an
+            EfficientDet with a anchors at each place, anchor major.
+        classes: C.
+    """
+    if isinstance(heads[0], Tensor):
+        return torch.cat([x.flatten(2).transpose(1, 2) for x in heads], 1)
+    parts = [
+        torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, width) for x in maps], 1)
+        for maps, width in zip(heads, (classes, 4), strict=True)
+    ]
+    return torch.cat(parts[::-1], 2)
+
+
+def _figures(result: AveragePrecision) -> dict[str, MetricValue]:
+    return {"AP": MetricValue(result.value, result.samples), "AP50": MetricValue(result.at_50, result.samples_50)}
+
+
+def _drawn(image: Image, labels: BoxLabels, found: Detected) -> Image:
+    """Annotated boxes in grey, detections in green, at one height."""
+    scale = _SHOWN_SIDE / image.shape[0]
+    picture = resized(image, _SHOWN_SIDE, max(1, round(image.shape[1] * scale)))
+    boxes, scores, _ = found
+    for table, colour in ((labels.boxes[~labels.ignored], GIVEN), (boxes[scores >= _SHOWN_SCORE], RIGHT)):
+        for x1, y1, x2, y2 in np.rint(table * scale).astype(int).tolist():
+            cv2.rectangle(picture, (x1, y1), (x2, y2), colour, 2)
+    return picture
