@@ -48,6 +48,9 @@ class ModelEntry:
             options change a graph's shapes; None where ``deployment`` holds for all.
         classifier: Prefixes of the names of those parameters that only training needs: heads over the training
             classes, which no exported graph runs.
+        class_predictors: Prefixes of the names of those parameters that an exported graph has for each class: their
+            first axis is the classes, or several places with the classes innermost. A model that has them takes the
+            options ``num_classes`` and ``labels``.
         printed: The parameters that the paper prints; None where it prints none.
         precisions: What a build makes unless it is told; None for what the target makes.
         recipes: How it is trained, by name; ``paper`` and ``small`` where there are any.
@@ -62,6 +65,7 @@ class ModelEntry:
     weights: str | None = None
     deploy: Callable[[nn.Module], Deployment] | None = None
     classifier: tuple[str, ...] = ()
+    class_predictors: tuple[str, ...] = ()
     printed: PaperCount | None = None
     precisions: tuple[Precision, ...] | None = None
     recipes: Mapping[str, Recipe] = field(default_factory=dict)

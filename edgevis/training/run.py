@@ -148,7 +148,7 @@ def _train(
     torch.manual_seed(request.seed)
     model = models.module_from(entry, options)
     if request.weights is not None:
-        note = load_matching(model, request.weights, heads=entry.classifier)
+        note = load_matching(model, request.weights, entry=entry)
         if note and fabric.is_global_zero:
             listener.note(note)
     if request.backbone is not None:

@@ -81,7 +81,7 @@ def open_teacher(path: Path | None, name: str | None, *, student: Deployment) ->
     options = {} if provenance is None else dict(provenance.options)
     model = models.module_from(entry, options)
     if provenance is None:
-        load_matching(model, file, heads=entry.classifier)  # the embedding's tensors are complete
+        load_matching(model, file, entry=entry)  # the embedding's tensors are complete
     else:
         models.load_weights(model, file)
     identity = {"model": entry.name, "options": options, "sha256": sha256(file)}

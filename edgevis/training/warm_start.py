@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from edgevis.checkpoints import best_fit
-from edgevis.models import check_size
+from edgevis.models import ModelEntry, check_size, deployment_of, module_from
+from edgevis.provenance import read_provenance
 from edgevis.state_dict import load_strict
-from runtime.errors import InputError
+from runtime.errors import InputError, ModelError, WeightsError
 
 
 def load_backbone(model: nn.Module, path: Path) -> None:
@@ -32,16 +35,20 @@ def load_backbone(model: nn.Module, path: Path) -> None:
         load_strict(backbone, {name: tensors[name] for name in state if name in tensors}, source=str(path))
 
 
-def load_matching(model: nn.Module, path: Path, *, heads: tuple[str, ...]) -> str:
-    """Copy a checkpoint into the model; heads that it lacks, or has for other classes, are left unchanged.
+def load_matching(model: nn.Module, path: Path, *, entry: ModelEntry) -> str:
+    """Copy a checkpoint into the model; what it has for other classes is left unchanged.
+
+    Heads over the training classes (``entry.classifier``) that the checkpoint lacks, or has for other classes, begin
+    anew. Of the predictors of classes that the model exports (``entry.class_predictors``) the rows of classes with the
+    same name are copied, the others begin anew.
 
     Args:
         model: Takes the weights.
         path: As for :func:`edgevis.models.load_weights`.
-        heads: Prefixes of the names of the heads over training classes.
+        entry: The model's declaration.
 
     Returns:
-        A sentence about the heads that began anew; empty where there are none.
+        A sentence about the heads and classes that began anew; empty where there are none.
 
     Raises:
         WeightsError: The file cannot be read, or tensors other than heads do not fit.
@@ -49,11 +56,64 @@ def load_matching(model: nn.Module, path: Path, *, heads: tuple[str, ...]) -> st
     check_size(path)
     state = model.state_dict()
     tensors = best_fit(path, state).tensors
+    notes = []
+    heads = entry.classifier
     matching = {
         name: tensor
         for name, tensor in tensors.items()
         if not (name.startswith(heads) if heads else False) or (name in state and state[name].shape == tensor.shape)
     }
     anew = {name: state[name] for name in state if name not in matching and heads and name.startswith(heads)}
+    if anew:
+        notes.append(f"begun anew: {', '.join(sorted(anew))}")
+    predictors = [name for name in state if entry.class_predictors and name.startswith(entry.class_predictors)]
+    if predictors and all(name in matching for name in predictors):
+        labels = _labels(entry, deployment_of(entry, model).postprocess)
+        before = _labels_of_file(entry, path, matching[predictors[0]], rows=len(state[predictors[0]]) // len(labels))
+        if labels != before:
+            kept = [label for label in labels if label in before]
+            rows = [before.index(label) if label in before else None for label in labels]
+            matching |= {name: _class_rows(state[name], matching[name], rows, len(before)) for name in predictors}
+            new = [label for label in labels if label not in before]
+            notes.append(
+                f"classes kept: {', '.join(kept) or 'none'}" + (f"; begun anew: {', '.join(new)}" if new else "")
+            )
     load_strict(model, {**matching, **anew}, source=str(path))
-    return f"begun anew: {', '.join(sorted(anew))}" if anew else ""
+    return "; ".join(notes)
+
+
+def _labels(entry: ModelEntry, postprocess: Mapping[str, object]) -> tuple[str, ...]:
+    labels = postprocess.get("labels")
+    if not isinstance(labels, Sequence):
+        raise ModelError(f"model {entry.name!r} declares class_predictors, but its postprocessing has no labels")
+    return tuple(labels)
+
+
+def _labels_of_file(entry: ModelEntry, path: Path, predictor: Tensor, *, rows: int) -> tuple[str, ...]:
+    """The classes of a checkpoint: those that it states, else the model's own for that many.
+
+    Args:
+        entry: The model's declaration.
+        path: The checkpoint.
+        predictor: One of its class predictors.
+        rows: The predictor's rows for each class.
+    """
+    if predictor.ndim == 0 or not len(predictor) or len(predictor) % rows:
+        raise WeightsError(f"{path}: a class predictor has shape {tuple(predictor.shape)}; its rows must be {rows} k")
+    options: dict[str, object] = {"num_classes": len(predictor) // rows}
+    provenance = read_provenance(path)
+    if provenance is not None and "labels" in provenance.options:
+        options["labels"] = provenance.options["labels"]
+    with torch.device("meta"):
+        module = module_from(entry, options)
+    return _labels(entry, deployment_of(entry, module).postprocess)
+
+
+def _class_rows(new: Tensor, old: Tensor, rows: Sequence[int | None], before: int) -> Tensor:
+    """The predictor with the rows of known classes; where there are several for each class, the class is innermost."""
+    result = new.clone().unflatten(0, (-1, len(rows)))
+    source = old.to(new.dtype).unflatten(0, (-1, before))
+    for row, known in enumerate(rows):
+        if known is not None:
+            result[:, row] = source[:, known]
+    return result.flatten(0, 1)
