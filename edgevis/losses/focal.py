@@ -111,7 +111,7 @@ class EfficientDetLoss(nn.Module):
             places = (matched > BACKGROUND).nonzero().squeeze(1)
             objects = matched[places]
             right = torch.zeros_like(logits[number])
-            right[places, image.classes[objects]] = image.weights[objects]
+            right[places, image.classes[objects]] = image.weights[objects].to(right.dtype)
             counts = (matched != IGNORED).to(rows.dtype)[:, None]
             terms = sigmoid_focal_loss(
                 logits[number], right, alpha=self.alpha, gamma=self.gamma, smoothing=self.smoothing

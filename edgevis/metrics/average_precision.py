@@ -4,6 +4,9 @@ Definition: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014, 
 Evaluation": 101 points of recall, IoU from 0.50 to 0.95 in steps of 0.05, at most 100 detections of a class in an
 image. A crowd matches any number of detections and counts neither way. Matching is pycocotools'; the accumulation
 repeats its steps, so that it can be done for all images but one.
+
+The interval is the jackknife's, of the area under the same curve without its 101 steps: a figure that moves in steps
+has pseudo-values that are mostly zero, and an interval that was a third of the bootstrap's on images with one object.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ class AveragePrecision:
         value: AP, the mean over classes and IoU thresholds.
         at_50: AP50, the mean over classes at IoU 0.5.
         by_class: (C, 10) AP of each class at each threshold; NaN for a class without objects.
-        samples: Pseudo-values of :attr:`value`, one for each image, see :mod:`edgevis.metrics.jackknife`.
+        samples: Pseudo-values of :attr:`value`, one for each image, see :mod:`edgevis.metrics.jackknife`; those of the
+            area under the whole curve, moved by its difference from :attr:`value`.
         samples_50: The same of :attr:`at_50`.
     """
 
@@ -70,20 +74,21 @@ def average_precision(truths: Sequence[BoxLabels], detections: Sequence[Detected
     if not any(labels.objects for labels in truths):
         raise InputError("no image has an object: there is no average precision")
     matched = [[_ImageMatches.of(item) for item in row] for row in _matched(truths, detections, classes)]
-    by_class = np.array([_curve_means(row) for row in matched])
+    both = np.array([_curve_means(row) for row in matched])
+    by_class, areas = both[:, 0], both[:, 1]
     mean, mean_50 = _means(by_class)
     count = len(truths)
-    left_out = np.tile(by_class, (count, 1, 1))
+    left_out = np.tile(areas, (count, 1, 1))
     for index, row in enumerate(matched):
         for place, item in enumerate(row):
             if item is not None:  # without a box of the class the image changes nothing
-                left_out[place, index] = _curve_means([*row[:place], *row[place + 1 :]])
-    samples, samples_50 = ([], [])
-    for table in left_out:
-        without, without_50 = (mean, mean_50) if np.isnan(table).all() else _means(table)
-        samples.append(count * mean - (count - 1) * without)
-        samples_50.append(count * mean_50 - (count - 1) * without_50)
-    return AveragePrecision(mean, mean_50, by_class, tuple(samples), tuple(samples_50))
+                left_out[place, index] = _curve_means([*row[:place], *row[place + 1 :]])[1]
+    whole = _means(areas)
+    without = np.array([whole if np.isnan(table).all() else _means(table) for table in left_out])
+    # n times all less n - 1 times all but one, moved from the area to the figure.
+    samples = np.array([mean, mean_50]) + (count - 1) * (np.array(whole) - without)
+    columns = (tuple(column) for column in samples.T.tolist())
+    return AveragePrecision(mean, mean_50, by_class, *columns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,11 +165,11 @@ def _row(number: int, image: int, label: int, box: Sequence[float]) -> dict[str,
 
 
 def _curve_means(items: Sequence[_ImageMatches | None]) -> NDArray[np.float64]:
-    """(10,) AP of one class at each threshold; NaN without objects."""
+    """(2, 10): AP of one class at each threshold, and the area under its curve; NaN without objects."""
     there = [item for item in items if item is not None]
     objects = sum(item.objects for item in there)
     if not objects:
-        return np.full(len(_THRESHOLDS), np.nan)
+        return np.full((2, len(_THRESHOLDS)), np.nan)
     order = np.argsort(-np.concatenate([item.scores for item in there]), kind="mergesort")
     right = np.concatenate([item.right for item in there], 1)[:, order]
     counted = np.concatenate([item.counted for item in there], 1)[:, order]
@@ -174,8 +179,8 @@ def _curve_means(items: Sequence[_ImageMatches | None]) -> NDArray[np.float64]:
     envelope = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
     padded = np.concatenate([envelope, np.zeros((len(envelope), 1))], 1)
     places = [np.searchsorted(row, _RECALLS, side="left") for row in recall]
-    means: NDArray[np.float64] = np.array([row[place].mean() for row, place in zip(padded, places, strict=True)])
-    return means
+    means = np.array([row[place].mean() for row, place in zip(padded, places, strict=True)])
+    return np.stack([means, (right * envelope).sum(1) / objects])
 
 
 def _means(by_class: NDArray[np.float64]) -> tuple[float, float]:

@@ -16,8 +16,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from runtime.detection.postprocess import detected_boxes
-from runtime.tasks.detect import settings_from
 from torch import Tensor, nn
 
 from edgevis.data.detection import BoxLabels
@@ -38,8 +36,10 @@ from edgevis.training.task import Batch, Evaluation, MetricValue
 from edgevis.training.views import color_jitter
 from edgevis.training.visualize import GIVEN, RIGHT
 from runtime.bundle.spec import Deployment
+from runtime.detection.postprocess import detected_boxes
 from runtime.images.decode import Image
 from runtime.images.preprocess import Preprocessor
+from runtime.tasks.detect import settings_from
 
 EVALUATED_SCORE = 0.001
 """The least score of detections that average precision is computed from."""
