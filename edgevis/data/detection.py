@@ -135,7 +135,7 @@ def clipped_labels(labels: BoxLabels, image: Image, where: str) -> BoxLabels:
             "another image, or of this one at another size"
         )
     boxes = np.clip(labels.boxes, 0, size)
-    return labels.with_boxes(boxes)[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+    return labels.with_boxes(boxes)[np.all(boxes[:, 2:] > boxes[:, :2], axis=1)]
 
 
 def chosen_classes(data: DetectionImages, wanted: str) -> DetectionImages:

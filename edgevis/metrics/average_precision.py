@@ -15,6 +15,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from runtime.common.arrays import Array
 from runtime.common.extras import install_command
 from runtime.errors import InputError, MissingDependencyError
 
-__all__ = ["AveragePrecision", "average_precision"]
+__all__ = ["AveragePrecision", "average_precision", "require_pycocotools"]
 
 MAX_DETECTIONS = 100
 """The largest number of detections of a class in an image that count, the best ones."""
@@ -91,6 +92,12 @@ def average_precision(truths: Sequence[BoxLabels], detections: Sequence[Detected
     return AveragePrecision(mean, mean_50, by_class, *columns)
 
 
+def require_pycocotools() -> None:
+    """Raise MissingDependencyError if pycocotools is not installed."""
+    if find_spec("pycocotools") is None:
+        raise MissingDependencyError(f"detections are measured with pycocotools: {install_command('train')}")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _ImageMatches:
     """The detections of one class in one image.
@@ -122,18 +129,18 @@ def _matched(
     truths: Sequence[BoxLabels], detections: Sequence[Detected], classes: int
 ) -> list[list[dict[str, Any] | None]]:
     """Pycocotools' records, by class, then by image."""
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise MissingDependencyError(f"pycocotools is not installed: {install_command('train')}") from error
-    truth_rows, detected_rows = [], []
+    require_pycocotools()
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth_rows: list[dict[str, Any]] = []
+    detected_rows: list[dict[str, Any]] = []
     for image, labels in enumerate(truths, 1):
         for box, label, ignored in zip(labels.boxes.tolist(), labels.classes.tolist(), labels.ignored, strict=True):
             row = _row(len(truth_rows) + 1, image, label, box)
             truth_rows.append({**row, "iscrowd": int(ignored)})
-    for image, (boxes, scores, labels) in enumerate(detections, 1):
-        for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
+    for image, (boxes, scores, class_ids) in enumerate(detections, 1):
+        for box, score, label in zip(boxes.tolist(), scores.tolist(), class_ids.tolist(), strict=True):
             detected_rows.append({**_row(len(detected_rows) + 1, image, label, box), "score": score})
     images = [{"id": image} for image in range(1, len(truths) + 1)]
     with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there

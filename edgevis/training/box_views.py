@@ -130,4 +130,4 @@ def _inside(labels: BoxLabels, region: tuple[int, int, int, int], visible: float
     whole = (before[:, 2:] - before[:, :2]).prod(1)
     share = sides.prod(1) / np.maximum(whole, 1e-6)
     clipped = BoxLabels(boxes, labels.classes, labels.weights, labels.ignored | (share < visible))
-    return clipped[(sides >= _LEAST_SIDE).all(1)]
+    return clipped[np.all(sides >= _LEAST_SIDE, axis=1)]

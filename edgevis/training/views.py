@@ -112,7 +112,8 @@ def random_degradation(image: Image, draw: random.Random, *, strength: float) ->
         image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR).astype(np.uint8, copy=False)
     if happens(0.4):
         quality = round(95 - 70 * strength * draw.random())
-        encoded, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        if encoded:
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR).astype(np.uint8, copy=False)
+        _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+        if decoded is not None:
+            image = decoded.astype(np.uint8, copy=False)
     return random_erasing(image, draw, chance=0.3 * strength)

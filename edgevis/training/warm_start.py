@@ -111,9 +111,9 @@ def _labels_of_file(entry: ModelEntry, path: Path, predictor: Tensor, *, rows: i
 
 def _class_rows(new: Tensor, old: Tensor, rows: Sequence[int | None], before: int) -> Tensor:
     """The predictor with the rows of known classes; where there are several for each class, the class is innermost."""
-    result = new.clone().unflatten(0, (-1, len(rows)))
-    source = old.to(new.dtype).unflatten(0, (-1, before))
+    result = new.clone().reshape(-1, len(rows), *new.shape[1:])
+    source = old.to(new.dtype).reshape(-1, before, *old.shape[1:])
     for row, known in enumerate(rows):
         if known is not None:
             result[:, row] = source[:, known]
-    return result.flatten(0, 1)
+    return result.reshape(new.shape)

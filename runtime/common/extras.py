@@ -15,7 +15,7 @@ from runtime.errors import MissingDependencyError
 EXTRAS = MappingProxyType(
     {
         "export": ("torch", "safetensors", "onnx", "onnxscript"),
-        "train": ("torch", "safetensors", "lightning_fabric", "torchmetrics", "pycocotools"),
+        "train": ("torch", "safetensors", "lightning_fabric", "torchmetrics"),
     }
 )
 """Extra to the modules that a command line cannot do without."""

@@ -24,7 +24,7 @@ from edgevis.data.image_split import HELD_DRAW, TEST_DRAW
 from edgevis.data.leakage import SplitCheck
 from edgevis.data.rng import below, draw_at, shuffled
 from edgevis.losses import EfficientDetLoss, YOLOXLoss
-from edgevis.metrics.average_precision import AveragePrecision, Detected, average_precision
+from edgevis.metrics.average_precision import AveragePrecision, Detected, average_precision, require_pycocotools
 from edgevis.models.recipe import Recipe, is_custom_loss, recipe_of
 from edgevis.models.recipe_detection import DetectionRecipe
 from edgevis.training.box_views import BoxView, flipped_view, mosaic, random_scale_crop
@@ -60,6 +60,7 @@ def training_task(
 ) -> DetectionTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
     detection_recipe = recipe_of(DetectionRecipe, recipe)
+    require_pycocotools()
     split = split_detection(
         data,
         classes=detection_recipe.classes,
