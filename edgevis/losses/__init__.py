@@ -13,6 +13,7 @@ from edgevis.losses.box_tightness import (
 from edgevis.losses.cosine import cosine_logits, prototypes, squared_distance_logits
 from edgevis.losses.distillation import DistillationLoss, embedding_distillation_loss, logit_distillation_loss
 from edgevis.losses.focal import EfficientDetLoss, sigmoid_focal_loss
+from edgevis.losses.objectness_distillation import ObjectnessDistillationLoss
 from edgevis.losses.reid import ReIDLoss, hard_triplet_loss, smoothed_cross_entropy
 from edgevis.losses.segmentation import dice_loss, segmentation_loss
 from edgevis.losses.sim_ota import sim_ota
@@ -26,6 +27,7 @@ __all__ = [
     "DistillationLoss",
     "EfficientDetLoss",
     "MILBaselineLoss",
+    "ObjectnessDistillationLoss",
     "ReIDLoss",
     "YOLOXLoss",
     "box_tightness_loss",

@@ -41,6 +41,8 @@ class DetectionRecipe(Recipe):
         ignore_score: The least score of one that becomes an ignored region; below, it is dropped.
         degrade: How strongly pseudo-labelled images are degraded for the student: noise, blur, light, compression,
             erased parts; 0..1.
+        distill: With a teacher, the weight of what its raw maps teach, see
+            :class:`edgevis.losses.ObjectnessDistillationLoss`.
     """
 
     loss: str = "yolox"
@@ -59,6 +61,7 @@ class DetectionRecipe(Recipe):
     pseudo_score: float = 0.5
     ignore_score: float = 0.1
     degrade: float = 0.5
+    distill: float = 1.0
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
         "loss": known_losses("yolox", "efficientdet"),
@@ -75,4 +78,5 @@ class DetectionRecipe(Recipe):
         "pseudo_score": number(0, 1),
         "ignore_score": number(0, 1),
         "degrade": number(0, 1),
+        "distill": number(0, 1e6, above=True),
     }

@@ -123,6 +123,9 @@ def label_pictures(
                     progress(str(source), len(records), labels)
     parts = {"all": records} if not request.hold_out else _split(records, request.hold_out)
     result = {part: _coco(head, rows, request.score, teachers.classes) for part, rows in parts.items()}
+    former = {ANNOTATIONS, *HELD_OUT.values()} - {HELD_OUT.get(part, ANNOTATIONS) for part in parts}
+    for name in former:  # of the same labels with another share: a training would not know which to read
+        (output / name).unlink(missing_ok=True)
     for part, content in result.items():
         path = output / HELD_OUT.get(part, ANNOTATIONS)
         path.parent.mkdir(exist_ok=True)

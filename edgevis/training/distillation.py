@@ -127,8 +127,8 @@ def check_distillable(recipe: Recipe, task: str) -> DistillationRecipe:
     """
     if not isinstance(recipe, DistillationRecipe):
         raise InputError(
-            f"the task {task!r} does not learn from a teacher; allowed: few-shot classification and person Re-ID. "
-            "Leave --teacher and --teacher-model out"
+            f"the task {task!r} does not learn from a teacher; allowed: few-shot classification, person Re-ID and "
+            "detection. Leave --teacher and --teacher-model out"
         )
     if not (recipe.distill_embedding or recipe.distill_logits):
         raise InputError(

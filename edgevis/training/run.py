@@ -21,9 +21,11 @@ from edgevis import __version__, models
 from edgevis.data.leakage import SplitCheck, listed
 from edgevis.models.allowed import one_of, whole
 from edgevis.models.recipe import BlockwiseDistillationRecipe, EpisodeRecipe, Recipe
+from edgevis.models.recipe_detection import DetectionRecipe
 from edgevis.provenance import Provenance
 from edgevis.training import blockwise, tasks
 from edgevis.training.checkpoint import TrainingSession, TrainingState
+from edgevis.training.detection_distillation import DetectionDistillationTask
 from edgevis.training.distillation import check_distillable, with_teacher
 from edgevis.training.freeze import freeze
 from edgevis.training.identity import DATA, write_listing
@@ -183,7 +185,9 @@ def _task(
 ) -> tuple[TrainingTask, Teacher | None]:
     """The training task, and the teacher if there is one, on the device."""
     blockwise_recipe = recipe if isinstance(recipe, BlockwiseDistillationRecipe) else None
-    taught = check_distillable(recipe, deployment.task) if _taught(request) and blockwise_recipe is None else None
+    detection = recipe if isinstance(recipe, DetectionRecipe) else None
+    checked = blockwise_recipe is None and detection is None
+    taught = check_distillable(recipe, deployment.task) if _taught(request) and checked else None
     teacher = None
     if _taught(request):
         teacher = open_teacher(request.teacher, request.teacher_model, student=deployment)
@@ -194,6 +198,9 @@ def _task(
     student_task = tasks.load(deployment.task).training_task(
         request.data, recipe, deployment, options=request.options, seed=request.seed, check=check
     )
+    if teacher is not None and detection is not None:
+        weight = detection.distill
+        return DetectionDistillationTask(student_task, teacher, weight=weight, student=deployment), teacher
     if teacher is None or taught is None:
         return student_task, None
     return with_teacher(student_task, teacher, taught, deployment, seed=request.seed), teacher

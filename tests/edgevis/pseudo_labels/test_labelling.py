@@ -228,6 +228,9 @@ def test_last_pictures_of_each_source_are_held_out(tmp_path: Path, teacher: Path
     assert [image["file_name"] for image in parts["val"]["images"]] == ["first/3.png", "second/6.png", "second/7.png"]
     assert len(parts["train"]["images"]) == len(parts["train"]["annotations"]) == 9
     assert not (tmp_path / "labels" / "annotations.json").exists()
+    assert label(tmp_path, tmp_path / "first", tmp_path / "second", "--resume") == 0  # another share of the same labels
+    assert len(written(tmp_path)["images"]) == 12
+    assert not list((tmp_path / "labels" / "annotations").iterdir())
 
 
 def test_bundle_is_a_teacher_at_a_lower_threshold_than_its_own(tmp_path: Path) -> None:
