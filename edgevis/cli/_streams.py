@@ -12,19 +12,17 @@ from typing import Protocol
 
 import cv2
 
-from edgevis import InputError, OutputError, Predictor
+from edgevis import InputError, Predictor
 from edgevis.cli._results import results_for
 from edgevis.cli._text import HEADERS, drawn, label_width
 from runtime.images.decode import Image
 from runtime.images.picture_files import write_drawing
 from runtime.streams.opencv import video_capture
+from runtime.streams.video_output import CODECS, FRAMES_PER_SECOND, VideoOutput
 
 VIDEO_SUFFIXES = frozenset(
     (".3gp", ".avi", ".flv", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 )
-_CODECS = {".avi": "MJPG", ".mkv": "mp4v", ".mp4": "mp4v"}
-_FRAMES_PER_SECOND = 25.0
-"""Frame rate of a written video if the source does not state one."""
 
 Stream = int | str | Path
 
@@ -119,51 +117,37 @@ class _Pictures(_Nothing):
 
 
 class _Video(_Nothing):
-    """A video file; it is finalised when the context ends, also after an error."""
+    """A video file."""
 
     def __init__(self, path: Path, frames_per_second: float) -> None:
-        if os.path.lexists(path):
-            raise OutputError(f"{path} is there already; delete it or name another file")
-        self._path, self._frames_per_second = path, frames_per_second
-        self._writer: cv2.VideoWriter | None = None
+        self._video = VideoOutput(path, frames_per_second)
 
     def write(self, number: int, picture: Image) -> str:
-        if self._writer is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            height, width = picture.shape[:2]
-            codec = cv2.VideoWriter.fourcc(*_CODECS[self._path.suffix.lower()])
-            self._writer = cv2.VideoWriter(str(self._path), codec, self._frames_per_second, (width, height))
-            self._size = width, height
-        if not self._writer.isOpened():
-            raise OutputError(f"{self._path} cannot be written as a video by this OpenCV; name a folder for pictures")
-        # A strip of pictures may change the height; a video has one size.
-        same = picture.shape[1::-1] == self._size
-        self._writer.write(picture if same else cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA))
-        return str(self._path)
+        self._video.write(picture)
+        return str(self._video.path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.release()
+        self._video.close()
 
 
 def _output(path: Path, stream: Stream) -> _Output:
     suffix = path.suffix.lower()
-    if suffix in _CODECS:
-        return _Video(path, _frames_per_second(stream))
+    if suffix in CODECS:
+        return _Video(path, frame_rate_of(stream))
     if suffix in VIDEO_SUFFIXES:
-        raise InputError(f"--output {path}: videos are written as {', '.join(sorted(_CODECS))}; or name a folder")
+        raise InputError(f"--output {path}: videos are written as {', '.join(sorted(CODECS))}; or name a folder")
     return _Pictures(path)
 
 
-def _frames_per_second(stream: Stream) -> float:
+def frame_rate_of(stream: Stream) -> float:
     """The frame rate stored in a video file; cameras are not opened a second time to query it."""
     if not isinstance(stream, Path):
-        return _FRAMES_PER_SECOND
+        return FRAMES_PER_SECOND
     capture = video_capture(stream)
     try:
         rate = float(capture.get(cv2.CAP_PROP_FPS)) if capture.isOpened() else 0.0
     finally:
         capture.release()
-    return rate if 1.0 <= rate <= 1000.0 else _FRAMES_PER_SECOND
+    return rate if 1.0 <= rate <= 1000.0 else FRAMES_PER_SECOND

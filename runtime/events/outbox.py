@@ -29,7 +29,8 @@ class Outbox:
         self._name, self._deliver = name, deliver
         self._waiting: deque[Mapping[str, Any]] = deque()
         self._changed = threading.Condition()
-        self._closing = self._stopped = False
+        self._closing = False
+        self._stopped = threading.Event()
         self.sent = self.dropped = 0
         self._thread = threading.Thread(target=self._run, name=f"events to {name}", daemon=True)
         self._thread.start()
@@ -52,7 +53,7 @@ class Outbox:
             self._changed.notify()
         self._thread.join(timeout_s)
         with self._changed:
-            self._stopped = True
+            self._stopped.set()
             left = len(self._waiting)
             self._waiting.clear()
             self.dropped += left
@@ -64,13 +65,15 @@ class Outbox:
         pause_s = _FIRST_PAUSE_S
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing or self._stopped)
-                if self._stopped or not self._waiting:
+                self._changed.wait_for(lambda: self._waiting or self._closing or self._stopped.is_set())
+                if self._stopped.is_set() or not self._waiting:
                     return
                 event = self._waiting[0]
             try:
                 self._deliver(event)
             except OSError as error:
+                if self._stopped.is_set():
+                    return
                 _log.warning("%s did not take an event, it is tried again: %s", self._name, error)
                 self._pause(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -84,4 +87,4 @@ class Outbox:
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped, timeout=until - time.monotonic())
+            self._changed.wait_for(self._stopped.is_set, timeout=until - time.monotonic())

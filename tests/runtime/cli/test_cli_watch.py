@@ -1,0 +1,211 @@
+"""`edgevis watch` and `edgevis enroll --from-track` on drawn videos, with real engines, servers and files."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgevis.cli import main
+from runtime.enrolment.file import load_enrolment
+from runtime.errors import OutputError
+from runtime.streams.video_output import VideoOutput
+
+from bundles import Array, write_tiny_bundle
+from detection_bundles import write_detector
+
+SIDE = 40
+FRAMES = 40
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("bundles")
+    detector = write_detector(folder / "squares.edgevis")
+    reid = write_tiny_bundle(folder / "reid.edgevis")
+    return ["--detect", str(detector), "--identify", str(reid)]
+
+
+def square(blue: int) -> Array:
+    pattern = np.zeros((10, 10, 3))
+    pattern[..., 0] = blue
+    pattern[..., 2] = 255 * (np.random.default_rng(blue).random((10, 10)) > 0.25)
+    return np.kron(pattern, np.ones((4, 4, 1))).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4 s: a square without blue all the time, one with blue from 1 s to 3 s."""
+    path = tmp_path_factory.mktemp("video") / "hall.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (320, 320))
+    for index in range(FRAMES):
+        frame = np.zeros((320, 320, 3), np.uint8)
+        frame[2 * SIDE : 3 * SIDE, 2 * SIDE : 3 * SIDE] = square(0)
+        if 10 <= index < 30:
+            frame[5 * SIDE : 6 * SIDE, 5 * SIDE : 6 * SIDE] = square(250)
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def events_of(text: str) -> list[tuple[str, str]]:
+    return [(event["type"], event["identity"]) for event in map(json.loads, text.splitlines())]
+
+
+def test_a_video_is_watched_into_events_and_a_video(
+    bundles: list[str], video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved, lines = tmp_path / "seen" / "out.mp4", tmp_path / "events.jsonl"
+    assert main(["watch", str(video), *bundles, "--save", str(saved), "--events", str(lines)]) == 0
+    out, err = capsys.readouterr()
+    events = events_of(lines.read_text())
+    assert [kind for kind, _ in events] == ["appeared", "appeared", "left", "left"]
+    assert {identity for _, identity in events} == {"unknown-1", "unknown-2"}
+    assert out.count("appeared") == 2
+    assert f"{FRAMES} frames, 0 dropped" in err
+    capture = cv2.VideoCapture(str(saved))
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(10)
+    assert [capture.read()[0] for _ in range(FRAMES + 1)] == [True] * FRAMES + [False]
+    capture.release()
+    assert [path.name for path in saved.parent.iterdir()] == ["out.mp4"]  # nothing partial is left
+    assert main(["watch", str(video), *bundles, "--save", str(saved)]) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_frames_are_lines_of_json(bundles: list[str], video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["watch", str(video), *bundles, "--json", "--frames", "20"]) == 0
+    frames = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [frame["frame"] for frame in frames] == list(range(20))
+    assert [len(frame["objects"]) for frame in frames] == [1] * 11 + [2] * 9
+    assert {item["detection_label"] for item in frames[-1]["objects"]} == {"red"}
+
+
+def test_two_sources_are_saved_apart_and_share_names(
+    bundles: list[str], video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(["watch", str(video), str(video), *bundles, "--save", str(tmp_path / "o.avi"), "--events", "jsonl"]) == 0
+    )
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {event["source"] for event in events} == {0, 1}
+    assert {event["identity"] for event in events} == {"unknown-1", "unknown-2"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["o-0.avi", "o-1.avi"]
+
+
+def test_a_track_gets_a_name_and_is_then_identified(
+    bundles: list[str], video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    enrolment = tmp_path / "hall.enrolment"
+    command = ["enroll", bundles[3], "ann", str(video), "--enrolment", str(enrolment), *bundles[:2]]
+    assert main([*command, "--from-track", "2"]) == 0
+    assert "views of track 2 added to 'ann'" in capsys.readouterr().out
+    assert 2 <= len(load_enrolment(enrolment).rows["ann"]) <= 12
+    assert main(["watch", str(video), *bundles, "--enrolment", str(enrolment), "--events", "jsonl"]) == 0
+    events = events_of(capsys.readouterr().out)
+    assert ("identified", "ann") in events
+    assert ("appeared", "unknown-1") in events
+    before = enrolment.read_bytes()
+    assert main([*command, "--from-track", "9"]) == 1
+    assert "there is no track 9" in capsys.readouterr().err
+    assert enrolment.read_bytes() == before
+    assert main(command[:4] + command[4:]) == 1
+    assert "--from-track" in capsys.readouterr().err
+
+
+def test_metrics_can_be_read_while_it_watches(
+    bundles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from runtime.monitoring import prometheus
+
+    ports: list[int] = []
+    started = prometheus.MetricsServer.__init__
+
+    def noted(self: prometheus.MetricsServer, *arguments: object, **options: object) -> None:
+        started(self, *arguments, **options)
+        ports.append(self.port)
+
+    monkeypatch.setattr(prometheus.MetricsServer, "__init__", noted)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    picture = np.zeros((320, 320, 3), np.uint8)
+    picture[2 * SIDE : 3 * SIDE, 2 * SIDE : 3 * SIDE] = square(0)
+    for index in range(400):
+        cv2.imwrite(str(folder / f"{index:03}.png"), picture)
+    texts: list[str] = []
+
+    def scrape() -> Iterator[str]:
+        while not ports:
+            time.sleep(0.005)
+        while True:
+            connection = HTTPConnection("127.0.0.1", ports[0], timeout=5)
+            connection.request("GET", "/metrics")
+            yield connection.getresponse().read().decode()
+            connection.close()
+
+    def collect() -> None:
+        try:
+            for text in scrape():
+                texts.append(text)
+        except OSError:
+            return
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    assert main(["watch", str(folder), *bundles, "--metrics", "0"]) == 0
+    thread.join(10)
+    found = [re.search("^edgevis_frames_total (.*)$", text, re.MULTILINE) for text in texts]
+    counts = [float(match[1]) for match in found if match is not None and float(match[1]) > 0]
+    assert counts == sorted(counts)
+    assert counts
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--frames", "0"], "--frames is 0"),
+        (["--json", "--events", "jsonl"], "give one of them"),
+        (["--events", "ftp://host"], "allowed: jsonl"),
+        (["--save", "out.txt"], "cannot be a video"),
+        (["--classes", "blue"], "allowed: some of red, green"),
+        (["--detect-every", "0"], "detect_every is 0"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    bundles: list[str], video: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["watch", str(video), *bundles, *more]) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("error:") == 1
+
+
+def test_a_window_is_refused_where_there_is_none(
+    bundles: list[str], video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "GUI:                           NONE" not in cv2.getBuildInformation():
+        pytest.skip("this OpenCV has windows")
+    assert main(["watch", str(video), *bundles, "--show"]) == 1
+    assert "--show needs an OpenCV with windows" in capsys.readouterr().err
+
+
+def test_a_saved_video_runs_as_its_source_did(tmp_path: Path) -> None:
+    path = tmp_path / "gap.avi"
+    with VideoOutput(path, 10.0) as video:
+        for time_s in (0.0, 0.1, 0.5, 0.52, 100.0):
+            video.write(np.zeros((32, 32, 3), np.uint8), time_s=time_s)
+        assert not path.exists()
+    capture = cv2.VideoCapture(str(path))
+    # 0.0, 0.1, then 0.2 to 0.5 by the third, nothing of the fourth, and 5 s for the pause.
+    assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == 1 + 1 + 4 + 50
+    capture.release()
+    with pytest.raises(OutputError, match="is there already"):
+        VideoOutput(path)
