@@ -33,6 +33,7 @@ from edgevis.training.average import AveragedWeights
 from edgevis.training.checkpoint import TrainingState, read_state, write_state, write_weights
 from edgevis.training.finite import TrainingError, diverged, non_finite_state
 from edgevis.training.freeze import train_but_frozen
+from edgevis.training.memory import use_channels_last
 from edgevis.training.progress import ProgressListener
 from edgevis.training.resume import BEST, LAST
 from edgevis.training.task import Batch, DataDependentStart, Evaluation, TrainingTask
@@ -87,7 +88,7 @@ def fit(run: Run, fabric: Any, listener: ProgressListener) -> TrainingState:
     """
     recipe, task = run.recipe, run.task
     step = _Step(run.model, task)
-    step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    use_channels_last(step)
     optimizer = _optimizer(step, recipe)
     average = AveragedWeights(run.model, recipe.ema_decay) if recipe.ema_decay else None
     parts = {"model": run.model, "criterion": step.criterion, **({} if average is None else {"average": average.model})}

@@ -52,7 +52,7 @@ def visitors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _portraits() -> list[tuple[Image, Box]]:
     pan = PhotoPan()
-    return [(pan._canvas, box) for name, box in pan._persons if name != "a cameraman"]
+    return [(pan.canvas, box) for name, box in pan.persons if name != "a cameraman"]
 
 
 def test_a_fixed_camera_finds_who_moves(visitors: Path) -> None:
