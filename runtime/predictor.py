@@ -44,7 +44,8 @@ class Predictor:
     """Runs a bundle. Threads may share it.
 
     Args:
-        bundle: The folder ``NAME.edgevis`` that export wrote.
+        bundle: The folder ``NAME.edgevis`` that export wrote, or the name of a ready bundle of the package,
+            such as ``"osnet-x0-25"``; a path that exists wins.
         backend: ``"auto"`` or the name of a file in ``runtime/backends/``.
         device: ``"auto"`` or a device of the backend, such as ``"cpu"``.
         precision: ``"fp32"``, ``"fp16"``, ``"bf16"`` or ``"int8"``; None takes the fastest that was measured to decide
