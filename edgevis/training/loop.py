@@ -49,12 +49,12 @@ class Run:
 
     Attributes:
         model: In any state of :meth:`~torch.nn.Module.train`; its frozen parameters stay frozen.
-        task: What it learns.
-        recipe: How.
-        provenance: What the weights will say of themselves; the epoch does not matter.
+        task: The data, loss and metrics.
+        recipe: The optimiser, schedule and lengths.
+        provenance: The provenance of the weights to be written; its epoch does not matter.
         output: The folder.
-        begun: How far it is, by :func:`edgevis.training.resume.begin`.
-        workers: Processes that make batches ahead; 0 makes them between the steps.
+        begun: The state to start or resume from, by :func:`edgevis.training.resume.begin`.
+        workers: The number of processes that prepare batches ahead; 0 prepares them between the steps.
         average: The average of the weights that is validated and kept instead of them; :func:`fit` makes it.
     """
 
@@ -77,9 +77,9 @@ def fit(run: Run, fabric: Any, listener: ProgressListener) -> TrainingState:
     """Train until the recipe's last epoch; afterwards the model has the weights that validated best.
 
     Args:
-        run: What.
+        run: The training.
         fabric: A launched ``lightning_fabric.Fabric``.
-        listener: Told of each step and epoch.
+        listener: Receives each step and epoch.
 
     Raises:
         WeightsError: The folder's checkpoint is damaged, or of another model.
