@@ -165,7 +165,8 @@ def photographs(chosen: Collection[str] = ()) -> dict[str, Image]:
     Raises:
         MissingDependencyError: A package that carries them is not installed.
     """
-    return {path.name: shrunk_to_limit(read_image(path)) for path in _photograph_paths() if not chosen or path.name in chosen}
+    paths = [path for path in _photograph_paths() if not chosen or path.name in chosen]
+    return {path.name: shrunk_to_limit(read_image(path)) for path in paths}
 
 
 def split(samples: SampleSet) -> tuple[SampleSet, SampleSet]:
