@@ -17,8 +17,8 @@ import cv2
 import pytest
 
 import doc_pages
+from camera_server import CameraServer, numbered
 from locations import ROOT
-from mjpeg_server import MjpegServer, numbered
 from python_processes import python_environment
 
 UNIT = ROOT / "docs" / "service" / "edgevis@.service"
@@ -87,8 +87,8 @@ def test_the_unit_runs_edgevis_within_limits() -> None:
 
 
 @pytest.fixture
-def camera() -> Iterator[MjpegServer]:
-    with MjpegServer() as server:
+def camera() -> Iterator[CameraServer]:
+    with CameraServer() as server:
         yield server
 
 
@@ -127,7 +127,7 @@ def edgevis(*words: object) -> str:
     return run.stdout
 
 
-def test_the_command_survives_kills_and_its_camera(tmp_path: Path, camera: MjpegServer) -> None:
+def test_the_command_survives_kills_and_its_camera(tmp_path: Path, camera: CameraServer) -> None:
     example = environment_file()
     words = command({**example, "SOURCE": camera.address("fps=10")}, tmp_path)
     enrolment = tmp_path / "door.enrolment"
