@@ -13,6 +13,7 @@ from typing import Protocol
 import cv2
 
 from edgevis import InputError, Predictor
+from edgevis.cli._formats import format_writer
 from edgevis.cli._results import results_for
 from edgevis.cli._text import HEADERS, drawn, label_width
 from runtime.images.decode import Image
@@ -63,14 +64,19 @@ def predict_stream(
     head = {"source": str(stream), "threshold": predictor.threshold}
     output = _Nothing() if arguments.plot is None else _output(Path(arguments.plot), stream)
     frames = islice(predictor.stream(stream, top_k=arguments.top_k), arguments.frames)
-    with output, results_for(arguments, head, ("frame", *HEADERS[1:]), lambda: widths, endless=True) as results:
+    writer = format_writer(arguments, predictor.labels) or results_for(
+        arguments, head, ("frame", *HEADERS[1:]), lambda: widths, endless=True
+    )
+    with output, writer as results:
         for number, (frame, result) in enumerate(frames):
             entry = {"frame": number, **result.to_dict()}
             try:
                 if arguments.plot is not None:
                     entry["plot"] = output.write(number, drawn(result, frame, pictures))
             finally:  # print the result even if the disk is full
-                results.add(entry, (str(number), *result.cells(), f"{sum(result.speed_ms.values()):.1f}"))
+                results.add(
+                    entry, (str(number), *result.cells(), f"{sum(result.speed_ms.values()):.1f}"), frame.shape[:2]
+                )
 
 
 def check_stream_arguments(arguments: argparse.Namespace) -> None:
