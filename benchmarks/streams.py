@@ -111,7 +111,7 @@ def measured(name: str, fault: str, camera: Camera, count: int) -> Faults:
     """Break the camera so many times."""
     proxy = Proxy(camera.port)
     own = isinstance(camera, CameraServer)
-    address = camera.address("fps=50" + ("&cut=15" if fault == "cut" and own else ""))
+    address = camera.address("fps=50" + ("&cut=30" if fault == "cut" and own else ""))
     if fault == "throttled" or (fault == "cut" and not own):
         address = address.replace(f":{camera.port}/", f":{proxy.port}/")
     draw = random.Random(0)  # noqa: S311 - where a stream is cut

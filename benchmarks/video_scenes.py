@@ -20,6 +20,7 @@ from edgevis import SourceError
 from runtime.common.extras import install_command
 from runtime.images.decode import Image, read_image
 from runtime.streams.reader import frames
+from runtime.streams.video_file import frames_per_second
 
 
 class Box(NamedTuple):
@@ -79,11 +80,7 @@ class FixedCamera:
     fps: float = field(init=False)
 
     def __post_init__(self) -> None:
-        capture = cv2.VideoCapture(str(self.path))
-        fps = capture.get(cv2.CAP_PROP_FPS) if capture.isOpened() else 0.0
-        capture.release()
-        if not fps:
-            raise SourceError(f"{self.path} is not a video that OpenCV can decode")
+        fps = frames_per_second(self.path) or 25.0
         self.name = self.path.name
         self.fps = fps / self.stride
 

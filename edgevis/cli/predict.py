@@ -21,7 +21,7 @@ from edgevis.cli._common import (
 from edgevis.cli._formats import DETECTION_FORMATS, format_writer
 from edgevis.cli._outputs import Outputs, places
 from edgevis.cli._results import Results, results_for, settle_format
-from edgevis.cli._streams import check_stream_arguments, predict_stream, stream_of
+from edgevis.cli._streams import add_stream_arguments, check_stream_arguments, predict_stream, stream_of
 from edgevis.cli._text import HEADERS, WIDEST, drawn, label_width
 from runtime import tasks
 from runtime.common.console import report
@@ -73,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --format coco: print COCO results for this annotation file, with its ids, in place of a data set",
     )
     parser.add_argument("--frames", metavar="N", type=int, help="of a video or camera: stop after so many frames")
+    add_stream_arguments(parser)
     add_threshold_argument(parser, lifetime="for this run")
     add_output_arguments(parser)
 

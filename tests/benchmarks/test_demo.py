@@ -116,7 +116,7 @@ def test_a_video_with_nobody_is_an_error(tiny_bundle: Path, tmp_path: Path, caps
 def test_a_file_that_is_no_video_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "text.mp4"
     path.write_text("not a video")
-    with pytest.raises(SourceError, match="not a video that OpenCV can decode"):
+    with pytest.raises(SourceError, match="check that it is a whole video"):
         FixedCamera(path)
 
 
