@@ -1,4 +1,7 @@
-"""Two persons enrolled from one camera, then recognised by another: ``python -m benchmarks.demo`` (see ``make demo``).
+"""Persons detected, tracked and recognised: ``python -m benchmarks.demo`` (see ``make demo``).
+
+Over the photographs of the wheels two persons are enrolled from one camera and recognised by another. Over a video with
+``--detect`` nobody is enrolled, and each person gets a name such as ``unknown-2`` that stays.
 
 Writes into the output folder: ``picture.jpg``, ``video.mp4``, ``latency.md`` and ``latency.json``.
 """
@@ -14,20 +17,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 import cv2
 import numpy as np
 
-from benchmarks.video_scenes import FixedCamera, OtherCamera, PhotoPan, VideoScene, View
-from edgevis import EdgevisError, Identification, Predictor, SourceError
+from benchmarks.video_scenes import FixedCamera, OtherCamera, PhotoPan, VideoScene, View, frame_rate
+from edgevis import EdgevisError, Frame, Identification, Pipeline, Predictor, SourceError, TrackedObject
 from runtime.bundle.bundle import Bundle
 from runtime.common.json_data import to_json
 from runtime.common.text import markdown_table, text_table
 from runtime.images.decode import Image
 from runtime.images.draw import color_at, color_of, draw_tag
 from runtime.open_set.text import open_set_lines
+from runtime.streams.video_output import VideoOutput
+from runtime.tracking.objects import UNKNOWN
 from runtime.verification.timing import HEADERS, MEASURED, time_engines
+
+_CROPS = 24  # kept of each identity for the picture
+_CARDS = 4  # identities on the picture's left
+
+Gallery: TypeAlias = dict[str, list[Image]]
+"""Crops by label or identity."""
 
 
 @dataclass
@@ -37,86 +48,145 @@ class Watch:
     seen: Counter[str] = field(default_factory=Counter)
     pictures: dict[str, list[Image]] = field(default_factory=dict)
     frames: int = 0
-    engine_ms: list[float] = field(default_factory=list)
+    person_ms: list[float] = field(default_factory=list)
 
     def keep(self, picture: Image, labels: Sequence[str]) -> None:
         """Count the labels of one frame and keep its picture for each of them."""
         self.frames += 1
         for label in labels:
             self.seen[label] += 1
-            self.pictures.setdefault(label, []).append(picture)
+            pictures = self.pictures.setdefault(label, [])
+            pictures.append(picture)
+            if len(pictures) > 400:  # of a long video each other one will do
+                del pictures[::2]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; an EdgevisError becomes one line and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--bundle", required=True, help="a Re-ID bundle that recognises")
+    parser.add_argument("--detect", help="a detector's bundle; without one persons are what moves, or known boxes")
     parser.add_argument("--timed", nargs="*", default=[], help="more bundles for the table of latencies")
     parser.add_argument(
         "--video",
         type=Path,
-        help="a video of a fixed camera whose first second shows nobody (default: a pan over photographs)",
+        help="a video; without --detect, of a fixed camera whose first second shows nobody (default: a pan over "
+        "photographs)",
     )
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for what is made (default: demo)")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each bundle and batch size (default: 4)")
     arguments = parser.parse_args(argv)
     try:
-        run(arguments.bundle, arguments.timed, arguments.video, arguments.output, seconds=arguments.seconds)
+        run(arguments)
     except EdgevisError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def run(bundle: str, timed: Sequence[str], video: Path | None, output: Path, *, seconds: float) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Enrol, predict, draw and time; see the module."""
-    scene: VideoScene = PhotoPan() if video is None else FixedCamera(video)
+    output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
-    print(f"\nScene: {scene.name}")
-    with Predictor(bundle) as predictor:
+    with Predictor(arguments.bundle) as predictor:
         info = predictor.info
         print(f"Engine: {info.backend} {info.precision}, {info.why}")
         if not info.trained:
             print("WARNING: this bundle's weights are random; what it recognises means nothing")
-        gallery = dict(islice(scene.examples(), 2))
-        if len(gallery) < 2:
-            raise SourceError(f"{scene.name} shows {len(gallery)} persons one at a time; two are needed to enrol")
-        for label, crops in gallery.items():
-            predictor.enroll(label, crops)
-            print(f"Enrolled: {label}, {len(crops)} crops")
-        if predictor.info.open_set is not None:
-            print("\n".join(open_set_lines(predictor.info.open_set)))
-        other = OtherCamera(scene)
-        print(f"\nAsked: {other.name}")
-        watch = _watch(predictor, other, output / "video.mp4")
+        look = _without_detector if arguments.detect is None else _with_detector
+        gallery, watch = look(predictor, arguments)
     seen = ", ".join(f"{label} {count}x" for label, count in watch.seen.most_common())
     print(f"Seen in {watch.frames} frames: {seen or 'nobody'}")
-    print(f"Median time of a person, crop to result: {np.median(watch.engine_ms or [0.0]):.2f} ms")
+    print(f"Median time of a person, crop to result: {np.median(watch.person_ms or [0.0]):.2f} ms")
     _write_image(output / "picture.jpg", _poster(gallery, watch))
-    _time([bundle, *timed], output, seconds)
+    timed = [arguments.bundle, *([] if arguments.detect is None else [arguments.detect]), *arguments.timed]
+    _time(timed, output, arguments.seconds)
     print(f"\nWritten: {', '.join(sorted(str(path) for path in output.iterdir() if path.is_file()))}")
+
+
+def _without_detector(predictor: Predictor, arguments: argparse.Namespace) -> tuple[Gallery, Watch]:
+    scene: VideoScene = PhotoPan() if arguments.video is None else FixedCamera(arguments.video)
+    gallery, other = _enrolled(predictor, scene)
+    return gallery, _watch(predictor, other, arguments.output / "video.mp4")
+
+
+def _with_detector(predictor: Predictor, arguments: argparse.Namespace) -> tuple[Gallery, Watch]:
+    """The whole pipeline: over the photographs with two persons enrolled, or over a video with nobody."""
+    video: Path | None = arguments.video
+    gallery: Gallery = {}
+    if video is None:
+        gallery, other = _enrolled(predictor, PhotoPan())
+        images, rate = (view.image for view in other.views()), other.fps
+    else:
+        rate = frame_rate(video)
+    watch, crops = Watch(), Crops()
+    path = arguments.output / "video.mp4"
+    path.unlink(missing_ok=True)
+    with Pipeline(arguments.detect, predictor) as pipeline, VideoOutput(path, rate) as writer:
+        for frame, people in pipeline.stream(images if video is None else video, drop="none"):
+            picture = pipeline.plot(frame.image, people)
+            writer.write(picture)
+            watch.keep(picture, [item.identity for item in people])
+            crops.keep(frame, people)
+        stats = pipeline.stats
+    watch.person_ms = [stats.stage_ms["identify"] * stats.frames / max(stats.objects, 1)]
+    stages = ", ".join(f"{stage} {milliseconds:.1f} ms" for stage, milliseconds in stats.stage_ms.items())
+    print(f"Tracks: {stats.tracks}; crops embedded: {stats.embedded}; a frame: {stages}")
+    return {**crops.most_seen(without=gallery), **gallery} if video is not None else gallery, watch
+
+
+class Crops:
+    """Crops of the identities that were seen, a few of each."""
+
+    def __init__(self) -> None:
+        self._crops: Gallery = {}
+        self._seen: Counter[str] = Counter()
+
+    def keep(self, frame: Frame, people: Sequence[TrackedObject]) -> None:
+        """Keep what one frame shows."""
+        for item in people:
+            self._seen[item.identity] += 1
+            x0, y0, x1, y1 = (round(float(value)) for value in item.box_xyxy)
+            if item.identity != UNKNOWN and x1 - x0 > 8 and y1 - y0 > 8 and self._seen[item.identity] % 5 == 1:
+                crops = self._crops.setdefault(item.identity, [])
+                crops.append(frame.image[y0:y1, x0:x1].copy())
+                if len(crops) > _CROPS:
+                    del crops[::2]
+
+    def most_seen(self, *, without: Gallery) -> Gallery:
+        """The crops of the identities that were seen most, as many as the picture has room for."""
+        named = [name for name, _ in self._seen.most_common() if name in self._crops and name not in without]
+        return {name: self._crops[name] for name in named[:_CARDS]}
+
+
+def _enrolled(predictor: Predictor, scene: VideoScene) -> tuple[Gallery, OtherCamera]:
+    """Enrol two persons of a scene; returns their crops, and the scene by another camera."""
+    print(f"\nScene: {scene.name}")
+    gallery = dict(islice(scene.examples(), 2))
+    if len(gallery) < 2:
+        raise SourceError(f"{scene.name} shows {len(gallery)} persons one at a time; two are needed to enrol")
+    for label, crops in gallery.items():
+        predictor.enroll(label, crops)
+        print(f"Enrolled: {label}, {len(crops)} crops")
+    if predictor.info.open_set is not None:
+        print("\n".join(open_set_lines(predictor.info.open_set)))
+    other = OtherCamera(scene)
+    print(f"\nAsked: {other.name}")
+    return gallery, other
 
 
 def _watch(predictor: Predictor, scene: VideoScene, path: Path) -> Watch:
     watch = Watch()
-    writer: cv2.VideoWriter | None = None
     start = time.monotonic()
-    try:
+    path.unlink(missing_ok=True)
+    with VideoOutput(path, scene.fps) as writer:
         for view in scene.views():
-            if writer is None:
-                size = (view.image.shape[1], view.image.shape[0])
-                writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), scene.fps, size)
-                if not writer.isOpened():
-                    raise SourceError(f"{path} cannot be written")
             picture, results = _annotate(predictor, view)
             writer.write(picture)
-            watch.keep(picture, [result.label or "unknown" for result in results])
-            watch.engine_ms += [sum(result.speed_ms.values()) for result in results]
+            watch.keep(picture, [result.label or UNKNOWN for result in results])
+            watch.person_ms += [sum(result.speed_ms.values()) for result in results]
             if watch.frames % 100 == 0:
                 print(f"  {watch.frames} frames in {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    finally:
-        if writer is not None:
-            writer.release()
     return watch
 
 
@@ -128,16 +198,18 @@ def _annotate(predictor: Predictor, view: View) -> tuple[Image, list[Identificat
     for box, result in zip(view.boxes, results, strict=True):
         color = _color(result.label, predictor.labels)
         cv2.rectangle(picture, (box.left, box.top), (box.right - 1, box.bottom - 1), color, 3)
-        draw_tag(picture, f"{result.label or 'unknown'} {result.score:.2f}", (box.left, box.top), color, 0.6)
+        draw_tag(picture, f"{result.label or UNKNOWN} {result.score:.2f}", (box.left, box.top), color, 0.6)
     return picture, results
 
 
 def _poster(gallery: dict[str, list[Image]], watch: Watch, width: int = 1280) -> Image:
     """The demo's picture: on the left the enrolled persons, on the right six frames with them and strangers."""
     side = width // 4
+    if not gallery:
+        raise SourceError("nobody was seen for long enough to be named: there is nothing to show")
     cards = [_card(label, crops, side, color_at(index)) for index, (label, crops) in enumerate(gallery.items())]
-    order = [label for label in (*gallery, "unknown") if label in watch.pictures]
-    chosen = [picture for label in order for picture in _spread(watch.pictures[label], 6 // max(1, len(order)))]
+    order = [label for label in (*gallery, UNKNOWN) if label in watch.pictures]
+    chosen = [picture for label in order for picture in _spread(watch.pictures[label], max(1, 6 // max(1, len(order))))]
     columns = (width - side) // 3
     tiles = [_fitted(picture, columns, round(columns * 0.675)) for picture in chosen[:6]]
     tiles += [np.full_like(tiles[0], 32)] * (6 - len(tiles)) if tiles else []
@@ -152,7 +224,7 @@ def _card(label: str, crops: list[Image], width: int, color: tuple[int, int, int
     height = round(tile * crops[0].shape[0] / crops[0].shape[1])
     card = np.full((height + 40, width, 3), 32, np.uint8)
     card[36 : 36 + height, : 3 * tile] = np.hstack([cv2.resize(crop, (tile, height)) for crop in _spread(crops, 3)])
-    draw_tag(card, f"enrolled: {label}", (0, 4), color, 0.55)
+    draw_tag(card, label, (0, 4), color, 0.55)
     return card
 
 

@@ -56,12 +56,12 @@ class Speed:
     """The speed of one part in one engine: a row of the table.
 
     Attributes:
-        part: The graph or computation that ran.
-        engine: The engine that ran it.
+        part: What ran.
+        engine: In what.
         p50_ms, p90_ms: Quantiles of one run, batch 1, one shot.
-        rounds: The number of runs.
+        rounds: How many runs.
         compared_with: The row that ``ratio`` compares with; None for such a row itself.
-        ratio: The speed-up of this one over that, by the medians.
+        ratio: How many times faster this one is, by the medians.
         threads: PyTorch's, and each engine's.
         side: Of the images.
     """

@@ -46,10 +46,10 @@ class Count:
 
     Attributes:
         model: The name, and options that are not the default ones.
-        task: The task's name.
+        task: What it does.
         total, trainable, without_classifier: Parameters; see :class:`edgevis.models.ParameterCounts`.
-        printed: The paper's number; None where it prints none.
-        printed_in: The place in the paper.
+        printed: As the paper prints it; None where it prints none.
+        printed_in: Where.
         difference: The count here less the printed number, of what the paper counts.
         gflops: Of one image, graph by graph; few-shot segmentation runs ``support`` when it enrols a shot and
             ``query`` on each frame, with one shot.

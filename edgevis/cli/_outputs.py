@@ -25,7 +25,7 @@ class Outputs:
     Args:
         folder: Where to write; it is made when the work begins.
         suffix: ``".jpg"`` or ``".png"``.
-        inputs: The files that are read.
+        inputs: What is read.
 
     Raises:
         OutputError: The folder cannot be made or written to.

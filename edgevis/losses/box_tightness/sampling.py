@@ -5,8 +5,7 @@ Provenance: our own code. Licence: this file, as the rest of edgevis.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -62,8 +61,7 @@ def bilinear(image: Tensor, place: Tensor, weights: Tensor) -> Tensor:
     Returns:
         (P, n) of the dtype of ``image``.
     """
-    apply: Callable[[Tensor, Tensor, Tensor], Tensor] = _Bilinear.apply  # has no types before PyTorch 2.14
-    return apply(image, place, weights)
+    return cast(Tensor, _Bilinear.apply(image, place, weights))  # type: ignore[no-untyped-call]
 
 
 class _Bilinear(torch.autograd.Function):

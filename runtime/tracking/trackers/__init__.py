@@ -27,7 +27,7 @@ class TrackedBox:
 
     Attributes:
         key: The track's number in its tracker; it is never given to another track.
-        box_xyxy: (4,) float64 in pixels of the image: filtered, or predicted where there is no detection.
+        box_xyxy: (4,) float64 in pixels of the image: its detection's, or predicted where there is none.
         score: The score of its last detection, 0..1.
         class_id: The class of its detections.
         detection: The index of its detection in this frame; None where there is none.

@@ -105,12 +105,12 @@ class ByteTrack:
             (linked >= 0) | (self._confirmed & (time_s - self._seen_s <= settings.lost_s))  # tentative ones end at once
         )
         self._keep(kept)
-        return self._tracked(linked[kept])
+        return self._tracked(linked[kept], boxes)
 
     def predict(self, *, index: int, time_s: float) -> Sequence[TrackedBox]:
         self._advance(index)
         self._keep(np.flatnonzero(time_s - self._seen_s <= self._settings.lost_s))
-        return self._tracked(np.full(len(self._keys), -1, np.int64))
+        return self._tracked(np.full(len(self._keys), -1, np.int64), np.empty((0, 4)))
 
     def _advance(self, index: int) -> None:
         frames = 1 if self._index is None else max(index - self._index, 1)
@@ -162,10 +162,13 @@ class ByteTrack:
         for name in ("_keys", "_scores", "_classes", "_hits", "_confirmed", "_missed", "_seen_s"):
             setattr(self, name, getattr(self, name)[tracks])
 
-    def _tracked(self, linked: Array) -> list[TrackedBox]:
+    def _tracked(self, linked: Array, boxes: Array) -> list[TrackedBox]:
+        # Where there is a detection its box is better than the filtered one, which lags behind who walks fast.
+        places = self._filter.boxes
+        places[linked >= 0] = boxes[linked[linked >= 0]]
         return [
             TrackedBox(int(key), box, float(score), int(class_id), int(at) if at >= 0 else None, bool(confirmed))
             for key, box, score, class_id, at, confirmed in zip(
-                self._keys, self._filter.boxes, self._scores, self._classes, linked, self._confirmed, strict=True
+                self._keys, places, self._scores, self._classes, linked, self._confirmed, strict=True
             )
         ]
