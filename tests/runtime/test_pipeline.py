@@ -273,3 +273,34 @@ def test_predictors_of_the_caller_stay_open(folder: Path) -> None:
             last(pipeline, Camera().show({ANN: (2, 2)}, 5))
         assert len(detector.predict(image({ANN: (2, 2)}))) == 1
         assert reid.embed(person(ANN)).shape == (1, 8)
+
+
+def visitor(visit: int) -> Array:
+    """A frame with one of twelve persons of different colours."""
+    person = np.zeros((10, 10, 3))
+    person[..., :2] = 20 * visit, 8 * (visit * 5 % 12)
+    person[..., 2] = 255 * (np.random.default_rng(visit).random((10, 10)) > 0.25)
+    row, column = 1 + visit % 6, 1 + (visit * 7) % 6
+    frame = np.zeros((8 * SIDE, 8 * SIDE, 3), np.uint8)
+    frame[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE] = np.kron(person, np.ones((4, 4, 1)))
+    return frame
+
+
+def test_a_dimmed_video_raises_the_drift_alarm_and_the_clean_one_does_not(folder: Path) -> None:
+    low = dict.fromkeys(("high_score", "new_score", "min_iou", "min_new_iou"), 0.15)  # in the dark, scores are low
+    settings = PipelineSettings(tracker_settings=low)
+    with Predictor(folder / "squares.edgevis") as detector, Predictor(folder / "reid.edgevis") as reid:
+        for visit in range(0, 12, 3):
+            frame = visitor(visit)
+            reid.enroll(f"person {visit}", detector.predict(frame).crops(frame))
+        states = {}
+        for gain in (1.0, 0.35):
+            frames = ((gain * visitor(visit)).astype(np.uint8) for visit in range(12) for _ in range(30))
+            with Pipeline(detector, reid, settings=settings) as pipeline:
+                assert pipeline.stats.drift.shift is None
+                for _ in pipeline.stream(frames):
+                    pass
+                states[gain] = pipeline.stats.drift
+        assert not states[1.0].alarm, states
+        assert states[0.35].alarm, states
+        assert states[1.0].shift < 1 < 3 < states[0.35].shift
