@@ -276,7 +276,7 @@ def test_predictors_of_the_caller_stay_open(folder: Path) -> None:
 
 
 def visitor(visit: int) -> Array:
-    """A frame with one of twelve persons of different colours."""
+    """A frame with one of a dozen persons of different colours."""
     person = np.zeros((10, 10, 3))
     person[..., :2] = 20 * visit, 8 * (visit * 5 % 12)
     person[..., 2] = 255 * (np.random.default_rng(visit).random((10, 10)) > 0.25)
@@ -290,12 +290,12 @@ def test_a_dimmed_video_raises_the_drift_alarm_and_the_clean_one_does_not(folder
     low = dict.fromkeys(("high_score", "new_score", "min_iou", "min_new_iou"), 0.15)  # in the dark, scores are low
     settings = PipelineSettings(tracker_settings=low)
     with Predictor(folder / "squares.edgevis") as detector, Predictor(folder / "reid.edgevis") as reid:
-        for visit in range(0, 12, 3):
+        for visit in range(0, 8, 2):
             frame = visitor(visit)
             reid.enroll(f"person {visit}", detector.predict(frame).crops(frame))
         states = {}
         for gain in (1.0, 0.35):
-            frames = ((gain * visitor(visit)).astype(np.uint8) for visit in range(12) for _ in range(30))
+            frames = ((gain * visitor(visit)).astype(np.uint8) for visit in range(8) for _ in range(32))
             with Pipeline(detector, reid, settings=settings) as pipeline:
                 assert pipeline.stats.drift.shift is None
                 for _ in pipeline.stream(frames):
