@@ -15,7 +15,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 SOURCES := $(shell find edgevis runtime export calibration -name '*.py' -o -name '*.safetensors')
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs release clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(addsuffix .edgevis/manifest.json,$(addprefix bundles/,osnet-x0-25 afl-net hsnet-hm enet $(DETECTOR)))
@@ -37,6 +37,10 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports
+
+# Builds the ready bundles, which are part of the package, from the weights that ship.
+release: $(INSTALLED)
+	$(RUN) -m export.release
 
 # Writes site/; a warning ends it.
 docs: $(INSTALLED)

@@ -57,10 +57,10 @@ opened = time.perf_counter()
 deployment = models.deployment_of(declared, module)
 with torch.inference_mode():
     image = torch.from_numpy(Preprocessor(deployment.preprocess)([example_image()]))
-    made = ()
+    outputs = ()
     for graph in deployment.graphs[:-1]:
-        made = getattr(module, graph.name)(image, torch.ones(1, *image.shape[2:]))
-    getattr(module, deployment.graphs[-1].name)(image, *made)
+        outputs = getattr(module, graph.name)(image, torch.ones(1, *image.shape[2:]))
+    getattr(module, deployment.graphs[-1].name)(image, *outputs)
 done = time.perf_counter()
 print(imported - start, opened - ready, done - opened, peak_kib())
 """

@@ -39,6 +39,7 @@ from export.stages import check_parity as parity_stage
 from export.stages import compile as compile_stage
 from export.state import BuildState, Graphs
 from export.targets import Target
+from runtime import tasks
 from runtime.bundle.bundle import GOLDEN, Bundle
 from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.spec import Deployment, Precision
@@ -49,6 +50,7 @@ from runtime.images.preprocess import Preprocessor
 from runtime.parity.compare import BATCH_SIZES, TOLERANCES, golden_feeds, mask_agreement, measure_graph, run_in_batches
 from runtime.parity.recorded import FILE as RECORDED
 from runtime.parity.recorded import deviation_text, deviations, read_recorded
+from runtime.results import Segmentation
 from runtime.sessions.open import open_graphs
 from runtime.sessions.session import Session
 from runtime.verification.verify import verify_bundle
@@ -207,7 +209,7 @@ class _Judge:
             outputs |= run_in_batches(sessions[graph.name], graph, inputs, size=8, rows=rows, finite=True)
         (decided,) = self.deployment.graphs[-1].outputs
         expected, actual = self.inputs[f"{self.deployment.graphs[-1].name}/{decided.name}"], outputs[decided.name]
-        if actual.ndim >= 4:
+        if _makes_masks(self.deployment):
             return (mask_agreement(expected, actual).agreement,)
         return (_neighbours(expected, actual),)
 
@@ -344,4 +346,4 @@ def _samples(deployment: Deployment, count: int, *, seed: int = 0) -> SampleSet:
 
 
 def _makes_masks(deployment: Deployment) -> bool:
-    return len(deployment.graphs[-1].outputs[0].shape) >= 4
+    return issubclass(tasks.load(deployment.task).TRAITS.result, Segmentation)

@@ -56,12 +56,12 @@ class Speed:
     """The speed of one part in one engine: a row of the table.
 
     Attributes:
-        part: What ran.
-        engine: In what.
+        part: The graph or computation that ran.
+        engine: The engine that ran it.
         p50_ms, p90_ms: Quantiles of one run, batch 1, one shot.
-        rounds: How many runs.
+        rounds: The number of runs.
         compared_with: The row that ``ratio`` compares with; None for such a row itself.
-        ratio: How many times faster this one is, by the medians.
+        ratio: The speed-up of this one over that, by the medians.
         threads: PyTorch's, and each engine's.
         side: Of the images.
     """

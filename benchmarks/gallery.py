@@ -71,13 +71,13 @@ class SearchRow:
     """One engine at one size; medians, None where the engine has no such verb.
 
     Attributes:
-        rows, dimension: How many rows, of how many numbers.
-        engine: Its name.
-        exact: Whether it finds the nearest for certain.
-        add_ms, remove_ms: One row.
-        add_and_search_ms: One row is added and the next query answered.
-        load_s: From a file.
-        memory_ratio: What it holds, in multiples of the float32 rows.
+        rows, dimension: The number of rows, and of their components.
+        engine: The engine's name.
+        exact: Whether it always finds the nearest.
+        add_ms, remove_ms: Adding or removing one row.
+        add_and_search_ms: Adding one row and answering the next query.
+        load_s: Loading from a file.
+        memory_ratio: The memory that it holds, in multiples of the float32 rows.
         single_ms, batch_ms: A search with one query, and with ``batch``.
         single_ratio, batch_ratio: In multiples of NumPy's product of the queries and all rows, without a ranking.
         batch: Queries of a batch.

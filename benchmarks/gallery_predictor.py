@@ -41,8 +41,8 @@ class PredictorRow:
     """The medians over the runs.
 
     Attributes:
-        bundle: Its name.
-        labels: How many were enrolled before.
+        bundle: The bundle's name.
+        labels: The number of labels that were enrolled before.
         load_s: Seconds to load them from a file.
         embed_ms: One image through the engine alone.
         enrol_ms: A new label with one image.

@@ -33,12 +33,12 @@ class LatencyRow:
         engine: ``backend-precision``, or :data:`EAGER`.
         batch: Images in one call.
         p50_ms, p90_ms, p99_ms: Quantiles of one call of ``Predictor.predict``; of PyTorch, of its forward.
-        rounds: How many calls.
+        rounds: The number of calls.
         images_per_second: Of ``Predictor.predict``, at the median.
         engine_p50_ms: The engine on a tensor that is ready.
-        times_eager: How many times faster the engine is than PyTorch's forward, by the medians.
-        predictor_times_eager: How many times faster ``Predictor.predict`` is than PyTorch's forward.
-        shares: What of a prediction is preprocessing, engine and postprocessing, 0..1; None for PyTorch.
+        times_eager: The speed-up of the engine over PyTorch's forward, by the medians.
+        predictor_times_eager: The speed-up of ``Predictor.predict`` over PyTorch's forward.
+        shares: The shares of a prediction that are preprocessing, engine and postprocessing, 0..1; None for PyTorch.
         cold_start_s: From a fresh interpreter to the first result, the median over processes.
         peak_memory_bytes: The most that such a process held, batch 1.
         threads: PyTorch's, and each engine's unless it was told otherwise.

@@ -46,10 +46,10 @@ class Count:
 
     Attributes:
         model: The name, and options that are not the default ones.
-        task: What it does.
+        task: The task's name.
         total, trainable, without_classifier: Parameters; see :class:`edgevis.models.ParameterCounts`.
-        printed: As the paper prints it; None where it prints none.
-        printed_in: Where.
+        printed: The paper's number; None where it prints none.
+        printed_in: The place in the paper.
         difference: The count here less the printed number, of what the paper counts.
         gflops: Of one image, graph by graph; few-shot segmentation runs ``support`` when it enrols a shot and
             ``query`` on each frame, with one shot.

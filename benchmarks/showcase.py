@@ -83,7 +83,7 @@ def classified(bundle: str) -> Image:
         for label, picture in photographs.items():
             predictor.enroll(label, [_middle(picture)])
         for number, (label, picture) in enumerate(photographs.items()):
-            views = [_view(picture, np.random.default_rng((number, view))) for view in range(_VIEWS)]
+            views = [view_of(picture, np.random.default_rng((number, view))) for view in range(_VIEWS)]
             results = cast(list[Classification], predictor.predict(views))
             correct = [result.labels[0] == label for result in results]
             right += sum(correct)
@@ -133,7 +133,7 @@ def stacked(rows: Sequence[Image]) -> Image:
     return np.vstack(padded).astype(np.uint8)
 
 
-def _view(image: Image, rng: np.random.Generator) -> Image:
+def view_of(image: Image, rng: np.random.Generator) -> Image:
     """A random view of the middle: rotated, scaled, moved, with other light and noise."""
     rows, columns = image.shape[:2]
     side = min(rows, columns)

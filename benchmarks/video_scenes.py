@@ -20,6 +20,7 @@ from edgevis import SourceError
 from runtime.common.extras import install_command
 from runtime.images.decode import Image, read_image
 from runtime.streams.reader import frames
+from runtime.streams.video_file import frames_per_second
 
 
 class Box(NamedTuple):
@@ -176,27 +177,27 @@ class PhotoPan:
 
     def __init__(self) -> None:
         height = 540
-        pictures, self._persons, x = [], [], 0
+        pictures, self.persons, x = [], [], 0
         for package, file, person, place in _PHOTOS:
             photo = photograph(package, file)
             picture = cv2.resize(photo, (round(photo.shape[1] * height / photo.shape[0]), height))
             if person is not None and place is not None:
                 width = picture.shape[1]
                 corners = (x + place[0] * width, place[1] * height, x + place[2] * width, place[3] * height)
-                self._persons.append((person, Box(*(round(value) for value in corners))))
+                self.persons.append((person, Box(*(round(value) for value in corners))))
             pictures.append(picture)
             x += picture.shape[1]
-        self._canvas = np.hstack(pictures).astype(np.uint8)
+        self.canvas = np.hstack(pictures).astype(np.uint8)
 
     def examples(self) -> Iterator[tuple[str, list[Image]]]:
         rng = np.random.default_rng(0)
-        for person, box in self._persons:
+        for person, box in self.persons:
             if person in _ENROLLED:
                 yield person, [self._example(box, rng) for _ in range(_EXAMPLES)]
 
     def views(self) -> Iterator[View]:
         width, height = self.size
-        rows, columns = self._canvas.shape[:2]
+        rows, columns = self.canvas.shape[:2]
         rng = np.random.default_rng(1)
         for index in range(self.length):
             turn = index / (self.length - 1)
@@ -206,16 +207,16 @@ class PhotoPan:
             left = (columns - w) * phase
             top = (rows - h) * (0.5 + 0.4 * np.sin(5 * turn))
             window = np.array([[w / width, 0, left], [0, h / height, top]])
-            image = cv2.warpAffine(self._canvas, window, (width, height), flags=cv2.INTER_AREA | cv2.WARP_INVERSE_MAP)
+            image = cv2.warpAffine(self.canvas, window, (width, height), flags=cv2.INTER_AREA | cv2.WARP_INVERSE_MAP)
             light = 1.0 + 0.25 * np.sin(14 * turn), 10 * np.sin(23 * turn)
             noise = rng.normal(0, 3, image.shape)
             image = np.clip(image * light[0] + light[1] + noise, 0, 255).astype(np.uint8)
-            boxes = (self._seen(box, left, top, w / width) for _, box in self._persons)
+            boxes = (self._seen(box, left, top, w / width) for _, box in self.persons)
             yield View(image, tuple(box for box in boxes if box is not None))
 
     def _example(self, box: Box, rng: np.random.Generator) -> Image:
         jitter = rng.uniform(-0.06, 0.06, 4) * (box.right - box.left)
-        rows, columns = self._canvas.shape[:2]
+        rows, columns = self.canvas.shape[:2]
         moved = Box(
             max(0, round(box.left + jitter[0])),
             max(0, round(box.top + jitter[1])),
@@ -223,7 +224,7 @@ class PhotoPan:
             min(rows, round(box.bottom + jitter[3])),
         )
         light = rng.uniform(0.75, 1.25)
-        return np.asarray(np.clip(moved.crop(self._canvas) * light, 0, 255), np.uint8)
+        return np.asarray(np.clip(moved.crop(self.canvas) * light, 0, 255), np.uint8)
 
     def _seen(self, box: Box, left: float, top: float, scale: float) -> Box | None:
         """The box in the frame, if at least two thirds of it are inside."""
@@ -238,12 +239,7 @@ class PhotoPan:
 
 def frame_rate(path: Path) -> float:
     """Frames per second of a video; SourceError when OpenCV cannot decode it."""
-    capture = cv2.VideoCapture(str(path))
-    fps = capture.get(cv2.CAP_PROP_FPS) if capture.isOpened() else 0.0
-    capture.release()
-    if not fps:
-        raise SourceError(f"{path} is not a video that OpenCV can decode")
-    return float(fps)
+    return frames_per_second(path) or 25.0
 
 
 def photograph(package: str, file: str) -> Image:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.data.masks import central_object
-from calibration.data.samples import MAX_SIDE, limited, photographs
+from calibration.data.samples import MAX_SIDE, photographs, shrunk_to_limit
 from runtime.bundle.spec import Preprocess
 from runtime.errors import InputError
 from runtime.images.decode import Image, read_image
@@ -99,7 +99,7 @@ def with_photographs(pictures: Pictures, preprocess: Preprocess) -> Pictures:
         MissingDependencyError: A package that carries them is not installed.
     """
     side = min(_MAX_PHOTOGRAPH, round(0.9 * max(preprocess.height, preprocess.width)))
-    images = [limited(image, side) for image in photographs(_PERSONS).values()]
+    images = [shrunk_to_limit(image, side) for image in photographs(_PERSONS).values()]
     first = max(pictures.shows) + 1
     return Pictures(
         (*pictures.images, *images),
@@ -128,7 +128,7 @@ def given_pictures(folder: str | os.PathLike[str], preprocess: Preprocess) -> Pi
         )
     names = [PurePosixPath(path).parent.as_posix() for path in paths]
     labels = list(dict.fromkeys(names))
-    images = [limited(read_image(path)) for path in paths]
+    images = [shrunk_to_limit(read_image(path)) for path in paths]
     shows = [labels.index(name) for name in names]
     # Of each label the first half is enrolled; of what is shown once, only the very first, where nothing else is.
     known = [shows[:place].count(label) < shows.count(label) // 2 for place, label in enumerate(shows)]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from edgevis.models.entry import ModelEntry  # imports torch, which takes a second or two
 
 UNTRAINED = (
-    "RANDOM WEIGHTS: this model has not been trained. Its engines are proved to compute what the PyTorch model "
-    "computes, and that means nothing. Give trained weights with --checkpoint."
+    "RANDOM WEIGHTS: this model has not been trained. Its engines are proved to compute what the reference "
+    "model computes, and that means nothing. Give trained weights with --checkpoint."
 )
 
 

@@ -17,6 +17,7 @@ from calibration.search.chart import bar_chart, svg_text
 from calibration.search.sensitivity import LayerSensitivity
 from export.reporter import Reporter
 from runtime.common.command import run_command
+from runtime.common.console import add_verbosity, log_to_stderr
 from runtime.common.json_data import to_json
 from runtime.common.text import text_table
 
@@ -35,10 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--calibration", metavar="METHOD", choices=get_args(Method), help=", ".join(get_args(Method)))
     parser.add_argument("--output", metavar="PREFIX", type=Path, help="write PREFIX.json and PREFIX.svg")
     parser.add_argument("--top", metavar="N", type=int, default=20, help="rows of the table (default: %(default)s)")
-    parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    add_verbosity(parser, progress=True)
     arguments = parser.parse_args(argv)
-    return run_command(lambda: _run(arguments))
+    with log_to_stderr(arguments):
+        return run_command(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -48,7 +50,10 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         Path(f"{arguments.output}.json").write_text(text, encoding="utf-8")
         Path(f"{arguments.output}.svg").write_text(sensitivity_chart(arguments.model, worst), encoding="utf-8")
-    sys.stdout.write(text if arguments.json else sensitivity_table(worst, top=arguments.top) + "\n")
+    if arguments.json:
+        sys.stdout.write(text)
+    elif not arguments.quiet:
+        sys.stdout.write(sensitivity_table(worst, top=arguments.top) + "\n")
     return 0
 
 
@@ -88,7 +93,7 @@ def _measure(arguments: argparse.Namespace) -> tuple[LayerSensitivity, ...]:
         calibration_data=arguments.calibration_data,
         calibration=arguments.calibration,
     )
-    return measure_layers(request, Reporter(sys.stderr, quiet=arguments.quiet))
+    return measure_layers(request, Reporter(sys.stderr, quiet=bool(arguments.quiet)))
 
 
 if __name__ == "__main__":

@@ -34,14 +34,14 @@ class BuildState:
     """The state of a build; stages run in order, and each reads what earlier ones have set.
 
     Attributes:
-        request: What is built.
-        target: Where it shall run.
-        precisions: Those that are built; INT8 leaves where the images cannot show what it loses.
+        request: The request.
+        target: The target that engines are built for.
+        precisions: The precisions that are built; INT8 is removed where the images cannot show its loss.
         folder: The staged bundle's; what a stage writes goes there.
-        model: What engines are compared with. Set by ``load``, as are the next four.
+        model: The reference model that engines are compared with. Set by ``load``, as are the next four.
         deployment: The model's graphs and preprocessing; ``open_set`` adds its statistics.
-        weights: Where they come from, and their digest.
-        parameters: How many there are.
+        weights: The source and digest of the weights.
+        parameters: The number of parameters.
         profiles: Graph name to the shapes that engines are built for; empty where the target has no such range.
         calibration_samples, verification_samples: Images, with masks where a graph takes one. Set by ``samples``.
         float_graphs: The graphs in float32. Set by ``to_onnx``.
@@ -50,16 +50,16 @@ class BuildState:
         golden: The same of the images that go into the bundle; None where those are the first of ``reference``.
         left_out: Names of engines that are not built, because nothing could be measured of them.
         calibrated: INT8's ranges; None where no INT8 is built. Set by ``calibrate``.
-        sensitivity: What each layer alone does in INT8. Set by ``measure_sensitivity``.
+        sensitivity: The loss of each layer that is alone in INT8. Set by ``measure_sensitivity``.
         search: INT8 graphs for each backend. Set by ``search_int8``.
-        calibration: How they were made; None where no INT8 is built.
-        graphs: What each engine is compiled from; engines that are compiled from the same share the very object. Set
-            by ``search_int8``; ``cast_fp16`` replaces those that compute in float16.
+        calibration: A record of how they were quantised; None where no INT8 is built.
+        graphs: The graphs that each engine is compiled from; engines that are compiled from the same share the very
+            object. Set by ``search_int8``; ``cast_fp16`` replaces those that compute in float16.
         uncast_graphs: The same before the casts to float16.
         records: The compiled engines. Set by ``compile``.
         engines: Those that are in the bundle, with what was measured of them. Set by ``check_parity``.
-        candidates: What became of every engine.
-        manifest: What the bundle says of itself. Set by ``describe``.
+        candidates: The outcome for every engine.
+        manifest: The bundle's manifest. Set by ``describe``.
     """
 
     request: BuildRequest
@@ -90,7 +90,7 @@ class BuildState:
 
     @property
     def quantization(self) -> QuantizationConfig:
-        """How INT8 graphs are quantised."""
+        """The configuration of INT8 graphs."""
         config = self.target.quantization
         return replace(config, method=self.request.calibration or config.method)
 

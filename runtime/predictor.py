@@ -44,7 +44,8 @@ class Predictor:
     """Runs a bundle. Threads may share it.
 
     Args:
-        bundle: The folder ``NAME.edgevis`` that export wrote.
+        bundle: The folder ``NAME.edgevis`` that export wrote, or the name of a ready bundle of the package,
+            such as ``"osnet-x0-25"``; a path that exists wins.
         backend: ``"auto"`` or the name of a file in ``runtime/backends/``.
         device: ``"auto"`` or a device of the backend, such as ``"cpu"``.
         precision: ``"fp32"``, ``"fp16"``, ``"bf16"`` or ``"int8"``; None takes the fastest that was measured to decide
@@ -313,7 +314,8 @@ class Predictor:
 
         Args:
             strangers: A list of images, as for :meth:`predict`, a folder, a video – a minute of the camera's own, with
-                nobody enrolled in it – or whatever else :meth:`stream` takes. At least 20 images; 100 for 1 %.
+                nobody enrolled in it – or whatever else :meth:`stream` takes; of a camera, its next minute. At least 20
+                images; 100 for 1 %.
 
         Returns:
             The operating point, as ``info.open_set``.
@@ -324,7 +326,7 @@ class Predictor:
         """
         self._check_open()
         open_set = self._scored("calibration")
-        rows = None if strangers is None else sampled_rows(frames(strangers), self._task.scored_rows)
+        rows = None if strangers is None else sampled_rows(frames(strangers, live_s=60.0), self._task.scored_rows)
         with fork_waits():
             open_set.calibrate(rows)
             self._enrolment.settings_changed()

@@ -15,6 +15,7 @@ from runtime.common.json_data import to_json
 from runtime.errors import InputError, UnknownLabelError
 from runtime.images.decode import Image
 from runtime.images.draw import annotated, color_of, draw_tag, tag_height, tag_scale
+from runtime.interop.supervision import supervision_detections
 
 _STRIP_PIXELS = 1 << 20
 _KEPT = 0.55  # how much of the picture shows through a tinted label
@@ -154,6 +155,22 @@ class Segmentation:
     labels: tuple[str, ...]
     label_map: npt.NDArray[np.int16]
     speed_ms: Mapping[str, float] = field(default_factory=dict)
+
+    def to_supervision(self) -> Any:
+        """``supervision.Detections`` with a box, a mask and the mean probability of each label that was found.
+
+        Raises:
+            MissingDependencyError: supervision is not installed.
+        """
+        found = [(index, self._summary(index)) for index, share in enumerate(self.shares) if share > 0]
+        indices = np.array([index for index, _ in found], np.int64)
+        return supervision_detections(
+            np.array([box for _, (_, box) in found], np.float32),
+            np.array([probability for _, (probability, _) in found], np.float32),
+            [self.labels[index] for index in indices],
+            indices,
+            self.label_map[None] == indices[:, None, None],
+        )
 
     def mask_of(self, label: str) -> npt.NDArray[np.bool_]:
         """(H, W) bool: the pixels of a label; UnknownLabelError when the model does not know it."""
@@ -303,6 +320,14 @@ class Detections:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: a list of the objects, each with label, class, score and box."""
         return {"detections": [detection._asdict() for detection in self], "speed_ms": dict(self.speed_ms)}
+
+    def to_supervision(self) -> Any:
+        """``supervision.Detections`` with the same boxes; the labels are its ``data["class_name"]``.
+
+        Raises:
+            MissingDependencyError: supervision is not installed.
+        """
+        return supervision_detections(self.boxes_xyxy, self.scores, self.labels, self.class_ids)
 
     def cells(self) -> tuple[str, str]:
         """How many there are of each label, and the highest and the lowest score."""

@@ -19,7 +19,7 @@ from runtime.bundle.spec import Deployment
 from runtime.images.preprocess import Preprocessor
 
 _ALIKE = 0.7
-"""The least ratio of spreads that counts as alike, and one by the largest."""
+"""The smallest ratio of spreads that counts as alike; the largest one is its reciprocal."""
 
 _IMAGES = 16
 _BATCH = 8

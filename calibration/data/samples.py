@@ -54,6 +54,8 @@ _PHOTOGRAPHS = (
     ),
     ("matplotlib", "mpl-data/sample_data", ("grace_hopper.jpg",)),
 )
+# Its licence is not stated, so no crop of it is copied; of the others no copyright restrictions are known.
+_NOT_COPIED = "motorcycle_left"
 # Standard deviation of a crop's pixels. A piece of blank sky has less, and what a network makes of it is noise.
 _MIN_CONTRAST = 30.0
 _TRIES = 20
@@ -66,10 +68,10 @@ class SampleSet:
 
     Attributes:
         images: Each (H, W, 3) uint8 BGR, of its own size.
-        labels: What each shows; images of one label show the same.
-        source: Where they come from, without machine paths.
+        labels: The label of each image; images of one label show the same.
+        source: The origin of the images, without machine paths.
         digest: SHA-256 of all pixels, labels and masks.
-        masks: For each image an object in it; empty where none were asked for.
+        masks: A mask of an object in each image; empty where none were requested.
     """
 
     images: tuple[Image, ...]
@@ -111,7 +113,7 @@ def samples_from(path: str | os.PathLike[str], *, count: int = DEFAULT_COUNT) ->
     """Up to ``count`` images of a folder (searched recursively) or a zip (read without unpacking it).
 
     The label of an image is the name of the folder it lies in. Of more than ``count`` images, every n-th in the order
-    of their paths is taken, so that all labels are met. What is passed over, :mod:`runtime.images.folders` says.
+    of their paths is taken, so that all labels are met. :mod:`runtime.images.folders` says which files are left out.
 
     Raises:
         SourceError: There is no such folder or zip, it holds no images, or one in it cannot be read; the message names
@@ -127,24 +129,29 @@ def samples_from(path: str | os.PathLike[str], *, count: int = DEFAULT_COUNT) ->
     raise SourceError(f"the calibration data {path} {problem}; allowed: a folder of images, or a .zip of them")
 
 
-def samples_from_photographs(*, height: int, width: int, count: int = DEFAULT_COUNT, seed: int = 0) -> SampleSet:
+def samples_from_photographs(
+    *, height: int, width: int, count: int = DEFAULT_COUNT, seed: int = 0, to_copy: bool = False
+) -> SampleSet:
     """``count`` crops with changing light of the photographs in the wheels; the label is the photograph.
 
     Args:
         height, width: The model's input; crops have its proportions, so that a tall input gets tall crops.
-        count: How many.
-        seed: The same seed gives the same crops.
+        count: The number of crops.
+        seed: The seed of the crops; the same seed gives the same ones.
+        to_copy: Leave out the photograph whose licence is not stated, because the crops go into a bundle.
 
     Raises:
         MissingDependencyError: A package that carries them is not installed.
     """
     images_by_name = [(PurePosixPath(name).stem, image) for name, image in photographs().items()]
+    if to_copy:
+        images_by_name = [(name, image) for name, image in images_by_name if name != _NOT_COPIED]
     # random.Random.random() gives the same numbers in every version of Python; NumPy promises that for no generator.
     draw = random.Random(seed).random  # noqa: S311 - nothing secret is drawn
     images, labels = [], []
     for index in range(count):
         label, photograph = images_by_name[index % len(images_by_name)]
-        images.append(_relit(_crop(photograph, width / height, draw), draw))
+        images.append(_color_jitter(_crop(photograph, width / height, draw), draw))
         labels.append(label)
     return sample_set(images, labels, PHOTOGRAPHS_SOURCE)
 
@@ -158,7 +165,8 @@ def photographs(chosen: Collection[str] = ()) -> dict[str, Image]:
     Raises:
         MissingDependencyError: A package that carries them is not installed.
     """
-    return {path.name: limited(read_image(path)) for path in _photograph_paths() if not chosen or path.name in chosen}
+    paths = [path for path in _photograph_paths() if not chosen or path.name in chosen]
+    return {path.name: shrunk_to_limit(read_image(path)) for path in paths}
 
 
 def split(samples: SampleSet) -> tuple[SampleSet, SampleSet]:
@@ -182,14 +190,14 @@ def split(samples: SampleSet) -> tuple[SampleSet, SampleSet]:
 
 def _from_folder(folder: Path, count: int) -> SampleSet:
     names = _chosen([path.relative_to(folder).as_posix() for path in image_files(folder)], folder.name, count)
-    return sample_set([limited(read_image(folder / name)) for name in names], _labels(names), folder.name)
+    return sample_set([shrunk_to_limit(read_image(folder / name)) for name in names], _labels(names), folder.name)
 
 
 def _from_zip(path: Path, count: int) -> SampleSet:
     try:
         with zipfile.ZipFile(path) as archive:
             names = _chosen(_images_in_zip(archive, path), path.name, count)
-            images = [limited(_read_entry(archive, name, path)) for name in names]
+            images = [shrunk_to_limit(_read_entry(archive, name, path)) for name in names]
     except EdgevisError:  # some are OSErrors or ValueErrors, too
         raise
     except ZIP_ERRORS as error:
@@ -236,7 +244,7 @@ def _labels(names: Sequence[str]) -> list[str]:
     return [PurePosixPath(name).parent.name for name in names]
 
 
-def limited(image: Image, side: int = MAX_SIDE) -> Image:
+def shrunk_to_limit(image: Image, side: int = MAX_SIDE) -> Image:
     """The image, shrunk to ``side`` pixels if one of its sides is larger."""
     ratio = side / max(image.shape[:2])
     if ratio >= 1:
@@ -280,7 +288,7 @@ def _crop(image: Image, aspect: float, draw: Callable[[], float]) -> Image:
     return crop[:, ::-1] if draw() < 0.5 else crop
 
 
-def _relit(image: Image, draw: Callable[[], float]) -> Image:
+def _color_jitter(image: Image, draw: Callable[[], float]) -> Image:
     """The image with random brightness, contrast and colour temperature."""
     gamma, gain, warmth = 0.6 + draw(), 0.6 + 0.7 * draw(), 0.2 * draw() - 0.1
     pixel = np.arange(256) / 255.0

@@ -1,4 +1,4 @@
-"""How a graph is quantised."""
+"""The configuration of INT8 quantisation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from calibration.quantize.ranges import Method
 
 @dataclass(frozen=True, slots=True)
 class QuantizationConfig:
-    """How a graph is quantised: symmetric int8, weights per channel, activations per tensor, biases in float.
+    """The configuration of a graph in symmetric int8: weights per channel, activations per tensor, biases in float.
 
     Attributes:
         method: How an activation's range follows from its values, see
@@ -18,11 +18,11 @@ class QuantizationConfig:
             closest to float on every calibration set. Mean cosine on PKU-Reid: 0.986 calibrated on the wheels'
             photographs (``percentile`` 0.986, ``minmax`` 0.984), 0.980 on fashion photographs (0.979, 0.971), 0.993 on
             PKU-Reid (0.991, 0.988).
-        percentile: What ``percentile`` keeps, in per cent.
+        percentile: The share of values that ``percentile`` keeps, in per cent.
         operators: The operators whose inputs and weights become int8. Additions are not among them: where both terms
             come from convolutions they are int8 already, and where not, rounding them cost OSNet x0.25 two points of
             mAP and made no engine faster.
-        placement: What is rounded around them, see :func:`calibration.quantize.qdq.with_qdq`.
+        placement: The tensors around them that are rounded, see :func:`calibration.quantize.qdq.with_qdq`.
     """
 
     method: Method = "mse"

@@ -25,7 +25,7 @@ _BINS = 2048
 _LEVELS = 127  # of int8 on either side of zero; -128 stays unused, so that the range is symmetric
 _SMALLEST_SHARE = 0.1
 _CANDIDATES = 128
-# Of the entropy method: what int8 distinguishes of a magnitude, and by how many bins its candidates differ.
+# The entropy method's number of int8 magnitudes, and the number of bins between two of its candidates.
 _ENTROPY_LEVELS = 128
 _ENTROPY_STEP = 8
 # The floor for a probability that the coarse distribution lacks; zero would make the divergence infinite.
@@ -72,10 +72,10 @@ class Histogram:
         """The magnitude that the largest integer represents; 1 for a tensor that was always zero.
 
         Args:
-            method: ``minmax`` the largest value that was seen; ``percentile`` cuts the rarest off; ``mse`` the cut that
-                makes the mean squared error of rounding and cutting together the least; ``entropy`` the cut whose
-                coarse distribution diverges least from the fine one, see :func:`_entropy_bins`.
-            percentile: 0..100, what share of all values ``percentile`` keeps.
+            method: ``minmax`` takes the largest value; ``percentile`` cuts off the rarest largest values; ``mse`` takes
+                the cut with the least mean squared error of rounding and cutting together; ``entropy`` takes the cut
+                whose coarse distribution diverges least from the fine one, see :func:`_entropy_bins`.
+            percentile: The share of all values that ``percentile`` keeps, 0..100.
         """
         if self.peak == 0.0:
             return 1.0

@@ -21,7 +21,7 @@ class CalibratedGraph:
 
     Attributes:
         prepared: The float graph, ready for Q/DQ.
-        ranges: Its ranges.
+        ranges: The ranges of its activations.
         note: Whether the ranges came from the cache, and if not, why.
     """
 
@@ -35,7 +35,7 @@ class CalibratedModel:
     """All graphs of a model with their ranges.
 
     Attributes:
-        config: How the graphs are quantised.
+        config: The configuration of the quantisation.
         graphs: Graph name to calibrated graph.
     """
 
@@ -83,7 +83,7 @@ def calibrate(
     Args:
         fp32_graphs: Graph name to float graph.
         feeds: Maps a graph's name to batches of its real inputs; not called where the cache has the ranges.
-        config: How the graphs are quantised.
+        config: The configuration of the quantisation.
         cache: Where ranges are kept between builds; None measures anew and stores nothing.
 
     Raises:

@@ -19,14 +19,14 @@ from runtime.common.discovery import names_in
 
 
 class Verb(Protocol):
-    """What a module in this package offers."""
+    """The members of a module in this package."""
 
     __doc__: str | None
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
     def run(self, arguments: argparse.Namespace) -> int:
-        """Do it; the process's exit status."""
+        """Run the verb; returns the process's exit status."""
         ...
 
 

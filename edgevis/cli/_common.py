@@ -27,7 +27,9 @@ AUTO = "auto"
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """``BUNDLE`` and the choice of its engine."""
-    parser.add_argument("bundle", metavar="BUNDLE", help="a folder NAME.edgevis")
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", help="a folder NAME.edgevis, or the name of a ready bundle, such as osnet-x0-25"
+    )
     parser.add_argument(
         "--backend", default="auto", help="auto, onnxruntime, openvino, tensorrt, tensorrt_rtx (default: auto)"
     )

@@ -25,7 +25,7 @@ class Outputs:
     Args:
         folder: Where to write; it is made when the work begins.
         suffix: ``".jpg"`` or ``".png"``.
-        inputs: What is read.
+        inputs: The files that are read.
 
     Raises:
         OutputError: The folder cannot be made or written to.

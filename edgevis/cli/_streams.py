@@ -10,14 +10,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-import cv2
-
 from edgevis import InputError, Predictor
+from edgevis.cli._formats import format_writer
 from edgevis.cli._results import results_for
 from edgevis.cli._text import HEADERS, drawn, label_width
+from runtime.common.addresses import without_password
 from runtime.images.decode import Image
 from runtime.images.picture_files import write_drawing
-from runtime.streams.opencv import video_capture
+from runtime.streams.video_file import frames_per_second
 from runtime.streams.video_output import CODECS, FRAMES_PER_SECOND, VideoOutput
 
 VIDEO_SUFFIXES = frozenset(
@@ -25,6 +25,24 @@ VIDEO_SUFFIXES = frozenset(
 )
 
 Stream = int | str | Path
+
+
+def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a camera or an address."""
+    parser.add_argument(
+        "--drop",
+        choices=("auto", "none", "oldest"),
+        default="auto",
+        help="of a camera: which frames a slow model leaves out; auto (the default) drops the oldest of a live source",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=10.0,
+        help="of a camera: it counts as lost after so long without a frame (default: 10)",
+    )
+    parser.add_argument("--no-reconnect", action="store_true", help="of a camera: end when it is lost")
 
 
 def stream_of(names: list[str]) -> Stream | None:
@@ -35,7 +53,8 @@ def stream_of(names: list[str]) -> Stream | None:
     """
     streams = [stream for name in names if (stream := _stream(name)) is not None]
     if streams and len(names) > 1:
-        raise InputError(f"{streams[0]} is a camera, an address or a video: name nothing else beside it")
+        shown = without_password(str(streams[0]))
+        raise InputError(f"{shown} is a camera, an address or a video: name nothing else beside it")
     return streams[0] if streams else None
 
 
@@ -60,17 +79,28 @@ def predict_stream(
         OutputError: What is drawn cannot be written.
     """
     widths = (7, label_width(predictor), -6, -7)
-    head = {"source": str(stream), "threshold": predictor.threshold}
+    head = {"source": without_password(str(stream)), "threshold": predictor.threshold}
     output = _Nothing() if arguments.plot is None else _output(Path(arguments.plot), stream)
-    frames = islice(predictor.stream(stream, top_k=arguments.top_k), arguments.frames)
-    with output, results_for(arguments, head, ("frame", *HEADERS[1:]), lambda: widths, endless=True) as results:
-        for number, (frame, result) in enumerate(frames):
+    predicted = predictor.stream(
+        stream,
+        top_k=arguments.top_k,
+        drop=arguments.drop,
+        timeout_s=arguments.timeout,
+        reconnect=not arguments.no_reconnect,
+    )
+    writer = format_writer(arguments, predictor.labels) or results_for(
+        arguments, head, ("frame", *HEADERS[1:]), lambda: widths, endless=True
+    )
+    with output, predicted, writer as results:
+        for number, (frame, result) in enumerate(islice(predicted, arguments.frames)):
             entry = {"frame": number, **result.to_dict()}
             try:
                 if arguments.plot is not None:
                     entry["plot"] = output.write(number, drawn(result, frame, pictures))
             finally:  # print the result even if the disk is full
-                results.add(entry, (str(number), *result.cells(), f"{sum(result.speed_ms.values()):.1f}"))
+                results.add(
+                    entry, (str(number), *result.cells(), f"{sum(result.speed_ms.values()):.1f}"), frame.shape[:2]
+                )
 
 
 def check_stream_arguments(arguments: argparse.Namespace) -> None:
@@ -143,11 +173,5 @@ def _output(path: Path, stream: Stream) -> _Output:
 
 def frame_rate_of(stream: Stream) -> float:
     """The frame rate stored in a video file; cameras are not opened a second time to query it."""
-    if not isinstance(stream, Path):
-        return FRAMES_PER_SECOND
-    capture = video_capture(stream)
-    try:
-        rate = float(capture.get(cv2.CAP_PROP_FPS)) if capture.isOpened() else 0.0
-    finally:
-        capture.release()
-    return rate if 1.0 <= rate <= 1000.0 else FRAMES_PER_SECOND
+    rate = frames_per_second(stream) if isinstance(stream, Path) else None
+    return rate or FRAMES_PER_SECOND

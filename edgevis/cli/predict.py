@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevis import EngineError, InputError, Predictor, Segmentation, SourceError
+from edgevis import Detections, EngineError, InputError, Predictor, Segmentation, SourceError
 from edgevis.cli._common import (
     add_engine_arguments,
     add_output_arguments,
@@ -18,9 +18,10 @@ from edgevis.cli._common import (
     set_threshold,
     shown,
 )
+from edgevis.cli._formats import DETECTION_FORMATS, format_writer
 from edgevis.cli._outputs import Outputs, places
-from edgevis.cli._results import Results, results_for
-from edgevis.cli._streams import check_stream_arguments, predict_stream, stream_of
+from edgevis.cli._results import Results, results_for, settle_format
+from edgevis.cli._streams import add_stream_arguments, check_stream_arguments, predict_stream, stream_of
 from edgevis.cli._text import HEADERS, WIDEST, drawn, label_width
 from runtime import tasks
 from runtime.common.console import report
@@ -60,7 +61,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jsonl", action="store_true", help="print one JSON object for each image, on a line, as soon as it is known"
     )
+    parser.add_argument(
+        "--format",
+        choices=("table", "json", "jsonl", *DETECTION_FORMATS),
+        help="what is printed (default: table); of detections also csv, one row for each object, coco, a COCO data "
+        "set, and mot, MOT-challenge text",
+    )
+    parser.add_argument(
+        "--annotations",
+        metavar="FILE",
+        help="with --format coco: print COCO results for this annotation file, with its ids, in place of a data set",
+    )
     parser.add_argument("--frames", metavar="N", type=int, help="of a video or camera: stop after so many frames")
+    add_stream_arguments(parser)
     add_threshold_argument(parser, lifetime="for this run")
     add_output_arguments(parser)
 
@@ -70,6 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError(f"--top-k is {arguments.top_k}; allowed: a whole number >= 1")
     if arguments.frames is not None and arguments.frames < 1:
         raise InputError(f"--frames is {arguments.frames}; allowed: a whole number >= 1")
+    settle_format(arguments)
     stream = stream_of(arguments.images)
     if stream is not None:
         check_stream_arguments(arguments)
@@ -82,11 +96,16 @@ def run(arguments: argparse.Namespace) -> int:
     plots = None if arguments.plot is None or stream is not None else Outputs(arguments.plot, ".jpg", paths)
     masks = None if arguments.masks is None else Outputs(arguments.masks, ".png", paths)
     with open_predictor(arguments) as predictor:
-        segments = issubclass(tasks.load(predictor.info.task).TRAITS.result, Segmentation)
+        result = tasks.load(predictor.info.task).TRAITS.result
+        segments = issubclass(result, Segmentation)
+        if arguments.format in DETECTION_FORMATS and not issubclass(result, Detections):
+            raise InputError(
+                f"--format {arguments.format} is for detections; this model's task is {predictor.info.task}"
+            )
         if masks and not segments:
             raise InputError("--masks is for segmentation; this model's results have no masks")
-        if pictures is not None and segments:
-            raise InputError("--pictures are for models that rank what is enrolled; this one segments")
+        if pictures is not None and (segments or issubclass(result, Detections)):
+            raise InputError("--pictures are for models that rank what is enrolled; this one's results are no ranking")
         if arguments.enrolment:
             predictor.load(arguments.enrolment)
         set_threshold(predictor, arguments)
@@ -97,7 +116,10 @@ def run(arguments: argparse.Namespace) -> int:
             if outputs:
                 outputs.prepare()
         head = {"threshold": predictor.threshold}
-        with results_for(arguments, head, HEADERS, lambda: _widths(paths, predictor)) as results:
+        writer = format_writer(arguments, predictor.labels) or results_for(
+            arguments, head, HEADERS, lambda: _widths(paths, predictor)
+        )
+        with writer as results:
             failed = _predict(predictor, paths, arguments.top_k, results, plots, masks, pictures)
     if failed and len(paths) > 1:
         report(f"{failed} of {len(paths)} images could not be read or used; the results of the others are complete")
@@ -125,7 +147,8 @@ def _predict(
             if masks and isinstance(result, Segmentation):
                 entry["mask"] = masks.write(path, (result.label_map + 1).astype(np.uint8))
         finally:  # print the result even if the disk is full
-            results.add(entry, (shown(place), *result.cells(), f"{sum(result.speed_ms.values()):.1f}"))
+            row = (shown(place), *result.cells(), f"{sum(result.speed_ms.values()):.1f}")
+            results.add(entry, row, (image.shape[0], image.shape[1]))
 
     failed = 0
     where = places(paths)

@@ -21,7 +21,7 @@ from edgevis.data.splits import EVALUATED, Role, role_of, roles_of_rows
 from runtime.errors import InputError, SourceError
 
 NOVEL_DRAW, HELD_DRAW = 0, 1
-"""What the seed draws here; other uses of the same seed take other numbers."""
+"""The number of this use of the seed; each use of the same seed has another."""
 
 _NOVEL = 0.2
 _LEAST_NOVEL = 2  # with a single class every prediction is right

@@ -277,7 +277,7 @@ class Visible:
 
 
 def examples_by_class(data: MaskedImages, visible: Visible) -> Counter[int]:
-    """How many images are examples of each class from 1 to 254; all masks are read.
+    """The number of images that are examples of each class from 1 to 254; all masks are read.
 
     Raises:
         SourceError: A mask cannot be read.

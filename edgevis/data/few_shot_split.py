@@ -41,7 +41,7 @@ from edgevis.data.segmentation_episodes import Queries
 from runtime.errors import InputError
 
 CLASS_DRAW = 0
-"""What the seed draws here; other uses of the same seed take other numbers."""
+"""The number of this use of the seed; each use of the same seed has another."""
 
 _NOVEL, _VALIDATION = 0.2, 0.1
 # The least share of pixels that makes an image an example of a class.

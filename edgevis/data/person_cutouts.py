@@ -12,6 +12,7 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from runtime.common.files import ZIP_ERRORS
 from runtime.errors import EdgevisError, InputError, SourceError
 from runtime.images.decode import decode_picture
 from runtime.images.masks import decode_mask, laid_beside
-from runtime.streams.opencv import video_capture
+from runtime.streams.reader import frames as read_frames
+from runtime.streams.video_file import frames_per_second
 
 BACKGROUND = 0
 BODY = 1
@@ -119,22 +121,8 @@ def persons_from_video(
     """
     if not Path(path).is_file():
         raise SourceError(f"no video at {path}")
-    capture = video_capture(Path(path))
-    try:
-        frames: list[NDArray[np.uint8]] = []
-        empty = max(1, round(empty_s * capture.get(cv2.CAP_PROP_FPS) / every))
-        index = 0
-        while capture.grab():
-            if index % every == 0:
-                ok, frame = capture.retrieve()
-                if not ok:
-                    break
-                frames.append(np.asarray(frame, np.uint8))
-            index += 1
-    finally:
-        capture.release()
-    if not frames:
-        raise SourceError(f"cannot decode {path}")
+    empty = max(1, round(empty_s * (frames_per_second(Path(path)) or 25.0) / every))
+    frames: list[NDArray[np.uint8]] = list(islice(read_frames(Path(path)), 0, None, every))
     background = np.median(np.stack(frames[:empty]), axis=0).astype(np.uint8)
     persons = [_person_from_frame(frame, background, min_height, threshold) for frame in frames[empty:]]
     return [person for person in persons if person is not None]

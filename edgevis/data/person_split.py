@@ -20,7 +20,7 @@ from edgevis.data.splits import Role
 from runtime.errors import InputError
 
 HELD_DRAW = 0
-"""What the seed draws here; other uses of the same seed take other numbers."""
+"""The number of this use of the seed; each use of the same seed has another."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,8 +30,8 @@ class PersonSplit:
     Attributes:
         train: Of all persons that train or validate.
         held: Those of them that only validate; empty where none of them could be recognised by a second camera.
-        query, gallery: What evaluates.
-        notes: What the report must say of the data, by name.
+        query, gallery: Images that evaluate.
+        notes: Facts about the data for the report, by name.
     """
 
     train: PersonImages

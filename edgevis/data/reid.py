@@ -66,8 +66,8 @@ def read_market1501(
 
     Args:
         path: The folder or zip that holds ``bounding_box_train``, ``query`` and ``bounding_box_test``.
-        part: Which of them.
-        inside: The folder in it that they lie in.
+        part: The part to read.
+        inside: The folder inside ``path`` that holds them.
 
     Raises:
         InputError: There is no such part.

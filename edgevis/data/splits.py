@@ -39,8 +39,8 @@ def roles_of_rows(
     """The split of each row by its column ``split``; None for a table without that column.
 
     Args:
-        files: Where the table lies, for messages.
-        table: Its name.
+        files: The folder or zip that holds the table, for messages.
+        table: The table's name.
         rows: As of :meth:`edgevis.data.files.Files.table`.
         allowed: The splits that the task knows.
 

@@ -135,8 +135,8 @@ class AttentiveSqueeze(nn.Module):
         inputs: Channels of the input.
         outputs: Channels of the output; half of them are a multiple of ``heads``.
         kernel: Side of the convolution's kernel.
-        stride: Its stride.
-        padding: Its padding.
+        stride: Stride of the convolution.
+        padding: Padding of the convolution.
         pool_keys: Convolve keys and values like the query, instead of 1x1.
         heads: Attention heads; the logits are not scaled.
         groups: Groups of all group norms.

@@ -20,7 +20,7 @@ __all__ = ["SegmentationScore", "intersection_and_union"]
 def intersection_and_union(
     prediction: ArrayLike, target: ArrayLike, ignore: ArrayLike | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many pixels background and foreground have in common, and how many either has.
+    """The numbers of pixels in the intersection and the union, of background and of foreground.
 
     Args:
         prediction, target: (H, W) bool, or integers 0 and 1: the foreground.

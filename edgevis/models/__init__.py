@@ -118,7 +118,7 @@ class ParameterCounts:
 
 
 def parameter_counts(declared: ModelEntry, module: nn.Module) -> ParameterCounts:
-    """How many parameters a module has, by what they are for."""
+    """The numbers of a module's parameters by their purpose."""
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     heads = sum(size for name, size in sizes.items() if name.startswith(declared.classifier))
     trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -57,10 +57,10 @@ class Recipe:
     Attributes:
         loss: A loss that the task knows, or one's own as ``package.module:NAME``; see
             :mod:`edgevis.training.custom_loss`.
-        epochs: How many; 0 trains nothing and evaluates what it begins with.
+        epochs: The number of epochs; 0 trains nothing and evaluates the initial weights.
         steps_per_epoch: Optimiser steps in each; 0 is one pass over the training data, where the task has such a thing.
         optimizer: ``sgd`` with momentum, ``adam`` or ``adamw``.
-        learning_rate: Its peak.
+        learning_rate: The peak of the schedule.
         momentum: Of SGD; of Adam beta1, the decay of its mean of gradients.
         adam_beta2: Adam's decay of its mean of squared gradients.
         weight_decay: For all parameters, as the papers' code has it.
@@ -111,7 +111,7 @@ class Recipe:
         "ema_decay": number(0, 1, below=True),
         "validate_every": whole(0, _MOST),
     }
-    """What a field takes whose type does not say it."""
+    """The allowed values of fields whose type does not say them."""
 
     def __post_init__(self) -> None:
         for item in fields(self):

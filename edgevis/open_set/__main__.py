@@ -21,6 +21,7 @@ from edgevis.open_set.embeddings import Part, background_of, embedder_of, scene_
 from edgevis.open_set.fit import choose_space, fit, same_cosine
 from edgevis.open_set.sidecar import SUFFIX, SidecarHeader, weights_digest, write_sidecar
 from runtime.common.command import run_command
+from runtime.common.console import add_verbosity, log_to_stderr
 from runtime.errors import InputError
 from runtime.gallery.state import Scoring
 from runtime.open_set.statistics import OpenSetStatistics
@@ -38,15 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--views", type=int, default=6, help="views of each person of the background (default: 6)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="a file, or a folder for NAME.DIGEST.open_set.npz")
+    add_verbosity(parser, progress=True)
     arguments = parser.parse_args(argv)
     command = " ".join(["python -m edgevis.open_set", *_shown(sys.argv[1:] if argv is None else argv)])
-    return run_command(lambda: _run(arguments, command))
+    with log_to_stderr(arguments):
+        return run_command(lambda: _run(arguments, command))
 
 
 def _run(arguments: argparse.Namespace, command: str) -> int:
     begun = time.monotonic()
 
     def say(text: str) -> None:
+        if arguments.quiet:
+            return
         sys.stderr.write(f"{time.monotonic() - begun:7.1f} s  {text}\n")
         sys.stderr.flush()
 
@@ -71,7 +76,8 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
         output = output / f"{declared.name}.{digest[:16]}{SUFFIX}"
     write_sidecar(output, SidecarHeader(declared.name, digest, command, statistics), space)
     say(f"written: {output}, {output.stat().st_size} bytes")
-    _report(statistics)
+    if not arguments.quiet:
+        _report(statistics)
     return 0
 
 

@@ -105,9 +105,9 @@ def selections(scene: Scene, *, labels: int, images: int, count: int, seed: int)
 
     Args:
         scene: With its labels and cameras.
-        labels, images: How many labels to enrol, with at most how many images each.
-        count: How many enrolments.
-        seed: Of the random choice.
+        labels, images: The number of labels to enrol, and the most images of each.
+        count: The number of enrolments.
+        seed: The seed of the random choice.
     """
     known = np.unique(scene.labels)
     if len(known) - labels < _MIN_STRANGERS:

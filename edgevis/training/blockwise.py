@@ -53,7 +53,7 @@ class BlockwiseModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """What a network computes for N images.
+    """The activations of a network for N images.
 
     Attributes:
         maps: (N, C, h, w) after each block.

@@ -45,12 +45,12 @@ class TrainingState:
     """The state that a resumed training needs, besides tensors.
 
     Attributes:
-        identity: What must be the same for it to be the same training.
-        epochs: How many are done.
-        seconds: Spent on them.
+        identity: The properties that a resumed training must share with the one that wrote the state.
+        epochs: The number of finished epochs.
+        seconds: The time spent on them.
         best: The best validation figure so far; None before there is one.
         history: One row of figures for each epoch.
-        sessions: When it was begun and gone on with.
+        sessions: The times at which it was begun and resumed.
     """
 
     identity: Mapping[str, Any]

@@ -33,6 +33,7 @@ from edgevis.training.average import AveragedWeights
 from edgevis.training.checkpoint import TrainingState, read_state, write_state, write_weights
 from edgevis.training.finite import TrainingError, diverged, non_finite_state
 from edgevis.training.freeze import train_but_frozen
+from edgevis.training.memory import use_channels_last
 from edgevis.training.progress import ProgressListener
 from edgevis.training.resume import BEST, LAST
 from edgevis.training.task import Batch, DataDependentStart, Evaluation, TrainingTask
@@ -48,12 +49,12 @@ class Run:
 
     Attributes:
         model: In any state of :meth:`~torch.nn.Module.train`; its frozen parameters stay frozen.
-        task: What it learns.
-        recipe: How.
-        provenance: What the weights will say of themselves; the epoch does not matter.
+        task: The data, loss and metrics.
+        recipe: The optimiser, schedule and lengths.
+        provenance: The provenance of the weights to be written; its epoch does not matter.
         output: The folder.
-        begun: How far it is, by :func:`edgevis.training.resume.begin`.
-        workers: Processes that make batches ahead; 0 makes them between the steps.
+        begun: The state to start or resume from, by :func:`edgevis.training.resume.begin`.
+        workers: The number of processes that prepare batches ahead; 0 prepares them between the steps.
         average: The average of the weights that is validated and kept instead of them; :func:`fit` makes it.
     """
 
@@ -76,9 +77,9 @@ def fit(run: Run, fabric: Any, listener: ProgressListener) -> TrainingState:
     """Train until the recipe's last epoch; afterwards the model has the weights that validated best.
 
     Args:
-        run: What.
+        run: The training.
         fabric: A launched ``lightning_fabric.Fabric``.
-        listener: Told of each step and epoch.
+        listener: Receives each step and epoch.
 
     Raises:
         WeightsError: The folder's checkpoint is damaged, or of another model.
@@ -87,7 +88,7 @@ def fit(run: Run, fabric: Any, listener: ProgressListener) -> TrainingState:
     """
     recipe, task = run.recipe, run.task
     step = _Step(run.model, task)
-    step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    use_channels_last(step)
     optimizer = _optimizer(step, recipe)
     average = AveragedWeights(run.model, recipe.ema_decay) if recipe.ema_decay else None
     parts = {"model": run.model, "criterion": step.criterion, **({} if average is None else {"average": average.model})}

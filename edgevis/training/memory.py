@@ -1,4 +1,4 @@
-"""Memory of a training on a processor: freed memory stays with the process for the next step.
+"""Memory of a training: weights in channels-last order; on a processor, freed memory stays for the next step.
 
 A step takes and frees the same hundreds of large tensors. glibc gives each back to the system and gets it back zeroed,
 page by page: on the machine of docs/training.md more than half of a step of MobileNetV2 went there.
@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
+
+import torch
+from torch import nn
 
 # Of malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -22,3 +26,9 @@ def keep_freed_memory() -> None:
     if mallopt is not None:  # musl has none
         for setting, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _PAD)):
             mallopt(setting, value)
+
+
+def use_channels_last(module: nn.Module) -> None:
+    """Move the module's four-dimensional parameters into channels-last order, in place."""
+    move: Callable[..., object] = module.to  # the overloads of PyTorch 2.13 lack memory_format
+    move(memory_format=torch.channels_last)

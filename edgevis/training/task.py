@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from edgevis.data.leakage import SplitCheck
@@ -15,6 +16,7 @@ from edgevis.metrics.interval import half_width
 from edgevis.models.recipe import Recipe
 from runtime.bundle.spec import Deployment
 from runtime.images.decode import Image
+from runtime.images.preprocess import Preprocessor
 
 Batch = Mapping[str, Tensor]
 
@@ -136,6 +138,29 @@ class ModelOutputs:
     embedding: Tensor
     logits: Sequence[Tensor] = ()
     parts: tuple[Tensor, ...] = ()
+
+
+class ViewBatches:
+    """The batches of a task whose step is augmented images with one training target each.
+
+    Args:
+        preprocess: The model's.
+    """
+
+    def __init__(self, preprocess: Preprocessor) -> None:
+        self._preprocess = preprocess
+
+    def views(self, epoch: int, step: int, rank: int) -> Views:
+        """See :class:`DistillableTask`."""
+        raise NotImplementedError
+
+    def tensors(self, views: Views) -> Batch:
+        """``image`` (N, 3, h, w) float32 and ``target`` (N,) int64."""
+        return {"image": torch.from_numpy(self._preprocess(views.images)), "target": torch.tensor(views.targets)}
+
+    def batch(self, epoch: int, step: int, rank: int) -> Batch:
+        """The tensors of one step, on the CPU."""
+        return self.tensors(self.views(epoch, step, rank))
 
 
 @runtime_checkable

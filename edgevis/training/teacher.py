@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edgevis import models
 from edgevis.provenance import Provenance, read_provenance
+from edgevis.training.memory import use_channels_last
 from edgevis.training.warm_start import load_matching
 from runtime.bundle.bundle import sha256
 from runtime.bundle.spec import Deployment
@@ -42,7 +43,7 @@ class Teacher:
         provenance: Provenance | None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as the batches are
+        use_channels_last(self.model)  # as the batches are
         self.deployment = deployment
         self.identity = identity
         self.provenance = provenance

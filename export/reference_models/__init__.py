@@ -45,8 +45,8 @@ class LoadedModel:
     Attributes:
         model: It runs in float32.
         deployment: Its graphs and preprocessing.
-        weights: Where they come from, and their digest.
-        parameters: How many there are.
+        weights: The source and digest of the weights.
+        parameters: The number of parameters.
     """
 
     model: ReferenceModel

@@ -57,8 +57,8 @@ def without_int8(
     """The precisions that are built although INT8 cannot be measured.
 
     Args:
-        precisions: What was wanted.
-        reason: Why it cannot.
+        precisions: The requested precisions.
+        reason: The reason why it cannot be measured.
         max_drop: 1 asks for no measure: INT8 is built, and does not count as passed.
         warn: Called with the warning.
 

@@ -32,7 +32,7 @@ def run(state: BuildState, progress: BuildProgress) -> None:
 def _photographs(state: BuildState) -> dict[str, Array]:
     """Photographs for the bundle of a build on the user's images, which are not copied into it."""
     size, count = state.deployment.preprocess, golden_rows(state.deployment)
-    samples = samples_from_photographs(height=size.height, width=size.width, count=count)
+    samples = samples_from_photographs(height=size.height, width=size.width, count=count, to_copy=True)
     if needs_masks(state.deployment):
         samples = samples.with_masks()
     return reference_of(state.model, state.deployment, samples, lambda done, total: None)

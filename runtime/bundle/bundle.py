@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
+from runtime import ready
 from runtime.bundle.engine_files import EngineFiles, read_engine
 from runtime.bundle.manifest import ANSWERS, MAX_MANIFEST_BYTES, EngineRecord, FileRecord, Manifest
 from runtime.bundle.spec import Precision
@@ -28,7 +29,7 @@ class Bundle:
     """A bundle on disk whose manifest has been read; a file is checked when it is requested.
 
     Args:
-        path: The folder ``NAME.edgevis``.
+        path: The folder ``NAME.edgevis``, or the name of a ready bundle, see :func:`runtime.ready.bundle_path`.
         digest: The manifest's digest as it was noted down where the bundle was built, 64 hexadecimal digits; every
             file follows from it. None takes whatever bundle is there.
 
@@ -41,7 +42,7 @@ class Bundle:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, digest: str | None = None) -> None:
-        self.path = Path(path)
+        self.path = ready.bundle_path(path)
         manifest = self.path / MANIFEST
         try:
             self.manifest = Manifest.loads(self._read_manifest(manifest))
@@ -159,7 +160,8 @@ class Bundle:
     def _read_manifest(self, manifest: Path) -> bytes:
         if not self.path.exists():
             raise BundleNotFoundError(
-                f"there is no bundle at {self.path}; build one with: python -m export.build --model NAME --target cpu"
+                f"there is no bundle at {self.path}; build one with: python -m export.build --model NAME --target cpu, "
+                f"or name one of the ready ones: {', '.join(ready.names()) or 'there are none here'}"
             )
         if not manifest.is_file():
             raise BundleNotFoundError(f"{self.path} is not a bundle: it is no folder with a {MANIFEST}")

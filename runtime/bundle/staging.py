@@ -53,7 +53,7 @@ def staged_bundle(path: str | os.PathLike[str]) -> Iterator[Path]:
             staged.mkdir()
             yield staged
             Bundle(staged)  # the manifest can be read, and names files that are there
-            if not path.exists() or not _exchange(staged, path):
+            if not path.exists() or not exchange_folders(staged, path):
                 if path.exists():
                     path.rename(work / _OLD)  # a crash before the next line leaves the old bundle here
                 staged.rename(path)
@@ -82,7 +82,7 @@ def _put_back(work: Path, path: Path) -> None:
         (work / _OLD).rename(path)
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def exchange_folders(one: Path, other: Path) -> bool:
     """Exchange two folders atomically; False where Linux's renameat2 is not supported."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2

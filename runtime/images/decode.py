@@ -30,7 +30,7 @@ from runtime.common.addresses import looks_like_address, without_password
 from runtime.common.limits import max_file_bytes, too_many_pixels
 from runtime.errors import InputError, SourceError
 from runtime.images.exif import upright
-from runtime.images.foreign import Pil, array_from, is_pil, pil_orientation, pil_pixels
+from runtime.images.foreign import Pil, array_from, check_pil_size, is_pil, pil_orientation, pil_pixels
 from runtime.images.header import ImageHeader, read_header
 
 Image: TypeAlias = npt.NDArray[np.uint8]
@@ -274,11 +274,7 @@ def _from_bytes(data: bytes, name: str) -> Image:
 
 
 def _from_pil(value: Pil, name: str) -> Image:
-    too_many = too_many_pixels(*value.size)
-    if too_many:
-        raise InputError(f"{name} {too_many}")
-    if 0 in value.size:
-        raise InputError(f"{name} is {value.size[0]} x {value.size[1]}: it has no pixels; check the crop's corners")
+    check_pil_size(value, name)
     pixels, peak = pil_pixels(value, name)
     orientation = pil_orientation(value)  # now that it is loaded: PIL turns a TIFF upright as it loads it
     try:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from runtime.common.limits import too_many_pixels
 from runtime.errors import InputError, SourceError
 
 Pil: TypeAlias = Any
@@ -53,6 +54,15 @@ def is_pil(value: Any) -> bool:
     """Whether ``value`` is a PIL image: it can only be one when the caller has imported PIL."""
     pil = sys.modules.get("PIL.Image")
     return pil is not None and isinstance(value, pil.Image)
+
+
+def check_pil_size(value: Pil, name: str) -> None:
+    """Raise InputError for a PIL image without pixels, and for one with more than the limit, before it is decoded."""
+    too_many = too_many_pixels(*value.size)
+    if too_many:
+        raise InputError(f"{name} {too_many}")
+    if 0 in value.size:
+        raise InputError(f"{name} is {value.size[0]} x {value.size[1]}: it has no pixels; check the crop's corners")
 
 
 def pil_orientation(value: Pil) -> int | None:

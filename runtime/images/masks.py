@@ -26,11 +26,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from runtime.common.limits import too_many_pixels
 from runtime.errors import InputError, SourceError
 from runtime.images.decode import Image, decode_pixels, read_image_file
 from runtime.images.exif import upright
-from runtime.images.foreign import Pil, array_from, is_pil, pil_orientation
+from runtime.images.foreign import Pil, array_from, check_pil_size, is_pil, pil_orientation
 from runtime.images.header import ImageHeader, png_chunks, read_header
 
 _log = logging.getLogger("edgevis.images")
@@ -235,11 +234,7 @@ def _from_array(value: Any, name: str) -> StoredMask:
 
 
 def _from_pil(value: Pil, name: str) -> StoredMask:
-    too_many = too_many_pixels(*value.size)
-    if too_many:
-        raise InputError(f"{name} {too_many}")
-    if 0 in value.size:
-        raise InputError(f"{name} has no pixels")
+    check_pil_size(value, name)
     if value.format in _LOSSY:
         raise InputError(f"{name} is a {value.format}, which does not keep a mask's values; save it as PNG")
     try:

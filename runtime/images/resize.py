@@ -45,7 +45,7 @@ def rows_linear(wide: npt.NDArray[np.float32], height: int, rows: slice) -> npt.
     Args:
         wide: (h, W).
         height: H.
-        rows: Which rows of H.
+        rows: The rows of H to compute.
     """
     old = wide.shape[0]
     position = (np.arange(height)[rows] + 0.5) * (old / height) - 0.5

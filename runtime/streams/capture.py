@@ -7,6 +7,10 @@ from typing import Protocol
 
 from runtime.images.decode import Image
 
+GRACE = 2.0
+"""FFmpeg's own limits are so many timeouts. The parent process ends a read in time: FFmpeg, interrupted, would first
+hand out a frame that it kept back, and wait anew."""
+
 
 @dataclass(frozen=True, eq=False)
 class Reading:

@@ -13,7 +13,7 @@ from runtime.common.extras import install_command
 from runtime.common.files import open_regular
 from runtime.errors import SourceError
 from runtime.images.decode import as_image
-from runtime.streams.capture import Reading
+from runtime.streams.capture import GRACE, Reading
 
 
 def open_opencv(target: int | str, *, timeout_s: float) -> OpenCVCapture:
@@ -26,7 +26,7 @@ def open_opencv(target: int | str, *, timeout_s: float) -> OpenCVCapture:
         capture, name = cv2.VideoCapture(target), f"camera {target}"
         advice = "check that it exists, is not in use, and that OpenCV can decode it"
     else:
-        limit = max(1, int(timeout_s * 1e3))
+        limit = int(GRACE * timeout_s * 1e3)
         options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
         capture, name = cv2.VideoCapture(target, cv2.CAP_FFMPEG, options), hide(target, target)
         advice = (

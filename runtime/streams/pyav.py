@@ -13,7 +13,7 @@ import numpy as np
 from runtime.common.addresses import ALWAYS_LIVE, hide, scheme_of
 from runtime.errors import SourceError
 from runtime.images.decode import Image
-from runtime.streams.capture import Reading
+from runtime.streams.capture import GRACE, Reading
 
 _TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
 
@@ -29,7 +29,7 @@ def open_pyav(address: str, *, timeout_s: float) -> PyAVCapture:
     name = hide(address, address)
     options = {"rtsp_flags": "prefer_tcp"} if scheme_of(address).startswith("rtsp") else {}
     try:
-        container = av.open(address, options=options, timeout=timeout_s)
+        container = av.open(address, options=options, timeout=GRACE * timeout_s)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise SourceError(f"{name} cannot be opened: {_reason(error)}") from error
     try:

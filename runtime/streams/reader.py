@@ -115,6 +115,11 @@ class StreamReader:
         with self._state.changed:
             return tuple(feed.counters.stats() for feed in self._feeds)
 
+    @property
+    def live(self) -> bool:
+        """Whether a source is a camera or a live address; of an address it is known once it is open."""
+        return any(feed.live for feed in self._feeds)
+
     def close(self) -> None:
         """End every thread within a second; closing twice does no harm."""
         self._note_used()
@@ -257,18 +262,28 @@ class ResultStream(Generic[R]):
         self._reader.close()
 
 
-def frames(source: Source | Sequence[Source], *, on_error: OnError | None = None) -> Iterator[Image]:
+def frames(
+    source: Source | Sequence[Source], *, on_error: OnError | None = None, live_s: float | None = None
+) -> Iterator[Image]:
     """The images of a :class:`StreamReader` with the default settings, one after another.
+
+    Args:
+        source, on_error: As there.
+        live_s: Seconds after which the images of a live source end; None lets them go on.
 
     Raises:
         InputError: Nothing that frames can come from.
         SourceError: There is no such source; while iterating, it cannot be opened or read.
     """
-    return _images(StreamReader(source, on_error=on_error))
+    return _images(StreamReader(source, on_error=on_error), live_s)
 
 
-def _images(reader: StreamReader) -> Iterator[Image]:
+def _images(reader: StreamReader, live_s: float | None) -> Iterator[Image]:
+    first: float | None = None
     with reader:
         for batch in reader:
+            first = batch[0].captured if first is None else first
+            if live_s is not None and reader.live and batch[0].captured - first > live_s:
+                return
             for frame in batch:
                 yield frame.image

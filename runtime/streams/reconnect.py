@@ -7,13 +7,16 @@ import time
 
 FIRST_S = 0.25
 LONGEST_S = 30.0
+LONGEST_ALIVE_S = 2.0
+_ATTEMPTS_ALIVE = 3  # FIRST_S, doubled so often, is LONGEST_ALIVE_S
 
 
 class Backoff:
     """Exponential back-off with jitter: each waiting time is drawn from the upper half of one that doubles.
 
     Without jitter all readers of a camera that restarts would come back at the same moment. The doubling starts anew
-    once a connection has outlived the time that was waited for it.
+    once a connection has outlived the time that was waited for it; after a shorter one that gave frames, at most
+    :data:`LONGEST_ALIVE_S` are waited.
     """
 
     def __init__(self) -> None:
@@ -26,8 +29,9 @@ class Backoff:
 
     def next_s(self) -> float:
         """Seconds to wait before the next attempt."""
-        if self._opened is not None and time.monotonic() - self._opened > self._longest():
-            self._attempts = 0
+        if self._opened is not None:
+            outlived = time.monotonic() - self._opened > self._longest()
+            self._attempts = 0 if outlived else min(self._attempts, _ATTEMPTS_ALIVE)
         self._opened = None
         longest = self._longest()
         self._attempts += 1

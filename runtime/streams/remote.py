@@ -69,6 +69,7 @@ class RemoteCapture:
         os.set_blocking(self._errors.fileno(), False)
         self._send(json.dumps({"target": target, "timeout_s": timeout_s, "pyav": has_pyav()}).encode())
         self._waiting_since = time.monotonic()
+        self._opened = False
         self.live = True
 
     def open(self) -> None:
@@ -80,7 +81,7 @@ class RemoteCapture:
         message = self._receive()
         if message is None:
             raise SourceError(f"{self._name} was closed while it was opened")
-        self.live = bool(message["live"])
+        self.live, self._opened = bool(message["live"]), True
 
     def read(self) -> Reading | None:
         message = self._receive()
@@ -120,7 +121,8 @@ class RemoteCapture:
                 if "memory" not in message:
                     return message
             elif time.monotonic() - self._waiting_since > self._timeout_s:
-                raise SourceError(f"{self._name} gave no frame for {self._timeout_s:g} s")
+                problem = "gave no frame for" if self._opened else "cannot be opened: it did not answer within"
+                raise SourceError(f"{self._name} {problem} {self._timeout_s:g} s")
         return None
 
     def _message(self) -> dict[str, Any]:

@@ -37,10 +37,10 @@ class VideoFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._empty = path.stat().st_size == 0
+            empty = path.stat().st_size == 0
         except OSError as error:
             raise SourceError(f"{path} cannot be read: {error}") from error
-        if self._empty:
+        if empty:
             raise SourceError(f"{path} is empty: it has no bytes, and is not a video")
         self._capture = video_capture(path)
         if not self._capture.isOpened():
@@ -51,6 +51,12 @@ class VideoFile:
             )
         self._declared = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         self._decoded = self._corrupt = 0
+
+    @property
+    def frames_per_second(self) -> float | None:
+        """The rate that the file states; None if it states none between 1 and 1000."""
+        rate = float(self._capture.get(cv2.CAP_PROP_FPS))
+        return rate if 1.0 <= rate <= 1000.0 else None
 
     def read(self) -> Reading | None:
         failures = 0
@@ -87,6 +93,19 @@ class VideoFile:
 
     def close(self) -> None:
         self._capture.release()
+
+
+def frames_per_second(path: Path) -> float | None:
+    """The frame rate that a video file states; None if it states none between 1 and 1000.
+
+    Raises:
+        SourceError: It is no video that can be opened.
+    """
+    file = VideoFile(path)
+    try:
+        return file.frames_per_second
+    finally:
+        file.close()
 
 
 def cut_short(path: Path) -> str | None:

@@ -42,7 +42,7 @@ from runtime.tasks._timing import StageTimer
 MAX_DIMENSION = 1 << 16
 
 ResultFrom: TypeAlias = Callable[[tuple[Match, ...], str | None, Mapping[str, float]], Result]
-"""From the ranking, the label that is above the threshold (or None) and the times to a result."""
+"""Makes a result of the ranking, the label above the threshold (or None) and the times of the stages."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def visitors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _portraits() -> list[tuple[Image, Box]]:
     pan = PhotoPan()
-    return [(pan._canvas, box) for name, box in pan._persons if name != "a cameraman"]
+    return [(pan.canvas, box) for name, box in pan.persons if name != "a cameraman"]
 
 
 def test_a_fixed_camera_finds_who_moves(visitors: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_video_with_nobody_is_an_error(tiny_bundle: Path, tmp_path: Path, caps
 def test_a_file_that_is_no_video_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "text.mp4"
     path.write_text("not a video")
-    with pytest.raises(SourceError, match="not a video that OpenCV can decode"):
+    with pytest.raises(SourceError, match="check that it is a whole video"):
         FixedCamera(path)
 
 

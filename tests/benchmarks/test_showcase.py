@@ -43,7 +43,7 @@ def test_three_bundles_make_a_picture(
 
 def test_a_view_is_square_and_unlike_the_others() -> None:
     image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
-    one, other = (showcase._view(image, np.random.default_rng(seed)) for seed in (1, 2))
+    one, other = (showcase.view_of(image, np.random.default_rng(seed)) for seed in (1, 2))
     assert one.shape == other.shape == (60, 60, 3)
     assert np.abs(one.astype(int) - other).mean() > 10
 

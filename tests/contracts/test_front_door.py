@@ -17,18 +17,19 @@ from export.arguments import request_from
 pytestmark = [pytest.mark.torch]
 
 
-def actions(add_arguments: Callable[[argparse.ArgumentParser], None]) -> list[tuple[object, ...]]:
-    parser = argparse.ArgumentParser()
+def described(add_arguments: Callable[[argparse.ArgumentParser], None], line: str) -> tuple[str, dict[str, object]]:
+    """The help of a parser, and what it makes of a command line."""
+    parser = argparse.ArgumentParser(prog="the same")
     add_arguments(parser)
-    return [
-        (parser.description, action.option_strings, action.dest, action.default, action.help)
-        for action in parser._actions
-    ]
+    arguments = vars(parser.parse_args(line.split()))
+    return parser.format_help(), {name: value for name, value in arguments.items() if not callable(value)}
 
 
 def test_they_are_the_same_parsers() -> None:
-    assert actions(build.add_arguments) == actions(export.build.add_arguments)
-    assert actions(train.add_arguments) == actions(edgevis.train.add_arguments)
+    line = "--model tiny"
+    assert described(build.add_arguments, line) == described(export.build.add_arguments, line)
+    line = "tiny --data here --output there"
+    assert described(train.add_arguments, line) == described(edgevis.train.add_arguments, line)
 
 
 @pytest.mark.parametrize("main", [cli.main, export.build.main])

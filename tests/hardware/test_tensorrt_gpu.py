@@ -6,7 +6,7 @@ These tests run by themselves where a GPU and TensorRT, or TensorRT-RTX, are fou
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +15,7 @@ import pytest
 
 from edgevis.cli import main
 from runtime import backends
+from runtime.backends._cuda import CapturedGraph, Stream, open_device
 from runtime.backends._tensorrt.backend import build_on_device
 from runtime.backends._tensorrt.engine import PlanEngine
 from runtime.backends._tensorrt.vendor import Flavour
@@ -74,11 +75,24 @@ def check(engine: PlanEngine, batch: Array) -> None:
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-def test_a_cuda_graph_is_captured_and_right(engine: PlanEngine) -> None:
+def test_a_cuda_graph_is_captured_once_and_right(
+    engine: PlanEngine, flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = open_device()
+    with device.current():
+        stream = device.stream()
+        stream.close()
+    capture, captured = type(stream).capture, []
+
+    def counted(stream: Stream, work: Callable[[], None]) -> CapturedGraph:
+        captured.append(stream)
+        return capture(stream, work)
+
+    monkeypatch.setattr(type(stream), "capture", counted)
     for seed in range(6):
         check(engine, images(2, seed))
-    (lane,) = engine._idle
-    assert lane._graph is not None or lane._capture_failed, "it was neither captured nor tried"
+    # TensorRT-RTX says of some plans that they cannot be captured.
+    assert len(captured) == 1 or (flavour == "tensorrt_rtx" and not captured)
 
 
 def test_every_batch_of_the_profile(engine: PlanEngine) -> None:

@@ -157,7 +157,7 @@ def test_forget(gallery: Predictor) -> None:
     gallery.forget("björn")
     assert gallery.labels == ("anna", "chloé")
     assert gallery.predict(PICTURES[1]).matches[0].label != "björn"
-    with pytest.raises(UnknownLabelError, match="'björn' is not enrolled; enrolled: anna, chloé"):
+    with pytest.raises(UnknownLabelError):
         gallery.forget("björn")
     assert gallery.labels == ("anna", "chloé")
 

@@ -5,7 +5,8 @@ Provenance: our own code. Licence: this file, as the rest of edgevis.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,8 @@ def bilinear(image: Tensor, place: Tensor, weights: Tensor) -> Tensor:
     Returns:
         (P, n) of the dtype of ``image``.
     """
-    return cast(Tensor, _Bilinear.apply(image, place, weights))  # type: ignore[no-untyped-call]
+    apply: Callable[[Tensor, Tensor, Tensor], Tensor] = _Bilinear.apply  # has no types before PyTorch 2.14
+    return apply(image, place, weights)
 
 
 class _Bilinear(torch.autograd.Function):

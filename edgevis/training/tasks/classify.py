@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from edgevis.data import EpisodeSampler
@@ -27,7 +26,7 @@ from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore, shrunk
 from edgevis.training.precision import in_float32
-from edgevis.training.task import Batch, Evaluation, MetricValue, ModelOutputs, Views
+from edgevis.training.task import Batch, Evaluation, MetricValue, ModelOutputs, ViewBatches, Views
 from edgevis.training.views import color_jitter, random_horizontal_flip, random_resized_crop
 from edgevis.training.visualize import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from runtime.bundle.spec import Deployment
@@ -59,7 +58,7 @@ def training_task(
     return EpisodeTrainingTask(split, episode_recipe, deployment, data=data.name, seed=seed)
 
 
-class EpisodeTrainingTask:
+class EpisodeTrainingTask(ViewBatches):
     """See :class:`edgevis.training.task.TrainingTask`; of a model it calls the graph ``encode``."""
 
     def __init__(
@@ -71,6 +70,7 @@ class EpisodeTrainingTask:
         data: str,
         seed: int,
     ) -> None:
+        super().__init__(Preprocessor(deployment.preprocess))
         self._recipe, self._seed, self._split = recipe, seed, split
         images = split.images
         self._labels = np.asarray(images.labels)
@@ -79,7 +79,6 @@ class EpisodeTrainingTask:
         target = {label: index for index, label in enumerate(classes)}
         self._targets = [target.get(label, -1) for label in images.labels]
         self._classes = len(classes)
-        self._preprocess = Preprocessor(deployment.preprocess)
         spec = deployment.preprocess
         self._size = (spec.height, spec.width)
         short_side = math.ceil(_MARGIN * max(self._size))
@@ -139,12 +138,6 @@ class EpisodeTrainingTask:
         draw = draw_at(self._seed, _VIEW_DRAW, epoch, step, rank)
         images = [self._view(position, draw) for position in positions]
         return Views(images, [self._targets[position] for position in positions])
-
-    def tensors(self, views: Views) -> Batch:
-        return {"image": torch.from_numpy(self._preprocess(views.images)), "target": torch.tensor(views.targets)}
-
-    def batch(self, epoch: int, step: int, rank: int) -> Batch:
-        return self.tensors(self.views(epoch, step, rank))
 
     def outputs(self, model: Any, image: Tensor, *, logits: bool) -> ModelOutputs:
         if not logits or self._recipe.loss not in self._recipe.HAS_LOGITS:

@@ -26,7 +26,7 @@ from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore
 from edgevis.training.precision import in_float32
-from edgevis.training.task import Batch, Evaluation, MetricValue, ModelOutputs, Views
+from edgevis.training.task import Batch, Evaluation, MetricValue, ModelOutputs, ViewBatches, Views
 from edgevis.training.views import color_jitter, random_crop, random_erasing, random_horizontal_flip
 from edgevis.training.visualize import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from runtime.bundle.spec import Deployment
@@ -57,7 +57,7 @@ def training_task(
     return ReIDTrainingTask(split, reid_recipe, deployment, data=data.name, seed=seed)
 
 
-class ReIDTrainingTask:
+class ReIDTrainingTask(ViewBatches):
     """See :class:`edgevis.training.task.TrainingTask`; of a model it calls ``embed``, ``branches`` and ``logits``."""
 
     def __init__(
@@ -69,6 +69,7 @@ class ReIDTrainingTask:
         data: str,
         seed: int,
     ) -> None:
+        super().__init__(Preprocessor(deployment.preprocess))
         self._recipe, self._seed, self._data = recipe, seed, split.train
         self._test = split.query, split.gallery
         self._notes = split.notes
@@ -77,8 +78,6 @@ class ReIDTrainingTask:
         self._target = {person: index for index, person in enumerate(self._persons)}
         self._trained = [index for index, person in enumerate(split.train.ids) if person not in split.held]
         self._held = [index for index, person in enumerate(split.train.ids) if person in split.held]
-        spec = deployment.preprocess
-        self._preprocess = Preprocessor(spec)
         self._images = self._store(split.train)
         self._tests = tuple(self._store(part) for part in self._test)
         self._name = data
@@ -124,12 +123,6 @@ class ReIDTrainingTask:
         draw = draw_at(self._seed, _VIEW_DRAW, epoch, step, rank)
         images = [self._view(position, draw) for position in positions]
         return Views(images, [self._target[self._data.ids[position]] for position in positions])
-
-    def tensors(self, views: Views) -> Batch:
-        return {"image": torch.from_numpy(self._preprocess(views.images)), "target": torch.tensor(views.targets)}
-
-    def batch(self, epoch: int, step: int, rank: int) -> Batch:
-        return self.tensors(self.views(epoch, step, rank))
 
     def outputs(self, model: Any, image: Tensor, *, logits: bool) -> ModelOutputs:
         if not logits or self._recipe.loss not in self._recipe.HAS_LOGITS:

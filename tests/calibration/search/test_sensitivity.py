@@ -129,6 +129,8 @@ def test_report_command(
     data = json.loads((tmp_path / "made" / "tiny.json").read_text())
     assert len(data) == 4
     assert (tmp_path / "made" / "tiny.svg").read_text().count("<svg") == 1
+    assert report.main([*arguments, "-q"]) == 0
+    assert capsys.readouterr() == ("", "")
     assert report.main(["--model", "tiny", "--calibration-data", "nowhere", "--quiet"]) == 1
     assert capsys.readouterr().err == (
         "error: the calibration data nowhere does not exist; allowed: a folder of images, or a .zip of them\n"

@@ -18,7 +18,6 @@ from edgevis.layers.correlation import unit_channels
 from edgevis.layers.grid_resize import resize_mask, resize_matrix
 from edgevis.layers.masking import mask_maps
 from edgevis.layers.resize import resize
-from edgevis.layers.resnet import ResNet
 from edgevis.models.asnet import ASNet, ASNetLearner, asnet_hm, load_official_learner
 from export.onnx import onnx_from_module
 from runtime.bundle.spec import Graph, TensorSpec
@@ -26,6 +25,7 @@ from runtime.errors import InputError, ModelError, WeightsError
 
 from bundles import needs_openvino
 from locations import GOLDEN_FOLDER
+from support_query_models import images_and_masks, shrink
 
 pytestmark = pytest.mark.torch
 
@@ -65,20 +65,8 @@ def tiny(*, seed: int = 0) -> ASNet:
     """The whole structure with one block per stage of the backbone."""
     torch.manual_seed(seed)
     model = asnet_hm(side=SIDE, width=2, pooled_from=33)
-    model.backbone = ResNet((1, 1, 1, 1), width=2).requires_grad_(False)
-    model.learner = ASNetLearner((1, 1, 1), model.learner.query_sides, model.learner.support_sides)
-    for parameter in model.learner.parameters():  # no zeros and ones that hide an exchange
-        parameter.data.add_(torch.randn_like(parameter) * 0.05)
-    return model.eval()
-
-
-def pictures(count: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images and masks: rectangles of other places and sizes."""
-    image = torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
-    mask = torch.zeros(count, SIDE, SIDE)
-    for index in range(count):
-        mask[index, 30 + index : 140, 70 : 180 + 30 * index] = 1
-    return image, mask
+    shrink(model, lambda _: ASNetLearner((1, 1, 1), model.learner.query_sides, model.learner.support_sides))
+    return model
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -121,7 +109,7 @@ def test_learner_sizes(middle: int, expected: int) -> None:
 def test_support_is_pooled_then_masked() -> None:
     """Stage 2 is averaged with its padding counted; the mask is resized to the pooled size."""
     model = tiny()
-    image, mask = pictures(2)
+    image, mask = images_and_masks(2, SIDE)
     *levels, attend = model.support(image, mask)
     both = [model.backbone.features(picture) for picture in (image, image * mask.unsqueeze(1))]
     for stage, found in ((2, levels[2]), (3, levels[1]), (4, levels[0])):
@@ -140,8 +128,8 @@ def test_support_is_pooled_then_masked() -> None:
 
 def test_shots_are_independent_and_training_pairs_rows() -> None:
     model = tiny()
-    image, _ = pictures(2, seed=1)
-    support_image, mask = pictures(2, seed=2)
+    image, _ = images_and_masks(2, SIDE, seed=1)
+    support_image, mask = images_and_masks(2, SIDE, seed=2)
     with torch.inference_mode():
         supports = model.support(support_image, mask)
         logits = model.query(image, *supports)
@@ -159,7 +147,7 @@ def test_shots_are_independent_and_training_pairs_rows() -> None:
 def test_learns_through_every_parameter() -> None:
     model = tiny().train()
     assert not any(module.training for module in model.backbone.modules())
-    image, mask = pictures(1)
+    image, mask = images_and_masks(1, SIDE)
     model(image, image.flip(3), mask).square().sum().backward()
     assert [name for name, parameter in model.learner.named_parameters() if parameter.grad is None] == []
     assert all(parameter.grad is None for parameter in model.backbone.parameters())
@@ -280,7 +268,7 @@ def test_sides_of_the_published_structure(side: int) -> None:
 
 def test_wrong_inputs() -> None:
     model = tiny()
-    image, mask = pictures(2)
+    image, mask = images_and_masks(2, SIDE)
     supports = model.support(image, mask)
     layer = golden_layer("c2")
     for call, message in (

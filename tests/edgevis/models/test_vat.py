@@ -17,7 +17,6 @@ from edgevis.layers.grid_resize import resize_mask, resize_matrix, resize_query_
 from edgevis.layers.masking import mask_maps, masked_pyramid
 from edgevis.layers.pooled_conv4d import PooledBlock4d, PooledConv4d
 from edgevis.layers.resize import resize
-from edgevis.layers.resnet import ResNet
 from edgevis.layers.swin import WindowTransformer
 from edgevis.models.vat import VAT, VATLearner, at_grid, load_official_learner, vat_hm
 from export.onnx import onnx_from_module
@@ -26,6 +25,7 @@ from runtime.errors import InputError, ModelError, WeightsError
 
 from bundles import needs_openvino
 from locations import GOLDEN_FOLDER
+from support_query_models import images_and_masks, shrink
 
 pytestmark = pytest.mark.torch
 
@@ -41,20 +41,8 @@ def tiny(*, variant: str = "pascal", seed: int = 0) -> VAT:
     """The whole structure with one block per stage of the backbone."""
     torch.manual_seed(seed)
     model = vat_hm(variant=variant, side=SIDE, width=2, grid=GRID)  # type: ignore[arg-type]
-    model.backbone = ResNet((1, 1, 1, 1), width=2).requires_grad_(False)
-    model.learner = VATLearner((1, 1, 1), model.backbone.channels[:3], variant=variant, grid=GRID)  # type: ignore[arg-type]
-    for parameter in model.learner.parameters():  # no zeros and ones that hide an exchange
-        parameter.data.add_(torch.randn_like(parameter) * 0.05)
-    return model.eval()
-
-
-def pictures(count: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Images and masks: squares of other places and sizes."""
-    image = torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
-    mask = torch.zeros(count, SIDE, SIDE)
-    for index in range(count):
-        mask[index, 8 + index : 40, 20 : 45 + 5 * index] = 1
-    return image, mask
+    shrink(model, lambda backbone: VATLearner((1, 1, 1), backbone.channels[:3], variant=variant, grid=GRID))  # type: ignore[arg-type]
+    return model
 
 
 @pytest.mark.parametrize("case", ["conv0", "conv1", "conv2"])
@@ -103,7 +91,7 @@ def test_masked_and_switched_before_the_resize(level: str) -> None:
 
 def test_support_is_masked_then_resized_then_normalised() -> None:
     model = tiny()
-    image, mask = pictures(2)
+    image, mask = images_and_masks(2, SIDE)
     two, three, four = masked_pyramid(model.backbone.features, image, mask)
     for found, maps, side in zip(model.support(image, mask), (four, three, two), (4, 8, 16), strict=True):
         assert torch.equal(found, unit_channels(at_grid(maps, side), dim=2))
@@ -121,8 +109,8 @@ def test_learner_sizes(variant: str, resnet50: int, resnet101: int) -> None:
 
 def test_shots_are_independent_and_training_pairs_rows() -> None:
     model = tiny()
-    image, _ = pictures(2, seed=1)
-    support_image, mask = pictures(2, seed=2)
+    image, _ = images_and_masks(2, SIDE, seed=1)
+    support_image, mask = images_and_masks(2, SIDE, seed=2)
     with torch.inference_mode():
         supports = model.support(support_image, mask)
         logits = model.query(image, *supports)
@@ -151,7 +139,7 @@ def test_guides_reach_the_logits() -> None:
 def test_learns_all_but_what_is_never_applied() -> None:
     model = tiny().train()
     assert not any(module.training for module in model.backbone.modules())
-    image, mask = pictures(1)
+    image, mask = images_and_masks(1, SIDE)
     model(image, image.flip(3), mask).square().sum().backward()
     without = {name for name, parameter in model.learner.named_parameters() if parameter.grad is None}
     norms = {f"transformers.{level}.norm.{kind}" for level in range(3) for kind in ("weight", "bias")}
@@ -305,7 +293,7 @@ def test_wrong_options(options: dict[str, object], message: str) -> None:
 
 def test_wrong_inputs() -> None:
     model = tiny()
-    image, mask = pictures(2)
+    image, mask = images_and_masks(2, SIDE)
     supports = model.support(image, mask)
     convolution = PooledConv4d(3, 4, query_stride=1, support_stride=1)
     for call, message in (

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from edgevis import Predictor, models
+from edgevis.data import EpisodeSampler
 from edgevis.models.recipe import EpisodeRecipe, SegmentationRecipe
 from edgevis.models.resnet12 import SMALL as SMALL_EPISODES
 from edgevis.provenance import read_provenance
@@ -137,22 +138,30 @@ def test_losses_are_of_float32_in_mixed_precision(model: str, write: Any, settin
     assert np.isfinite(float(rows(tmp_path / "run")[-1]["loss"]))
 
 
-def test_mixed_tasks_draw_base_classes_too(tmp_path: Path) -> None:
+def test_mixed_tasks_draw_base_classes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of a base class's images trained: fewer are left to ask about, and the class must not drop out for that."""
     entry = models.entry("resnet12")
     recipe = replace(
         SMALL_EPISODES, mixed=True, held_out=0.0, way=2, query=2, test_way=2, test_query=7, test_episodes=20
     )
     data = write_classes(tmp_path / "data")  # 12 images of each class: 7 queries beside 5 shots, of a half 1
+    sampled: set[tuple[int, int]] = set()
+
+    class Recorded(EpisodeSampler):
+        def __init__(self, *arguments: Any, shot: int, query: int, **more: Any) -> None:
+            super().__init__(*arguments, shot=shot, query=query, **more)
+            if more.get("skip_small"):  # to evaluate with
+                sampled.add((shot, query))
+
+    monkeypatch.setattr(classify, "EpisodeSampler", Recorded)
     task = classify.training_task(data, recipe, entry.deployment, options={}, seed=0)
     assert (task.data["novel classes"], task.data["mixed classes"]) == (2, 4)
     found = evaluated(models.create("resnet12", num_classes=6), task.test)
     assert found is not None
     assert list(found.figures) == [f"{kind}2-way {shot}-shot" for kind in ("", "mixed ") for shot in (1, 5)]
+    assert sampled == {(1, 7), (5, 7)} | {(1, 5), (5, 1)}, "shots and queries of novel classes, and of mixed ones"
     with pytest.raises(InputError, match="0 classes have 51 images or more"):  # before training, not after it
         classify.training_task(data, replace(recipe, test_query=50), entry.deployment, options={}, seed=0)
-    queries = {shot: task._test_sampler(task._split.mixed, shot, 0, whole=True).query for shot in (1, 5)}
-    assert queries == {1: 5, 5: 1}
 
 
 def test_a_build_takes_the_options_that_the_weights_were_trained_with(

@@ -154,8 +154,21 @@ def test_onnxruntime_takes_the_threads_that_it_is_given(tmp_path: Path) -> None:
 
 @needs_openvino
 @pytest.mark.parametrize("threads", [1, 2])
-def test_openvino_takes_the_threads_that_it_is_given(tmp_path: Path, threads: int) -> None:
+def test_openvino_takes_the_threads_that_it_is_given(
+    tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino
+
     from runtime.backends.openvino import open_engine
+
+    compiled: list[openvino.CompiledModel] = []
+    compile_model = openvino.Core.compile_model
+
+    def recorded(*arguments: object) -> openvino.CompiledModel:
+        compiled.append(compile_model(*arguments))
+        return compiled[-1]
+
+    monkeypatch.setattr(openvino.Core, "compile_model", recorded)
 
     engine = open_engine(
         read_engine(write_engine(tmp_path, TinyEngine("openvino"), TINY)),
@@ -165,9 +178,8 @@ def test_openvino_takes_the_threads_that_it_is_given(tmp_path: Path, threads: in
     )
     for rows in (1, 2):
         engine.run({"image": images(rows)})
-    for pool in engine._pools.values():
-        assert pool._compiled.get_property("INFERENCE_NUM_THREADS") == threads
     engine.close()
+    assert [model.get_property("INFERENCE_NUM_THREADS") for model in compiled] == [threads, threads]
 
 
 def test_int8_is_near_and_is_not_float(backend: str, device: str, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_a_build_killed_at_any_step_of_the_exchange_leaves_a_whole_bundle(tiny_b
 @pytest.fixture
 def no_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a system or a file system without renameat2's exchange."""
-    monkeypatch.setattr(staging, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(staging, "exchange_folders", lambda one, other: False)
 
 
 @pytest.mark.usefixtures("no_exchange")

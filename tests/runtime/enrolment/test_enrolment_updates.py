@@ -79,7 +79,7 @@ def test_an_update_of_another_encoders_file_changes_nothing(path: Path, tmp_path
     other = Tiny(weights=tiny_weights(1))
     with Predictor(write_tiny_bundle(tmp_path / "other.edgevis", other)) as predictor:
         predictor.enroll("dora", picture(1))
-        with pytest.raises(EnrolmentMismatchError, match="made by another encoder"):
+        with pytest.raises(EnrolmentMismatchError):
             predictor.update(path)
         assert predictor.labels == ("dora",)
     assert path.read_bytes() == before

@@ -292,8 +292,9 @@ def test_embeddings_without_direction_are_refused(tmp_path: Path) -> None:
     weights = tiny_weights()
     dead = replace(weights, dense=0 * weights.dense, dense_bias=0 * weights.dense_bias)
     with classifying(tmp_path, weights=dead) as predictor:
-        with pytest.raises(EnrolmentRefusedError, match="not one image can be used: image 1 of 2: unusable"):
+        with pytest.raises(EnrolmentRefusedError) as caught:
             predictor.enroll("anna", [textured(1, 64, 32), textured(2, 64, 32)])
+        assert {finding.reason for item in caught.value.report.judgements for finding in item.findings} == {"unusable"}
         assert predictor.labels == ()
 
 
@@ -303,7 +304,7 @@ def test_nothing_is_a_python_warning(predictor: Predictor) -> None:
 
 
 def test_a_report_without_images_is_not_made() -> None:
-    with pytest.raises(EnrolmentRefusedError, match="not one image"):
+    with pytest.raises(EnrolmentRefusedError):
         report_on("anna", ["image 1 of 1"], [inspect(np.zeros((1, 1, 3), np.uint8), PERSON, REID)], strict=False)
 
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from runtime.errors import InputError, UnknownLabelError
 from runtime.gallery import store
+from runtime.gallery.blocks import PlainVectors
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.queries import Queries
 from runtime.gallery.search import best
 from runtime.gallery.state import GalleryState, Scoring
-from runtime.gallery.tracking import BestScores
 
 from bundles import Array
 
@@ -156,11 +156,11 @@ def test_a_tracker_scores_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> N
     tracker = gallery.best_scores(unit(random, 50))
     first = tracker.update()
     scored: list[int] = []
-    keep = BestScores._keep
+    take = PlainVectors.take
 
-    def counted(self: BestScores, probes: Array, scores: Array, slots: Array) -> None:
-        scored.append(scores.size)
-        keep(self, probes, scores, slots)
+    def counted(self: PlainVectors, offsets: Array) -> Array:
+        scored.append(len(offsets))
+        return take(self, offsets)
 
     searched: list[int] = []
 
@@ -168,11 +168,12 @@ def test_a_tracker_scores_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> N
         searched.append(len(queries))
         return best(state, queries, top_k)
 
-    monkeypatch.setattr(BestScores, "_keep", counted)
+    monkeypatch.setattr(PlainVectors, "take", counted)
     monkeypatch.setattr("runtime.gallery.tracking.best", counted_best)
     gallery.add("new", unit(random, 2))
     tracker.update()
-    assert sum(scored) == 50 * 2
+    assert sum(scored) == 2
+    assert searched == []
     scored.clear()
     searched.clear()
     removed = first.labels[0]

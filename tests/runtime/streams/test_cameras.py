@@ -214,7 +214,7 @@ def test_a_silent_server_is_given_up_in_time() -> None:
         started = time.monotonic()
         with (
             StreamReader(f"http://127.0.0.1:{silent.getsockname()[1]}/x", timeout_s=1.0) as reader,
-            pytest.raises(SourceError, match=r"did not answer in time|gave no frame for 1 s|cannot be opened"),
+            pytest.raises(SourceError, match=r"cannot be opened: it did not answer within 1 s"),
         ):
             next(reader)
         assert time.monotonic() - started < 5

@@ -85,9 +85,9 @@ def test_labels_stay_apart_and_can_be_forgotten(few_shot: Path) -> None:
         after = predictor.predict(picture)
         assert after.labels == ("green",)
         np.testing.assert_array_equal(after.mask, result.mask_of("green"))
-        with pytest.raises(UnknownLabelError, match="'red' is not enrolled; enrolled: green"):
+        with pytest.raises(UnknownLabelError):
             predictor.forget("red")
-        with pytest.raises(UnknownLabelError, match="no label 'red'; known: green"):
+        with pytest.raises(UnknownLabelError):
             after.mask_of("red")
 
 
@@ -108,8 +108,9 @@ def test_shots_are_judged_by_their_object(few_shot: Path) -> None:
             [],
         ]
         assert enrolled_rows(predictor)["red"].shape[0] == 3
-        with pytest.raises(EnrolmentRefusedError, match="the same picture and mask as one enrolled as 'red'"):
+        with pytest.raises(EnrolmentRefusedError) as caught:
             predictor.enroll("red", scene((RED, 8, 8)), masks=square(8, 8), strict=True)
+        assert [finding.reason for finding in caught.value.report.judgements[0].findings] == ["duplicate"]
         assert enrolled_rows(predictor)["red"].shape[0] == 3
 
 
