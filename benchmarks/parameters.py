@@ -34,6 +34,11 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, str]]] = {
         {"variant": "fss", "backbone": "resnet101"},
     ),
     "asnet-hm": ({"backbone": "resnet101"},),
+    "efficientdet-d0": (
+        {"variant": "tf"},
+        {"backbone": "efficientnet-lite0"},
+        {"backbone": "mobilenetv2"},
+    ),
 }
 # The same model by another name.
 ALIASES = frozenset({"hsnet"})
