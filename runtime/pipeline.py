@@ -164,6 +164,7 @@ class Pipeline:
                         return
                     raise
                 yield from zip(frames, results, strict=True)
+            self._sources = {}
 
     def process(self, frames: Sequence[Frame]) -> list[tuple[TrackedObject, ...]]:
         """The tracked objects of each frame, for programs that read frames themselves.

@@ -17,7 +17,7 @@ from runtime.streams.frame import Frame
 from runtime.tracking.objects import TrackedObject
 from runtime.tracking.settings import PipelineSettings
 
-from bundles import Array, write_tiny_bundle
+from bundles import Array, Tiny, write_tiny_bundle
 from detection_bundles import write_detector
 
 SIDE = 40
@@ -265,6 +265,22 @@ def test_wrong_settings_are_refused() -> None:
     for wrong in ({"first_views": 0}, {"patience_s": -1.0}, {"detection_score": 2.0}, {"max_unknowns": True}):
         with pytest.raises(InputError, match="allowed"):
             PipelineSettings(**wrong)
+
+
+def test_any_embedding_task_labels_what_is_detected(folder: Path, tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "shelf.edgevis", Tiny(task="classify"))
+    scene = {ANN: (2, 2), BOB: (5, 5)}
+    with Predictor(bundle) as predictor, Pipeline(folder / "squares.edgevis", predictor) as pipeline:
+        assert set(identities(last(pipeline, Camera().show(scene, 20))).values()) == {"unknown-1", "unknown-2"}
+        with Predictor(folder / "squares.edgevis") as detector:
+            apple = image({BOB: (4, 4)})
+            predictor.enroll("apple", detector.predict(apple).crops(apple))
+        two = image(scene)
+        two[6 * SIDE : 7 * SIDE, SIDE : 2 * SIDE] = person(BOB)
+        frames = [Frame(two, 0, 100 + index, 10 + index / 10, 2000 + index / 10) for index in range(30)]
+        found = identities(last(pipeline, frames))
+        assert found[5, 5] == found[6, 1] == "apple"  # a class may be in two places
+        assert found[2, 2].startswith("unknown-")
 
 
 def test_predictors_of_the_caller_stay_open(folder: Path) -> None:
