@@ -80,6 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the teacher's model where its weights do not say it; without --teacher, the weights that ship with it",
     )
     parser.add_argument(
+        "--pseudo-labels",
+        metavar="PATH",
+        type=Path,
+        help="learn also from these pictures, which a teacher labelled, see docs/training.md",
+    )
+    parser.add_argument(
         "--epochs", metavar="N", type=int, help="as --set epochs=N; with --resume it may be more than before"
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="(default: runs/MODEL)")
@@ -152,6 +158,7 @@ def _train(arguments: argparse.Namespace) -> int:
             backbone=arguments.backbone,
             teacher=arguments.teacher,
             teacher_model=arguments.teacher_model,
+            pseudo_labels=arguments.pseudo_labels,
             resume=arguments.resume,
             seed=arguments.seed,
             devices=arguments.devices,

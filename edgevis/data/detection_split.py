@@ -93,6 +93,8 @@ def split_detection(
         raise InputError(f"{path}: none of the {len(train)} training images has a box of {', '.join(data.classes)}")
     if split.test and not sum(data.labels[place].objects for place in split.test):
         raise InputError(f"{path}: no image that evaluates has a box of {', '.join(data.classes)}")
+    if not sum(data.labels[place].objects for place in validation):
+        validation = ()  # a draw without an object: there is no average precision to choose by
     return DetectionSplit(data, train, validation, split.test, {**data.notes, **split.notes})
 
 

@@ -8,21 +8,19 @@ Provenance: our own code. Licence: as the rest of edgevis.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgevis.layers.anchors import ANCHORS_PER_CELL, anchor_boxes, anchors_per_level, encode_anchors
 from edgevis.losses._boxes import targets_by_image
 from edgevis.losses._checks import check_values
 from edgevis.losses.anchor_matching import BACKGROUND, IGNORED, ignore_regions, match_atss, match_largest_iou
 from runtime.errors import InputError
 
 Assignment = Literal["iou", "atss"]
-
-_EPSILON = 1e-8
 
 
 def sigmoid_focal_loss(
@@ -42,13 +40,6 @@ def sigmoid_focal_loss(
     weight = (alpha * targets + (1 - alpha) * (1 - targets)) * (1 - of_target) ** gamma
     smoothed = targets * (1 - smoothing) + 0.5 * smoothing
     return weight * functional.binary_cross_entropy_with_logits(logits, smoothed, reduction="none")
-
-
-def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """The box code (ty, tx, th, tw) of boxes relative to anchors, both (N, 4) xyxy."""
-    sides, anchor_sides = (part[:, 2:] - part[:, :2] + _EPSILON for part in (boxes, anchors))
-    shift = ((boxes[:, :2] + boxes[:, 2:]) / 2 - (anchors[:, :2] + anchors[:, 2:]) / 2) / anchor_sides
-    return torch.cat([shift.flip(1), torch.log(sides / anchor_sides).flip(1)], dim=1)
 
 
 class EfficientDetLoss(nn.Module):
@@ -78,35 +69,31 @@ class EfficientDetLoss(nn.Module):
         self.alpha, self.gamma, self.smoothing = alpha, gamma, smoothing
         self.delta, self.box_weight = delta, box_weight
 
-    def forward(
-        self, rows: Tensor, targets: Tensor, *, anchors: Tensor, levels: Sequence[int], per_place: int = 9
-    ) -> dict[str, Tensor]:
+    def forward(self, rows: Tensor, targets: Tensor, *, size: tuple[int, int]) -> dict[str, Tensor]:
         """The terms by name.
 
         Args:
-            rows: (B, A, 4 + C) float: raw outputs for the anchors: box code (ty, tx, th, tw), logits of the classes.
+            rows: (B, A, 4 + C) float: raw outputs for the anchors of :func:`edgevis.layers.anchors.anchor_boxes`: box
+                code (ty, tx, th, tw), logits of the classes.
             targets: (M, 8) float32, see :data:`edgevis.losses._boxes.COLUMNS`.
-            anchors: (A, 4) float32, xyxy in pixels of the input, level by level.
-            levels: The number of anchors of each level.
-            per_place: The number of anchors at one place.
+            size: Height and width of the input in pixels.
 
         Raises:
             InputError: Shapes do not fit, outputs are not finite, or targets are not as described.
         """
+        anchors = anchor_boxes(size).to(rows.device)
         if rows.ndim != 3 or rows.shape[1] != len(anchors) or rows.shape[2] < 5:
             raise InputError(
-                f"rows have shape {tuple(rows.shape)}; allowed for {len(anchors)} anchors: "
-                f"(B, {len(anchors)}, 4 + classes)"
+                f"rows have shape {tuple(rows.shape)}; allowed for an input of {size}: (B, {len(anchors)}, 4 + classes)"
             )
         check_values("rows", rows)
         code, logits = rows[..., :4], rows[..., 4:]
         learned, focal, huber = rows.new_ones(()), rows.new_zeros(()), rows.new_zeros(())
         for number, image in enumerate(targets_by_image(targets, len(rows), logits.shape[2])):
-            matched = (
-                match_atss(anchors, image.boxes, levels, per_place=per_place)
-                if self.assignment == "atss"
-                else match_largest_iou(anchors, image.boxes)
-            )
+            if self.assignment == "atss":
+                matched = match_atss(anchors, image.boxes, anchors_per_level(size), per_place=ANCHORS_PER_CELL)
+            else:
+                matched = match_largest_iou(anchors, image.boxes)
             matched = ignore_regions(matched, anchors, image.ignored)
             places = (matched > BACKGROUND).nonzero().squeeze(1)
             objects = matched[places]
@@ -118,7 +105,7 @@ class EfficientDetLoss(nn.Module):
             )
             focal = focal + (counts * terms).sum()
             learned = learned + len(places)
-            code_right = encode_boxes(image.boxes[objects], anchors[places])
+            code_right = encode_anchors(image.boxes[objects], anchors[places])
             # The code's mask: a coordinate whose target is exactly 0 does not count.
             weights = (code_right != 0) * image.weights[objects, None]
             errors = functional.huber_loss(code[number, places], code_right, reduction="none", delta=self.delta)

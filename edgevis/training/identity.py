@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from edgevis.data.files import Files, open_files
@@ -45,7 +46,9 @@ class DataFile:
     stamp: str
 
 
-def list_data(data: Path, *, output: Path, known: Mapping[str, DataFile]) -> tuple[DataFile, ...]:
+def list_data(
+    data: Path, *, output: Path, known: Mapping[str, DataFile] = MappingProxyType({})
+) -> tuple[DataFile, ...]:
     """The files of the data, sorted by name, with the hashes of their contents.
 
     Args:

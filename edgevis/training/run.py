@@ -28,7 +28,7 @@ from edgevis.training.checkpoint import TrainingSession, TrainingState
 from edgevis.training.detection_distillation import DetectionDistillationTask
 from edgevis.training.distillation import check_distillable, with_teacher
 from edgevis.training.freeze import freeze
-from edgevis.training.identity import DATA, write_listing
+from edgevis.training.identity import DATA, list_data, summary_of, write_listing
 from edgevis.training.loop import Run, evaluated, fit
 from edgevis.training.memory import keep_freed_memory
 from edgevis.training.progress import ProgressListener
@@ -40,7 +40,7 @@ from edgevis.training.resume import (
     growth_note,
     only_training,
 )
-from edgevis.training.task import Evaluation, TrainingTask
+from edgevis.training.task import Evaluation, SelfTrainingTask, TrainingTask
 from edgevis.training.teacher import Teacher, open_teacher, teacher_file
 from edgevis.training.warm_start import load_backbone, load_matching
 from runtime.bundle.bundle import sha256
@@ -52,6 +52,8 @@ from runtime.errors import InputError
 SAMPLES = "samples.json"
 
 _CHILD_SECONDS = 2.0
+_PSEUDO = "pseudo-labels"
+"""The key of an identity's digest of the pictures that a teacher labelled."""
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -79,6 +81,7 @@ class TrainingRequest:
         weights: To begin with.
         backbone: Published weights of the model's backbone to begin with.
         teacher: Weights of a trained model to learn from; None for those that ship with ``teacher_model``.
+        pseudo_labels: Pictures that a teacher labelled, to learn from beside the data.
         teacher_model: Its name in :mod:`edgevis.models`; None where ``teacher`` says it, or there is no teacher.
         resume: Whether to go on from the folder's checkpoint.
         seed: Of weights, batches and splits.
@@ -97,6 +100,7 @@ class TrainingRequest:
     backbone: Path | None = None
     teacher: Path | None = None
     teacher_model: str | None = None
+    pseudo_labels: Path | None = None
     resume: bool = False
     seed: int = 0
     devices: int = 1
@@ -194,16 +198,25 @@ def _task(
         teacher.model.to(device)
     if blockwise_recipe is not None:
         task = blockwise.training_task(request.data, blockwise_recipe, deployment, teacher, seed=request.seed)
-        return task, teacher
-    student_task = tasks.load(deployment.task).training_task(
+        return _with_pseudo_labels(task, request, check), teacher
+    student_task: TrainingTask = tasks.load(deployment.task).training_task(
         request.data, recipe, deployment, options=request.options, seed=request.seed, check=check
     )
+    student_task = _with_pseudo_labels(student_task, request, check)
     if teacher is not None and detection is not None:
         weight = detection.distill
         return DetectionDistillationTask(student_task, teacher, weight=weight, student=deployment), teacher
     if teacher is None or taught is None:
         return student_task, None
     return with_teacher(student_task, teacher, taught, deployment, seed=request.seed), teacher
+
+
+def _with_pseudo_labels(task: TrainingTask, request: TrainingRequest, check: SplitCheck) -> TrainingTask:
+    if request.pseudo_labels is None:
+        return task
+    if not isinstance(task, SelfTrainingTask):
+        raise InputError(f"{request.model!r} takes no pseudo-labels: leave --pseudo-labels out")
+    return task.with_pseudo_labels(request.pseudo_labels, check)
 
 
 def command_of(request: TrainingRequest) -> str:
@@ -214,6 +227,7 @@ def command_of(request: TrainingRequest) -> str:
             text = value if isinstance(value, str) else json.dumps(to_json(value))
             parts += [flag, f"{name}={text}"]
     files = (("--weights", request.weights), ("--backbone", request.backbone), ("--teacher", request.teacher))
+    files = (*files, ("--pseudo-labels", request.pseudo_labels))
     for flag, path in files:
         parts += [] if path is None else [flag, path.name]
     parts += [] if request.teacher_model is None else ["--teacher-model", request.teacher_model]
@@ -291,6 +305,7 @@ def _ending_processes(fabric: Any) -> Iterator[None]:
 def _identity(request: TrainingRequest, provenance: Provenance, fabric: Any) -> dict[str, Any]:
     """The values that a checkpoint of this training must match, besides the contents of its data."""
     files = (("weights", request.weights), ("backbone", request.backbone))
+    pseudo_labels = request.pseudo_labels if fabric.is_global_zero else None
     identity: dict[str, Any] = {
         "model": provenance.model,
         "options": dict(provenance.options),
@@ -300,6 +315,7 @@ def _identity(request: TrainingRequest, provenance: Provenance, fabric: Any) -> 
         "teacher": provenance.teacher,
         "precision": request.precision,
         "devices": fabric.world_size,
+        **({} if pseudo_labels is None else {_PSEUDO: summary_of(list_data(pseudo_labels, output=request.output))}),
         **{name: None if path is None else _digest(path) for name, path in files},
     }
     return {name: to_json(value) for name, value in identity.items()}  # as a checkpoint gives it back
@@ -350,6 +366,7 @@ def _report(
             if path is not None
         },
         "data_files": contents,
+        **({_PSEUDO: state.identity[_PSEUDO]} if _PSEUDO in state.identity else {}),
         "weights": {"name": BEST, "sha256": sha256(request.output / BEST)},
         "precision": request.precision,
         "seed": provenance.seed,

@@ -112,6 +112,23 @@ class DataDependentStart(Protocol):
         ...
 
 
+@runtime_checkable
+class SelfTrainingTask(TrainingTask, Protocol):
+    """A task whose model also learns from pictures that a teacher labelled: Noisy Student (Xie et al., CVPR 2020)."""
+
+    def with_pseudo_labels(self, path: Path, check: SplitCheck) -> TrainingTask:
+        """The task that draws a part of each batch from these pictures, and makes them harder for the model.
+
+        Args:
+            path: A folder or zip, as ``python -m edgevis.pseudo_labels`` writes it.
+            check: Refuses pictures that also evaluate.
+
+        Raises:
+            SourceError, InputError: The pictures cannot be read, lack a class, or are among those that evaluate.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Views:
     """The augmented images of one step.

@@ -20,20 +20,22 @@ from torch import Tensor, nn
 
 from edgevis.data.detection import BoxLabels
 from edgevis.data.detection_split import DetectionSplit, split_detection
-from edgevis.data.image_split import HELD_DRAW, TEST_DRAW
-from edgevis.data.leakage import SplitCheck
-from edgevis.data.rng import below, draw_at, shuffled
+from edgevis.data.image_split import HELD_DRAW, TEST_DRAW, is_blank
+from edgevis.data.leakage import Side, SplitCheck
+from edgevis.data.pseudo_labelled import read_pseudo_labelled
+from edgevis.data.rng import below, draw_at
 from edgevis.losses import EfficientDetLoss, YOLOXLoss
 from edgevis.metrics.average_precision import AveragePrecision, Detected, average_precision, require_pycocotools
 from edgevis.models.recipe import Recipe, is_custom_loss, recipe_of
 from edgevis.models.recipe_detection import DetectionRecipe
+from edgevis.training.box_images import BoxImages
 from edgevis.training.box_views import BoxView, flipped_view, mosaic, random_scale_crop
 from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.finite import require_finite
-from edgevis.training.images import ImageStore, resized
+from edgevis.training.images import resized
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, Evaluation, MetricValue
-from edgevis.training.views import color_jitter
+from edgevis.training.views import color_jitter, random_degradation
 from edgevis.training.visualize import GIVEN, RIGHT
 from runtime.bundle.spec import Deployment
 from runtime.detection.postprocess import detected_boxes
@@ -46,7 +48,7 @@ EVALUATED_SCORE = 0.001
 
 _PREDICT_BATCH = 8
 _SHOWN, _SHOWN_SCORE, _SHOWN_SIDE = 6, 0.3, 320
-_ORDER_DRAW, _VIEW_DRAW = range(max(TEST_DRAW, HELD_DRAW) + 1, 4)
+_ORDER_DRAW, _VIEW_DRAW, _PSEUDO_DRAW = range(max(TEST_DRAW, HELD_DRAW) + 1, 5)
 
 
 def training_task(
@@ -79,11 +81,36 @@ class DetectionTrainingTask:
         self, split: DetectionSplit, recipe: DetectionRecipe, deployment: Deployment, *, data: str, seed: int
     ) -> None:
         self._split, self._recipe, self._seed, self._name = split, recipe, seed, data
+        self._deployment = deployment
         self._preprocess = Preprocessor(deployment.preprocess)
         self._settings = replace(settings_from(deployment.postprocess), score=EVALUATED_SCORE)
-        self._labels: dict[int, BoxLabels] = {}
-        self._images = ImageStore(self._read)
-        self._order: dict[tuple[int, int, int], list[int]] = {}
+        self._images = BoxImages(split.data, split.train, draw=(seed, _ORDER_DRAW))
+        self._pseudo: BoxImages | None = None
+        self._pseudo_name = ""
+
+    def with_pseudo_labels(self, path: Path, check: SplitCheck) -> DetectionTrainingTask:
+        """See :class:`edgevis.training.task.SelfTrainingTask`.
+
+        A share of each batch, ``pseudo_share`` of the recipe, is then drawn from these pictures, degraded.
+        """
+        recipe, split = self._recipe, self._split
+        data = read_pseudo_labelled(path, split.data.classes, score=recipe.pseudo_score, ignore=recipe.ignore_score)
+        sides = [
+            Side(name, images.files, [images.names[place] for place in places])
+            for name, images, places in (
+                ("pseudo-labels", data, range(len(data))),
+                ("test", split.data, (*split.test, *split.validation)),
+            )
+        ]
+        leaks = check.refuse(path, check.shared(sides, blank=is_blank)) if len(sides[1].images) else ()
+        if leaks:
+            known = split.notes.get("leakage", ())
+            notes = {**split.notes, "leakage": [*(known if isinstance(known, list) else ()), *leaks]}
+            split = replace(split, notes=notes)
+        task = DetectionTrainingTask(split, recipe, self._deployment, data=self._name, seed=self._seed)
+        task._pseudo = BoxImages(data, range(len(data)), draw=(self._seed, _PSEUDO_DRAW))
+        task._pseudo_name = path.name
+        return task
 
     @property
     def model_options(self) -> Mapping[str, int | str]:
@@ -100,12 +127,14 @@ class DetectionTrainingTask:
             "training boxes": sum(split.data.labels[place].objects for place in split.train),
             "validation images": len(split.validation),
             "test images": len(split.test),
+            **self._pseudo_data(),
             **split.notes,
         }
 
     @property
     def steps_per_epoch(self) -> int:
-        return self._recipe.steps_per_epoch or max(1, len(self._split.train) // self._recipe.batch)
+        count = len(self._images) + len(self._pseudo or ())
+        return self._recipe.steps_per_epoch or max(1, count // self._recipe.batch)
 
     def criterion(self) -> nn.Module:
         recipe = self._recipe
@@ -117,8 +146,10 @@ class DetectionTrainingTask:
 
     def batch(self, epoch: int, step: int, rank: int) -> Batch:
         draw = draw_at(self._seed, _VIEW_DRAW, epoch, step, rank)
-        count = self._recipe.batch
-        views = [self._view(self._place(epoch, step * count + row, rank), draw, epoch) for row in range(count)]
+        views = []
+        for images, count in self._rows():
+            first = step * count
+            views += [self._view(images, images.drawn(epoch, first + row, rank), draw, epoch) for row in range(count)]
         return {
             "image": torch.from_numpy(self._preprocess([view.image for view in views])),
             "targets": targets_of([view.labels for view in views]),
@@ -146,55 +177,53 @@ class DetectionTrainingTask:
         result, picture = self._evaluated(model, self._split.test)
         return Evaluation("test images", _figures(result), {"detections": picture})
 
-    def _read(self, place: int) -> Image:
-        image, self._labels[place] = self._split.data[place]
-        return image
+    def _pseudo_data(self) -> dict[str, object]:
+        if self._pseudo is None:
+            return {}
+        return {
+            "pseudo-labels": self._pseudo_name,
+            "pseudo-labelled images": len(self._pseudo),
+            "pseudo-labelled boxes": sum(labels.objects for labels in self._pseudo.data.labels),
+        }
 
-    def _example(self, place: int) -> BoxView:
-        image = self._images[place]
-        return BoxView(image, self._labels[place])
+    def _rows(self) -> list[tuple[BoxImages, int]]:
+        """The images of a batch: where they come from, and how many."""
+        count = self._recipe.batch
+        if self._pseudo is None:
+            return [(self._images, count)]
+        pseudo = round(count * self._recipe.pseudo_share)
+        return [(self._images, count - pseudo), (self._pseudo, pseudo)]
 
-    def _place(self, epoch: int, number: int, rank: int) -> int:
-        """The training image at a position of an epoch: all of them come before one comes again."""
-        train = self._split.train
-        turn, position = divmod(number, len(train))
-        key = (epoch, turn, rank)
-        if key not in self._order:
-            self._order = {key: shuffled(draw_at(self._seed, _ORDER_DRAW, *key), train)}
-        return self._order[key][position]
-
-    def _view(self, place: int, draw: random.Random, epoch: int) -> BoxView:
+    def _view(self, images: BoxImages, place: int, draw: random.Random, epoch: int) -> BoxView:
         recipe, spec = self._recipe, self._preprocess.spec
-        view, scale = self._example(place), recipe.scale
+        view, scale = images[place], recipe.scale
         if recipe.mosaic and epoch < recipe.epochs - recipe.l1_epochs and draw.random() < recipe.mosaic:
-            train = self._split.train
-            others = [self._example(train[below(draw, len(train))]) for _ in range(3)]
+            others = [images[images.places[below(draw, len(images))]] for _ in range(3)]
             view, scale = mosaic([view, *others], draw, spec), tuple(2 * factor for factor in recipe.scale)
         view = random_scale_crop(view, draw, spec, scale=scale, visible=recipe.visible)
         view = flipped_view(view, draw) if recipe.flip else view
-        return BoxView(color_jitter(view.image, draw, strength=recipe.jitter), view.labels)
+        image = color_jitter(view.image, draw, strength=recipe.jitter)
+        if images is self._pseudo:
+            image = random_degradation(image, draw, strength=recipe.degrade)
+        return BoxView(image, view.labels)
 
     def _evaluated(self, model: nn.Module, places: Sequence[int]) -> tuple[AveragePrecision, Image]:
         truths: list[BoxLabels] = []
         detections: list[Detected] = []
         shown: list[Image] = []
-        for (image, labels), found in zip(self._read_all(places), self._detections(model, places), strict=True):
-            truths.append(labels)
+        for place, found in zip(places, self._detections(model, places), strict=True):
+            view = self._images[place]
+            truths.append(view.labels)
             detections.append(found)
             if len(shown) < _SHOWN:
-                shown.append(_drawn(image, labels, found))
+                shown.append(_drawn(view, found))
         return average_precision(truths, detections, classes=len(self._split.data.classes)), np.hstack(shown)
-
-    def _read_all(self, places: Sequence[int]) -> Iterator[tuple[Image, BoxLabels]]:
-        for place in places:
-            view = self._example(place)
-            yield view.image, view.labels
 
     def _detections(self, model: Any, places: Sequence[int]) -> Iterator[Detected]:
         """What the predictor finds, at a low threshold, of each image."""
         device = next(model.parameters()).device
         for start in range(0, len(places), _PREDICT_BATCH):
-            images = [self._images[place] for place in places[start : start + _PREDICT_BATCH]]
+            images = [self._images[place].image for place in places[start : start + _PREDICT_BATCH]]
             scores, boxes = model.detect(torch.from_numpy(self._preprocess(images)).to(device))
             rows, corners = scores.float().cpu().numpy(), boxes.float().cpu().numpy()
             require_finite(rows, "the model's scores")
@@ -236,12 +265,12 @@ def _figures(result: AveragePrecision) -> dict[str, MetricValue]:
     return {"AP": MetricValue(result.value, result.samples), "AP50": MetricValue(result.at_50, result.samples_50)}
 
 
-def _drawn(image: Image, labels: BoxLabels, found: Detected) -> Image:
+def _drawn(view: BoxView, found: Detected) -> Image:
     """Annotated boxes in grey, detections in green, at one height."""
-    scale = _SHOWN_SIDE / image.shape[0]
-    picture = resized(image, _SHOWN_SIDE, max(1, round(image.shape[1] * scale)))
+    scale = _SHOWN_SIDE / view.image.shape[0]
+    picture = resized(view.image, _SHOWN_SIDE, max(1, round(view.image.shape[1] * scale)))
     boxes, scores, _ = found
-    for table, colour in ((labels.boxes[~labels.ignored], GIVEN), (boxes[scores >= _SHOWN_SCORE], RIGHT)):
+    for table, colour in ((view.labels.boxes[~view.labels.ignored], GIVEN), (boxes[scores >= _SHOWN_SCORE], RIGHT)):
         for x1, y1, x2, y2 in np.rint(table * scale).astype(int).tolist():
             cv2.rectangle(picture, (x1, y1), (x2, y2), colour, 2)
     return picture
