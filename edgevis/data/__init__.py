@@ -7,6 +7,8 @@ decoded when it is asked for. Nothing here needs PyTorch: indices have ``__len__
 
 from edgevis.data.boxes import boxes_from_class_ids, boxes_from_instances
 from edgevis.data.classes import LabelledImages, read_class_folders, read_class_table
+from edgevis.data.detection import BoxLabels, DetectionImages
+from edgevis.data.detection_split import read_detection_images
 from edgevis.data.episodes import Episode, EpisodeSampler
 from edgevis.data.few_shot_masks import (
     ClassMask,
@@ -28,8 +30,10 @@ from edgevis.data.segmentation_episodes import SegmentationEpisode, Segmentation
 from edgevis.data.volumes import Slice, Volume, Volumes, read_volumes
 
 __all__ = [
+    "BoxLabels",
     "ClassMask",
     "ClassMasks",
+    "DetectionImages",
     "Episode",
     "EpisodeSampler",
     "IdentitySampler",
@@ -54,6 +58,7 @@ __all__ = [
     "read_class_folders",
     "read_class_table",
     "read_coco20i",
+    "read_detection_images",
     "read_fss1000",
     "read_instances",
     "read_market1501",

@@ -1,5 +1,6 @@
 """Metrics, one file for each task."""
 
+from edgevis.metrics.average_precision import AveragePrecision, average_precision
 from edgevis.metrics.box_fit import box_fit, box_fit_per_volume
 from edgevis.metrics.dice import dice_per_volume
 from edgevis.metrics.interval import EpisodeAccuracy, episode_accuracy
@@ -9,10 +10,12 @@ from edgevis.metrics.segmentation import SegmentationScore, intersection_and_uni
 from edgevis.metrics.tracking import TrackingScores, tracking_scores
 
 __all__ = [
+    "AveragePrecision",
     "EpisodeAccuracy",
     "QueryRanks",
     "SegmentationScore",
     "TrackingScores",
+    "average_precision",
     "box_fit",
     "box_fit_per_volume",
     "dice_per_volume",

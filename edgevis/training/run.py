@@ -226,8 +226,12 @@ def command_of(request: TrainingRequest) -> str:
         for name, value in pairs.items():
             text = value if isinstance(value, str) else json.dumps(to_json(value))
             parts += [flag, f"{name}={text}"]
-    files = (("--weights", request.weights), ("--backbone", request.backbone), ("--teacher", request.teacher))
-    files = (*files, ("--pseudo-labels", request.pseudo_labels))
+    files = (
+        ("--weights", request.weights),
+        ("--backbone", request.backbone),
+        ("--teacher", request.teacher),
+        ("--pseudo-labels", request.pseudo_labels),
+    )
     for flag, path in files:
         parts += [] if path is None else [flag, path.name]
     parts += [] if request.teacher_model is None else ["--teacher-model", request.teacher_model]

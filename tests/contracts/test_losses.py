@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from edgevis.train import main
 
-from training_data import write_classes, write_masks, write_persons
+from training_data import write_boxes, write_classes, write_masks, write_persons
 
 pytestmark = pytest.mark.torch
 
@@ -44,6 +44,11 @@ def map_loss(logits, mask):
 def box_loss(logits, boxes):
     assert boxes.shape[1] == 6
     return logits.sigmoid().mean()
+
+
+def row_loss(rows, targets):
+    assert rows.shape[2] == 5 + 2 and targets.shape[1] == 8
+    return {"objectness": rows[..., 4].sigmoid().mean()}
 
 
 def shapeless(logits, mask):
@@ -95,6 +100,16 @@ def test_embeddings(package: str, tmp_path: Path) -> None:
     episodes = {"way": 2, "query": 1, "episodes_per_step": 1, "held_out": 0}
     episodes |= {"test_way": 2, "test_query": 2, "test_episodes": 2}
     assert train("mobilenetv2", classes, tmp_path / "few", f"{package}:ToyLoss", **episodes) == 0
+
+
+def test_boxes(package: str, tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    settings = {"loss": f"{package}:row_loss", "epochs": 1, "steps_per_epoch": 1, "batch": 2, "validate_every": 0}
+    pairs = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    options = ["--option", "height=64", "--option", "width=64", "--recipe", "fine-tune", "--quiet"]
+    data, output = write_boxes(tmp_path / "boxes"), tmp_path / "run"
+    assert main(["yolox-nano", "--data", str(data), "--output", str(output), *options, *pairs]) == 0
+    assert (output / "best.safetensors").exists()
 
 
 def test_maps(package: str, tmp_path: Path) -> None:

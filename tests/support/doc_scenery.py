@@ -16,6 +16,7 @@ from calibration.data.samples import samples_from_photographs
 from runtime.images.decode import Image
 
 from built import small_bundle
+from training_data import write_boxes
 
 BUNDLES = ("osnet-x0-25", "afl-net", "hsnet-hm", "enet")
 """The bundles that pages name: Re-ID with the weights that ship, the other three small and with random weights."""
@@ -46,6 +47,7 @@ def write_scenery(folder: Path) -> Path:
             _write(folder / f"{label}-{number}.jpg", cv2.resize(image, (160, 160)))
     _write(folder / "basket.jpg", cv2.resize(samples.images[3], (160, 160)))
     _write(folder / "cells.png", objects.images[0])
+    write_boxes(folder / "shelf")
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -57,6 +58,41 @@ def write_masks(folder: Path, *, images: int = 12, classes: int = 1, side: int =
         _write(folder / "masks" / f"{index:03}.png", mask)
         rows.append({"stem": f"{index:03}", "split": "val" if index >= 2 * images // 3 else "train"})
     _table(folder / "index.csv", rows)
+    return folder
+
+
+def write_boxes(
+    folder: Path, *, train: int = 4, val: int = 2, side: int = 64, scores: Sequence[float] = (), seed: int = 3
+) -> Path:
+    """One or two bright rectangles, red ``box`` or blue ``crate``, on dark noise, with COCO's JSON of each split.
+
+    Args:
+        folder: Where they are written.
+        train, val: Pictures; without ``val`` there is one ``annotations.json``.
+        side: Of the pictures.
+        scores: Given to the boxes in turn, as a teacher does; none where it is empty.
+        seed: Of the pictures.
+    """
+    random = np.random.default_rng(seed)
+    categories = [{"id": 3, "name": "box"}, {"id": 9, "name": "crate"}]
+    for name, first, count in (("train", 0, train), ("val", train, val)) if val else (("", 0, train),):
+        images: list[dict[str, object]] = []
+        boxes: list[dict[str, object]] = []
+        for number in range(first, first + count):
+            image = random.integers(0, 60, (side, side, 3), np.uint8)
+            for part in range(1 + number % 2):  # side by side, so that none hides another
+                width, height = random.integers(side // 4, side // 2 - 2, 2).tolist()
+                x, y = part * side // 2 + int(random.integers(0, 3)), int(random.integers(0, side - height))
+                label = int(random.integers(0, 2))
+                image[y : y + height, x : x + width] = (40, 40, 220) if label == 0 else (220, 80, 40)
+                box = {"id": len(boxes) + 1, "image_id": number, "category_id": categories[label]["id"], "iscrowd": 0}
+                score = {"score": scores[len(boxes) % len(scores)]} if scores else {}
+                boxes.append({**box, "bbox": [x, y, width, height], "area": width * height, **score})
+            _write(folder / "images" / f"{number:03}.png", image)
+            images.append({"id": number, "file_name": f"{number:03}.png", "width": side, "height": side})
+        path = folder / "annotations" / f"instances_{name}.json" if name else folder / "annotations.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
     return folder
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgevis.layers.anchors import anchor_boxes, anchors_per_level
 from edgevis.losses import EfficientDetLoss, match_atss, match_largest_iou, sigmoid_focal_loss
 from edgevis.losses.anchor_matching import BACKGROUND, IGNORED, ignore_regions
 from runtime.errors import InputError
@@ -17,23 +18,7 @@ GOLDEN = np.load(GOLDEN_FOLDER / "efficientdet_parts.npz")
 CLASSES = 3
 
 
-def anchors_of(side: int) -> tuple[Tensor, list[int]]:
-    """The anchors of survey.md 1.4 as xyxy, and how many each level has."""
-    levels = []
-    for level in range(3, 8):
-        stride = 2**level
-        centre = np.arange(side // stride) * stride + stride / 2
-        y, x = np.meshgrid(centre, centre, indexing="ij")
-        boxes = []
-        for octave in range(3):
-            for wide, tall in ((1.0, 1.0), (1.4, 0.7), (0.7, 1.4)):
-                half_x, half_y = (2 * stride * 2 ** (octave / 3) * factor for factor in (wide, tall))
-                boxes.append(np.stack([x - half_x, y - half_y, x + half_x, y + half_y], -1))
-        levels.append(np.stack(boxes, 2).reshape(-1, 4))
-    return torch.from_numpy(np.concatenate(levels).astype(np.float32)), [len(level) for level in levels]
-
-
-ANCHORS, LEVELS = anchors_of(128)
+ANCHORS, LEVELS = anchor_boxes((128, 128)), anchors_per_level((128, 128))
 
 
 def targets() -> Tensor:
@@ -56,11 +41,6 @@ def golden_rows(dtype: torch.dtype = torch.float32) -> tuple[Tensor, dict[str, T
     return torch.cat(parts, 1), maps
 
 
-def test_the_anchors_of_this_file_are_the_reference() -> None:
-    rows = ANCHORS[torch.from_numpy(GOLDEN["anchors_128x128/rows"])][:, [1, 0, 3, 2]]
-    np.testing.assert_array_equal(rows.numpy(), GOLDEN["anchors_128x128/yxyx"])
-
-
 def test_matching_is_the_reference() -> None:
     found = []
     for image in (0, 1):
@@ -74,7 +54,7 @@ def test_matching_is_the_reference() -> None:
 @pytest.mark.parametrize(("case", "smoothing"), [("default", 0.0), ("smooth0.01", 0.01)])
 def test_the_loss_is_the_reference(case: str, smoothing: float) -> None:
     rows, maps = golden_rows()
-    terms = EfficientDetLoss(smoothing=smoothing)(rows, targets(), anchors=ANCHORS, levels=LEVELS)
+    terms = EfficientDetLoss(smoothing=smoothing)(rows, targets(), size=(128, 128))
     total = terms["class"] + terms["box"]
     total.backward()
     assert float(total.detach()) == pytest.approx(float(GOLDEN[f"loss/{case}/total"]), rel=1e-5)
@@ -119,7 +99,7 @@ def test_atss_by_its_definition() -> None:
     loss = EfficientDetLoss(assignment="atss")
     rows = torch.zeros(1, len(ANCHORS), 4 + CLASSES)
     row = torch.tensor([[0, 1, *box[0].tolist(), 1, 0]])
-    assert float(loss(rows, row, anchors=ANCHORS, levels=LEVELS)["box"]) > 0
+    assert float(loss(rows, row, size=(128, 128))["box"]) > 0
     assert match_atss(ANCHORS, box[:0], LEVELS, per_place=9).eq(BACKGROUND).all()
 
 
@@ -130,33 +110,35 @@ def test_ignored_regions_and_weights() -> None:
     assert ignore_regions(matched, anchors, regions).tolist() == [0, IGNORED, BACKGROUND]
 
     def class_term(*rows: list[float]) -> float:
-        terms = EfficientDetLoss()(
-            torch.zeros(1, 3, 5),
-            torch.tensor(rows, dtype=torch.float32).reshape(-1, 8),
-            anchors=anchors,
-            levels=[3],
-            per_place=1,
-        )
-        return float(terms["class"])
+        target = torch.tensor(rows, dtype=torch.float32).reshape(-1, 8)
+        return float(EfficientDetLoss()(torch.zeros(1, len(ANCHORS), 5), target, size=(128, 128))["class"])
 
-    one = float(sigmoid_focal_loss(torch.zeros(()), torch.zeros(())))
-    assert class_term() == pytest.approx(3 * one)
-    assert class_term([0, 0, 100, 90, 106, 120, 1, 1]) == pytest.approx(2 * one)
+    # At probability 1/2 everywhere each anchor that counts has the same loss.
+    background = float(sigmoid_focal_loss(torch.zeros(()), torch.zeros(())))
+    assert class_term() == pytest.approx(len(ANCHORS) * background, rel=1e-4)
+    region = torch.tensor([[64.0, 0, 128, 128]])
+    ignored = int((ignore_regions(torch.full((len(ANCHORS),), BACKGROUND), ANCHORS, region) == IGNORED).sum())
+    assert 100 < ignored < len(ANCHORS)
+    expected = (len(ANCHORS) - ignored) * background
+    assert class_term([0, 0, 64, 0, 128, 128, 1, 1]) == pytest.approx(expected, rel=1e-4)
+    box = (0.0, 0.0, 40.0, 40.0)
+    learned = int((match_largest_iou(ANCHORS, torch.tensor([box])) >= 0).sum())
     half = float(sigmoid_focal_loss(torch.zeros(()), torch.tensor(0.5)))
-    assert class_term([0, 0, 0, 0, 10, 10, 0.5, 0]) == pytest.approx((2 * one + half) / 2)
+    expected = ((len(ANCHORS) - learned) * background + learned * half) / (learned + 1)
+    assert class_term([0, 0, *box, 0.5, 0]) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(
     ("rows", "target", "message"),
     [
         (torch.zeros(1, 2, 5), torch.zeros(0, 8), "rows have shape"),
-        (torch.full((1, 3, 5), float("nan")), torch.zeros(0, 8), "NaN"),
-        (torch.zeros(1, 3, 5), torch.zeros(0, 6), "targets have shape"),
-        (torch.zeros(1, 3, 5), torch.tensor([[1.0, 0, 0, 0, 1, 1, 1, 0]]), "an image or class beyond"),
-        (torch.zeros(1, 3, 5), torch.tensor([[0.0, 1, 0, 0, 1, 1, 1, 0]]), "an image or class beyond"),
-        (torch.zeros(1, 3, 5), torch.tensor([[0.0, 0, 1, 0, 1, 1, 1, 0]]), "whose end is not behind its start"),
+        (torch.full((1, 3069, 5), float("nan")), torch.zeros(0, 8), "NaN"),
+        (torch.zeros(1, 3069, 5), torch.zeros(0, 6), "targets have shape"),
+        (torch.zeros(1, 3069, 5), torch.tensor([[1.0, 0, 0, 0, 1, 1, 1, 0]]), "an image or class beyond"),
+        (torch.zeros(1, 3069, 5), torch.tensor([[0.0, 1, 0, 0, 1, 1, 1, 0]]), "an image or class beyond"),
+        (torch.zeros(1, 3069, 5), torch.tensor([[0.0, 0, 1, 0, 1, 1, 1, 0]]), "whose end is not behind its start"),
     ],
 )
 def test_wrong_inputs_are_refused(rows: Tensor, target: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        EfficientDetLoss()(rows, target, anchors=torch.rand(3, 4), levels=[3])
+        EfficientDetLoss()(rows, target, size=(128, 128))
