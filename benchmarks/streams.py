@@ -28,6 +28,7 @@ import numpy as np
 
 from benchmarks.report import report
 from benchmarks.stream_servers import Camera, CameraServer, GstServer, Proxy, gst_python, number_of
+from runtime.streams.feed import Drop
 from runtime.streams.network import has_pyav
 from runtime.streams.reader import StreamReader
 
@@ -58,6 +59,21 @@ class Faults:
     back_s: tuple[float, float]
     latency_p99_ms: float
     growth_mb: float
+
+
+@dataclass(frozen=True)
+class SlowModel:
+    """A camera of 30 frames a second before a model that takes 0.3 s for each.
+
+    Attributes:
+        age_s: Of the picture that is taken last, beside the first one.
+    """
+
+    drop: str
+    seconds: float
+    frames: int
+    dropped: int
+    age_s: float
 
 
 @dataclass
@@ -176,6 +192,22 @@ def _throttle(watch: Watch, proxy: Proxy) -> float:
     return watch.until(lambda: len(watch.numbers) >= started + 10)
 
 
+def slow_model(drop: Drop, seconds: float = 20.0) -> SlowModel:
+    """Read a camera more slowly than it sends."""
+    with CameraServer() as camera, StreamReader(camera.address("fps=30&size=480"), drop=drop) as reader:
+        started = first = age_s = 0.0
+        for frames in reader:
+            now, number = time.monotonic(), number_of(frames[0].image)
+            if not started:
+                started, first = now, number
+            age_s = now - started - (number - first) / 30
+            if now - started > seconds:
+                break
+            time.sleep(0.3)
+        (stats,) = reader.stats
+    return SlowModel(drop, seconds, stats.frames, stats.dropped, age_s)
+
+
 def _resident_mb() -> float:
     """Resident memory of this process and its children, without the cameras, in MB."""
     pages = 0
@@ -228,7 +260,20 @@ def main() -> int:
         "p99",
         "memory",
     )
-    return report(
+    failed = report(
+        lambda: [slow_model("none"), slow_model("oldest")],
+        headers=("drop", "after", "frames", "dropped", "age of the last"),
+        cells=lambda row: (
+            row.drop,
+            f"{row.seconds:g} s",
+            str(row.frames),
+            str(row.dropped),
+            f"{row.age_s:.2f} s",
+        ),
+        as_json=arguments.json,
+        title=lambda row: "HTTP MJPEG of 30 frames a second, 0.3 s for each frame",
+    )
+    return failed or report(
         lambda: measure(arguments.faults),
         headers=headers,
         cells=lambda row: (

@@ -23,6 +23,9 @@ from runtime.streams.video_file import VideoFile
 
 _log = logging.getLogger("edgevis.streams")
 
+REOPEN_S = 10.0
+"""The least time that a camera has to come back: its loss has been noticed, a short limit would only keep it away."""
+
 Item: TypeAlias = Frame | EdgevisError
 """A frame, or the error of an image that is skipped."""
 
@@ -220,8 +223,13 @@ class ThreadFeed:
             with forking.fork_waits():
                 self._capture = capture = VideoFile(self.spec.target)
             return capture
+        timeout_s = self.settings.timeout_s
         remote = RemoteCapture(
-            self.spec.target, self.spec.name, timeout_s=self.settings.timeout_s, stopping=self.state.stopping
+            self.spec.target,
+            self.spec.name,
+            timeout_s=timeout_s,
+            open_timeout_s=max(timeout_s, REOPEN_S) if self._index else timeout_s,
+            stopping=self.state.stopping,
         )
         self._capture = remote  # already now: it is to be closed if it does not open
         remote.open()

@@ -46,7 +46,8 @@ class StreamReader:
             falls behind. ``"auto"`` is ``"oldest"`` for cameras and live addresses, else ``"none"``.
         reconnect: Whether a camera or live address that was lost is opened again, until it comes back or the stream is
             closed. One that cannot be opened at the beginning raises.
-        timeout_s: Seconds, 0.1..86400, without a frame after which a camera or address counts as lost.
+        timeout_s: Seconds, 0.1..86400, without a frame after which a camera or address counts as lost; also those until
+            its first frame. One that is opened again has at least 10 s for that.
         batch: The largest number of frames in a list, 1..1024.
         on_error: Called, by the thread that iterates, with the error of an image of a folder or an iterable that cannot
             be read, and with that of a source that ends by an error; the others go on. None raises it.

@@ -39,14 +39,18 @@ class RemoteCapture:
         target: A camera's index or an address.
         name: The name for messages.
         timeout_s: Seconds without a frame after which it counts as lost.
+        open_timeout_s: Seconds until the first frame after which it counts as one that cannot be opened.
         stopping: Ends a read when it is set.
 
     Raises:
         SourceError: The process cannot be started.
     """
 
-    def __init__(self, target: int | str, name: str, *, timeout_s: float, stopping: threading.Event) -> None:
-        self._target, self._name, self._timeout_s, self._stopping = target, name, timeout_s, stopping
+    def __init__(
+        self, target: int | str, name: str, *, timeout_s: float, open_timeout_s: float, stopping: threading.Event
+    ) -> None:
+        self._target, self._name, self._stopping = target, name, stopping
+        self._timeout_s, self._limit_s = timeout_s, open_timeout_s
         self._memory: mmap.mmap | None = None
         self._slot_bytes = 0
         self._told = b""
@@ -67,7 +71,7 @@ class RemoteCapture:
             theirs.close()
         self._errors = cast(IO[bytes], self._process.stderr)
         os.set_blocking(self._errors.fileno(), False)
-        self._send(json.dumps({"target": target, "timeout_s": timeout_s, "pyav": has_pyav()}).encode())
+        self._send(json.dumps({"target": target, "timeout_s": open_timeout_s, "pyav": has_pyav()}).encode())
         self._waiting_since = time.monotonic()
         self._opened = False
         self.live = True
@@ -91,7 +95,7 @@ class RemoteCapture:
             return Reading(None, None, time.monotonic(), int(message["corrupt"]))
         slot, height, width = message["frame"]
         image = self._copied(slot, height, width)
-        self._waiting_since = time.monotonic()
+        self._waiting_since, self._limit_s = time.monotonic(), self._timeout_s
         return Reading(image, message["time_s"], float(message["captured"]), int(message["corrupt"]))
 
     def _copied(self, slot: int, height: int, width: int) -> Image:
@@ -120,9 +124,9 @@ class RemoteCapture:
                 message = self._message()
                 if "memory" not in message:
                     return message
-            elif time.monotonic() - self._waiting_since > self._timeout_s:
+            elif time.monotonic() - self._waiting_since > self._limit_s:
                 problem = "gave no frame for" if self._opened else "cannot be opened: it did not answer within"
-                raise SourceError(f"{self._name} {problem} {self._timeout_s:g} s")
+                raise SourceError(f"{self._name} {problem} {self._limit_s:g} s")
         return None
 
     def _message(self) -> dict[str, Any]:
