@@ -25,7 +25,7 @@ from benchmarks.report import report
 from edgevis import EdgevisError, InputError, models
 from edgevis.metrics import difference
 from edgevis.precision import TRAINING_PRECISIONS, training_precision
-from edgevis.train import setting
+from edgevis.settings import setting
 from edgevis.training.progress import ConsoleProgress
 from edgevis.training.resume import REPORT
 from edgevis.training.run import SAMPLES, TrainingRequest, train

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from benchmarks.report import report
 from edgevis import InputError, models
-from edgevis.train import setting
+from edgevis.settings import setting
 from edgevis.training.progress import ConsoleProgress
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevis.precision import TRAINING_PRECISIONS, training_precision
+from edgevis.settings import setting, setting_value
 from edgevis.training.progress import ConsoleProgress
 from runtime.common.command import run_command
 from runtime.common.console import add_verbosity, log_to_stderr
@@ -96,10 +97,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="train also where the sides of the split share images, persons, volumes or classes; the report says so",
     )
     parser.add_argument(
-        "--seed", metavar="N", type=_value, default=0, help="of weights, batches and splits (default: 0)"
+        "--seed", metavar="N", type=setting_value, default=0, help="of weights, batches and splits (default: 0)"
     )
     parser.add_argument(
-        "--devices", metavar="N", type=_value, default=1, help="how many GPUs, or processes on a CPU (default: 1)"
+        "--devices",
+        metavar="N",
+        type=setting_value,
+        default=1,
+        help="how many GPUs, or processes on a CPU (default: 1)",
     )
     parser.add_argument("--accelerator", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
@@ -110,28 +115,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(TRAINING_PRECISIONS)}: of the arithmetic; weights stay in float32 (default: %(default)s)",
     )
     parser.add_argument(
-        "--workers", metavar="N", type=_value, default=0, help="processes that make batches ahead (default: 0)"
+        "--workers", metavar="N", type=setting_value, default=0, help="processes that make batches ahead (default: 0)"
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON on standard output")
     add_verbosity(parser, progress=True)
     parser.add_argument("--list", action="store_true", help="list the models that can be trained, and stop")
     parser.set_defaults(usage_error=parser.error)
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """A KEY=VALUE of the command line; the value is JSON, or text where it is none."""
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return name, _value(value)
-
-
-def _value(text: str) -> Any:
-    """The value parsed as JSON, or the text if it is no JSON; its consumer validates it."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def _train(arguments: argparse.Namespace) -> int:

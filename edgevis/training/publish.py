@@ -15,12 +15,15 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from edgevis.models import read_weights
-from edgevis.provenance import read_provenance
+from edgevis.models import entry, load_weights, module_from, read_weights
+from edgevis.provenance import Provenance, read_provenance
+from edgevis.settings import setting
 from edgevis.training.checkpoint import HALVED, write_halved
 from edgevis.training.identity import DATA, list_data, read_listing, summary_of
 from edgevis.training.progress import ConsoleProgress
@@ -34,14 +37,30 @@ from runtime.errors import InputError
 
 
 def publish(
-    run: Path, *, data: Path, sources: Sequence[Mapping[str, Any]], licence: str, output: Path
+    run: Path,
+    *,
+    data: Path,
+    sources: Sequence[Mapping[str, Any]],
+    licence: str,
+    output: Path,
+    options: Mapping[str, int | str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Write the weights and what is known of them; returns the latter.
+
+    Args:
+        run: A finished training's folder.
+        data: What it was trained on; evaluates the file.
+        sources: What it learned from, with licences.
+        licence: Of the weights.
+        output: The weights to write.
+        options: The model's options that are other ones than in the training, such as the size of the images; they
+            change no parameter.
 
     Raises:
         InputError: The folder holds no finished training, or a file that it used is not among the sources, or ``data``
             is not what it was trained on.
-        WeightsError: A tensor is not finite, or beyond float16.
+        ModelError: The model has no such option.
+        WeightsError: A tensor is not finite, or beyond float16, or an option changes parameters.
         OSError: The disk is full; nothing half-written is left.
     """
     report = _read(run / REPORT)
@@ -59,8 +78,10 @@ def publish(
         raise InputError(
             f"{data} is not what {provenance.model!r} was trained on: its files differ; give the training's data"
         )
+    provenance = replace(provenance, options={**provenance.options, **options})
+    load_weights(module_from(entry(provenance.model), provenance.options), run / BEST)  # no option changes them
     write_halved(output, read_weights(run / BEST), provenance)
-    evaluation = _evaluated(output, provenance.model, data, report)
+    evaluation = _evaluated(output, provenance, data, report)
     record = {
         "model": provenance.model,
         "options": dict(provenance.options),
@@ -84,17 +105,17 @@ def publish(
     return record
 
 
-def _evaluated(weights: Path, model: str, data: Path, report: Mapping[str, Any]) -> Any:
+def _evaluated(weights: Path, provenance: Provenance, data: Path, report: Mapping[str, Any]) -> Any:
     """The task's measure of the file as it is."""
     recipe = {name: value for name, value in report["recipe"].items() if name != "name"}
     with scratch_folder("edgevis-publish-") as folder:
         request = TrainingRequest(
-            model,
+            provenance.model,
             data,
             folder / "evaluation",
             recipe=report["recipe"]["name"],
             values={**recipe, "epochs": 0},
-            options=report["options"],
+            options=provenance.options,
             weights=weights,
             seed=report["seed"],
             allow_leakage="leakage" in report["data"],
@@ -119,6 +140,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="what it was trained on; evaluates the file")
     parser.add_argument("--sources", type=Path, required=True, help="JSON: what it learned from, with licences")
     parser.add_argument("--licence", default="Apache-2.0", help="of the weights (default: Apache-2.0)")
+    parser.add_argument(
+        "--option",
+        metavar="NAME=VALUE",
+        action="append",
+        type=setting,
+        default=[],
+        help="of the model, if it differs",
+    )
     parser.add_argument("--output", type=Path, required=True, help="the weights to write, .safetensors")
     arguments = parser.parse_args(argv)
     return run_command(lambda: _publish(arguments))
@@ -127,7 +156,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _publish(arguments: argparse.Namespace) -> int:
     sources = _read(arguments.sources)
     record = publish(
-        arguments.run, data=arguments.data, sources=sources, licence=arguments.licence, output=arguments.output
+        arguments.run,
+        data=arguments.data,
+        sources=sources,
+        licence=arguments.licence,
+        output=arguments.output,
+        options=dict(arguments.option),
     )
     sys.stdout.write(json.dumps(record, indent=2) + "\n")
     return 0

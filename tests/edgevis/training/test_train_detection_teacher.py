@@ -17,6 +17,7 @@ from edgevis import models
 from edgevis.provenance import read_provenance
 from edgevis.train import main
 from edgevis.training.detection_distillation import DetectionDistillationTask
+from edgevis.training.publish import main as publish
 from edgevis.training.teacher import open_teacher
 from runtime.bundle.bundle import sha256
 from runtime.errors import InputError
@@ -71,6 +72,18 @@ def test_student_starts_from_and_learns_a_published_detector(data: Path, publish
     assert len(rows) == 2
     terms = [[float(value) for name, value in row.items() if name.startswith("taught ")] for row in rows]
     assert all(len(values) == 3 and min(values) >= 0 for values in terms)
+
+    sources, output = tmp_path / "sources.json", tmp_path / "small.safetensors"
+    used = json.loads((tmp_path / "run" / "report.json").read_text())["files"]
+    sources.write_text(json.dumps([{"licence": "Apache-2.0", **file} for file in used.values()]))
+    files = ("--data", str(data), "--sources", str(sources), "--output", str(output))
+    assert publish([str(tmp_path / "run"), *files, "--option", "num_classes=2"]) == 1  # another head
+    assert not output.exists()
+    assert publish([str(tmp_path / "run"), *files, "--option", "height=96"]) == 0
+    record = json.loads(output.with_suffix(".json").read_text())
+    shipped = read_provenance(output)
+    assert shipped is not None
+    assert record["options"] == shipped.options == {**provenance.options, "height": 96}
 
 
 def student() -> tuple[models.ModelEntry, torch.nn.Module]:
