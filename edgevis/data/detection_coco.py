@@ -32,12 +32,10 @@ class CocoImage:
 
     Attributes:
         file_name: As stated.
-        frame: The number of the frame from 0 where the file is a video; None for a picture.
         labels: The boxes.
     """
 
     file_name: str
-    frame: int | None
     labels: BoxLabels
 
 
@@ -86,11 +84,6 @@ def read_coco(files: Files, annotations: Sequence[str]) -> DetectionImages:
     names, labels, splits = [], [], []
     for (annotation, _, images), role in zip(parsed, roles, strict=True):
         for image in images:
-            if image.frame is not None:
-                raise SourceError(
-                    f"{files.where(annotation)} lists the frame {image.frame} of {image.file_name}; "
-                    "frames of videos are read as pseudo-labels only"
-                )
             names.append(finder.find(image.file_name, annotation))
             labels.append(image.labels)
             splits.append(role)
@@ -150,11 +143,7 @@ def parse_coco(data: object, where: str) -> tuple[tuple[str, ...], list[CocoImag
         if len(boxes) > MAX_BOXES:
             raise SourceError(f"{where}: image {item['id']} has {len(boxes)} boxes; allowed: {MAX_BOXES}")
         corners, classes, weights, ignored = zip(*boxes, strict=True) if boxes else ((), (), (), ())
-        images.append(
-            CocoImage(
-                _name(item, where), _frame(item, where), box_labels(corners, classes, weights=weights, ignored=ignored)
-            )
-        )
+        images.append(CocoImage(_name(item, where), box_labels(corners, classes, weights=weights, ignored=ignored)))
     return names, images
 
 
@@ -218,10 +207,6 @@ def _name(item: Mapping[str, Any], where: str) -> str:
     if {"", ".", ".."} & set(value.replace("\\", "/").split("/")):
         raise SourceError(f"{where}: image {item['id']} has the file_name {value!r}, which could lead out of the data")
     return value
-
-
-def _frame(item: Mapping[str, Any], where: str) -> int | None:
-    return None if item.get("frame") is None else _id(item, "frame", f"{where}: image {item['id']}")
 
 
 def _number(value: object) -> bool:
