@@ -108,6 +108,13 @@ def test_the_public_names() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", edgevis.__version__)
 
 
+def test_a_predictor_starts_without_what_pipelines_need() -> None:
+    code = "import sys, edgevis; assert 'runtime.tracking' not in sys.modules; print(edgevis.Pipeline.__name__)"
+    assert succeeded(run_python(code)) == "Pipeline"
+    with pytest.raises(AttributeError):
+        edgevis.pipelines  # noqa: B018
+
+
 def test_every_error_is_public_and_of_one_tree() -> None:
     found = {name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
     assert found == set(errors.__all__)
