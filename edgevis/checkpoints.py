@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -176,6 +177,8 @@ def _check_kind(path: Path, start: bytes) -> None:
         raise WeightsError(f"cannot read {path}: it is a pointer of Git LFS, not the file: run `git lfs pull`")
     if start.lstrip()[:1] == b"<":
         raise WeightsError(f"cannot read {path}: it is a web page, not a checkpoint: download it again")
+    if start[:4] == b"PK\x03\x04" and not zipfile.is_zipfile(path):
+        raise WeightsError(f"cannot read {path}: it is cut short: copy or download it again")
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80" or start[8:9] == b"{":
         return
     if {".pt", ".pth", ".tar", ".ckpt", ".bin"} & set(path.suffixes):

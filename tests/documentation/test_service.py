@@ -86,6 +86,13 @@ def test_the_unit_runs_edgevis_within_limits() -> None:
     assert f"/var/lib/{settings['StateDirectory']}" == STATE
 
 
+def test_the_command_with_a_tracker_is_one_that_edgevis_takes() -> None:
+    block = next(block for block in doc_pages.blocks(PAGE) if "a detector and a tracker" in block.reason)
+    words = shlex.split(block.code.removeprefix(f"ExecStart={EDGEVIS}"))
+    arguments = doc_pages.parsed(shlex.join(["edgevis", *words]))
+    assert (arguments.verb, arguments.events, arguments.enrolment) == ("watch", ["jsonl"], f"{STATE}/%i.enrolment")
+
+
 @pytest.fixture
 def camera() -> Iterator[CameraServer]:
     with CameraServer() as server:
@@ -93,7 +100,7 @@ def camera() -> Iterator[CameraServer]:
 
 
 class CameraProcess:
-    """The unit's command as a process, as systemd would start it."""
+    """The unit's command as a process, as systemd would start it; a context manager that kills what has not ended."""
 
     def __init__(self, words: list[str]) -> None:
         self.process = subprocess.Popen(
@@ -103,6 +110,13 @@ class CameraProcess:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def __enter__(self) -> CameraProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
 
     def result(self) -> dict[str, object]:
         """The next line of its log."""
@@ -134,19 +148,19 @@ def test_the_command_survives_kills_and_its_camera(tmp_path: Path, camera: Camer
     cv2.imwrite(str(tmp_path / "one.png"), numbered(0b101010101010))
     edgevis("enroll", example["BUNDLE"], "someone", tmp_path / "one.png", "--enrolment", enrolment)
 
-    running = CameraProcess(words)
-    assert [match["label"] for match in running.result()["matches"]] == ["someone"]
-    # Enrolled while the service runs, which is killed: the next one knows both.
-    cv2.imwrite(str(tmp_path / "two.png"), numbered(0b111111000000)[::-1])
-    edgevis("enroll", example["BUNDLE"], "someone else", tmp_path / "two.png", "--enrolment", enrolment)
-    assert running.end(signal.SIGKILL) == -signal.SIGKILL
+    with CameraProcess(words) as running:
+        assert [match["label"] for match in running.result()["matches"]] == ["someone"]
+        # Enrolled while the service runs, which is killed: the next one knows both.
+        cv2.imwrite(str(tmp_path / "two.png"), numbered(0b111111000000)[::-1])
+        edgevis("enroll", example["BUNDLE"], "someone else", tmp_path / "two.png", "--enrolment", enrolment)
+        assert running.end(signal.SIGKILL) == -signal.SIGKILL
 
-    running = CameraProcess(words)
-    assert {match["label"] for match in running.result()["matches"]} == {"someone", "someone else"}
-    camera.kill()
-    camera.start()
-    assert len([running.result() for _ in range(30)]) == 30, "more than was read before the camera was lost"
-    assert running.end(signal.SIGTERM) == 128 + signal.SIGTERM
+    with CameraProcess(words) as running:
+        assert {match["label"] for match in running.result()["matches"]} == {"someone", "someone else"}
+        camera.kill()
+        camera.start()
+        assert len([running.result() for _ in range(30)]) == 30, "more than was read before the camera was lost"
+        assert running.end(signal.SIGTERM) == 128 + signal.SIGTERM
     assert enrolment.stat().st_mode & 0o777 == 0o600
 
 

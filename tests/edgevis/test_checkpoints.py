@@ -171,7 +171,7 @@ def test_what_does_not_fit_says_why(tmp_path: Path, name: str) -> None:
         ("page.pth", b"<!DOCTYPE html><html>404</html>", "a web page"),
         ("lfs.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
         ("lfs.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git lfs pull"),
-        ("short.pth", b"PK\x03\x04 and no more", "cannot read"),
+        ("short.pth", b"PK\x03\x04 and no more", "cut short"),
         ("pickle.ckpt", b"\x80\x02}q\x00", "cannot read"),
         ("notes.txt", b"hello", "unknown kind"),
     ],
