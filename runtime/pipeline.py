@@ -209,12 +209,13 @@ class Pipeline:
     def stats(self) -> PipelineStats:
         """Counts and times since the pipeline was opened; of its sources, those of the last stream."""
         identifier = self._identifier
-        return self._counters.stats(
-            () if self._reader is None else self._reader.stats,
-            unknowns=len(self.unknowns),
-            embedded=0 if identifier is None else identifier.embedded,
-            drift=None if identifier is None else identifier.drift.state(),
-        )
+        with self._changing:
+            return self._counters.stats(
+                () if self._reader is None else self._reader.stats,
+                unknowns=len(self.unknowns),
+                embedded=0 if identifier is None else identifier.embedded,
+                drift=None if identifier is None else identifier.drift.state(),
+            )
 
     @property
     def labels(self) -> tuple[str, ...]:
