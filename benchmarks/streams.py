@@ -79,14 +79,14 @@ class SlowModel:
 
 
 @dataclass
-class Watch:
+class WatchedStream:
     """Reads a stream in a thread, and notes the numbers of its pictures."""
 
     address: str
     numbers: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> WatchedStream:
         self._left = False
         self.reader = self._opened()
         self._thread = threading.Thread(target=self._read)
@@ -148,7 +148,7 @@ def measured(name: str, fault: str, camera: Camera, count: int) -> Faults:
     noticed, back, sizes = [], [], []
     if fault == "cut":
         proxy.cut_after = 12_000
-    with Watch(address) as watch:
+    with WatchedStream(address) as watch:
         for number in range(1, count + 1):
             if fault == "cut":
                 back.append(_cut(watch, number))
@@ -189,13 +189,13 @@ def measured(name: str, fault: str, camera: Camera, count: int) -> Faults:
     )
 
 
-def _cut(watch: Watch, number: int) -> float:
+def _cut(watch: WatchedStream, number: int) -> float:
     """Wait for the next cut; returns the seconds from the loss to the first frame afterwards."""
     watch.until(lambda: not watch.reader.stats[0].connected or watch.reader.stats[0].reconnects >= number)
     return watch.until_back(number)
 
 
-def _throttle(watch: Watch, proxy: Proxy) -> float:
+def _throttle(watch: WatchedStream, proxy: Proxy) -> float:
     """Pass on a third of the camera's rate for a second; returns the seconds until ten more frames have come."""
     before = proxy.passed
     time.sleep(0.5)

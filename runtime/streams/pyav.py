@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from runtime.common.addresses import ALWAYS_LIVE, hide, scheme_of
 from runtime.errors import SourceError
 from runtime.images.decode import Image
 from runtime.streams.capture import GRACE, Reading
+
+OPTIONS_VARIABLE = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+"""OpenCV reads it, too."""
 
 _TURNS = {90: cv2.ROTATE_90_COUNTERCLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_CLOCKWISE}
 
@@ -28,6 +32,7 @@ def open_pyav(address: str, *, timeout_s: float) -> PyAVCapture:
 
     name = hide(address, address)
     options = {"rtsp_flags": "prefer_tcp"} if scheme_of(address).startswith("rtsp") else {}
+    options |= capture_options(os.environ.get(OPTIONS_VARIABLE, ""))
     try:
         container = av.open(address, options=options, timeout=GRACE * timeout_s)
     except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -37,6 +42,19 @@ def open_pyav(address: str, *, timeout_s: float) -> PyAVCapture:
     except BaseException:
         container.close()
         raise
+
+
+def capture_options(text: str) -> dict[str, str]:
+    """FFmpeg's options as OpenCV's variable writes them: ``rtsp_transport;udp|buffer_size;1000000``.
+
+    Raises:
+        SourceError: It is malformed.
+    """
+    pairs = [part.split(";") for part in text.split("|") if part.strip()]
+    if any(len(pair) != 2 for pair in pairs):
+        # Without its text, which may hold a login.
+        raise SourceError(f"{OPTIONS_VARIABLE} is malformed; allowed: pairs such as rtsp_transport;udp, with | between")
+    return {name.strip(): value.strip() for name, value in pairs}
 
 
 def _is_live(container: Any, address: str) -> bool:

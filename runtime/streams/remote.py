@@ -32,6 +32,13 @@ _TOLD_BYTES = 4096
 _COMMAND = "from runtime.streams.worker import main; main()"
 
 
+def _interpreter() -> str:
+    """The path of Python; of a program that embeds it, ``sys.executable`` is the program."""
+    if "python" in os.path.basename(sys.executable or ""):
+        return sys.executable
+    return os.path.join(sys.exec_prefix, "bin", "python3")
+
+
 class RemoteCapture:
     """A camera or an address, decoded by a child process that can be ended at any moment.
 
@@ -57,7 +64,7 @@ class RemoteCapture:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._process = subprocess.Popen(  # noqa: S603 - this interpreter
-                [sys.executable, "-c", _COMMAND, str(theirs.fileno())],
+                [_interpreter(), "-c", _COMMAND, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
