@@ -116,7 +116,8 @@ class Preprocess:
             cover the input and then cut.
         interpolation: The resampling, by OpenCV's definition of the name.
         pad_value: Grey level, 0..255, around a letterboxed image.
-        align: The place of a letterboxed image in the input: in its centre, or in its top left corner.
+        align: The place of a letterboxed image in the input: in its centre, with sides rounded to whole pixels, or in
+            its top left corner, with sides cut to whole pixels, as YOLOX and EfficientDet were trained.
     """
 
     height: int

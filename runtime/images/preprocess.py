@@ -125,7 +125,9 @@ class Preprocessor:
         if spec.fit == "letterbox":
             width, height = min(width, spec.width), min(height, spec.height)
             if spec.align == "top-left":
-                return InputGeometry(*every, height, width)
+                # Detectors that are published with this placement were trained with sides cut to whole pixels.
+                limit, side = (spec.width, columns) if ratios[0] <= ratios[1] else (spec.height, rows)
+                return InputGeometry(*every, max(1, rows * limit // side), max(1, columns * limit // side))
             return InputGeometry(*every, height, width, (spec.height - height) // 2, (spec.width - width) // 2)
         if ratio < 1:
             # What is cut off need not be shrunk first: of a wide frame that is half of the work.

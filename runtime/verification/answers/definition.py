@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from types import MappingProxyType
 
 import numpy as np
@@ -57,8 +58,11 @@ def _fitted(image: Array, spec: Preprocess, *, uncut: bool) -> Array:
     if spec.fit == "letterbox":
         ratio = min(spec.width / columns, spec.height / rows)
         height, width = (max(1, min(round(side * ratio), limit)) for side, limit in _sides(image, spec))
+        top, left = (spec.height - height) // 2, (spec.width - width) // 2
+        if spec.align == "top-left":
+            exact = min(Fraction(spec.width, columns), Fraction(spec.height, rows))
+            height, width, top, left = max(1, math.floor(rows * exact)), max(1, math.floor(columns * exact)), 0, 0
         output = np.full((spec.height, spec.width, 3), float(spec.pad_value))
-        top, left = (0, 0) if spec.align == "top-left" else ((spec.height - height) // 2, (spec.width - width) // 2)
         output[top : top + height, left : left + width] = _resized(image, height, width, spec.interpolation)
         return output
     ratio = max(spec.width / columns, spec.height / rows)

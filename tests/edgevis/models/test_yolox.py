@@ -9,11 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgevis import models
+from edgevis.data.detection import chosen_classes
+from edgevis.data.detection_split import read_detection_images
 from edgevis.layers.csp_darknet import Focus, SpatialPyramidPooling
 from edgevis.layers.grid_boxes import cell_grid, decode_cells
+from edgevis.metrics.average_precision import average_precision
 from edgevis.models._detection import COCO_LABELS, labels_of
 from edgevis.models.yolox import YOLOX
+from runtime.detection.postprocess import DetectionSettings, detected_boxes
 from runtime.errors import InputError, ModelError
+from runtime.images.preprocess import Preprocessor
 
 from shared_data import shared_data
 
@@ -45,6 +50,29 @@ def test_published_weights_give_the_published_outputs() -> None:
             best = int(scores[0, :, index].argmax())
             assert float(scores[0, best, index]) == pytest.approx(float(score), abs=1e-5)
             np.testing.assert_allclose(boxes[0, best].numpy() / golden["ratio"], box, atol=1e-3)
+
+
+def test_published_weights_find_persons_as_published() -> None:
+    """AP50 0.590 of persons on the photographs of COCO's val2017, threshold 0.01, suppression above IoU 0.65."""
+    pytest.importorskip("pycocotools", reason="detections are measured with it")
+    data = chosen_classes(read_detection_images(shared_data("detect_coco", "coco_sample_dev.zip")), "person")
+    assert data.roles is not None
+    model = yolox()
+    models.load_weights(model, shared_data("weights", "yolox_nano", "yolox_nano_coco.safetensors"))
+    preprocess = Preprocessor(models.entry("yolox-nano").deployment.preprocess)
+    settings = DetectionSettings(("person",), score=0.01, iou=0.65)
+    truths, detections = [], []
+    for place in (place for place, role in enumerate(data.roles) if role == "test"):
+        image, labels = data[place]
+        size = (image.shape[0], image.shape[1])
+        with torch.no_grad():
+            scores, boxes = (x[0].numpy() for x in model.detect(torch.from_numpy(preprocess([image]))))
+        found = detected_boxes(scores[:, :1], boxes, settings, geometry=preprocess.geometry(size), size=size)
+        truths.append(labels)
+        detections.append((found.boxes, found.scores, found.class_ids))
+    assert len(truths) == 70
+    measured = average_precision(truths, detections, classes=1)
+    assert (measured.value, measured.at_50) == pytest.approx((0.320, 0.590), abs=0.001)
 
 
 def test_the_stem_is_one_strided_convolution_in_evaluation() -> None:

@@ -68,6 +68,16 @@ def test_a_marked_place_is_found_again(fit: Fit) -> None:
     np.testing.assert_allclose(back, [240, 200, 400, 280], atol=640 / 96 / 2)
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((427, 640), (277, 416)), ((640, 427), (416, 277)), ((333, 333), (416, 416)), ((1, 999), (1, 416))],
+)
+def test_sides_at_the_top_left_are_cut_to_whole_pixels(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    """As the published detectors resize: 427 * 0.65 = 277.55 becomes 277, which in the centre would be 278."""
+    place = Preprocessor(Preprocess(416, 416, fit="letterbox", align="top-left")).geometry(size)
+    assert (place.height, place.width, place.top, place.left) == (*expected, 0, 0)
+
+
 def test_alignment_is_checked_and_read() -> None:
     spec = Preprocess(8, 8, fit="letterbox", align="top-left")
     assert from_json(Preprocess, to_json(spec)) == spec
