@@ -6,6 +6,7 @@ they compute, from the weights' values, and from what flows through them on real
 - sums over many values, softmax, normalisations, exponentials, roots; edgevis's own operators as a whole;
 - what a comparison decides on: a rounding error there changes a decision and not a digit;
 - what subtracts a mean, and what is only one value per channel: after a global pooling float32 costs nothing;
+- what makes the outputs that a graph declares as float32, from the last convolution or matrix product on;
 - what has values beyond float16's range, or so small that its smallest numbers are coarse.
 
 Inputs and outputs of the graph stay float32. In a quantised graph the scales become float16 with what they scale.
@@ -24,6 +25,7 @@ import onnx_ir.passes.common as ir_passes
 from onnx import ModelProto
 
 from calibration.quantize.qdq import initializer, remove_unused_initializers
+from calibration.quantize.rules import after_last_products
 from calibration.quantize.sessions import open_session, proto_from_ir
 from runtime.common.arrays import Array
 from runtime.errors import ExportError
@@ -65,12 +67,15 @@ _MAX_SMALL = 4096
 _OPSET_OF_HALF_SCALES = 19
 
 
-def fp16_from_fp32(model: ModelProto, feeds: Iterable[Mapping[str, Array]]) -> ModelProto:
+def fp16_from_fp32(
+    model: ModelProto, feeds: Iterable[Mapping[str, Array]], *, float32_outputs: Collection[str] = frozenset()
+) -> ModelProto:
     """The graph in float16 where that is safe.
 
     Args:
         model: A float32 graph, or one with Q/DQ; it is not changed. Nodes with a definition in the model stay float32.
         feeds: Batches of real inputs; read once, one at a time.
+        float32_outputs: See :attr:`runtime.bundle.spec.Graph.float32_outputs`.
 
     Raises:
         ExportError: There are no feeds, or a tensor's values are not finite.
@@ -79,7 +84,7 @@ def fp16_from_fp32(model: ModelProto, feeds: Iterable[Mapping[str, Array]]) -> M
     cast = ir.from_proto(model)
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(cast)
     ir_passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(cast)
-    fp16_nodes = _fp16_nodes(cast.graph, _peaks(cast, feeds))
+    fp16_nodes = _fp16_nodes(cast.graph, _peaks(cast, feeds)) - after_last_products(cast.graph, float32_outputs)
     _Rewriter(cast.graph, fp16_nodes).run()
     proto = proto_from_ir(cast)
     onnx.checker.check_model(proto, full_check=True)

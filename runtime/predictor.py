@@ -276,10 +276,7 @@ class Predictor:
         None makes it follow again. Of a model with fixed classes it is the score, 0..1, from which a box or a pixel
         counts; None sets the bundle's own.
         """
-        if isinstance(self._task, tasks.TrainedScores):
-            return self._task.threshold
-        open_set = self._task.open_set
-        return None if open_set is None else open_set.threshold
+        return tasks.threshold_of(self._task)
 
     @threshold.setter
     @holds_up_forks

@@ -78,7 +78,14 @@ def int8_graph(
     if config.placement == "outputs":
         amax.update(_amax_after_cutting(prepared.model.graph, amax))
     layers = {layer.name for layer in prepared.layers} - set(nodes_to_exclude)
-    model = with_qdq(prepared.model, amax, layers, placement=config.placement, bias_correction=ranges.bias_correction)
+    model = with_qdq(
+        prepared.model,
+        amax,
+        layers,
+        placement=config.placement,
+        bias_correction=ranges.bias_correction,
+        float_results={layer.name for layer in prepared.layers if layer.last},
+    )
     lint_quantized(model)
     return proto_from_ir(model)
 

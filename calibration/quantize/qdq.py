@@ -27,6 +27,7 @@ def with_qdq(
     *,
     placement: Placement = "outputs",
     bias_correction: Mapping[str, Array] | None = None,
+    float_results: Collection[str] = frozenset(),
 ) -> ir.Model:
     """A copy of the graph with symmetric int8 around some of its nodes.
 
@@ -38,6 +39,7 @@ def with_qdq(
         placement: ``inputs`` rounds what a layer reads. ``outputs`` also rounds what a convolution returns, which lets
             ONNX Runtime and OpenVINO fuse more and costs accuracy.
         bias_correction: Maps a layer's name to what is added to each channel of its result, (channels,) float32.
+        float_results: Names of nodes whose result is not rounded with ``outputs`` either.
     """
     copy = model.clone()
     writer = _Writer(copy.graph, amax)
@@ -47,7 +49,7 @@ def with_qdq(
         writer.round_inputs(node)
         if bias_correction and node.name in bias_correction:
             writer.add_to_bias(node, bias_correction[node.name])
-        if placement == "outputs" and node.op_type == "Conv":
+        if placement == "outputs" and node.op_type == "Conv" and node.name not in float_results:
             writer.round_output(node)
     remove_unused_initializers(copy.graph)
     return copy

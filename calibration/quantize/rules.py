@@ -24,6 +24,7 @@ from onnx import ModelProto, inliner, shape_inference
 
 _DOMAIN = "edgevis"
 _MASK, _GATE = "HybridMask", "CrossAttention"
+PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 # What stands between a softmax and the matrix products beside it.
 _PASSING = frozenset(
     (
@@ -42,12 +43,14 @@ class Layer:
         operator: Its ONNX operator.
         weight: The name of its weight; empty for a product of two activations.
         macs: Multiplications for one image, as far as shapes are known; 0 where they are not.
+        last: Whether an output that stays float32 follows from its result without another layer between.
     """
 
     name: str
     operator: str
     weight: str
     macs: int
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,13 @@ class Prepared:
     excluded_by_rule: Mapping[str, str]
 
 
-def prepare(model: ModelProto, operators: tuple[str, ...]) -> Prepared:
+def prepare(model: ModelProto, operators: tuple[str, ...], float32_outputs: Collection[str] = frozenset()) -> Prepared:
     """Inline, infer shapes, name the nodes and apply the rules.
 
     Args:
         model: A float graph; it is not changed.
         operators: The operators whose nodes become int8.
+        float32_outputs: See :attr:`runtime.bundle.spec.Graph.float32_outputs`.
     """
     inlined, mask_tensors = _inline(model, _MASK)
     inlined, gate_tensors = _inline(inlined, _GATE)
@@ -82,6 +86,7 @@ def prepare(model: ModelProto, operators: tuple[str, ...]) -> Prepared:
     comparisons = [node for node in nodes if node.op_type == "Greater" and node.outputs[0].name in mask_tensors]
     before_comparison = _reached(comparisons, ir.Node.predecessors)
     attention = _attention(nodes)
+    last = last_products(whole.graph, float32_outputs)
     layers, excluded = [], {}
     for node in nodes:
         if node.op_type not in operators:
@@ -97,10 +102,33 @@ def prepare(model: ModelProto, operators: tuple[str, ...]) -> Prepared:
             excluded[name] = "works on a single place"
         else:
             weight = next((value for value in node.inputs[:2] if value is not None and value.is_initializer()), None)
-            layers.append(Layer(name, node.op_type, "" if weight is None else weight.name or "", _macs(node, weight)))
+            weight_name = "" if weight is None else weight.name or ""
+            layers.append(Layer(name, node.op_type, weight_name, _macs(node, weight), node in last))
     activations = _activations(whole.graph, {layer.name for layer in layers})
     _forget_inner_types(nodes)
     return Prepared(whole, activations, tuple(layers), excluded)
+
+
+def last_products(graph: ir.Graph, outputs: Collection[str]) -> frozenset[ir.Node]:
+    """The convolutions and matrix products from which the outputs follow without another one between."""
+    return frozenset(node for node in _backwards(graph, outputs) if node.op_type in PRODUCTS)
+
+
+def after_last_products(graph: ir.Graph, outputs: Collection[str]) -> frozenset[ir.Node]:
+    """The nodes between the last convolutions and matrix products and the outputs."""
+    return frozenset(node for node in _backwards(graph, outputs) if node.op_type not in PRODUCTS)
+
+
+def _backwards(graph: ir.Graph, outputs: Collection[str]) -> set[ir.Node]:
+    reached: set[ir.Node] = set()
+    waiting = [value for value in graph.outputs if value.name in outputs]
+    while waiting:
+        node = waiting.pop().producer()
+        if node is not None and node not in reached:
+            reached.add(node)
+            if node.op_type not in PRODUCTS:
+                waiting += [value for value in node.inputs if value is not None]
+    return reached
 
 
 def _inline(model: ModelProto, operator: str) -> tuple[ModelProto, frozenset[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from onnx import ModelProto
 
@@ -13,6 +14,8 @@ from calibration.quantize.graph import Ranges, int8_graph, measure_ranges
 from calibration.quantize.qdq import Placement
 from calibration.quantize.rules import Prepared, prepare
 from runtime.common.arrays import Array
+
+NO_OUTPUTS: Mapping[str, Collection[str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +44,16 @@ class CalibratedModel:
 
     config: QuantizationConfig
     graphs: Mapping[str, CalibratedGraph]
+
+    @property
+    def last_layers(self) -> frozenset[str]:
+        """``GRAPH/NODE`` of the layers that outputs in float32 follow from, see :attr:`Layer.last`."""
+        return frozenset(
+            f"{name}/{layer.name}"
+            for name, graph in self.graphs.items()
+            for layer in graph.prepared.layers
+            if layer.last
+        )
 
     @property
     def excluded_by_rule(self) -> int:
@@ -77,6 +90,7 @@ def calibrate(
     *,
     config: QuantizationConfig,
     cache: RangesCache | None = None,
+    float32_outputs: Mapping[str, Collection[str]] = NO_OUTPUTS,
 ) -> CalibratedModel:
     """Measure the ranges of every graph, or read them from the cache.
 
@@ -85,6 +99,7 @@ def calibrate(
         feeds: Maps a graph's name to batches of its real inputs; not called where the cache has the ranges.
         config: The configuration of the quantisation.
         cache: Where ranges are kept between builds; None measures anew and stores nothing.
+        float32_outputs: Graph name to its :attr:`runtime.bundle.spec.Graph.float32_outputs`.
 
     Raises:
         ExportError: There are no feeds, or a tensor's values are not finite.
@@ -92,7 +107,7 @@ def calibrate(
     """
     graphs = {}
     for name, model in fp32_graphs.items():
-        prepared = prepare(model, config.operators)
+        prepared = prepare(model, config.operators, float32_outputs.get(name, ()))
         ranges, note = (None, "no cache") if cache is None else cache.load(name, model, config)
         if ranges is None:
             ranges = measure_ranges(prepared, feeds(name), config)

@@ -82,7 +82,8 @@ def search_int8(
 
     Args:
         calibrated: The float graphs and their ranges.
-        sensitivities: Those of all layers: the layers with the most loss per multiplication are excluded first.
+        sensitivities: Those of all layers: the layers that outputs in float32 follow from are excluded first, then
+            those with the most loss per multiplication.
         measurement: Compiles, opens and measures graphs.
         backends: The backends that need graphs.
         runs_here: Whether the engines of a backend run on this machine as they will in use.
@@ -91,6 +92,7 @@ def search_int8(
     """
     ordered = sorted(sensitivities, key=lambda item: -item.sensitivity_per_mac)
     order = [f"{item.graph}/{item.layer}" for item in ordered]
+    order.sort(key=lambda layer: layer not in calibrated.last_layers)
     graphs: dict[str, Mapping[str, ModelProto]] = {}
     searches: list[Int8Search] = []
     outputs: dict[str, Mapping[str, Array]] = {}

@@ -81,6 +81,7 @@ def deployment(preprocess: Preprocess, *, labels: tuple[str, ...], rows: int) ->
                     TensorSpec("scores", "float32", ("N", rows, len(labels))),
                     TensorSpec("boxes", "float32", ("N", rows, 4)),
                 ),
+                float32_outputs=("scores", "boxes"),
             ),
         ),
         preprocess=preprocess,

@@ -32,5 +32,11 @@ def run(state: BuildState, progress: BuildProgress) -> None:
             progress.advance(done, total)
 
     cache = None if state.request.cache is None else RangesCache(state.request.cache, state.calibration_inputs)
-    state.calibrated = calibrate(state.float_graphs, feeds, config=quantization, cache=cache)
+    state.calibrated = calibrate(
+        state.float_graphs,
+        feeds,
+        config=quantization,
+        cache=cache,
+        float32_outputs={graph.name: graph.float32_outputs for graph in deployment.graphs},
+    )
     progress.end(f"{len(samples)} images ({state.calibrated.notes}): {quantization}")

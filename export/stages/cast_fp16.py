@@ -28,7 +28,7 @@ def run(state: BuildState, progress: BuildProgress) -> None:
         cast: dict[str, ModelProto] = {}
         for graph in deployment.graphs:
             feeds = calibration_feeds(state.model, deployment, graph, few, batch=CALIBRATION_BATCH)
-            cast[graph.name] = fp16_from_fp32(source[graph.name], feeds)
+            cast[graph.name] = fp16_from_fp32(source[graph.name], feeds, float32_outputs=graph.float32_outputs)
             if precision == "int8":
                 lint_quantized(cast[graph.name])
             done += 1

@@ -21,6 +21,7 @@ DIGEST = "digest"
 # Fields that were added after enrolments were bound to identities, with their defaults: these do not count, so that a
 # model that is built again keeps its enrolments.
 _LATER_PREPROCESS: Mapping[str, Any] = {"align": "center"}
+_LATER_GRAPH: Mapping[str, Any] = {"float32_outputs": []}
 
 NOT_COVERED = (
     "an earlier edgevis built it, without a digest: that a value of its manifest was changed, such as of "
@@ -53,9 +54,13 @@ def encoder_identity(model: str, deployment: Deployment | Mapping[str, Any], wei
         "model": model,
         "weights": weights_sha256,
         "preprocess": _without_defaults(data["preprocess"], _LATER_PREPROCESS),
-        "graphs": data["graphs"],
+        "graphs": _graphs_without_defaults(data["graphs"]),
     }
     return json_digest(parts)
+
+
+def _graphs_without_defaults(data: Any) -> Any:
+    return [_without_defaults(graph, _LATER_GRAPH) for graph in data] if isinstance(data, (list, tuple)) else data
 
 
 def _without_defaults(data: Any, later: Mapping[str, Any]) -> Any:

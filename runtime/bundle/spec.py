@@ -81,12 +81,15 @@ class Graph:
         max_flipped: The share of an output's elements, 0..1, that may be far from the reference model's although the
             engine is right: where a graph decides for each element between two values, as hybrid masking does by the
             sign of a feature, a rounding error decides the few whose feature is nearly zero.
+        float32_outputs: Outputs that are computed in float32 in every precision from the last convolution or matrix
+            product on, such as boxes: the exponential of a rounded number is off by far more.
     """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_flipped: float = 0.0
+    float32_outputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_name("graph", self.name)
@@ -97,6 +100,11 @@ class Graph:
             f"graph {self.name!r}: max_flipped is {self.max_flipped!r}, allowed: a share from 0 to below 0.01",
         )
         _check(len(names) == len(set(names)), f"graph {self.name!r} names a tensor twice: {names}")
+        outputs = [tensor.name for tensor in self.outputs]
+        _check(
+            all(name in outputs for name in self.float32_outputs),
+            f"graph {self.name!r}: float32_outputs is {self.float32_outputs!r}, allowed: {', '.join(outputs)}",
+        )
 
 
 @dataclass(frozen=True, slots=True)

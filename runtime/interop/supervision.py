@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.common.arrays import Array
-from runtime.common.extras import install_command
 from runtime.errors import MissingDependencyError
 
 
@@ -35,9 +34,7 @@ def supervision_detections(
     try:
         from supervision import Detections
     except ImportError as error:
-        raise MissingDependencyError(
-            f"to_supervision needs the package supervision: {install_command('track')}"
-        ) from error
+        raise MissingDependencyError("to_supervision needs the package supervision: pip install supervision") from error
     return Detections(
         xyxy=np.asarray(boxes_xyxy, np.float32).reshape(-1, 4),
         mask=masks,

@@ -12,7 +12,7 @@ from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.index import IndexInfo
 from runtime.open_set.decision import OpenSetInfo
 from runtime.selection.choose import SelectedEngine
-from runtime.tasks import Task
+from runtime.tasks import Task, threshold_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,8 @@ class Info:
         encoder_identity: The identity of the encoder, see :mod:`runtime.bundle.identity`.
         parity: The engine's measured distance from the PyTorch model; None when it has not been measured.
         labels: The enrolled labels.
-        threshold: The open-set threshold; None when nothing is known of strangers yet.
+        threshold: The open-set threshold, or that of a model with trained classes; None when nothing is known of
+            strangers yet.
         open_set: The open-set operating point, its rates and how they are known; None for a task without scores
             between labels.
         search_index: The measurement of the approximate index of the enrolled rows; None while searches are exact
@@ -83,7 +84,7 @@ def info_of(bundle: Bundle, opened: SelectedEngine, task: Task, *, threads: int 
         encoder_identity=manifest.encoder_identity,
         parity=record.parity,
         labels=gallery.labels,
-        threshold=None if open_set is None else open_set.threshold,
+        threshold=threshold_of(task),
         open_set=None if open_set is None else open_set.info,
         search_index=gallery.index if isinstance(gallery, EmbeddedGallery) else None,
     )

@@ -38,6 +38,7 @@ __all__ = [
     "load",
     "names",
     "settings_of",
+    "threshold_of",
 ]
 
 EnrolmentKind: TypeAlias = Literal["images", "images and masks", "nothing"]
@@ -146,6 +147,13 @@ class TaskTraits:
     enrolment: EnrolmentKind = "images"
     embedding: str | None = None
     single_graph: SingleGraph | None = None
+
+
+def threshold_of(task: Task) -> float | None:
+    """The score from which a label comes back, or something counts; None when nothing is known of strangers yet."""
+    if isinstance(task, TrainedScores):
+        return task.threshold
+    return None if task.open_set is None else task.open_set.threshold
 
 
 class TaskModule(Protocol):

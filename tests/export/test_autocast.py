@@ -110,6 +110,22 @@ def test_what_needs_float32_keeps_it(body: str, kind: str) -> None:
     assert not in_half(half, kind)
 
 
+def test_outputs_declared_as_float32_are_so_from_the_last_convolution_on() -> None:
+    """A decoder's product and sum: float16 where nothing is declared, and the convolution before it in either case."""
+    body = CONV + "m = Mul (h, eight) y = Add (m, place)"
+    model = model_of(body, w=weight(8, 8, 1, 1), eight=np.full(1, 8, np.float32), place=weight(1, 1, 6, 6, scale=100))
+    plain = fp16_from_fp32(model, [images()])
+    assert [in_half(plain, kind) for kind in ("Conv", "Mul", "Add")] == [True, True, False]
+    assert types_of(plain)["y_half"] == TensorProto.FLOAT16
+    declared = fp16_from_fp32(model, [images()], float32_outputs=("y",))
+    assert [in_half(declared, kind) for kind in ("Conv", "Mul", "Add")] == [True, False, False]
+    assert [item.op_type for item in declared.graph.node] == ["Cast", "Conv", "Cast", "Mul", "Add"]
+    feed = images()
+    exact = outputs(model, feed)
+    errors = [np.abs(outputs(half, feed) - exact).max() for half in (plain, declared)]
+    assert errors[1] < errors[0] / 4
+
+
 def test_a_small_average_is_float16() -> None:
     model = model_of(CONV + "y = AveragePool <kernel_shape: ints = [2, 2]> (h)", w=weight(8, 8, 1, 1))
     half = fp16_from_fp32(model, [images()])

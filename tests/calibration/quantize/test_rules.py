@@ -139,6 +139,36 @@ def test_squeeze_and_excitation_stays_float() -> None:
     assert set(prepared.excluded_by_rule.values()) == {"works on a single place"}
 
 
+def test_results_that_float32_outputs_follow_from_are_not_rounded() -> None:
+    text = """
+        <ir_version: 10, opset_import: ["" : 18]>
+        g (float[N, 4, 8, 8] image) => (float[N, 4, 8, 8] boxes, float[N, 4, 8, 8] maps)
+        <float[4, 4, 1, 1] w, float[4, 4, 1, 1] v, float[4, 4, 1, 1] u>
+        {
+            x = Conv(image, w)
+            raw = Conv(x, v)
+            maps = Conv(x, u)
+            grown = Exp(raw)
+            boxes = Add(grown, x)
+        }
+    """
+    model = onnx.parser.parse_model(text)
+    fill(model)
+    feeds = [{"image": np.random.default_rng(1).standard_normal((2, 4, 8, 8)).astype(np.float32)}]
+    rounded = {}
+    for declared in ((), ("boxes",)):
+        prepared = prepare(model, OPERATORS, declared)
+        assert {layer.name for layer in prepared.layers if layer.last} == (
+            {"Conv_raw", "Conv_x"} if declared else set()
+        )
+        config = QuantizationConfig()
+        made = int8_graph(prepared, measure_ranges(prepared, feeds, config), config)
+        rounded[declared] = {node.input[0] for node in made.graph.node if node.op_type == "QuantizeLinear"}
+    assert rounded[()] == {"image", "x", "raw"}
+    # Other layers read x, so that it is rounded for these.
+    assert rounded["boxes",] == {"image", "x"}
+
+
 def fill(model: ModelProto) -> None:
     """Give the weights random values: the parser takes those without any for intermediate results."""
     random = np.random.default_rng(0)
