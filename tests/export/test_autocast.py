@@ -115,8 +115,7 @@ def test_outputs_declared_as_float32_are_so_from_the_last_convolution_on() -> No
     body = CONV + "m = Mul (h, eight) y = Add (m, place)"
     model = model_of(body, w=weight(8, 8, 1, 1), eight=np.full(1, 8, np.float32), place=weight(1, 1, 6, 6, scale=100))
     plain = fp16_from_fp32(model, [images()])
-    assert [in_half(plain, kind) for kind in ("Conv", "Mul", "Add")] == [True, True, False]
-    assert types_of(plain)["y_half"] == TensorProto.FLOAT16
+    assert all(in_half(plain, kind) for kind in ("Conv", "Mul", "Add"))
     declared = fp16_from_fp32(model, [images()], float32_outputs=("y",))
     assert [in_half(declared, kind) for kind in ("Conv", "Mul", "Add")] == [True, False, False]
     assert [item.op_type for item in declared.graph.node] == ["Cast", "Conv", "Cast", "Mul", "Add"]

@@ -103,11 +103,22 @@ def test_agreement_is_the_share_of_matched_detections() -> None:
     assert detection_agreement((scores, boxes), (scores, np.full_like(boxes, np.nan))).agreement == 0.0
 
 
+def test_a_score_just_below_the_threshold_is_a_tie() -> None:
+    boxes = np.array([[[0, 0, 40, 40], [100, 0, 140, 40]]], np.float32)
+    scores = np.array([[[0.31], [0.9]]], np.float32)
+    for score, agreement in ((0.3, 1.0), (0.26, 1.0), (0.24, 2 / 3), (0.0, 2 / 3)):
+        other = np.array([[[score], [0.9]]], np.float32)
+        for pair in ((scores, other), (other, scores)):
+            decisions = detection_agreement((pair[0], boxes), (pair[1], boxes))
+            assert decisions.agreement == pytest.approx(agreement)
+
+
 def test_without_detections_an_agreement_proves_nothing() -> None:
     _, boxes = outputs(np.random.default_rng(1))
     nothing = (np.zeros((6, 40, 3), np.float32), boxes)
-    decisions = detection_agreement(nothing, nothing)
-    assert (decisions.agreement, decisions.count, decisions.measurable) == (1.0, 0, False)
+    for images in (6, 1):
+        decisions = detection_agreement(*[tuple(part[:images] for part in nothing)] * 2)
+        assert (decisions.agreement, decisions.count, decisions.measurable) == (1.0, 0, False)
 
 
 def test_matching_is_greedy_within_a_class() -> None:
