@@ -9,7 +9,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 VIDEO ?=
 # A detector that can be built: with it the demo is the whole pipeline, on any video.
-DETECTOR ?=
+DETECTOR ?= $(patsubst edgevis/weights/%.safetensors,%,$(wildcard edgevis/weights/person-detector.safetensors))
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed

@@ -125,6 +125,8 @@ class Identifier:
         claims = {other.label: dict(other.matches).get(other.label, 1.0) for other in others if other.label is not None}
         free = tuple(match for match in record.matches if match.score > claims.get(match.label, -np.inf))
         threshold, views = self._model.open_set.threshold, len(record.evidence.rows)
+        if record.label is None and views < self._settings.first_views and not self._waited(record):
+            return
         record.label = decided_label(record.label, free, threshold, views=views)
 
     def _usable(self, requests: Sequence[ViewRequest]) -> list[tuple[ViewRequest, Image, float]]:
