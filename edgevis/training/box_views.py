@@ -52,7 +52,7 @@ def random_scale_crop(
     least, most = scale
     ratio = (least + (most - least) * draw.random()) * min(spec.height / rows, spec.width / columns)
     # The part that is seen is cut out before it is resized: an enlarged image need not be made as a whole.
-    y, x = (_placed(length, size, ratio, draw) for length, size in ((rows, spec.height), (columns, spec.width)))
+    y, x = (_placed(length, size, ratio, draw, spec) for length, size in ((rows, spec.height), (columns, spec.width)))
     seen = view.image[y.first : y.first + y.seen, x.first : x.first + x.seen]
     canvas = np.full((spec.height, spec.width, 3), spec.pad_value, np.uint8)
     region = (x.place, y.place, x.place + x.size, y.place + y.size)
@@ -111,9 +111,12 @@ class _Axis:
     size: int
 
 
-def _placed(length: int, available: int, ratio: float, draw: random.Random) -> _Axis:
+def _placed(length: int, available: int, ratio: float, draw: random.Random, spec: Preprocess) -> _Axis:
     seen = min(length, max(1, math.ceil(available / ratio)))
-    size = min(available, max(1, round(seen * ratio)))
+    exact = seen * ratio
+    # As Preprocessor.geometry does; the sum is for products such as 95.999999 that stand for 96.
+    whole = math.floor(exact + 1e-6) if spec.align == "top-left" else round(exact)
+    size = min(available, max(1, whole))
     return _Axis(below(draw, length - seen + 1), seen, below(draw, available - size + 1), size)
 
 

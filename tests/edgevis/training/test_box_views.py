@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from edgevis.data.detection import box_labels
 from edgevis.data.rng import below, draw_at
 from edgevis.training.box_views import BoxView, flipped_view, mosaic, random_scale_crop
 from edgevis.training.views import random_degradation
-from runtime.bundle.spec import Preprocess
+from runtime.bundle.spec import Align, Preprocess
 from runtime.images.preprocess import Preprocessor
 
 SPEC = Preprocess(96, 128, fit="letterbox", pad_value=0)
@@ -49,11 +51,16 @@ def test_boxes_stay_around_their_objects(scale: tuple[float, float]) -> None:
     assert boxes > 10
 
 
-def test_a_view_that_fits_is_the_predictors_input() -> None:
-    """Without augmentation the student sees the pixels that the predictor sees."""
-    noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)
-    fitted = random_scale_crop(BoxView(noise, box_labels([], [])), draw_at(0), SPEC, scale=(1, 1), visible=0)
-    np.testing.assert_array_equal(fitted.image, Preprocessor(SPEC).fit(noise))
+@pytest.mark.parametrize("align", ["center", "top-left"])
+@pytest.mark.parametrize("size", [(150, 200), (97, 211), (211, 97), (31, 40)])
+def test_at_scale_one_an_image_is_resized_as_the_predictor_does(align: Align, size: tuple[int, int]) -> None:
+    """The same pixels; only their place in the input is drawn."""
+    spec = replace(SPEC, align=align)
+    noise = np.random.default_rng(0).integers(1, 256, (*size, 3), np.uint8)
+    changed = random_scale_crop(BoxView(noise, box_labels([], [])), draw_at(1), spec, scale=(1, 1), visible=0).image
+    expected = Preprocessor(spec).fit(noise)
+    seen, fitted = (part[(part > 0).any((1, 2))][:, (part > 0).any((0, 2))] for part in (changed, expected))
+    np.testing.assert_array_equal(seen, fitted)
 
 
 def test_boxes_that_are_mostly_outside_are_ignored() -> None:
