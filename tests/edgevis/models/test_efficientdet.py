@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from torch.nn import functional
 
 from edgevis import models
 from edgevis.layers.anchors import ANCHORS_PER_CELL, anchor_boxes, anchors_per_level, decode_anchors, encode_anchors
-from edgevis.layers.bifpn import LEVELS, BiFPN
+from edgevis.layers.bifpn import LEVELS, BiFPN, halved
 from edgevis.layers.shared_head import SharedHead
 from edgevis.models.efficientdet import EfficientDet, rows_of
 from runtime.common.arrays import Array
 from runtime.detection.postprocess import DetectionSettings, detected_boxes
 from runtime.errors import InputError, ModelError
 
+from built import small_bundle
+from bundles import needs_openvino
 from locations import GOLDEN_FOLDER
 from recipe_weights import load_recipe_weights
 
@@ -144,6 +149,25 @@ def test_the_heads_batch_norms_fold_into_the_convolutions() -> None:
         folded = head(maps)
     for first, second in zip(trained, folded, strict=True):
         torch.testing.assert_close(second, first, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [2, 4, 8, 32])
+def test_pooling_pads_as_tensorflow_does_without_an_infinity(side: int) -> None:
+    x = torch.randn(2, 3, side, 2 * side) - 5.0
+    padded = functional.pad(x, (0, 1, 0, 1), value=-torch.inf)
+    assert torch.equal(halved(x, tensorflow=True), functional.max_pool2d(padded, 3, stride=2))
+
+
+@pytest.mark.xdist_group("efficientdet-d0")  # with the contract tests, which build the same bundle
+@needs_openvino
+def test_the_graph_folds_fusion_weights_and_batch_norms(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Each level has its own copy of the heads' pointwise convolutions, with its batch norm in it."""
+    model = onnx.load(small_bundle(tmp_path_factory, "efficientdet-d0") / "graphs" / "detect.onnx")
+    kinds = Counter(node.op_type for node in model.graph.node)
+    assert not {"BatchNormalization", "Div", "Pad", "ReduceSum", "Relu", "Sqrt", "Unsqueeze"} & set(kinds)
+    pointwise = [tensor for tensor in model.graph.initializer if tuple(tensor.dims) == (64, 64, 1, 1)]
+    # Two heads of three convolutions at five levels, and 24 nodes of the BiFPN.
+    assert len(pointwise) == 2 * 3 * 5 + 24
 
 
 @pytest.mark.parametrize("size", [(512, 512), (384, 640), (128, 128), (160, 96)])
