@@ -192,10 +192,10 @@ def yolox_nano(
 def _deploy(module: nn.Module) -> Deployment:
     if not isinstance(module, YOLOX):
         raise ModelError(f"a {type(module).__name__} is no YOLOX")
-    return _deployment(module.height, module.width, module.labels)
+    return yolox_deployment(module.height, module.width, module.labels)
 
 
-def _deployment(height: int, width: int, labels: tuple[str, ...]) -> Deployment:
+def yolox_deployment(height: int, width: int, labels: tuple[str, ...]) -> Deployment:
     # As published: the image at the top left, BGR values as they are.
     preprocess = Preprocess(
         height=height, width=width, color="BGR", scale=1.0, fit="letterbox", align="top-left", pad_value=114
@@ -237,7 +237,7 @@ FINE_TUNE = DetectionRecipe(
     l1_epochs=5,
 )
 
-DEPLOYMENT = _deployment(SIDE, SIDE, COCO_LABELS)
+DEPLOYMENT = yolox_deployment(SIDE, SIDE, COCO_LABELS)
 
 ENTRIES = (
     ModelEntry(

@@ -59,6 +59,7 @@ SMALL: Mapping[str, Mapping[str, int | str]] = {
     "enet": {"side": 64},
     "residual-unet": {"side": 64},
     "efficientdet-d0": {"num_classes": 2, "size": 128},
+    "person-detector": {"height": 64, "width": 96},
     "yolox-nano": {"num_classes": 2, "height": 64, "width": 96},
     **{name: {"width": 4, "side": 129} for name in models.names() if name.startswith("hsnet")},
 }

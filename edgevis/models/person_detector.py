@@ -1,0 +1,69 @@
+"""The person detector that ships: YOLOX-nano with one class and an input of 352 x 480 pixels.
+
+Architecture: that of :mod:`edgevis.models.yolox` (Ge, Liu, Wang, Li, Sun, 2021). An input of the shape of photographs
+and video has as many pixels as the published 416 x 416 and shows a 4:3 picture an eighth larger, a 16:9 one a seventh.
+Provenance: our own code; the weights that ship are the published ones of YOLOX-nano (Apache-2.0), of whose 80 classes
+person was kept, see ``weights/person-detector.json``. The recipe is a Noisy Student's (Xie, Luong, Hovy, Le, CVPR 2020,
+arXiv:1911.04252), see docs/person-detector.md.
+Licence: this file, as the rest of edgevis.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from edgevis.models.entry import ModelEntry
+from edgevis.models.recipe_detection import DetectionRecipe
+from edgevis.models.yolox import YOLOX, yolox_deployment
+from runtime.bundle.spec import Deployment
+from runtime.errors import ModelError
+
+HEIGHT, WIDTH = 352, 480
+
+
+def person_detector(
+    *, num_classes: int = 1, height: int = HEIGHT, width: int = WIDTH, labels: str = "", activation: str = "silu"
+) -> YOLOX:
+    """A detector of persons; see :class:`edgevis.models.yolox.YOLOX` for the options."""
+    return YOLOX(num_classes=num_classes, height=height, width=width, labels=labels, activation=activation)
+
+
+def _deploy(module: nn.Module) -> Deployment:
+    if not isinstance(module, YOLOX):
+        raise ModelError(f"a {type(module).__name__} is no YOLOX")
+    return yolox_deployment(module.height, module.width, module.labels)
+
+
+# The student begins with its teacher's weights; the teacher's maps hold it where the pictures teach nothing.
+_NOISY_STUDENT = DetectionRecipe(
+    epochs=6,
+    batch=16,
+    optimizer="adamw",
+    learning_rate=1e-4,
+    weight_decay=0.01,
+    decay_vectors=False,
+    schedule="cosine",
+    warm_up_epochs=1,
+    clip_norm=10.0,
+    ema_decay=0.99,
+    scale=(0.5, 1.8),
+    jitter=0.4,
+    mosaic=0.5,
+    l1_epochs=1,
+    distill=2.0,
+)
+
+ENTRIES = (
+    ModelEntry(
+        name="person-detector",
+        build=person_detector,
+        deployment=yolox_deployment(HEIGHT, WIDTH, ("person",)),
+        paper="Ge, Liu, Wang, Li, Sun: YOLOX: Exceeding YOLO Series in 2021, 2021",
+        licence="Apache-2.0",
+        parameters=896_754,
+        weights="person-detector.safetensors",
+        deploy=_deploy,
+        class_predictors=("head.cls_preds.",),
+        recipes={"noisy-student": _NOISY_STUDENT},
+    ),
+)
