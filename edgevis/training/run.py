@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import cv2
 import torch
+from torch import nn
 
 from edgevis import __version__, models
 from edgevis.data.leakage import SplitCheck, listed
@@ -159,7 +160,7 @@ def _train(
             listener.note(note)
     if request.backbone is not None:
         load_backbone(model, request.backbone)
-    frozen = freeze(model, recipe.frozen) if isinstance(recipe, EpisodeRecipe) else 0
+    frozen = freeze(model, _frozen(model, recipe))
     if fabric.is_global_zero:
         size = f"{models.parameters(model):,} parameters" + (f", {frozen:,} frozen" if frozen else "")
         listener.note(f"{entry.name}, {size}; {_sentence(task.data)}")
@@ -217,6 +218,15 @@ def _with_pseudo_labels(task: TrainingTask, request: TrainingRequest, check: Spl
     if not isinstance(task, SelfTrainingTask):
         raise InputError(f"{request.model!r} takes no pseudo-labels: leave --pseudo-labels out")
     return task.with_pseudo_labels(request.pseudo_labels, check)
+
+
+def _frozen(model: nn.Module, recipe: Recipe) -> Sequence[str]:
+    """Prefixes of the parameters that the recipe keeps as they are."""
+    if isinstance(recipe, EpisodeRecipe):
+        return recipe.frozen
+    if isinstance(recipe, DetectionRecipe) and recipe.frozen_norms:
+        return [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    return ()
 
 
 def command_of(request: TrainingRequest) -> str:

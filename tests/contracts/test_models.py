@@ -29,8 +29,9 @@ from runtime import backends, tasks
 from runtime.backends._tensorrt.compiler import build_engine
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import ANSWERS
-from runtime.bundle.spec import Deployment, Graph
+from runtime.bundle.spec import Deployment, Graph, Preprocess
 from runtime.common.arrays import Array
+from runtime.images.preprocess import Preprocessor
 from runtime.parity.compare import TOLERANCES, compare_rows, settle_flips
 from runtime.sessions.session import Session
 from runtime.verification.answers.compare import check_preprocessing, read_answers
@@ -81,9 +82,19 @@ def graphs_of(bundle: Bundle) -> Iterator[tuple[Graph, ModelProto]]:
         yield graph, onnx.load(bundle.path / "graphs" / f"{graph.name}.onnx")
 
 
-def inputs_of(graph: Graph, batch: int, shots: int, *, seed: int = 0) -> dict[str, Array]:
-    """Random inputs of the range that real ones have; masks are discs."""
+def inputs_of(
+    graph: Graph, batch: int, shots: int, *, seed: int = 0, preprocess: Preprocess | None = None
+) -> dict[str, Array]:
+    """Random inputs of the range that real ones have; masks are discs.
+
+    A detector is given photographs where ``preprocess`` says how: a trained one has scores of 1e-8 for noise, which
+    engines round in their own ways.
+    """
     random = np.random.default_rng(seed)
+    if graph.name == "detect" and preprocess is not None:
+        photographs = samples_from_photographs(height=preprocess.height, width=preprocess.width, count=16).images
+        chosen = random.choice(len(photographs), batch, replace=False)
+        return {"image": Preprocessor(preprocess)([photographs[number] for number in chosen])}
     inputs: dict[str, Array] = {}
     for tensor in graph.inputs:
         shape = shape_of(tensor.shape, batch, shots)
@@ -206,7 +217,7 @@ def test_engines_compute_what_pytorch_computes(name: str, bundle: Bundle) -> Non
             )
             session = Session(engine, graph, max_batch=64)
             for batch, shots in SIZES:
-                inputs = inputs_of(graph, batch, shots, seed=batch)
+                inputs = inputs_of(graph, batch, shots, seed=batch, preprocess=deployment.preprocess)
                 wanted = outputs_of(module, graph, inputs)
                 for key, array in session.run(inputs).items():
                     settled, _ = settle_flips(wanted[key], array, graph.max_flipped)
@@ -227,7 +238,7 @@ def test_tensorrt_builds_it_in_every_precision(name: str, bundle: Bundle, tmp_pa
     deployment = bundle.manifest.deployment
     profiles = profiles_of(deployment, ShapeProfileRequest(), usual_batch=target.usual_batch)
     for graph, model in graphs_of(bundle):
-        feeds = [inputs_of(graph, 1, 1)]
+        feeds = [inputs_of(graph, 1, 1, preprocess=deployment.preprocess)]
         half = fp16_from_fp32(model, feeds)
         quantized = fp16_from_fp32(quantize(model, feeds), feeds)
         lint_quantized(quantized)
