@@ -31,7 +31,7 @@ from edgevis.metrics.interval import half_width
 from edgevis.metrics.jackknife import mean_of_ratios
 from edgevis.pseudo_labels.box_fusion import box_iou
 from edgevis.pseudo_labels.pictures import PictureSource, pictures_of
-from edgevis.pseudo_labels.teachers import Teacher, open_teacher
+from edgevis.pseudo_labels.teachers import LabellingTeacher, open_teacher
 from runtime.errors import InputError, SourceError
 from runtime.images.decode import Image
 
@@ -76,13 +76,15 @@ class _Found:
     scores: NDArray[np.float64]
 
 
-def _persons(detector: Teacher, image: Image) -> _Found:
+def _persons(detector: LabellingTeacher, image: Image) -> _Found:
     boxes, scores, labels = detector.detect(image)
     chosen = np.array([label == PERSON for label in labels], bool)
     return _Found(boxes[chosen], scores[chosen])
 
 
-def _precision(detector: Teacher, labelled: Iterable[tuple[Image, BoxLabels]]) -> tuple[AveragePrecision, float]:
+def _precision(
+    detector: LabellingTeacher, labelled: Iterable[tuple[Image, BoxLabels]]
+) -> tuple[AveragePrecision, float]:
     """Average precision, and the recall at the score and IoU that are used."""
     truths, detections, found, objects = [], [], 0, 0
     for image, labels in labelled:
@@ -145,7 +147,7 @@ class _VideoCounts:
     boxes: NDArray[np.int64]
 
 
-def _video(detector: Teacher, source: PictureSource, table: Path, every: int) -> _VideoCounts:
+def _video(detector: LabellingTeacher, source: PictureSource, table: Path, every: int) -> _VideoCounts:
     files = open_files(table.parent)
     rows: dict[int, list[tuple[NDArray[np.float64], bool]]] = {}
     for row in files.table(table.name, ("frame", "x", "y", "w", "h", "at_image_edge")):
@@ -165,7 +167,7 @@ def _video(detector: Teacher, source: PictureSource, table: Path, every: int) ->
     return _VideoCounts(columns[0], columns[1], columns[2].astype(bool), columns[3])
 
 
-def measure(detector: Teacher, arguments: argparse.Namespace) -> PersonScores:
+def measure(detector: LabellingTeacher, arguments: argparse.Namespace) -> PersonScores:
     """All that the arguments name."""
     values: dict[str, object] = {}
     if arguments.photos:

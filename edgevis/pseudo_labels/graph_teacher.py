@@ -53,7 +53,7 @@ class GraphTeacher:
         self._preprocess = Preprocessor(deployment.preprocess)
 
     def detect(self, image: Image) -> tuple[NDArray[np.float64], NDArray[np.float64], Sequence[str]]:
-        """See :class:`edgevis.pseudo_labels.teachers.Teacher`."""
+        """See :class:`edgevis.pseudo_labels.teachers.LabellingTeacher`."""
         size = (image.shape[0], image.shape[1])
         scores, boxes = self._run(self._preprocess([image]))
         found = detected_boxes(scores[0], boxes[0], self._settings, geometry=self._preprocess.geometry(size), size=size)

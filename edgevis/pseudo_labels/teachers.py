@@ -27,7 +27,7 @@ _OVERLAP = 0.25
 _GREY = 114
 
 
-class Teacher(Protocol):
+class LabellingTeacher(Protocol):
     """A detector. Boxes are (N, 4) xyxy in pixels of the image, scores 0..1."""
 
     @property
@@ -90,7 +90,7 @@ class DetrTeacher:
         self._engine.close()
 
 
-def open_teacher(text: str, *, labels: Sequence[str], score: float, threads: int | None = None) -> Teacher:
+def open_teacher(text: str, *, labels: Sequence[str], score: float, threads: int | None = None) -> LabellingTeacher:
     """The detector that a text names: a bundle's folder, an ``.onnx`` file with DETR's interface, or ``MODEL=WEIGHTS``.
 
     Args:
@@ -149,7 +149,7 @@ class TeacherEnsemble:
     """
 
     def __init__(
-        self, teachers: Sequence[Teacher], *, classes: Sequence[str], views: TeacherViews, score: float
+        self, teachers: Sequence[LabellingTeacher], *, classes: Sequence[str], views: TeacherViews, score: float
     ) -> None:
         self.teachers, self.classes, self.views = tuple(teachers), tuple(classes), views
         self._score = score
@@ -178,7 +178,7 @@ class TeacherEnsemble:
         return FusedDetections(boxes[kept], fused.scores[kept], fused.class_ids[kept], fused.votes[kept])
 
     def _view(
-        self, teacher: Teacher, image: Image, window: tuple[int, int, int, int], mirrored: bool
+        self, teacher: LabellingTeacher, image: Image, window: tuple[int, int, int, int], mirrored: bool
     ) -> ViewDetections:
         boxes, scores, labels = teacher.detect(_part(image, window, mirrored))
         class_ids = np.array([self.classes.index(label) if label in self.classes else -1 for label in labels], np.int64)
