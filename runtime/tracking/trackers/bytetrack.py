@@ -37,7 +37,7 @@ class ByteTrackSettings:
 
     high_score: float = 0.5
     low_score: float = 0.1
-    new_score: float = 0.6
+    new_score: float = 0.5
     min_iou: float = 0.2
     min_low_iou: float = 0.5
     min_new_iou: float = 0.3
