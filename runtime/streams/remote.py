@@ -27,6 +27,9 @@ from runtime.streams.worker import MAX_MESSAGE_BYTES, SLOTS
 _TICK_S = 0.1
 """How often a thread that waits for a frame looks whether it is to end."""
 
+_START_S = 10.0
+"""How long Python may take to start on a busy machine, before the camera's time begins."""
+
 _TOLD_BYTES = 4096
 
 _COMMAND = "from runtime.streams.worker import main; main()"
@@ -79,7 +82,7 @@ class RemoteCapture:
         self._errors = cast(IO[bytes], self._process.stderr)
         os.set_blocking(self._errors.fileno(), False)
         self._send(json.dumps({"target": target, "timeout_s": open_timeout_s, "pyav": has_pyav()}).encode())
-        self._waiting_since = time.monotonic()
+        self._waiting_since = time.monotonic() + _START_S
         self._opened = False
         self.live = True
 
@@ -129,7 +132,9 @@ class RemoteCapture:
                 time.sleep(_TICK_S / 10)  # standard error is closed: the last message is on its way
             if self._channel in ready:
                 message = self._message()
-                if "memory" not in message:
+                if "started" in message:
+                    self._waiting_since = time.monotonic()
+                elif "memory" not in message:
                     return message
             elif time.monotonic() - self._waiting_since > self._limit_s:
                 problem = "gave no frame for" if self._opened else "cannot be opened: it did not answer within"

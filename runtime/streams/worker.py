@@ -5,13 +5,14 @@ decoder that crashes takes nothing else with it. Pixels go through shared memory
 that keeps their boundaries.
 
 To the worker: first the order, ``{"target", "timeout_s", "pyav"}``, then one byte for each slot of the memory that is
-free again. From the worker: ``{"live"}`` once it is open; ``{"memory"}`` with the descriptor of new memory, and the
-bytes of a slot; ``{"frame": [slot, height, width], "time_s", "captured", "corrupt"}``; ``{"corrupt"}``; at last
-``{"end"}`` or ``{"error"}``.
+free again. From the worker: ``{"started"}``; ``{"live"}`` once it is open; ``{"memory"}`` with the descriptor of new
+memory, and the bytes of a slot; ``{"frame": [slot, height, width], "time_s", "captured", "corrupt"}``; ``{"corrupt"}``;
+at last ``{"end"}`` or ``{"error"}``.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import mmap
 import os
@@ -45,6 +46,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends this process
     channel = socket.socket(fileno=int(sys.argv[1]))
     order = json.loads(channel.recv(MAX_MESSAGE_BYTES))
+    if order["pyav"] and isinstance(order["target"], str):
+        importlib.import_module("av")
+    _send(channel, {"started": True})  # from now on the time is the camera's
     try:
         _decode(channel, order)
     except EdgevisError as error:
