@@ -43,7 +43,7 @@ WHAT = "IoU 0.5 for IDF1 and MOTA; frames per second with decoding; milliseconds
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class PipelineRun:
     """One system on one video.
 
     Attributes:
@@ -112,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(detect: str, identify: str, video: str, labels: str, *, threads: int | None = None) -> Iterator[Run]:
+def measure(
+    detect: str, identify: str, video: str, labels: str, *, threads: int | None = None
+) -> Iterator[PipelineRun]:
     """The runs of all systems on one video."""
     truth = read_labels(Path(labels))
     name = Path(video).name
@@ -125,7 +127,7 @@ def measure(detect: str, identify: str, video: str, labels: str, *, threads: int
             scores = tracking_scores([truth.get(index, _NOBODY) for index in range(frames)], tracks)
             names = len({identity for ids, _ in tracks for identity in ids})
             dropped = sum(source.dropped for source in stats.sources)
-            yield Run(name, system, scores, names, frames / seconds, dict(stats.stage_ms), dropped)
+            yield PipelineRun(name, system, scores, names, frames / seconds, dict(stats.stage_ms), dropped)
         if util.find_spec("trackers") is not None:
             yield _library(detector, video, truth)
 
@@ -178,7 +180,7 @@ def _boxes(objects: Sequence[tuple[str, TrackedObject]]) -> FrameBoxes:
     return [name for name, _ in objects], np.stack(boxes) if boxes else np.empty((0, 4))
 
 
-def _library(detector: Predictor, video: str, truth: dict[int, FrameBoxes]) -> Run:
+def _library(detector: Predictor, video: str, truth: dict[int, FrameBoxes]) -> PipelineRun:
     """ByteTrack of the package ``trackers`` on the detections that the pipeline's tracker is given."""
     import supervision
     import trackers
@@ -199,7 +201,7 @@ def _library(detector: Predictor, video: str, truth: dict[int, FrameBoxes]) -> R
             tracks.append((tracked.tracker_id[real].tolist(), tracked.xyxy[real]))
     scores = tracking_scores([truth.get(index, _NOBODY) for index in range(len(tracks))], tracks)
     names = len({identity for ids, _ in tracks for identity in ids})
-    return Run(Path(video).name, "trackers' ByteTrack", scores, names, 0.0, {}, 0)
+    return PipelineRun(Path(video).name, "trackers' ByteTrack", scores, names, 0.0, {}, 0)
 
 
 if __name__ == "__main__":
