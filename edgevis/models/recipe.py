@@ -75,6 +75,8 @@ class Recipe:
         ema_decay: Of the exponential moving average of the weights, which is then what is validated and kept; 0 keeps
             the weights themselves. The average begins shorter: after n steps with a decay of (1 + n) / (10 + n).
         validate_every: Epochs between two validations, by which the best checkpoint is chosen; 0 keeps the last.
+        frozen: Prefixes of the names of parameters that stay as they are, such as ``stem`` or ``blocks.0``; their batch
+            norms keep their statistics.
     """
 
     loss: str = ""
@@ -94,6 +96,7 @@ class Recipe:
     clip_norm: float = 0.0
     ema_decay: float = 0.0
     validate_every: int = 1
+    frozen: tuple[str, ...] = ()
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
         "loss": TEXT,
@@ -110,6 +113,7 @@ class Recipe:
         "clip_norm": number(0, _LARGEST),
         "ema_decay": number(0, 1, below=True),
         "validate_every": whole(0, _MOST),
+        "frozen": several(TEXT, least=0),
     }
     """The allowed values of fields whose type does not say them."""
 
@@ -192,8 +196,6 @@ class EpisodeRecipe(DistillationRecipe):
         jitter: Strength of colour jitter, 0..1.
         flip: Whether images are mirrored half the time.
         crop: The smallest share of the area that a random crop keeps; 1 crops nothing.
-        frozen: Prefixes of the names of parameters that stay as they are, such as ``stem`` or ``blocks.0``; their batch
-            norms keep their statistics.
     """
 
     HAS_LOGITS: ClassVar[frozenset[str]] = frozenset({"fusion", "global"})
@@ -213,7 +215,6 @@ class EpisodeRecipe(DistillationRecipe):
     jitter: float = 0.4
     flip: bool = True
     crop: float = 0.5
-    frozen: tuple[str, ...] = ()
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
         "loss": known_losses("fusion", "global", "local"),
@@ -229,7 +230,6 @@ class EpisodeRecipe(DistillationRecipe):
         "test_episodes": whole(1, _MOST),
         "jitter": number(0, 1),
         "crop": number(0, 1, above=True),
-        "frozen": several(TEXT, least=0),
     }
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from edgevis import __version__, models
 from edgevis.data.leakage import SplitCheck, listed
 from edgevis.models.allowed import one_of, whole
-from edgevis.models.recipe import BlockwiseDistillationRecipe, EpisodeRecipe, Recipe
+from edgevis.models.recipe import BlockwiseDistillationRecipe, Recipe
 from edgevis.models.recipe_detection import DetectionRecipe
 from edgevis.provenance import Provenance
 from edgevis.training import blockwise, tasks
@@ -222,11 +222,10 @@ def _with_pseudo_labels(task: TrainingTask, request: TrainingRequest, check: Spl
 
 def _frozen(model: nn.Module, recipe: Recipe) -> Sequence[str]:
     """Prefixes of the parameters that the recipe keeps as they are."""
-    if isinstance(recipe, EpisodeRecipe):
-        return recipe.frozen
+    norms: Sequence[str] = ()
     if isinstance(recipe, DetectionRecipe) and recipe.frozen_norms:
-        return [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    return ()
+        norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    return [*recipe.frozen, *norms]
 
 
 def command_of(request: TrainingRequest) -> str:

@@ -136,11 +136,13 @@ def test_teacher_without_the_class_is_refused(published: Path) -> None:
         DetectionDistillationTask(Task(), teacher, weight=1.0, student=deployment)
 
 
-def test_frozen_norms_stay_as_they_are_and_the_rest_learns(data: Path, published: Path, tmp_path: Path) -> None:
+def test_frozen_parts_and_norms_stay_as_they_are_and_the_rest_learns(data: Path, published: Path, tmp_path: Path) -> None:
     words = ["yolox-nano", "--data", str(data), "--recipe", "fine-tune", "--weights", str(published), *SMALL, *WORDS]
-    assert main([*words, "--set", "frozen_norms=true", "--output", str(tmp_path / "run"), "--allow-leakage"]) == 0
+    words += ["--set", "frozen_norms=true", "--set", 'frozen=["backbone"]']
+    assert main([*words, "--output", str(tmp_path / "run"), "--allow-leakage"]) == 0
     before, after = load_file(published), load_file(tmp_path / "run" / "best.safetensors")
     norms = [name for name in before if ".bn." in name and not name.endswith("num_batches_tracked")]
     assert len(norms) > 100
-    assert all(torch.equal(before[name], after[name]) for name in norms)
+    backbone = [name for name in before if name.startswith("backbone.")]
+    assert all(torch.equal(before[name], after[name]) for name in (*norms, *backbone))
     assert not torch.equal(before["head.stems.0.conv.weight"], after["head.stems.0.conv.weight"])
