@@ -13,7 +13,7 @@ from typing import Protocol
 from edgevis import InputError, Predictor
 from edgevis.cli._formats import format_writer
 from edgevis.cli._results import results_for
-from edgevis.cli._text import HEADERS, drawn, label_width
+from edgevis.cli._text import HEADERS, drawn, result_widths
 from runtime.common.addresses import without_password
 from runtime.images.decode import Image
 from runtime.images.picture_files import write_drawing
@@ -78,7 +78,7 @@ def predict_stream(
         SourceError: The stream cannot be opened.
         OutputError: What is drawn cannot be written.
     """
-    widths = (7, label_width(predictor), -6, -7)
+    widths = (7, *result_widths(predictor), -7)
     head = {"source": without_password(str(stream)), "threshold": predictor.threshold}
     output = _Nothing() if arguments.plot is None else _output(Path(arguments.plot), stream)
     predicted = predictor.stream(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from edgevis import Predictor
+from runtime import tasks
 from runtime.images.decode import Image
 from runtime.results import Ranking, Result
 
@@ -18,6 +19,9 @@ def drawn(result: Result, image: Image, pictures: dict[str, Image] | None) -> Im
     return result.plot(image) if pictures is None else cast(Ranking, result).plot(image, pictures)
 
 
-def label_width(predictor: Predictor) -> int:
-    """Width of the label column, estimated before the rows are known."""
-    return min(max([len("unknown"), *map(len, predictor.labels)]), WIDEST)
+def result_widths(predictor: Predictor) -> tuple[int, int]:
+    """Widths of the columns label and score, estimated before the rows are known; negative aligns to the right."""
+    label = max([len("unknown"), *map(len, predictor.labels)])
+    if tasks.load(predictor.info.task).TRAITS.enrolment == "nothing":  # "12 person" and "0.93 to 0.31"
+        return min(label + 3, WIDEST), -12
+    return min(label, WIDEST), -6

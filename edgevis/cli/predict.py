@@ -22,7 +22,7 @@ from edgevis.cli._formats import DETECTION_FORMATS, format_writer
 from edgevis.cli._outputs import Outputs, places
 from edgevis.cli._results import Results, results_for, settle_format
 from edgevis.cli._streams import add_stream_arguments, check_stream_arguments, predict_stream, stream_of
-from edgevis.cli._text import HEADERS, WIDEST, drawn, label_width
+from edgevis.cli._text import HEADERS, WIDEST, drawn, result_widths
 from runtime import tasks
 from runtime.common.console import report
 from runtime.images.decode import Image, read_image
@@ -164,4 +164,4 @@ def _predict(
 def _widths(paths: list[Path], predictor: Predictor) -> tuple[int, ...]:
     """Widths of the table's columns, estimated before the rows are known."""
     names = max(len(shown(place)) for place in places(paths).values())
-    return (min(names, WIDEST), label_width(predictor), -6, -7)
+    return (min(names, WIDEST), *result_widths(predictor), -7)
