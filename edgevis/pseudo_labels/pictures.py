@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edgevis.data.files import Files, images_of, open_files
 from runtime.errors import InputError, SourceError
 from runtime.images.decode import SUFFIXES, Image, decode_image, read_image_file
-from runtime.streams.opencv import video_capture
+from runtime.streams.reader import StreamReader
 
 _TABLES = ("index.csv", "labels.csv")
 _FRAMES = re.compile(r"(\d+)-(\d+)")
@@ -154,34 +154,25 @@ def _from_video(
     source: PictureSource, every: int, most: int | None, change: float, known: int
 ) -> Iterator[UnlabelledPicture | None]:
     first, last = source.frames or (0, None)
-    capture = video_capture(source.path)
-    if not capture.isOpened():
-        capture.release()
-        raise SourceError(f"{source.path} cannot be opened: it is no picture, folder, zip or video that is read here")
     former: NDArray[np.int16] | None = None
     taken = index = 0
-    try:
-        while (last is None or index <= last) and (most is None or taken < most) and capture.grab():
-            index += 1
-            if index - 1 < first or (index - 1 - first) % every:
+    with StreamReader(source.path, drop="none") as reader:
+        for (frame,) in reader:
+            index = frame.index
+            if (last is not None and index > last) or (most is not None and taken == most):
+                break
+            if index < first or (index - first) % every:
                 continue
-            success, frame = capture.retrieve()
-            if not success:
-                continue  # a damaged frame
-            image = np.ascontiguousarray(frame, np.uint8)
-            thumbnail = cv2.resize(image, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.int16)
-            if former is not None and np.abs(thumbnail - former).max() <= change:
+            thumbnail = cv2.resize(frame.image, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA)
+            values = thumbnail.astype(np.int16)
+            if former is not None and np.abs(values - former).max() <= change:
                 continue
-            former, taken = thumbnail, taken + 1
+            former, taken = values, taken + 1
             if taken <= known:
                 yield None
                 continue
-            _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-            name = f"{source.path.stem}/{index - 1:06d}.jpg"
-            yield UnlabelledPicture(name, source.path.name, image, encoded.tobytes())
-    finally:
-        capture.release()
-    if not index:
-        raise SourceError(f"{source.path} was opened but gave no frame")
+            _, encoded = cv2.imencode(".jpg", frame.image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+            name = f"{source.path.stem}/{index:06d}.jpg"
+            yield UnlabelledPicture(name, source.path.name, frame.image, encoded.tobytes())
     if not taken:
-        raise InputError(f"{source} holds no frame: the video has {index}")
+        raise InputError(f"{source} holds no frame: the video has {index + 1}")
