@@ -131,7 +131,7 @@ def test_persons_from_video(video: Path) -> None:
         persons_from_video(video.parent / "absent.mp4")
     broken = video.parent / "broken.mp4"
     broken.write_bytes(b"no video")
-    with pytest.raises(SourceError, match="cannot decode"):
+    with pytest.raises(SourceError, match="cannot be opened"):
         persons_from_video(broken)
 
 

@@ -136,7 +136,9 @@ def test_teacher_without_the_class_is_refused(published: Path) -> None:
         DetectionDistillationTask(Task(), teacher, weight=1.0, student=deployment)
 
 
-def test_frozen_parts_and_norms_stay_as_they_are_and_the_rest_learns(data: Path, published: Path, tmp_path: Path) -> None:
+def test_frozen_parts_and_norms_stay_as_they_are_and_the_rest_learns(
+    data: Path, published: Path, tmp_path: Path
+) -> None:
     words = ["yolox-nano", "--data", str(data), "--recipe", "fine-tune", "--weights", str(published), *SMALL, *WORDS]
     words += ["--set", "frozen_norms=true", "--set", 'frozen=["backbone"]']
     assert main([*words, "--output", str(tmp_path / "run"), "--allow-leakage"]) == 0
