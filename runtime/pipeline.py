@@ -179,7 +179,7 @@ class Pipeline:
             started = time.perf_counter()
             detections = self._detect(frames)
             detected = time.perf_counter()
-            seen = [self._track(frame, found) for frame, found in zip(frames, detections, strict=True)]
+            seen = [self._track(frame, objects) for frame, objects in zip(frames, detections, strict=True)]
             requests = [
                 request
                 for frame, tracks in zip(frames, seen, strict=True)
@@ -271,8 +271,8 @@ class Pipeline:
                 self._sources[frame.source] = self._source_tracks(frame.source)
         due = [self._sources[frame.source].due(frame) for frame in frames]
         images = [frame.image for frame, looked in zip(frames, due, strict=True) if looked]
-        found = iter(self._detected(images) if images else [])
-        return [next(found) if looked else None for looked in due]
+        detected = iter(self._detected(images) if images else [])
+        return [next(detected) if looked else None for looked in due]
 
     @holds_up_forks
     def _detected(self, images: Sequence[Image]) -> list[Detections]:

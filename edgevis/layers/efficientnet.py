@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from edgevis.layers.mbconv import DepthwiseSeparable, InvertedResidual, convolution, initialise
+from edgevis.layers.mbconv import DepthwiseSeparable, InvertedResidual, convolution, initialise, maps_after
 
 HEAD_CHANNELS = 1280
 STAGE_CHANNELS = (16, 24, 40, 80, 112, 192, 320)
@@ -65,13 +65,7 @@ class EfficientNetTrunk(nn.Module):
 
     def pyramid(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> maps (N, 40, H/8, W/8), (N, 112, H/16, W/16), (N, 320, H/32, W/32)."""
-        x = self.stem(image)
-        maps = []
-        for place, stage in enumerate(self.blocks):
-            x = stage(x)
-            if place in _OF_PYRAMID:
-                maps.append(x)
-        return tuple(maps)
+        return maps_after(self.blocks, self.stem(image), _OF_PYRAMID)
 
     def _set_eps(self) -> None:
         if self._same:

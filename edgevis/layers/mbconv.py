@@ -7,6 +7,8 @@ Papers: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks"
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -129,3 +131,13 @@ def initialise(model: nn.Module) -> None:
             nn.init.normal_(module.weight, std=0.01)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def maps_after(stages: Iterable[nn.Module], image: Tensor, places: Collection[int]) -> tuple[Tensor, ...]:
+    """The outputs of the stages at ``places``, from 0, of all stages one after another."""
+    maps = []
+    for place, stage in enumerate(stages):
+        image = stage(image)
+        if place in places:
+            maps.append(image)
+    return tuple(maps)

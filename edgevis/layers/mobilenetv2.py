@@ -12,7 +12,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from edgevis.layers.mbconv import DepthwiseSeparable, InvertedResidual, convolution, initialise
+from edgevis.layers.mbconv import DepthwiseSeparable, InvertedResidual, convolution, initialise, maps_after
 from runtime.errors import InputError
 
 CHANNELS = 320
@@ -99,13 +99,7 @@ class MobileNetV2Trunk(nn.Module):
 
     def pyramid(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> maps (N, 32, H/8, W/8), (N, 96, H/16, W/16), (N, 320, H/32, W/32)."""
-        x = self.act1(self.bn1(self.conv_stem(image)))
-        maps = []
-        for place, stage in enumerate(self.blocks):
-            x = stage(x)
-            if place in _OF_PYRAMID:
-                maps.append(x)
-        return tuple(maps)
+        return maps_after(self.blocks, self.act1(self.bn1(self.conv_stem(image))), _OF_PYRAMID)
 
 
 def _stage(inputs: int, outputs: int, *, blocks: int, stride: int, same: bool) -> nn.Sequential:

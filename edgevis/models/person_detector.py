@@ -10,13 +10,9 @@ Licence: this file, as the rest of edgevis.
 
 from __future__ import annotations
 
-from torch import nn
-
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe_detection import DetectionRecipe
-from edgevis.models.yolox import YOLOX, yolox_deployment
-from runtime.bundle.spec import Deployment
-from runtime.errors import ModelError
+from edgevis.models.yolox import YOLOX, deployment_of_module, yolox_deployment
 
 HEIGHT, WIDTH = 352, 480
 
@@ -26,12 +22,6 @@ def person_detector(
 ) -> YOLOX:
     """A detector of persons; see :class:`edgevis.models.yolox.YOLOX` for the options."""
     return YOLOX(num_classes=num_classes, height=height, width=width, labels=labels, activation=activation)
-
-
-def _deploy(module: nn.Module) -> Deployment:
-    if not isinstance(module, YOLOX):
-        raise ModelError(f"a {type(module).__name__} is no YOLOX")
-    return yolox_deployment(module.height, module.width, module.labels)
 
 
 # The student begins with its teacher's weights; the teacher's maps hold it where the pictures teach nothing. Some 1,500
@@ -65,7 +55,7 @@ ENTRIES = (
         licence="Apache-2.0",
         parameters=896_754,
         weights="person-detector.safetensors",
-        deploy=_deploy,
+        deploy=deployment_of_module,
         class_predictors=("head.cls_preds.",),
         recipes={"noisy-student": _NOISY_STUDENT},
     ),

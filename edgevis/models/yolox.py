@@ -189,7 +189,8 @@ def yolox_nano(
     return YOLOX(num_classes=num_classes, height=height, width=width, labels=labels, activation=activation)
 
 
-def _deploy(module: nn.Module) -> Deployment:
+def deployment_of_module(module: nn.Module) -> Deployment:
+    """The deployment of a :class:`YOLOX` with its own size and labels; ModelError for another module."""
     if not isinstance(module, YOLOX):
         raise ModelError(f"a {type(module).__name__} is no YOLOX")
     return yolox_deployment(module.height, module.width, module.labels)
@@ -247,7 +248,7 @@ ENTRIES = (
         paper="Ge, Liu, Wang, Li, Sun: YOLOX: Exceeding YOLO Series in 2021, 2021",
         licence="Apache-2.0",
         parameters=912_159,
-        deploy=_deploy,
+        deploy=deployment_of_module,
         class_predictors=("head.cls_preds.",),
         recipes={"paper": PAPER, "fine-tune": FINE_TUNE},
         printed=PaperCount("0.91 M", 910_000, "total", "abstract"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgevis.losses import ObjectnessDistillationLoss
 from edgevis.training.precision import in_float32
-from edgevis.training.task import Batch, Evaluation, TrainingTask
+from edgevis.training.task import Batch, TrainingTask, WrappedTask
 from edgevis.training.teacher import Teacher
 from runtime.bundle.spec import Deployment
 from runtime.errors import InputError
@@ -20,7 +20,7 @@ from runtime.tasks.detect import settings_from
 _PART = "distillation"
 
 
-class DetectionDistillationTask:
+class DetectionDistillationTask(WrappedTask):
     """The task ``detect`` whose model learns also the raw maps of a teacher with the same levels.
 
     The teacher sees the student's batches as they are: degraded and augmented, at the student's size.
@@ -36,6 +36,7 @@ class DetectionDistillationTask:
     """
 
     def __init__(self, task: TrainingTask, teacher: Teacher, *, weight: float, student: Deployment) -> None:
+        super().__init__(task)
         self._task, self._teacher, self._weight = task, teacher, weight
         own, taught = student.preprocess, teacher.deployment.preprocess
         if replace(taught, height=own.height, width=own.width) != own:
@@ -46,18 +47,6 @@ class DetectionDistillationTask:
         if lacking:
             raise InputError(f"the teacher knows no {lacking[0]!r}; its classes: {', '.join(known[:10])}")
         self._columns = torch.tensor([*range(5), *(5 + known.index(label) for label in labels)])
-
-    @property
-    def model_options(self) -> Mapping[str, int | str]:
-        return self._task.model_options
-
-    @property
-    def data(self) -> Mapping[str, object]:
-        return self._task.data
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._task.steps_per_epoch
 
     def criterion(self) -> nn.Module:
         criterion = self._task.criterion()
@@ -76,12 +65,6 @@ class DetectionDistillationTask:
             taught = _rows(teacher.heads(batch["image"]))[..., self._columns.to(batch["image"].device)]
         more = in_float32(criterion.get_submodule(_PART), _rows(maps), taught)
         return {**terms, **{name: self._weight * value for name, value in more.items()}}
-
-    def validate(self, model: nn.Module) -> Evaluation | None:
-        return self._task.validate(model)
-
-    def test(self, model: nn.Module) -> Evaluation | None:
-        return self._task.test(model)
 
 
 class _Computed(nn.Module):

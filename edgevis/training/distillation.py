@@ -5,15 +5,13 @@ Both see the same augmented images. The terms are those of :class:`edgevis.losse
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from edgevis.losses import DistillationLoss
 from edgevis.models.recipe import DistillationRecipe, Recipe
 from edgevis.training.precision import in_float32
-from edgevis.training.task import Batch, DistillableTask, Evaluation, TrainingTask
+from edgevis.training.task import Batch, DistillableTask, TrainingTask, WrappedTask
 from edgevis.training.teacher import Teacher
 from runtime.bundle.spec import Deployment
 from runtime.errors import InputError
@@ -22,7 +20,7 @@ _PART = "distillation"
 _IMAGE = "teacher_image"
 
 
-class DistillationTask:
+class DistillationTask(WrappedTask):
     """A training task whose model learns by the wrapped task's loss and from a teacher.
 
     Args:
@@ -39,21 +37,10 @@ class DistillationTask:
     def __init__(
         self, task: DistillableTask, teacher: Teacher, recipe: DistillationRecipe, student: Deployment, *, seed: int
     ) -> None:
+        super().__init__(task)
         self._task, self._teacher, self._recipe, self._student = task, teacher, recipe, student
         if recipe.distill_logits:
             self._require_same_classes(seed)
-
-    @property
-    def model_options(self) -> Mapping[str, int | str]:
-        return self._task.model_options
-
-    @property
-    def data(self) -> Mapping[str, object]:
-        return self._task.data
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._task.steps_per_epoch
 
     def criterion(self) -> nn.Module:
         """The task's criterion with the distillation as a part of it, so that a learned map is trained and stored."""
@@ -86,12 +73,6 @@ class DistillationTask:
         loss = criterion.get_submodule(_PART)
         rows = (student.embedding, student.logits, taught.embedding, taught.logits)
         return {**terms, **in_float32(loss, *rows)}
-
-    def validate(self, model: nn.Module) -> Evaluation | None:
-        return self._task.validate(model)
-
-    def test(self, model: nn.Module) -> Evaluation | None:
-        return self._task.test(model)
 
     def _require_same_classes(self, seed: int) -> None:
         """Require equal data and seed, which determine the classes; class names are not stored."""

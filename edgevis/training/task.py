@@ -180,6 +180,35 @@ class ViewBatches:
         return self.tensors(self.views(epoch, step, rank))
 
 
+class WrappedTask:
+    """The parts of a :class:`TrainingTask` that a task around another one leaves to it.
+
+    Args:
+        task: The other one.
+    """
+
+    def __init__(self, task: TrainingTask) -> None:
+        self._wrapped = task
+
+    @property
+    def model_options(self) -> Mapping[str, int | str]:
+        return self._wrapped.model_options
+
+    @property
+    def data(self) -> Mapping[str, object]:
+        return self._wrapped.data
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._wrapped.steps_per_epoch
+
+    def validate(self, model: nn.Module) -> Evaluation | None:
+        return self._wrapped.validate(model)
+
+    def test(self, model: nn.Module) -> Evaluation | None:
+        return self._wrapped.test(model)
+
+
 @runtime_checkable
 class DistillableTask(TrainingTask, Protocol):
     """A task whose model makes an embedding, so that the model can also learn from a teacher's."""

@@ -55,8 +55,8 @@ def without_password(text: str) -> str:
 
 def secrets_of(address: str) -> tuple[str, ...]:
     """The password of an address as it stands there and decoded; libraries quote either."""
-    found = _LOGIN.match(address)
-    password = found["login"].partition(":")[2] if found else ""
+    login = _LOGIN.match(address)
+    password = login["login"].partition(":")[2] if login else ""
     return tuple(dict.fromkeys(text for text in (password, unquote(password)) if text))
 
 

@@ -122,22 +122,24 @@ class DetectionTask:
         # Boxes of no score may overflow in the exponential; these are not looked at.
         outputs = self._session.run({"image": tensor}, finite=("scores",))
         timer.end("inference")
-        found = [self._boxes(*item, settings) for item in zip(images, outputs["scores"], outputs["boxes"], strict=True)]
+        detected = [
+            self._boxes(*item, settings) for item in zip(images, outputs["scores"], outputs["boxes"], strict=True)
+        ]
         timer.end("postprocess")
         speed_ms = timer.speed_ms(len(images))
         labels = self.gallery.labels
         return [
             Detections(boxes, scores, tuple(labels[index] for index in class_ids), class_ids, speed_ms)
-            for boxes, scores, class_ids in found
+            for boxes, scores, class_ids in detected
         ]
 
     def _boxes(self, image: Image, scores: Array, boxes: Array, settings: DetectionSettings) -> DetectedBoxes:
         size = (image.shape[0], image.shape[1])
-        found = detected_boxes(scores, boxes, settings, geometry=self._preprocess.geometry(size), size=size)
-        if np.isnan(found.boxes).any():
+        detected = detected_boxes(scores, boxes, settings, geometry=self._preprocess.geometry(size), size=size)
+        if np.isnan(detected.boxes).any():
             raise EngineError(
                 "graph 'detect': the engine's output 'boxes' is NaN where its score is above the threshold; "
                 "`edgevis verify` shows whether it computes what was trained: open the bundle with another backend= or "
                 "precision="
             )
-        return found
+        return detected
