@@ -7,7 +7,8 @@ that keeps their boundaries.
 To the worker: first the order, ``{"target", "timeout_s", "pyav"}``, then one byte for each slot of the memory that is
 free again. From the worker: ``{"started"}``; ``{"live"}`` once it is open; ``{"memory"}`` with the descriptor of new
 memory, and the bytes of a slot; ``{"frame": [slot, height, width], "time_s", "captured", "corrupt"}``; ``{"corrupt"}``;
-at last ``{"end"}`` or ``{"error"}``.
+at last ``{"end"}`` or ``{"error"}``. After it the worker waits until the parent closes the socket: a socket that is
+closed with a byte unread gives the other side an error before what was sent to it.
 """
 
 from __future__ import annotations
@@ -45,22 +46,24 @@ def main() -> None:
     """Decode until the source ends or the parent goes away; the descriptor of the socket is ``sys.argv[1]``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends this process
     channel = socket.socket(fileno=int(sys.argv[1]))
+    parent = os.getppid()
     order = json.loads(channel.recv(MAX_MESSAGE_BYTES))
     if order["pyav"] and isinstance(order["target"], str):
         importlib.import_module("av")
     _send(channel, {"started": True})  # from now on the time is the camera's
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    receiving = threading.Thread(target=_receive, args=(channel, free, parent), daemon=True)
+    receiving.start()
     try:
-        _decode(channel, order)
+        _decode(channel, order, free)
     except EdgevisError as error:
         _send(channel, {"error": hide(str(error), str(order["target"]))})
     except MemoryError:
         _send(channel, {"error": "a frame does not fit into memory"})
-    os._exit(0)  # a decoder that does not close must not keep the process
+    receiving.join()
 
 
-def _decode(channel: socket.socket, order: dict[str, Any]) -> None:
-    free: queue.SimpleQueue[int] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(channel, free, os.getppid()), daemon=True).start()
+def _decode(channel: socket.socket, order: dict[str, Any], free: queue.SimpleQueue[int]) -> None:
     capture = open_network(order["target"], timeout_s=order["timeout_s"], pyav=order["pyav"])
     _send(channel, {"live": capture.live})
     memory = _SharedFrames(channel, free)

@@ -5,6 +5,7 @@ The counts are exact. Times are bounds with a wide margin: they tell a working t
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import os
@@ -324,20 +325,36 @@ def test_opencv_reads_what_pyav_reads(camera: CameraServer, monkeypatch: pytest.
     assert jumps(numbers) == []
 
 
-def test_a_recording_at_an_address_ends(tmp_path: Path) -> None:
-    """What has a length is no camera: its end is no loss."""
-    path = tmp_path / "v.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (192, 192))
-    for index in range(5):
+@contextlib.contextmanager
+def served_recording(folder: Path, frames: int) -> Iterator[str]:
+    """The address of a recording on a web server."""
+    writer = cv2.VideoWriter(str(folder / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (192, 192))
+    for index in range(frames):
         writer.write(numbered(index))
     writer.release()
-    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(tmp_path)]
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None
-        port = server.stdout.readline().split(" port ")[1].split()[0]
         try:
-            with StreamReader(f"http://127.0.0.1:{port}/v.avi") as reader:
-                numbers = [number_of(frame.image) for frames in reader for frame in frames]
+            yield f"http://127.0.0.1:{server.stdout.readline().split(' port ')[1].split()[0]}/v.avi"
         finally:
             server.kill()
+
+
+def test_a_recording_at_an_address_ends(tmp_path: Path) -> None:
+    """What has a length is no camera: its end is no loss."""
+    with served_recording(tmp_path, 5) as address, StreamReader(address) as reader:
+        numbers = [number_of(frame.image) for frames in reader for frame in frames]
     assert numbers == list(range(5))
+
+
+def test_what_was_decoded_is_read_after_the_decoder_has_reached_the_end(tmp_path: Path) -> None:
+    with served_recording(tmp_path, 2) as address:
+        capture = remote.RemoteCapture(address, "v", timeout_s=10, open_timeout_s=10, stopping=threading.Event())
+        try:
+            capture.open()
+            time.sleep(1.0)  # the decoder has time to send both frames and the end
+            readings = [capture.read() for _ in range(3)]
+        finally:
+            capture.close()
+    assert [None if reading is None else number_of(reading.image) for reading in readings] == [0, 1, None]
