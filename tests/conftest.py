@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import zlib
@@ -30,6 +31,12 @@ for _name, _derandomize in (("repeatable", True), ("search", False)):
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+# A shell without job control starts what runs in the background with Ctrl-C ignored, and programs inherit that; with a
+# handler here, those that the tests start and interrupt do not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
