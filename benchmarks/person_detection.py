@@ -71,37 +71,39 @@ class PersonScores:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Found:
+class _Detections:
     boxes: NDArray[np.float64]
     scores: NDArray[np.float64]
 
 
-def _persons(detector: LabellingTeacher, image: Image) -> _Found:
+def _persons(detector: LabellingTeacher, image: Image) -> _Detections:
     boxes, scores, labels = detector.detect(image)
     chosen = np.array([label == PERSON for label in labels], bool)
-    return _Found(boxes[chosen], scores[chosen])
+    return _Detections(boxes[chosen], scores[chosen])
 
 
 def _precision(
     detector: LabellingTeacher, labelled: Iterable[tuple[Image, BoxLabels]]
 ) -> tuple[AveragePrecision, float]:
     """Average precision, and the recall at the score and IoU that are used."""
-    truths, detections, found, objects = [], [], 0, 0
+    truths, detections, true_positives, annotated = [], [], 0, 0
     for image, labels in labelled:
-        seen = _persons(detector, image)
+        persons = _persons(detector, image)
         truths.append(labels)
-        detections.append((seen.boxes.astype(np.float32), seen.scores.astype(np.float32), np.zeros(len(seen.boxes))))
+        detections.append(
+            (persons.boxes.astype(np.float32), persons.scores.astype(np.float32), np.zeros(len(persons.boxes)))
+        )
         boxes = labels.boxes[~labels.ignored].astype(np.float64)
-        found += int(_are_found(boxes, seen).sum())
-        objects += len(boxes)
+        true_positives += int(_are_detected(boxes, persons).sum())
+        annotated += len(boxes)
     result = average_precision(
         truths, [(boxes, scores, ids.astype(np.int64)) for boxes, scores, ids in detections], classes=1
     )
-    return result, found / max(objects, 1)
+    return result, true_positives / max(annotated, 1)
 
 
-def _are_found(boxes: NDArray[np.float64], seen: _Found) -> NDArray[np.bool_]:
-    overlaps = box_iou(boxes, seen.boxes[seen.scores >= _USED])
+def _are_detected(boxes: NDArray[np.float64], persons: _Detections) -> NDArray[np.bool_]:
+    overlaps = box_iou(boxes, persons.boxes[persons.scores >= _USED])
     return np.asarray((overlaps >= _IOU).any(axis=1), np.bool_)
 
 
@@ -139,10 +141,10 @@ def near_persons(path: Path) -> Iterator[tuple[Image, BoxLabels]]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _VideoCounts:
-    """Of each frame: persons looked for and found, whether it has no label, and the boxes on it."""
+    """Of each frame: annotated persons, those detected, whether it has no annotation, and the boxes on it."""
 
-    wanted: NDArray[np.int64]
-    found: NDArray[np.int64]
+    annotated: NDArray[np.int64]
+    true_positives: NDArray[np.int64]
     empty: NDArray[np.bool_]
     boxes: NDArray[np.int64]
 
@@ -152,17 +154,17 @@ def _video(detector: LabellingTeacher, source: PictureSource, table: Path, every
     rows: dict[int, list[tuple[NDArray[np.float64], bool]]] = {}
     for row in files.table(table.name, ("frame", "x", "y", "w", "h", "at_image_edge")):
         x, y, width, height = (float(row[name]) for name in "xywh")
-        wanted = height > _HIGH_PX and row["at_image_edge"] == "0"
-        rows.setdefault(int(row["frame"]) - 1, []).append((np.array([x, y, x + width, y + height]), wanted))
+        counted = height > _HIGH_PX and row["at_image_edge"] == "0"
+        rows.setdefault(int(row["frame"]) - 1, []).append((np.array([x, y, x + width, y + height]), counted))
     counts = []
     for picture in pictures_of(source, every=every, change=-1.0):
         if picture is None:
             continue
-        persons = rows.get(int(Path(picture.name).stem), [])
-        seen = _persons(detector, picture.image)
-        wanted_boxes = np.array([box for box, wanted in persons if wanted]).reshape(-1, 4)
-        found = int(_are_found(wanted_boxes, seen).sum())
-        counts.append((len(wanted_boxes), found, not persons, int((seen.scores >= _USED).sum())))
+        annotations = rows.get(int(Path(picture.name).stem), [])
+        persons = _persons(detector, picture.image)
+        boxes = np.array([box for box, counted in annotations if counted]).reshape(-1, 4)
+        true_positives = int(_are_detected(boxes, persons).sum())
+        counts.append((len(boxes), true_positives, not annotations, int((persons.scores >= _USED).sum())))
     columns = np.array(counts, np.int64).T
     return _VideoCounts(columns[0], columns[1], columns[2].astype(bool), columns[3])
 
@@ -187,9 +189,9 @@ def measure(detector: LabellingTeacher, arguments: argparse.Namespace) -> Person
     if arguments.video:
         text = str(arguments.video) + (f":{arguments.frames}" if arguments.frames else "")
         counts = _video(detector, PictureSource.parse(text), arguments.boxes, arguments.every)
-        share, samples = mean_of_ratios(counts.found[:, None], counts.wanted[:, None])
+        share, samples = mean_of_ratios(counts.true_positives[:, None], counts.annotated[:, None])
         values |= {
-            "boxes": int(counts.wanted.sum()),
+            "boxes": int(counts.annotated.sum()),
             "recall": (share, half_width(samples)),
             "empty": int(counts.empty.sum()),
             "false_boxes": int(counts.boxes[counts.empty].sum()),

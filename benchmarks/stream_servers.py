@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -12,32 +11,15 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from camera_server import CameraServer, number_of, numbered  # noqa: E402 - helpers of the tests
+from camera_server import CameraProcess, CameraServer, number_of, numbered  # noqa: E402 - helpers of the tests
 
-__all__ = ["Camera", "CameraServer", "GstServer", "Proxy", "gst_python", "number_of"]
-
-
-class Camera(Protocol):
-    """A camera's process."""
-
-    port: int
-
-    def start(self) -> None: ...
-
-    def kill(self) -> None: ...
-
-    def freeze(self) -> None: ...
-
-    def thaw(self) -> None: ...
-
-    def address(self, query: str = "", login: str = "") -> str: ...
+__all__ = ["CameraProcess", "CameraServer", "GstServer", "Proxy", "gst_python", "number_of"]
 
 
 def gst_python() -> str | None:
@@ -51,10 +33,11 @@ def gst_python() -> str | None:
     return None
 
 
-class GstServer:
+class GstServer(CameraProcess):
     """GStreamer's RTSP server with 1,500 numbered pictures; each client sees them from the first on, repeated."""
 
     def __init__(self, python: str) -> None:
+        super().__init__()
         self._python = python
         self._folder = tempfile.TemporaryDirectory()
         for number in range(1500):
@@ -62,38 +45,18 @@ class GstServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
-        self._process: subprocess.Popen[str] | None = None
         self.start()
 
     def start(self) -> None:
         script = Path(__file__).with_name("gst_rtsp_server.py")
-        self._process = subprocess.Popen(  # noqa: S603 - the interpreter that was found
-            [self._python, str(script), str(self.port), self._folder.name],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        if self._process.stdout is None or self._process.stdout.readline() != "ready\n":
+        if (
+            self._launch(self._python, str(script), str(self.port), self._folder.name, stderr=subprocess.DEVNULL)
+            != "ready"
+        ):
             raise SystemExit("GStreamer's RTSP server does not start")
 
     def address(self, query: str = "", login: str = "") -> str:
         return f"rtsp://127.0.0.1:{self.port}/live"
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
-
-    def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            os.kill(self._process.pid, number)
 
     def close(self) -> None:
         self.kill()

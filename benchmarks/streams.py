@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import report
-from benchmarks.stream_servers import Camera, CameraServer, GstServer, Proxy, gst_python, number_of
+from benchmarks.stream_servers import CameraProcess, CameraServer, GstServer, Proxy, gst_python, number_of
 from runtime.errors import SourceError
 from runtime.streams.feed import Drop
 from runtime.streams.network import has_pyav
@@ -137,7 +137,7 @@ class WatchedStream:
         return sum(after != before + 1 and (before, after) != (1499, 0) for before, after in pairs)
 
 
-def measured(name: str, fault: str, camera: Camera, count: int) -> Faults:
+def measured(name: str, fault: str, camera: CameraProcess, count: int) -> Faults:
     """Break the camera so many times."""
     proxy = Proxy(camera.port)
     own = isinstance(camera, CameraServer)
@@ -238,7 +238,7 @@ def measure(total: int) -> list[Faults]:
     """All kinds of faults of all cameras."""
     python = gst_python()
     rows = []
-    cameras: list[tuple[str, Callable[[], Camera]]] = [("HTTP MJPEG", CameraServer)]
+    cameras: list[tuple[str, Callable[[], CameraProcess]]] = [("HTTP MJPEG", CameraServer)]
     if python is not None:
         cameras.append(("RTSP, GStreamer", lambda: GstServer(python)))
     elif has_pyav():

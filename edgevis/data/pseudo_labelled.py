@@ -36,7 +36,7 @@ def read_pseudo_labelled(path: Path, classes: Sequence[str], *, score: float, ig
 
 
 def _by_score(labels: BoxLabels, score: float, ignore: float) -> BoxLabels:
-    kept = labels[labels.weights >= ignore]
+    objects = labels[labels.weights >= ignore]
     # A crowd that people marked has the score 1 and stays one.
-    by_hand = kept.ignored & (kept.weights == 1)
-    return BoxLabels(kept.boxes, kept.classes, kept.weights, np.where(by_hand, True, kept.weights < score))
+    by_hand = objects.ignored & (objects.weights == 1)
+    return BoxLabels(objects.boxes, objects.classes, objects.weights, np.where(by_hand, True, objects.weights < score))

@@ -56,9 +56,10 @@ class GraphTeacher:
         """See :class:`edgevis.pseudo_labels.teachers.LabellingTeacher`."""
         size = (image.shape[0], image.shape[1])
         scores, boxes = self._run(self._preprocess([image]))
-        found = detected_boxes(scores[0], boxes[0], self._settings, geometry=self._preprocess.geometry(size), size=size)
-        labels = [self._settings.labels[number] for number in found.class_ids]
-        return found.boxes.astype(np.float64), found.scores.astype(np.float64), labels
+        geometry = self._preprocess.geometry(size)
+        detections = detected_boxes(scores[0], boxes[0], self._settings, geometry=geometry, size=size)
+        labels = [self._settings.labels[number] for number in detections.class_ids]
+        return detections.boxes.astype(np.float64), detections.scores.astype(np.float64), labels
 
     def close(self) -> None:
         self._close()

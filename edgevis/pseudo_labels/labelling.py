@@ -189,10 +189,12 @@ def _difference(head: Mapping[str, Any], former: Any) -> str:
 
 
 def _labelled(picture: UnlabelledPicture, source: str, teachers: TeacherEnsemble, ignore: float) -> dict[str, Any]:
-    found = teachers.detect(picture.image)
+    detections = teachers.detect(picture.image)
     rows = [
         [*(round(float(value), _DECIMALS) for value in box), int(class_id), *(round(float(value), 4) for value in rest)]
-        for box, class_id, *rest in zip(found.boxes_xyxy, found.class_ids, found.scores, found.votes, strict=True)
+        for box, class_id, *rest in zip(
+            detections.boxes_xyxy, detections.class_ids, detections.scores, detections.votes, strict=True
+        )
         if rest[0] >= ignore
     ]
     height, width = picture.image.shape[:2]

@@ -81,10 +81,10 @@ class DetrTeacher:
         resized = cv2.resize(image, self._size[::-1], interpolation=cv2.INTER_LINEAR)
         planes = np.ascontiguousarray(resized[..., ::-1].transpose(2, 0, 1), np.float32)[None] / np.float32(255)
         sizes = np.array([[image.shape[1], image.shape[0]]], np.int64)
-        found = self._engine.run({"images": planes, "orig_target_sizes": sizes})
-        known = found["labels"][0] < len(self._labels)
-        labels = [self._labels[number] for number in found["labels"][0][known]]
-        return found["boxes"][0][known].astype(np.float64), found["scores"][0][known].astype(np.float64), labels
+        outputs = self._engine.run({"images": planes, "orig_target_sizes": sizes})
+        known = outputs["labels"][0] < len(self._labels)
+        labels = [self._labels[number] for number in outputs["labels"][0][known]]
+        return outputs["boxes"][0][known].astype(np.float64), outputs["scores"][0][known].astype(np.float64), labels
 
     def close(self) -> None:
         self._engine.close()
@@ -165,25 +165,25 @@ class TeacherEnsemble:
     def detect(self, image: Image) -> FusedDetections:
         """The fused detections of an (H, W, 3) uint8 BGR image; boxes are clipped to it."""
         height, width = image.shape[:2]
-        found = [
+        views = [
             self._view(teacher, image, window, mirrored)
             for scale in self.views.scales
             for window in windows_of(width, height, scale)
             for mirrored in ((False, True) if self.views.flip else (False,))
             for teacher in self.teachers
         ]
-        fused = weighted_box_fusion(found, iou=self.views.iou)
+        fused = weighted_box_fusion(views, iou=self.views.iou)
         boxes = np.clip(fused.boxes_xyxy, 0, np.array([width, height, width, height]))
-        kept = ((boxes[:, 2:] - boxes[:, :2]) > 1).all(axis=1)
-        return FusedDetections(boxes[kept], fused.scores[kept], fused.class_ids[kept], fused.votes[kept])
+        visible = ((boxes[:, 2:] - boxes[:, :2]) > 1).all(axis=1)
+        return FusedDetections(boxes[visible], fused.scores[visible], fused.class_ids[visible], fused.votes[visible])
 
     def _view(
         self, teacher: LabellingTeacher, image: Image, window: tuple[int, int, int, int], mirrored: bool
     ) -> ViewDetections:
         boxes, scores, labels = teacher.detect(_part(image, window, mirrored))
         class_ids = np.array([self.classes.index(label) if label in self.classes else -1 for label in labels], np.int64)
-        kept = (class_ids >= 0) & (scores >= self._score)
-        boxes, scores, class_ids = boxes[kept], scores[kept], class_ids[kept]
+        chosen = (class_ids >= 0) & (scores >= self._score)
+        boxes, scores, class_ids = boxes[chosen], scores[chosen], class_ids[chosen]
         if mirrored:
             across = window[2] - window[0]
             boxes = np.stack([across - boxes[:, 2], boxes[:, 1], across - boxes[:, 0], boxes[:, 3]], axis=1)

@@ -18,7 +18,11 @@ _LONGEST_PAUSE_S = 30.0
 
 
 class Outbox:
-    """Delivers events in order, by a thread of its own.
+    """An event sink that delivers in order, by a thread of its own.
+
+    Attributes:
+        sent: The number of events that were delivered.
+        dropped: The number of events that never will be.
 
     Args:
         name: The receiver's name for messages, without a password.
@@ -35,7 +39,7 @@ class Outbox:
         self._thread = threading.Thread(target=self._run, name=f"events to {name}", daemon=True)
         self._thread.start()
 
-    def put(self, event: Mapping[str, Any]) -> None:
+    def send(self, event: Mapping[str, Any]) -> None:
         """Add an event; at :data:`MAX_WAITING` the oldest one goes."""
         with self._changed:
             if len(self._waiting) >= MAX_WAITING:
@@ -46,7 +50,7 @@ class Outbox:
             self._waiting.append(event)
             self._changed.notify()
 
-    def close(self, timeout_s: float) -> None:
+    def close(self, *, timeout_s: float = 5.0) -> None:
         """Wait until all events were delivered, at most ``timeout_s`` seconds; what is left then is dropped."""
         with self._changed:
             self._closing = True

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -72,8 +73,46 @@ class Faults:
         return "corrupt" in self._asked and sent % int(self._asked["corrupt"]) == int(self._asked["corrupt"]) - 1
 
 
-class CameraServer:
-    """The process of a camera; a context manager that ends it.
+class CameraProcess(ABC):
+    """A camera's server in a process of its own, which can be killed, stopped and started again."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self._process: subprocess.Popen[str] | None = None
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it, at the port that it had before."""
+
+    @abstractmethod
+    def address(self, query: str = "", login: str = "") -> str:
+        """The address at which clients see pictures."""
+
+    def _launch(self, *command: str, stderr: int | None = None) -> str:
+        """Start this command; its first line, without the end."""
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().rstrip("\n")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        os.kill(self._process.pid, number)
+
+
+class CameraServer(CameraProcess):
+    """A camera in Python, which does what the query asks; a context manager that ends it.
 
     Args:
         kind: ``http`` or ``rtsp``, which needs PyAV.
@@ -81,37 +120,16 @@ class CameraServer:
     """
 
     def __init__(self, kind: str = "http", *, login: str = "") -> None:
+        super().__init__()
         self._kind, self._login = kind, login
-        self.port = 0
-        self._process: subprocess.Popen[str] | None = None
         self.start()
 
     def start(self) -> None:
-        """Start it, at the port that it had before."""
         script = Path(__file__).with_name({"http": "mjpeg_camera.py", "rtsp": "rtsp_camera.py"}[self._kind])
-        command = [sys.executable, str(script), "--port", str(self.port), "--login", self._login]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.port = int(self._process.stdout.readline())
+        self.port = int(self._launch(sys.executable, str(script), "--port", str(self.port), "--login", self._login))
 
     def address(self, query: str = "", login: str = "") -> str:
         return f"{self._kind}://{login + '@' if login else ''}127.0.0.1:{self.port}/live?{query}"
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            assert self._process.stdout is not None
-            self._process.stdout.close()
-            self._process = None
-
-    def freeze(self) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGCONT)
 
     def __enter__(self) -> CameraServer:
         return self

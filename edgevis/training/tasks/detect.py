@@ -211,12 +211,12 @@ class DetectionTrainingTask:
         truths: list[BoxLabels] = []
         detections: list[Detected] = []
         shown: list[Image] = []
-        for place, found in zip(places, self._detections(model, places), strict=True):
+        for place, detected in zip(places, self._detections(model, places), strict=True):
             view = self._images[place]
             truths.append(view.labels)
-            detections.append(found)
+            detections.append(detected)
             if len(shown) < _SHOWN:
-                shown.append(_drawn(view, found))
+                shown.append(_drawn(view, detected))
         return average_precision(truths, detections, classes=len(self._split.data.classes)), np.hstack(shown)
 
     def _detections(self, model: Any, places: Sequence[int]) -> Iterator[Detected]:
@@ -229,8 +229,9 @@ class DetectionTrainingTask:
             require_finite(rows, "the model's scores")
             for image, score, box in zip(images, rows, corners, strict=True):
                 size = (image.shape[0], image.shape[1])
-                found = detected_boxes(score, box, self._settings, geometry=self._preprocess.geometry(size), size=size)
-                yield found.boxes, found.scores, found.class_ids
+                geometry = self._preprocess.geometry(size)
+                result = detected_boxes(score, box, self._settings, geometry=geometry, size=size)
+                yield result.boxes, result.scores, result.class_ids
 
 
 def targets_of(labels: Sequence[BoxLabels]) -> Tensor:
@@ -265,11 +266,11 @@ def _figures(result: AveragePrecision) -> dict[str, MetricValue]:
     return {"AP": MetricValue(result.value, result.samples), "AP50": MetricValue(result.at_50, result.samples_50)}
 
 
-def _drawn(view: BoxView, found: Detected) -> Image:
+def _drawn(view: BoxView, detected: Detected) -> Image:
     """Annotated boxes in grey, detections in green, at one height."""
     scale = _SHOWN_SIDE / view.image.shape[0]
     picture = resized(view.image, _SHOWN_SIDE, max(1, round(view.image.shape[1] * scale)))
-    boxes, scores, _ = found
+    boxes, scores, _ = detected
     for table, colour in ((view.labels.boxes[~view.labels.ignored], GIVEN), (boxes[scores >= _SHOWN_SCORE], RIGHT)):
         for x1, y1, x2, y2 in np.rint(table * scale).astype(int).tolist():
             cv2.rectangle(picture, (x1, y1), (x2, y2), colour, 2)

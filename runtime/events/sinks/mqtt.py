@@ -27,7 +27,7 @@ def open_sink(address: str) -> MqttSink:
     return MqttSink(address)
 
 
-class MqttSink:
+class MqttSink(Outbox):
     """Publishes events with quality of service 1: the broker acknowledges each, and each arrives at least once.
 
     Args:
@@ -49,18 +49,10 @@ class MqttSink:
         self._host, self._port, self._topic = parts.hostname, port, topic
         self._connected = threading.Event()
         self._client = self._opened(parts.scheme == "mqtts", parts.username, parts.password)
-        self._outbox = Outbox(f"{parts.scheme}://{self._host}:{port}/{topic}", self._publish)
-
-    @property
-    def sent(self) -> int:
-        """The number of events that the broker has acknowledged."""
-        return self._outbox.sent
-
-    def send(self, event: Mapping[str, Any]) -> None:
-        self._outbox.put(event)
+        super().__init__(f"{parts.scheme}://{self._host}:{port}/{topic}", self._publish)
 
     def close(self, *, timeout_s: float = 5.0) -> None:
-        self._outbox.close(timeout_s)
+        super().close(timeout_s=timeout_s)
         self._client.disconnect()
         self._client.loop_stop()
 

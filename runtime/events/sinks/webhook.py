@@ -26,11 +26,11 @@ def open_sink(address: str) -> Webhook:
     return Webhook(address)
 
 
-class Webhook:
+class Webhook(Outbox):
     """Posts events to an address: ``Content-Type: application/json``, accepted by any status below 400.
 
     A server that cannot be reached, that answers 408, 429 or 5xx, or that takes too long is tried again; by any other
-    status an event is refused for good.
+    status an event is refused for good, and counts as sent.
     """
 
     def __init__(self, address: str) -> None:
@@ -38,18 +38,7 @@ class Webhook:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"events: {address!r} is no address of a webhook; allowed: https://HOST[:PORT]/PATH")
         self._address, self._host = address, parts.hostname
-        self._outbox = Outbox(f"{parts.scheme}://{parts.hostname}{parts.path}", self._post)
-
-    @property
-    def sent(self) -> int:
-        """The number of events that were accepted or refused."""
-        return self._outbox.sent
-
-    def send(self, event: Mapping[str, Any]) -> None:
-        self._outbox.put(event)
-
-    def close(self, *, timeout_s: float = 5.0) -> None:
-        self._outbox.close(timeout_s)
+        super().__init__(f"{parts.scheme}://{parts.hostname}{parts.path}", self._post)
 
     def _post(self, event: Mapping[str, Any]) -> None:
         body = json.dumps(event, allow_nan=False).encode()

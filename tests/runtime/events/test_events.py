@@ -204,11 +204,11 @@ def test_what_nobody_takes_is_bounded_and_counted(caplog: pytest.LogCaptureFixtu
 
     outbox = Outbox("test", deliver)
     for number in range(MAX_WAITING + 100):
-        outbox.put({"number": number})
+        outbox.send({"number": number})
     assert outbox.dropped >= 99
     assert len(caplog.records) == 1
     released.set()
-    outbox.close(10)
+    outbox.close(timeout_s=10)
     assert len(taken) <= MAX_WAITING + 1
     assert taken[-1] == MAX_WAITING + 99
     assert taken == sorted(taken)
