@@ -8,6 +8,7 @@ from export.request import BuildProgress
 from export.state import BuildState
 from runtime.bundle.bundle import GOLDEN
 from runtime.common.arrays import Array, write_arrays
+from runtime.common.levels import compact
 
 
 def run(state: BuildState, progress: BuildProgress) -> None:
@@ -21,7 +22,7 @@ def run(state: BuildState, progress: BuildProgress) -> None:
     state.reference = reference_of(state.model, deployment, state.verification_samples, progress.advance)
     state.golden = _photographs(state) if state.request.calibration_data is not None else None
     path = state.folder / GOLDEN
-    write_arrays(path, golden_of(state.golden or state.reference, deployment))
+    write_arrays(path, compact(golden_of(state.golden or state.reference, deployment)))
     progress.end(
         f"{state.model} in float32 on {images} images; {golden_rows(deployment)} "
         f"{'of them' if state.golden is None else 'photographs, none of them yours,'} kept as {GOLDEN}",

@@ -17,6 +17,7 @@ from runtime.bundle.manifest import ANSWERS, MAX_MANIFEST_BYTES, EngineRecord, F
 from runtime.bundle.spec import Precision
 from runtime.common import limits
 from runtime.common.arrays import Array, read_arrays
+from runtime.common.levels import expand
 from runtime.errors import BundleNotFoundError, InputError, IntegrityError, SchemaError, UnknownBackendError
 
 SUFFIX = ".edgevis"
@@ -122,7 +123,12 @@ class Bundle:
 
     def golden(self) -> dict[str, Array]:
         """The arrays of ``golden.npz``: real inputs ``GRAPH/INPUT`` and the reference outputs ``GRAPH/OUTPUT``."""
-        return self._arrays(GOLDEN)
+        return expand(
+            self._arrays(GOLDEN),
+            error=IntegrityError,
+            max_bytes=limits.max_golden_bytes(),
+            where=str(self.path / GOLDEN),
+        )
 
     def answers(self) -> dict[str, Array]:
         """The arrays of ``answers.npz``, see :mod:`runtime.verification.answers`; empty for a bundle that has none."""

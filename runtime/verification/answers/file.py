@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from runtime.bundle.manifest import ANSWERS
 from runtime.bundle.spec import TensorSpec
 from runtime.common.arrays import Array
 from runtime.common.json_data import from_json, parse_json, to_json
+from runtime.common.levels import differences, from_levels, levelled, sums
 from runtime.errors import IntegrityError, SchemaError
 from runtime.images.decode import Image
 from runtime.images.masks import Mask
@@ -80,12 +81,14 @@ def arrays_of(answers: Answers) -> dict[str, Array]:
     header = json.dumps(to_json(answers.header), allow_nan=False).encode()
     arrays: dict[str, Array] = {_HEADER: np.frombuffer(header, np.uint8)}
     for index, (picture, mask) in enumerate(zip(answers.pictures, answers.masks, strict=True)):
-        arrays[f"picture/{index}"] = _differences(picture)
+        arrays[f"picture/{index}"] = differences(picture)
         if mask is not None:
             arrays[f"mask/{index}"] = np.packbits(mask, axis=1)
-    levels, indices = _levelled(answers.inputs)
-    arrays["levels"] = levels
-    arrays |= {f"input/{index}": _differences(array) for index, array in enumerate(indices)}
+    found = levelled(answers.inputs)
+    if found is None:
+        raise ValueError("a channel of the input has more values than a pixel")
+    arrays["levels"], indices = found
+    arrays |= {f"input/{index}": differences(array) for index, array in enumerate(indices)}
     return arrays | {f"{_EXPECTED}{name}": array for name, array in answers.expected.items()}
 
 
@@ -111,17 +114,18 @@ def answers_from(arrays: Mapping[str, Array], image: TensorSpec) -> Answers:
     levels = _array(arrays, "levels", np.float32, 2)
     pictures, masks, inputs = [], [], []
     for index in range(count):
-        picture = _sums(_array(arrays, f"picture/{index}", np.uint8, 3))
+        picture = sums(_array(arrays, f"picture/{index}", np.uint8, 3))
         if picture.shape[2] != 3 or 0 in picture.shape:
             raise IntegrityError(f"{ANSWERS}: picture {index} is {picture.shape}; needed: (H, W, 3)")
         pictures.append(picture)
         masks.append(_mask(arrays, f"mask/{index}", picture.shape[:2]))
-        planes = _sums(_array(arrays, f"input/{index}", np.uint8, 3))
-        if planes.shape != image.shape[1:] or len(levels) != len(planes) or int(planes.max()) >= levels.shape[1]:
-            raise IntegrityError(
-                f"{ANSWERS}: input {index} is {planes.shape}; needed: {image.shape[1:]} and its levels"
-            )
-        inputs.append(np.stack([values[plane] for values, plane in zip(levels, planes, strict=True)]))
+        planes = sums(_array(arrays, f"input/{index}", np.uint8, 3))
+        if planes.shape != image.shape[1:]:
+            raise IntegrityError(f"{ANSWERS}: input {index} is {planes.shape}; needed: {image.shape[1:]}")
+        try:
+            inputs.append(from_levels(levels, planes))
+        except ValueError as error:
+            raise IntegrityError(f"{ANSWERS}: input {index}: {error}") from error
     expected = {
         name.removeprefix(_EXPECTED): _numbers(name, array)
         for name, array in arrays.items()
@@ -151,36 +155,3 @@ def _mask(arrays: Mapping[str, Array], name: str, size: tuple[int, ...]) -> Mask
     if packed.shape != (size[0], (size[1] + 7) // 8):
         raise IntegrityError(f"{ANSWERS}: {name} is {packed.shape}, which is not the mask of a picture of {size}")
     return np.unpackbits(packed, axis=1, count=size[1]).astype(bool)
-
-
-def _levelled(tensors: Sequence[Array]) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.uint8]]]:
-    """The values that occur in each channel, (channels, at most 256), and each tensor as indices into them.
-
-    A pixel has 256 values, so that this loses nothing and takes a quarter of the bytes.
-    """
-    channel_values = [
-        np.unique(np.concatenate([tensor[channel].ravel() for tensor in tensors])) for channel in range(len(tensors[0]))
-    ]
-    most = max(len(values) for values in channel_values)
-    if most > 256:
-        raise ValueError(f"a channel of the input has {most} values; a pixel has 256")
-    levels = np.stack([np.pad(values, (0, most - len(values)), mode="edge") for values in channel_values])
-    indices = [
-        np.stack([np.searchsorted(values, plane) for values, plane in zip(channel_values, tensor, strict=True)]).astype(
-            np.uint8
-        )
-        for tensor in tensors
-    ]
-    return levels.astype(np.float32), indices
-
-
-def _differences(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Each byte less the one before it along the second axis, modulo 256: areas and gradients deflate to little."""
-    before = np.zeros_like(array)
-    before[:, 1:] = array[:, :-1]
-    return array - before
-
-
-def _sums(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The inverse of :func:`_differences`."""
-    return np.cumsum(array, axis=1, dtype=np.uint8)
