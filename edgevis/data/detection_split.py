@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from edgevis.data.detection import DetectionImages, chosen_classes
 from edgevis.data.files import Files, open_files
 from edgevis.data.image_split import groups_of, split_images
 from edgevis.data.leakage import SplitCheck
+from edgevis.data.splits import rows_having
 from runtime.errors import InputError, SourceError
 
 
@@ -88,7 +88,7 @@ def split_detection(
         seed=seed,
         check=check,
     )
-    train, validation = (_having(data, places, where) for places in (split.train, split.validation))
+    train, validation = (rows_having(data.rows, places, where) for places in (split.train, split.validation))
     if not sum(data.labels[place].objects for place in train):
         raise InputError(f"{path}: none of the {len(train)} training images has a box of {', '.join(data.classes)}")
     if split.test and not sum(data.labels[place].objects for place in split.test):
@@ -111,14 +111,3 @@ def _require_sides(data: DetectionImages) -> None:
     if "train" not in roles or not roles & {"val", "test"}:
         lacking = "train" if "train" not in roles else "val or test"
         raise SourceError(f"{data.files.path} has no image of the split {lacking}")
-
-
-def _having(data: DetectionImages, places: Sequence[int], where: str) -> tuple[int, ...]:
-    if not where:
-        return tuple(places)
-    column, equals, value = (part.strip() for part in where.partition("="))
-    column = column.casefold()
-    if not (column and equals) or not data.rows or column not in data.rows[0]:
-        known = ", ".join(data.rows[0]) if data.rows else "none"
-        raise InputError(f"recipe: where is {where!r}; allowed: column=value, of the columns of index.csv: {known}")
-    return tuple(place for place in places if data.rows[place][column] == value)

@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -60,6 +60,7 @@ class ClassMasks:
         members: Each class id with the positions of the images that show it, sorted.
         values: The mask value of each class id; None where a mask is a grey picture of one class.
         ignore: The mask value of pixels that count nowhere; None where there is none.
+        tables: Of masks that hold instance ids: the value that each id stands for, by the mask's path.
     """
 
     files: Files
@@ -68,6 +69,7 @@ class ClassMasks:
     members: Mapping[int, tuple[int, ...]]
     values: Mapping[int, int] | None
     ignore: int | None
+    tables: Mapping[str, NDArray[np.uint8]] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -83,6 +85,8 @@ class ClassMasks:
             raise InputError(f"there is no class {class_id}; allowed: {', '.join(map(str, self.members))}")
         names = self.images[position], self.masks[position]
         image, stored, as_stored = read_pair(self.files, *names)
+        if self.tables is not None:
+            stored = self.tables[names[1]][stored]
         if self.values is None:
             mask = stored > 0 if as_stored.from_alpha else stored >= _FSS_THRESHOLD
         else:
@@ -151,7 +155,7 @@ def read_pascal5i(
                 )
             shown.setdefault(match[1], []).append(class_id)
     images, masks = _pascal_paths(files, list(shown))
-    members = _members(selected, shown.values())
+    members = class_members(selected, shown.values())
     return ClassMasks(files, images, masks, members, {class_id: class_id + 1 for class_id in selected}, IGNORE)
 
 
@@ -201,7 +205,7 @@ def read_coco20i(
             for name in names:
                 shown.setdefault(name, []).append(class_id)
     images_found, masks = _coco_paths(files, list(shown))
-    return ClassMasks(files, images_found, masks, _members(selected, shown.values()), values, None)
+    return ClassMasks(files, images_found, masks, class_members(selected, shown.values()), values, None)
 
 
 def read_fss1000(path: str | os.PathLike[str], *, classes: Sequence[str] | None = None, inside: str = "") -> ClassMasks:
@@ -333,7 +337,7 @@ def examples_of(
         among: Positions of images in ``data``; those that show none of the classes are left out.
     """
     places = [place for place in among if not shown[place].isdisjoint(class_ids)]
-    members = _members(class_ids, [shown[place] & set(class_ids) for place in places])
+    members = class_members(class_ids, [shown[place] & set(class_ids) for place in places])
     return ClassMasks(
         data.files,
         tuple(data.images[place] for place in places),
@@ -341,6 +345,19 @@ def examples_of(
         members,
         {class_id: class_id for class_id in class_ids},
         IGNORE,
+    )
+
+
+def some_examples(examples: ClassMasks, class_ids: Iterable[int], among: Iterable[int]) -> ClassMasks:
+    """The images at some positions as examples of some of the classes; images that show none of them are left out."""
+    chosen = {class_id: set(examples.members[class_id]) for class_id in class_ids}
+    shown = {place: [class_id for class_id, seen in chosen.items() if place in seen] for place in sorted(among)}
+    places = [place for place, class_ids in shown.items() if class_ids]
+    return replace(
+        examples,
+        images=tuple(examples.images[place] for place in places),
+        masks=tuple(examples.masks[place] for place in places),
+        members=class_members(chosen, [shown[place] for place in places]),
     )
 
 
@@ -369,7 +386,8 @@ def _coco_paths(files: Files, names: Sequence[str]) -> tuple[tuple[str, ...], tu
     return images, masks
 
 
-def _members(selected: Iterable[int], shown: Iterable[Collection[int]]) -> dict[int, tuple[int, ...]]:
+def class_members(selected: Iterable[int], shown: Iterable[Collection[int]]) -> dict[int, tuple[int, ...]]:
+    """The positions of the images that show each class: :attr:`ClassMasks.members`."""
     members: dict[int, list[int]] = {class_id: [] for class_id in selected}
     for position, class_ids in enumerate(shown):
         for class_id in sorted(set(class_ids)):
@@ -398,7 +416,7 @@ def _scanned(
         files,
         tuple(images[position] for position in selected),
         tuple(masks[position] for position in selected),
-        _members(values, shown),
+        class_members(values, shown),
         values,
         ignore,
     )

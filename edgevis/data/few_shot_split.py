@@ -9,8 +9,10 @@ Data, told apart by their folders:
   training classes are shown by images of ``train``, novel ones by images of ``test``, or of ``val`` where there is no
   ``test``. Without it an image that shows a novel class only evaluates, and so do its copies and the other images of
   its ``volume``, ``patient``, ``subject`` or ``person``.
+- A sample of COCO (:mod:`edgevis.data.few_shot_instances`): a fifth of the categories, or those of a fold of COCO-20i,
+  is novel; images that show one of these only evaluate.
 
-Of the last two a ``fold`` of 0 to 3 makes every fourth class novel instead.
+Of FSS-1000 and of masks of class ids a ``fold`` of 0 to 3 makes every fourth class novel instead.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgevis.data.few_shot_instances import ANNOTATIONS, FOLDER, has_instance_classes, read_instance_classes
 from edgevis.data.few_shot_masks import (
     FOLDS,
     ClassMasks,
@@ -30,6 +33,7 @@ from edgevis.data.few_shot_masks import (
     read_fss1000,
     read_pascal5i,
     shown_classes,
+    some_examples,
 )
 from edgevis.data.files import Files, open_files
 from edgevis.data.image_split import groups_of, is_blank
@@ -38,6 +42,7 @@ from edgevis.data.mask_split import rows_once
 from edgevis.data.rng import draw_at, sample
 from edgevis.data.segmentation import masked_images
 from edgevis.data.segmentation_episodes import Queries
+from edgevis.data.splits import rows_having
 from runtime.errors import InputError
 
 CLASS_DRAW = 0
@@ -67,7 +72,14 @@ class FewShotSplit:
 
 
 def split_masked_classes(
-    data: Path, *, fold: int | None, shots: int, size: tuple[int, int], seed: int, check: SplitCheck
+    data: Path,
+    *,
+    fold: int | None,
+    shots: int,
+    size: tuple[int, int],
+    seed: int,
+    check: SplitCheck,
+    where: str = "",
 ) -> FewShotSplit:
     """Read a data set's listing and divide it.
 
@@ -78,15 +90,22 @@ def split_masked_classes(
         size: The network's (height, width), where something of a class must be left of its mask.
         seed: Draws the classes.
         check: Refuses what both sides share, or reports it.
+        where: ``column=value`` of ``index.csv``: the value that images of a sample of COCO must have to train or
+            validate, such as ``commercial_ok=1``; empty for all.
 
     Raises:
         SourceError: The data cannot be read, or a row has an unknown split.
-        InputError: Too few classes have images enough, or the sides share what they must not.
+        InputError: ``where`` is given for other data, too few classes have images enough, or the sides share what they
+            must not.
     """
     files = open_files(data)
     names = files.names
     if fold is not None:
         check_fold(fold)
+    if has_instance_classes(files):
+        return _of_instances(data, fold, shots, size, seed, check, where)
+    if where:
+        raise InputError(f"recipe: where is {where!r}; {data} is no sample of COCO with {ANNOTATIONS} and {FOLDER}/")
     if any(name.startswith(("JPEGImages/", "annotations/")) for name in names):
         split = _of_fold(data, files, fold)
     elif any(name.startswith("masks/") for name in names):
@@ -190,12 +209,50 @@ def _of_masks(
     )
 
 
+def _of_instances(
+    data: Path, fold: int | None, shots: int, size: tuple[int, int], seed: int, check: SplitCheck, where: str
+) -> FewShotSplit:
+    found = read_instance_classes(data, visible=Visible(min_share=_MIN_SHARE, size=size))
+    examples = found.examples
+    known = [class_id for class_id, places in examples.members.items() if len(places) > shots]
+    in_fold = None if fold is None else [value for value in known if (value - 1) % FOLDS == fold]
+    trained, held, novel = _divided(data, known, None, seed, f"with {shots + 1} images or more", (), novel=in_fold)
+    judged = {place for class_id in novel for place in examples.members[class_id]}
+    images = rows_having(found.rows, [place for place in range(len(examples)) if place not in judged], where)
+    sides = [
+        Side(name, examples.files, [examples.images[place] for place in sorted(places)])
+        for name, places in (("training", images), ("test", judged))
+    ]
+    notes: dict[str, object] = {
+        "novel categories": [found.names[class_id - 1] for class_id in novel],
+        "images kept from training for their novel classes": len(judged),
+    }
+    if leaks := check.shared(sides):
+        notes["leakage"] = list(check.refuse(data, leaks))
+    train, validation = (
+        some_examples(examples, [value for value in ids if len(set(examples.members[value]) & set(images)) > 1], images)
+        for ids in (trained, held)
+    )
+    _require(data, "training", train, _TRAINING_SHOTS)
+    return FewShotSplit(
+        train, validation if validation.members else None, some_examples(examples, novel, judged), "by class", notes
+    )
+
+
 def _divided(
-    data: Path, classes: Sequence[int], fold: int | None, seed: int, needed: str, small: Sequence[str]
+    data: Path,
+    classes: Sequence[int],
+    fold: int | None,
+    seed: int,
+    needed: str,
+    small: Sequence[str],
+    *,
+    novel: Sequence[int] | None = None,
 ) -> tuple[list[int], list[int], list[int]]:
     """Classes for training, validation and evaluation; ``small`` are those that do not meet ``needed``."""
     order = sample(draw_at(seed, CLASS_DRAW), list(classes), len(classes))
-    novel = order[: max(1, round(_NOVEL * len(order)))] if fold is None else list(classes[fold::FOLDS])
+    if novel is None:
+        novel = order[: max(1, round(_NOVEL * len(order)))] if fold is None else list(classes[fold::FOLDS])
     rest = [value for value in order if value not in novel]
     held = rest[: round(_VALIDATION * len(classes))]
     trained = [value for value in rest if value not in held]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from edgevis.data.files import Files
-from runtime.errors import SourceError
+from runtime.errors import InputError, SourceError
 
 Role = Literal["train", "val", "test", "query", "gallery"]
 
@@ -91,6 +91,27 @@ def rows_of_split(files: Files, table: str, columns: Sequence[str], split: str |
             return chosen
     known = ", ".join(sorted({row["split"] for row in rows}))
     raise SourceError(f"{files.where(table)} has no row of split {split!r}; its splits are {known}")
+
+
+def rows_having(rows: Sequence[Mapping[str, str]], places: Sequence[int], where: str) -> tuple[int, ...]:
+    """Those of ``places`` whose row has a value in a column.
+
+    Args:
+        rows: Of ``index.csv``, by position.
+        places: Positions.
+        where: ``column=value``; empty for all.
+
+    Raises:
+        InputError: ``where`` has another form, or there is no such column.
+    """
+    if not where:
+        return tuple(places)
+    column, equals, value = (part.strip() for part in where.partition("="))
+    column = column.casefold()
+    if not (column and equals) or not rows or column not in rows[0]:
+        known = ", ".join(rows[0]) if rows else "none"
+        raise InputError(f"recipe: where is {where!r}; allowed: column=value, of the columns of index.csv: {known}")
+    return tuple(place for place in places if rows[place][column] == value)
 
 
 def same_split(first: str, second: str) -> bool:

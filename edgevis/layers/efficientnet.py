@@ -10,9 +10,19 @@ Licence: this file, as the rest of edgevis.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-from edgevis.layers.mbconv import DepthwiseSeparable, InvertedResidual, convolution, initialise, maps_after
+from edgevis.layers.mbconv import (
+    DepthwiseSeparable,
+    InvertedResidual,
+    block_maps,
+    convolution,
+    initialise,
+    maps_after,
+)
+from runtime.errors import InputError
 
 HEAD_CHANNELS = 1280
 STAGE_CHANNELS = (16, 24, 40, 80, 112, 192, 320)
@@ -22,6 +32,9 @@ _STAGES = ((24, 2, 3, 2), (40, 2, 5, 2), (80, 3, 3, 2), (112, 3, 5, 1), (192, 4,
 _STRIDED_192 = 192
 # The last stages at 1/8, 1/16 and 1/32 of the image's sides.
 _OF_PYRAMID = (2, 4, 6)
+# Which of the stages are a backbone's stages 1 to 4, at a 4th, an 8th, a 16th and a 32nd of the image's sides: of each
+# scale the last one that has several blocks of one width.
+_OF_BACKBONE = (1, 2, 4, 5)
 _TENSORFLOW_EPS = 1e-3
 
 
@@ -56,7 +69,8 @@ class EfficientNetTrunk(nn.Module):
             stages.append(self._stage(inputs, outputs, blocks=blocks, kernel=kernel, stride=stride))
             inputs = outputs
         self.blocks = nn.Sequential(*stages)
-        self._set_eps()
+        if tensorflow:
+            _set_tensorflow_eps(self)
 
     def stem(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 32, H/2, W/2)."""
@@ -66,12 +80,6 @@ class EfficientNetTrunk(nn.Module):
     def pyramid(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> maps (N, 40, H/8, W/8), (N, 112, H/16, W/16), (N, 320, H/32, W/32)."""
         return maps_after(self.blocks, self.stem(image), _OF_PYRAMID)
-
-    def _set_eps(self) -> None:
-        if self._same:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eps = _TENSORFLOW_EPS
 
     def _stage(self, inputs: int, outputs: int, *, blocks: int, kernel: int, stride: int) -> nn.Sequential:
         return nn.Sequential(
@@ -89,6 +97,36 @@ class EfficientNetTrunk(nn.Module):
                 for index in range(blocks)
             )
         )
+
+
+class EfficientNetLite0Backbone(EfficientNetTrunk):
+    """Maps of three scales for few-shot segmentation. Input: (N, 3, H, W) float32 RGB, (x - 127) / 128, odd sides.
+
+    Its blocks end without an activation, so what they give has the signs that hybrid masking asks for. At odd sides
+    TensorFlow's padding is the symmetric one that is used here, so weights made by TensorFlow mean what they meant.
+
+    Attributes:
+        depths: Blocks of stages 1 to 4.
+        channels: Channels that each stage puts out.
+        mean, std: Of each channel of its input, 0..1.
+    """
+
+    depths = tuple(_STAGES[place - 1][1] for place in _OF_BACKBONE)
+    channels = tuple(_STAGES[place - 1][0] for place in _OF_BACKBONE)
+    mean = (127 / 255,) * 3
+    std = (128 / 255,) * 3
+
+    def __init__(self) -> None:
+        super().__init__(lite=True)
+        self.blocks = nn.Sequential(*list(self.blocks)[: _OF_BACKBONE[-1] + 1])
+        _set_tensorflow_eps(self)
+        initialise(self)
+
+    def features(self, image: Tensor, stages: Sequence[int] = (2, 3, 4)) -> list[list[Tensor]]:
+        """The output of each block of the stages; as :meth:`edgevis.layers.resnet.ResNet.features`."""
+        if image.dim() != 4 or image.shape[1] != 3:
+            raise InputError(f"image is {tuple(image.shape)}; allowed: (N, 3, H, W)")
+        return block_maps(self.blocks, self.stem(image), [_OF_BACKBONE[stage - 1] for stage in stages])
 
 
 class EfficientNetB0(EfficientNetTrunk):
@@ -110,7 +148,8 @@ class EfficientNetB0(EfficientNetTrunk):
         self.bn2 = nn.BatchNorm2d(HEAD_CHANNELS)
         self.act2 = self._activation()
         self.classifier = nn.Linear(HEAD_CHANNELS, num_classes) if num_classes else nn.Identity()
-        self._set_eps()
+        if tensorflow:
+            _set_tensorflow_eps(self)
         initialise(self)
 
     def head(self, x: Tensor) -> Tensor:
@@ -122,3 +161,10 @@ class EfficientNetB0(EfficientNetTrunk):
         """(N, 3, H, W) -> (N, num_classes) logits, or (N, 1280) without a classifier."""
         result: Tensor = self.classifier(self.head(self.blocks(self.stem(image))).mean((2, 3)))
         return result
+
+
+def _set_tensorflow_eps(module: nn.Module) -> None:
+    """The eps of batch norms that TensorFlow trained."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eps = _TENSORFLOW_EPS

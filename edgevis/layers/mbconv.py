@@ -7,7 +7,8 @@ Papers: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks"
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -141,3 +142,16 @@ def maps_after(stages: Iterable[nn.Module], image: Tensor, places: Collection[in
         if place in places:
             maps.append(image)
     return tuple(maps)
+
+
+def block_maps(stages: Iterable[nn.Module], image: Tensor, places: Sequence[int]) -> list[list[Tensor]]:
+    """The outputs of every block of the stages at ``places``, a list for each, of all stages one after another."""
+    pyramid = []
+    for place, stage in enumerate(stages):
+        maps: list[Tensor] = []
+        for block in cast(nn.Sequential, stage):
+            image = block(image)
+            maps.append(image)
+        if place in places:
+            pyramid.append(maps)
+    return pyramid

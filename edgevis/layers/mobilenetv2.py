@@ -8,11 +8,17 @@ Licence: this file, as the rest of edgevis.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 from torch import Tensor, nn
 
-from edgevis.layers.mbconv import DepthwiseSeparable, InvertedResidual, convolution, initialise, maps_after
+from edgevis.layers.mbconv import (
+    DepthwiseSeparable,
+    InvertedResidual,
+    block_maps,
+    convolution,
+    initialise,
+    maps_after,
+)
 from runtime.errors import InputError
 
 CHANNELS = 320
@@ -53,10 +59,12 @@ class MobileNetV2Backbone(nn.Module):
     Attributes:
         depths: Blocks of stages 1 to 4.
         channels: Channels that each stage puts out.
+        mean, std: Of each channel of its input, 0..1.
     """
 
     depths = tuple(_STAGES[place - 1][1] for place in _OF_BACKBONE)
     channels = tuple(_STAGES[place - 1][0] for place in _OF_BACKBONE)
+    mean = std = (0.5,) * 3
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,16 +76,8 @@ class MobileNetV2Backbone(nn.Module):
         """The output of each block of the stages; as :meth:`edgevis.layers.resnet.ResNet.features`."""
         if image.dim() != 4 or image.shape[1] != 3:
             raise InputError(f"image is {tuple(image.shape)}; allowed: (N, 3, H, W)")
-        x = self.act1(self.bn1(self.conv_stem(image)))
-        pyramid: list[list[Tensor]] = []
-        for place, stage in enumerate(self.blocks):
-            maps: list[Tensor] = []
-            for block in cast(nn.Sequential, stage):
-                x = block(x)
-                maps.append(x)
-            if place in _OF_BACKBONE and _OF_BACKBONE.index(place) + 1 in stages:
-                pyramid.append(maps)
-        return pyramid
+        places = [_OF_BACKBONE[stage - 1] for stage in stages]
+        return block_maps(self.blocks, self.act1(self.bn1(self.conv_stem(image))), places)
 
 
 class MobileNetV2Trunk(nn.Module):

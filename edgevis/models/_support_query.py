@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from edgevis.layers.efficientnet import EfficientNetLite0Backbone
 from edgevis.layers.mobilenetv2 import MobileNetV2Backbone
 from edgevis.layers.resnet import ResNet, resnet50, resnet101
 from edgevis.models.allowed import Allowed, one_of, whole
@@ -20,15 +21,17 @@ from runtime.bundle.spec import HYBRID_MASK_FLIPS, MAX_SIDE, Deployment, Graph, 
 from runtime.errors import InputError
 
 Backbone = Literal["resnet50", "resnet101"]
-SmallBackbone = Literal["mobilenetv2"]
+SmallBackbone = Literal["mobilenetv2", "efficientnet-lite0"]
+SmallNetwork = MobileNetV2Backbone | EfficientNetLite0Backbone
 
 # INT8 of a pre-ReLU pyramid whose signs decide what is masked needs layers left in float; a build does not try unasked.
 PRECISIONS: tuple[Precision, ...] = ("fp32",)
 
-# MobileNetV2's bottlenecks end without ReLU: the sign of a feature hangs on rounding more often than behind one. With
-# published weights ONNX Runtime decided 1.1e-5 of the elements otherwise, on 128 photographs.
+# Linear bottlenecks end without ReLU: the sign of a feature hangs on rounding more often than behind one. With
+# MobileNetV2's published weights ONNX Runtime decided 1.1e-5 of the elements otherwise, on 128 photographs.
 _LINEAR_FLIPS = 1e-4
 
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _SIDES = Allowed(
     f"32 k + 1 from 33 to {MAX_SIDE}, such as 417. Only then do the mask's sampling coordinates fall on whole pixels "
@@ -45,10 +48,10 @@ class SupportQueryModel(nn.Module):
     The backbone never learns and its batch norms stay in evaluation mode, whatever :meth:`train` says.
 
     Args:
-        backbone: ``resnet50`` or ``resnet101``.
+        backbone: ``resnet50`` or ``resnet101``; with ``small`` also ``mobilenetv2`` or ``efficientnet-lite0``.
         side: Side of the square images.
         width: Channels after the ResNet's stem: 64, or fewer in tests.
-        small: Whether the model can do with a small backbone, too.
+        small: Whether the model takes the small backbones, too.
 
     Raises:
         ModelError: There is no such backbone, or the side is not of the form 32 k + 1.
@@ -61,11 +64,7 @@ class SupportQueryModel(nn.Module):
         _SIDES.require("side", side)
         _WIDTHS.require("width", width)
         self.side = side
-        self.backbone: ResNet | MobileNetV2Backbone = (
-            MobileNetV2Backbone()
-            if backbone == "mobilenetv2"
-            else (resnet50 if backbone == "resnet50" else resnet101)(width=width)
-        )
+        self.backbone: ResNet | SmallNetwork = _network(backbone, width)
         self.backbone.requires_grad_(False)
         self.backbone.eval()
 
@@ -98,6 +97,14 @@ class SupportQueryModel(nn.Module):
                 )
 
 
+def _network(backbone: Backbone | SmallBackbone, width: int) -> ResNet | SmallNetwork:
+    if backbone == "mobilenetv2":
+        return MobileNetV2Backbone()
+    if backbone == "efficientnet-lite0":
+        return EfficientNetLite0Backbone()
+    return (resnet50 if backbone == "resnet50" else resnet101)(width=width)
+
+
 def map_side(side: int, stage: int) -> int:
     """The side of the maps of the backbone's stage, 1 to 4, for an image of ``side``, 32 k + 1."""
     return (side - 1) // (4 << (stage - 1)) + 1
@@ -123,7 +130,7 @@ def deployment(
     support: Sequence[tuple[str, tuple[int, ...]]],
     logits_side: int,
     max_batch: int,
-    small: bool = False,
+    small: SmallNetwork | None = None,
 ) -> Deployment:
     """The two graphs of a few-shot segmentation model.
 
@@ -132,7 +139,7 @@ def deployment(
         support: Names and shapes, without the first axis, of what ``support`` gives and ``query`` takes.
         logits_side: Side of the logits.
         max_batch: The largest batch of images that an engine is given at once.
-        small: Whether the backbone is MobileNetV2, whose published weights see -1..1.
+        small: The backbone, unless it is a ResNet.
     """
     image = TensorSpec("image", "float32", ("N", 3, side, side))
     mask = TensorSpec("mask", "float32", ("N", side, side))
@@ -143,7 +150,7 @@ def deployment(
                 "support",
                 inputs=(image, mask),
                 outputs=tuple(TensorSpec(name, "float32", ("N", *shape)) for name, shape in support),
-                max_flipped=_LINEAR_FLIPS if small else HYBRID_MASK_FLIPS,
+                max_flipped=_LINEAR_FLIPS if small is not None else HYBRID_MASK_FLIPS,
             ),
             Graph(
                 "query",
@@ -156,8 +163,8 @@ def deployment(
             width=side,
             color="RGB",
             scale=1 / 255,
-            mean=(0.5, 0.5, 0.5) if small else (0.485, 0.456, 0.406),
-            std=(0.5, 0.5, 0.5) if small else (0.229, 0.224, 0.225),
+            mean=_IMAGENET_MEAN if small is None else small.mean,
+            std=_IMAGENET_STD if small is None else small.std,
             fit="stretch",
             interpolation="linear",
         ),

@@ -26,12 +26,13 @@ from edgevis.layers.conv4d import CenterPivotConv4d, Grid
 from edgevis.layers.correlation import pair_correlation, row_correlation, unit_channels
 from edgevis.layers.grid_norm import GridGroupNorm
 from edgevis.layers.masking import Masking, check_masking, masked_pyramid
-from edgevis.layers.mobilenetv2 import MobileNetV2Backbone
 from edgevis.layers.resize import resize
+from edgevis.layers.resnet import ResNet
 from edgevis.models._support_query import (
     PRECISIONS,
     Backbone,
     SmallBackbone,
+    SmallNetwork,
     SupportQueryModel,
     deployment,
     map_side,
@@ -203,8 +204,8 @@ class HSNet(SupportQueryModel):
     a matter of :meth:`support` alone: the graph ``query`` is the same for all five.
 
     Args:
-        backbone: ``resnet50`` or ``resnet101``; or ``mobilenetv2``, which is none of the papers' and an eighth of the
-            work: its published ImageNet weights are 14 MB.
+        backbone: ``resnet50`` or ``resnet101``; or ``mobilenetv2`` or ``efficientnet-lite0``, which are none of the
+            papers' and an eighth of the work: their published ImageNet weights are 14 and 19 MB.
         masking: How the support mask enters, see :mod:`edgevis.layers.masking`.
         side: Side of the square images, 32 k + 1.
         width: Channels after the ResNet's stem: 64, or fewer in tests.
@@ -380,11 +381,13 @@ def _deploy(module: nn.Module) -> Deployment:
     """The deployment of an HSNet that was built with any options."""
     if not isinstance(module, HSNet):
         raise ModelError(f"a {type(module).__name__} is no HSNet")
-    small = isinstance(module.backbone, MobileNetV2Backbone)
+    small = None if isinstance(module.backbone, ResNet) else module.backbone
     return _deployment(module.side, module.support_shapes(), small=small)
 
 
-def _deployment(side: int, support: Sequence[tuple[str, tuple[int, ...]]], *, small: bool = False) -> Deployment:
+def _deployment(
+    side: int, support: Sequence[tuple[str, tuple[int, ...]]], *, small: SmallNetwork | None = None
+) -> Deployment:
     logits_side = 2 * map_side(side, 2)
     return deployment(side=side, support=support, logits_side=logits_side, max_batch=_MAX_BATCH, small=small)
 

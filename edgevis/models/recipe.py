@@ -293,6 +293,8 @@ class FewShotSegmentationRecipe(Recipe):
             query images' masks (B, H, W).
         batch: Pairs of a support and a query image.
         fold: 0 to 3: which quarter of the classes is kept for the test; None draws a fifth of them from the seed.
+        where: ``column=value``: the rows of a sample of COCO's ``index.csv`` that may train, such as
+            ``commercial_ok=1``; empty for all.
         photometric: Strength of the change of light and colour, 0..1.
         flip: Whether pairs are mirrored half the time.
         dice_weight: Of :func:`edgevis.losses.dice_loss` beside the papers' cross-entropy.
@@ -303,6 +305,7 @@ class FewShotSegmentationRecipe(Recipe):
     loss: str = "cross-entropy"
     batch: int = 20
     fold: int | None = None
+    where: str = ""
     photometric: float = 0.0
     flip: bool = False
     dice_weight: float = 0.0
@@ -313,6 +316,7 @@ class FewShotSegmentationRecipe(Recipe):
         "loss": known_losses("cross-entropy"),
         "batch": whole(1, _MOST),
         "fold": or_null(whole(0, 3)),
+        "where": TEXT,
         "photometric": number(0, 1),
         "dice_weight": number(0, _LARGEST),
         "test_episodes": whole(1, _MOST),

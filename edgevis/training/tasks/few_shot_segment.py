@@ -1,7 +1,7 @@
 """Few-shot segmentation: pairs of a support image with its mask and a query image of the same class.
 
-Data: PASCAL-5i, COCO-20i, FSS-1000, or ``images/`` and ``masks/`` of class ids; :mod:`edgevis.data.few_shot_split` says
-what trains and what evaluates. The backbone is frozen; what learns is the rest.
+Data: PASCAL-5i, COCO-20i, FSS-1000, a sample of COCO, or ``images/`` and ``masks/`` of class ids;
+:mod:`edgevis.data.few_shot_split` says what trains and what evaluates. The backbone is frozen; what learns is the rest.
 
 An evaluation of PASCAL-5i and FSS-1000 takes the queries in turn, as those benchmarks do; of the others it draws them
 by class. mIoU is the mean over the classes that its episodes asked for.
@@ -65,6 +65,7 @@ def training_task(
         size=(deployment.preprocess.height, deployment.preprocess.width),
         seed=seed,
         check=check or SplitCheck(),
+        where=few_shot_recipe.where,
     )
     return FewShotSegmentationTrainingTask(split, few_shot_recipe, deployment, data=data.name, seed=seed)
 

@@ -1,4 +1,4 @@
-"""HSNet on MobileNetV2: maps of three scales, the published weights, the same numbers in both engines."""
+"""HSNet on small backbones: maps of three scales, the published weights, the same numbers in both engines."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import openvino
 import pytest
 import torch
 from onnx import inliner
+from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional
 
 from edgevis import models
+from edgevis.layers.efficientnet import EfficientNetB0, EfficientNetLite0Backbone
+from edgevis.layers.mbconv import SameConv2d
 from edgevis.layers.mobilenetv2 import MobileNetV2Backbone
 from edgevis.models.mobilenetv2 import MobileNetV2
 from edgevis.training.warm_start import load_backbone
@@ -26,15 +30,20 @@ pytestmark = pytest.mark.torch
 SIDE = 97
 
 
-def test_maps_of_three_scales() -> None:
-    backbone = MobileNetV2Backbone().eval()
+@pytest.mark.parametrize(
+    ("network", "channels"),
+    [(MobileNetV2Backbone, (32, 96, 160)), (EfficientNetLite0Backbone, (40, 112, 192))],
+)
+def test_maps_of_three_scales(
+    network: type[MobileNetV2Backbone | EfficientNetLite0Backbone], channels: tuple[int, ...]
+) -> None:
+    backbone = network().eval()
     with torch.no_grad():
         two, three, four = backbone.features(torch.rand(2, 3, SIDE, SIDE))
     assert [tuple(maps[-1].shape) for maps in (two, three, four)] == [
-        (2, 32, 13, 13),
-        (2, 96, 7, 7),
-        (2, 160, 4, 4),
+        (2, count, side, side) for count, side in zip(channels, (13, 7, 4), strict=True)
     ]
+    assert backbone.channels[1:] == channels
     assert (len(two), len(three), len(four)) == backbone.depths[1:]
     with pytest.raises(InputError, match="allowed: "):
         backbone.features(torch.rand(3, SIDE, SIDE))
@@ -54,10 +63,33 @@ def test_its_padding_is_the_classifiers() -> None:
         torch.testing.assert_close(found, whole.act1(whole.bn1(whole.conv_stem(even))))
 
 
+def test_lite0_is_the_published_trunk_on_odd_sides() -> None:
+    """The classifier's padding puts nothing before an odd side and too much behind it; here both ends get the same."""
+    whole = EfficientNetB0(num_classes=0, lite=True, tensorflow=True).eval()
+    backbone = EfficientNetLite0Backbone().eval()
+    own = backbone.state_dict()
+    backbone.load_state_dict({name: tensor for name, tensor in whole.state_dict().items() if name in own})
+    assert {module.eps for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)} == {1e-3}
+    image = torch.rand(1, 3, 33, 33) * 2 - 1
+    with torch.no_grad():
+        found = backbone.features(image, stages=(1,))[0][-1]
+        for module in whole.modules():
+            if isinstance(module, SameConv2d) and module.stride == (2, 2):
+                half = (module.kernel_size[0] - 1) // 2
+                module.pad = nn.ZeroPad2d(half)
+        torch.testing.assert_close(found, whole.blocks[:2](whole.stem(image)))
+
+
+@pytest.mark.parametrize(("backbone", "mean"), [("mobilenetv2", 0.5), ("efficientnet-lite0", 127 / 255)])
+def test_the_images_are_as_the_published_weights_saw_them(backbone: str, mean: float) -> None:
+    model = models.create("hsnet-hm", backbone=backbone, side=SIDE)
+    spec = models.deployment_of(models.entry("hsnet-hm"), model).preprocess
+    assert (spec.mean, spec.color, spec.scale) == ((mean,) * 3, "RGB", 1 / 255)
+
+
 def test_engines_compute_what_pytorch_does() -> None:
-    model = models.create("hsnet-hm", backbone="mobilenetv2", side=SIDE)
+    model = models.create("hsnet-hm", backbone="efficientnet-lite0", side=SIDE)
     deployment = models.deployment_of(models.entry("hsnet-hm"), model)
-    assert deployment.preprocess.mean == (0.5, 0.5, 0.5)
     image, mask = torch.rand(2, 3, SIDE, SIDE) * 2 - 1, (torch.rand(2, SIDE, SIDE) > 0.5).float()
     with torch.no_grad():
         supports = model.support(image, mask)  # type: ignore[operator]
@@ -81,12 +113,22 @@ def test_what_cannot_have_it() -> None:
         load_backbone(models.create("enet"), Path("any.safetensors"))
 
 
-def test_published_weights_begin_a_training(tmp_path: Path) -> None:
-    path = shared_data("weights", "mobilenetv2_100.tf2_ptq_in1k.safetensors")
-    model = models.create("hsnet-hm", backbone="mobilenetv2", side=SIDE)
+@pytest.mark.parametrize(
+    ("backbone", "file"),
+    [
+        ("mobilenetv2", "mobilenetv2_100.tf2_ptq_in1k.safetensors"),
+        ("efficientnet-lite0", "efficientnet_lite0_in1k.safetensors"),
+    ],
+)
+def test_published_weights_begin_a_training(backbone: str, file: str, tmp_path: Path) -> None:
+    path = shared_data("weights", file)
+    model = models.create("hsnet-hm", backbone=backbone, side=SIDE)
     load_backbone(model, path)
-    published = models.create("mobilenetv2")
-    models.load_weights(published, path)
-    assert torch.equal(model.backbone.conv_stem.weight, published.conv_stem.weight)  # type: ignore[union-attr]
+    published = load_file(path)
+    assert all(
+        torch.equal(tensor, published[name])
+        for name, tensor in model.backbone.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    )  # type: ignore[union-attr]
     with pytest.raises(WeightsError, match="missing"):
         load_backbone(models.create("hsnet-hm", side=SIDE), path)
