@@ -44,6 +44,25 @@ class _VerbParser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; an error of ours becomes one line on standard error and exit status 1."""
+
+    def run() -> int:
+        words = [*(sys.argv[1:] if argv is None else argv)]  # `list` is a verb here
+        parser, modules = _parser()
+        if words and (spoken := words[0].replace("_", "-")) in modules:
+            words[0] = spoken
+        arguments = parser.parse_args(words)
+        try:
+            with log_to_stderr(arguments):
+                return modules[arguments.verb].run(arguments)
+        except BrokenPipeError:  # the reader, such as `head`, has gone
+            abandon_output()
+            return 0
+
+    return run_command(run)  # the imports, too: Ctrl-C in the middle of one is no traceback
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, Verb]]:
+    """The parser of the command, and the verbs."""
     parser = argparse.ArgumentParser(
         prog="edgevis", description="Build, train, run, enrol, inspect and verify edgevis bundles on this machine."
     )
@@ -57,17 +76,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         sub = verbs.add_parser(spoken, help=text.partition("\n")[0], description=text)
         sub.complete = verb.add_arguments
         modules[spoken] = verb
-
-    def run() -> int:
-        words = [*(sys.argv[1:] if argv is None else argv)]  # `list` is a verb here
-        if words and (spoken := words[0].replace("_", "-")) in modules:
-            words[0] = spoken
-        arguments = parser.parse_args(words)
-        try:
-            with log_to_stderr(arguments):
-                return modules[arguments.verb].run(arguments)
-        except BrokenPipeError:  # the reader, such as `head`, has gone
-            abandon_output()
-            return 0
-
-    return run_command(run)
+    return parser, modules

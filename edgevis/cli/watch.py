@@ -13,6 +13,7 @@ import cv2
 from edgevis import Frame, InputError, Pipeline, TrackedObject
 from edgevis.cli._common import add_output_arguments, add_rate_argument, json_text, shown
 from edgevis.cli._streams import frame_rate_of
+from runtime.common.command import Terminated
 from runtime.common.console import report
 from runtime.events.detector import EventDetector, TrackEvent
 from runtime.events.sinks import EventSink, open_sink
@@ -23,6 +24,8 @@ from runtime.streams.video_output import VideoOutput
 
 NONE = "none"
 _STANDARD_OUTPUT = ("jsonl", "-")
+_CLOSE_S = 5.0
+_INTERRUPTED_S = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,10 +167,15 @@ def _videos(arguments: argparse.Namespace) -> list[VideoOutput]:
 
 @contextmanager
 def _closing(sink: EventSink) -> Iterator[EventSink]:
+    """Close a receiver at the end; after Ctrl-C at once, after SIGTERM once it has taken what waits."""
+    wait_s = _CLOSE_S
     try:
         yield sink
+    except KeyboardInterrupt as error:
+        wait_s = _CLOSE_S if isinstance(error, Terminated) else _INTERRUPTED_S
+        raise
     finally:
-        sink.close()
+        sink.close(timeout_s=wait_s)
 
 
 @contextmanager

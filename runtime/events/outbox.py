@@ -26,7 +26,8 @@ class Outbox:
 
     Args:
         name: The receiver's name for messages, without a password.
-        deliver: Sends one event; raises OSError where it should be tried again, and returns once it was accepted.
+        deliver: Sends one event; raises OSError where it should be tried again, and returns once it was accepted. By
+            any other exception the event is dropped and reported; the next ones are tried.
     """
 
     def __init__(self, name: str, deliver: Callable[[Mapping[str, Any]], None]) -> None:
@@ -82,9 +83,14 @@ class Outbox:
                 self._pause(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 continue
+            except Exception as error:  # else this thread, and with it all later events, would end unseen
+                _log.error("%s cannot be given an event, which is dropped: %r", self._name, error)
+                delivered = False
+            else:
+                delivered = True
             pause_s = _FIRST_PAUSE_S
             with self._changed:
-                self.sent += 1
+                self.sent += delivered
                 if self._waiting and self._waiting[0] is event:
                     self._waiting.popleft()
 

@@ -128,6 +128,8 @@ def _address(address: str) -> SourceSpec:
 
 
 def _path(text: str, *, is_text: bool) -> SourceSpec:
+    if not text:  # as a Path it would be the working folder
+        raise InputError(f"source is an empty text; {_ALLOWED}")
     index = _camera_index(text)
     if index is not None and (is_text or text.startswith("/dev/")):
         return _camera(index)

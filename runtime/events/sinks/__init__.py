@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
+from runtime.common.addresses import without_password
 from runtime.common.discovery import names_in
 from runtime.errors import InputError
 
@@ -53,4 +54,5 @@ def open_sink(address: str) -> EventSink:
         if scheme in module.SCHEMES:
             return module.open_sink(address)
     known = ", ".join(sorted(scheme for module in modules for scheme in module.SCHEMES if scheme))
-    raise InputError(f"events: {address!r} begins with no known scheme; allowed: jsonl, a file, {known}")
+    told = without_password(address)
+    raise InputError(f"events: {told!r} begins with no known scheme; allowed: jsonl, a file, {known}")

@@ -55,4 +55,7 @@ class JsonLines:
 
     def close(self, *, timeout_s: float = 5.0) -> None:
         if self._file is not None:
-            self._file.close()
+            try:
+                self._file.close()  # tries again what could not be written
+            except OSError as error:
+                raise OutputError(f"events cannot be written to {self._path}: {error}") from error

@@ -10,6 +10,7 @@ from importlib import util
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from runtime.common.addresses import without_password
 from runtime.common.extras import install_command
 from runtime.errors import InputError, MissingDependencyError
 from runtime.events.outbox import Outbox
@@ -20,6 +21,7 @@ SCHEMES = ("mqtt://", "mqtts://")
 DEFAULT_TOPIC = "edgevis/events"
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _TIMEOUT_S = 5.0
+_STOP_S = 0.5
 
 
 def open_sink(address: str) -> MqttSink:
@@ -38,15 +40,17 @@ class MqttSink(Outbox):
     def __init__(self, address: str) -> None:
         if util.find_spec("paho") is None:
             raise MissingDependencyError(f"events over MQTT need paho-mqtt: {install_command('mqtt')}")
-        parts = urlsplit(address)
         try:
-            port = parts.port or _PORTS[parts.scheme]
-        except ValueError:
-            port = 0
-        topic = unquote(parts.path.strip("/")) or DEFAULT_TOPIC
-        if not parts.hostname or not port or any(wild in address.rpartition("@")[2] for wild in "+#"):
-            raise InputError(f"events: {address!r} is no MQTT topic; allowed: mqtt://HOST[:PORT]/TOPIC, no + or #")
-        self._host, self._port, self._topic = parts.hostname, port, topic
+            parts = urlsplit(address)
+            port, host = parts.port or _PORTS[parts.scheme], parts.hostname
+            topic = unquote(parts.path.strip("/")) or DEFAULT_TOPIC
+        except ValueError:  # of the port, or of brackets
+            host = None
+        if not host or any(wild in address.rpartition("@")[2] for wild in "+#"):
+            raise InputError(
+                f"events: {without_password(address)!r} is no MQTT topic; allowed: mqtt://HOST[:PORT]/TOPIC, no + or #"
+            )
+        self._host, self._port, self._topic = host, port, topic
         self._connected = threading.Event()
         self._client = self._opened(parts.scheme == "mqtts", parts.username, parts.password)
         super().__init__(f"{parts.scheme}://{self._host}:{port}/{topic}", self._publish)
@@ -54,7 +58,10 @@ class MqttSink(Outbox):
     def close(self, *, timeout_s: float = 5.0) -> None:
         super().close(timeout_s=timeout_s)
         self._client.disconnect()
-        self._client.loop_stop()
+        # Paho waits for its thread without a limit, and that one for the network.
+        stopping = threading.Thread(target=self._client.loop_stop, daemon=True)
+        stopping.start()
+        stopping.join(_STOP_S)
 
     def _opened(self, tls: bool, user: str | None, password: str | None) -> Any:
         from paho.mqtt import client as mqtt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import socket
@@ -104,12 +105,34 @@ def test_jsonl_is_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == {"type": "left"}
 
 
-@pytest.mark.parametrize("address", ["ftp://host/path", "http://", "mqtt://", "mqtt://host/a/#", "mqtt://host:0x/a"])
+MALFORMED = [
+    "ftp://u:geheim@host/path",
+    "http://",
+    "http://u:geheim@",
+    "http://host:99999/",
+    "http://[::1/",
+    "http://host/grün",
+    "mqtt://u:geheim@/x",
+    "mqtt://host/a/#",
+    "mqtt://host:0x/a",
+    "mqtt://[::1/a",
+]
+
+
+@pytest.mark.parametrize("address", [*MALFORMED, "http://host/a b"])
 def test_other_addresses_are_refused(address: str) -> None:
     if address.startswith("mqtt"):
         pytest.importorskip("paho.mqtt")
-    with pytest.raises(InputError, match="allowed"):
+    with pytest.raises(InputError, match="allowed") as raised:
         open_sink(address)
+    assert "geheim" not in str(raised.value)
+
+
+def test_a_file_on_a_full_disk_is_named() -> None:
+    sink = open_sink("/dev/full")
+    for use in (lambda: sink.send({"type": "left"}), sink.close):
+        with pytest.raises(OutputError, match=r"events cannot be written to /dev/full: .*No space left"):
+            use()
 
 
 class Hook:
@@ -117,16 +140,20 @@ class Hook:
 
     def __init__(self, *statuses: int, port: int = 0) -> None:
         self.bodies: list[Any] = []
+        self.logins: list[str | None] = []
         answers = iter(statuses)
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                hook.logins.append(self.headers["Authorization"])
                 status = next(answers, 200)
                 if status == 200:
                     hook.bodies.append(json.loads(body))
                 self.send_response(status)
                 self.send_header("Content-Length", "0")
+                if status == 302:
+                    self.send_header("Location", "/elsewhere")
                 self.end_headers()
 
             def log_message(self, format: str, *arguments: Any) -> None:
@@ -157,14 +184,39 @@ def test_a_webhook_gets_each_event_once_and_in_order() -> None:
 
 
 def test_a_webhook_that_fails_is_tried_again_and_one_that_refuses_is_not(caplog: pytest.LogCaptureFixture) -> None:
-    hook = Hook(503, 404)
+    hook = Hook(503, 404, 302)
     sink = open_sink(f"http://127.0.0.1:{hook.port}/events")
-    for number in range(3):
+    for number in range(4):
         sink.send({"number": number})
     sink.close(timeout_s=10)
-    assert hook.numbers == [1, 2]  # 0 was tried again, and refused
-    assert [record.getMessage()[-10:] for record in caplog.records] == ["status 503", "status 404"]
+    assert hook.numbers == [2, 3]  # 0 was tried again, and refused; 1 was redirected
+    assert [record.getMessage()[-10:] for record in caplog.records] == ["status 503", "status 404", "status 302"]
     hook.close()
+
+
+def test_a_webhook_with_a_login(caplog: pytest.LogCaptureFixture) -> None:
+    hook = Hook(503)
+    sink = open_sink(f"http://us%40er:geheim@127.0.0.1:{hook.port}/events")
+    sink.send({"number": 1})
+    sink.close(timeout_s=10)
+    assert hook.logins == [f"Basic {base64.b64encode(b'us@er:geheim').decode()}"] * 2
+    assert f"http://127.0.0.1:{hook.port}/events did not take an event" in caplog.text
+    assert "geheim" not in caplog.text
+    hook.close()
+
+
+def test_an_event_that_cannot_be_delivered_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    taken: list[int] = []
+
+    def deliver(event: Any) -> None:
+        taken.append(event["number"])
+
+    outbox = Outbox("test", deliver)
+    outbox.send({})
+    outbox.send({"number": 1})
+    outbox.close(timeout_s=10)
+    assert (taken, outbox.sent) == ([1], 1)
+    assert "test cannot be given an event, which is dropped: KeyError('number')" in caplog.text
 
 
 def test_a_receiver_that_is_away_holds_up_nothing_and_gets_the_events_later(caplog: pytest.LogCaptureFixture) -> None:

@@ -38,6 +38,12 @@ def test_sources_that_are_not_there(source: Any, message: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("source", ["", ["rtsp://camera/1", ""], None, 3.5, True, len, IMAGE])
+def test_what_is_no_source(source: Any) -> None:
+    with pytest.raises(InputError, match=r"allowed|give it to predict"):
+        source_specs(source)
+
+
 def test_a_file_called_like_a_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("97").write_bytes(b"a file")
