@@ -30,6 +30,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bundle", metavar="BUNDLE", help="a folder NAME.edgevis, or the name of a ready bundle, such as osnet-x0-25"
     )
+    add_engine_options(parser)
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """``--backend``, ``--device``, ``--precision`` and ``--threads``."""
     parser.add_argument(
         "--backend", default="auto", help="auto, onnxruntime, openvino, tensorrt, tensorrt_rtx (default: auto)"
     )
@@ -120,13 +125,18 @@ def add_rate_argument(parser: argparse.ArgumentParser) -> None:
 
 def open_predictor(arguments: argparse.Namespace) -> Predictor:
     """The predictor that :func:`add_engine_arguments` describes."""
+    return open_bundle(arguments.bundle, arguments, false_accept_rate=getattr(arguments, "false_accept_rate", None))
+
+
+def open_bundle(bundle: str, arguments: argparse.Namespace, *, false_accept_rate: float | None = None) -> Predictor:
+    """The predictor of a bundle with the engine that :func:`add_engine_options` describes."""
     return Predictor(
-        arguments.bundle,
+        bundle,
         backend=arguments.backend,
         device=arguments.device,
         precision=arguments.precision,
         threads=arguments.threads,
-        false_accept_rate=getattr(arguments, "false_accept_rate", None),
+        false_accept_rate=false_accept_rate,
     )
 
 
@@ -139,8 +149,11 @@ def image_paths(arguments: list[str], *, drawings: bool = False) -> list[Path]:
             where it is named, as by ``*.jpg``. Where nothing else is named it is taken.
 
     Raises:
+        InputError: A name is empty: as a path it would be the working folder.
         SourceError: A folder holds none, or cannot be listed.
     """
+    if "" in arguments:
+        raise InputError("one of the names is an empty text; allowed: files and folders")
     paths: list[Path] = []
     drawn: list[Path] = []
     for argument in map(Path, arguments):

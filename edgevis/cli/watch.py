@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import cv2
 
-from edgevis import Frame, InputError, Pipeline, TrackedObject
-from edgevis.cli._common import add_output_arguments, add_rate_argument, json_text, shown
-from edgevis.cli._streams import frame_rate_of
+from edgevis import Frame, InputError, Pipeline, Predictor, TrackedObject
+from edgevis.cli._common import (
+    add_engine_options,
+    add_output_arguments,
+    add_rate_argument,
+    json_text,
+    open_bundle,
+    shown,
+)
+from edgevis.cli._streams import add_stream_arguments, frame_rate_of
 from runtime.common.command import Terminated
 from runtime.common.console import report
 from runtime.events.detector import EventDetector, TrackEvent
@@ -24,6 +34,7 @@ from runtime.streams.video_output import VideoOutput
 
 NONE = "none"
 _STANDARD_OUTPUT = ("jsonl", "-")
+_SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
 _CLOSE_S = 5.0
 _INTERRUPTED_S = 0.5
 
@@ -39,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the model that identifies (default: {IDENTIFIER}, which comes along); {NONE} only tracks",
     )
     parser.add_argument("--enrolment", metavar="FILE", help="what `edgevis enroll` wrote")
+    add_engine_options(parser)
     add_rate_argument(parser)
     parser.add_argument("--classes", metavar="NAME", nargs="+", help="what to track (default: persons, or everything)")
     parser.add_argument("--detect-every", metavar="N", type=int, default=1, help="detect every N frames (default: 1)")
@@ -59,9 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metrics", metavar="PORT", type=int, help="serve Prometheus metrics on this machine's PORT")
     parser.add_argument("--frames", metavar="N", type=int, help="stop after so many frames")
-    parser.add_argument(
-        "--timeout", metavar="S", type=float, default=10.0, help="a camera silent for so long is lost (default: 10)"
-    )
+    add_stream_arguments(parser)
     add_output_arguments(parser)
 
 
@@ -72,12 +82,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json and to_output:
         raise InputError("--json prints the objects of each frame, --events jsonl the events; give one of them")
     with ExitStack() as stack:
+        show = stack.enter_context(_window()) if arguments.show else None
         outputs = [stack.enter_context(video) for video in _videos(arguments)]
         sinks = [stack.enter_context(_closing(open_sink(address))) for address in arguments.events]
-        pipeline = stack.enter_context(_pipeline(arguments))
+        pipeline = _pipeline(arguments, stack)
         if arguments.metrics is not None:
             stack.enter_context(MetricsServer(lambda: pipeline.stats, arguments.metrics))
-        show = stack.enter_context(_window()) if arguments.show else None
         teller = _Teller(arguments, sinks, quiet=bool(to_output))
         try:
             _watch(arguments, pipeline, teller, outputs, show)
@@ -97,7 +107,9 @@ def _watch(
     several = len(arguments.sources) > 1
     stream = pipeline.stream(
         arguments.sources if several else arguments.sources[0],
+        drop=arguments.drop,
         timeout_s=arguments.timeout,
+        reconnect=not arguments.no_reconnect,
         batch=len(arguments.sources),
         on_error=report if several else None,
     )
@@ -144,16 +156,26 @@ class _Teller:
         return f"{event.time_s:9.2f} s  {where}track {event.track:<4}  {who} {what[event.type]}{before}"
 
 
-def _pipeline(arguments: argparse.Namespace) -> Pipeline:
-    return Pipeline(
-        arguments.detect,
-        False if arguments.identify == NONE else arguments.identify,
+def _pipeline(arguments: argparse.Namespace, stack: ExitStack) -> Pipeline:
+    """The pipeline with its predictors; ``stack`` closes all of them."""
+    identifies = arguments.identify != NONE
+    rate = arguments.false_accept_rate
+    if not identifies and (arguments.enrolment is not None or rate is not None):
+        raise InputError(f"--identify {NONE} only tracks; it takes no --enrolment and no --false-accept-rate")
+    detector = stack.enter_context(open_bundle(DETECTOR if arguments.detect is None else arguments.detect, arguments))
+    identifier: Predictor | Literal[False] = False
+    if identifies:
+        name = IDENTIFIER if arguments.identify is None else arguments.identify
+        identifier = stack.enter_context(open_bundle(name, arguments, false_accept_rate=rate))
+    pipeline = Pipeline(
+        detector,
+        identifier,
         enrolment=arguments.enrolment,
-        false_accept_rate=arguments.false_accept_rate,
         classes=arguments.classes,
         detect_every=arguments.detect_every,
         identify_every=arguments.identify_every,
     )
+    return stack.enter_context(pipeline)
 
 
 def _videos(arguments: argparse.Namespace) -> list[VideoOutput]:
@@ -186,10 +208,13 @@ def _window() -> Iterator[Callable[[int, Image], bool]]:
         InputError: This OpenCV has no windows, or there is no screen.
     """
     title = "edgevis watch"
+    refusal = InputError("--show needs an OpenCV with windows, and a screen; --save FILE.mp4 needs neither")
+    if sys.platform == "linux" and not any(map(os.environ.get, _SCREENS)):  # Qt would end the process
+        raise refusal
     try:
         cv2.namedWindow(title, cv2.WINDOW_NORMAL)
     except cv2.error as error:
-        raise InputError("--show needs an OpenCV with windows, and a screen; --save FILE.mp4 needs neither") from error
+        raise refusal from error
 
     def show(source: int, picture: Image) -> bool:
         cv2.imshow(title if source == 0 else f"{title} {source}", picture)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +13,8 @@ from typing import Any
 from runtime.errors import OutputError
 from runtime.monitoring.series import samples
 from runtime.tracking.stats import PipelineStats
+
+_log = logging.getLogger("edgevis.monitoring")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -63,11 +67,16 @@ class MetricsServer:
             def log_message(self, format: str, *arguments: Any) -> None:
                 """Nothing: a scrape every few seconds is no news."""
 
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                _log.warning("metrics could not be sent to %s: %s", client_address[0], sys.exc_info()[1])
+
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = Server((host, port), Handler)
         except (OSError, OverflowError) as error:
             raise OutputError(f"metrics cannot be served at {host}:{port}: {error}") from error
-        self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
 

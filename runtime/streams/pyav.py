@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -36,7 +39,7 @@ def open_pyav(address: str, *, timeout_s: float) -> PyAVCapture:
     try:
         container = av.open(address, options=options, timeout=GRACE * timeout_s)
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise SourceError(f"{name} cannot be opened: {_reason(error)}") from error
+        raise SourceError(f"{name} cannot be opened: {_reason(error, address)}") from error
     try:
         return PyAVCapture(container, name, live=_is_live(container, address))
     except BaseException:
@@ -62,7 +65,7 @@ def _is_live(container: Any, address: str) -> bool:
     return scheme_of(address) in ALWAYS_LIVE or not (container.duration or container.size > 0)
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException, address: str = "") -> str:
     import av
 
     if isinstance(error, av.error.HTTPUnauthorizedError):
@@ -75,7 +78,22 @@ def _reason(error: BaseException) -> str:
         return "it did not answer in time"
     if isinstance(error, av.error.InvalidDataError):
         return "what it sends is no video that FFmpeg can read"
+    if getattr(error, "errno", None) == errno.EIO and (problem := _unknown_host(address)):
+        return problem
     return str(getattr(error, "strerror", None) or error)
+
+
+def _unknown_host(address: str) -> str | None:
+    """What is wrong with the name of an address's host, for which FFmpeg has only EIO; None if it is known."""
+    try:
+        host = urlsplit(address).hostname
+        if host:
+            socket.getaddrinfo(host, None)
+    except socket.gaierror as error:
+        return f"the host {host} is not known: {error.strerror}"
+    except ValueError:  # no address that could be taken apart, or no name
+        return None
+    return None
 
 
 class PyAVCapture:

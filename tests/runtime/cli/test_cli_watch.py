@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from edgevis.cli import main
+from edgevis.cli.watch import _closing
+from runtime.common.command import Terminated
 from runtime.enrolment.file import load_enrolment
 from runtime.errors import OutputError
 from runtime.streams.video_output import VideoOutput
@@ -177,6 +179,11 @@ def test_metrics_can_be_read_while_it_watches(
         (["--save", "out.txt"], "cannot be a video"),
         (["--classes", "blue"], "allowed: some of red, green"),
         (["--detect-every", "0"], "detect_every is 0"),
+        (["--threads", "0"], "threads is 0; allowed"),
+        (["--precision", "bf16"], "has no engine for"),
+        (["--identify", "none", "--enrolment", "x"], "--identify none only tracks"),
+        (["--detect", ""], "is not a bundle"),
+        (["--drop", "oldest", "--timeout", "0"], "timeout_s is 0"),
     ],
 )
 def test_wrong_arguments_are_one_line(
@@ -188,11 +195,30 @@ def test_wrong_arguments_are_one_line(
     assert err.count("error:") == 1
 
 
+class Slow:
+    """A receiver that notes how long it may take to close."""
+
+    waited_s: float
+
+    def send(self, event: object) -> None: ...
+
+    def close(self, *, timeout_s: float = 5.0) -> None:
+        self.waited_s = timeout_s
+
+
+@pytest.mark.parametrize("ended", [KeyboardInterrupt(), Terminated(15), OutputError("full")])
+def test_only_ctrl_c_does_not_wait_for_receivers(ended: BaseException) -> None:
+    sink = Slow()
+    with pytest.raises(type(ended)), _closing(sink):
+        raise ended
+    assert (sink.waited_s < 1.0) == (type(ended) is KeyboardInterrupt)
+
+
 def test_a_window_is_refused_where_there_is_none(
-    bundles: list[str], video: Path, capsys: pytest.CaptureFixture[str]
+    bundles: list[str], video: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "GUI:                           NONE" not in cv2.getBuildInformation():
-        pytest.skip("this OpenCV has windows")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):  # Qt would end this process
+        monkeypatch.delenv(name, raising=False)
     assert main(["watch", str(video), *bundles, "--show"]) == 1
     assert "--show needs an OpenCV with windows" in capsys.readouterr().err
 

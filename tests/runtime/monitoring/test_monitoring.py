@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 
 import numpy as np
 import pytest
 
-from runtime.errors import OutputError
+from runtime.errors import EdgevisError, OutputError
 from runtime.monitoring.opentelemetry import register_metrics
 from runtime.monitoring.prometheus import CONTENT_TYPE, MetricsServer, prometheus_text
 from runtime.streams.stats import SourceStats
@@ -68,6 +68,16 @@ def test_the_server_answers_on_this_machine_until_it_is_closed() -> None:
             MetricsServer(lambda: STATS, server.port)
     with pytest.raises(ConnectionError):
         fetched(server.port, "/metrics")
+
+
+def test_a_scrape_that_fails_is_one_line(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    def closed() -> PipelineStats:
+        raise EdgevisError("this pipeline has been closed")
+
+    with MetricsServer(closed, 0) as server, pytest.raises((ConnectionError, HTTPException)):
+        fetched(server.port, "/metrics")
+    assert "metrics could not be sent to 127.0.0.1: this pipeline has been closed" in caplog.text
+    assert capsys.readouterr().err == ""
 
 
 def test_opentelemetry_reads_the_same_values() -> None:
