@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     try:
         note_visits(arguments)
+    except KeyboardInterrupt:
+        return 130
     except EdgevisError as error:  # no camera, wrong password, a bundle that is none
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -42,19 +44,21 @@ def note_visits(arguments: argparse.Namespace) -> None:
     events = EventDetector(left_after_s=3.0)
     with (
         Pipeline(arguments.detect, arguments.identify, enrolment=arguments.enrolment) as pipeline,
-        (arguments.output / "visits.csv").open("a", newline="") as file,
+        (arguments.output / "visits.csv").open("a", newline="", encoding="utf-8") as file,
     ):
         visits = csv.writer(file)
-        for frame, people in pipeline.stream(arguments.source):
-            for event in events.update(frame, people):
-                if event.type == "left":
-                    visits.writerow((event.time, event.identity, f"{event.seconds:.1f}"))
-                    file.flush()
-                elif event.type == "appeared" and event.label is None:
-                    x0, y0, x1, y1 = (round(value) for value in event.box_xyxy)
-                    cv2.imwrite(str(arguments.output / f"{event.identity}.jpg"), frame.image[y0:y1, x0:x1])
-        for event in events.close():
-            visits.writerow((event.time, event.identity, f"{event.seconds:.1f}"))
+        try:
+            for frame, people in pipeline.stream(arguments.source):
+                for event in events.update(frame, people):
+                    if event.type == "left":
+                        visits.writerow((event.time, event.identity, f"{event.seconds:.1f}"))
+                        file.flush()
+                    elif event.type == "appeared" and event.label is None:
+                        x0, y0, x1, y1 = (round(value) for value in event.box_xyxy)
+                        cv2.imwrite(str(arguments.output / f"{event.identity}.jpg"), frame.image[y0:y1, x0:x1])
+        finally:  # of those who are still there, also after Ctrl-C
+            for event in events.close():
+                visits.writerow((event.time, event.identity, f"{event.seconds:.1f}"))
         print(f"{pipeline.stats.frames} frames, {pipeline.stats.tracks} tracks")
 
 

@@ -34,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     if person.identity != "unknown" and seen.get(person.identity) != frame.source:
                         before = seen.get(person.identity)
                         seen[person.identity] = frame.source
-                        where = arguments.sources[frame.source]
-                        came = "" if before is None else f", before at {arguments.sources[before]}"
-                        print(f"{person.identity} at {where}{came}", flush=True)
+                        names = [source.source for source in pipeline.stats.sources]  # without passwords
+                        came = "" if before is None else f", before at {names[before]}"
+                        print(f"{person.identity} at {names[frame.source]}{came}", flush=True)
             for source in pipeline.stats.sources:
                 print(f"{source.source}: {source.frames} frames, {source.dropped} dropped, {source.fps:.1f} a second")
     except KeyboardInterrupt:

@@ -25,8 +25,8 @@ from runtime.streams.sources import Source
 from runtime.tasks.detect import DetectionTask
 from runtime.tracking import trackers
 from runtime.tracking.identifier import EmbeddingModel, Identifier
-from runtime.tracking.identities import Unknowns
-from runtime.tracking.objects import TrackedObject, draw_objects
+from runtime.tracking.identities import Unknowns, is_unknown_name
+from runtime.tracking.objects import UNKNOWN, TrackedObject, draw_objects
 from runtime.tracking.records import SeenTrack, SourceTracks, TrackRecord
 from runtime.tracking.settings import PipelineSettings
 from runtime.tracking.stats import PipelineCounters, PipelineStats
@@ -78,6 +78,8 @@ class Pipeline:
                 raise InputError(f"{name} is {value!r}; allowed: a whole number of frames >= 1")
         if identify is False and (enrolment is not None or false_accept_rate is not None):
             raise InputError("identify=False tracks without identities; it takes no enrolment and no false_accept_rate")
+        if not isinstance(settings, PipelineSettings | None):
+            raise InputError(f"settings is a {type(settings).__name__}; allowed: a PipelineSettings, or None")
         self._settings = settings or PipelineSettings()
         self._detect_every, self._identify_every = detect_every, identify_every
         self._enrolment = enrolment
@@ -97,11 +99,11 @@ class Pipeline:
             if not isinstance(self._detector.task, DetectionTask):
                 raise InputError(f"detect: the task {self._detector.info.task!r} makes no boxes; allowed: detect")
             if identify is not False:
-                self._identify = self._opened(identify, IDENTIFIER)
+                self._identify = self._opened(identify, IDENTIFIER, false_accept_rate)
                 self._identifier = self._identifier_of(self._identify)
                 if enrolment is not None:
                     self._identify.load(enrolment)
-                if false_accept_rate is not None:
+                if false_accept_rate is not None and self._identify is identify:
                     self._identify.false_accept_rate = false_accept_rate
             self._classes = self._classes_of(classes)
         except BaseException:
@@ -236,10 +238,15 @@ class Pipeline:
 
         Raises:
             UnknownLabelError: There is no such unknown.
-            InputError: The label is not allowed, or no view of the unknown could be used yet.
+            InputError: The label is not allowed, or one that unknowns have, or no view of the unknown could be used
+                yet.
             EnrolmentError: The pipeline's enrolment file cannot be written; in memory the label is enrolled.
         """
         identifier, predictor = self._identified()
+        if label == UNKNOWN or is_unknown_name(label):
+            raise InputError(
+                f"label {label!r} is a name of unknowns; give another one, or make two unknowns one: merge()"
+            )
         with self._changing:
             rows = identifier.unknowns.rows(unknown)
             if not len(rows):
@@ -325,10 +332,13 @@ class Pipeline:
             raise InputError("this pipeline was opened with identify=False: it has no identities")
         return self._identifier, self._identify
 
-    def _opened(self, given: str | os.PathLike[str] | Predictor | None, default: str) -> Predictor:
+    def _opened(
+        self, given: str | os.PathLike[str] | Predictor | None, default: str, false_accept_rate: float | None = None
+    ) -> Predictor:
         if isinstance(given, Predictor):
             return given
-        predictor = Predictor(default if given is None else given)
+        # For this run only: set afterwards, the rate would be written to the enrolment with what is renamed.
+        predictor = Predictor(default if given is None else given, false_accept_rate=false_accept_rate)
         self._owned.append(predictor)
         return predictor
 

@@ -89,7 +89,7 @@ class Identifier:
             if record.unknown is not None and record.label is None:
                 self.unknowns.seen(record.unknown, now)
             elif record.label is None and self._waited(record):
-                record.unknown = self.unknowns.new(now)
+                record.unknown = self._new_unknown(now)
         return [record for record in present if record.identity != before[id(record)]]
 
     def decide(
@@ -174,8 +174,11 @@ class Identifier:
         if found is not None and record.unknown is not None:
             self.unknowns.forget(record.unknown)  # a name that was given for want of views
         record.contradicted = 0
-        record.unknown = found or record.unknown or self.unknowns.new(now)
+        record.unknown = found or record.unknown or self._new_unknown(now)
         self.unknowns.learn(record.unknown, record.camera, rows, now)
+
+    def _new_unknown(self, now: float) -> str:
+        return self.unknowns.new(now, taken=self._model.gallery.labels)
 
     def _waited(self, record: TrackRecord) -> bool:
         return record.seen_s - record.first_s >= self._settings.patience_s

@@ -7,6 +7,7 @@ one, and are forgotten by two rules: whoever was not seen for ``forget_after_s``
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -23,6 +24,7 @@ from runtime.results import Match
 from runtime.tracking.evidence import Evidence
 
 PREFIX = "unknown-"
+_NAME = re.compile(rf"{PREFIX}[0-9]+")
 MAX_ROWS = 12
 """Embeddings that are kept of one unknown by one camera."""
 _REPEATED = 0.95  # a view so much like one that is kept adds nothing
@@ -79,9 +81,10 @@ class Unknowns:
     def __iter__(self) -> Iterator[str]:
         return iter(self._known)
 
-    def new(self, now: float) -> str:
-        """A name that was never given."""
-        name = f"{PREFIX}{self._next}"
+    def new(self, now: float, *, taken: Collection[str] = ()) -> str:
+        """A name that was never given, and is none of the enrolled labels ``taken``."""
+        while (name := f"{PREFIX}{self._next}") in taken:
+            self._next += 1
         self._next += 1
         self._known[name] = _Unknown(now)
         return name
@@ -191,6 +194,11 @@ class Unknowns:
             self._space.gallery.remove(label)
         known[camera] = _spread(rows)
         self._space.gallery.add(label, np.stack(known[camera]))
+
+
+def is_unknown_name(text: str) -> bool:
+    """Whether a text is a name as unknowns have it."""
+    return _NAME.fullmatch(text) is not None
 
 
 def _joined(name: str, camera: int) -> str:

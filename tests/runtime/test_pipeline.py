@@ -115,6 +115,9 @@ def test_renaming_enrols_and_is_kept(folder: Path, tmp_path: Path) -> None:
         camera = Camera()
         found = identities(last(pipeline, camera.show({ANN: (2, 2), BOB: (5, 5)}, 20)))
         assert found == {(2, 2): "unknown-1", (5, 5): "bob"}
+        for label in ("unknown", "unknown-2"):
+            with pytest.raises(InputError, match=r"is a name of unknowns; .*merge"):
+                pipeline.rename("unknown-1", label)
         pipeline.rename("unknown-1", "ann")
         (ann, bob) = sorted(last(pipeline, camera.show({ANN: (2, 2), BOB: (5, 5)})), key=lambda item: item.identity)
         assert (ann.label, bob.label) == ("ann", "bob")
@@ -127,6 +130,30 @@ def test_renaming_enrols_and_is_kept(folder: Path, tmp_path: Path) -> None:
     assert stat.S_IMODE(enrolment.stat().st_mode) == 0o600
     with Pipeline(folder / "squares.edgevis", folder / "reid.edgevis", enrolment=enrolment) as pipeline:
         assert identities(last(pipeline, Camera().show({ANN: (4, 2)}, 20))) == {(4, 2): "ann"}
+
+
+def test_a_rate_is_that_of_the_pipeline_and_not_of_the_file(folder: Path, tmp_path: Path) -> None:
+    enrolment = tmp_path / "door.enrolment"
+    with Predictor(folder / "reid.edgevis") as predictor:
+        predictor.enroll("bob", person(BOB))
+        predictor.save(enrolment)
+        rate = predictor.false_accept_rate
+    bundles = folder / "squares.edgevis", folder / "reid.edgevis"
+    with Pipeline(*bundles, enrolment=enrolment, false_accept_rate=0.05) as pipeline:
+        last(pipeline, Camera().show({ANN: (2, 2)}, 20))
+        pipeline.rename("unknown-1", "ann")
+    with Predictor(folder / "reid.edgevis") as predictor:
+        predictor.load(enrolment)
+        assert predictor.labels == ("bob", "ann")
+        assert predictor.false_accept_rate == rate != 0.05
+
+
+def test_an_enrolled_label_is_no_name_of_an_unknown(folder: Path, tmp_path: Path) -> None:
+    with Predictor(folder / "reid.edgevis") as predictor:
+        predictor.enroll("unknown-1", person(BOB))
+        with Pipeline(folder / "squares.edgevis", predictor) as pipeline:
+            found = identities(last(pipeline, Camera().show({ANN: (2, 2), BOB: (5, 5)}, 20)))
+    assert found == {(2, 2): "unknown-2", (5, 5): "unknown-1"}
 
 
 def test_merging_and_forgetting_change_the_tracks_that_are_there(pipeline: Pipeline) -> None:
