@@ -140,7 +140,7 @@ def test_a_rate_is_that_of_the_pipeline_and_not_of_the_file(folder: Path, tmp_pa
         rate = predictor.false_accept_rate
     bundles = folder / "squares.edgevis", folder / "reid.edgevis"
     with Pipeline(*bundles, enrolment=enrolment, false_accept_rate=0.05) as pipeline:
-        last(pipeline, Camera().show({ANN: (2, 2)}, 20))
+        last(pipeline, Camera().show({ANN: (2, 2), BOB: (5, 5)}, 20))
         pipeline.rename("unknown-1", "ann")
     with Predictor(folder / "reid.edgevis") as predictor:
         predictor.load(enrolment)
