@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from edgevis import InputError, Predictor
+from edgevis import InputError, Predictor, SourceError
 from edgevis.cli._formats import format_writer
 from edgevis.cli._results import results_for
 from edgevis.cli._text import HEADERS, drawn, result_widths
@@ -173,5 +174,8 @@ def _output(path: Path, stream: Stream) -> _Output:
 
 def frame_rate_of(stream: Stream) -> float:
     """The frame rate stored in a video file; cameras are not opened a second time to query it."""
-    rate = frames_per_second(stream) if isinstance(stream, Path) else None
+    rate = None
+    if isinstance(stream, Path):
+        with suppress(SourceError):  # the stream says what is wrong with it
+            rate = frames_per_second(stream)
     return rate or FRAMES_PER_SECOND

@@ -13,7 +13,7 @@ from typing import Literal
 
 import cv2
 
-from edgevis import Frame, InputError, Pipeline, Predictor, TrackedObject
+from edgevis import EdgevisError, Frame, InputError, Pipeline, Predictor, TrackedObject
 from edgevis.cli._common import (
     add_engine_options,
     add_output_arguments,
@@ -90,11 +90,11 @@ def run(arguments: argparse.Namespace) -> int:
             stack.enter_context(MetricsServer(lambda: pipeline.stats, arguments.metrics))
         teller = _Teller(arguments, sinks, quiet=bool(to_output))
         try:
-            _watch(arguments, pipeline, teller, outputs, show)
+            errors = _watch(arguments, pipeline, teller, outputs, show)
         finally:  # also after Ctrl-C
             teller.close()
             _summarise(pipeline)
-    return 0
+    return 1 if errors else 0
 
 
 def _watch(
@@ -103,7 +103,14 @@ def _watch(
     teller: _Teller,
     outputs: Sequence[VideoOutput],
     show: Callable[[int, Image], bool] | None,
-) -> None:
+) -> int:
+    """Watch until the sources end; returns how many of them, and of the images in folders, could not be read."""
+    errors: list[EdgevisError] = []
+
+    def on_error(error: EdgevisError) -> None:
+        errors.append(error)
+        report(error)
+
     several = len(arguments.sources) > 1
     stream = pipeline.stream(
         arguments.sources if several else arguments.sources[0],
@@ -111,7 +118,7 @@ def _watch(
         timeout_s=arguments.timeout,
         reconnect=not arguments.no_reconnect,
         batch=len(arguments.sources),
-        on_error=report if several else None,
+        on_error=on_error,
     )
     for frame, objects in islice(stream, arguments.frames):
         teller.tell(frame, objects)
@@ -120,7 +127,8 @@ def _watch(
             if outputs:
                 outputs[frame.source].write(picture, time_s=frame.time_s)
             if show is not None and not show(frame.source, picture):
-                return
+                break
+    return len(errors)
 
 
 class _Teller:

@@ -195,6 +195,20 @@ def test_wrong_arguments_are_one_line(
     assert err.count("error:") == 1
 
 
+def test_one_source_of_two_that_cannot_be_read(
+    bundles: list[str], video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty.avi"
+    empty.touch()
+    assert main(["watch", str(video), str(empty), *bundles, "--save", str(tmp_path / "o.avi")]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("source 0  ") == 4
+    assert [line for line in err.splitlines() if line.startswith("error")] == [
+        f"error: {empty} is empty: it has no bytes, and is not a video"
+    ]
+    assert [path.name for path in tmp_path.iterdir() if path != empty] == ["o-0.avi"]
+
+
 class Slow:
     """A receiver that notes how long it may take to close."""
 
