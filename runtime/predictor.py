@@ -281,12 +281,12 @@ class Predictor:
     @threshold.setter
     @holds_up_forks
     def threshold(self, value: float | None) -> None:
+        if isinstance(self._task, tasks.TrainedScores):
+            self._task.set_threshold(value)
+            return
         number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
         if value is not None and not (number and -1.0 <= value <= 1.0):
             raise InputError(f"threshold is {value!r}; allowed: a cosine, -1..1, or None to have it fitted")
-        if isinstance(self._task, tasks.TrainedScores):
-            self._task.set_threshold(None if value is None else float(value))
-            return
         self._scored("threshold").set_by_hand(None if value is None else float(value))
         self._enrolment.settings_changed()
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from runtime.common.json_data import to_json
 from runtime.errors import InputError, UnknownLabelError
-from runtime.images.decode import Image
-from runtime.images.draw import annotated, color_of, draw_tag, tag_height, tag_scale
+from runtime.images.decode import Image, as_image
+from runtime.images.draw import annotated, color_of, draw_tag, drawable, tag_height, tag_scale
 from runtime.interop.supervision import supervision_detections
 
 _STRIP_PIXELS = 1 << 20
@@ -234,7 +234,7 @@ class Segmentation:
         """
         if image.shape[:2] != self.mask.shape:
             raise InputError(f"the image is {image.shape[:2]}, the mask {self.mask.shape}; give the image predicted on")
-        picture = np.array(image, np.uint8, order="C")
+        picture = drawable(image)
         scale = tag_scale(picture)
         thickness = max(1, min(picture.shape[:2]) // 200)
         y = thickness
@@ -340,7 +340,7 @@ class Detections:
 
     def plot(self, image: Image) -> Image:
         """A copy of ``image`` with each box, its label and its score in the label's colour, the best on top."""
-        picture = np.array(image, np.uint8, order="C")
+        picture = drawable(image)
         scale = tag_scale(picture)
         thickness = max(1, min(picture.shape[:2]) // 200)
         for detection in reversed(list(self)):
@@ -360,8 +360,9 @@ class Detections:
             margin: What is added on each side, as a share of the box's own width and height, inside the image.
 
         Raises:
-            InputError: The margin is negative or no number, or a box begins beyond the image.
+            InputError: The margin is negative or no number, a box begins beyond the image, or it is no image.
         """
+        image = as_image(image)
         if not 0 <= margin < np.inf:
             raise InputError(f"margin is {margin!r}; allowed: a share of the box from 0")
         rows, columns = image.shape[:2]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
-from runtime.images.decode import Image
+from runtime.images.decode import Image, as_image
 
 _BACKGROUND = 32
 _STRIP = 5  # pictures that fill the strip's width
@@ -32,7 +32,7 @@ def annotated(
     Returns:
         (H, W, 3) uint8 BGR, with the strip (H + h, W, 3).
     """
-    picture = np.array(image, np.uint8, order="C")  # OpenCV draws on no other layout, such as np.rot90's
+    picture = drawable(image)
     color = color_of(label)
     thickness = max(2, min(picture.shape[:2]) // 100)
     cv2.rectangle(picture, (0, 0), (picture.shape[1] - 1, picture.shape[0] - 1), color, thickness)
@@ -47,6 +47,11 @@ def annotated(
     for name, score in ranking:
         y += draw_tag(picture, f"{name} {score:.2f}", (thickness, y), color_of(name), scale)
     return picture
+
+
+def drawable(image: Image) -> Image:
+    """A copy of an image to draw on, (H, W, 3) uint8 BGR; InputError for what is no image, such as a grey one."""
+    return np.array(as_image(image), order="C")  # OpenCV draws on no other layout, such as np.rot90's
 
 
 def _strip(ranking: Sequence[tuple[str, float]], pictures: Mapping[str, Image], width: int) -> Image:

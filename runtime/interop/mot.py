@@ -34,12 +34,13 @@ def mot_lines(frame: int, objects: Iterable[ScoredBox]) -> list[str]:
 
     Args:
         frame: The frame's number, the first is 0.
-        objects: Detections, or tracked objects with an attribute ``track``.
+        objects: Detections, or tracked objects with an attribute ``track``. The confidence is the detector's score,
+            ``detection_score`` of those: their ``score`` is that of the identity.
     """
     lines = []
     for item in objects:
         left, top, width, height = sized_box(item.box_xyxy)
-        track = getattr(item, "track", NO_TRACK)
+        track, score = getattr(item, "track", NO_TRACK), getattr(item, "detection_score", item.score)
         place = f"{left + 1:.2f},{top + 1:.2f},{width:.2f},{height:.2f}"
-        lines.append(f"{frame + 1},{track},{place},{item.score:.4f},-1,-1,-1")
+        lines.append(f"{frame + 1},{track},{place},{score:.4f},-1,-1,-1")
     return lines

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from runtime.common.arrays import Array
 from runtime.errors import EnrolmentError, InputError, SchemaError, UnknownLabelError
 
@@ -31,9 +33,10 @@ class FixedLabels:
 
 def checked_threshold(score: float) -> float:
     """A threshold that was asked for; InputError unless it is from 0 to 1."""
-    if not 0 <= score <= 1:
+    number = isinstance(score, (int, float, np.number)) and not isinstance(score, bool)
+    if not (number and 0 <= score <= 1):
         raise InputError(f"threshold is {score!r}; allowed: a score of a trained class, 0..1, or None for the bundle's")
-    return score
+    return float(score)
 
 
 def labels_from(postprocess: Mapping[str, Any]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from runtime.common.json_data import to_json
 from runtime.images.decode import Image
-from runtime.images.draw import color_of, draw_tag, tag_scale
+from runtime.images.draw import color_of, draw_tag, drawable, tag_scale
 from runtime.results import Match
 
 UNKNOWN = "unknown"
@@ -54,7 +54,7 @@ class TrackedObject:
 
 def draw_objects(image: Image, objects: Iterable[TrackedObject]) -> Image:
     """A copy of (H, W, 3) uint8 BGR ``image`` with the box, the identity and the score of each object."""
-    picture = np.array(image, np.uint8, order="C")
+    picture = drawable(image)
     scale = 0.6 * tag_scale(picture)
     thickness = max(1, min(picture.shape[:2]) // 200)
     for item in objects:

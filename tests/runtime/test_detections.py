@@ -102,3 +102,10 @@ def test_boxes_have_their_labels_colour() -> None:
     assert tuple(drawn[79, 70].tolist()) == color_of("dog")
     assert tuple(drawn[119, 80].tolist()) == color_of("person")
     assert not drawn[60:70, 20:40].any()
+
+
+def test_what_is_no_image_is_neither_cut_nor_drawn() -> None:
+    grey = np.zeros((64, 64), np.uint8)
+    for use in (FOUND.crops, FOUND.plot):
+        with pytest.raises(InputError, match="a grey image becomes one by"):
+            use(grey)

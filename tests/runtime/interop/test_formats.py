@@ -7,14 +7,13 @@ import csv
 import io
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from edgevis import Detections, InputError, Segmentation, SourceError
+from edgevis import Detections, InputError, Segmentation, SourceError, TrackedObject
 from edgevis.cli import main
 from runtime.interop.coco import CocoIds, coco_dataset, coco_results, read_coco_ids
 from runtime.interop.mot import mot_lines
@@ -142,7 +141,8 @@ def test_csv_is_read(photos: Path, bundle: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.filterwarnings("ignore:Operation with tuple is deprecated")
 def test_mot_text_is_read(photos: Path, bundle: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     motmetrics = pytest.importorskip("motmetrics")
-    objects = [SimpleNamespace(track=7, box_xyxy=(10.0, 20.0, 50.0, 90.0), score=0.9)]
+    box = np.array((10.0, 20.0, 50.0, 90.0), np.float32)
+    objects = [TrackedObject(7, box, 0.0, None, "unknown-1", (), "person", 0.9, True)]
     file = tmp_path / "tracks.txt"
     lines = [line for frame in range(3) for line in mot_lines(frame, objects)]
     assert lines[0] == "1,7,11.00,21.00,40.00,70.00,0.9000,-1,-1,-1"

@@ -107,7 +107,7 @@ def test_the_threshold_can_be_set(cells: Path) -> None:
         predictor.threshold = None
         assert predictor.predict(image).labels == ("green",)
         for wrong in (-0.1, float("nan"), "0.5"):
-            with pytest.raises(InputError, match="threshold is"):
+            with pytest.raises(InputError, match=r"threshold is .*0\.\.1, or None for the bundle's"):
                 predictor.threshold = wrong
         with pytest.raises(InputError, match="has no scores between labels"):
             predictor.false_accept_rate = 0.1
