@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from types import TracebackType
-from typing import Literal, cast
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from runtime.errors import EdgevisError, InputError
 from runtime.images.decode import Image
 from runtime.predictor import Predictor
 from runtime.results import Detections
+from runtime.streams.ahead import AheadReader
 from runtime.streams.feed import Drop
 from runtime.streams.frame import Frame
 from runtime.streams.reader import StreamReader
@@ -34,6 +35,7 @@ from runtime.tracking.stats import PipelineCounters, PipelineStats
 DETECTOR, IDENTIFIER = "person-detector", "osnet-x0-25"
 """The bundles that come with edgevis."""
 
+_Detected: TypeAlias = tuple[list[Detections | None], float]
 _PERSON = "person"
 _EXPIRE_EVERY = 256  # frames between two looks for unknowns that are to be forgotten
 
@@ -90,6 +92,7 @@ class Pipeline:
         self._sources: dict[int, SourceTracks] = {}
         self._cameras: dict[str, int] = {}
         self._reader: StreamReader | None = None
+        self._ahead: AheadReader[_Detected] | None = None
         self._counters = PipelineCounters()
         self._since_expiry = 0
         self._identify: Predictor | None = None
@@ -124,8 +127,8 @@ class Pipeline:
         Closing twice does no harm.
         """
         self._closed = True
-        if self._reader is not None:
-            self._reader.close()
+        if self._ahead is not None:
+            self._ahead.close()
         with self._changing:  # not in the middle of a frame
             self._sources = {}
             if self._identifier is not None:
@@ -145,6 +148,8 @@ class Pipeline:
     ) -> Iterator[tuple[Frame, tuple[TrackedObject, ...]]]:
         """Each frame of a source, or of several, with the objects that are tracked in it.
 
+        A thread detects objects in the next frames while these are tracked, identified and used.
+
         Tracks begin anew with each call; enrolled labels and unknowns stay. With several sources ``frame.source`` is
         the position of the frame's own, and an unknown keeps its name from one source to another.
 
@@ -154,18 +159,17 @@ class Pipeline:
             batch: The most frames that go through the detector at once.
         """
         self._check_open()
-        with StreamReader(
+        reader = StreamReader(
             source, drop=drop, reconnect=reconnect, timeout_s=timeout_s, batch=batch, on_error=on_error
-        ) as reader:
-            self._reader, self._sources = reader, {}
-            for frames in reader:
-                try:
-                    results = self.process(frames)
-                except EdgevisError:
-                    if self._closed:  # by another thread: the stream ends
-                        return
+        )
+        with AheadReader(reader, self._begin) as ahead:
+            self._reader, self._ahead, self._sources = reader, ahead, {}
+            try:
+                for frames, detected in ahead:
+                    yield from zip(frames, self._follow(frames, *detected), strict=True)
+            except EdgevisError:
+                if not self._closed:  # by another thread: the stream ends
                     raise
-                yield from zip(frames, results, strict=True)
             self._sources = {}
 
     def process(self, frames: Sequence[Frame]) -> list[tuple[TrackedObject, ...]]:
@@ -176,11 +180,36 @@ class Pipeline:
         """
         with self._changing:
             self._check_open()
-            if not frames:
-                return []
+            return self._follow(frames, *self._begin(frames)()) if frames else []
+
+    def _begin(self, frames: Sequence[Frame]) -> Callable[[], _Detected]:
+        """Note which of the next frames are looked at; returns the work of finding the objects in them."""
+        with self._changing:
+            for frame in frames:
+                if frame.source not in self._sources:
+                    self._sources[frame.source] = self._source_tracks(frame.source)
+            due = [self._sources[frame.source].due(frame) for frame in frames]
+        return lambda: self._detect(frames, due)
+
+    def _detect(self, frames: Sequence[Frame], due: Sequence[bool]) -> _Detected:
+        """The detections of each frame, in one batch, None for a frame that is not looked at; and the milliseconds."""
+        images = [frame.image for frame, looked in zip(frames, due, strict=True) if looked]
+        self._check_open()
+        started = time.perf_counter()
+        detections = iter(self._detected(images) if images else [])
+        return [next(detections) if looked else None for looked in due], 1e3 * (time.perf_counter() - started)
+
+    @holds_up_forks
+    def _detected(self, images: Sequence[Image]) -> list[Detections]:
+        return cast(DetectionTask, self._detector.task).detect(images, score=self._settings.detection_score)
+
+    def _follow(
+        self, frames: Sequence[Frame], detections: Sequence[Detections | None], detect_ms: float
+    ) -> list[tuple[TrackedObject, ...]]:
+        """The tracked objects of frames in which objects were detected, in ``detect_ms``."""
+        with self._changing:
+            self._check_open()
             started = time.perf_counter()
-            detections = self._detect(frames)
-            detected = time.perf_counter()
             seen = [self._track(frame, objects) for frame, objects in zip(frames, detections, strict=True)]
             requests = [
                 request
@@ -194,12 +223,9 @@ class Pipeline:
                     self._sources[record.source].take_number_back(record)
                 self._expire(len(frames), now)
             results = [tuple(track.result() for track in tracks) for tracks in seen]
-        stage_ms = {
-            "detect": 1e3 * (detected - started),
-            "track": 1e3 * (tracked - detected),
-            "identify": 1e3 * (time.perf_counter() - tracked),
-        }
-        self._counters.add(results, stage_ms)
+            identified = time.perf_counter()
+        track_ms, identify_ms = 1e3 * (tracked - started), 1e3 * (identified - tracked)
+        self._counters.add(results, {"detect": detect_ms, "track": track_ms, "identify": identify_ms})
         return results
 
     @staticmethod
@@ -270,20 +296,6 @@ class Pipeline:
         with self._changing:
             identifier.unknowns.forget(unknown)
             self._decide_again({unknown: None})
-
-    def _detect(self, frames: Sequence[Frame]) -> list[Detections | None]:
-        """The detections of each frame, in one batch; None for a frame in which one need not look."""
-        for frame in frames:
-            if frame.source not in self._sources:
-                self._sources[frame.source] = self._source_tracks(frame.source)
-        due = [self._sources[frame.source].due(frame) for frame in frames]
-        images = [frame.image for frame, looked in zip(frames, due, strict=True) if looked]
-        detected = iter(self._detected(images) if images else [])
-        return [next(detected) if looked else None for looked in due]
-
-    @holds_up_forks
-    def _detected(self, images: Sequence[Image]) -> list[Detections]:
-        return cast(DetectionTask, self._detector.task).detect(images, score=self._settings.detection_score)
 
     def _track(self, frame: Frame, detections: Detections | None) -> list[SeenTrack]:
         source = self._sources[frame.source]

@@ -21,7 +21,7 @@ from runtime.enrolment.quality import EnrolmentReport, image_names
 from runtime.enrolment.state import EnrolmentState
 from runtime.errors import EdgevisError, InputError
 from runtime.gallery.embedded import EmbeddedGallery
-from runtime.images.decode import ImageLike, as_images, orientation_of, several
+from runtime.images.decode import Image, ImageLike, as_images, orientation_of, several
 from runtime.images.masks import MaskLike, as_masks
 from runtime.images.preprocess import Preprocessor
 from runtime.open_set.bundled import open_set_arrays
@@ -30,7 +30,8 @@ from runtime.open_set.strangers import sampled_rows
 from runtime.selection.choose import SelectedEngine, open_best
 from runtime.selection.info import Info, info_of
 from runtime.streams.feed import Drop
-from runtime.streams.reader import OnError, ResultStream, StreamReader, frames
+from runtime.streams.reader import OnError, StreamReader, frames
+from runtime.streams.results import ResultStream
 from runtime.streams.sources import Source
 from runtime.tasks import Result
 
@@ -173,8 +174,7 @@ class Predictor:
             EnrolmentError: The task needs an enrolment and there is none.
             EngineError: The engine failed.
         """
-        if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
-            raise InputError(f"top_k is {top_k!r}; allowed: an int >= 1")
+        _check_top_k(top_k)
         self._check_open()
         batch, single = as_images(images)
         if not batch:
@@ -388,7 +388,9 @@ class Predictor:
         batch: int = 1,
         on_error: OnError | None = None,
     ) -> ResultStream[Result]:
-        """Each frame of a source with its result, decoded by a thread while earlier ones are predicted.
+        """Each frame of a source with its result, decoded and preprocessed by threads while earlier ones are predicted.
+
+        ``speed_ms`` of a result leaves out preprocessing that was done meanwhile.
 
         Args:
             source: A camera's index, the path of a video or of a folder of images, a network address such as
@@ -400,7 +402,19 @@ class Predictor:
         reader = StreamReader(
             source, drop=drop, reconnect=reconnect, timeout_s=timeout_s, batch=batch, on_error=on_error
         )
-        return ResultStream(reader, lambda images: self.predict(images, top_k=top_k))
+
+        @holds_up_forks
+        def predict(images: Sequence[Image]) -> list[Result]:
+            _check_top_k(top_k)
+            self._check_open()
+            return self._task.predict(images, top_k=int(top_k))
+
+        return ResultStream(reader, prepare=self._prepared, predict=predict)
+
+    def _prepared(self, images: list[Image]) -> Sequence[Image]:
+        """The images with their input tensor; without it if they are more than go through the engine at once."""
+        whole = len(images) <= self._bundle.manifest.deployment.max_batch
+        return self._preprocess.prepare(images) if whole else images
 
     def warmup(self, *, batch_sizes: Sequence[int] = (1,)) -> None:
         """Run every graph once at these batch sizes, so that the first real image does not wait for compilation."""
@@ -418,6 +432,11 @@ class Predictor:
     def _check_open(self) -> None:
         if self._closed:
             raise EdgevisError("this predictor has been closed; open another one")
+
+
+def _check_top_k(top_k: object) -> None:
+    if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
+        raise InputError(f"top_k is {top_k!r}; allowed: an int >= 1")
 
 
 def _check_label(label: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 import cv2
 import numpy as np
@@ -74,6 +75,33 @@ class InputGeometry:
         return np.asarray(np.asarray(boxes, np.float64) * np.array(self.scale * 2) + np.array(self.offset * 2))
 
 
+class PreparedImages(Sequence[Image]):
+    """Images with the input tensor that was made of them before they are predicted.
+
+    Args:
+        images: N images, each (H, W, 3) uint8 BGR.
+        tensor: (N, channels, height, width) float32.
+        maker: The preprocessor that made it; others make their own.
+    """
+
+    def __init__(self, images: Sequence[Image], tensor: npt.NDArray[np.float32], maker: Preprocessor) -> None:
+        self._images, self.tensor, self.maker = images, tensor, maker
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> PreparedImages: ...
+
+    def __getitem__(self, index: int | slice) -> Image | PreparedImages:
+        if isinstance(index, slice):
+            return PreparedImages(self._images[index], self.tensor[index], self.maker)
+        return self._images[index]
+
+
 class Preprocessor:
     """Converts images to the input tensor of a graph. Calls do not change it: threads may share it."""
 
@@ -88,6 +116,8 @@ class Preprocessor:
 
     def __call__(self, images: Sequence[Image]) -> npt.NDArray[np.float32]:
         """Args: N images, each (H, W, 3) uint8 BGR. Returns: (N, channels, height, width) float32."""
+        if isinstance(images, PreparedImages) and images.maker is self:
+            return images.tensor
         spec = self.spec
         output = np.empty((len(images), spec.channels, spec.height, spec.width), np.float32)
         for image, planes in zip(images, output, strict=True):
@@ -96,6 +126,10 @@ class Preprocessor:
             for plane, (source, table) in zip(planes, self._channels, strict=True):
                 cv2.LUT(channels[source], table, dst=plane)
         return output
+
+    def prepare(self, images: Sequence[Image]) -> PreparedImages:
+        """The images with their input tensor, which this preprocessor gives instead of making it again."""
+        return PreparedImages(images, self(images), self)
 
     def fit(self, image: Image) -> Image:
         """The image at the input's size, still (height, width, 3) uint8 BGR."""

@@ -125,6 +125,11 @@ class ThreadFeed:
         self.thread = threading.Thread(target=self._run, name=f"edgevis-stream-{position}", daemon=True)
         forking.register(self)
 
+    @property
+    def drops(self) -> bool:
+        """Whether frames that wait are dropped when newer ones come."""
+        return self.settings.drop == "oldest" or (self.settings.drop == "auto" and self.live)
+
     def after_fork(self) -> None:
         """In a forked child: a decoder must not be used or freed there, because its threads do not exist."""
         capture, self._capture = self._capture, None
@@ -269,16 +274,14 @@ class ThreadFeed:
 
     def _put(self, item: Item) -> bool:
         """Let the item wait to be taken; False if the stream was closed."""
-        drops = self.settings.drop == "oldest" or (self.settings.drop == "auto" and self.live)
         with self.state.changed:
-            if drops:
+            if self.drops:
                 while len(self._waiting) >= self.settings.batch:
                     self._waiting.popleft()
                     self.counters.dropped += 1
             else:
-                self.state.changed.wait_for(
-                    lambda: len(self._waiting) < self.settings.batch or self.state.stopping.is_set()
-                )
+                room = 2 * self.settings.batch  # one list is taken while the next one is prepared
+                self.state.changed.wait_for(lambda: len(self._waiting) < room or self.state.stopping.is_set())
             if self.state.stopping.is_set():
                 return False
             self._waiting.append(item)

@@ -9,7 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from runtime.errors import EdgevisError, InputError, SourceError
 from runtime.images.decode import Image
@@ -17,8 +17,6 @@ from runtime.streams.feed import Drop, Feed, IterableFeed, StreamSettings, Strea
 from runtime.streams.frame import Frame
 from runtime.streams.sources import Source, source_specs
 from runtime.streams.stats import SourceStats
-
-R = TypeVar("R")
 
 OnError = Callable[[EdgevisError], object]
 
@@ -79,6 +77,9 @@ class StreamReader:
             for position, spec in enumerate(specs)
         ]
         self._turn: deque[Feed] = deque(self._feeds)
+        self._coming: list[Frame] = []  # the next list, as far as it has been taken
+        self._complete = False  # whether that is all of it
+        self._held: Exception | None = None  # met by looking ahead, to be raised or reported in its turn
         self._in_use: list[Frame] = []
         threads = [feed for feed in self._feeds if isinstance(feed, ThreadFeed)]
         # Also when nothing refers to the reader any more, and when the interpreter exits.
@@ -100,15 +101,32 @@ class StreamReader:
         self._note_used()
         try:
             self._start()
-            frames = self._collect()
+            if not self._complete:
+                self._collect(wait=True)
         except BaseException:  # Ctrl-C, too
             self.close()
             raise
+        frames, self._coming, self._complete = self._coming, [], False
         if not frames:
             self.close()
             raise StopIteration
+        with self._state.changed:
+            for frame in frames:
+                self._feeds[frame.source].counters.handed_out()
         self._in_use = frames
         return list(frames)
+
+    def look_ahead(self) -> list[Frame] | None:
+        """The list that ``next`` will give; None if it is not there without waiting, or has an image of an iterable.
+
+        Nothing is raised, reported or counted before ``next`` is called.
+        """
+        if not self._complete and self._held is None and self._state.pid is not None:
+            try:
+                self._complete = self._collect(wait=False)
+            except Exception as error:
+                self._held = error
+        return list(self._coming) if self._complete and self._coming else None
 
     @property
     def stats(self) -> tuple[SourceStats, ...]:
@@ -121,9 +139,15 @@ class StreamReader:
         """Whether a source is a camera or a live address; of an address it is known once it is open."""
         return any(feed.live for feed in self._feeds)
 
+    @property
+    def drops(self) -> bool:
+        """Whether frames of a source are dropped when newer ones come; of an address it is known once it is open."""
+        return any(feed.drops for feed in self._feeds if isinstance(feed, ThreadFeed))
+
     def close(self) -> None:
         """End every thread within a second; closing twice does no harm."""
         self._note_used()
+        self._coming, self._complete, self._held = [], False, None
         self._stop()
 
     def _start(self) -> None:
@@ -145,20 +169,29 @@ class StreamReader:
                 for frame in frames:
                     self._feeds[frame.source].counters.used(frame.captured)
 
-    def _collect(self) -> list[Frame]:
-        frames: list[Frame] = []
-        while len(frames) < self._batch:
-            item = self._take(wait=not frames or not any(feed.live for feed in self._feeds))
-            if item is None:
-                break
+    def _collect(self, *, wait: bool) -> bool:
+        """Take frames until the next list is complete; False where one has to wait for more, or to report an error."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._report(held)
+        if not wait and any(isinstance(feed, IterableFeed) for feed in self._turn):
+            return False
+        while len(self._coming) < self._batch:
+            live = any(feed.live for feed in self._feeds)
+            item = self._take(wait=wait and not (self._coming and live))
             if isinstance(item, Frame):
-                frames.append(item)
-            else:
+                self._coming.append(item)
+            elif item is None:
+                return not self._turn or bool(self._coming and live)
+            elif wait:
                 self._report(item)
-        return frames
+            else:
+                self._held = item
+                return False
+        return True
 
-    def _report(self, error: EdgevisError) -> None:
-        if self._on_error is None:
+    def _report(self, error: Exception) -> None:
+        if self._on_error is None or not isinstance(error, EdgevisError):
             raise error
         self._on_error(error)
 
@@ -178,8 +211,6 @@ class StreamReader:
                             raise end
                     if item is not None:
                         self._turn.rotate(-1 - self._turn.index(feed))
-                        if isinstance(item, Frame):
-                            feed.counters.handed_out()
                         return item
                     if end is False and in_order:
                         break
@@ -210,57 +241,6 @@ def _stop(state: StreamState, feeds: Sequence[ThreadFeed]) -> None:
     for feed in feeds:
         if feed.thread.is_alive():
             feed.thread.join(max(0.0, deadline - time.monotonic()))
-
-
-class ResultStream(Generic[R]):
-    """Each frame of a stream with its result: an iterator over pairs.
-
-    Of one source the frame is its image, (H, W, 3) uint8 BGR; of several it is a :class:`Frame`, which names its
-    source. It ends with the stream; :meth:`close` and leaving its context end it early.
-
-    Args:
-        reader: The frames; closed with this stream.
-        predict: Maps the images of a list of frames to their results.
-    """
-
-    def __init__(self, reader: StreamReader, predict: Callable[[list[Image]], Sequence[R]]) -> None:
-        self._reader, self._predict = reader, predict
-        self._ready: deque[tuple[Any, R]] = deque()
-
-    def __enter__(self) -> ResultStream[R]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[tuple[Any, R]]:
-        return self
-
-    def __next__(self) -> tuple[Any, R]:
-        if not self._ready:
-            frames = next(self._reader)
-            try:
-                results = self._predict([frame.image for frame in frames])
-            except BaseException:
-                self.close()
-                raise
-            self._ready.extend(
-                (frame.image if self._reader.single else frame, result)
-                for frame, result in zip(frames, results, strict=True)
-            )
-        return self._ready.popleft()
-
-    @property
-    def stats(self) -> tuple[SourceStats, ...]:
-        """The counts, rates and latencies of each source, in the order of the sources."""
-        return self._reader.stats
-
-    def close(self) -> None:
-        """End the stream and every thread of it within a second."""
-        self._ready.clear()
-        self._reader.close()
 
 
 def frames(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from runtime.errors import EdgevisError, InputError, UnknownLabelError
 from runtime.pipeline import Pipeline
 from runtime.predictor import Predictor
 from runtime.streams.frame import Frame
+from runtime.streams.reader import StreamReader
 from runtime.tracking.objects import TrackedObject
 from runtime.tracking.settings import PipelineSettings
 
@@ -235,6 +237,38 @@ def test_streams_of_images_and_of_several_sources(pipeline: Pipeline) -> None:
     assert set(pipeline.stats.stage_ms) == {"detect", "track", "identify"}
 
 
+def film(path: Path, frames: int) -> Path:
+    """A video in which Ann and Bob walk, and Bob is away in the middle."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (8 * SIDE, 8 * SIDE))
+    for index in range(frames):
+        picture = np.zeros((8 * SIDE, 8 * SIDE, 3), np.uint8)
+        away = frames // 3 < index < frames // 2
+        for number, row in ((ANN, 2), (BOB, 5))[: 1 if away else 2]:
+            left = SIDE + 2 * index
+            picture[row * SIDE : (row + 1) * SIDE, left : left + SIDE] = person(number)
+        writer.write(picture)
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize(("batch", "detect_every"), [(1, 1), (4, 1), (1, 3)])
+def test_a_stream_gives_what_single_steps_give(folder: Path, tmp_path: Path, batch: int, detect_every: int) -> None:
+    """Detection of the next frames by a thread changes nothing."""
+    video = film(tmp_path / "hall.avi", 90)
+
+    def told(pairs: Iterable[tuple[Frame, tuple[TrackedObject, ...]]]) -> list[object]:
+        return [(frame.index, [item.to_dict() for item in objects]) for frame, objects in pairs]
+
+    bundles = (folder / "squares.edgevis", folder / "reid.edgevis")
+    with Pipeline(*bundles, detect_every=detect_every) as pipeline, StreamReader(video, batch=batch) as reader:
+        steps = told(pair for frames in reader for pair in zip(frames, pipeline.process(frames), strict=True))
+    with Pipeline(*bundles, detect_every=detect_every) as pipeline:
+        assert told(pipeline.stream(video, batch=batch)) == steps
+        assert pipeline.stats.sources[0].frames == 90
+        assert len(pipeline.unknowns) >= 2
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("edgevis-stream")] == []
+
+
 def test_only_the_named_classes_are_tracked(folder: Path) -> None:
     scene = {ANN: (2, 2)}
     for classes, count in ((["red"], 1), (["green"], 0)):
@@ -254,6 +288,18 @@ def test_drawing_leaves_the_frame_alone(pipeline: Pipeline) -> None:
     assert data["box_xyxy"] == [round(float(value), 2) for value in objects[0].box_xyxy]
 
 
+def test_a_stream_of_a_video_ends_when_another_thread_closes_the_pipeline(folder: Path, tmp_path: Path) -> None:
+    video = film(tmp_path / "hall.avi", 40)
+    pipeline = Pipeline(folder / "squares.edgevis", folder / "reid.edgevis")
+    for number, _ in enumerate(pipeline.stream(video)):
+        if number == 3:
+            closing = threading.Thread(target=pipeline.close)
+            closing.start()
+            closing.join(10)
+            assert not closing.is_alive()
+    assert number == 3
+
+
 def test_a_stream_ends_when_another_thread_closes_the_pipeline(pipeline: Pipeline) -> None:
     def endless() -> Iterator[Array]:
         while True:
@@ -262,6 +308,7 @@ def test_a_stream_ends_when_another_thread_closes_the_pipeline(pipeline: Pipelin
     threading.Timer(0.3, pipeline.close).start()
     for _ in pipeline.stream(endless()):
         pass
+    assert pipeline.stats.frames > 0
     with pytest.raises(EdgevisError, match="has been closed"):
         pipeline.process(Camera().show({}))
     pipeline.close()

@@ -255,6 +255,16 @@ def test_a_stream_gives_each_frame_with_its_result(tmp_path: Path, gallery: Pred
         assert len(result.matches) == 1  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("batch", [1, 4, 100])
+def test_a_stream_predicts_as_single_calls_do(tmp_path: Path, gallery: Predictor, batch: int) -> None:
+    """Preprocessing of the next images by a thread changes nothing; a hundred are more than the engine takes."""
+    draw = np.random.default_rng(0)
+    for index in range(120):
+        assert cv2.imwrite(str(tmp_path / f"{index:03}.png"), draw.integers(0, 256, (12, 9, 3), np.uint8))
+    streamed = [result.matches for _, result in gallery.stream(tmp_path, batch=batch)]  # type: ignore[union-attr]
+    assert streamed == [gallery.predict(path).matches for path in sorted(tmp_path.glob("*.png"))]
+
+
 def test_a_stream_is_lazy(gallery: Predictor) -> None:
     def camera() -> Iterator[Any]:
         yield PICTURES[0]

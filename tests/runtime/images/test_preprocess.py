@@ -196,3 +196,14 @@ def test_extreme_proportions_do_not_take_extreme_memory(shape: tuple[int, int]) 
     finally:
         tracemalloc.stop()
     assert peak_bytes < 100 * 224 * 224 * 3
+
+
+def test_prepared_images_bring_their_tensor_to_the_preprocessor_that_made_it() -> None:
+    images = list(np.random.default_rng(0).integers(0, 256, (5, 20, 30, 3), np.uint8))
+    preprocess, other = Preprocessor(Preprocess(8, 8)), Preprocessor(Preprocess(4, 4))
+    prepared = preprocess.prepare(images)
+    assert preprocess(prepared) is prepared.tensor
+    np.testing.assert_array_equal(preprocess(prepared[1:3]), preprocess(images[1:3]))
+    np.testing.assert_array_equal(other(prepared), other(images))
+    assert len(prepared) == len(list(prepared)) == 5
+    assert prepared[4] is images[4]

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.errors import EdgevisError, InputError, SourceError
+from runtime.errors import EdgevisError, SourceError
 from runtime.streams.feed import StreamSettings, StreamState, ThreadFeed
-from runtime.streams.reader import ResultStream, StreamReader
+from runtime.streams.reader import StreamReader
 from runtime.streams.reconnect import FIRST_S, LONGEST_ALIVE_S, LONGEST_S, Backoff
 from runtime.streams.sources import SourceSpec
 
@@ -117,29 +117,6 @@ def test_what_is_dropped_when_nobody_takes_it(door: Path, drop: Any, numbers: li
             item = feed.take()
         taken += [] if item is None else [item.index]
     assert (taken, feed.counters.dropped) == (numbers, dropped)
-
-
-def test_results_are_paired_with_their_frames(door: Path) -> None:
-    sizes: list[int] = []
-
-    def predict(images: list[Any]) -> list[int]:
-        sizes.append(len(images))
-        return [int(image[0, 0, 0]) for image in images]
-
-    with ResultStream(StreamReader(door, batch=4), predict) as results:
-        assert [(int(image[0, 0, 0]), result) for image, result in results] == [(i, i) for i in range(10)]
-    assert sizes == [4, 4, 2]
-    with ResultStream(StreamReader([door, door]), predict) as results:
-        pairs = list(results)
-    assert sorted((frame.source, frame.index) for frame, _ in pairs) == [(s, i) for s in (0, 1) for i in range(10)]
-    assert all(int(frame.image[0, 0, 0]) == result for frame, result in pairs)
-
-    def fail(images: list[Any]) -> list[int]:
-        raise InputError("no")
-
-    with pytest.raises(InputError, match="no"):
-        next(ResultStream(StreamReader(door), fail))
-    assert threads() == []
 
 
 def test_latency_is_counted_until_the_frame_has_been_used(door: Path) -> None:

@@ -1,0 +1,120 @@
+"""Speed of a stream beside its steps done one after another: ``python -m benchmarks.overlap``.
+
+``Predictor.stream`` preprocesses the next frames, and ``Pipeline.stream`` detects objects in them, while the present ones
+are used. Each is timed in turn with the same steps by one thread – read, predict, or read, process – over the first frames
+of a video; the row has the median of the ratios of the rounds. Decoding has a thread of its own in both forms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from edgevis import EdgevisError, Pipeline, Predictor
+from runtime.common.text import markdown_table, text_table
+from runtime.streams.reader import StreamReader
+
+HEADERS = ("what", "one after another", "stream", "ratio", "least", "most")
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Frames per second in both forms by round.
+
+    Attributes:
+        what: The verb and its model.
+        steps, stream: One figure for each round.
+    """
+
+    what: str
+    steps: tuple[float, ...]
+    stream: tuple[float, ...]
+
+    def cells(self) -> tuple[str, ...]:
+        """A table's row: medians, and the ratio of the forms with the least and the most of all rounds."""
+        ratios = np.array(self.stream) / np.array(self.steps)
+        middle = (float(np.median(self.steps)), float(np.median(self.stream)))
+        return (
+            self.what,
+            *(f"{value:.1f}" for value in middle),
+            *(f"{value:.2f}" for value in (np.median(ratios), ratios.min(), ratios.max())),
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print a table; an EdgevisError becomes one line and exit status 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.overlap", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--detect", required=True, help="a detector's bundle")
+    parser.add_argument("--identify", required=True, help="a Re-ID bundle")
+    parser.add_argument("--video", required=True, help="a video")
+    parser.add_argument("--threads", type=int, help="CPU threads for each engine (default: the backend's choice)")
+    parser.add_argument("--frames", type=int, default=400, help="of the video (default: 400)")
+    parser.add_argument("--rounds", type=int, default=5, help="timings of each form, in turn (default: 5)")
+    arguments = parser.parse_args(argv)
+    try:
+        with (
+            Predictor(arguments.detect, threads=arguments.threads) as detector,
+            Predictor(arguments.identify, threads=arguments.threads) as reid,
+        ):
+            rows = [row.cells() for row in measure(detector, reid, arguments.video, arguments.frames, arguments.rounds)]
+    except EdgevisError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(text_table(HEADERS, rows))
+    print(f"\nFrames per second, medians of {arguments.rounds} rounds\n\n{markdown_table(HEADERS, rows)}")
+    return 0
+
+
+def measure(detector: Predictor, reid: Predictor, video: str, frames: int, rounds: int) -> list[Overlap]:
+    """Both forms of each verb on the first frames of a video."""
+    pairs: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
+        "Predictor, detection": _predictor(detector, video, frames),
+        "Predictor, Re-ID of whole frames": _predictor(reid, video, frames),
+        "Pipeline": _pipeline(detector, reid, video, frames),
+    }
+    timed = {what: [(steps(), stream()) for _ in range(rounds + 1)][1:] for what, (steps, stream) in pairs.items()}
+    return [Overlap(what, *(tuple(form) for form in zip(*runs, strict=True))) for what, runs in timed.items()]
+
+
+def _predictor(predictor: Predictor, video: str, frames: int) -> tuple[Callable[[], float], Callable[[], float]]:
+    def steps() -> float:
+        with StreamReader(video, drop="none") as reader:
+            return _fps(predictor.predict([frame.image for frame in items]) for items in islice(reader, frames))
+
+    def stream() -> float:
+        with predictor.stream(video, drop="none") as results:
+            return _fps(islice(results, frames))
+
+    return steps, stream
+
+
+def _pipeline(
+    detector: Predictor, reid: Predictor, video: str, frames: int
+) -> tuple[Callable[[], float], Callable[[], float]]:
+    def steps() -> float:
+        with Pipeline(detector, reid) as pipeline, StreamReader(video, drop="none") as reader:
+            return _fps(pipeline.process(items) for items in islice(reader, frames))
+
+    def stream() -> float:
+        with Pipeline(detector, reid) as pipeline:
+            return _fps(islice(pipeline.stream(video, drop="none"), frames))
+
+    return steps, stream
+
+
+def _fps(results: Iterable[object]) -> float:
+    started = time.perf_counter()
+    count = sum(1 for _ in results)
+    return count / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
