@@ -1,8 +1,8 @@
 """Speed of a stream beside its steps done one after another: ``python -m benchmarks.overlap``.
 
-``Predictor.stream`` preprocesses the next frames, and ``Pipeline.stream`` detects objects in them, while the present ones
-are used. Each is timed in turn with the same steps by one thread – read, predict, or read, process – over the first frames
-of a video; the row has the median of the ratios of the rounds. Decoding has a thread of its own in both forms.
+``Predictor.stream`` preprocesses the next frames, and ``Pipeline.stream`` detects objects in them, while the present
+ones are used. Each is timed in turn with the same steps by one thread – read, predict, or read, process – over the
+first frames of a video; a row has the median of the rounds' ratios. Decoding has a thread of its own in both forms.
 """
 
 from __future__ import annotations
