@@ -9,6 +9,7 @@ import numpy as np
 
 from edgevis import InputError, Pipeline, Predictor, TrackedObject
 from runtime.images.decode import Image
+from runtime.streams.sources import source_spec
 from runtime.tracking.views import GOOD, view_weights
 
 _CROPS = 12
@@ -25,8 +26,14 @@ def crops_of_track(detector: str | None, predictor: Predictor, source: str, trac
         track: The track's number, or its identity such as ``unknown-7``.
 
     Raises:
-        InputError: No such track.
+        InputError: No such track, or the source has no end.
+        SourceError: There is no such file.
     """
+    spec = source_spec(source)
+    if spec.kind in ("camera", "address"):
+        raise InputError(
+            f"--from-track takes a recorded video, and {spec.name} may have no end; record it: watch --save"
+        )
     if not re.fullmatch(r"[0-9]+|[^\W\d].*", track):
         raise InputError(f"--from-track is {track!r}; allowed: the number of a track, or its name such as unknown-7")
     views: list[tuple[float, Image]] = []

@@ -45,6 +45,11 @@ class TrackedObject:
     detection_score: float
     detected: bool
 
+    @property
+    def box(self) -> npt.NDArray[np.float32]:
+        """:attr:`box_xyxy`."""
+        return self.box_xyxy
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         data = {name: to_json(getattr(self, name)) for name in self.__slots__ if name not in ("box_xyxy", "matches")}

@@ -118,6 +118,9 @@ def test_a_track_gets_a_name_and_is_then_identified(
     assert main([*command, "--from-track", "9"]) == 1
     assert "there is no track 9" in capsys.readouterr().err
     assert enrolment.read_bytes() == before
+    live = ["rtsp://u:geheim@camera/1" if word == str(video) else word for word in command]
+    assert main([*live, "--from-track", "1"]) == 1
+    assert "takes a recorded video, and rtsp://***@camera/1 may have no end" in capsys.readouterr().err
     assert main(command[:4] + command[4:]) == 1
     assert "--from-track" in capsys.readouterr().err
 
