@@ -16,6 +16,7 @@ from edgevis import InputError, Predictor
 from edgevis.precision import PRECISIONS, precision
 from runtime.bundle.bundle import Bundle
 from runtime.common.console import add_verbosity
+from runtime.common.json_data import without_nan
 from runtime.enrolment.file import Enrolment, check_encoder, load_enrolment
 from runtime.images.folders import image_files
 from runtime.images.picture_files import is_drawing
@@ -174,18 +175,10 @@ def print_json(data: Mapping[str, Any]) -> None:
 
 def json_text(data: Any, *, indent: int | None = None) -> str:
     """JSON text; NaN and infinity, which JSON does not have, become null."""
-    return json.dumps(_without_nan(data), indent=indent, allow_nan=False)
+    return json.dumps(without_nan(data), indent=indent, allow_nan=False)
 
 
 def shown(name: object) -> str:
     """A file's name for a line of text: with escapes where it has line breaks, or bytes that are no text."""
     text = str(name)
     return text if text.isprintable() else ascii(text)
-
-
-def _without_nan(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, Mapping):
-        return {key: _without_nan(value) for key, value in data.items()}
-    return [_without_nan(value) for value in data] if isinstance(data, (list, tuple)) else data

@@ -54,6 +54,15 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def without_nan(data: Any) -> Any:
+    """Plain data in which NaN and infinity, which JSON does not have, are None."""
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: without_nan(value) for key, value in data.items()}
+    return [without_nan(value) for value in data] if isinstance(data, (list, tuple)) else data
+
+
 def json_digest(value: Any) -> str:
     """SHA-256, in hexadecimal digits, of a value's JSON text with sorted keys."""
     return hashlib.sha256(json.dumps(to_json(value), sort_keys=True).encode()).hexdigest()

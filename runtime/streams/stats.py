@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from runtime.common.json_data import to_json, without_nan
 
 _RECENT = 1024
 """Frames that rates and percentiles are taken over: a bounded memory of a stream that never ends."""
@@ -41,7 +43,8 @@ class SourceStats:
     connected: bool
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain data for JSON; a latency that is not known yet is None."""
+        return dict(without_nan(to_json(self)))
 
 
 class SourceCounters:

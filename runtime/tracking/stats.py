@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.common.json_data import to_json
+from runtime.common.json_data import to_json, without_nan
 from runtime.streams.stats import SourceStats
 from runtime.tracking.drift import DriftState
 from runtime.tracking.objects import TrackedObject
@@ -46,8 +46,8 @@ class PipelineStats:
         return self.unknown_objects / self.objects if self.objects else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {**to_json(self), "unknown_rate": self.unknown_rate}
+        """Plain data for JSON; a latency that is not known yet is None."""
+        return {**without_nan(to_json(self)), "unknown_rate": self.unknown_rate}
 
 
 class PipelineCounters:

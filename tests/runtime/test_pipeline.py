@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -394,3 +395,11 @@ def test_a_dimmed_video_raises_the_drift_alarm_and_the_clean_one_does_not(folder
         assert not states[1.0].alarm, states
         assert states[0.35].alarm, states
         assert states[1.0].shift < 1 < 3 < states[0.35].shift
+
+
+def test_counts_are_plain_data_before_the_first_frame(pipeline: Pipeline) -> None:
+    stream = pipeline.stream([image({})])
+    next(stream)
+    (source,) = pipeline.stats.to_dict()["sources"]
+    assert (source["frames"], source["latency_p50_ms"]) == (1, None)
+    assert json.loads(json.dumps(pipeline.stats.to_dict(), allow_nan=False))["frames"] == 1
