@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from types import TracebackType
 from typing import Literal, TypeAlias, cast
@@ -15,7 +16,7 @@ import numpy as np
 from runtime import tasks
 from runtime.common.forking import holds_up_forks
 from runtime.errors import EdgevisError, InputError
-from runtime.images.decode import Image
+from runtime.images.decode import Image, as_image
 from runtime.predictor import Predictor
 from runtime.results import Detections
 from runtime.streams.ahead import AheadReader
@@ -145,39 +146,57 @@ class Pipeline:
         timeout_s: float = 10.0,
         batch: int = 1,
         on_error: Callable[[EdgevisError], object] | None = None,
-    ) -> Iterator[tuple[Frame, tuple[TrackedObject, ...]]]:
+    ) -> Generator[tuple[Frame, tuple[TrackedObject, ...]], None, None]:
         """Each frame of a source, or of several, with the objects that are tracked in it.
 
         A thread detects objects in the next frames while these are tracked, identified and used.
 
-        Tracks begin anew with each call; enrolled labels and unknowns stay. With several sources ``frame.source`` is
-        the position of the frame's own, and an unknown keeps its name from one source to another.
+        Tracks begin anew with each call, which ends an earlier stream; enrolled labels and unknowns stay. With several
+        sources ``frame.source`` is the position of the frame's own, and an unknown keeps its name from one source to
+        another. ``close()`` of what is returned ends it early, as the end of the program's loop does.
 
         Args:
             source: As for :meth:`edgevis.Predictor.stream`, or a list of sources.
             drop, reconnect, timeout_s, on_error: See :class:`runtime.streams.reader.StreamReader`.
             batch: The most frames that go through the detector at once.
+
+        Raises:
+            InputError: An argument is not allowed.
+            SourceError: There is no such source; while iterating, it cannot be opened or read.
         """
         self._check_open()
         reader = StreamReader(
             source, drop=drop, reconnect=reconnect, timeout_s=timeout_s, batch=batch, on_error=on_error
         )
-        with AheadReader(reader, self._begin) as ahead:
-            self._reader, self._ahead, self._sources = reader, ahead, {}
+        if self._ahead is not None:
+            self._ahead.close()
+        ahead = AheadReader(reader, self._begin)
+        self._reader, self._ahead, self._sources = reader, ahead, {}
+        return self._followed(ahead)
+
+    def _followed(
+        self, ahead: AheadReader[_Detected]
+    ) -> Generator[tuple[Frame, tuple[TrackedObject, ...]], None, None]:
+        with ahead:
             try:
                 for frames, detected in ahead:
                     yield from zip(frames, self._follow(frames, *detected), strict=True)
             except EdgevisError:
                 if not self._closed:  # by another thread: the stream ends
                     raise
-            self._sources = {}
+            if self._ahead is ahead:
+                self._sources = {}
 
     def process(self, frames: Sequence[Frame]) -> list[tuple[TrackedObject, ...]]:
         """The tracked objects of each frame, for programs that read frames themselves.
 
         Args:
             frames: The next frames, of any sources; one call of the detector and one of the embedding model serve all.
+
+        Raises:
+            InputError: One of them is no :class:`edgevis.Frame`, or its image is none, see :meth:`Predictor.predict`.
         """
+        frames = [_checked(frame) for frame in frames]
         with self._changing:
             self._check_open()
             return self._follow(frames, *self._begin(frames)()) if frames else []
@@ -306,7 +325,8 @@ class Pipeline:
         return source.update(frame, detections)
 
     def _source_tracks(self, source: int) -> SourceTracks:
-        name = str(source) if self._reader is None else self._reader.stats[source].source
+        known = () if self._reader is None else self._reader.stats
+        name = known[source].source if source < len(known) else str(source)
         camera = self._cameras.setdefault(name, len(self._cameras))
         tracker = trackers.load(self._settings.tracker).open_tracker(self._settings.tracker_settings)
         return SourceTracks(
@@ -380,3 +400,14 @@ class Pipeline:
     def _check_open(self) -> None:
         if self._closed:
             raise EdgevisError("this pipeline has been closed; open another one")
+
+
+def _checked(frame: Frame) -> Frame:
+    """A frame that a program made."""
+    if not isinstance(frame, Frame):
+        raise InputError(
+            f"one of the frames is a {type(frame).__name__}; allowed: edgevis.Frame(image, source, index, time_s, "
+            "captured)"
+        )
+    image = as_image(frame.image, f"the image of frame {frame.index}")
+    return frame if image is frame.image else replace(frame, image=image)

@@ -7,12 +7,13 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
-from runtime.errors import EdgevisError, InputError, UnknownLabelError
+from runtime.errors import EdgevisError, InputError, SourceError, UnknownLabelError
 from runtime.pipeline import Pipeline
 from runtime.predictor import Predictor
 from runtime.streams.frame import Frame
@@ -403,3 +404,28 @@ def test_counts_are_plain_data_before_the_first_frame(pipeline: Pipeline) -> Non
     (source,) = pipeline.stats.to_dict()["sources"]
     assert (source["frames"], source["latency_p50_ms"]) == (1, None)
     assert json.loads(json.dumps(pipeline.stats.to_dict(), allow_nan=False))["frames"] == 1
+
+
+def test_a_new_stream_ends_the_one_before(pipeline: Pipeline) -> None:
+    scene = [image({ANN: (2, 2)})] * 9
+    first = pipeline.stream(scene)
+    next(first)
+    assert len(list(pipeline.stream(scene))) == 9
+    assert list(first) == []
+    with pytest.raises(SourceError, match=r"there is no file nowhere\.avi"):
+        pipeline.stream("nowhere.avi")  # at once
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (image({}), "one of the frames is a ndarray; allowed: edgevis.Frame"),
+        (Frame(image({})[..., 0], 0, 4, 0.0, 0.0), r"the image of frame 4 has shape \(320, 320\).*a grey image"),
+        (Frame(None, 0, 4, 0.0, 0.0), "the image of frame 4 is None"),  # type: ignore[arg-type]
+    ],
+)
+def test_frames_that_are_none(pipeline: Pipeline, given: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pipeline.process([given])
+    list(pipeline.stream([image({})]))
+    assert len(pipeline.process([Frame(image({}), 3, 0, 0.0, 0.0)])) == 1  # a source that no stream has
