@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +29,7 @@ from runtime.common.console import report
 from runtime.events.detector import EventDetector, TrackEvent
 from runtime.events.sinks import EventSink, open_sink
 from runtime.images.decode import Image
-from runtime.monitoring.prometheus import MetricsServer
+from runtime.monitoring.prometheus import LOCALHOST, MetricsServer
 from runtime.pipeline import DETECTOR, IDENTIFIER
 from runtime.streams.video_output import VideoOutput
 
@@ -69,7 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="send events to: jsonl (standard output), a file, mqtt://HOST[:PORT]/TOPIC, or an http(s):// webhook; may "
         "be given several times",
     )
-    parser.add_argument("--metrics", metavar="PORT", type=int, help="serve Prometheus metrics on this machine's PORT")
+    parser.add_argument(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        type=_endpoint,
+        help="serve Prometheus metrics; for this machine alone unless HOST is named, such as 0.0.0.0 in a container",
+    )
     parser.add_argument("--frames", metavar="N", type=int, help="stop after so many frames")
     add_stream_arguments(parser)
     add_output_arguments(parser)
@@ -87,7 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
         sinks = [stack.enter_context(_closing(open_sink(address))) for address in arguments.events]
         pipeline = _pipeline(arguments, stack)
         if arguments.metrics is not None:
-            stack.enter_context(MetricsServer(lambda: pipeline.stats, arguments.metrics))
+            host, port = arguments.metrics
+            stack.enter_context(MetricsServer(lambda: pipeline.stats, port, host=host))
         teller = _Teller(arguments, sinks, quiet=bool(to_output))
         try:
             errors = _watch(arguments, pipeline, teller, outputs, show)
@@ -193,6 +200,14 @@ def _videos(arguments: argparse.Namespace) -> list[VideoOutput]:
     paths = [path] if count == 1 else [path.with_name(f"{path.stem}-{place}{path.suffix}") for place in range(count)]
     rates = [frame_rate_of(Path(name) if Path(name).is_file() else name) for name in arguments.sources]
     return [VideoOutput(*item) for item in zip(paths, rates, strict=True)]
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    """The host and the port to serve metrics at."""
+    host, _, port = text.rpartition(":")
+    if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; allowed: 0 to 65535, as in 9100 or 0.0.0.0:9100")
+    return host or LOCALHOST, int(port)
 
 
 @contextmanager

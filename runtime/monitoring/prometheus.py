@@ -16,6 +16,8 @@ from runtime.tracking.stats import PipelineStats
 
 _log = logging.getLogger("edgevis.monitoring")
 
+LOCALHOST = "127.0.0.1"
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -49,7 +51,7 @@ class MetricsServer:
         OutputError: The port is taken or not allowed.
     """
 
-    def __init__(self, stats: Callable[[], PipelineStats], port: int, *, host: str = "127.0.0.1") -> None:
+    def __init__(self, stats: Callable[[], PipelineStats], port: int, *, host: str = LOCALHOST) -> None:
         class Handler(BaseHTTPRequestHandler):
             timeout = 10
 

@@ -164,7 +164,7 @@ def test_metrics_can_be_read_while_it_watches(
 
     thread = threading.Thread(target=collect)
     thread.start()
-    assert main(["watch", str(folder), *bundles, "--metrics", "0"]) == 0
+    assert main(["watch", str(folder), *bundles, "--metrics", "127.0.0.1:0"]) == 0
     thread.join(10)
     found = [re.search("^edgevis_frames_total (.*)$", text, re.MULTILINE) for text in texts]
     counts = [float(match[1]) for match in found if match is not None and float(match[1]) > 0]
@@ -210,6 +210,13 @@ def test_one_source_of_two_that_cannot_be_read(
         f"error: {empty} is empty: it has no bytes, and is not a video"
     ]
     assert [path.name for path in tmp_path.iterdir() if path != empty] == ["o-0.avi"]
+
+
+@pytest.mark.parametrize("port", ["x", "65536", "host:", "-1", "1:2:x"])
+def test_ports_that_are_none(bundles: list[str], video: Path, port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["watch", str(video), *bundles, f"--metrics={port}"])
+    assert "is no port; allowed: 0 to 65535" in capsys.readouterr().err
 
 
 class Slow:
