@@ -11,6 +11,9 @@ GRACE = 2.0
 """FFmpeg's own limits are so many timeouts. The parent process ends a read in time: FFmpeg, interrupted, would first
 hand out a frame that it kept back, and wait anew."""
 
+NEEDS_RANGES = "; a recording with its index at the end can only be read from a server that sends ranges of bytes"
+"""A hint for recordings at addresses that open and give no frame."""
+
 
 @dataclass(frozen=True, eq=False)
 class Reading:

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, TypeAlias
 from runtime.common import forking
 from runtime.errors import EdgevisError, InputError, SourceError
 from runtime.images.decode import as_image, read_image
-from runtime.streams.capture import Capture, Reading
+from runtime.streams.capture import NEEDS_RANGES, Capture, Reading
 from runtime.streams.frame import Frame
 from runtime.streams.reconnect import Backoff
 from runtime.streams.remote import RemoteCapture
@@ -202,10 +202,12 @@ class ThreadFeed:
             return str(error)
         finally:
             self._close_capture()
-        if not self.live or self.state.stopping.is_set():
+        if self.state.stopping.is_set():
             return None
         if not self._index:
-            raise SourceError(f"{self.spec.name} was opened but gave no frame")
+            raise SourceError(f"{self.spec.name} was opened but gave no frame{'' if self.live else NEEDS_RANGES}")
+        if not self.live:
+            return None
         if not self.settings.reconnect:
             raise SourceError(f"{self.spec.name} was lost after {self._index} frames; reconnect=True opens it again")
         return f"{self.spec.name} was lost"

@@ -17,7 +17,7 @@ import numpy as np
 from runtime.common.addresses import ALWAYS_LIVE, hide, scheme_of
 from runtime.errors import SourceError
 from runtime.images.decode import Image
-from runtime.streams.capture import GRACE, Reading
+from runtime.streams.capture import GRACE, NEEDS_RANGES, Reading
 
 OPTIONS_VARIABLE = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 """OpenCV reads it, too."""
@@ -115,6 +115,7 @@ class PyAVCapture:
             raise SourceError(f"{name} uses a codec that this FFmpeg cannot decode")
         self._stream.codec_context.options = {"err_detect": "explode"}  # else half a JPEG is a picture with a grey half
         self._frames: deque[Any] = deque()
+        self._begun = False
         self._packets: Iterator[Any] = container.demux(self._stream)
 
     def read(self) -> Reading | None:
@@ -127,6 +128,7 @@ class PyAVCapture:
                 if frame.is_corrupt:
                     corrupt += 1
                     continue
+                self._begun = True
                 image, time_s = _bgr(frame), None if self.live or frame.time is None else float(frame.time)
                 return Reading(image, time_s, time.monotonic(), corrupt)
             if corrupt:  # at once: the next frame may be long in coming
@@ -136,7 +138,8 @@ class PyAVCapture:
             except av.error.EOFError:
                 packet = None
             except (av.error.FFmpegError, OSError) as error:
-                raise SourceError(f"{self._name} was lost: {_reason(error)}") from error
+                hint = "" if self.live or self._begun else NEEDS_RANGES
+                raise SourceError(f"{self._name} was lost: {_reason(error)}{hint}") from error
             if packet is None:
                 return None
             if packet.is_corrupt:

@@ -15,14 +15,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 
 from runtime.errors import SourceError
+from runtime.images.decode import Image
 from runtime.streams import remote
 from runtime.streams.pyav import capture_options
 from runtime.streams.reader import StreamReader
@@ -326,30 +328,50 @@ def test_opencv_reads_what_pyav_reads(camera: CameraServer, monkeypatch: pytest.
 
 
 @contextlib.contextmanager
-def served_recording(folder: Path, frames: int) -> Iterator[str]:
-    """The address of a recording on a web server."""
-    writer = cv2.VideoWriter(str(folder / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (192, 192))
-    for index in range(frames):
-        writer.write(numbered(index))
+def served_recording(folder: Path, pictures: Sequence[Image], name: str = "v.avi") -> Iterator[str]:
+    """The address of a recording on a web server, which sends no ranges of bytes."""
+    codec = "mp4v" if name.endswith(".mp4") else "MJPG"
+    writer = cv2.VideoWriter(str(folder / name), cv2.VideoWriter.fourcc(*codec), 10.0, (192, 192))
+    for picture in pictures:
+        writer.write(picture)
     writer.release()
     command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None
         try:
-            yield f"http://127.0.0.1:{server.stdout.readline().split(' port ')[1].split()[0]}/v.avi"
+            yield f"http://127.0.0.1:{server.stdout.readline().split(' port ')[1].split()[0]}/{name}"
         finally:
             server.kill()
 
 
 def test_a_recording_at_an_address_ends(tmp_path: Path) -> None:
     """What has a length is no camera: its end is no loss."""
-    with served_recording(tmp_path, 5) as address, StreamReader(address) as reader:
+    with (
+        served_recording(tmp_path, [numbered(index) for index in range(5)]) as address,
+        StreamReader(address) as reader,
+    ):
         numbers = [number_of(frame.image) for frames in reader for frame in frames]
     assert numbers == list(range(5))
 
 
+@pytest.mark.parametrize("pyav", [True, False])
+def test_a_recording_that_gives_no_frame_is_an_error(
+    pyav: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its index is at the end, beyond what FFmpeg keeps in memory."""
+    if pyav:
+        pytest.importorskip("av")
+    monkeypatch.setattr(remote, "has_pyav", lambda: pyav)
+    noise = np.random.default_rng(0).integers(0, 255, (120, 192, 192, 3), np.uint8)
+    with (
+        served_recording(tmp_path, [*noise], "v.mp4") as address,
+        pytest.raises(SourceError, match="can only be read from a server that sends ranges"),
+    ):
+        list(StreamReader(address))
+
+
 def test_what_was_decoded_is_read_after_the_decoder_has_reached_the_end(tmp_path: Path) -> None:
-    with served_recording(tmp_path, 2) as address:
+    with served_recording(tmp_path, [numbered(0), numbered(1)]) as address:
         capture = remote.RemoteCapture(address, "v", timeout_s=10, open_timeout_s=10, stopping=threading.Event())
         try:
             capture.open()
