@@ -1,15 +1,12 @@
 # Two commands: `make demo` and `make test`. Both make .venv first; neither needs anything but Python and a package index.
 #
 #   make demo VIDEO=file.mp4              your own video instead of the default one
-#   make demo DETECTOR=NAME               find persons by this model's bundle
 #   make demo PYTHON=python3.12           another interpreter (3.10 to 3.13)
 #   make test PIP_ARGS="--extra-index-url URL"   for example PyTorch's index of CPU builds, where the default index has CUDA ones
 
 PYTHON ?= python3
 PIP_ARGS ?=
 VIDEO ?=
-# A detector that can be built: with it the demo is the whole pipeline, on any video.
-DETECTOR ?= $(patsubst edgevis/weights/%.safetensors,%,$(wildcard edgevis/weights/person-detector.safetensors))
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
@@ -18,8 +15,8 @@ SOURCES := $(shell find edgevis runtime export calibration -name '*.py' -o -name
 .PHONY: demo test lint docs release clean
 .DELETE_ON_ERROR:
 
-demo: $(INSTALLED) $(addsuffix .edgevis/manifest.json,$(addprefix bundles/,osnet-x0-25 afl-net hsnet-hm enet $(DETECTOR)))
-	$(RUN) -m benchmarks.demo --bundle bundles/osnet-x0-25.edgevis $(if $(DETECTOR),--detect bundles/$(DETECTOR).edgevis) --timed bundles/afl-net.edgevis bundles/enet.edgevis --output demo $(if $(VIDEO),--video "$(VIDEO)")
+demo: $(INSTALLED) $(addsuffix .edgevis/manifest.json,$(addprefix bundles/,osnet-x0-25 afl-net hsnet-hm enet))
+	$(RUN) -m benchmarks.demo --bundle bundles/osnet-x0-25.edgevis --timed bundles/afl-net.edgevis bundles/enet.edgevis --output demo $(if $(VIDEO),--video "$(VIDEO)")
 	$(RUN) -m benchmarks.showcase --classify bundles/afl-net.edgevis --find bundles/hsnet-hm.edgevis --segment bundles/enet.edgevis --output demo
 
 bundles/%.edgevis/manifest.json: $(SOURCES) | $(INSTALLED)

@@ -1,16 +1,10 @@
-"""The scenes of the demo: a video of persons before a fixed camera, or photographs that a camera pans over.
-
-Neither needs a detector: before a fixed camera a person is what moves, and in the panned photographs the persons' boxes
-are known.
-"""
+"""The demo's photographs as a video: a camera that pans over them, and another camera that sees the same."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import chain, islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,7 +13,6 @@ from calibration.data.samples import wheel_file
 from edgevis import SourceError
 from runtime.common.extras import install_command
 from runtime.images.decode import Image, read_image
-from runtime.streams.reader import frames
 from runtime.streams.video_file import frames_per_second
 
 
@@ -36,123 +29,23 @@ class Box(NamedTuple):
         return image[self.top : self.bottom, self.left : self.right]
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """One frame and the persons in it."""
-
-    image: Image
-    boxes: tuple[Box, ...]
-
-
 _EXAMPLES = 8  # crops that a person is enrolled with
-_EMPTY_LOOKS = 5  # so many looks without anybody end a visit
+
+_GAINS = (0.80, 0.97, 1.12)  # blue, green, red
+_GAMMA = 1.25
 
 
-class VideoScene(Protocol):
-    """The protocol of a scene: examples to enrol, and frames to predict on."""
-
-    name: str
-    fps: float
-
-    def examples(self) -> Iterator[tuple[str, list[Image]]]:
-        """Persons to enrol, each with a name and some crops."""
-        ...
-
-    def views(self) -> Iterator[View]:
-        """The frames, from the first."""
-        ...
-
-
-@dataclass
-class FixedCamera:
-    """A video of a camera that does not move and whose first second shows nobody: what differs later is a person.
-
-    Args:
-        path: The video.
-        stride: Look at each ``stride``-th frame.
-        max_frames: Stop after this many frames of the video.
-    """
-
-    path: Path
-    stride: int = 2
-    max_frames: int = 1800
-    name: str = field(init=False)
-    fps: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.name = self.path.name
-        self.fps = frame_rate(self.path) / self.stride
-
-    def examples(self) -> Iterator[tuple[str, list[Image]]]:
-        """One entry for each visit: a stretch of frames with one person, all of them in the picture."""
-        visit: list[Image] = []
-        count = empty = 0
-        for view in chain(self.views(), [View(np.empty((0, 0, 3), np.uint8), ())] * _EMPTY_LOOKS):
-            rows = view.image.shape[0]
-            whole = [box for box in view.boxes if box.bottom < rows - 2 and box.bottom - box.top > rows / 2]
-            visit += [box.crop(view.image).copy() for box in whole if len(view.boxes) == 1]
-            empty = 0 if view.boxes else empty + 1
-            if empty >= _EMPTY_LOOKS:
-                if len(visit) >= 2 * _EXAMPLES:
-                    count += 1
-                    yield f"person {count}", [visit[i] for i in np.linspace(0, len(visit) - 1, _EXAMPLES).astype(int)]
-                visit = []
-
-    def views(self) -> Iterator[View]:
-        images = self._frames()
-        start = list(islice(images, max(3, round(self.fps))))
-        background = np.asarray(cv2.blur(np.median(np.stack(start), axis=0).astype(np.uint8), (3, 3)), np.uint8)
-        for image in chain(start, images):
-            yield View(image, _moved(image, background))
-
-    def _frames(self) -> Iterator[Image]:
-        return islice(frames(self.path), 0, self.max_frames, self.stride)
-
-
-def _moved(image: Image, background: Image) -> tuple[Box, ...]:
-    difference = cv2.absdiff(cv2.blur(image, (3, 3)), background).max(axis=2)
-    moved = (difference > 36).astype(np.uint8)
-    moved = cv2.morphologyEx(moved, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
-    moved = cv2.morphologyEx(moved, cv2.MORPH_CLOSE, np.ones((25, 15), np.uint8))
-    _, _, parts, _ = cv2.connectedComponentsWithStats(moved)
-    rows, columns = image.shape[:2]
-    boxes = []
-    for left, top, width, height, area in parts[1:]:
-        if height < rows * 0.25 or not 0.15 < width / height < 1.2 or area < 0.25 * width * height:
-            continue
-        pad = round(0.05 * height)
-        boxes.append(
-            Box(max(0, left - pad), max(0, top - pad), min(columns, left + width + pad), min(rows, top + height + pad))
-        )
-    return tuple(sorted(boxes, key=lambda box: (box.left - box.right) * (box.bottom - box.top)))
-
-
-class OtherCamera:
-    """A scene through a second camera: warmer, with another contrast, and with half the resolution.
+def by_another_camera(images: Iterable[Image]) -> Iterator[Image]:
+    """The images as a second camera sees them: warmer, with another contrast, and with half the resolution.
 
     What is enrolled comes from the first camera. The second one is made in code, from the same frames.
     """
-
-    _GAINS = (0.80, 0.97, 1.12)  # blue, green, red
-    _GAMMA = 1.25
-
-    def __init__(self, scene: VideoScene) -> None:
-        self.name = f"{scene.name}, by a second camera"
-        self.fps = scene.fps
-        self._scene = scene
-        levels = np.linspace(0, 1, 256)[:, None] ** self._GAMMA * np.array(self._GAINS)
-        self._table = np.clip(255 * levels, 0, 255).astype(np.uint8)[None]
-
-    def examples(self) -> Iterator[tuple[str, list[Image]]]:
-        """From the first camera."""
-        return self._scene.examples()
-
-    def views(self) -> Iterator[View]:
-        for view in self._scene.views():
-            rows, columns = view.image.shape[:2]
-            small = cv2.resize(view.image, (columns // 2, rows // 2), interpolation=cv2.INTER_AREA)
-            image = cv2.resize(cv2.LUT(small, self._table), (columns, rows), interpolation=cv2.INTER_LINEAR)
-            yield View(np.asarray(image, np.uint8), view.boxes)
+    levels = np.linspace(0, 1, 256)[:, None] ** _GAMMA * np.array(_GAINS)
+    table = np.clip(255 * levels, 0, 255).astype(np.uint8)[None]
+    for image in images:
+        rows, columns = image.shape[:2]
+        small = cv2.resize(image, (columns // 2, rows // 2), interpolation=cv2.INTER_AREA)
+        yield np.asarray(cv2.resize(cv2.LUT(small, table), (columns, rows), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 # Photographs that wheels carry: package, file inside of it, who is seen (None: nobody), where (fractions of the sides).
@@ -190,12 +83,14 @@ class PhotoPan:
         self.canvas = np.hstack(pictures).astype(np.uint8)
 
     def examples(self) -> Iterator[tuple[str, list[Image]]]:
+        """The persons to enrol, each with a name and some crops."""
         rng = np.random.default_rng(0)
         for person, box in self.persons:
             if person in _ENROLLED:
                 yield person, [self._example(box, rng) for _ in range(_EXAMPLES)]
 
-    def views(self) -> Iterator[View]:
+    def frames(self) -> Iterator[Image]:
+        """(432, 640, 3) uint8 BGR each, from the first."""
         width, height = self.size
         rows, columns = self.canvas.shape[:2]
         rng = np.random.default_rng(1)
@@ -210,9 +105,7 @@ class PhotoPan:
             image = cv2.warpAffine(self.canvas, window, (width, height), flags=cv2.INTER_AREA | cv2.WARP_INVERSE_MAP)
             light = 1.0 + 0.25 * np.sin(14 * turn), 10 * np.sin(23 * turn)
             noise = rng.normal(0, 3, image.shape)
-            image = np.clip(image * light[0] + light[1] + noise, 0, 255).astype(np.uint8)
-            boxes = (self._seen(box, left, top, w / width) for _, box in self.persons)
-            yield View(image, tuple(box for box in boxes if box is not None))
+            yield np.clip(image * light[0] + light[1] + noise, 0, 255).astype(np.uint8)
 
     def _example(self, box: Box, rng: np.random.Generator) -> Image:
         jitter = rng.uniform(-0.06, 0.06, 4) * (box.right - box.left)
@@ -225,16 +118,6 @@ class PhotoPan:
         )
         light = rng.uniform(0.75, 1.25)
         return np.asarray(np.clip(moved.crop(self.canvas) * light, 0, 255), np.uint8)
-
-    def _seen(self, box: Box, left: float, top: float, scale: float) -> Box | None:
-        """The box in the frame, if at least two thirds of it are inside."""
-        width, height = self.size
-        x0, x1 = (box.left - left) / scale, (box.right - left) / scale
-        y0, y1 = (box.top - top) / scale, (box.bottom - top) / scale
-        inside = Box(max(0, round(x0)), max(0, round(y0)), min(width, round(x1)), min(height, round(y1)))
-        if inside.right - inside.left < (x1 - x0) * 2 / 3 or inside.bottom - inside.top < (y1 - y0) * 2 / 3:
-            return None
-        return inside
 
 
 def frame_rate(path: Path) -> float:

@@ -80,23 +80,22 @@ def from_levels(levels: Array, indices: Array) -> npt.NDArray[np.float32]:
     return tensor
 
 
-def differences(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Each byte less the one before it along the second axis, modulo 256: areas and gradients deflate to little."""
-    before = np.zeros_like(array)
-    before[:, 1:] = array[:, :-1]
-    return array - before
+def differences(array: npt.NDArray[np.uint8], *, axis: int) -> npt.NDArray[np.uint8]:
+    """Each byte less the one before it along an axis, modulo 256: areas and gradients deflate to little."""
+    return np.diff(array, axis=axis, prepend=np.uint8(0))
 
 
-def sums(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def sums(array: npt.NDArray[np.uint8], *, axis: int) -> npt.NDArray[np.uint8]:
     """The inverse of :func:`differences`."""
-    return np.cumsum(array, axis=1, dtype=np.uint8)
+    return np.cumsum(array, axis=axis, dtype=np.uint8)
 
 
 def compact(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """The arrays as they go into a file: those of pixels as ``NAME/levels`` and ``NAME/indices``, others as they are.
 
     An array is one of pixels if it is (N, channels, height, width) float32, no channel has more than 256 values, and it
-    becomes smaller. :func:`expand` is the exact inverse.
+    becomes smaller. Its indices are less those of the channel before, and of the pixel above. :func:`expand` is the
+    exact inverse.
     """
     stored: dict[str, Array] = {}
     for name, array in arrays.items():
@@ -106,7 +105,7 @@ def compact(arrays: Mapping[str, Array]) -> dict[str, Array]:
         else:
             levels, indices = found
             stored[f"{name}{_LEVELS}"] = levels
-            stored[f"{name}{_INDICES}"] = np.stack([differences(planes) for planes in indices])
+            stored[f"{name}{_INDICES}"] = differences(differences(np.stack(indices), axis=1), axis=2)
     return stored
 
 
@@ -147,7 +146,7 @@ def _expanded(
             raise ValueError(f"indices are {indices.shape} {indices.dtype}; needed: (N, channels, height, width) uint8")
         tensor = np.empty(indices.shape, np.float32)
         for row, planes in zip(tensor, indices, strict=True):
-            row[:] = from_levels(levels, sums(planes))
+            row[:] = from_levels(levels, sums(sums(planes, axis=1), axis=0))
     except ValueError as cause:
         raise error(f"{where}: {name} is damaged: {cause}; build the bundle again") from cause
     return tensor

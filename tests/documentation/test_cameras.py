@@ -10,17 +10,15 @@ from importlib import util
 from pathlib import Path
 from types import ModuleType
 
-import cv2
-import numpy as np
 import pytest
 
 from edgevis.cli import main
+from runtime.pipeline import IDENTIFIER
 from runtime.predictor import Predictor
 
-from bundles import Array, write_tiny_bundle
-from detection_bundles import write_detector
 from doc_pages import Block, blocks
 from locations import ROOT
+from people import FRAMES, photographs, write_people_video
 
 CAMERA = re.compile(r"rtsp://[\w./]+")
 TESTED = [
@@ -31,32 +29,16 @@ TESTED = [
 ]
 
 
-def square(blue: int) -> Array:
-    """What the detector of the tests takes for an object."""
-    pattern = np.zeros((10, 10, 3))
-    pattern[..., 0] = blue
-    pattern[..., 2] = 255 * (np.random.default_rng(blue).random((10, 10)) > 0.25)
-    return np.kron(pattern, np.ones((4, 4, 1))).astype(np.uint8)
-
-
 @pytest.fixture
 def hall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the bundles and enrolments that the pages name, and the video ``hall.avi`` of alice and another."""
+    """A folder with the enrolments that the pages name, and the video ``hall.avi`` of alice and another."""
     folder = tmp_path / "hall"
-    (folder / "bundles").mkdir(parents=True)
-    write_detector(folder / "bundles" / "person-detector.edgevis")
-    bundle = write_tiny_bundle(folder / "bundles" / "osnet-x0-25.edgevis")
-    with Predictor(bundle) as predictor:
-        predictor.enroll("alice", square(250))
+    folder.mkdir()
+    with Predictor(IDENTIFIER) as predictor:
+        predictor.enroll("alice", photographs()[0])
         for name in ("lobby", "door"):
             predictor.save(folder / f"{name}.enrolment")
-    writer = cv2.VideoWriter(str(folder / "hall.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (320, 320))
-    for _ in range(25):
-        frame = np.zeros((320, 320, 3), np.uint8)
-        frame[80:120, 80:120] = square(250)
-        frame[200:240, 200:240] = square(0)
-        writer.write(frame)
-    writer.release()
+    write_people_video(folder / "hall.avi")
     monkeypatch.chdir(folder)
     return folder
 
@@ -91,29 +73,26 @@ def example(name: str) -> ModuleType:
     return module
 
 
-ENGINES = ["--detect", "bundles/person-detector.edgevis", "--identify", "bundles/osnet-x0-25.edgevis"]
-
-
 def test_the_app_for_one_camera(hall: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["hall.avi", *ENGINES, "--enrolment", "lobby.enrolment"]
+    command = ["hall.avi", "--enrolment", "lobby.enrolment"]
     assert example("one_camera").main(command) == 0
-    assert capsys.readouterr().out == "25 frames, 2 tracks\n"
+    assert capsys.readouterr().out == f"{FRAMES} frames, 2 tracks\n"
     with (hall / "visits" / "visits.csv").open(newline="") as file:
         visits = {identity: float(seconds) for _, identity, seconds in csv.reader(file)}
     assert set(visits) == {"alice", "unknown-1"}
     assert all(seconds > 2 for seconds in visits.values())
     assert [path.name for path in (hall / "visits").glob("*.jpg")] == ["unknown-1.jpg"]
-    assert example("one_camera").main(["nowhere.avi", *ENGINES]) == 1
+    assert example("one_camera").main(["nowhere.avi"]) == 1
     assert "nowhere.avi" in capsys.readouterr().err
 
 
 def test_the_app_for_several_cameras(hall: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (hall / "door.avi").write_bytes((hall / "hall.avi").read_bytes())
-    command = ["hall.avi", "door.avi", *ENGINES, "--enrolment", "door.enrolment"]
+    command = ["hall.avi", "door.avi", "--enrolment", "door.enrolment"]
     assert example("several_cameras").main(command) == 0
     out = capsys.readouterr().out
     assert "alice at hall.avi" in out
     assert "alice at door.avi, before at hall.avi" in out
     assert "unknown-1 at door.avi" in out
     assert "unknown-2" not in out
-    assert "door.avi: 25 frames" in out
+    assert f"door.avi: {FRAMES} frames" in out

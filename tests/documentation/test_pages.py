@@ -199,7 +199,7 @@ def _check_values(arguments: object) -> None:
 def test_the_readme_is_short_and_its_example_too() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 140
-    example = next(block.code for block in blocks("README.md") if "reid.stream" in block.code)
+    example = next(block.code for block in blocks("README.md") if "pipeline.stream" in block.code)
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
 
 

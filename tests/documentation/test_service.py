@@ -16,9 +16,13 @@ from pathlib import Path
 import cv2
 import pytest
 
+from edgevis.cli import main
+from runtime.pipeline import IDENTIFIER
+
 import doc_pages
 from camera_server import CameraServer, numbered
 from locations import ROOT
+from people import photographs
 from python_processes import python_environment
 
 UNIT = ROOT / "docs" / "service" / "edgevis@.service"
@@ -76,7 +80,8 @@ def test_the_unit_runs_edgevis_within_limits() -> None:
     words = command(environment_file(), Path(STATE))
     assert words[0] == EDGEVIS
     arguments = doc_pages.parsed(shlex.join(["edgevis", *words[1:]]))
-    assert arguments.bundle == "osnet-x0-25"
+    assert (arguments.verb, arguments.detect, arguments.identify) == ("watch", None, None)
+    assert arguments.events == ["jsonl"]
     assert arguments.enrolment == f"{STATE}/door.enrolment"
     settings = service()
     assert settings["CPUQuota"] == f"{arguments.threads * 100}%"
@@ -84,13 +89,6 @@ def test_the_unit_runs_edgevis_within_limits() -> None:
     assert settings["SuccessExitStatus"] == str(128 + signal.SIGTERM)
     assert (settings["UMask"], settings["StateDirectoryMode"]) == ("0077", "0700")
     assert f"/var/lib/{settings['StateDirectory']}" == STATE
-
-
-def test_the_command_with_a_tracker_is_one_that_edgevis_takes() -> None:
-    block = next(block for block in doc_pages.blocks(PAGE) if "a detector and a tracker" in block.reason)
-    words = shlex.split(block.code.removeprefix(f"ExecStart={EDGEVIS}"))
-    arguments = doc_pages.parsed(shlex.join(["edgevis", *words]))
-    assert (arguments.verb, arguments.events, arguments.enrolment) == ("watch", ["jsonl"], f"{STATE}/%i.enrolment")
 
 
 @pytest.fixture
@@ -118,14 +116,14 @@ class CameraProcess:
         self.process.kill()
         self.process.communicate()
 
-    def result(self) -> dict[str, object]:
-        """The next line of its log."""
+    def event(self) -> tuple[str, str]:
+        """The kind and the identity of the next event, a line of its log."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             pytest.fail(f"the service ended: {self.process.communicate()[1]}")
-        result: dict[str, object] = json.loads(line)
-        return result
+        event = json.loads(line)
+        return event["type"], event["identity"]
 
     def end(self, number: signal.Signals) -> int:
         """Its exit status after a signal."""
@@ -134,32 +132,27 @@ class CameraProcess:
         return self.process.returncode
 
 
-def edgevis(*words: object) -> str:
-    line = [*COMMAND, *map(str, words)]
-    run = subprocess.run(line, env=python_environment(), capture_output=True, text=True, timeout=60, check=False)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
 def test_the_command_survives_kills_and_its_camera(tmp_path: Path, camera: CameraServer) -> None:
-    example = environment_file()
-    words = command({**example, "SOURCE": camera.address("fps=10")}, tmp_path)
-    enrolment = tmp_path / "door.enrolment"
-    cv2.imwrite(str(tmp_path / "one.png"), numbered(0b101010101010))
-    edgevis("enroll", example["BUNDLE"], "someone", tmp_path / "one.png", "--enrolment", enrolment)
+    hopper = photographs()[1]
+    shown, enrolment = tmp_path / "shown.png", tmp_path / "door.enrolment"
+    file = ["--enrolment", str(enrolment)]
+    words = command({"SOURCE": camera.address(f"show={shown}&fps=10")}, tmp_path)
+    for name, picture in (("number", numbered(0b101010101010)), ("hopper", hopper), ("shown", hopper)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), picture)
+    assert main(["enroll", IDENTIFIER, "a number", str(tmp_path / "number.png"), *file]) == 0
 
     with CameraProcess(words) as running:
-        assert [match["label"] for match in running.result()["matches"]] == ["someone"]
-        # Enrolled while the service runs, which is killed: the next one knows both.
-        cv2.imwrite(str(tmp_path / "two.png"), numbered(0b111111000000)[::-1])
-        edgevis("enroll", example["BUNDLE"], "someone else", tmp_path / "two.png", "--enrolment", enrolment)
+        assert running.event() == ("appeared", "unknown-1")
+        # Enrolled while the service runs, which is killed: the next one knows her.
+        assert main(["enroll", IDENTIFIER, "Grace Hopper", str(tmp_path / "hopper.png"), *file]) == 0
         assert running.end(signal.SIGKILL) == -signal.SIGKILL
 
     with CameraProcess(words) as running:
-        assert {match["label"] for match in running.result()["matches"]} == {"someone", "someone else"}
+        assert [running.event() for _ in range(2)] == [("appeared", "Grace Hopper"), ("identified", "Grace Hopper")]
         camera.kill()
+        shutil.copy(tmp_path / "number.png", shown)
         camera.start()
-        assert len([running.result() for _ in range(30)]) == 30, "more than was read before the camera was lost"
+        assert running.event() == ("left", "Grace Hopper"), "told by frames of the camera that came back"
         assert running.end(signal.SIGTERM) == 128 + signal.SIGTERM
     assert enrolment.stat().st_mode & 0o777 == 0o600
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import save_file
 
 from edgevis import models
 from export import release
 from runtime import ready
-from runtime.bundle.bundle import Bundle
+from runtime.bundle.bundle import GOLDEN, Bundle
+from runtime.common.arrays import write_arrays
+from runtime.common.levels import compact
 from runtime.errors import ExportError, IntegrityError
 
-from bundles import edited_manifest, needs_openvino
+from bundles import edited_manifest, needs_openvino, replace_file
 from tiny_models import tiny_entry, tiny_net
 
 pytestmark = [pytest.mark.torch, needs_openvino]
@@ -41,6 +44,22 @@ def test_a_bundle_of_other_weights_or_altered_is_refused(tmp_path: Path) -> None
         file.write(b"x")
     with pytest.raises(IntegrityError):
         release.check("osnet-x0-25", tmp_path)
+
+
+@pytest.mark.parametrize("change", ["outputs", "postprocess"])
+def test_a_bundle_of_another_code_is_refused(change: str, tmp_path: Path) -> None:
+    copy = shutil.copytree(ready.bundle_path("person-detector"), tmp_path / "person-detector.edgevis")
+    if change == "outputs":
+        golden = Bundle(copy).golden()
+        golden["detect/boxes"] = golden["detect/boxes"] * np.float32(1.001)
+        write_arrays(copy / GOLDEN, compact(golden))
+        replace_file(copy, GOLDEN, (copy / GOLDEN).read_bytes())
+    else:
+        with edited_manifest(copy) as data:
+            data["deployment"]["postprocess"]["labels"] = ["people"]
+    changed = {"outputs": "output detect/boxes", "postprocess": "labels"}[change]
+    with pytest.raises(ExportError, match=rf"{changed} changed: run python -m export\.release person-detector"):
+        release.check("person-detector", tmp_path)
 
 
 def test_a_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,8 @@
 
 The query of an address says what goes wrong, counted in the pictures of one connection: ``frames`` ends it after so
 many, ``cut`` sends a part of the next one and ends it, ``corrupt`` damages every so many-th, ``resize`` halves the size
-after so many, ``hang`` sends nothing any more after so many, ``size`` is the side of the pictures, ``fps`` their rate.
-The numbers go on from one connection to the next.
+after so many, ``hang`` sends nothing any more after so many, ``size`` is the side of the pictures, ``fps`` their rate,
+``show`` the path of a picture that is sent in place of numbers. The numbers go on from one connection to the next.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -51,7 +52,10 @@ class Faults:
     _numbers = itertools.count()
 
     def __init__(self, address: str) -> None:
-        self._asked = {key: float(value) for key, value in parse_qsl(urlsplit(address).query)}
+        asked = dict(parse_qsl(urlsplit(address).query))
+        path = asked.pop("show", None)
+        self._shown = None if path is None else np.asarray(cv2.imread(path), np.uint8)
+        self._asked = {key: float(value) for key, value in asked.items()}
 
     def pictures(self) -> Iterator[tuple[int, Picture]]:
         """Each picture with its position, at its time."""
@@ -64,7 +68,8 @@ class Faults:
             time.sleep(max(0.0, due - time.monotonic()))
             due += 1 / self._asked.get("fps", 50)
             small = sent >= self._asked.get("resize", float("inf"))
-            yield sent, numbered(next(self._numbers), side // 2 if small else side)
+            picture = numbered(next(self._numbers), side // 2 if small else side)
+            yield sent, picture if self._shown is None else self._shown
 
     def cut(self, sent: int) -> bool:
         return sent == self._asked.get("cut")

@@ -81,14 +81,14 @@ def arrays_of(answers: Answers) -> dict[str, Array]:
     header = json.dumps(to_json(answers.header), allow_nan=False).encode()
     arrays: dict[str, Array] = {_HEADER: np.frombuffer(header, np.uint8)}
     for index, (picture, mask) in enumerate(zip(answers.pictures, answers.masks, strict=True)):
-        arrays[f"picture/{index}"] = differences(picture)
+        arrays[f"picture/{index}"] = differences(picture, axis=1)
         if mask is not None:
             arrays[f"mask/{index}"] = np.packbits(mask, axis=1)
     found = levelled(answers.inputs)
     if found is None:
         raise ValueError("a channel of the input has more values than a pixel")
     arrays["levels"], indices = found
-    arrays |= {f"input/{index}": differences(array) for index, array in enumerate(indices)}
+    arrays |= {f"input/{index}": differences(array, axis=1) for index, array in enumerate(indices)}
     return arrays | {f"{_EXPECTED}{name}": array for name, array in answers.expected.items()}
 
 
@@ -114,12 +114,12 @@ def answers_from(arrays: Mapping[str, Array], image: TensorSpec) -> Answers:
     levels = _array(arrays, "levels", np.float32, 2)
     pictures, masks, inputs = [], [], []
     for index in range(count):
-        picture = sums(_array(arrays, f"picture/{index}", np.uint8, 3))
+        picture = sums(_array(arrays, f"picture/{index}", np.uint8, 3), axis=1)
         if picture.shape[2] != 3 or 0 in picture.shape:
             raise IntegrityError(f"{ANSWERS}: picture {index} is {picture.shape}; needed: (H, W, 3)")
         pictures.append(picture)
         masks.append(_mask(arrays, f"mask/{index}", picture.shape[:2]))
-        planes = sums(_array(arrays, f"input/{index}", np.uint8, 3))
+        planes = sums(_array(arrays, f"input/{index}", np.uint8, 3), axis=1)
         if planes.shape != image.shape[1:]:
             raise IntegrityError(f"{ANSWERS}: input {index} is {planes.shape}; needed: {image.shape[1:]}")
         try:

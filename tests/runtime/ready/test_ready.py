@@ -12,9 +12,11 @@ from edgevis.cli import main
 from runtime import ready
 from runtime.bundle.bundle import Bundle
 from runtime.errors import BundleNotFoundError
+from runtime.pipeline import DETECTOR, IDENTIFIER, Pipeline
 from runtime.predictor import Predictor
 
 from bundles import picture, write_tiny_bundle
+from people import FRAMES, photographs, write_people_video
 
 REID = "osnet-x0-25"
 
@@ -27,6 +29,44 @@ def test_a_name_is_enough() -> None:
         assert rows.shape == (2, 512)
         predictor.enroll("someone", [picture(0)])
         assert predictor.predict(picture(0)).matches[0].label == "someone"
+
+
+def test_the_detector_finds_persons() -> None:
+    with Predictor(DETECTOR) as predictor:
+        for image in photographs():
+            found = predictor.predict(image)
+            assert found.labels == ("person",)
+            assert found.scores[0] > 0.5
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_people_video(tmp_path_factory.mktemp("people") / "people.avi")
+
+
+def test_a_pipeline_needs_no_argument(video: Path) -> None:
+    assert {DETECTOR, IDENTIFIER} <= set(ready.names())
+    with Pipeline() as pipeline:
+        seen = [people for _, people in pipeline.stream(video)]
+    assert len(seen) == FRAMES
+    assert [len(people) for people in seen] == [2] * FRAMES
+    assert len({person.track for people in seen for person in people}) == 2
+    assert {person.identity for person in seen[-1]} == {"unknown-1", "unknown-2"}
+
+
+def test_watch_needs_a_source_alone(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    enrolment, events = tmp_path / "hall.enrolment", tmp_path / "events.jsonl"
+    with Predictor(IDENTIFIER) as predictor:
+        predictor.enroll("Grace Hopper", [photographs()[1]])
+        predictor.save(enrolment)
+    command = ["watch", str(video), "--json", "--events", str(events), "--threads", "1"]
+    assert main([*command, "--enrolment", str(enrolment)]) == 0
+    frames = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [frame["frame"] for frame in frames] == list(range(FRAMES))
+    assert {item["identity"] for item in frames[-1]["objects"]} == {"Grace Hopper", "unknown-1"}
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    assert sorted(event["type"] for event in told) == ["appeared", "appeared", "identified", "left", "left"]
+    assert {event["identity"] for event in told if event["type"] == "identified"} == {"Grace Hopper"}
 
 
 @pytest.mark.parametrize("name", ready.names())
