@@ -10,6 +10,8 @@ Licence: this file, as the rest of edgevis.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -21,25 +23,31 @@ from runtime.errors import ModelError
 
 EMBEDDING = 512
 
-DEPLOYMENT = Deployment(
-    task="reid",
-    graphs=(
-        Graph(
-            "embed",
-            inputs=(TensorSpec("image", "float32", ("N", 3, 256, 128)),),
-            outputs=(TensorSpec("embedding", "float32", ("N", EMBEDDING)),),
+
+def osnet_deployment(embedding: int) -> Deployment:
+    """The deployment of an OSNet whose embedding has that many values."""
+    return Deployment(
+        task="reid",
+        graphs=(
+            Graph(
+                "embed",
+                inputs=(TensorSpec("image", "float32", ("N", 3, 256, 128)),),
+                outputs=(TensorSpec("embedding", "float32", ("N", embedding)),),
+            ),
         ),
-    ),
-    preprocess=Preprocess(
-        height=256,
-        width=128,
-        color="RGB",
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        fit="stretch",
-        interpolation="linear",
-    ),
-)
+        preprocess=Preprocess(
+            height=256,
+            width=128,
+            color="RGB",
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            fit="stretch",
+            interpolation="linear",
+        ),
+    )
+
+
+DEPLOYMENT = osnet_deployment(EMBEDDING)
 
 
 class ConvBN(nn.Module):
@@ -83,9 +91,12 @@ class ChannelGate(nn.Module):
 
 
 class OmniScaleBlock(nn.Module):
-    """Four streams of one to four Lite 3x3 layers (receptive fields 3 to 9), gated, summed, with a residual."""
+    """Four streams of one to four Lite 3x3 layers (receptive fields 3 to 9), gated, summed, with a residual.
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    ``gate`` makes the gate of a number of channels.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, gate: Callable[[int], nn.Module] = ChannelGate) -> None:
         super().__init__()
         middle = outputs // 4
         self.conv1 = ConvBN(inputs, middle)
@@ -93,7 +104,7 @@ class OmniScaleBlock(nn.Module):
         self.conv2b = nn.Sequential(*(LightConv3x3(middle) for _ in range(2)))
         self.conv2c = nn.Sequential(*(LightConv3x3(middle) for _ in range(3)))
         self.conv2d = nn.Sequential(*(LightConv3x3(middle) for _ in range(4)))
-        self.gate = ChannelGate(middle)
+        self.gate = gate(middle)
         self.conv3 = ConvBN(middle, outputs, relu=False)
         self.downsample = ConvBN(inputs, outputs, relu=False) if inputs != outputs else None
 
@@ -105,25 +116,38 @@ class OmniScaleBlock(nn.Module):
         return torch.relu(self.conv3(gated) + shortcut)
 
 
-class OSNet(nn.Module):
-    """OSNet with channels (stem, stage 2, stage 3, stage 4).
+class PersonEncoder(nn.Module):
+    """An embedding of persons, and in training a classifier of its identities, which no graph contains."""
 
-    Input: image (N, 3, 256, 128) float32, RGB, ImageNet mean and standard deviation, the person's box stretched to
-    that size. Output: embedding (N, 512) float32, >= 0, rows not normalised: the runtime L2-normalises them.
-    """
-
-    def __init__(self, channels: tuple[int, int, int, int], *, num_identities: int = 0) -> None:
+    def __init__(self, embedding: int, num_identities: int) -> None:
         super().__init__()
-        stem, second, third, fourth = channels
-        self.conv1 = ConvBN(3, stem, kernel=7, stride=2)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.conv2 = _stage(stem, second)
-        self.conv3 = _stage(second, third)
-        self.conv4 = nn.Sequential(OmniScaleBlock(third, fourth), OmniScaleBlock(fourth, fourth))
-        self.conv5 = ConvBN(fourth, fourth)
-        self.fc = nn.Sequential(nn.Linear(fourth, EMBEDDING), nn.BatchNorm1d(EMBEDDING), nn.ReLU())
-        # Only training classifies identities; no graph contains it.
-        self.classifier = nn.Linear(EMBEDDING, num_identities) if num_identities else None
+        CLASSES_OR_NONE.require("num_identities", num_identities)
+        self.classifier = nn.Linear(embedding, num_identities) if num_identities else None
+
+    def embed(self, image: Tensor) -> Tensor:
+        """From image (N, 3, 256, 128) float32 to embedding (N, d) float32."""
+        raise NotImplementedError
+
+    def branches(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The embedding alone: :class:`edgevis.losses.ReIDLoss` takes a tuple of such."""
+        return (self.embed(image),)
+
+    def logits(self, branches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The outputs of :meth:`branches` -> (N, num_identities).
+
+        Raises:
+            ModelError: The model was built without a classifier.
+        """
+        if self.classifier is None:
+            raise ModelError(f"this {type(self).__name__} has no classifier; create it with num_identities=…")
+        return (self.classifier(branches[0]),)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The same as :meth:`embed`."""
+        return self.embed(image)
+
+    def initialise(self) -> None:
+        """Random weights, as torchreid draws them."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -132,6 +156,26 @@ class OSNet(nn.Module):
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
+
+
+class OSNet(PersonEncoder):
+    """OSNet with channels (stem, stage 2, stage 3, stage 4).
+
+    Input: image (N, 3, 256, 128) float32, RGB, ImageNet mean and standard deviation, the person's box stretched to
+    that size. Output: embedding (N, 512) float32, >= 0, rows not normalised: the runtime L2-normalises them.
+    """
+
+    def __init__(self, channels: tuple[int, int, int, int], *, num_identities: int = 0) -> None:
+        super().__init__(EMBEDDING, num_identities)
+        stem, second, third, fourth = channels
+        self.conv1 = ConvBN(3, stem, kernel=7, stride=2)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.conv2 = _stage(stem, second)
+        self.conv3 = _stage(second, third)
+        self.conv4 = nn.Sequential(OmniScaleBlock(third, fourth), OmniScaleBlock(fourth, fourth))
+        self.conv5 = ConvBN(fourth, fourth)
+        self.fc = nn.Sequential(nn.Linear(fourth, EMBEDDING), nn.BatchNorm1d(EMBEDDING), nn.ReLU())
+        self.initialise()
 
     def embed(self, image: Tensor) -> Tensor:
         """From image (N, 3, 256, 128) float32 to embedding (N, 512) float32."""
@@ -159,24 +203,6 @@ class OSNet(nn.Module):
         scales = [[scale for name, scale in block.named_parameters() if name in ends] for block in self.blocks()]
         return [*scales, [self.fc.get_parameter("1.weight")]]
 
-    def branches(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The embedding alone: :class:`edgevis.losses.ReIDLoss` takes a tuple of such."""
-        return (self.embed(image),)
-
-    def logits(self, branches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The outputs of :meth:`branches` -> (N, num_identities).
-
-        Raises:
-            ModelError: The model was built without a classifier.
-        """
-        if self.classifier is None:
-            raise ModelError("this OSNet has no classifier; create it with num_identities=…")
-        return (self.classifier(branches[0]),)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """The same as :meth:`embed`."""
-        return self.embed(image)
-
 
 def _stage(inputs: int, outputs: int) -> nn.Sequential:
     """Two blocks, then a transition that halves height and width."""
@@ -186,7 +212,6 @@ def _stage(inputs: int, outputs: int) -> nn.Sequential:
 
 def osnet_x0_25(*, num_identities: int = 0) -> OSNet:
     """OSNet with a quarter of the channels; ``num_identities`` > 0 adds a ``classifier`` for training."""
-    CLASSES_OR_NONE.require("num_identities", num_identities)
     return OSNet((16, 64, 96, 128), num_identities=num_identities)
 
 
