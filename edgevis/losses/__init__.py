@@ -17,6 +17,7 @@ from edgevis.losses.objectness_distillation import ObjectnessDistillationLoss
 from edgevis.losses.reid import ReIDLoss, hard_triplet_loss, smoothed_cross_entropy
 from edgevis.losses.segmentation import dice_loss, segmentation_loss
 from edgevis.losses.sim_ota import sim_ota
+from edgevis.losses.similarity_distillation import SimilarityDistillationLoss, similarity_distillation_loss
 from edgevis.losses.yolox import YOLOXLoss
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "MILBaselineLoss",
     "ObjectnessDistillationLoss",
     "ReIDLoss",
+    "SimilarityDistillationLoss",
     "YOLOXLoss",
     "box_tightness_loss",
     "cosine_logits",
@@ -44,6 +46,7 @@ __all__ = [
     "segmentation_loss",
     "sigmoid_focal_loss",
     "sim_ota",
+    "similarity_distillation_loss",
     "smoothed_cross_entropy",
     "squared_distance_logits",
 ]

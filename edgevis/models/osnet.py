@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgevis.models.allowed import CLASSES_OR_NONE
 from edgevis.models.entry import ModelEntry
-from edgevis.models.recipe import BlockwiseDistillationRecipe, ReIDRecipe
+from edgevis.models.recipe import BlockwiseDistillationRecipe, ReIDRecipe, SimilarityDistillationRecipe
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.errors import ModelError
 
@@ -243,6 +243,19 @@ _DISTILL = BlockwiseDistillationRecipe(
     clip_norm=5.0,
 )
 
+# How the published weights, or those that ship, learn from a larger network, whatever its blocks.
+SIMILARITY = SimilarityDistillationRecipe(
+    epochs=10,
+    steps_per_epoch=40,
+    optimizer="adamw",
+    learning_rate=5e-4,
+    weight_decay=1e-4,
+    decay_vectors=False,
+    schedule="cosine",
+    warm_up_epochs=1,
+    clip_norm=5.0,
+)
+
 ENTRIES = (
     ModelEntry(
         name="osnet-x0-25",
@@ -253,6 +266,6 @@ ENTRIES = (
         parameters=201_864,
         weights="osnet-x0-25.safetensors",
         classifier=("classifier.",),
-        recipes={"small": _SMALL, "distill": _DISTILL},
+        recipes={"small": _SMALL, "distill": _DISTILL, "similarity": SIMILARITY},
     ),
 )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.models.entry import ModelEntry
-from edgevis.models.osnet import ConvBN, OmniScaleBlock, PersonEncoder, osnet_deployment
+from edgevis.models.osnet import SIMILARITY, ConvBN, OmniScaleBlock, PersonEncoder, osnet_deployment
 from edgevis.models.recipe import ReIDRecipe
 
 EMBEDDING = 256
@@ -117,6 +117,6 @@ ENTRIES = (
         licence="Apache-2.0",
         parameters=595_968,
         classifier=("classifier.",),
-        recipes={"small": _SMALL},
+        recipes={"small": _SMALL, "similarity": SIMILARITY},
     ),
 )

@@ -381,6 +381,29 @@ class BlockwiseDistillationRecipe(Recipe):
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimilarityDistillationRecipe(Recipe):
+    """Distillation without labels: the similarities of a teacher's embeddings, of any width, on views of persons.
+
+    Attributes:
+        loss: ``similarity`` is :class:`edgevis.losses.SimilarityDistillationLoss`.
+        batch: Views of persons, two of each.
+        pairs_weight, direction_weight: Of the loss's terms.
+    """
+
+    loss: str = "similarity"
+    batch: int = 64
+    pairs_weight: float = 1.0
+    direction_weight: float = 1.0
+
+    ALLOWED: ClassVar[Mapping[str, Allowed]] = {
+        "loss": one_of("similarity"),
+        "batch": whole(4, _MOST),
+        "pairs_weight": number(0, _LARGEST),
+        "direction_weight": number(0, _LARGEST),
+    }
+
+
 R = TypeVar("R", bound=Recipe)
 
 

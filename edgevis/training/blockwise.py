@@ -12,10 +12,9 @@ Data: Clothing Co-Parsing's zip, or a folder with this zip and videos; see :mod:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,20 +23,14 @@ from torch.nn import functional
 
 from edgevis.data.person_cutouts import PersonSources, read_person_sources
 from edgevis.models.recipe import BlockwiseDistillationRecipe
-from edgevis.training.camera_views import camera_view
-from edgevis.training.embed import embeddings
+from edgevis.training.person_views import PersonViewsTask, per_person
 from edgevis.training.precision import in_float32
-from edgevis.training.task import Batch, Evaluation, MetricValue
+from edgevis.training.task import Batch, MetricValue
 from edgevis.training.teacher import Teacher
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
 from runtime.errors import InputError
 from runtime.images.decode import Image
-from runtime.images.preprocess import Preprocessor
-
-_HELD_OUT_VIEWS = 2
-_HELD_OUT_DRAW = 1 << 31
-_IMAGE = "teacher_image"
 
 
 @runtime_checkable
@@ -97,7 +90,7 @@ def _unexplained(learned: Tensor, taught: Tensor) -> Tensor:
     return ((learned - taught).square().mean(axes) / variance.clamp_min(0.1 * variance.mean().item())).mean()
 
 
-class BlockwiseDistillationTask:
+class BlockwiseDistillationTask(PersonViewsTask):
     """A training task without labels: the student learns a teacher's maps and embeddings.
 
     Args:
@@ -119,28 +112,16 @@ class BlockwiseDistillationTask:
         data: str,
         seed: int,
     ) -> None:
-        self._recipe, self._teacher, self._seed, self._name = recipe, teacher, seed, data
-        self._sources, self._persons = sources, (*sources.photos, *sources.video)
-        self._preprocess = Preprocessor(deployment.preprocess)
-        self._held_out_views: list[Image] | None = None
-        self._taught_rows: Array | None = None
-
-    @property
-    def model_options(self) -> Mapping[str, int | str]:
-        return {}
-
-    @property
-    def data(self) -> Mapping[str, object]:
-        return {
-            "source": self._name,
-            "persons in photographs": len(self._sources.photos),
-            "persons in videos": len(self._sources.video),
-            "persons held out": len(self._sources.held_out),
-        }
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._recipe.steps_per_epoch or max(1, len(self._persons) // self._recipe.batch)
+        super().__init__(
+            sources,
+            batch=recipe.batch,
+            steps_per_epoch=recipe.steps_per_epoch,
+            deployment=deployment,
+            teacher=teacher,
+            data=data,
+            seed=seed,
+        )
+        self._recipe = recipe
 
     def criterion(self) -> nn.Module:
         return nn.Identity()
@@ -161,15 +142,8 @@ class BlockwiseDistillationTask:
                 for scale in scales:
                     scale.mul_(teacher_output.float().std() / student_output.float().std())
 
-    def batch(self, epoch: int, step: int, rank: int) -> Batch:
-        size = self._recipe.batch
-        number = epoch * self.steps_per_epoch + step
-        rng = np.random.default_rng((self._seed, number, rank) if rank else (self._seed, number))
-        enough = size <= len(self._persons)
-        chosen = rng.permutation(len(self._persons))[:size] if enough else rng.integers(len(self._persons), size=size)
-        views = [camera_view(self._persons, int(index), rng) for index in chosen]
-        image = None if self._teacher is None else self._teacher.image(views)
-        return {"image": torch.from_numpy(self._preprocess(views)), **({} if image is None else {_IMAGE: image})}
+    def views(self, rng: np.random.Generator) -> list[Image]:
+        return [self.view(index, rng) for index in self.drawn(self._recipe.batch, rng)]
 
     def loss(self, model: nn.Module, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -177,36 +151,12 @@ class BlockwiseDistillationTask:
         forced = taught if epoch < self._recipe.blockwise * self._recipe.epochs else None
         return unexplained_terms(activations(_blockwise(model), batch["image"], forced), taught)
 
-    def validate(self, model: nn.Module) -> Evaluation | None:
-        """On persons held out: the cosine to the teacher's embeddings, and rank-1 between two views of each person."""
-        device = next(model.parameters()).device
-        count = len(self._sources.held_out)
-        rows = self._rows(cast(Any, model).embed, device)
-        figures = {"rank-1": _rank1(rows, count)}
-        if self._teacher is not None:
-            if self._taught_rows is None:
-                self._taught_rows = self._rows(cast(Any, self._teacher.model).embed, device, self._teacher)
-            cosines = (rows * self._taught_rows).sum(1).reshape(_HELD_OUT_VIEWS, count).mean(0)
-            cosine = MetricValue(float(cosines.mean()), tuple(cosines.tolist()))
-            figures = {"cosine": cosine, **figures, "teacher's rank-1": _rank1(self._taught_rows, count)}
-        return Evaluation("persons held out, two views each", figures)
-
-    def test(self, model: nn.Module) -> Evaluation | None:
-        return self.validate(model)
+    def likeness(self, rows: Array, taught: Array) -> dict[str, MetricValue]:
+        return {"cosine": per_person((rows * taught).sum(1))}
 
     def _taught(self, batch: Batch) -> Activations:
         assert self._teacher is not None  # noqa: S101 - only an evaluation has none
-        return activations(cast(BlockwiseModel, self._teacher.model), batch.get(_IMAGE, batch["image"]))
-
-    def _rows(self, embed: Any, device: torch.device, teacher: Teacher | None = None) -> Array:
-        """(2 N, d) float32 unit rows: the first view of each person held out, then the second."""
-        if self._held_out_views is None:
-            held_out = self._sources.held_out
-            rng = np.random.default_rng((self._seed, _HELD_OUT_DRAW))
-            order = [*range(len(held_out))] * _HELD_OUT_VIEWS
-            self._held_out_views = [camera_view(held_out, index, rng, same_clothes=True) for index in order]
-        preprocess = self._preprocess if teacher is None else Preprocessor(teacher.deployment.preprocess)
-        return embeddings(embed, self._held_out_views, preprocess, device)
+        return activations(cast(BlockwiseModel, self._teacher.model), self.teacher_input(batch))
 
 
 def training_task(
@@ -241,10 +191,3 @@ def _blockwise(model: nn.Module) -> BlockwiseModel:
     if not isinstance(model, BlockwiseModel):
         raise InputError(f"a {type(model).__name__} cannot be run block by block; allowed: osnet-x0-25")
     return model
-
-
-def _rank1(rows: Array, count: int) -> MetricValue:
-    """The share of first views whose nearest second view is of the same person."""
-    first, second = rows[:count], rows[count:]
-    hits = ((first @ second.T).argmax(1) == np.arange(count)).astype(np.float64)
-    return MetricValue(float(hits.mean()), tuple(hits.tolist()))

@@ -21,10 +21,10 @@ from torch import nn
 from edgevis import __version__, models
 from edgevis.data.leakage import SplitCheck, listed
 from edgevis.models.allowed import one_of, whole
-from edgevis.models.recipe import BlockwiseDistillationRecipe, Recipe
+from edgevis.models.recipe import BlockwiseDistillationRecipe, Recipe, SimilarityDistillationRecipe
 from edgevis.models.recipe_detection import DetectionRecipe
 from edgevis.provenance import Provenance
-from edgevis.training import blockwise, tasks
+from edgevis.training import blockwise, similarity, tasks
 from edgevis.training.checkpoint import TrainingSession, TrainingState
 from edgevis.training.detection_distillation import DetectionDistillationTask
 from edgevis.training.distillation import check_distillable, with_teacher
@@ -189,16 +189,19 @@ def _task(
     request: TrainingRequest, recipe: Recipe, deployment: Deployment, device: torch.device, check: SplitCheck
 ) -> tuple[TrainingTask, Teacher | None]:
     """The training task, and the teacher if there is one, on the device."""
-    blockwise_recipe = recipe if isinstance(recipe, BlockwiseDistillationRecipe) else None
     detection = recipe if isinstance(recipe, DetectionRecipe) else None
-    checked = blockwise_recipe is None and detection is None
+    taught_alone = isinstance(recipe, BlockwiseDistillationRecipe | SimilarityDistillationRecipe)
+    checked = not taught_alone and detection is None
     taught = check_distillable(recipe, deployment.task) if _taught(request) and checked else None
     teacher = None
     if _taught(request):
         teacher = open_teacher(request.teacher, request.teacher_model, student=deployment)
         teacher.model.to(device)
-    if blockwise_recipe is not None:
-        task = blockwise.training_task(request.data, blockwise_recipe, deployment, teacher, seed=request.seed)
+    if isinstance(recipe, BlockwiseDistillationRecipe):
+        task: TrainingTask = blockwise.training_task(request.data, recipe, deployment, teacher, seed=request.seed)
+        return _with_pseudo_labels(task, request, check), teacher
+    if isinstance(recipe, SimilarityDistillationRecipe):
+        task = similarity.training_task(request.data, recipe, deployment, teacher, seed=request.seed)
         return _with_pseudo_labels(task, request, check), teacher
     student_task: TrainingTask = tasks.load(deployment.task).training_task(
         request.data, recipe, deployment, options=request.options, seed=request.seed, check=check

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,6 +41,25 @@ def write_persons(folder: Path, *, persons: int = 12, images: int = 4) -> Path:
                 rows.append({"path": name, "pid": person, "camid": camera, "split": part})
     _table(folder / "labels.csv", rows)
     return folder
+
+
+def write_dressed_persons(path: Path) -> Path:
+    """A zip like Clothing Co-Parsing's: six photos of a person of three coloured rectangles, two of them held out."""
+    rng = np.random.default_rng(0)
+    rows = ["stem,width,height,split,present_ids"]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("classes.json", json.dumps({"names": ["null", "coat", "hair", "jeans"]}))
+        for index in range(6):
+            image = rng.integers(0, 256, (160, 120, 3), np.uint8)
+            mask = np.zeros((160, 120), np.uint8)
+            for top, bottom, part in ((20, 40, 2), (40, 90, 1), (90, 150, 255)):
+                image[top:bottom, 40:80] = rng.integers(0, 256, 3, np.uint8)
+                mask[top:bottom, 40:80] = part
+            archive.writestr(f"images/{index:04}.jpg", cv2.imencode(".jpg", image)[1].tobytes())
+            archive.writestr(f"masks/{index:04}.png", cv2.imencode(".png", mask)[1].tobytes())
+            rows.append(f"{index:04},120,160,{'val' if index > 3 else 'train'},1 2 255")
+        archive.writestr("index.csv", "\n".join(rows))
+    return path
 
 
 def write_masks(folder: Path, *, images: int = 12, classes: int = 1, side: int = 48) -> Path:

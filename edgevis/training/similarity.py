@@ -1,0 +1,128 @@
+"""Similarity distillation: a person encoder learns which views a teacher holds for alike, from unlabelled persons.
+
+Teacher and student may differ in all but the task: embeddings of another width, other blocks. A batch has two views of
+each person, so that the teacher's likeness of one person to another camera's picture of the same is a target, too. The
+student is any model of the task, new or trained before; the weights that ship began as published ones.
+
+Data: Clothing Co-Parsing's zip, or a folder with this zip and videos; see :mod:`edgevis.data.person_cutouts`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgevis.data.person_cutouts import PersonSources, read_person_sources
+from edgevis.losses import SimilarityDistillationLoss
+from edgevis.models.recipe import SimilarityDistillationRecipe
+from edgevis.training.person_views import PersonViewsTask, per_person
+from edgevis.training.precision import in_float32
+from edgevis.training.task import Batch, MetricValue
+from edgevis.training.teacher import Teacher
+from runtime.bundle.spec import Deployment
+from runtime.common.arrays import Array
+from runtime.errors import InputError
+from runtime.images.decode import Image
+
+# A garment of another colour makes another person, so most pairs keep theirs.
+_SAME_CLOTHES = 0.75
+
+
+class SimilarityDistillationTask(PersonViewsTask):
+    """A training task without labels: the student learns the similarities of a teacher's embeddings.
+
+    Args:
+        sources: Persons to learn from, and persons held out.
+        recipe: How the student learns.
+        deployment: The student's.
+        teacher: On the training's device; None evaluates only.
+        data: The data's name.
+        seed: Of the views.
+    """
+
+    def __init__(
+        self,
+        sources: PersonSources,
+        recipe: SimilarityDistillationRecipe,
+        deployment: Deployment,
+        teacher: Teacher | None,
+        *,
+        data: str,
+        seed: int,
+    ) -> None:
+        super().__init__(
+            sources,
+            batch=recipe.batch,
+            steps_per_epoch=recipe.steps_per_epoch,
+            deployment=deployment,
+            teacher=teacher,
+            data=data,
+            seed=seed,
+        )
+        self._recipe, self._width = recipe, _width(deployment)
+
+    def criterion(self) -> nn.Module:
+        if self._teacher is None:
+            return nn.Identity()
+        return SimilarityDistillationLoss(
+            student=self._width,
+            teacher=_width(self._teacher.deployment),
+            pairs=self._recipe.pairs_weight,
+            direction=self._recipe.direction_weight,
+        )
+
+    def views(self, rng: np.random.Generator) -> list[Image]:
+        views = []
+        for index in self.drawn(self._recipe.batch // 2, rng):
+            same = bool(rng.random() < _SAME_CLOTHES)
+            views += [self.view(index, rng, same_clothes=same) for _ in range(2)]
+        return views
+
+    def loss(self, model: nn.Module, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        assert self._teacher is not None  # noqa: S101 - only an evaluation has none
+        with torch.no_grad():
+            taught = cast(Any, self._teacher.model).embed(self.teacher_input(batch))
+        return in_float32(criterion, cast(Any, model).embed(batch["image"]), taught)
+
+    def likeness(self, rows: Array, taught: Array) -> dict[str, MetricValue]:
+        """Of each view, how its similarities to all others correlate with the teacher's."""
+        count = len(rows)
+        others = ~np.eye(count, dtype=bool)
+        ours, theirs = ((x @ x.T)[others].reshape(count, count - 1) for x in (rows, taught))
+        ours, theirs = (x - x.mean(1, keepdims=True) for x in (ours, theirs))
+        lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+        return {"correlation": per_person((ours * theirs).sum(1) / np.maximum(lengths, 1e-12))}
+
+
+def _width(deployment: Deployment) -> int:
+    return int(deployment.graphs[0].outputs[0].shape[1])
+
+
+def training_task(
+    data: Path,
+    recipe: SimilarityDistillationRecipe,
+    deployment: Deployment,
+    teacher: Teacher | None,
+    *,
+    seed: int,
+) -> SimilarityDistillationTask:
+    """Read the persons.
+
+    Args:
+        data: Clothing Co-Parsing's zip, or a folder with this zip and videos.
+        recipe: How the student learns.
+        deployment: The student's.
+        teacher: A model for the same task; None for an evaluation.
+        seed: Of the views.
+
+    Raises:
+        InputError: The recipe trains and there is no teacher, or both of the loss's weights are 0.
+        SourceError: The data cannot be read.
+    """
+    if teacher is None and recipe.epochs:
+        raise InputError("this recipe learns from a teacher alone; add --teacher FILE, or --teacher-model NAME")
+    return SimilarityDistillationTask(read_person_sources(data), recipe, deployment, teacher, data=data.name, seed=seed)

@@ -1,0 +1,108 @@
+"""Recipes of similarity distillation: batches, figures and a training small enough for a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from edgevis import models
+from edgevis.models.osnet import DEPLOYMENT
+from edgevis.models.recipe import SimilarityDistillationRecipe
+from edgevis.train import main
+from edgevis.training.similarity import training_task
+from edgevis.training.teacher import open_teacher
+
+from training_data import write_dressed_persons
+
+pytestmark = pytest.mark.torch
+
+RECIPE = SimilarityDistillationRecipe(epochs=1, batch=6, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dressed_persons(tmp_path_factory.mktemp("photos") / "ccp.zip")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a model of another width than the student's."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_file(models.create("osnet-in-x0-5").state_dict(), path)
+    return path
+
+
+def test_a_batch_has_two_views_of_each_person(photos: Path) -> None:
+    task = training_task(photos, _evaluating(), DEPLOYMENT, None, seed=3)
+    first = task.batch(0, 1, 0)["image"]
+    assert first.shape == (6, 3, 256, 128)
+    assert torch.equal(first, task.batch(0, 1, 0)["image"])
+    assert not torch.equal(first, task.batch(0, 2, 0)["image"])
+    assert not torch.equal(first[0], first[1])
+
+
+def test_the_student_learns_the_teachers_similarities(photos: Path, teacher: Path) -> None:
+    """The loss of one batch falls, and no weight of the teacher moves."""
+    opened = open_teacher(teacher, "osnet-in-x0-5", student=DEPLOYMENT)
+    before = {name: tensor.clone() for name, tensor in opened.model.state_dict().items()}
+    task = training_task(photos, RECIPE, DEPLOYMENT, opened, seed=0)
+    torch.manual_seed(1)
+    student, criterion = models.create("osnet-x0-25").train(), task.criterion()
+    optimizer = torch.optim.Adam([*student.parameters(), *criterion.parameters()], lr=1e-3)
+    batch, losses = task.batch(0, 0, 0), []
+    for _ in range(6):
+        terms = task.loss(student, criterion, batch, 0)
+        assert set(terms) == {"pairs", "direction"}
+        optimizer.zero_grad()
+        sum(terms.values(), torch.zeros(())).backward()
+        optimizer.step()
+        losses.append(sum(float(term.detach()) for term in terms.values()))
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(torch.equal(tensor, opened.model.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_the_correlation_is_that_of_similarities(photos: Path) -> None:
+    task = training_task(photos, _evaluating(), DEPLOYMENT, None, seed=0)
+    rows = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    same = task.likeness(rows, np.concatenate([-rows, np.zeros((8, 2), np.float32)], axis=1))["correlation"]
+    assert same.value == pytest.approx(1)
+    assert len(same.samples) == 4  # persons
+    # By NumPy's own function, view by view.
+    other = np.roll(rows, 1, axis=0)
+    likeness, theirs = rows @ rows.T, other @ other.T
+    each = [np.corrcoef(np.delete(likeness[i], i), np.delete(theirs[i], i))[0, 1] for i in range(8)]
+    assert task.likeness(rows, other)["correlation"].value == pytest.approx(np.mean(each))
+
+
+def test_from_the_command_line(photos: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--set", "batch=4", "--set", "steps_per_epoch=1", "--epochs", "1"]
+    command = [
+        "osnet-x0-25",
+        "--recipe",
+        "similarity",
+        "--data",
+        str(photos),
+        "--output",
+        str(tmp_path / "run"),
+        *small,
+    ]
+    assert main([*command, "--quiet"]) == 1
+    assert "learns from a teacher alone" in capsys.readouterr().err
+    assert main([*command, "--teacher", str(teacher), "--teacher-model", "osnet-in-x0-5", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["evaluation"]["figures"]) == ["correlation", "rank-1", "teacher's rank-1"]
+    assert report["teacher"]["model"] == "osnet-in-x0-5"
+    models.load_weights(models.create("osnet-x0-25"), tmp_path / "run" / "best.safetensors")
+
+
+def _evaluating() -> SimilarityDistillationRecipe:
+    changed = RECIPE.with_values({"epochs": 0})
+    assert isinstance(changed, SimilarityDistillationRecipe)
+    return changed
