@@ -5,12 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from onnx import ModelProto, TensorProto, shape_inference
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from calibration.quantize.graph import quantize
 from edgevis import models
 from edgevis.models.osnet import ChannelGate, OmniScaleBlock
 from edgevis.models.osnet_in import LinearContextGate, OSNetIN
+from export.autocast import fp16_from_fp32
+from export.onnx import onnx_from_module
+from runtime.bundle.spec import Graph, TensorSpec
 from runtime.images.preprocess import Preprocessor
 
 from shared_data import shared_data
@@ -63,6 +68,44 @@ def test_a_gate_depends_on_differences_within_a_group_alone() -> None:
         torch.testing.assert_close(gate(moved) / moved, gate(x) / x, rtol=1e-3, atol=1e-4)
         reversed_group = grouped.flip(2).reshape(2, 48, 6, 4)
         assert not torch.allclose(gate(reversed_group) / reversed_group, gate(x) / x, atol=1e-2)
+
+
+class Gated(nn.Module):
+    """A gate between two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = nn.Conv2d(3, 48, 3), LinearContextGate(48), nn.Conv2d(48, 8, 3)
+
+    def embed(self, image: Tensor) -> Tensor:
+        return self.last(self.gate(self.first(image))).mean((2, 3))
+
+
+def test_a_gate_stays_in_float32_in_float16_and_int8() -> None:
+    """From the mean of each channel to the sigmoid; the convolutions around it are rounded."""
+    image = TensorSpec("image", "float32", ("N", 3, 16, 8))
+    graph = Graph("embed", (image,), (TensorSpec("embedding", "float32", ("N", 8)),))
+    torch.manual_seed(0)
+    model = onnx_from_module(Gated(), graph)
+    feeds = [{"image": torch.randn(2, 3, 16, 8).numpy()}]
+    half, quantized = fp16_from_fp32(model, feeds), quantize(model, feeds)
+    for rounded in (half, quantized):
+        types = types_of(rounded)
+        made_by = {name: node for node in rounded.graph.node for name in node.output}
+        path = [next(node for node in rounded.graph.node if node.op_type == "Sigmoid")]
+        while path[-1].op_type != "ReduceMean":
+            path.append(made_by[path[-1].input[0]])
+        gate = ["Sigmoid", "Add", "Mul", "Reshape", "InstanceNormalization", "Reshape", "ReduceMean"]
+        assert [node.op_type for node in path] == gate
+        assert {types[node.output[0]] for node in path} == {TensorProto.FLOAT}
+    assert TensorProto.FLOAT16 in types_of(half).values()
+    assert "QuantizeLinear" in {node.op_type for node in quantized.graph.node}
+
+
+def types_of(model: ModelProto) -> dict[str, int]:
+    """The element type of each inner tensor."""
+    inferred = shape_inference.infer_shapes(model).graph.value_info
+    return {value.name: value.type.tensor_type.elem_type for value in inferred}
 
 
 def test_the_light_of_a_camera_is_taken_off() -> None:
