@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from benchmarks import few_shot, reid
@@ -13,7 +11,7 @@ from edgevis.data import read_class_table
 from built import built_bundle
 from shared_data import shared_data
 
-# PKU-Reid dev, 20 identities: what these weights reach in their authors' PyTorch code or engine, see the data's MANIFEST.
+# PKU-Reid dev, 20 identities: what these weights reach in code of others, see the data's MANIFEST.
 PERSONS = {
     "osnet-x0-25": (("osnet_x0_25_msmt17.safetensors",), 0.881, 0.714),
     "osnet-in-x0-5": (("reid_retail0287", "osnet_in_x0_5_retail0287.safetensors"), 0.963, 0.882),
