@@ -388,17 +388,21 @@ class SimilarityDistillationRecipe(Recipe):
     Attributes:
         loss: ``similarity`` is :class:`edgevis.losses.SimilarityDistillationLoss`.
         batch: Views of persons, two of each.
+        views: How many different views there are: the teacher sees each once, and its embedding is kept. 0 draws new
+            ones in each step.
         pairs_weight, direction_weight: Of the loss's terms.
     """
 
     loss: str = "similarity"
     batch: int = 64
+    views: int = 0
     pairs_weight: float = 1.0
     direction_weight: float = 1.0
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
         "loss": one_of("similarity"),
         "batch": whole(4, _MOST),
+        "views": whole(0, _MOST),
         "pairs_weight": number(0, _LARGEST),
         "direction_weight": number(0, _LARGEST),
     }

@@ -75,7 +75,10 @@ class PersonViewsTask:
     def batch(self, epoch: int, step: int, rank: int) -> Batch:
         number = epoch * self.steps_per_epoch + step
         rng = np.random.default_rng((self._seed, number, rank) if rank else (self._seed, number))
-        views = self.views(rng)
+        return self.tensors(self.views(rng))
+
+    def tensors(self, views: Sequence[Image]) -> Batch:
+        """The student's ``image`` (N, 3, h, w) float32, and the teacher's where that is another one."""
         image = None if self._teacher is None else self._teacher.image(views)
         return {"image": torch.from_numpy(self._preprocess(views)), **({} if image is None else {_IMAGE: image})}
 

@@ -28,6 +28,8 @@ from runtime.common.arrays import Array
 from runtime.errors import InputError
 from runtime.images.decode import Image
 
+_PAIR = "pair"
+_POOL_DRAW = (1 << 31) + 1
 # A garment of another colour makes another person, so most pairs keep theirs.
 _SAME_CLOTHES = 0.75
 
@@ -64,6 +66,8 @@ class SimilarityDistillationTask(PersonViewsTask):
             seed=seed,
         )
         self._recipe, self._width = recipe, _width(deployment)
+        self._pairs = recipe.views // 2
+        self._taught_pairs: dict[int, Tensor] = {}
 
     def criterion(self) -> nn.Module:
         if self._teacher is None:
@@ -75,18 +79,43 @@ class SimilarityDistillationTask(PersonViewsTask):
             direction=self._recipe.direction_weight,
         )
 
-    def views(self, rng: np.random.Generator) -> list[Image]:
+    def batch(self, epoch: int, step: int, rank: int) -> Batch:
+        if not self._pairs:
+            return super().batch(epoch, step, rank)
+        order = np.random.default_rng((self._seed, _POOL_DRAW, epoch, rank)).permutation(self._pairs)
+        count = self._recipe.batch // 2
+        pairs = np.take(order, range(step * count, (step + 1) * count), mode="wrap")
         views = []
-        for index in self.drawn(self._recipe.batch // 2, rng):
-            same = bool(rng.random() < _SAME_CLOTHES)
-            views += [self.view(index, rng, same_clothes=same) for _ in range(2)]
-        return views
+        for pair in pairs.tolist():
+            views += self._pair(pair % len(self._persons), np.random.default_rng((self._seed, _POOL_DRAW, pair)))
+        return {**self.tensors(views), _PAIR: torch.from_numpy(pairs)}
+
+    def views(self, rng: np.random.Generator) -> list[Image]:
+        return [view for index in self.drawn(self._recipe.batch // 2, rng) for view in self._pair(index, rng)]
+
+    def _pair(self, index: int, rng: np.random.Generator) -> list[Image]:
+        """Two views of a person."""
+        same = bool(rng.random() < _SAME_CLOTHES)
+        return [self.view(index, rng, same_clothes=same) for _ in range(2)]
 
     def loss(self, model: nn.Module, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        return in_float32(criterion, cast(Any, model).embed(batch["image"]), self._taught(batch))
+
+    def _taught(self, batch: Batch) -> Tensor:
+        """The teacher's embeddings (N, d), of views that it has not seen yet made now."""
         assert self._teacher is not None  # noqa: S101 - only an evaluation has none
+        numbers = batch[_PAIR].tolist() if _PAIR in batch else []
+        new = [place for place, number in enumerate(numbers) if number not in self._taught_pairs]
+        image = self.teacher_input(batch)
         with torch.no_grad():
-            taught = cast(Any, self._teacher.model).embed(self.teacher_input(batch))
-        return in_float32(criterion, cast(Any, model).embed(batch["image"]), taught)
+            if not numbers:
+                return cast(Tensor, cast(Any, self._teacher.model).embed(image))
+            if new:
+                rows = cast(Any, self._teacher.model).embed(image.unflatten(0, (-1, 2))[new].flatten(0, 1)).float()
+                self._taught_pairs |= {
+                    numbers[place]: pair for place, pair in zip(new, rows.unflatten(0, (-1, 2)), strict=True)
+                }
+        return torch.cat([self._taught_pairs[number] for number in numbers])
 
     def likeness(self, rows: Array, taught: Array) -> dict[str, MetricValue]:
         """Of each view, how its similarities to all others correlate with the teacher's."""

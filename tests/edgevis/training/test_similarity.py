@@ -47,6 +47,25 @@ def test_a_batch_has_two_views_of_each_person(photos: Path) -> None:
     assert not torch.equal(first[0], first[1])
 
 
+def test_the_teacher_sees_each_of_so_many_views_once(photos: Path, teacher: Path) -> None:
+    opened = open_teacher(teacher, "osnet-in-x0-5", student=DEPLOYMENT)
+    task = training_task(photos, _with(views=8), DEPLOYMENT, opened, seed=0)
+    seen = []
+    embed = opened.model.embed
+    opened.model.embed = lambda image: seen.append(len(image)) or embed(image)
+    student, criterion = models.create("osnet-x0-25"), task.criterion()
+    epochs = [[task.batch(epoch, step, 0) for step in range(2)] for epoch in range(2)]
+    numbers = [sorted({int(pair) for batch in batches for pair in batch["pair"]}) for batches in epochs]
+    assert numbers == [[0, 1, 2, 3]] * 2
+    images = {int(pair): batch["image"][2 * place] for batch in epochs[0] for place, pair in enumerate(batch["pair"])}
+    for batch in (batch for batches in epochs for batch in batches):
+        for place, pair in enumerate(batch["pair"].tolist()):
+            assert torch.equal(batch["image"][2 * place], images[pair])
+        terms = task.loss(student, criterion, batch, 0)
+        assert set(terms) == {"pairs", "direction"}
+    assert sum(seen) == 8
+
+
 def test_the_student_learns_the_teachers_similarities(photos: Path, teacher: Path) -> None:
     """The loss of one batch falls, and no weight of the teacher moves."""
     opened = open_teacher(teacher, "osnet-in-x0-5", student=DEPLOYMENT)
@@ -103,6 +122,10 @@ def test_from_the_command_line(photos: Path, teacher: Path, tmp_path: Path, caps
 
 
 def _evaluating() -> SimilarityDistillationRecipe:
-    changed = RECIPE.with_values({"epochs": 0})
+    return _with(epochs=0)
+
+
+def _with(**values: int) -> SimilarityDistillationRecipe:
+    changed = RECIPE.with_values(values)
     assert isinstance(changed, SimilarityDistillationRecipe)
     return changed
