@@ -1,7 +1,8 @@
 """Similarity distillation: which images of a batch a teacher's embeddings hold for alike, and their direction.
 
 Papers: Tung, Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019; Park, Kim, Lu, Cho, "Relational Knowledge
-Distillation", CVPR 2019; Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015 (the learned map). Our own code.
+Distillation", CVPR 2019; Huang, You, Wang, Qian, Xu, "Knowledge Distillation from a Stronger Teacher", NeurIPS 2022
+(the correlation); Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015 (the learned map). Our own code.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from runtime.errors import InputError
 
 
 def similarity_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """The share of the teacher's cosines between different rows that the student's do not explain.
+    """1 - Pearson's correlation between the student's and the teacher's cosines of all pairs of different rows.
 
-    It is their mean squared difference over the variance of the teacher's: 0 where all are equal, 1 where the student
-    gives each pair the teacher's mean.
+    0 where one is a rising linear function of the other: embeddings that a ReLU keeps from pointing opposite ways have
+    higher cosines than others, and a search for the nearest, or a threshold that is measured, is no worse for it.
 
     Args:
         student: (B, d) floating point with B >= 3; half precision is computed in float32.
@@ -40,7 +41,8 @@ def similarity_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
         )
     pairs = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
     ours, theirs = (rows @ rows.T for rows in (F.normalize(student.float()), F.normalize(teacher.float())))
-    return F.mse_loss(ours[pairs], theirs[pairs]) / theirs[pairs].var().clamp_min(1e-6)
+    ours, theirs = (cosines[pairs] - cosines[pairs].mean() for cosines in (ours, theirs))
+    return 1 - F.cosine_similarity(ours, theirs, dim=0)
 
 
 class SimilarityDistillationLoss(nn.Module):

@@ -248,12 +248,14 @@ SIMILARITY = SimilarityDistillationRecipe(
     epochs=10,
     steps_per_epoch=40,
     optimizer="adamw",
-    learning_rate=5e-4,
+    learning_rate=3e-4,
     weight_decay=1e-4,
     decay_vectors=False,
     schedule="cosine",
     warm_up_epochs=1,
     clip_norm=5.0,
+    frozen_norms=True,
+    direction_weight=0.0,
 )
 
 ENTRIES = (

@@ -77,6 +77,8 @@ class Recipe:
         validate_every: Epochs between two validations, by which the best checkpoint is chosen; 0 keeps the last.
         frozen: Prefixes of the names of parameters that stay as they are, such as ``stem`` or ``blocks.0``; their batch
             norms keep their statistics.
+        frozen_norms: Keep all batch norms with their statistics as they are: those of a few kinds of pictures harm a
+            network that was trained on many.
     """
 
     loss: str = ""
@@ -97,6 +99,7 @@ class Recipe:
     ema_decay: float = 0.0
     validate_every: int = 1
     frozen: tuple[str, ...] = ()
+    frozen_norms: bool = False
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
         "loss": TEXT,

@@ -43,8 +43,6 @@ class DetectionRecipe(Recipe):
             erased parts; 0..1.
         distill: With a teacher, the weight of what its raw maps teach, see
             :class:`edgevis.losses.ObjectnessDistillationLoss`.
-        frozen_norms: Keep the batch norms with their statistics as they are: those of a few kinds of pictures harm a
-            network that was trained on many.
     """
 
     loss: str = "yolox"
@@ -64,7 +62,6 @@ class DetectionRecipe(Recipe):
     ignore_score: float = 0.1
     degrade: float = 0.5
     distill: float = 1.0
-    frozen_norms: bool = False
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
         "loss": known_losses("yolox", "efficientdet"),

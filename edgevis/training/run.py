@@ -225,9 +225,8 @@ def _with_pseudo_labels(task: TrainingTask, request: TrainingRequest, check: Spl
 
 def _frozen(model: nn.Module, recipe: Recipe) -> Sequence[str]:
     """Prefixes of the parameters that the recipe keeps as they are."""
-    norms: Sequence[str] = ()
-    if isinstance(recipe, DetectionRecipe) and recipe.frozen_norms:
-        norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    norms = [name for name, module in model.named_modules() if isinstance(module, kinds)] if recipe.frozen_norms else []
     return [*recipe.frozen, *norms]
 
 

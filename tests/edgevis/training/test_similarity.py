@@ -82,7 +82,7 @@ def test_the_student_learns_the_teachers_similarities(photos: Path, teacher: Pat
         sum(terms.values(), torch.zeros(())).backward()
         optimizer.step()
         losses.append(sum(float(term.detach()) for term in terms.values()))
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     assert all(torch.equal(tensor, opened.model.state_dict()[name]) for name, tensor in before.items())
 
 
