@@ -75,7 +75,7 @@ def test_the_student_learns_the_teachers_similarities(photos: Path, teacher: Pat
     student, criterion = models.create("osnet-x0-25").train(), task.criterion()
     optimizer = torch.optim.Adam([*student.parameters(), *criterion.parameters()], lr=1e-3)
     batch, losses = task.batch(0, 0, 0), []
-    for _ in range(6):
+    for _ in range(4):
         terms = task.loss(student, criterion, batch, 0)
         assert set(terms) == {"pairs", "direction"}
         optimizer.zero_grad()
