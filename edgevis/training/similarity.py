@@ -99,7 +99,9 @@ class SimilarityDistillationTask(PersonViewsTask):
         return [self.view(index, rng, same_clothes=same) for _ in range(2)]
 
     def loss(self, model: nn.Module, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        return in_float32(criterion, cast(Any, model).embed(batch["image"]), self._taught(batch))
+        learned = cast(Any, model).embed(batch["image"])
+        terms: dict[str, Tensor] = in_float32(criterion, learned, self._taught(batch))
+        return terms
 
     def _taught(self, batch: Batch) -> Tensor:
         """The teacher's embeddings (N, d), of views that it has not seen yet made now."""
@@ -111,9 +113,10 @@ class SimilarityDistillationTask(PersonViewsTask):
             if not numbers:
                 return cast(Tensor, cast(Any, self._teacher.model).embed(image))
             if new:
-                rows = cast(Any, self._teacher.model).embed(image.unflatten(0, (-1, 2))[new].flatten(0, 1)).float()
+                unseen = torch.cat([image[2 * place : 2 * place + 2] for place in new])
+                rows: Tensor = cast(Any, self._teacher.model).embed(unseen).float()
                 self._taught_pairs |= {
-                    numbers[place]: pair for place, pair in zip(new, rows.unflatten(0, (-1, 2)), strict=True)
+                    numbers[place]: rows[2 * count : 2 * count + 2] for count, place in enumerate(new)
                 }
         return torch.cat([self._taught_pairs[number] for number in numbers])
 
