@@ -23,7 +23,9 @@ from edgevis.cli._common import (
     print_json,
     set_threshold,
 )
-from edgevis.cli._tracks import crops_of_track
+from edgevis.cli._streams import stream_of
+from edgevis.cli._tracks import add_seconds_argument, track_of
+from runtime.common.addresses import without_password
 from runtime.common.console import report
 from runtime.enrolment.file import check_enrolment_path, enrolment_exists
 
@@ -34,15 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     parser.add_argument("label", metavar="LABEL", help="who or what the images show")
     parser.add_argument(
-        "images", metavar="IMAGE", nargs="+", help="image files, or folders of them; with --from-track one video"
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="image files, or folders of them; or one video, camera or address that shows one person (or thing) alone",
     )
     parser.add_argument(
         "--from-track",
         metavar="TRACK",
-        help="enrol what a track of the video shows: its number, or its name such as unknown-7, as `edgevis watch` "
-        "prints them with this enrolment",
+        help="of a video with several: the number of a track, or its name such as unknown-7, as `edgevis tracks` lists "
+        "them with this enrolment",
     )
-    parser.add_argument("--detect", metavar="BUNDLE", help="with --from-track: the detector (default: as for `watch`)")
+    parser.add_argument("--detect", metavar="BUNDLE", help="of a video: the detector (default: as for `watch`)")
+    add_seconds_argument(parser)
     parser.add_argument(
         "--masks",
         metavar="MASK",
@@ -68,10 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     check_enrolment_path(arguments.enrolment)
-    if arguments.from_track is not None:
+    if stream_of(arguments.images) is not None or arguments.from_track is not None:
         return _enroll_track(arguments)
-    if arguments.detect is not None:
-        raise InputError("--detect finds what --from-track names; give both")
+    if arguments.detect is not None or arguments.seconds is not None:
+        raise InputError("--detect and --seconds are for one video, camera or address; of images all is enrolled")
     paths = image_paths(arguments.images)
     masks = image_paths(arguments.masks, drawings=True) if arguments.masks else None
     if masks is not None and len(masks) != len(paths):
@@ -107,24 +113,26 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _enroll_track(arguments: argparse.Namespace) -> int:
     if len(arguments.images) != 1 or arguments.masks:
-        raise InputError("--from-track takes one video, and no masks")
+        raise InputError("a track is of one video, and takes no masks; name nothing else beside it")
+    (source,) = arguments.images
     with open_predictor(arguments) as predictor:
         if enrolment_exists(arguments.enrolment):
             predictor.load(arguments.enrolment)
-        crops = crops_of_track(arguments.detect, predictor, arguments.images[0], arguments.from_track)
-        judged = predictor.enroll(arguments.label, crops, strict=arguments.strict)
+        track = track_of(arguments.detect, predictor, source, arguments)
+        judged = predictor.enroll(arguments.label, track.crops(predictor), strict=arguments.strict)
         set_threshold(predictor, arguments)
         predictor.update(arguments.enrolment)
         labels, threshold = predictor.labels, predictor.threshold
     if arguments.json:
         data = {"enrolment": arguments.enrolment, "labels": list(labels), "added": judged.enrolled, "skipped": []}
-        print_json({**data, "threshold": threshold, "report": judged.to_dict()})
+        print_json({**data, "threshold": threshold, "track": track.to_dict(), "report": judged.to_dict()})
         return 0
-    text = f"{judged.enrolled} views of track {arguments.from_track} added to {arguments.label!r}"
+    text = f"{judged.enrolled} views of {track} added to {arguments.label!r}"
     print(f"{arguments.enrolment}: {text}; enrolled: {', '.join(labels)}")
     for line in judged.warnings:
         print(f"  {line}")
-    print(f"next: edgevis watch {arguments.images[0]} --identify {arguments.bundle} --enrolment {arguments.enrolment}")
+    shown_source = without_password(source)
+    print(f"next: edgevis watch {shown_source} --identify {arguments.bundle} --enrolment {arguments.enrolment}")
     return 0
 
 

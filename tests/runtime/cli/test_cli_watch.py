@@ -1,13 +1,15 @@
-"""`edgevis watch` and `edgevis enroll --from-track` on drawn videos, with real engines, servers and files."""
+"""`edgevis watch`, `tracks`, and `enroll` of a track, on drawn videos, with real engines, servers and files."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -15,11 +17,14 @@ import numpy as np
 import pytest
 
 from edgevis.cli import main
+from edgevis.cli._tracks import VideoTrack
 from edgevis.cli.watch import _closing
 from runtime.common.command import Terminated
 from runtime.enrolment.file import load_enrolment
 from runtime.errors import OutputError
+from runtime.predictor import Predictor
 from runtime.streams.video_output import VideoOutput
+from runtime.tracking.views import GOOD
 
 from bundles import Array, write_tiny_bundle
 from detection_bundles import write_detector
@@ -108,21 +113,130 @@ def test_a_track_gets_a_name_and_is_then_identified(
     enrolment = tmp_path / "hall.enrolment"
     command = ["enroll", bundles[3], "ann", str(video), "--enrolment", str(enrolment), *bundles[:2]]
     assert main([*command, "--from-track", "2"]) == 0
-    assert "views of track 2 added to 'ann'" in capsys.readouterr().out
-    assert 2 <= len(load_enrolment(enrolment).rows["ann"]) <= 12
+    assert "views of track 2 (unknown-2, 1.1-2.9 s) added to 'ann'" in capsys.readouterr().out
+    assert len(load_enrolment(enrolment).rows["ann"]) <= 12
     assert main(["watch", str(video), *bundles, "--enrolment", str(enrolment), "--events", "jsonl"]) == 0
     events = events_of(capsys.readouterr().out)
     assert ("identified", "ann") in events
     assert ("appeared", "unknown-1") in events
     before = enrolment.read_bytes()
     assert main([*command, "--from-track", "9"]) == 1
-    assert "there is no track 9" in capsys.readouterr().err
+    assert "shows no track 9; its tracks: track 1 (unknown-1, " in capsys.readouterr().err
     assert enrolment.read_bytes() == before
-    live = ["rtsp://u:geheim@camera/1" if word == str(video) else word for word in command]
-    assert main([*live, "--from-track", "1"]) == 1
-    assert "takes a recorded video, and rtsp://***@camera/1 may have no end" in capsys.readouterr().err
-    assert main(command[:4] + command[4:]) == 1
-    assert "--from-track" in capsys.readouterr().err
+
+
+def test_a_video_of_one_is_enrolled_and_one_of_two_is_listed(
+    bundles: list[str], video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    enrolment = tmp_path / "hall.enrolment"
+    command = ["enroll", bundles[3], "ann", str(video), "--enrolment", str(enrolment), *bundles[:2]]
+    assert main(command) == 1
+    told = f"{video} shows more than one: track 1 (unknown-1, 0.0-3.9 s), track 2 (unknown-2, 1.1-2.9 s)"
+    assert f"{told}; say which with --from-track NUMBER" in capsys.readouterr().err
+    assert not enrolment.exists()
+    assert main(["tracks", str(video), *bundles, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["tracks"]
+    assert [(track["track"], track["identity"], track["frames"]) for track in listed] == [
+        (1, "unknown-1", FRAMES),
+        (2, "unknown-2", 19),  # a track is believed with its second frame
+    ]
+    assert listed[1]["spans_s"] == [[1.1, 2.9]]
+    assert main(["tracks", str(video), *bundles]) == 0
+    assert "unknown-2" in capsys.readouterr().out
+    assert main([*command, "--seconds", "0.9", "--json"]) == 0  # before the second one comes
+    data = json.loads(capsys.readouterr().out)
+    assert (data["track"]["track"], data["labels"]) == (1, ["ann"])
+    assert data["added"] == len(load_enrolment(enrolment).rows["ann"]) > 0
+    assert main(["tracks", str(video), *bundles, "--enrolment", str(enrolment)]) == 0
+    assert re.search(r"1 +ann +40", capsys.readouterr().out)
+
+
+def test_views_of_a_track_differ(bundles: list[str], tmp_path: Path) -> None:
+    """Of many views of three looks one of each is enrolled, in their order."""
+    looks = [square(blue) for blue in (0, 120, 250)]
+    track = VideoTrack(1)
+    for _ in range(2):
+        for look in looks:
+            for _ in range(5):
+                track.add_view(GOOD, look)
+    track.add_view(0.25, square(60))  # a poor view is used only for want of good ones
+    with Predictor(bundles[3]) as predictor:
+        crops = track.crops(predictor)
+        assert sorted(crop.tobytes() for crop in crops) == sorted(look.tobytes() for look in looks)
+        poor = VideoTrack(2)
+        poor.add_view(0.25, looks[0])
+        assert len(poor.crops(predictor)) == 1
+
+
+def test_times_of_a_track_that_was_away() -> None:
+    track = VideoTrack(3)
+    for time_s in (1.0, 2.0, 3.0, 9.0, 9.5):
+        track.add(time_s)
+    assert str(track) == "track 3 (unknown, 1.0-3.0 s, 9.0-9.5 s)"
+
+
+class Camera(BaseHTTPRequestHandler):
+    """An endless stream of JPEG pictures in which one square stands."""
+
+    def do_GET(self) -> None:
+        frame = np.zeros((320, 320, 3), np.uint8)
+        frame[2 * SIDE : 3 * SIDE, 2 * SIDE : 3 * SIDE] = square(0)
+        picture = cv2.imencode(".jpg", frame)[1].tobytes()
+        head = f"--b\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=b")
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the reader has gone
+            while True:
+                self.wfile.write(head + picture + b"\r\n")
+                time.sleep(0.05)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Be quiet."""
+
+
+def test_a_camera_is_enrolled_from_for_some_seconds(
+    bundles: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    enrolment = tmp_path / "hall.enrolment"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://user:secret@127.0.0.1:{server.server_address[1]}/live"
+        command = ["enroll", bundles[3], "ann", address, "--enrolment", str(enrolment), *bundles[:2]]
+        assert main([*command, "--seconds", "1.5"]) == 0
+        server.shutdown()
+    out, err = capsys.readouterr()
+    assert "views of track 1 (unknown-1, " in out
+    assert "secret" not in out + err
+    assert list(load_enrolment(enrolment).rows) == ["ann"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--masks", "m.png"], "takes no masks"),
+        (["--seconds", "0"], "--seconds is 0; allowed: a number > 0"),
+        (["--seconds", "nan"], "--seconds is nan"),
+        (["--from-track", "-7"], "--from-track is '-7'"),
+        (["--detect", "nowhere.edgevis"], "nowhere.edgevis"),
+    ],
+)
+def test_what_is_wrong_with_a_video_to_enrol_is_said(
+    bundles: list[str], video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    command = ["enroll", bundles[3], "ann", str(video), "--enrolment", str(tmp_path / "e"), *bundles[:2]]
+    assert main([*command, *(f"{more[0]}={more[1]}",)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_images_are_not_searched_for_persons(
+    bundles: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), square(0))
+    command = ["enroll", bundles[3], "ann", str(tmp_path / "a.png"), "--enrolment", str(tmp_path / "e")]
+    assert main([*command, *bundles[:2]]) == 1
+    assert "--detect and --seconds are for one video, camera or address" in capsys.readouterr().err
 
 
 def test_metrics_can_be_read_while_it_watches(

@@ -46,7 +46,7 @@ def run_without_torch(code: str, *arguments: str) -> subprocess.CompletedProcess
 def test_the_verbs() -> None:
     assert set(VERBS) == {
         *("bench", "build", "build-engine", "calibrate", "enroll", "forget", "info", "list", "predict", "train"),
-        *("verify", "watch"),
+        *("tracks", "verify", "watch"),
     }
 
 
