@@ -84,6 +84,7 @@ class Pipeline:
         if not isinstance(settings, PipelineSettings | None):
             raise InputError(f"settings is a {type(settings).__name__}; allowed: a PipelineSettings, or None")
         self._settings = settings or PipelineSettings()
+        self._open_tracker()  # what is wrong with its settings is known now, not at the first frame
         self._detect_every, self._identify_every = detect_every, identify_every
         self._enrolment = enrolment
         self._changing = threading.RLock()
@@ -328,15 +329,17 @@ class Pipeline:
         known = () if self._reader is None else self._reader.stats
         name = known[source].source if source < len(known) else str(source)
         camera = self._cameras.setdefault(name, len(self._cameras))
-        tracker = trackers.load(self._settings.tracker).open_tracker(self._settings.tracker_settings)
         return SourceTracks(
-            tracker,
+            self._open_tracker(),
             self._settings,
             self._numbers,
             camera=camera,
             detect_every=self._detect_every,
             identify_every=self._identify_every,
         )
+
+    def _open_tracker(self) -> trackers.Tracker:
+        return trackers.load(self._settings.tracker).open_tracker(self._settings.tracker_settings)
 
     def _present(self) -> list[TrackRecord]:
         """The tracks that are in a frame now."""

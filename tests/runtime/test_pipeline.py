@@ -429,3 +429,16 @@ def test_frames_that_are_none(pipeline: Pipeline, given: Any, message: str) -> N
         pipeline.process([given])
     list(pipeline.stream([image({})]))
     assert len(pipeline.process([Frame(image({}), 3, 0, 0.0, 0.0)])) == 1  # a source that no stream has
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (PipelineSettings(tracker="sort"), "there is no tracker 'sort'; known: bytetrack"),
+        (PipelineSettings(tracker_settings={"iou": 0.5}), "has no setting 'iou'; allowed: high_score"),
+        ({"first_views": 2}, "settings is a dict; allowed: a PipelineSettings"),
+    ],
+)
+def test_settings_are_checked_before_the_first_frame(folder: Path, settings: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Pipeline(folder / "squares.edgevis", folder / "reid.edgevis", settings=settings)
