@@ -253,7 +253,7 @@ def _summarise(pipeline: Pipeline) -> None:
     stats = pipeline.stats
     for source in stats.sources:
         report(
-            f"{source.source}: {source.frames} frames, {source.dropped} dropped, {source.corrupt} corrupt, "
+            f"{shown(source.source)}: {source.frames} frames, {source.dropped} dropped, {source.corrupt} corrupt, "
             f"{source.reconnects} reconnects, {source.fps:.1f} a second",
             kind="watched",
         )

@@ -35,7 +35,8 @@ def samples(stats: PipelineStats) -> Iterator[Sample]:
         for position, source in enumerate(stats.sources):
             value = float(getattr(source, field)) * scale
             if not math.isnan(value):
-                yield Sample(name, kind, text, (("source", source.source), ("position", str(position))), value)
+                shown = source.source.encode(errors="backslashreplace").decode()  # a file's name need not be text
+                yield Sample(name, kind, text, (("source", shown), ("position", str(position))), value)
     for name, kind, text, field, scale in _OF_ALL:
         yield Sample(name, kind, text, (), float(getattr(stats, field)) * scale)
     for stage, milliseconds in stats.stage_ms.items():

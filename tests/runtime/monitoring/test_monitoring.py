@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from dataclasses import replace
 from http.client import HTTPConnection, HTTPException
 
 import numpy as np
@@ -68,6 +70,12 @@ def test_the_server_answers_on_this_machine_until_it_is_closed() -> None:
             MetricsServer(lambda: STATS, server.port)
     with pytest.raises(ConnectionError):
         fetched(server.port, "/metrics")
+
+
+def test_a_file_whose_name_is_no_text() -> None:
+    stats = replace(STATS, sources=(replace(CAMERA, source=os.fsdecode(b"\xff.mp4")),))
+    with MetricsServer(lambda: stats, 0) as server:
+        assert 'edgevis_source_frames_total{source="\\\\udcff.mp4",position="0"}' in fetched(server.port, "/metrics")[2]
 
 
 def test_a_scrape_that_fails_is_one_line(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
