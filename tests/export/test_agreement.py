@@ -31,7 +31,8 @@ from bundles import edited_manifest, needs_openvino, replace_file
 from logs import logged_warnings
 from tiny_models import DEPLOYMENT, pictures, tiny_entry, tiny_net, write_pictures
 
-pytestmark = [pytest.mark.torch, needs_openvino]
+# What its fixtures build, one worker builds.
+pytestmark = [pytest.mark.torch, needs_openvino, pytest.mark.xdist_group("agreement")]
 
 KINDS = ("scale x1/4", "weights x2", "weights shuffled", "bias negated")
 

@@ -53,7 +53,8 @@ from tiny_models import (
     write_pictures,
 )
 
-pytestmark = [pytest.mark.torch, needs_openvino]
+# What its fixtures build, one worker builds.
+pytestmark = [pytest.mark.torch, needs_openvino, pytest.mark.xdist_group("build")]
 
 ENGINES = ["onnxruntime-fp32", "openvino-fp32", "onnxruntime-int8", "openvino-int8"]
 

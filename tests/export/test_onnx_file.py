@@ -27,7 +27,8 @@ from runtime.images.preprocess import Preprocessor
 from bundles import needs_openvino
 from tiny_models import HEIGHT, PREPROCESS, WIDTH, TinyNet, pictures, tiny_net, write_pictures
 
-pytestmark = [pytest.mark.torch, needs_openvino]
+# What its fixtures build, one worker builds.
+pytestmark = [pytest.mark.torch, needs_openvino, pytest.mark.xdist_group("onnx_file")]
 
 FIELDS = {"mean": list(PREPROCESS.mean), "std": list(PREPROCESS.std)}
 

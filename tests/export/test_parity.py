@@ -27,7 +27,8 @@ from bundles import needs_openvino
 from locations import ROOT
 from tiny_models import DEPLOYMENT, GRAPH, feeds_of, pictures, reference_of, tiny_net
 
-pytestmark = [pytest.mark.torch, needs_openvino]
+# What its fixtures build, one worker builds.
+pytestmark = [pytest.mark.torch, needs_openvino, pytest.mark.xdist_group("parity")]
 
 BACKENDS = ("onnxruntime", "openvino")
 

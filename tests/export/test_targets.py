@@ -45,7 +45,8 @@ from runtime.errors import (
 from built import Recorder
 from tiny_models import DEPLOYMENT, HEIGHT, WIDTH, pictures, reference_of, tiny_entry, tiny_net, write_pictures
 
-pytestmark = pytest.mark.torch
+# What its fixtures build, one worker builds.
+pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("targets")]
 
 GPU = ("datacenter", "jetson", "rtx")
 ENGINES = {

@@ -27,7 +27,8 @@ from runtime.parity.compare import compare_rows
 from bundles import needs_openvino
 from tiny_models import GRAPH, feeds_of, pictures, reference_of, tiny_net
 
-pytestmark = pytest.mark.torch
+# What its fixtures build, one worker builds.
+pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("quantize")]
 
 # Symmetric int8 keeps seven bits of an activation; a fault of bias, scale or layout costs far more than this.
 INT8_COSINE = 0.99

@@ -37,7 +37,8 @@ from built import Recorder
 from bundles import needs_openvino
 from tiny_models import DEPLOYMENT, GRAPH, feeds_of, pictures, reference_of, tiny_entry, tiny_net, write_pictures
 
-pytestmark = pytest.mark.torch
+# What its fixtures build, one worker builds.
+pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("sensitivity")]
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,9 @@ from runtime.errors import InputError, ModelError
 
 from locations import GOLDEN_FOLDER
 
+# What its fixtures export, one worker exports.
+pytestmark = pytest.mark.xdist_group("few-shot")
+
 GOLDEN = GOLDEN_FOLDER
 COUNTS = json.loads((GOLDEN / "param_counts.json").read_text())
 SMALL = (16, 16, 32, 48)

@@ -31,6 +31,9 @@ from runtime.tasks.few_shot_segment import aggregate_votes
 
 from locations import GOLDEN_FOLDER
 
+# What its fixtures export, one worker exports.
+pytestmark = pytest.mark.xdist_group("hsnet-parts")
+
 GOLDEN = GOLDEN_FOLDER
 LEVELS = ("l4", "l3", "l2")
 STAGES = ("encoder_layer4", "encoder_layer3", "encoder_layer2", "encoder_layer4to3", "encoder_layer3to2")

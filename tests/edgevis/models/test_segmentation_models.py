@@ -26,6 +26,9 @@ from runtime.errors import InputError, ModelError
 
 from locations import GOLDEN_FOLDER
 
+# What its fixtures export, one worker exports.
+pytestmark = pytest.mark.xdist_group("segmentation")
+
 COUNTS = json.loads((GOLDEN_FOLDER / "param_counts.json").read_text())
 NAMES = ("enet", "residual-unet")
 

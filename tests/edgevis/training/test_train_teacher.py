@@ -26,7 +26,8 @@ from runtime.images.preprocess import Preprocessor
 
 from training_data import write_classes, write_masks, write_persons
 
-pytestmark = pytest.mark.torch
+# What its fixtures build, one worker builds.
+pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("train_teacher")]
 
 PERSONS = {"epochs": 2, "steps_per_epoch": 2, "identities": 2, "images": 2, "warm_up_epochs": 0, "validate_every": 0}
 CLASSES = {
