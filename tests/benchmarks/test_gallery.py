@@ -13,6 +13,12 @@ from benchmarks import gallery, gallery_engines, gallery_predictor
 from bundles import write_tiny_bundle
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between contenders, whose times nobody reads here."""
+    monkeypatch.setattr(gallery, "_PAUSE", 0.0)
+
+
 def test_all_engines_at_a_small_size(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--rows", "300,2500", "--dimension", "32", "--batch", "4", "--seconds", "0.01", "--indexes", "--json"]
     assert gallery.main(arguments) == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 
 from benchmarks import showcase
@@ -27,6 +28,9 @@ def test_three_bundles_make_a_picture(
     manifest = Bundle(finder).manifest
     assert manifest.weights.trained
     assert manifest.options == {"backbone": "mobilenetv2", "side": 65}
+    assert manifest.deployment.preprocess.mean == (0.5, 0.5, 0.5)
+    assert [engine.name for engine in manifest.engines if engine.holds_parity] == ["onnxruntime-fp32", "openvino-fp32"]
+    assert "HybridMask" in {node.op_type for node in onnx.load(finder / "graphs" / "support.onnx").graph.node}
     segmenter = small_bundle(tmp_path_factory, "enet")
     bundles = ["--find", str(finder), "--segment", str(segmenter), "--classify"]
     capsys.readouterr()

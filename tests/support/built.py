@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import cv2
@@ -16,20 +16,22 @@ from edgevis import models
 from export.build import main
 
 
-def built_bundle(factory: pytest.TempPathFactory, model: str, *arguments: str, data: Path | None = None) -> Path:
+def built_bundle(
+    factory: pytest.TempPathFactory, model: str, *arguments: str, data: Callable[[], Path] | None = None
+) -> Path:
     """The folder of a ``cpu`` bundle of ``model``, built by the command line with these further arguments.
 
-    ``data`` goes to ``--calibration-data``; each worker may have a copy of its own, all with the same images.
+    ``data`` makes what goes to ``--calibration-data``: the same in each worker.
     """
     base = factory.getbasetemp()
     # Under pytest-xdist every worker has a folder of its own inside the run's.
     root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     key = hashlib.sha256("\0".join(arguments).encode()).hexdigest()[:8]
     path = root / f"built-{key}" / f"{model}.edgevis"
-    given = [] if data is None else ["--calibration-data", str(data)]
     with (root / f"{model}-{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
+            given = [] if data is None else ["--calibration-data", str(data())]
             assert (
                 main(
                     [
@@ -62,19 +64,26 @@ SMALL: Mapping[str, Mapping[str, int | str]] = {
     "person-detector": {"height": 64, "width": 96},
     "yolox-nano": {"num_classes": 2, "height": 64, "width": 96},
     **{name: {"width": 4, "side": 129} for name in models.names() if name.startswith("hsnet")},
+    # Ten rows in three stripes of 4, 4 and 2.
+    **{name: {"height": 160} for name in models.names() if name.startswith("epri-net")},
 }
 
 
 def small_bundle(factory: pytest.TempPathFactory, model: str) -> Path:
     """The FP32 bundle of a model in its small build, proved on sixteen photographs."""
+    options = [f"--option={key}={value}" for key, value in SMALL.get(model, {}).items()]
+    return built_bundle(factory, model, "--precision=fp32", *options, data=lambda: _photographs(factory))
+
+
+def _photographs(factory: pytest.TempPathFactory) -> Path:
+    """Sixteen photographs in a folder for each label."""
     data = factory.mktemp("photographs") / "photographs"
     photographs = samples_from_photographs(height=160, width=160, count=16)
     for index, (image, label) in enumerate(zip(photographs.images, photographs.labels, strict=True)):
         path = data / label / f"{index:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         assert cv2.imwrite(str(path), image)
-    options = [f"--option={key}={value}" for key, value in SMALL.get(model, {}).items()]
-    return built_bundle(factory, model, "--precision=fp32", *options, data=data)
+    return data
 
 
 class Recorder:

@@ -12,12 +12,14 @@ import argparse
 import itertools
 import os
 import signal
+import socketserver
 import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import cv2
@@ -143,8 +145,13 @@ class CameraServer(CameraProcess):
         self.kill()
 
 
-def arguments() -> argparse.Namespace:
+def serve(server_class: type[socketserver.TCPServer], handler: Any) -> None:
+    """Serve on loopback at ``--port``, or at a free one, which is printed; a handler's ``login`` is ``--login``."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--login", default="")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    handler.login = arguments.login
+    with server_class(("127.0.0.1", arguments.port), handler) as server:
+        print(server.server_address[1], flush=True)
+        server.serve_forever()

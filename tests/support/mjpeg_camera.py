@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.server
-import socketserver
 
 import cv2
 
-from camera_server import Faults, arguments
+from camera_server import Faults, serve
 
 
 class _Camera(http.server.BaseHTTPRequestHandler):
@@ -44,18 +43,5 @@ class _Camera(http.server.BaseHTTPRequestHandler):
             self.wfile.write(head + data + b"\r\n")
 
 
-class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    daemon_threads = True
-    allow_reuse_address = True
-
-
-def main() -> None:
-    asked = arguments()
-    _Camera.login = asked.login
-    server = _Server(("127.0.0.1", asked.port), _Camera)
-    print(server.server_port, flush=True)
-    server.serve_forever()
-
-
 if __name__ == "__main__":
-    main()
+    serve(http.server.ThreadingHTTPServer, _Camera)

@@ -16,7 +16,7 @@ from typing import Any
 
 import av
 
-from camera_server import Faults, Picture, arguments
+from camera_server import Faults, Picture, serve
 
 _CLOCK = 90_000
 _PAYLOAD = 1200
@@ -122,13 +122,5 @@ class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
 
 
-def main() -> None:
-    asked = arguments()
-    _Camera.login = asked.login
-    server = _Server(("127.0.0.1", asked.port), _Camera)
-    print(server.server_address[1], flush=True)
-    server.serve_forever()
-
-
 if __name__ == "__main__":
-    main()
+    serve(_Server, _Camera)

@@ -15,10 +15,8 @@ from edgevis.layers import ChannelAttention, EfficientNetB0, PositionAttention
 from edgevis.layers.efficientnet import EfficientNetTrunk
 from edgevis.layers.mbconv import SameConv2d
 from edgevis.models.epri_net import EPRINet
-from runtime.bundle.bundle import Bundle
 from runtime.errors import ModelError
 
-from built import built_bundle
 from locations import GOLDEN_FOLDER
 from shared_data import shared_data
 
@@ -209,14 +207,6 @@ def test_epri_net_of_other_heights(name: str, height: int) -> None:
 def test_epri_net_refuses_other_heights(height: int | str) -> None:
     with pytest.raises(ModelError, match=f"height is {height!r}; allowed: multiples of 32 from 128 to 768"):
         models.create("epri-net-pam", height=height)
-
-
-def test_a_low_epri_net_is_built(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Ten rows in three stripes of 4, 4 and 2; the build's gate holds both engines to PyTorch."""
-    path = built_bundle(tmp_path_factory, "epri-net-fpb", "--option", "height=160", "--precision", "fp32")
-    manifest = Bundle(path).manifest
-    assert manifest.deployment.preprocess.input.shape == ("N", 3, 160, 80)
-    assert all(engine.holds_parity for engine in manifest.engines)
 
 
 def test_epri_net_trains_through_every_parameter() -> None:

@@ -265,12 +265,6 @@ def test_the_export_keeps_the_four_gates(exported: ModelProto) -> None:
     assert {node.op_type for node in exported.graph.node}.isdisjoint({"BatchNormalization", "Einsum", "Shape"})
 
 
-def test_the_export_without_attention_has_none() -> None:
-    model = onnx_from_module(small_net(attention=False), SMALL_GRAPH)
-    assert not model.functions
-    assert {node.domain for node in model.graph.node} == {""}
-
-
 @pytest.mark.parametrize("batch", [1, 3])
 def test_engines_compute_what_pytorch_does(exported: ModelProto, batch: int) -> None:
     torch.manual_seed(batch)
