@@ -160,7 +160,7 @@ def test_engines_compute_what_pytorch_computes(name: str, bundle: Bundle) -> Non
             engine = backends.load(record.backend).open_engine(
                 bundle.engine_files(record.files[graph.name]), precision="fp32", device="cpu", threads=1
             )
-            check_engine(engine, graph, module, deployment.preprocess)
+            check_engine(engine, graph, module, deployment)
 
 
 @built_model
@@ -185,7 +185,7 @@ def test_a_variant_s_graphs_in_every_engine(name: str, tmp_path: Path) -> None:
         for backend in ("onnxruntime", "openvino"):
             path = compilers.load(backend).engine_from_onnx(model, graph=graph.name, precision="fp32", bundle=tmp_path)
             engine = backends.load(backend).open_engine(read_engine(path), precision="fp32", device="cpu", threads=1)
-            check_engine(engine, graph, module, deployment.preprocess)
+            check_engine(engine, graph, module, deployment)
         if importlib.util.find_spec("tensorrt_rtx_bindings") is not None:  # wheels for x86-64 only
             check_tensorrt(model, graph, deployment, tmp_path)
 
