@@ -1,16 +1,23 @@
-"""OSNet x0.25: an omni-scale network for person re-identification, 202 thousand parameters.
+"""OSNet: omni-scale networks for person re-identification: x0.25, and x0.5 with instance norms (0.2, 0.6 M parameters).
 
-Paper: Zhou, Yang, Cavallaro, Xiang, "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019.
-Provenance: our own code, written from the paper; parameters bear the names of torchreid (KaiyangZhou/deep-person-reid,
-MIT), so the state dicts published there load strictly. Those weights are their authors' work, under MIT, trained on
-MSMT17; the weights that ship with edgevis are distilled from them from a random start (the recipe ``distill``), and
-``edgevis/weights/osnet-x0-25.json`` says from which pictures.
+Paper: Zhou, Yang, Cavallaro, Xiang, "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019. ``osnet-in``
+has instance norm of the image and of the stem's maps, which takes off what differs between cameras (the same authors,
+"Learning Generalisable Omni-Scale Representations for Person Re-Identification", TPAMI 2021), and in every second block
+the linear context transform as its gate (Ruan, Liang, Wang, Xu, Wang, Zhang, Zhu, "Linear Context Transform Block",
+AAAI 2020).
+Provenance: our own code, written from the papers. Parameters of ``osnet-x0-25`` bear the names of torchreid
+(KaiyangZhou/deep-person-reid, MIT), so the state dicts published there load strictly. Those weights are their authors'
+work, under MIT, trained on MSMT17; the weights that ship with edgevis are distilled from them from a random start (the
+recipe ``distill``), and ``edgevis/weights/osnet-x0-25.json`` says from which pictures. Structure and names of
+``osnet-in-x0-5`` are those of Intel's person-reidentification-retail-0267 and -0287 (openvinotoolkit/open_model_zoo,
+Apache-2.0), whose state dicts load strictly.
 Licence: this file, as the rest of edgevis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +28,8 @@ from edgevis.models.recipe import BlockwiseDistillationRecipe, ReIDRecipe, Simil
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.errors import ModelError
 
-EMBEDDING = 512
+EMBEDDING, EMBEDDING_IN = 512, 256
+_GROUPS = 16
 
 
 def osnet_deployment(embedding: int) -> Deployment:
@@ -204,10 +212,81 @@ class OSNet(PersonEncoder):
         return [*scales, [self.fc.get_parameter("1.weight")]]
 
 
+class LinearContextGate(nn.Module):
+    """The linear context transform: weighs each channel by its mean, normalised within its group of channels.
+
+    A group has two to four channels: a rounding error of a mean is magnified by the distance between them. So every
+    engine pools and normalises in float32.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gn = nn.GroupNorm(_GROUPS, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.gn(x.mean((2, 3), keepdim=True)))
+
+
+class ConvIN(nn.Module):
+    """The stem: a 7x7 convolution with stride 2 and without bias, instance norm, ReLU."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, outputs, 7, stride=2, padding=3, bias=False)
+        self.bn = nn.InstanceNorm2d(outputs, affine=True)  # the published name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn(self.conv(x)))
+
+
+class OSNetIN(PersonEncoder):
+    """OSNet with channels (stem, stage 2, stage 3, stage 4), instance norms and two kinds of gates.
+
+    Input: image (N, 3, 256, 128) float32, RGB, ImageNet mean and standard deviation, the person's box stretched to
+    that size. Output: embedding (N, 256) float32, rows not normalised: the runtime L2-normalises them.
+    """
+
+    def __init__(self, channels: tuple[int, int, int, int], *, num_identities: int = 0) -> None:
+        super().__init__(EMBEDDING_IN, num_identities)
+        stem, second, third, fourth = channels
+        self.in_first = nn.InstanceNorm2d(3, affine=True)
+        self.conv1 = ConvIN(stem)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.conv2 = nn.Sequential(*_blocks_in(stem, second), _transition(second))
+        self.conv3 = nn.Sequential(*_blocks_in(second, third), _transition(third))
+        self.conv4 = nn.Sequential(*_blocks_in(third, fourth))
+        self.conv5 = ConvBN(fourth, fourth)
+        # One trained weight for each place of each channel.
+        self.global_avgpool = nn.Conv2d(fourth, fourth, (16, 8), groups=fourth)
+        self.fc = nn.Sequential(nn.Linear(fourth, EMBEDDING_IN), nn.BatchNorm1d(EMBEDDING_IN), nn.PReLU())
+        self.initialise()
+        nn.init.constant_(self.global_avgpool.weight, 1 / (16 * 8))
+
+    def embed(self, image: Tensor) -> Tensor:
+        """From image (N, 3, 256, 128) float32 to embedding (N, 256) float32."""
+        x = self.conv2(self.maxpool(self.conv1(self.in_first(image))))
+        x = self.global_avgpool(self.conv5(self.conv4(self.conv3(x))))
+        embedding: Tensor = self.fc(x.flatten(1))
+        return embedding
+
+
 def _stage(inputs: int, outputs: int) -> nn.Sequential:
-    """Two blocks, then a transition that halves height and width."""
-    transition = nn.Sequential(ConvBN(outputs, outputs), nn.AvgPool2d(2))
-    return nn.Sequential(OmniScaleBlock(inputs, outputs), OmniScaleBlock(outputs, outputs), transition)
+    """Two blocks and a transition."""
+    return nn.Sequential(OmniScaleBlock(inputs, outputs), OmniScaleBlock(outputs, outputs), _transition(outputs))
+
+
+def _blocks_in(inputs: int, outputs: int) -> tuple[OmniScaleBlock, OmniScaleBlock]:
+    return OmniScaleBlock(inputs, outputs), OmniScaleBlock(outputs, outputs, gate=LinearContextGate)
+
+
+def _transition(channels: int) -> nn.Sequential:
+    """Halves height and width."""
+    return nn.Sequential(ConvBN(channels, channels), nn.AvgPool2d(2))
+
+
+def osnet_in_x0_5(*, num_identities: int = 0) -> OSNetIN:
+    """The published network; ``num_identities`` > 0 adds a ``classifier`` for training."""
+    return OSNetIN((32, 128, 192, 256), num_identities=num_identities)
 
 
 def osnet_x0_25(*, num_identities: int = 0) -> OSNet:
@@ -243,8 +322,10 @@ _DISTILL = BlockwiseDistillationRecipe(
     clip_norm=5.0,
 )
 
+_SMALL_IN = replace(_SMALL, learning_rate=3e-4)
+
 # How the published weights, or those that ship, learn from a larger network, whatever its blocks.
-SIMILARITY = SimilarityDistillationRecipe(
+_SIMILARITY = SimilarityDistillationRecipe(
     epochs=10,
     steps_per_epoch=40,
     optimizer="adamw",
@@ -268,6 +349,16 @@ ENTRIES = (
         parameters=201_864,
         weights="osnet-x0-25.safetensors",
         classifier=("classifier.",),
-        recipes={"small": _SMALL, "distill": _DISTILL, "similarity": SIMILARITY},
+        recipes={"small": _SMALL, "distill": _DISTILL, "similarity": _SIMILARITY},
+    ),
+    ModelEntry(
+        name="osnet-in-x0-5",
+        build=osnet_in_x0_5,
+        deployment=osnet_deployment(EMBEDDING_IN),
+        paper="Zhou, Yang, Cavallaro, Xiang: Omni-Scale Feature Learning for Person Re-Identification, ICCV 2019",
+        licence="Apache-2.0",
+        parameters=595_968,
+        classifier=("classifier.",),
+        recipes={"small": _SMALL_IN, "similarity": _SIMILARITY},
     ),
 )

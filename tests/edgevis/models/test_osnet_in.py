@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from calibration.quantize.graph import quantize
 from edgevis import models
-from edgevis.models.osnet import ChannelGate, OmniScaleBlock
-from edgevis.models.osnet_in import LinearContextGate, OSNetIN
+from edgevis.models.osnet import ChannelGate, LinearContextGate, OmniScaleBlock, OSNetIN
 from export.autocast import fp16_from_fp32
 from export.onnx import onnx_from_module
 from runtime.bundle.spec import Graph, TensorSpec
