@@ -205,7 +205,10 @@ class ThreadFeed:
         if self.state.stopping.is_set():
             return None
         if not self._index:
-            raise SourceError(f"{self.spec.name} was opened but gave no frame{'' if self.live else NEEDS_RANGES}")
+            corrupt = self.counters.corrupt
+            problem = f"none of its {corrupt} frames could be decoded" if corrupt else "it gave no frame"
+            hint = "" if corrupt or self.live else NEEDS_RANGES
+            raise SourceError(f"{self.spec.name} was opened but {problem}{hint}")
         if not self.live:
             return None
         if not self.settings.reconnect:

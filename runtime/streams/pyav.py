@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from runtime.common.addresses import ALWAYS_LIVE, hide, scheme_of
+from runtime.common.limits import max_pixels
 from runtime.errors import SourceError
 from runtime.images.decode import Image
 from runtime.streams.capture import GRACE, NEEDS_RANGES, Reading
@@ -113,7 +114,10 @@ class PyAVCapture:
         self._stream = container.streams.video[0]
         if self._stream.codec_context is None:
             raise SourceError(f"{name} uses a codec that this FFmpeg cannot decode")
-        self._stream.codec_context.options = {"err_detect": "explode"}  # else half a JPEG is a picture with a grey half
+        self._stream.codec_context.options = {
+            "err_detect": "explode",  # else half a JPEG is a picture with a grey half
+            "max_pixels": str(max_pixels()),  # a larger frame counts as corrupt before memory is taken for it
+        }
         self._frames: deque[Any] = deque()
         self._begun = False
         self._packets: Iterator[Any] = container.demux(self._stream)

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import cv2
 
+from runtime.common.limits import too_many_pixels
 from runtime.errors import SourceError
 from runtime.images.decode import as_image
 from runtime.streams.capture import Reading
@@ -49,6 +50,10 @@ class VideoFile:
             raise SourceError(
                 f"{path} cannot be opened{cut}; check that it is a whole video, and that OpenCV can decode it"
             )
+        sides = (int(self._capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if problem := too_many_pixels(*sides):
+            self._capture.release()
+            raise SourceError(f"{path}: a frame {problem}")
         self._declared = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         self._decoded = self._corrupt = 0
 

@@ -354,6 +354,19 @@ def test_a_recording_at_an_address_ends(tmp_path: Path) -> None:
     assert numbers == list(range(5))
 
 
+def test_frames_of_too_many_pixels_are_corrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small JPEG may claim gigabytes: no memory is taken for them."""
+    pytest.importorskip("av")
+    monkeypatch.setenv("EDGEVIS_MAX_PIXELS", str(192 * 192 - 1))
+    with (
+        served_recording(tmp_path, [numbered(index) for index in range(5)]) as address,
+        StreamReader(address) as reader,
+        pytest.raises(SourceError, match="none of its 5 frames could be decoded"),
+    ):
+        next(reader)
+    assert reader.stats[0].corrupt == 5
+
+
 @pytest.mark.parametrize("pyav", [True, False])
 def test_a_recording_that_gives_no_frame_is_an_error(
     pyav: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

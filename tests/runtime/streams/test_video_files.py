@@ -168,3 +168,13 @@ def test_a_file_that_is_left_early_leaves_no_thread(tmp_path: Path) -> None:
         reader.close()
         assert list(reader) == []
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_frames_of_too_many_pixels_are_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "v.mp4", 2)
+    monkeypatch.setenv("EDGEVIS_MAX_PIXELS", str(192 * 192 - 1))
+    numbers, _, error = read(path)
+    assert numbers == []
+    assert "v.mp4: a frame has 192 x 192 pixels; at most 36863 are read" in error
