@@ -13,9 +13,6 @@ from runtime.bundle.spec import Deployment
 from runtime.errors import MissingDependencyError, UnavailableError
 from runtime.sessions.open import open_graphs
 
-DEFAULT_MAX_DROP = 0.005
-"""One decision of two hundred may change, and embeddings may turn by a mean cosine of 0.995."""
-
 PASSES, FASTEST, FIRST = "passes", "fastest that passes", "first that passes; not timed here"
 UNMEASURABLE = "not measurable on these images"
 

@@ -53,6 +53,7 @@ def check_parity(
     optional: Container[Precision] = (),
     cpu_proxies: Mapping[str, Mapping[str, Path]] = NO_CPU_PROXIES,
     agreement: Agreement | None = None,
+    decide: CompareDecisions | None = None,
     threads: int | None = None,
 ) -> CheckedEngines:
     """Measure every engine; returns the records with parity, latency and whether they share enrolments.
@@ -68,6 +69,7 @@ def check_parity(
         cpu_proxies: For those engines that cannot run here, by their names: graph name to the ONNX file that it is made
             of. These are run by ONNX Runtime on the processor, and held to the same tolerance.
         agreement: Compares engines with the graphs that they were compiled from, besides the reference model.
+        decide: The comparison of decisions; None for the task's.
         threads: CPU threads for the engines; None leaves the choice to the vendor.
 
     Raises:
@@ -76,7 +78,7 @@ def check_parity(
         BackendError: An engine cannot be opened or run here.
     """
     machine = machine_name()
-    decide = tasks.load(deployment.task).agreement
+    decide = decide or tasks.load(deployment.task).agreement
     with ExitStack() as stack:
         opened: dict[str, dict[str, Session]] = {}
         for record in records:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from calibration.quantize.ranges import Method
-from export.engine_selection import DEFAULT_MAX_DROP
 from export.profiles import ShapeProfileRequest
 from export.targets import DEFAULT_SETTINGS, PlanSettings
 from runtime.bundle.spec import Precision
@@ -77,6 +76,7 @@ class BuildRequest:
         shapes: What engines shall be built for, where a target's engines have a range of shapes.
         calibration: How INT8's ranges follow from values; None for the target's way.
         max_drop: What INT8 may lose, see :func:`calibration.search.accuracy_drop.drop_of`; 1 excludes no layer.
+            None for the task's :attr:`runtime.tasks.TaskTraits.max_drop`.
         cache: Where measured ranges are kept between builds; None for nowhere.
         choose: Build ``precisions``, or all that the target has and this machine can run, and keep the fastest
             engine that loses no more than ``max_drop`` and, to fall back to, the fastest FP32 engine.
@@ -95,7 +95,7 @@ class BuildRequest:
     seed: int = 0
     shapes: ShapeProfileRequest = ShapeProfileRequest()  # noqa: RUF009  # frozen
     calibration: Method | None = None
-    max_drop: float = DEFAULT_MAX_DROP
+    max_drop: float | None = None
     cache: Path | None = None
     choose: bool = False
     settings: PlanSettings = DEFAULT_SETTINGS

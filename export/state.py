@@ -14,13 +14,16 @@ from calibration.quantize.config import QuantizationConfig
 from calibration.search.calibrate import CalibratedModel
 from calibration.search.search import NOT_SEARCHED, SearchedGraphs
 from calibration.search.sensitivity import LayerSensitivity
+from export.labelled import agreement_on
 from export.profiles import Profiles
 from export.reference_models import ReferenceModel
 from export.request import BuildRequest
 from export.targets import Target
+from runtime import tasks
 from runtime.bundle.manifest import Calibration, Candidate, EngineRecord, Manifest, Weights
 from runtime.bundle.spec import Deployment, Precision
 from runtime.common.arrays import Array
+from runtime.parity.measure import CompareDecisions
 
 EngineKey = tuple[str, Precision]
 """The backend and the precision of an engine."""
@@ -93,6 +96,19 @@ class BuildState:
         """The configuration of INT8 graphs."""
         config = self.target.quantization
         return replace(config, method=self.request.calibration or config.method)
+
+    @property
+    def max_drop(self) -> float:
+        """What INT8 may lose."""
+        asked = self.request.max_drop
+        return tasks.load(self.deployment.task).TRAITS.max_drop if asked is None else asked
+
+    @property
+    def compare_decisions(self) -> CompareDecisions:
+        """The comparison of an engine's decisions with the model's: on annotated images by what is annotated."""
+        if any(len(item.boxes) for item in self.verification_samples.objects):
+            return agreement_on(self.verification_samples, self.deployment)
+        return tasks.load(self.deployment.task).agreement
 
     @property
     def calibration_inputs(self) -> CalibrationInputs:

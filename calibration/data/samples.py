@@ -22,6 +22,7 @@ from calibration.data.masks import central_object
 from runtime.common.extras import install_command
 from runtime.common.files import ZIP_ERRORS
 from runtime.common.limits import max_file_bytes
+from runtime.detection.average_precision import Objects
 from runtime.errors import EdgevisError, InputError, MissingDependencyError, SourceError
 from runtime.images.decode import SUFFIXES, Image, decode_image, read_image
 from runtime.images.folders import MAX_ENTRIES, image_files, is_hidden, warn_left_out, why_left_out
@@ -72,6 +73,8 @@ class SampleSet:
         source: The origin of the images, without machine paths.
         digest: SHA-256 of all pixels, labels and masks.
         masks: A mask of an object in each image; empty where none were requested.
+        objects: The annotated objects of each image, in its pixels, their classes those of the model; empty where the
+            data have none.
     """
 
     images: tuple[Image, ...]
@@ -79,6 +82,7 @@ class SampleSet:
     source: str
     digest: str
     masks: tuple[Mask, ...] = ()
+    objects: tuple[Objects, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -87,7 +91,9 @@ class SampleSet:
         """The images of these positions, in this order."""
         chosen = list(indices)
         masks = [self.masks[i] for i in chosen] if self.masks else []
-        return sample_set([self.images[i] for i in chosen], [self.labels[i] for i in chosen], self.source, masks)
+        objects = [self.objects[i] for i in chosen] if self.objects else []
+        images, labels = [self.images[i] for i in chosen], [self.labels[i] for i in chosen]
+        return sample_set(images, labels, self.source, masks, objects)
 
     def with_masks(self) -> SampleSet:
         """The same images with masks; missing ones come from :func:`calibration.data.masks.central_object`."""
@@ -98,15 +104,21 @@ class SampleSet:
         )
 
 
-def sample_set(images: Sequence[Image], labels: Sequence[str], source: str, masks: Sequence[Mask] = ()) -> SampleSet:
-    """A :class:`SampleSet` with its digest."""
+def sample_set(
+    images: Sequence[Image],
+    labels: Sequence[str],
+    source: str,
+    masks: Sequence[Mask] = (),
+    objects: Sequence[Objects] = (),
+) -> SampleSet:
+    """A :class:`SampleSet` with its digest, of which objects are no part: no range depends on them."""
     digest = hashlib.sha256()
     for image, label in zip(images, labels, strict=True):
         digest.update(f"{label}\0{image.shape}\0".encode())
         digest.update(np.ascontiguousarray(image).data)
     for mask in masks:
         digest.update(np.packbits(mask).data)
-    return SampleSet(tuple(images), tuple(labels), source, digest.hexdigest(), tuple(masks))
+    return SampleSet(tuple(images), tuple(labels), source, digest.hexdigest(), tuple(masks), tuple(objects))
 
 
 def samples_from(path: str | os.PathLike[str], *, count: int = DEFAULT_COUNT) -> SampleSet:
@@ -183,7 +195,7 @@ def split(samples: SampleSet) -> tuple[SampleSet, SampleSet]:
         key = hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
         keyed.setdefault(key, index)
     order = [keyed[key] for key in sorted(keyed)]
-    _check_count(len(order), f"{samples.source} holds", "different images")
+    check_count(len(order), f"{samples.source} holds", "different images")
     middle = len(order) - min(len(order) // 2, MAX_VERIFICATION)
     return samples.subset(order[:middle]), samples.subset(order[middle:])
 
@@ -227,13 +239,14 @@ def _images_in_zip(archive: zipfile.ZipFile, path: Path) -> list[str]:
 
 def _chosen(paths: Iterable[str], source: str, count: int) -> list[str]:
     names = sorted(paths)
-    _check_count(len(names), f"{source} holds", f"images ({', '.join(sorted(SUFFIXES))})")
+    check_count(len(names), f"{source} holds", f"images ({', '.join(sorted(SUFFIXES))})")
     if len(names) <= count:
         return names
     return [names[index * len(names) // count] for index in range(count)]
 
 
-def _check_count(count: int, source: str, what: str) -> None:
+def check_count(count: int, source: str, what: str) -> None:
+    """Raise InputError where there are too few images, ``what`` they are and where they are from."""
     if count < MIN_COUNT:
         raise InputError(
             f"{source} {count} {what}; at least {MIN_COUNT} are needed, half of them to calibrate, half to verify"

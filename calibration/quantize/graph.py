@@ -84,7 +84,7 @@ def int8_graph(
         layers,
         placement=config.placement,
         bias_correction=ranges.bias_correction,
-        float_results={layer.name for layer in prepared.layers if layer.last},
+        float_results={layer.name for layer in prepared.layers if "last" in layer.kinds},
     )
     lint_quantized(model)
     return proto_from_ir(model)

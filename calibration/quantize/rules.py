@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx import ModelProto, inliner, shape_inference
 
+from runtime.tasks import LayerKind
+
 _DOMAIN = "edgevis"
 _MASK, _GATE = "HybridMask", "CrossAttention"
 PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
@@ -43,14 +45,14 @@ class Layer:
         operator: Its ONNX operator.
         weight: The name of its weight; empty for a product of two activations.
         macs: Multiplications for one image, as far as shapes are known; 0 where they are not.
-        last: Whether an output that stays float32 follows from its result without another layer between.
+        kinds: See :data:`runtime.tasks.LayerKind`.
     """
 
     name: str
     operator: str
     weight: str
     macs: int
-    last: bool = False
+    kinds: frozenset[LayerKind] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +105,19 @@ def prepare(model: ModelProto, operators: tuple[str, ...], float32_outputs: Coll
         else:
             weight = next((value for value in node.inputs[:2] if value is not None and value.is_initializer()), None)
             weight_name = "" if weight is None else weight.name or ""
-            layers.append(Layer(name, node.op_type, weight_name, _macs(node, weight), node in last))
+            macs, kinds = _macs(node, weight), _kinds(node, weight, is_last=node in last)
+            layers.append(Layer(name, node.op_type, weight_name, macs, kinds))
     activations = _activations(whole.graph, {layer.name for layer in layers})
     _forget_inner_types(nodes)
     return Prepared(whole, activations, tuple(layers), excluded)
+
+
+def _kinds(node: ir.Node, weight: ir.Value | None, *, is_last: bool) -> frozenset[LayerKind]:
+    sizes = _sizes(weight)
+    # One input channel in each group; a convolution of a grey image has one, too, and no groups.
+    depthwise = sizes[1:2] == (1,) and node.attributes.get_int("group", 1) > 1
+    kinds: dict[LayerKind, bool] = {"depthwise": depthwise, "last": is_last}
+    return frozenset(kind for kind, holds in kinds.items() if holds)
 
 
 def last_products(graph: ir.Graph, outputs: Collection[str]) -> frozenset[ir.Node]:

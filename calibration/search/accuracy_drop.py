@@ -47,6 +47,8 @@ def accuracy_drop(mean_cosine: float, decisions: Decisions | None) -> float:
     """The share of changed decisions (1 - mask IoU), or 1 - mean cosine if that is more: 0..2.
 
     Decisions are what a user sees; the cosine does not depend on how many images there are to decide about, and is
-    the only measure of a graph without decisions.
+    the only measure of a graph without decisions. Where the decisions are decisive, it does not count.
     """
+    if decisions is not None and decisions.decisive:
+        return max(1.0 - decisions.agreement, 0.0)
     return max(1.0 - mean_cosine, 0.0 if decisions is None else 1.0 - decisions.agreement, 0.0)

@@ -14,6 +14,7 @@ from calibration.quantize.graph import Ranges, int8_graph, measure_ranges
 from calibration.quantize.qdq import Placement
 from calibration.quantize.rules import Prepared, prepare
 from runtime.common.arrays import Array
+from runtime.tasks import LayerKind
 
 NO_OUTPUTS: Mapping[str, Collection[str]] = MappingProxyType({})
 
@@ -45,14 +46,13 @@ class CalibratedModel:
     config: QuantizationConfig
     graphs: Mapping[str, CalibratedGraph]
 
-    @property
-    def last_layers(self) -> frozenset[str]:
-        """``GRAPH/NODE`` of the layers that outputs in float32 follow from, see :attr:`Layer.last`."""
+    def layers_of(self, kinds: Collection[LayerKind]) -> frozenset[str]:
+        """``GRAPH/NODE`` of the layers of these kinds, see :attr:`calibration.quantize.rules.Layer.kinds`."""
         return frozenset(
             f"{name}/{layer.name}"
             for name, graph in self.graphs.items()
             for layer in graph.prepared.layers
-            if layer.last
+            if layer.kinds & set(kinds)
         )
 
     @property

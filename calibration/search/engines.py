@@ -10,12 +10,11 @@ from typing import Protocol
 from onnx import ModelProto
 
 from calibration.search.accuracy_drop import drop_of
-from runtime import tasks
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
 from runtime.parity.compare import outputs_of
 from runtime.parity.latency import interleaved
-from runtime.parity.measure import one_image
+from runtime.parity.measure import CompareDecisions, one_image
 from runtime.sessions.session import Session
 
 _LATENCY_SECONDS = 0.3
@@ -42,11 +41,13 @@ class Int8Measurement:
         open_engines: How graphs become sessions.
         deployment: The model's graphs.
         reference: ``GRAPH/TENSOR``: the verification inputs and PyTorch's outputs for them, float32.
+        agreement: The comparison of decisions.
     """
 
     open_engines: OpenEngines
     deployment: Deployment
     reference: Mapping[str, Array]
+    agreement: CompareDecisions
 
     def drop(self, graphs: Graphs, backend: str) -> float:
         """The largest drop of any graph, see :func:`calibration.search.accuracy_drop.drop_of`."""
@@ -71,11 +72,10 @@ class Int8Measurement:
 
     def _drop(self, sessions: Mapping[str, Session]) -> float:
         outputs = outputs_of(sessions, self.reference, finite=True)
-        agreement = tasks.load(self.deployment.task).agreement
         drops = []
         for graph in self.deployment.graphs:
             actual = {tensor.name: outputs[f"{graph.name}/{tensor.name}"] for tensor in graph.outputs}
-            drops.append(drop_of(graph, self.reference, actual, agreement))
+            drops.append(drop_of(graph, self.reference, actual, self.agreement))
         return max(0.0, *drops)
 
     def _open(self, graphs: Graphs, backend: str) -> AbstractContextManager[Mapping[str, Session]]:

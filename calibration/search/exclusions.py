@@ -29,7 +29,12 @@ class Exclusions:
 
 
 def fewest_exclusions(
-    order: Sequence[str], measure: Callable[[frozenset[str]], float], *, max_drop: float
+    order: Sequence[str],
+    measure: Callable[[frozenset[str]], float],
+    *,
+    max_drop: float,
+    together: int = 0,
+    naive_drop: float | None = None,
 ) -> Exclusions:
     """The fewest excluded layers with which the drop is at most ``max_drop``.
 
@@ -40,8 +45,11 @@ def fewest_exclusions(
         order: The layers, the first to be excluded in front.
         measure: The drop with these layers in float.
         max_drop: The allowed drop.
+        together: How many of the first layers are excluded together or not at all: they are known to be sensitive,
+            so that the search need not divide them.
+        naive_drop: The drop without any excluded layer, where it is known.
     """
-    measured: dict[int, float] = {}
+    measured: dict[int, float] = {} if naive_drop is None else {0: naive_drop}
 
     def drop(count: int) -> float:
         if count not in measured:
@@ -49,13 +57,15 @@ def fewest_exclusions(
         return measured[count]
 
     total = len(order)
-    steps = sorted({0, *(max(1, round(share * total)) for share in _SHARES)} if total else {0})
+    rest = total - together
+    shares = {together + max(1, round(share * rest)) for share in _SHARES} if rest else set()
+    steps = sorted({0, together, *shares})
     holding = next((count for count in steps if drop(count) <= max_drop), None)
     if holding is None:
         best = min(measured, key=lambda count: measured[count])
         return Exclusions(best, measured[best], False, len(measured))
     failing = max((count for count in measured if count < holding), default=holding)
-    while holding - failing > max(1, round(_RESOLUTION * total)):
+    while holding > together and holding - failing > max(1, round(_RESOLUTION * total)):
         middle = (holding + failing) // 2
         if drop(middle) <= max_drop:
             holding = middle

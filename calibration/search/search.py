@@ -25,7 +25,7 @@ NNCF, preset mixed             2.76 / 0.960        3.70 / 0.9858       40.1 / be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -38,6 +38,7 @@ from calibration.search.exclusions import fewest_exclusions
 from calibration.search.sensitivity import LayerSensitivity
 from runtime.bundle.manifest import Int8Search
 from runtime.common.arrays import Array
+from runtime.tasks import LayerKind
 
 # The proxy for engines that do not run on this machine: it is always installed, and the dozens of TensorRT
 # engines that a search would try take minutes each.
@@ -71,6 +72,7 @@ def search_int8(
     backends: Sequence[str],
     runs_here: Callable[[str], bool],
     max_drop: float,
+    float_first: Collection[LayerKind],
     advance: Callable[[int, int], None],
 ) -> SearchedGraphs:
     """Find, for each backend, the graphs with as many layers in INT8 as ``max_drop`` allows.
@@ -82,17 +84,19 @@ def search_int8(
 
     Args:
         calibrated: The float graphs and their ranges.
-        sensitivities: Those of all layers: the layers that outputs in float32 follow from are excluded first, then
-            those with the most loss per multiplication.
+        sensitivities: Those of all layers: after ``float_first`` those with the most loss per multiplication are
+            excluded.
         measurement: Compiles, opens and measures graphs.
         backends: The backends that need graphs.
         runs_here: Whether the engines of a backend run on this machine as they will in use.
         max_drop: The allowed drop, see :func:`calibration.search.accuracy_drop.drop_of`.
+        float_first: The kinds of layers that are excluded first, and together.
         advance: Called with the number of backends that are done, and of all.
     """
     ordered = sorted(sensitivities, key=lambda item: -item.sensitivity_per_mac)
     order = [f"{item.graph}/{item.layer}" for item in ordered]
-    order.sort(key=lambda layer: layer not in calibrated.last_layers)
+    first = calibrated.layers_of(float_first)
+    order.sort(key=lambda layer: layer not in first)
     graphs: dict[str, Mapping[str, ModelProto]] = {}
     searches: list[Int8Search] = []
     outputs: dict[str, Mapping[str, Array]] = {}
@@ -104,7 +108,13 @@ def search_int8(
             searches.append(replace(proxied, backend=backend))
         else:
             graphs[backend], result, actual = _search(
-                calibrated, order, measurement, backend=backend, is_native=is_native, max_drop=max_drop
+                calibrated,
+                order,
+                measurement,
+                backend=backend,
+                is_native=is_native,
+                max_drop=max_drop,
+                together=len(first),
             )
             searches.append(result)
             if is_native:
@@ -123,6 +133,7 @@ def _search(
     backend: str,
     is_native: bool,
     max_drop: float,
+    together: int,
 ) -> tuple[dict[str, ModelProto], Int8Search, dict[str, Array]]:
     """The graphs of one backend, how they were chosen, and what they return for all verification images."""
     engine = backend if is_native else _CPU_PROXY
@@ -137,6 +148,8 @@ def _search(
         order,
         lambda excluded: measurement.drop(calibrated.int8_graphs(placement, excluded), engine),
         max_drop=max_drop,
+        together=together,
+        naive_drop=naive[placement][0],
     )
     excluded = order[: exclusions.count]
     graphs = calibrated.int8_graphs(placement, excluded)

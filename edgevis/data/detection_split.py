@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from edgevis.data import detection_coco, detection_tables, detection_voc
 from edgevis.data.detection import DetectionImages, chosen_classes
@@ -42,18 +43,36 @@ def read_detection_images(path: Path, *, check: SplitCheck | None = None) -> Det
         SourceError: The data are in none of these layouts, or cannot be read.
     """
     files = open_files(path)
-    folders = {name.partition("/")[0] for name in files.names if "/" in name}
-    if {detection_voc.ANNOTATIONS, detection_voc.IMAGES} <= folders:
+    layout = _layout_of(files)
+    if layout == "voc":
         return detection_voc.read_voc(files)
-    if detection_tables.BOXES in files.names or "masks" in folders or _is_sample(files):
+    if layout == "tables":
         return detection_tables.read_tables(files, progress=(check or SplitCheck()).progress)
-    if annotations := detection_coco.annotation_files(files):
-        return detection_coco.read_coco(files, annotations)
+    if layout == "coco":
+        return detection_coco.read_coco(files, detection_coco.annotation_files(files))
     raise SourceError(
         f"{path} has no boxes in a known layout; allowed: COCO's JSON (annotations/instances_train.json), PASCAL VOC's "
         f"folders ({detection_voc.ANNOTATIONS}/, {detection_voc.IMAGES}/), or images/ with "
         f"{detection_tables.SAMPLE}, {detection_tables.BOXES} or masks/"
     )
+
+
+def holds_boxes(path: Path) -> bool:
+    """Whether the files of a folder or zip are named as one of the known layouts names them.
+
+    Raises:
+        SourceError: There is no such folder or zip, or it cannot be read.
+    """
+    return _layout_of(open_files(path)) is not None
+
+
+def _layout_of(files: Files) -> Literal["voc", "tables", "coco"] | None:
+    folders = {name.partition("/")[0] for name in files.names if "/" in name}
+    if {detection_voc.ANNOTATIONS, detection_voc.IMAGES} <= folders:
+        return "voc"
+    if detection_tables.BOXES in files.names or "masks" in folders or _is_sample(files):
+        return "tables"
+    return "coco" if detection_coco.annotation_files(files) else None
 
 
 def split_detection(

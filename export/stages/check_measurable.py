@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from calibration.search.accuracy_drop import decisions_of
 from export.request import UNTRAINED, BuildProgress
 from export.state import BuildState
-from runtime import tasks
 from runtime.bundle.spec import Deployment, Precision
 from runtime.common.arrays import Array
 from runtime.errors import InputError
+from runtime.parity.measure import CompareDecisions
 
 
 def run(state: BuildState, progress: BuildProgress) -> None:
@@ -24,22 +24,22 @@ def run(state: BuildState, progress: BuildProgress) -> None:
         return
     if "int8" not in state.precisions:
         return
-    if not (reason := unmeasurable_text(state.deployment, state.reference)):
+    if not (reason := unmeasurable_text(state.deployment, state.reference, state.compare_decisions)):
         return
-    max_drop = state.request.max_drop
+    max_drop = state.max_drop
     state.precisions = without_int8(state.precisions, reason, max_drop=max_drop, warn=progress.warn)
     if "int8" not in state.precisions:
         state.left_out = tuple(f"{name}-int8" for name in state.target.compilers["int8"])
 
 
-def unmeasurable_text(deployment: Deployment, reference: Mapping[str, Array]) -> str:
+def unmeasurable_text(deployment: Deployment, reference: Mapping[str, Array], agreement: CompareDecisions) -> str:
     """The reason why INT8's loss cannot be measured on these images; empty if it can.
 
     Args:
         deployment: The model's graphs.
         reference: ``GRAPH/OUTPUT``: the reference model's outputs for the verification images.
+        agreement: The comparison of decisions.
     """
-    agreement = tasks.load(deployment.task).agreement
     for graph in deployment.graphs:
         outputs = {tensor.name: reference[f"{graph.name}/{tensor.name}"] for tensor in graph.outputs}
         decisions = decisions_of(graph, reference, outputs, agreement)

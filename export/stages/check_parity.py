@@ -40,6 +40,7 @@ def run(state: BuildState, progress: BuildProgress) -> None:
             advance=progress.advance,
             cpu_proxies=_cpu_proxies(state, work),
             agreement=agreement_of(state),
+            decide=state.compare_decisions,
         )
     progress.end(_summary(checked.engines, len(state.verification_samples)))
     for complaint in checked.refused:
@@ -48,7 +49,7 @@ def run(state: BuildState, progress: BuildProgress) -> None:
         records,
         checked.engines,
         unopened=unopened,
-        max_drop=request.max_drop,
+        max_drop=state.max_drop,
         choose=request.choose,
         left_out=state.left_out,
     )

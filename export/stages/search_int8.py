@@ -9,6 +9,7 @@ from export.engine_selection import no_int8_text
 from export.int8 import open_int8_engines
 from export.request import BuildProgress
 from export.state import BuildState
+from runtime import tasks
 from runtime.bundle.build_report import search_text
 from runtime.bundle.manifest import Calibration
 
@@ -31,10 +32,11 @@ def _search(state: BuildState, calibrated: CalibratedModel, progress: BuildProgr
     state.search = search_int8(
         calibrated,
         state.sensitivity,
-        Int8Measurement(open_int8_engines, state.deployment, state.reference),
+        Int8Measurement(open_int8_engines, state.deployment, state.reference, state.compare_decisions),
         backends=target.compilers["int8"],
         runs_here=lambda backend: target.device == "cpu" and target.runs_here(backend),
-        max_drop=state.request.max_drop,
+        max_drop=state.max_drop,
+        float_first=tasks.load(state.deployment.task).TRAITS.float_first,
         advance=progress.advance,
     )
     searches, samples = state.search.searches, state.calibration_samples

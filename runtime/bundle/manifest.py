@@ -81,6 +81,9 @@ class Decisions:
             without such.
         chance: The agreement that an engine would reach whose outputs say nothing of the image, 0..1: between images
             that the model hardly tells apart, any decision is as good as another.
+        decisive: Whether ``agreement`` alone measures what an engine loses. Otherwise the cosine of its outputs counts,
+            too; most of a detector's are of places without an object, where it says nothing.
+        interval: The 95 % interval of ``agreement`` over images, its ends not cut off at 1; None where it is not known.
     """
 
     metric: str
@@ -88,6 +91,8 @@ class Decisions:
     count: int
     mean_cosine: float | None = None
     chance: float = 0.0
+    decisive: bool = False
+    interval: tuple[float, float] | None = None
 
     @property
     def measurable(self) -> bool:

@@ -29,6 +29,7 @@ from runtime.sessions.session import Session
 __all__ = [
     "Context",
     "EnrolmentKind",
+    "LayerKind",
     "Result",
     "SingleGraph",
     "Task",
@@ -42,6 +43,10 @@ __all__ = [
 ]
 
 EnrolmentKind: TypeAlias = Literal["images", "images and masks", "nothing"]
+
+LayerKind: TypeAlias = Literal["depthwise", "last"]
+"""Convolutions with one channel in each group, and layers from which outputs that stay float32 follow without another
+layer between."""
 
 GROUP = "edgevis.tasks"
 """The entry points of tasks from other packages."""
@@ -141,12 +146,17 @@ class TaskTraits:
             trained.
         embedding: ``GRAPH/OUTPUT`` of the output that holds embeddings, (N, D) float32; None for a task without.
         single_graph: The one graph of its models; None for a task of several graphs.
+        max_drop: What INT8 may lose, unless a build is told: by default one decision of two hundred may change, and
+            embeddings may turn by a mean cosine of 0.995.
+        float_first: The kinds of layers that an INT8 search puts back to float before it looks for others.
     """
 
     result: type
     enrolment: EnrolmentKind = "images"
     embedding: str | None = None
     single_graph: SingleGraph | None = None
+    max_drop: float = 0.005
+    float_first: tuple[LayerKind, ...] = ("last",)
 
 
 def threshold_of(task: Task) -> float | None:

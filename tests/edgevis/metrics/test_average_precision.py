@@ -8,6 +8,8 @@ import pytest
 from edgevis.data.detection import BoxLabels, box_labels
 from edgevis.metrics.average_precision import Detected, average_precision
 from edgevis.metrics.interval import half_width
+from runtime.detection.average_precision import Objects, precision_curves
+from runtime.detection.postprocess import DetectedBoxes
 from runtime.errors import InputError
 
 from locations import GOLDEN_FOLDER
@@ -94,3 +96,15 @@ def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(InputError, match="2 images have labels and 1 detections"):
         average_precision([box_labels([[0, 0, 9, 9]], [0])] * 2, [nothing], classes=1)
     assert average_precision([box_labels([[0, 0, 9, 9]], [0])], [nothing], classes=1).value == 0
+
+
+def test_the_runtimes_own_is_the_area_under_the_same_curves() -> None:
+    """What builds and devices measure without pycocotools: it differs by the definition's 101 steps."""
+    truths, detections, classes = golden()
+    objects = [Objects(labels.boxes, labels.classes, labels.ignored, labels.ignored) for labels in truths]
+    ordered = [np.argsort(-scores, kind="stable") for _, scores, _ in detections]
+    found = [DetectedBoxes(*(part[order] for part in item)) for item, order in zip(detections, ordered, strict=True)]
+    expected = average_precision(truths, detections, classes=classes)
+    assert precision_curves(objects, found, classes=classes).value() == pytest.approx(expected.value, abs=0.005)
+    at_50 = precision_curves(objects, found, classes=classes, thresholds=(0.5,)).value()
+    assert at_50 == pytest.approx(expected.at_50, abs=0.005)

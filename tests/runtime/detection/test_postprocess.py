@@ -11,7 +11,7 @@ from runtime.bundle.spec import Preprocess
 from runtime.detection.matching import matched_pairs
 from runtime.detection.postprocess import DetectedBoxes, DetectionSettings, detected_boxes
 from runtime.images.preprocess import Preprocessor
-from runtime.parity.detections import detection_agreement
+from runtime.parity.detections import OWN, detection_agreement
 
 from bundles import Array
 
@@ -86,15 +86,15 @@ def outputs(random: np.random.Generator, images: int = 6) -> tuple[Array, Array]
     return random.beta(0.3, 1.0, (images, 40, 3)).astype(np.float32), boxes.astype(np.float32)
 
 
-def test_agreement_is_the_share_of_matched_detections() -> None:
+def test_agreement_is_the_average_precision_of_the_models_own_detections() -> None:
     scores, boxes = outputs(np.random.default_rng(1))
     same = detection_agreement((scores, boxes), (scores, boxes))
-    assert (same.metric, same.agreement) == ("matched detections", 1.0)
+    assert (same.metric, same.agreement, same.decisive) == (OWN, 1.0, True)
     assert same.count > 100
     assert same.chance < 0.1
     assert same.measurable
     moved = boxes.copy()
-    moved[0, :, 0] += 20  # every box of one of six images
+    moved[0, :, 0] += 200  # every box of one of six images
     other = detection_agreement((scores, boxes), (scores, moved))
     assert 0.6 < other.agreement < 0.95
     swapped = detection_agreement((scores, boxes), (scores[..., ::-1].copy(), boxes))
@@ -103,14 +103,23 @@ def test_agreement_is_the_share_of_matched_detections() -> None:
     assert detection_agreement((scores, boxes), (scores, np.full_like(boxes, np.nan))).agreement == 0.0
 
 
-def test_a_score_just_below_the_threshold_is_a_tie() -> None:
-    boxes = np.array([[[0, 0, 40, 40], [100, 0, 140, 40]]], np.float32)
-    scores = np.array([[[0.31], [0.9]]], np.float32)
-    for score, agreement in ((0.3, 1.0), (0.26, 1.0), (0.24, 2 / 3), (0.0, 2 / 3)):
-        other = np.array([[[score], [0.9]]], np.float32)
-        for pair in ((scores, other), (other, scores)):
-            decisions = detection_agreement((pair[0], boxes), (pair[1], boxes))
-            assert decisions.agreement == pytest.approx(agreement)
+def test_scores_that_keep_their_order_and_boxes_that_keep_their_place_agree() -> None:
+    """A threshold that a score moves across is the user's; a false detection ahead of a right one is the engine's."""
+    boxes = np.array([[[0, 0, 40, 40], [100, 0, 140, 40], [200, 0, 240, 40]]], np.float32)
+    scores = np.array([[[0.31], [0.9], [0.2]]], np.float32)
+    for changed, agreement in (
+        ([0.31, 0.9, 0.2], 1.0),
+        ([0.05, 0.5, 0.01], 1.0),
+        ([0.31, 0.9, 0.95], 1.0),  # the model itself was not sure that it is none
+        ([0.0, 0.9, 0.2], 0.5),
+    ):
+        other = np.array(changed, np.float32)[None, :, None]
+        assert detection_agreement((scores, boxes), (other, boxes)).agreement == pytest.approx(agreement)
+    false = np.concatenate([scores, np.array([[[0.6]]], np.float32)], axis=1)
+    four = np.concatenate([boxes, np.array([[[300, 0, 340, 40]]], np.float32)], axis=1)
+    assert detection_agreement(
+        (np.where(false == np.float32(0.6), np.float32(0), false), four), (false, four)
+    ).agreement == (pytest.approx(5 / 6))
 
 
 def test_without_detections_an_agreement_proves_nothing() -> None:
