@@ -50,14 +50,12 @@ from runtime.images.preprocess import Preprocessor
 from runtime.parity.compare import BATCH_SIZES, TOLERANCES, golden_feeds, mask_agreement, measure_graph, run_in_batches
 from runtime.parity.recorded import FILE as RECORDED
 from runtime.parity.recorded import deviation_text, deviations, read_recorded
-from runtime.results import Segmentation
+from runtime.results import Detections, Segmentation
 from runtime.sessions.open import open_graphs
 from runtime.sessions.session import Session
 from runtime.verification.verify import verify_bundle
 
 GPU = "tensorrt"
-
-_MAX_DROP = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +88,9 @@ SUBJECTS: Mapping[str, Kind] = {
     "osnet-x0-25": Kind("osnet-x0-25", {}, (*_CPU, (GPU, "fp16"), (GPU, "int8")), samples=128, layers=True),
     "enet": Kind("enet", {"side": 64}, (*_CPU, (GPU, "fp16"), (GPU, "int8")), samples=32, layers=True),
     "hsnet-hm": Kind("hsnet-hm", {}, _CPU, samples=32),
+    "person-detector": Kind(
+        "person-detector", {}, (("openvino", "bf16"), ("onnxruntime", "int8"), ("openvino", "int8")), layers=True
+    ),
     "afl-net": Kind("afl-net", {}, (("onnxruntime", "int8"), ("openvino", "int8")), samples=32),
 }
 
@@ -207,6 +208,10 @@ class _Judge:
             inputs = {name: outputs[name][:1] if name in outputs else array for name, array in inputs.items()}
             rows = min((len(inputs[item.name]) for item in graph.inputs if item.batched), default=1)
             outputs |= run_in_batches(sessions[graph.name], graph, inputs, size=8, rows=rows, finite=True)
+        if _detects(self.deployment):
+            named = {f"{self.deployment.graphs[-1].name}/{name}": array for name, array in outputs.items()}
+            decisions = tasks.load(self.deployment.task).agreement(self.inputs, named)
+            return (0.0 if decisions is None else decisions.agreement,)
         (decided,) = self.deployment.graphs[-1].outputs
         expected, actual = self.inputs[f"{self.deployment.graphs[-1].name}/{decided.name}"], outputs[decided.name]
         if _makes_masks(self.deployment):
@@ -244,9 +249,7 @@ def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
     """
     kind = SUBJECTS[name]
     path = folder.with_suffix(".edgevis")
-    request = with_trained_options(
-        BuildRequest(models.entry(kind.model), path, options=kind.options, max_drop=_MAX_DROP)
-    )
+    request = with_trained_options(BuildRequest(models.entry(kind.model), path, options=kind.options))
     with staged_bundle(path) as work:
         cpu = _loaded(kind, request, work)
         gpu = copy.copy(cpu)
@@ -273,7 +276,9 @@ def subject_of(name: str, folder: Path, *, data: Path | None) -> Subject:
     sides = (read_split(data, "query"), read_split(data, "gallery")) if persons and data else None
     unseen = _samples(deployment, 48, seed=1)
     judge = _Judge(deployment, reference_of(cpu.model, deployment, unseen, lambda done, total: None), sides)
-    measure = "mAP, rank-1" if sides else "mask IoU" if _makes_masks(deployment) else "neighbours' mAP"
+    measure = "mAP, rank-1" if sides else "neighbours' mAP"
+    if _makes_masks(deployment) or _detects(deployment):
+        measure = "mask IoU" if _makes_masks(deployment) else "detections' AP50"
     return Subject(name, path, deployment, cpu.reference, tuple(engines), measure, cpu, gpu, judge)
 
 
@@ -343,6 +348,10 @@ def _samples(deployment: Deployment, count: int, *, seed: int = 0) -> SampleSet:
     preprocess = deployment.preprocess
     samples = samples_from_photographs(height=preprocess.height, width=preprocess.width, count=count, seed=seed)
     return samples.with_masks() if needs_masks(deployment) else samples
+
+
+def _detects(deployment: Deployment) -> bool:
+    return issubclass(tasks.load(deployment.task).TRAITS.result, Detections)
 
 
 def _makes_masks(deployment: Deployment) -> bool:

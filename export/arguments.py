@@ -72,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration-data",
         metavar="PATH",
         type=Path,
-        help="a folder or zip of real images, one sub-folder per person or class: they set INT8 scales and prove "
-        "the engines. Eight of them go into the bundle as golden.npz "
+        help="a folder or zip of real images, one sub-folder per person or class, or for a detector images with boxes as "
+        "it is trained on: they set INT8 scales and prove the engines. None of them goes into the bundle "
         "(default: crops of photographs in the wheels of scikit-image and Matplotlib)",
     )
     parser.add_argument(
