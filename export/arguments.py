@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration-data",
         metavar="PATH",
         type=Path,
-        help="a folder or zip of real images, one sub-folder per person or class, or for a detector images with boxes as "
+        help="a folder or zip of real images, one sub-folder per person or class, for a detector with boxes as "
         "it is trained on: they set INT8 scales and prove the engines. None of them goes into the bundle "
         "(default: crops of photographs in the wheels of scikit-image and Matplotlib)",
     )
