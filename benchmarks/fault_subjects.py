@@ -292,6 +292,8 @@ def _loaded(kind: Kind, request: BuildRequest, folder: Path) -> BuildState:
     state.float_graphs = {name: inlined(model) for name, model in state.float_graphs.items()}
     _write_graphs(state.float_graphs, folder)
     _run(state, (reference, calibrate, *((measure_sensitivity,) if kind.layers else ())))
+    if not kind.layers:
+        state.sensitivity = ()
     return state
 
 

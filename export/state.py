@@ -53,7 +53,8 @@ class BuildState:
         golden: The same of the images that go into the bundle; None where those are the first of ``reference``.
         left_out: Names of engines that are not built, because nothing could be measured of them.
         calibrated: INT8's ranges; None where no INT8 is built. Set by ``calibrate``.
-        sensitivity: The loss of each layer that is alone in INT8. Set by ``measure_sensitivity``.
+        sensitivity: The loss of each layer that is alone in INT8. Set by ``measure_sensitivity``; None where that was
+            not needed.
         search: INT8 graphs for each backend. Set by ``search_int8``.
         calibration: A record of how they were quantised; None where no INT8 is built.
         graphs: The graphs that each engine is compiled from; engines that are compiled from the same share the very
@@ -81,7 +82,7 @@ class BuildState:
     golden: Mapping[str, Array] | None = None
     left_out: tuple[str, ...] = ()
     calibrated: CalibratedModel | None = None
-    sensitivity: tuple[LayerSensitivity, ...] = ()
+    sensitivity: tuple[LayerSensitivity, ...] | None = None
     search: SearchedGraphs = NOT_SEARCHED
     calibration: Calibration | None = None
     graphs: dict[EngineKey, Graphs] = field(init=False)

@@ -46,9 +46,14 @@ class CalibratedModel:
     config: QuantizationConfig
     graphs: Mapping[str, CalibratedGraph]
 
-    def layers_of(self, kinds: Collection[LayerKind]) -> frozenset[str]:
+    @property
+    def layers(self) -> int:
+        """The number of layers that may become int8."""
+        return sum(len(graph.prepared.layers) for graph in self.graphs.values())
+
+    def layers_of(self, kinds: Collection[LayerKind]) -> tuple[str, ...]:
         """``GRAPH/NODE`` of the layers of these kinds, see :attr:`calibration.quantize.rules.Layer.kinds`."""
-        return frozenset(
+        return tuple(
             f"{name}/{layer.name}"
             for name, graph in self.graphs.items()
             for layer in graph.prepared.layers

@@ -25,6 +25,7 @@ NNCF, preset mixed             2.76 / 0.960        3.70 / 0.9858       40.1 / be
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -66,7 +67,7 @@ NOT_SEARCHED = SearchedGraphs({}, (), {})
 
 def search_int8(
     calibrated: CalibratedModel,
-    sensitivities: Sequence[LayerSensitivity],
+    sensitivities: Callable[[], Sequence[LayerSensitivity]],
     measurement: Int8Measurement,
     *,
     backends: Sequence[str],
@@ -84,8 +85,8 @@ def search_int8(
 
     Args:
         calibrated: The float graphs and their ranges.
-        sensitivities: Those of all layers: after ``float_first`` those with the most loss per multiplication are
-            excluded.
+        sensitivities: Measures those of all layers: after ``float_first`` those with the most loss per multiplication
+            are excluded. Called at most once, and only if that is needed.
         measurement: Compiles, opens and measures graphs.
         backends: The backends that need graphs.
         runs_here: Whether the engines of a backend run on this machine as they will in use.
@@ -93,10 +94,13 @@ def search_int8(
         float_first: The kinds of layers that are excluded first, and together.
         advance: Called with the number of backends that are done, and of all.
     """
-    ordered = sorted(sensitivities, key=lambda item: -item.sensitivity_per_mac)
-    order = [f"{item.graph}/{item.layer}" for item in ordered]
+
+    @functools.cache
+    def order() -> tuple[str, ...]:
+        ordered = sorted(sensitivities(), key=lambda item: -item.sensitivity_per_mac)
+        return tuple(f"{item.graph}/{item.layer}" for item in ordered)
+
     first = calibrated.layers_of(float_first)
-    order.sort(key=lambda layer: layer not in first)
     graphs: dict[str, Mapping[str, ModelProto]] = {}
     searches: list[Int8Search] = []
     outputs: dict[str, Mapping[str, Array]] = {}
@@ -114,7 +118,7 @@ def search_int8(
                 backend=backend,
                 is_native=is_native,
                 max_drop=max_drop,
-                together=len(first),
+                first=first,
             )
             searches.append(result)
             if is_native:
@@ -127,13 +131,13 @@ def search_int8(
 
 def _search(
     calibrated: CalibratedModel,
-    order: Sequence[str],
+    order: Callable[[], Sequence[str]],
     measurement: Int8Measurement,
     *,
     backend: str,
     is_native: bool,
     max_drop: float,
-    together: int,
+    first: Sequence[str],
 ) -> tuple[dict[str, ModelProto], Int8Search, dict[str, Array]]:
     """The graphs of one backend, how they were chosen, and what they return for all verification images."""
     engine = backend if is_native else _CPU_PROXY
@@ -148,10 +152,10 @@ def _search(
         order,
         lambda excluded: measurement.drop(calibrated.int8_graphs(placement, excluded), engine),
         max_drop=max_drop,
-        together=together,
+        first=first,
         naive_drop=naive[placement][0],
     )
-    excluded = order[: exclusions.count]
+    excluded = exclusions.layers
     graphs = calibrated.int8_graphs(placement, excluded)
     before, after, outputs = measurement.compare(calibrated.int8_graphs(placement), graphs, engine)
     search = Int8Search(
@@ -163,8 +167,8 @@ def _search(
         naive_drop=round(naive[placement][0], 6),
         latency_ms=round(after, 3) if is_native else None,
         naive_latency_ms=round(before, 3) if is_native else None,
-        layers=len(order),
-        float_layers=tuple(excluded),
+        layers=calibrated.layers,
+        float_layers=excluded,
         trials=exclusions.trials,
     )
     return graphs, search, outputs

@@ -53,7 +53,6 @@ STAGES: Sequence[Stage] = (
     reference,
     check_measurable,
     calibrate,
-    measure_sensitivity,
     search_int8,
     cast_fp16,
     compile_engines,
@@ -104,7 +103,7 @@ def measure_layers(request: BuildRequest, progress: BuildProgress) -> tuple[Laye
         state = BuildState(request, targets.load(request.target), ("int8",), Path(folder))
         for stage in _UP_TO_SENSITIVITY:
             stage.run(state, progress)
-    return state.sensitivity
+    return state.sensitivity or ()
 
 
 def with_trained_options(request: BuildRequest) -> BuildRequest:

@@ -1,4 +1,4 @@
-"""Measure the INT8 sensitivity of each layer."""
+"""Measure the INT8 sensitivity of each layer: where the search needs an order of all layers, and for the report."""
 
 from __future__ import annotations
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from calibration.search.calibrate import CalibratedModel
 from calibration.search.engines import Int8Measurement
 from calibration.search.search import search_int8
+from calibration.search.sensitivity import LayerSensitivity
 from export.engine_selection import no_int8_text
 from export.int8 import open_int8_engines
 from export.request import BuildProgress
+from export.stages import measure_sensitivity
 from export.state import BuildState
 from runtime import tasks
 from runtime.bundle.build_report import search_text
@@ -27,11 +31,18 @@ def run(state: BuildState, progress: BuildProgress) -> None:
 
 
 def _search(state: BuildState, calibrated: CalibratedModel, progress: BuildProgress) -> None:
-    progress.begin("search")
     target = state.target
+
+    def sensitivities() -> Sequence[LayerSensitivity]:
+        if state.sensitivity is None:
+            measure_sensitivity.run(state, progress)
+            progress.begin("search")
+        return state.sensitivity or ()
+
+    progress.begin("search")
     state.search = search_int8(
         calibrated,
-        state.sensitivity,
+        sensitivities,
         Int8Measurement(open_int8_engines, state.deployment, state.reference, state.compare_decisions),
         backends=target.compilers["int8"],
         runs_here=lambda backend: target.device == "cpu" and target.runs_here(backend),

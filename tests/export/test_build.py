@@ -101,7 +101,6 @@ def test_stages_come_in_order(built: tuple[Bundle, Recorder]) -> None:
         "onnx",
         "reference",
         "calibrate",
-        "layers",
         "search",
         "compile",
         "parity",

@@ -151,19 +151,35 @@ def test_search_finds_about_the_fewest_layers_with_few_measurements(total: int, 
         assert excluded == set(order[: len(excluded)])
         return 0.0 if len(excluded) >= needed else 0.5
 
-    found = fewest_exclusions(order, measure, max_drop=0.1)
+    found = fewest_exclusions(lambda: order, measure, max_drop=0.1)
     assert found.trials == len(asked) == len(set(asked)) <= 10
-    assert found.count in asked
+    assert len(found.layers) in asked
     if found.holds:
-        assert needed <= found.count <= needed + max(1, round(total / 32))
+        assert needed <= len(found.layers) <= needed + max(1, round(total / 32))
     else:
         assert needed > round(7 / 8 * total)
         assert found.drop == 0.5
 
 
 def test_search_that_finds_nothing_returns_what_lost_the_least() -> None:
-    found = fewest_exclusions(["a", "b", "c", "d"], lambda excluded: 0.9 if len(excluded) != 2 else 0.3, max_drop=0.1)
-    assert (found.count, found.drop, found.holds) == (2, 0.3, False)
+    found = fewest_exclusions(lambda: "abcd", lambda excluded: 0.9 if len(excluded) != 2 else 0.3, max_drop=0.1)
+    assert (found.layers, found.drop, found.holds) == (("a", "b"), 0.3, False)
+
+
+def test_layers_that_go_first_go_together_and_others_only_if_they_must() -> None:
+    needed = {"b", "d"}
+
+    def measure(excluded: frozenset[str]) -> float:
+        return len(needed - excluded) / 10
+
+    def unasked() -> str:
+        raise AssertionError("the order is measured, which takes minutes")
+
+    found = fewest_exclusions(unasked, measure, max_drop=0.0, first="bd", naive_drop=0.2)
+    assert (found.layers, found.drop, found.holds, found.trials) == (("b", "d"), 0.0, True, 2)
+    assert fewest_exclusions(unasked, measure, max_drop=0.2, first="bd").layers == ()
+    beyond = fewest_exclusions(lambda: "dabc", measure, max_drop=0.0, first="ca")
+    assert (beyond.layers, beyond.holds) == (("c", "a", "d", "b"), True)
 
 
 @needs_openvino
