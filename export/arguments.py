@@ -89,8 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_share,
         help="what INT8 may lose: the share of decisions that differ from the float model's, and 1 - mean cosine of "
         "what the graphs make. The most harmful layers go back to float until it holds; 1 leaves all in INT8, "
-        "and keeps it where the images cannot show what it loses. Of a detector: average precision, on the boxes of "
-        "--calibration-data, or with the model's own detections as the objects (default: 0.005, for detectors 0.01)",
+        "and keeps it where the images cannot show what it loses. Of a detector: average precision, with its own "
+        "detections as the objects, and with the boxes of --calibration-data (default: 0.005, for detectors 0.01)",
     )
     parser.add_argument(
         "--cache",

@@ -63,7 +63,7 @@ def labelled_samples(path: Path, labels: Sequence[str]) -> tuple[SampleSet, Samp
 
 
 def agreement_on(samples: SampleSet, deployment: Deployment) -> CompareDecisions:
-    """The comparison of an engine with the model on images with objects: the average precision that it keeps."""
+    """The comparison of an engine with the model on images with objects, see :func:`labelled_agreement`."""
     preprocessor = Preprocessor(deployment.preprocess)
     places = [ImagePlace(preprocessor.geometry(image.shape[:2]), image.shape[:2]) for image in samples.images]
     settings = settings_from(deployment.postprocess)

@@ -83,7 +83,8 @@ class Decisions:
             that the model hardly tells apart, any decision is as good as another.
         decisive: Whether ``agreement`` alone measures what an engine loses. Otherwise the cosine of its outputs counts,
             too; most of a detector's are of places without an object, where it says nothing.
-        interval: The 95 % interval of ``agreement`` over images, its ends not cut off at 1; None where it is not known.
+        interval: Of the accuracy on annotated images, what is kept: the 95 % interval of 1 less what the model has more
+            than the engine; None without annotations.
     """
 
     metric: str

@@ -310,8 +310,8 @@ def decisions_text(decisions: Decisions | None) -> str:
     """The agreement of decisions, as a table's cell."""
     if decisions is None:
         return "–"
-    interval = "" if decisions.interval is None else " ({:.3f} to {:.3f})".format(*decisions.interval)
-    return f"{decisions.metric} {decisions.agreement:.3f}{interval} of {decisions.count}"
+    kept = "" if decisions.interval is None else "; of accuracy {:.3f} to {:.3f} is kept".format(*decisions.interval)
+    return f"{decisions.metric} {decisions.agreement:.3f} of {decisions.count}{kept}"
 
 
 def distance_text(parity: GraphParity) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from runtime.bundle.manifest import Decisions
 from runtime.common.arrays import Array
-from runtime.detection.average_precision import Objects, PrecisionCurves, paired_interval, precision_curves
+from runtime.detection.average_precision import Objects, paired_interval, precision_curves
 from runtime.detection.postprocess import DetectedBoxes, DetectionSettings, detected_boxes
 from runtime.images.preprocess import InputGeometry
 
@@ -53,21 +53,21 @@ def detection_agreement(reference: Outputs, actual: Outputs) -> Decisions:
         reference: The reference model's outputs.
         actual: The engine's.
     """
-    objects = [_objects(found) for found in _detections(reference, replace(_SETTINGS, score=_IGNORED_FROM))]
+    own = _detections(reference, replace(_SETTINGS, score=_IGNORED_FROM))
+    objects = [_objects(found) for found in own]
     count = sum(int((~item.ignored).sum()) for item in objects)
     if not count:  # any engine agrees that detects nothing
         return Decisions(OWN, 1.0, 0, chance=1.0, decisive=True)
     classes = reference[0].shape[2]
-    low = replace(_SETTINGS, score=LOW_SCORE)
 
     def value(found: Sequence[DetectedBoxes]) -> float:
         return precision_curves(objects, found, classes=classes, thresholds=(IOU,)).value(pooled=True)
 
-    own = _detections(reference, low)
     shifts = range(1, min(len(own), _OTHERS))
     others = [value(own[shift:] + own[:shift]) for shift in shifts]
     chance = float(np.mean(others)) if others else 0.0
-    return Decisions(OWN, value(_detections(actual, low)), count, chance=chance, decisive=True)
+    found = _detections(actual, replace(_SETTINGS, score=LOW_SCORE))
+    return Decisions(OWN, value(found), count, chance=chance, decisive=True)
 
 
 def labelled_agreement(
@@ -77,7 +77,10 @@ def labelled_agreement(
     actual: Outputs,
     settings: DetectionSettings,
 ) -> Decisions:
-    """What an engine keeps of the model's average precision on annotated images: 1 less what it loses.
+    """The agreement of own detections, or less where annotated images show that average precision is lost.
+
+    What they show is the lower end of the loss's paired interval: on 31 photographs with 63 persons the loss itself
+    moves by a point with the photographs that were drawn, while the model's own detections move with the engine alone.
 
     Args:
         objects: The annotated objects of each image, in its pixels.
@@ -87,30 +90,17 @@ def labelled_agreement(
         settings: The detector's; the threshold is replaced by a low one.
     """
     low, classes = replace(settings, score=LOW_SCORE), reference[0].shape[2]
-
-    def curves(outputs: Outputs, shift: int = 0) -> PrecisionCurves:
-        found = _detections(outputs, low, places)
-        return precision_curves(objects, found[shift:] + found[:shift], classes=classes)
-
-    first, second = curves(reference), curves(actual)
-    whole = first.value()
-    count = int(first.objects.sum())
-    if not count or not whole > 0:
-        return Decisions(LABELLED, 1.0, count, chance=1.0, decisive=True)
-    others = [curves(reference, shift).value() for shift in range(1, min(len(objects), _OTHERS))]
-    low_end, high_end = paired_interval(first, second)
-    return Decisions(
-        LABELLED,
-        1.0 - max(0.0, whole - second.value()),
-        count,
-        chance=min(1.0, float(np.mean(others)) / whole) if others else 0.0,
-        decisive=True,
-        interval=(1.0 - high_end, 1.0 - low_end),
+    first, second = (
+        precision_curves(objects, _detections(outputs, low, places), classes=classes) for outputs in (reference, actual)
     )
+    own = detection_agreement(reference, actual)
+    if not first.objects.any():
+        return own
+    least, most = paired_interval(first, second)
+    return replace(own, agreement=min(own.agreement, 1.0 - max(0.0, least)), interval=(1.0 - most, 1.0 - least))
 
 
 OWN = "AP50 of the model's own detections"
-LABELLED = "average precision kept"
 
 
 def _objects(found: DetectedBoxes) -> Objects:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from runtime.bundle.spec import Preprocess
+from runtime.detection.average_precision import Objects
 from runtime.detection.matching import matched_pairs
 from runtime.detection.postprocess import DetectedBoxes, DetectionSettings, detected_boxes
 from runtime.images.preprocess import Preprocessor
-from runtime.parity.detections import OWN, detection_agreement
+from runtime.parity.detections import OWN, ImagePlace, detection_agreement, labelled_agreement
 
 from bundles import Array
 
@@ -120,6 +121,27 @@ def test_scores_that_keep_their_order_and_boxes_that_keep_their_place_agree() ->
     assert detection_agreement(
         (np.where(false == np.float32(0.6), np.float32(0), false), four), (false, four)
     ).agreement == (pytest.approx(5 / 6))
+
+
+def test_a_loss_of_average_precision_that_annotations_show_counts() -> None:
+    """Half of the objects the model finds below its threshold, and the engine not at all."""
+    side, images = 100, 30
+    boxes = np.tile(np.array([[0, 0, 40, 40], [50, 50, 90, 90]], np.float32), (images, 1, 1))
+    scores = np.tile(np.array([[0.9], [0.05]], np.float32), (images, 1, 1))
+    worse = scores.copy()
+    worse[:, 1] = 0.0
+    geometry = Preprocessor(Preprocess(side, side)).geometry((2 * side, 2 * side))
+    places = [ImagePlace(geometry, (2 * side, 2 * side))] * images
+    whole = np.zeros(2, np.int64), np.zeros(2, np.bool_), np.zeros(2, np.bool_)
+    objects = [Objects(2 * boxes[0], *whole)] * images
+    assert detection_agreement((scores, boxes), (worse, boxes)).agreement == 1.0
+    shown = labelled_agreement(objects, places, (scores, boxes), (worse, boxes), PERSON)
+    assert shown.agreement == pytest.approx(0.5)
+    assert shown.interval == pytest.approx((0.5, 0.5))
+    same = labelled_agreement(objects, places, (scores, boxes), (scores, boxes), PERSON)
+    assert (same.agreement, same.interval) == (1.0, (1.0, 1.0))
+    none = [Objects(*(part[:0] for part in objects[0]))] * images
+    assert labelled_agreement(none, places, (scores, boxes), (worse, boxes), PERSON).interval is None
 
 
 def test_without_detections_an_agreement_proves_nothing() -> None:
