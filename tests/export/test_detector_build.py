@@ -22,6 +22,7 @@ from export.stages import build_bundle
 from export.stages import compile as compile_engines
 from export.state import BuildState
 from runtime.bundle.bundle import Bundle
+from runtime.bundle.spec import Precision
 from runtime.errors import InputError, ParityError
 from runtime.parity.detections import OWN
 from runtime.verification.verify import verify_bundle
@@ -41,14 +42,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return weights_of(tmp_path_factory.mktemp("weights") / "detector.safetensors")
 
 
-def request(output: Path, weights: Path, data: Path, **changes: object) -> BuildRequest:
+def request(output: Path, weights: Path, data: Path, *precisions: Precision) -> BuildRequest:
     return BuildRequest(
         tiny_detector_entry(),
         output / "detector.edgevis",
-        precisions=("fp32", "int8"),
+        precisions=precisions or ("fp32", "int8"),
         checkpoint=weights,
         calibration_data=data,
-        **changes,  # type: ignore[arg-type]
     )
 
 
@@ -86,8 +86,7 @@ def test_every_engine_is_verified_and_opens_by_name(bundle: Bundle) -> None:
                 assert len(seen) >= 2
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "backend"), zip(KINDS, ("openvino", "onnxruntime"), strict=True))
 def test_a_planted_fault_stops_the_build(
     tmp_path: Path, weights: Path, kind: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +99,7 @@ def test_a_planted_fault_stops_the_build(
 
     monkeypatch.setattr(compile_engines, "run", compile_wrong)
     with pytest.raises(ParityError, match=f"the engine {backend}-int8 and its graph disagree"):
-        build_bundle(request(tmp_path, weights, write_squares(tmp_path / "pictures", 32)), Recorder())
+        build_bundle(request(tmp_path, weights, write_squares(tmp_path / "pictures", 32), "int8"), Recorder())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,7 +133,7 @@ def test_depthwise_convolutions_go_back_to_float_first(
         return Ranges({**ranges.amax, name: ranges.amax[name] / 100}, ranges.bias_correction)  # type: ignore[index, dict-item]
 
     monkeypatch.setattr("calibration.search.calibrate.measure_ranges", wrong)
-    made = build_bundle(request(tmp_path, weights, write_squares(tmp_path / "pictures", 32)), Recorder())
+    made = build_bundle(request(tmp_path, weights, write_squares(tmp_path / "pictures", 32), "int8"), Recorder())
     assert made.manifest.calibration is not None
     for search in made.manifest.calibration.searches:
         assert search.naive_drop > 0.1
@@ -147,8 +146,7 @@ def test_depthwise_convolutions_go_back_to_float_first(
 
 def test_with_boxes_average_precision_is_measured(tmp_path: Path, weights: Path) -> None:
     data = write_squares(tmp_path / "labelled", 60, labelled=True)
-    recorder = Recorder()
-    manifest = build_bundle(request(tmp_path, weights, data), recorder).manifest
+    manifest = build_bundle(request(tmp_path, weights, data, "int8"), Recorder()).manifest
     decisions = manifest.engines[-1].parity.decisions  # type: ignore[union-attr]
     assert decisions is not None
     assert decisions.metric == OWN
@@ -190,5 +188,5 @@ def test_boxes_that_cannot_be_read_are_said_and_left_out(tmp_path: Path, weights
     data = write_squares(tmp_path / "pictures", 32)
     (data / "notes.json").write_text("[]")
     recorder = Recorder()
-    build_bundle(request(tmp_path, weights, data, max_drop=1.0), recorder)
+    build_bundle(request(tmp_path, weights, data, "fp32"), recorder)
     assert any("the boxes of pictures are not used" in text for text in recorder.warnings)
