@@ -113,9 +113,10 @@ def _detections(
     outputs: Outputs, settings: DetectionSettings, places: Sequence[ImagePlace] | None = None
 ) -> list[DetectedBoxes]:
     """The detections of each image: in its pixels where it is placed, else in those of the input."""
+    placed: Sequence[ImagePlace | None] = places or [None] * len(outputs[0])
     return [
         detected_boxes(scores, boxes, settings)
         if place is None
         else detected_boxes(scores, boxes, settings, geometry=place.geometry, size=place.size)
-        for scores, boxes, place in zip(*outputs, places or [None] * len(outputs[0]), strict=True)
+        for scores, boxes, place in zip(*outputs, placed, strict=True)
     ]

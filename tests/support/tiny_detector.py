@@ -39,17 +39,19 @@ class TinyDetector(nn.Module):
         self.scores = nn.Conv2d(4, len(LABELS), 1)
         self.growth = nn.Conv2d(4, 4, 1)
         self.register_buffer("cells", torch.from_numpy(cell_boxes())[None])
-        with torch.no_grad():
-            self.stem.weight.copy_(
-                torch.tensor([[4.0, -3, -3], [-3, 4, -3], [-3, -3, 4], [1, 1, 1]]).reshape(4, 3, 1, 1)
-            )
-            self.stem.bias.copy_(torch.tensor([0.2, 0.1, 0.3, 0.1]))
-            self.depthwise.weight.fill_(1 / CELL**2)
-            self.depthwise.bias.copy_(torch.tensor([-0.1, -0.2, 0.1, 0.1]))
-            self.scores.weight.copy_(torch.tensor([[2.5, -1, -1, 0.1], [-1, 2.5, -1, 0.1]]).reshape(2, 4, 1, 1))
-            self.scores.bias.copy_(torch.tensor([-3.5, -3.2]))
-            self.growth.weight.copy_(torch.tensor([-0.5, -0.5, 0.5, 0.5]).reshape(4, 1, 1, 1).repeat(1, 4, 1, 1))
-            self.growth.bias.copy_(torch.tensor([-0.1, -0.2, 0.1, 0.2]))
+        self.load_state_dict(
+            {
+                "stem.weight": torch.tensor([[4.0, -3, -3], [-3, 4, -3], [-3, -3, 4], [1, 1, 1]]).reshape(4, 3, 1, 1),
+                "stem.bias": torch.tensor([0.2, 0.1, 0.3, 0.1]),
+                "depthwise.weight": torch.full((4, 1, CELL, CELL), 1 / CELL**2),
+                "depthwise.bias": torch.tensor([-0.1, -0.2, 0.1, 0.1]),
+                "scores.weight": torch.tensor([[2.5, -1, -1, 0.1], [-1, 2.5, -1, 0.1]]).reshape(2, 4, 1, 1),
+                "scores.bias": torch.tensor([-3.5, -3.2]),
+                "growth.weight": torch.tensor([-0.5, -0.5, 0.5, 0.5]).reshape(4, 1, 1, 1).repeat(1, 4, 1, 1),
+                "growth.bias": torch.tensor([-0.1, -0.2, 0.1, 0.2]),
+                "cells": torch.from_numpy(cell_boxes())[None],
+            }
+        )
 
     def detect(self, image: Tensor) -> tuple[Tensor, Tensor]:
         x = functional.silu(self.depthwise(functional.silu(self.stem(image))))
