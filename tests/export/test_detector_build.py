@@ -86,7 +86,7 @@ def test_every_engine_is_verified_and_opens_by_name(bundle: Bundle) -> None:
                 assert len(seen) >= 2
 
 
-@pytest.mark.parametrize(("kind", "backend"), zip(KINDS, ("openvino", "onnxruntime"), strict=True))
+@pytest.mark.parametrize(("kind", "backend"), [*zip(KINDS, ("openvino", "onnxruntime"), strict=True)])
 def test_a_planted_fault_stops_the_build(
     tmp_path: Path, weights: Path, kind: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
