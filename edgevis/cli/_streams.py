@@ -21,9 +21,13 @@ from runtime.images.picture_files import write_drawing
 from runtime.streams.video_file import frames_per_second
 from runtime.streams.video_output import CODECS, FRAMES_PER_SECOND, VideoOutput
 
-VIDEO_SUFFIXES = frozenset(
-    (".3gp", ".avi", ".flv", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
-)
+# fmt: off
+VIDEO_SUFFIXES = frozenset((
+    ".264", ".265", ".3gp", ".asf", ".avi", ".dav", ".divx", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".ivf", ".m2ts",
+    ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm",
+    ".wmv", ".y4m",
+))
+# fmt: on
 
 Stream = int | str | Path
 

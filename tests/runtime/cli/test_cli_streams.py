@@ -46,6 +46,9 @@ def enrolment(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_what_is_a_stream(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert stream_of([str(video)]) == video
+    for name in ("walk.264", "WALK.DAV", "walk.mjpg"):  # as cameras and recorders name them
+        Path(name).touch()
+        assert stream_of([name]) == Path(name)
     assert stream_of(["rtsp://camera/1"]) == "rtsp://camera/1"
     assert stream_of(["0"]) == 0
     assert stream_of(["/dev/video2"]) == 2
