@@ -80,12 +80,8 @@ def color_of(label: str | None) -> tuple[int, int, int]:
     """The BGR colour that stands for a label in every picture; grey is unknown."""
     if label is None:
         return (150, 150, 150)
-    return color_at(int.from_bytes(hashlib.blake2s(label.encode()).digest()[:2], "big"))
-
-
-def color_at(index: int) -> tuple[int, int, int]:
-    """The BGR colour of a number, with consecutive hues a golden angle apart."""
-    hue = round(index * 180 * 0.618034) % 180
+    number = int.from_bytes(hashlib.blake2s(label.encode()).digest()[:2], "big")
+    hue = round(number * 180 * 0.618034) % 180  # consecutive numbers a golden angle apart
     pixel = cv2.cvtColor(np.array([[[hue, 200, 235]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
     return (int(pixel[0]), int(pixel[1]), int(pixel[2]))
 
