@@ -8,15 +8,14 @@ import cv2
 import numpy as np
 
 from runtime.bundle.bundle import Bundle
+from runtime.images.decode import Image
 from runtime.pipeline import DETECTOR
 from runtime.verification.answers.compare import read_answers
-
-from bundles import Array
 
 FRAMES = 24
 
 
-def photographs() -> tuple[Array, Array]:
+def photographs() -> tuple[Image, Image]:
     """Eileen Collins and Grace Hopper, (432, W, 3) uint8 BGR each."""
     answers = read_answers(Bundle(DETECTOR))
     assert answers is not None
