@@ -73,8 +73,12 @@ def video_capture(path: Path) -> cv2.VideoCapture:
         str(path).encode()
     except UnicodeEncodeError:  # OpenCV 4 and 5 end the process on such a name
         return _captured_by_number(path)
-    # From the root: FFmpeg takes what is before a colon for a protocol, and would ask the network for "rtsp:door.mp4".
-    return cv2.VideoCapture(os.path.abspath(path))
+    return cv2.VideoCapture(path_for_opencv(path))
+
+
+def path_for_opencv(path: Path) -> str:
+    """A path as OpenCV takes it: FFmpeg would take what is before a colon for a protocol, as of ``rtsp:door.mp4``."""
+    return os.path.join(os.curdir, path)
 
 
 def _captured_by_number(path: Path) -> cv2.VideoCapture:

@@ -12,6 +12,7 @@ import cv2
 
 from runtime.errors import InputError, OutputError
 from runtime.images.decode import Image
+from runtime.streams.opencv import path_for_opencv
 
 CODECS = MappingProxyType({".avi": "MJPG", ".mkv": "mp4v", ".mp4": "mp4v"})
 """Suffix to the codec that every OpenCV writes."""
@@ -50,8 +51,7 @@ class VideoOutput:
         if os.path.lexists(path):
             raise OutputError(f"{path} is there already; delete it or name another file")
         self.path = path
-        # From the root: FFmpeg takes what is before a colon for a protocol.
-        self._partial = Path(os.path.abspath(path.with_name(f".{path.stem}.partial{path.suffix}")))
+        self._partial = path.with_name(f".{path.stem}.partial{path.suffix}")
         self._prepare()
         self._rate = frames_per_second
         self._writer: cv2.VideoWriter | None = None
@@ -100,7 +100,10 @@ class VideoOutput:
         writer.release()
         declared, playable = self._check_file() if self._written else (0.0, False)
         if playable:
-            os.replace(self._partial, self.path)
+            try:
+                os.replace(self._partial, self.path)
+            except OSError as error:
+                raise OutputError(f"{self.path} cannot be written: {error}") from error
         else:
             with contextlib.suppress(OSError):
                 self._partial.unlink()
@@ -124,7 +127,10 @@ class VideoOutput:
 
     def _check_space(self) -> None:
         """Stop while the index still fits on the disk: OpenCV does not say that a frame could not be written."""
-        free = shutil.disk_usage(self._partial.parent).free
+        try:
+            free = shutil.disk_usage(self._partial.parent).free
+        except OSError as error:  # the folder has gone
+            raise OutputError(f"{self.path} cannot be written: {error}") from error
         if free < _RESERVE_BYTES + _INDEX_BYTES * self._written:
             raise OutputError(
                 f"the disk of {self.path} is full: {free} bytes are free; what was written until now is kept"
@@ -132,7 +138,7 @@ class VideoOutput:
 
     def _check_file(self) -> tuple[float, bool]:
         """The number of frames by the written file's own index, and whether the first one can be decoded."""
-        capture = cv2.VideoCapture(str(self._partial))
+        capture = cv2.VideoCapture(path_for_opencv(self._partial))
         try:
             return capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.read()[0]
         finally:
@@ -155,7 +161,7 @@ class VideoOutput:
             self._check_space()
             self._size = (image.shape[1], image.shape[0])
             codec = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
-            self._writer = cv2.VideoWriter(str(self._partial), codec, self._rate, self._size)
+            self._writer = cv2.VideoWriter(path_for_opencv(self._partial), codec, self._rate, self._size)
             if not self._writer.isOpened():
                 raise OutputError(f"{self.path} cannot be written as a video by this OpenCV; name another suffix")
         return self._writer

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.errors import OutputError
+from runtime.errors import OutputError, SourceError
 from runtime.streams.reader import StreamReader
 from runtime.streams.video_output import CODECS, VideoOutput
 
@@ -78,3 +78,18 @@ def test_a_name_like_an_address_is_a_file(tmp_path: Path, monkeypatch: pytest.Mo
     write(Path("rtsp:door.mp4"), 3)  # FFmpeg would look for the host "door.mp4"
     with StreamReader("rtsp:door.mp4") as reader:
         assert len(list(reader)) == 3
+
+
+def test_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(OutputError, match=r"v\.mp4 cannot be written"):
+        VideoOutput(Path("v.mp4"))
+    with pytest.raises(SourceError, match=r"there is no file v\.mp4"):
+        StreamReader("v.mp4")
+    video = VideoOutput(folder / "v.mp4")
+    shutil.rmtree(folder)
+    with pytest.raises(OutputError, match=r"v\.mp4 cannot be written: .*No such file"):
+        video.write(np.zeros((32, 32, 3), np.uint8))
