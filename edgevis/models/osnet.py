@@ -215,8 +215,10 @@ class OSNet(PersonEncoder):
 class LinearContextGate(nn.Module):
     """The linear context transform: weighs each channel by its mean, normalised within its group of channels.
 
-    A group has two to four channels: a rounding error of a mean is magnified by the distance between them. So every
-    engine pools and normalises in float32.
+    A group has two to four channels, so that a rounding error of a mean is magnified. In float16 and int8 graphs all
+    from the mean to the sigmoid stays float32. OpenVINO 2026.4 in BF16 rounds it, too, and is none the worse for it:
+    with the published weights its embeddings have cosines of 0.9993 to 0.9998 to float32's, and so they have where the
+    convolutions alone are rounded.
     """
 
     def __init__(self, channels: int) -> None:
