@@ -89,8 +89,8 @@ def test_an_image_without_its_mask(tmp_path: Path) -> None:
         read_instance_classes(tmp_path)
 
 
-def _divided(folder: Path, **values: Any) -> FewShotSplit:
-    return split_masked_classes(folder, shots=1, size=(8, 10), seed=0, check=SplitCheck(), **values)
+def _divided(folder: Path, *, size: tuple[int, int] = (8, 10), **values: Any) -> FewShotSplit:
+    return split_masked_classes(folder, shots=1, size=size, seed=0, check=SplitCheck(), **values)
 
 
 def test_images_of_a_novel_category_only_evaluate(tmp_path: Path) -> None:
@@ -121,6 +121,7 @@ def test_where_is_for_a_sample_of_coco_alone(tmp_path: Path) -> None:
 
 
 def test_the_sample_of_coco() -> None:
-    split = _divided(shared_data("detect_coco", "coco_sample_dev.zip"), fold=3, where="commercial_ok=1")
+    data = shared_data("detect_coco", "coco_sample_dev.zip")
+    split = _divided(data, size=(129, 129), fold=3, where="commercial_ok=1")
     assert (len(split.train), len(split.test), len(split.test.members)) == (29, 32, 11)
     assert "giraffe" in split.notes["novel categories"]  # type: ignore[operator]
