@@ -1,8 +1,8 @@
 """Speed and accuracy of the pipeline on labelled videos: ``python -m benchmarks.pipeline``.
 
-Each video goes through detection, tracking and Re-ID, through the same detector and tracker without Re-ID, and – where
-the package ``trackers`` is installed – through its ByteTrack on the same detections. Labels are CSV files with the
-columns ``frame`` (from 1), ``id``, ``x``, ``y``, ``w``, ``h`` in pixels.
+Each video goes through detection, tracking and Re-ID, and through the same detector and tracker without Re-ID; its
+detections go through the trackers of other packages that are installed, see :mod:`benchmarks.other_trackers`. Labels
+are CSV files with the columns ``frame`` (from 1), ``id``, ``x``, ``y``, ``w``, ``h`` in pixels.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.other_trackers import other_trackers
 from edgevis import (
+    Detections,
     EdgevisError,
     Frame,
     Pipeline,
@@ -35,6 +36,8 @@ from edgevis.metrics.tracking import FrameBoxes, TrackingScores, tracking_scores
 from runtime.common.json_data import to_json
 from runtime.common.text import markdown_table, text_table
 from runtime.streams.reader import StreamReader
+from runtime.streams.video_file import frames_per_second
+from runtime.streams.video_output import FRAMES_PER_SECOND
 from runtime.tracking.objects import UNKNOWN
 
 _SCORES = ("HOTA", "DetA", "AssA", "IDF1", "MOTA", "switches", "names")
@@ -128,8 +131,7 @@ def measure(
             names = len({identity for ids, _ in tracks for identity in ids})
             dropped = sum(source.dropped for source in stats.sources)
             yield PipelineRun(name, system, scores, names, frames / seconds, dict(stats.stage_ms), dropped)
-        if util.find_spec("trackers") is not None:
-            yield _library(detector, video, truth)
+        yield from _others(detector, video, truth)
 
 
 def watched(
@@ -180,28 +182,22 @@ def _boxes(objects: Sequence[tuple[str, TrackedObject]]) -> FrameBoxes:
     return [name for name, _ in objects], np.stack(boxes) if boxes else np.empty((0, 4))
 
 
-def _library(detector: Predictor, video: str, truth: dict[int, FrameBoxes]) -> PipelineRun:
-    """ByteTrack of the package ``trackers`` on the detections that the pipeline's tracker is given."""
-    import supervision
-    import trackers
-
-    tracker = trackers.ByteTrackTracker(lost_track_buffer=50)
+def _others(detector: Predictor, video: str, truth: dict[int, FrameBoxes]) -> Iterator[PipelineRun]:
+    """The trackers of other packages on the detections that the pipeline's tracker is given."""
     task: Any = detector.task
-    tracks: list[FrameBoxes] = []
     score = PipelineSettings().detection_score
+    detected: list[tuple[Detections, tuple[int, int]]] = []
     with StreamReader(video, drop="none") as reader:
         frame: Frame
         for (frame,) in reader:
             found = task.detect([frame.image], score=score)[0]
-            found = found[np.array([label == "person" for label in found.labels], bool)]
-            tracked = tracker.update(
-                supervision.Detections(xyxy=found.boxes_xyxy, confidence=found.scores, class_id=found.class_ids)
-            )
-            real = tracked.tracker_id >= 0
-            tracks.append((tracked.tracker_id[real].tolist(), tracked.xyxy[real]))
-    scores = tracking_scores([truth.get(index, _NOBODY) for index in range(len(tracks))], tracks)
-    names = len({identity for ids, _ in tracks for identity in ids})
-    return PipelineRun(Path(video).name, "trackers' ByteTrack", scores, names, 0.0, {}, 0)
+            persons = found[np.array([label == "person" for label in found.labels], bool)]
+            detected.append((persons, (frame.image.shape[0], frame.image.shape[1])))
+    for name, update in other_trackers(frames_per_second(Path(video)) or FRAMES_PER_SECOND):
+        tracks = [update(*item) for item in detected]
+        scores = tracking_scores([truth.get(index, _NOBODY) for index in range(len(tracks))], tracks)
+        names = len({identity for ids, _ in tracks for identity in ids})
+        yield PipelineRun(Path(video).name, name, scores, names, 0.0, {}, 0)
 
 
 if __name__ == "__main__":
