@@ -3,6 +3,10 @@
 ``Predictor.stream`` preprocesses the next frames, and ``Pipeline.stream`` detects objects in them, while the present
 ones are used. Each is timed in turn with the same steps by one thread – read, predict, or read, process – over the
 first frames of a video; a row has the median of the rounds' ratios. Decoding has a thread of its own in both forms.
+
+The second table is of a camera of 30 frames a second on loopback whose frames are dropped, before work that the thread
+does and a use of the results by the program that take fixed times: frames per second, and the age of a frame when its
+result is there.
 """
 
 from __future__ import annotations
@@ -10,15 +14,21 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
-from edgevis import EdgevisError, Pipeline, Predictor
+from benchmarks.stream_servers import CameraServer
+from edgevis import EdgevisError, Frame, Pipeline, Predictor
 from runtime.common.text import markdown_table, text_table
+from runtime.streams.ahead import AheadReader
 from runtime.streams.reader import StreamReader
+
+LIVE_HEADERS = ("work ms", "use ms", "form", "fps", "age p50 ms", "age p99 ms")
+LIVE = ((100, 20), (60, 60), (20, 100))
+"""Milliseconds of work and of use."""
 
 HEADERS = ("what", "one after another", "stream", "ratio", "least", "most")
 
@@ -69,8 +79,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(text_table(HEADERS, rows))
-    print(f"\nFrames per second, medians of {arguments.rounds} rounds\n\n{markdown_table(HEADERS, rows)}")
+    print(f"\nFrames per second, medians of {arguments.rounds} rounds\n\n{markdown_table(HEADERS, rows)}\n")
+    live = live_camera(seconds=4.0 * arguments.rounds)
+    print(f"{text_table(LIVE_HEADERS, live)}\n\n{markdown_table(LIVE_HEADERS, live)}")
     return 0
+
+
+def live_camera(*, seconds: float) -> list[tuple[str, ...]]:
+    """The rows of the second table, each of so many seconds in all."""
+    rows = []
+    with CameraServer() as camera:
+        for work_ms, use_ms in LIVE:
+            ages: dict[str, list[float]] = {"one after another": [], "stream": []}
+            for form in ("one after another", "stream") * 2:
+                ages[form] += _ages(camera.address("fps=30"), form == "stream", work_ms, use_ms, seconds / 2)
+            for form, seen in ages.items():
+                p50, p99 = np.percentile(np.array(seen) * 1e3, (50, 99))
+                rate = len(seen) / seconds
+                rows.append((str(work_ms), str(use_ms), form, f"{rate:.1f}", f"{p50:.0f}", f"{p99:.0f}"))
+    return rows
+
+
+def _ages(address: str, ahead: bool, work_ms: int, use_ms: int, seconds: float) -> list[float]:
+    """The ages of the frames of a stream, in seconds, when their results are there."""
+
+    def work() -> None:
+        time.sleep(work_ms / 1e3)
+
+    def steps(reader: StreamReader) -> Iterator[list[Frame]]:
+        for frames in reader:
+            work()
+            yield frames
+
+    ages: list[float] = []
+    reader = StreamReader(address, drop="oldest")
+    with AheadReader(reader, lambda _: work) as stream:
+        lists = (frames for frames, _ in stream) if ahead else steps(reader)
+        started = None
+        for (frame,) in lists:
+            now = time.monotonic()
+            started = now if started is None else started
+            if now - started > seconds:
+                break
+            ages.append(now - frame.captured)
+            time.sleep(use_ms / 1e3)
+    return ages
 
 
 def measure(detector: Predictor, reid: Predictor, video: str, frames: int, rounds: int) -> list[Overlap]:
