@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks import pipeline
+from benchmarks import overlap, pipeline
+from edgevis import Predictor
 
 from bundles import write_tiny_bundle
 from detection_bundles import write_detector
@@ -60,3 +61,17 @@ def test_wrong_labels_are_an_error(hall: Path, capsys: pytest.CaptureFixture[str
     assert "no columns frame, id" in capsys.readouterr().err
     assert pipeline.main([*command, str(hall / "hall.csv")]) == 1
     assert "give one for each" in capsys.readouterr().err
+
+
+def test_both_forms_of_a_stream_are_timed(hall: Path) -> None:
+    with Predictor(hall / "squares.edgevis") as detector, Predictor(hall / "reid.edgevis") as reid:
+        rows = overlap.measure(detector, reid, str(hall / "hall.avi"), 10, 2)
+    assert [row.what.partition(",")[0] for row in rows] == ["Predictor", "Predictor", "Pipeline"]
+    for row in rows:
+        assert len(row.steps) == len(row.stream) == 2
+        assert min(row.steps + row.stream) > 0
+        assert len(row.cells()) == len(overlap.HEADERS)
+    for ahead in (False, True):
+        ages = overlap._ages(str(hall / "hall.avi"), ahead, 1, 1, 60.0)
+        assert 0 < len(ages) <= FRAMES
+        assert min(ages) > 0
