@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def live_camera(*, seconds: float) -> list[tuple[str, ...]]:
     """The rows of the second table, each of so many seconds in all."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     with CameraServer() as camera:
         for work_ms, use_ms in LIVE:
             ages: dict[str, list[float]] = {"one after another": [], "stream": []}
