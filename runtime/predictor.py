@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, overload
 
@@ -174,15 +175,19 @@ class Predictor:
             EnrolmentError: The task needs an enrolment and there is none.
             EngineError: The engine failed.
         """
-        _check_top_k(top_k)
         self._check_open()
         batch, single = as_images(images)
-        if not batch:
-            return []
-        results = self._task.predict(batch, top_k=int(top_k))
+        results = self._predict(batch, top_k)
         return results[0] if single else results
 
     __call__ = predict
+
+    @holds_up_forks
+    def _predict(self, images: Sequence[Image], top_k: int) -> list[Result]:
+        if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
+            raise InputError(f"top_k is {top_k!r}; allowed: an int >= 1")
+        self._check_open()
+        return self._task.predict(images, top_k=int(top_k)) if images else []
 
     @holds_up_forks
     def embed(self, images: ImageLike | Sequence[ImageLike]) -> Array:
@@ -402,19 +407,8 @@ class Predictor:
         reader = StreamReader(
             source, drop=drop, reconnect=reconnect, timeout_s=timeout_s, batch=batch, on_error=on_error
         )
-
-        @holds_up_forks
-        def predict(images: Sequence[Image]) -> list[Result]:
-            _check_top_k(top_k)
-            self._check_open()
-            return self._task.predict(images, top_k=int(top_k))
-
-        return ResultStream(reader, prepare=self._prepared, predict=predict)
-
-    def _prepared(self, images: list[Image]) -> Sequence[Image]:
-        """The images with their input tensor; without it if they are more than go through the engine at once."""
-        whole = len(images) <= self._bundle.manifest.deployment.max_batch
-        return self._preprocess.prepare(images) if whole else images
+        prepare = partial(self._preprocess.prepare, at_most=self._bundle.manifest.deployment.max_batch)
+        return ResultStream(reader, prepare=prepare, predict=lambda images: self._predict(images, top_k))
 
     def warmup(self, *, batch_sizes: Sequence[int] = (1,)) -> None:
         """Run every graph once at these batch sizes, so that the first real image does not wait for compilation."""
@@ -432,11 +426,6 @@ class Predictor:
     def _check_open(self) -> None:
         if self._closed:
             raise EdgevisError("this predictor has been closed; open another one")
-
-
-def _check_top_k(top_k: object) -> None:
-    if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
-        raise InputError(f"top_k is {top_k!r}; allowed: an int >= 1")
 
 
 def _check_label(label: str) -> None:

@@ -127,8 +127,13 @@ class Preprocessor:
                 cv2.LUT(channels[source], table, dst=plane)
         return output
 
-    def prepare(self, images: Sequence[Image]) -> PreparedImages:
-        """The images with their input tensor, which this preprocessor gives instead of making it again."""
+    def prepare(self, images: Sequence[Image], *, at_most: int | None = None) -> Sequence[Image]:
+        """The images with their input tensor, which this preprocessor gives instead of making it again.
+
+        More than ``at_most`` come back as they are: what goes through the engine in parts is made in parts.
+        """
+        if at_most is not None and len(images) > at_most:
+            return images
         return PreparedImages(images, self(images), self)
 
     def fit(self, image: Image) -> Image:

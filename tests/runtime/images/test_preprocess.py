@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.bundle.spec import Color, Fit, Interpolation, Preprocess
-from runtime.images.preprocess import Preprocessor
+from runtime.images.preprocess import PreparedImages, Preprocessor
 from runtime.verification.answers.definition import TOLERANCE, defined_tensor
 
 from bundles import picture
@@ -202,7 +202,9 @@ def test_prepared_images_bring_their_tensor_to_the_preprocessor_that_made_it() -
     images = list(np.random.default_rng(0).integers(0, 256, (5, 20, 30, 3), np.uint8))
     preprocess, other = Preprocessor(Preprocess(8, 8)), Preprocessor(Preprocess(4, 4))
     prepared = preprocess.prepare(images)
+    assert isinstance(prepared, PreparedImages)
     assert preprocess(prepared) is prepared.tensor
+    assert preprocess.prepare(images, at_most=4) is images
     np.testing.assert_array_equal(preprocess(prepared[1:3]), preprocess(images[1:3]))
     np.testing.assert_array_equal(other(prepared), other(images))
     assert len(prepared) == len(list(prepared)) == 5
