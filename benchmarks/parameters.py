@@ -24,7 +24,7 @@ from runtime.common.text import markdown_table, text_table
 
 # What a model's options offer besides its default build: other backbones and data sets.
 VARIANTS: Mapping[str, Sequence[Mapping[str, str]]] = {
-    "afl-net": ({"backbone": "mobilenetv2"},),
+    "afl-net": ({"backbone": "mobilenetv2"}, {"backbone": "efficientnet-lite0"}),
     "hsnet-hm": ({"backbone": "resnet101"},),
     "vat-hm": (
         {"backbone": "resnet101"},

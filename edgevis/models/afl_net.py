@@ -5,8 +5,8 @@ Generalization" (the Attention-based Fusion Learning Model), section 3, figure 3
 Provenance: our own code. The paper prints no parameter count and leaves the widths of the fusion open. This is the
 reading that follows its sentence "the weighted features are concatenated as the input of the next block": after block
 3 both gated maps are joined to 512 channels, and each branch's block 4 takes all of them.
-With ``backbone="mobilenetv2"``, which is none of the paper's, training begins with published ImageNet weights: that is
-for some hundred images, where 84 x 84 from scratch is weak.
+With ``backbone="mobilenetv2"`` or ``"efficientnet-lite0"``, which are none of the paper's, training begins with
+published ImageNet weights: that is for some hundred images, where 84 x 84 from scratch is weak.
 Licence: this file, as the rest of edgevis. Weights ship for ``afl-net`` on MobileNetV2;
 ``edgevis/weights/afl-net.json`` says from which pictures they learned, and with whose weights that began.
 """
@@ -20,23 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.layers.cross_attention import CrossAttention
-from edgevis.layers.mbconv import initialise
-from edgevis.layers.mobilenetv2 import CHANNELS as MOBILE_CHANNELS
-from edgevis.layers.mobilenetv2 import stages, stem
 from edgevis.layers.resnet12 import CHANNELS, ResNet12Block
-from edgevis.models import mobilenetv2
+from edgevis.models import efficientnet_lite0, mobilenetv2
 from edgevis.models.allowed import CLASSES, one_of
+from edgevis.models.efficientnet_lite0 import EfficientNetLite0
 from edgevis.models.entry import ModelEntry
+from edgevis.models.mobilenetv2 import MobileNetV2
 from edgevis.models.resnet12 import PAPER, PREPROCESS, SMALL
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 
 EMBEDDING = 2 * CHANNELS[3]
 
-Backbone = Literal["resnet12", "mobilenetv2"]
+Backbone = Literal["resnet12", "mobilenetv2", "efficientnet-lite0"]
 
-# Of MobileNetV2's stages: the 64-channel one is the stem's last, the 96-channel one the branches' first.
+# Of the mobile backbones' stages: the stem's last has 64 channels (Lite0: 80), the branches' first 96 (Lite0: 112).
 _STEM_STAGES = 4
-_JOINED = 96
 
 
 def _deployment(preprocess: Preprocess, embedding: int) -> Deployment:
@@ -46,14 +44,17 @@ def _deployment(preprocess: Preprocess, embedding: int) -> Deployment:
 
 
 DEPLOYMENT = _deployment(PREPROCESS, EMBEDDING)
-MOBILE_DEPLOYMENT = _deployment(mobilenetv2.DEPLOYMENT.preprocess, 2 * mobilenetv2.EMBEDDING)
+MOBILE_DEPLOYMENTS = {
+    "mobilenetv2": _deployment(mobilenetv2.DEPLOYMENT.preprocess, 2 * mobilenetv2.EMBEDDING),
+    "efficientnet-lite0": _deployment(efficientnet_lite0.PREPROCESS, 2 * mobilenetv2.EMBEDDING),
+}
 
 
 class AFLFeatures(NamedTuple):
     """The outputs of one training pass; a plain tuple for code that walks over a model's outputs.
 
     Attributes:
-        global_embedding: X_global, (N, d) float32: d is 512, with MobileNetV2 1280.
+        global_embedding: X_global, (N, d) float32: d is 512, with the mobile backbones 1280.
         local_embedding: X_local, (N, d) float32.
         embedding: X_cat = concat(X_global, X_local), (N, 2 d) float32; what :meth:`TwoBranches.encode` returns.
         global_logits: (N, num_classes) float32, the linear classifier on X_global.
@@ -152,13 +153,16 @@ class AFLNet(TwoBranches):
 
 
 class MobileStem(nn.Module):
-    """MobileNetV2 up to its 64-channel stage: image (N, 3, 224, 224) -> (N, 64, 14, 14). timm's names."""
+    """The stem: the first four stages, image (N, 3, 224, 224) -> (N, C, 14, 14) with C = 64 or 80. timm's names.
 
-    def __init__(self) -> None:
+    Args:
+        whole: The network whose modules it takes.
+    """
+
+    def __init__(self, whole: MobileNetV2 | EfficientNetLite0) -> None:
         super().__init__()
-        self.conv_stem, self.bn1, self.act1 = stem(same=True)
-        self.blocks = stages(same=True, count=_STEM_STAGES)
-        initialise(self)
+        self.conv_stem, self.bn1, self.act1 = whole.conv_stem, whole.bn1, whole.act1
+        self.blocks = nn.Sequential(*_stages(whole)[:_STEM_STAGES])
 
     def forward(self, image: Tensor) -> Tensor:
         result: Tensor = self.blocks(self.act1(self.bn1(self.conv_stem(image))))
@@ -166,34 +170,40 @@ class MobileStem(nn.Module):
 
 
 class MobileBranch(nn.Module):
-    """The rest of MobileNetV2 in two parts, between which the branches meet. timm's names."""
+    """The rest of the network in two parts, between which the branches meet. timm's names.
 
-    def __init__(self) -> None:
+    Args:
+        whole: The network whose modules it takes.
+
+    Attributes:
+        joined: Channels of the maps of :meth:`first`: 96 of MobileNetV2, 112 of EfficientNet-Lite0.
+    """
+
+    def __init__(self, whole: MobileNetV2 | EfficientNetLite0) -> None:
         super().__init__()
-        rest = list(enumerate(stages(same=True)))[_STEM_STAGES:]
+        rest = list(enumerate(_stages(whole)))[_STEM_STAGES:]
         self.blocks = nn.ModuleDict({str(place): stage for place, stage in rest})
-        self.conv_head = nn.Conv2d(MOBILE_CHANNELS, mobilenetv2.EMBEDDING, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(mobilenetv2.EMBEDDING)
-        self.act2 = nn.ReLU6()
-        initialise(self)
+        self.conv_head, self.bn2, self.act2 = whole.conv_head, whole.bn2, whole.act2
+        self.joined = [module.num_features for module in rest[0][1].modules() if isinstance(module, nn.BatchNorm2d)][-1]
 
     def first(self, x: Tensor) -> Tensor:
-        """(N, 64, 14, 14) -> (N, 96, 14, 14)."""
+        """(N, C, 14, 14) -> (N, joined, 14, 14)."""
         result: Tensor = self.blocks["4"](x)
         return result
 
     def rest(self, x: Tensor) -> Tensor:
-        """(N, 96, 14, 14) -> (N, 1280, 7, 7), 0..6."""
+        """(N, joined, 14, 14) -> (N, 1280, 7, 7), 0..6."""
         x = self.blocks["6"](self.blocks["5"](x))
         result: Tensor = self.act2(self.bn2(self.conv_head(x)))
         return result
 
 
 class MobileAFLNet(TwoBranches):
-    """AFL-Net on MobileNetV2: one stem, then two branches that meet where the paper's do.
+    """AFL-Net on MobileNetV2 or EfficientNet-Lite0: one stem, then two branches that meet where the paper's do.
 
     Input: image (N, 3, 224, 224) float32, RGB, -1..1. Output of :meth:`encode`: embedding (N, 2560) float32, >= 0, rows
-    not normalised: the runtime L2-normalises them.
+    not normalised: the runtime L2-normalises them. What follows gives MobileNetV2's numbers; EfficientNet-Lite0's
+    stages have 80 and 112 channels where its have 64 and 96.
 
     Both branches begin with the same published weights, and the stages up to the 64-channel one are half of
     MobileNetV2's arithmetic (152 of 299 million multiplications at 224 x 224). So there is one stem for both: 454
@@ -210,22 +220,26 @@ class MobileAFLNet(TwoBranches):
     Args:
         num_classes: As for :class:`AFLNet`.
         attention: As for :class:`AFLNet`; without gates the identity is not doubled.
+        backbone: ``mobilenetv2`` or ``efficientnet-lite0``.
     """
 
-    def __init__(self, *, num_classes: int, attention: bool) -> None:
+    def __init__(self, *, num_classes: int, attention: bool, backbone: Backbone = "mobilenetv2") -> None:
         super().__init__()
-        self.stem = MobileStem()
-        self.global_branch = MobileBranch()
-        self.local_branch = MobileBranch()
-        self.gates3 = MutualGates(_JOINED, open_alike=True) if attention else None
-        self.global_join = _join(0, 2.0 if attention else 1.0)
-        self.local_join = _join(_JOINED, 2.0 if attention else 1.0)
+        self.backbone_name = backbone
+        whole = _mobile(backbone)
+        self.stem = MobileStem(whole)
+        self.global_branch = MobileBranch(whole)
+        self.local_branch = MobileBranch(_mobile(backbone))
+        joined = self.global_branch.joined
+        self.gates3 = MutualGates(joined, open_alike=True) if attention else None
+        self.global_join = _join(joined, 0, 2.0 if attention else 1.0)
+        self.local_join = _join(joined, joined, 2.0 if attention else 1.0)
         self.gates4 = MutualGates(mobilenetv2.EMBEDDING, open_alike=True) if attention else None
         self.classifier = nn.Linear(mobilenetv2.EMBEDDING, num_classes)
 
     @property
     def backbones(self) -> tuple[nn.Module, ...]:
-        """The modules that take published weights of MobileNetV2, see :mod:`edgevis.training.warm_start`."""
+        """The modules that take published weights of the backbone, see :mod:`edgevis.training.warm_start`."""
         return self.stem, self.global_branch, self.local_branch
 
     def branches(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,12 +256,23 @@ class MobileAFLNet(TwoBranches):
         return global_map.mean((2, 3)), local_map.mean((2, 3))
 
 
-def _join(start: int, factor: float) -> nn.Conv2d:
-    """192 joined channels -> 96; begins as ``factor`` times the half that starts at ``start``."""
-    join = nn.Conv2d(2 * _JOINED, _JOINED, 1, bias=False)
+def _mobile(backbone: Backbone) -> MobileNetV2 | EfficientNetLite0:
+    """A whole mobile network with random weights; its classifier is not used."""
+    if backbone == "mobilenetv2":
+        return MobileNetV2(num_classes=1)
+    return EfficientNetLite0(num_classes=1)
+
+
+def _stages(whole: MobileNetV2 | EfficientNetLite0) -> list[nn.Module]:
+    return list(whole.blocks.children())
+
+
+def _join(channels: int, start: int, factor: float) -> nn.Conv2d:
+    """2 ``channels`` joined -> ``channels``; begins as ``factor`` times the half that starts at ``start``."""
+    join = nn.Conv2d(2 * channels, channels, 1, bias=False)
     nn.init.zeros_(join.weight)
     with torch.no_grad():
-        join.weight[:, start : start + _JOINED, 0, 0] = factor * torch.eye(_JOINED)
+        join.weight[:, start : start + channels, 0, 0] = factor * torch.eye(channels)
     return join
 
 
@@ -261,8 +286,9 @@ def _stem(channels: tuple[int, int, int, int]) -> nn.Sequential:
 def _build(attention: bool, num_classes: int, backbone: Backbone) -> TwoBranches:
     CLASSES.require("num_classes", num_classes)
     one_of(*get_args(Backbone)).require("backbone", backbone)
-    kind = AFLNet if backbone == "resnet12" else MobileAFLNet
-    return kind(num_classes=num_classes, attention=attention)
+    if backbone == "resnet12":
+        return AFLNet(num_classes=num_classes, attention=attention)
+    return MobileAFLNet(num_classes=num_classes, attention=attention, backbone=backbone)
 
 
 def afl_net(*, num_classes: int = 64, backbone: Backbone = "resnet12") -> TwoBranches:
@@ -276,12 +302,12 @@ def afl_net_no_attention(*, num_classes: int = 64, backbone: Backbone = "resnet1
 
 
 def _deploy(module: nn.Module) -> Deployment:
-    return MOBILE_DEPLOYMENT if isinstance(module, MobileAFLNet) else DEPLOYMENT
+    return MOBILE_DEPLOYMENTS[module.backbone_name] if isinstance(module, MobileAFLNet) else DEPLOYMENT
 
 
 _PAPER = "Tang et al.: Task-Specific Few-Shot Image Classification, section 3 and table 1"
 
-# For backbone=mobilenetv2 with published weights. The rate is the better of two by the validation classes of Grocery.
+# For a mobile backbone with published weights. The rate is the better of two by the validation classes of Grocery.
 FINE_TUNE = replace(
     SMALL,
     loss="fusion",

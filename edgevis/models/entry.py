@@ -48,6 +48,8 @@ class ModelEntry:
             options change a graph's shapes; None where ``deployment`` holds for all.
         classifier: Prefixes of the names of those parameters that only training needs: heads over the training
             classes, which no exported graph runs.
+        added: Prefixes of the names of those parameters that weights published for the network lack; a training that
+            starts from these begins them anew.
         class_predictors: Prefixes of the names of those parameters that an exported graph has for each class: their
             first axis is the classes, or several places with the classes innermost. A model that has them takes the
             options ``num_classes`` and ``labels``.
@@ -65,6 +67,7 @@ class ModelEntry:
     weights: str | None = None
     deploy: Callable[[nn.Module], Deployment] | None = None
     classifier: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
     class_predictors: tuple[str, ...] = ()
     printed: PaperCount | None = None
     precisions: tuple[Precision, ...] | None = None

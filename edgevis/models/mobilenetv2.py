@@ -83,7 +83,7 @@ def mobilenetv2(*, num_classes: int = 1000) -> MobileNetV2:
 
 
 # Fine-tuning of the published weights; the paper of the network has no few-shot training.
-_SMALL = EpisodeRecipe(
+SMALL = EpisodeRecipe(
     loss="local",
     epochs=10,
     steps_per_epoch=40,
@@ -105,6 +105,6 @@ ENTRIES = (
         licence="Apache-2.0",
         parameters=3_504_872,
         classifier=("classifier.",),
-        recipes={"small": _SMALL},
+        recipes={"small": SMALL},
     ),
 )

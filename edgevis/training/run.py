@@ -23,6 +23,7 @@ from edgevis.data.leakage import SplitCheck, listed
 from edgevis.models.allowed import one_of, whole
 from edgevis.models.recipe import BlockwiseDistillationRecipe, Recipe, SimilarityDistillationRecipe
 from edgevis.models.recipe_detection import DetectionRecipe
+from edgevis.models.recipe_projection import ProjectionRecipe
 from edgevis.provenance import Provenance
 from edgevis.training import blockwise, similarity, tasks
 from edgevis.training.checkpoint import TrainingSession, TrainingState
@@ -33,6 +34,7 @@ from edgevis.training.identity import DATA, list_data, summary_of, write_listing
 from edgevis.training.loop import Run, evaluated, fit
 from edgevis.training.memory import keep_freed_memory
 from edgevis.training.progress import ProgressListener
+from edgevis.training.projection import projection_start
 from edgevis.training.resume import (
     BEST,
     FILES,
@@ -120,6 +122,9 @@ def train(request: TrainingRequest, listener: ProgressListener) -> dict[str, Any
     """
     entry = models.entry(request.model)
     recipe = _recipe(entry, request)
+    if isinstance(recipe, ProjectionRecipe):
+        weights, options = projection_start(entry, recipe, request.weights)
+        request = replace(request, weights=weights, options={**options, **request.options})
     fabric = _fabric(request)
     with ExitStack() as stack:
         if _is_first_process():

@@ -38,9 +38,9 @@ def load_backbone(model: nn.Module, path: Path) -> None:
 def load_matching(model: nn.Module, path: Path, *, entry: ModelEntry) -> str:
     """Copy a checkpoint into the model; what it has for other classes is left unchanged.
 
-    Heads over the training classes (``entry.classifier``) that the checkpoint lacks, or has for other classes, begin
-    anew. Of the predictors of classes that the model exports (``entry.class_predictors``) the rows of classes with the
-    same name are copied, the others begin anew.
+    Heads over the training classes (``entry.classifier``) and what published weights lack (``entry.added``) begin anew
+    where the checkpoint lacks them, or has them for other classes. Of the predictors of classes that the model exports
+    (``entry.class_predictors``) the rows of classes with the same name are copied, the others begin anew.
 
     Args:
         model: Takes the weights.
@@ -57,7 +57,7 @@ def load_matching(model: nn.Module, path: Path, *, entry: ModelEntry) -> str:
     state = model.state_dict()
     tensors = best_fit(path, state).tensors
     notes = []
-    heads = entry.classifier
+    heads = (*entry.classifier, *entry.added)
     matching = {
         name: tensor
         for name, tensor in tensors.items()

@@ -1,4 +1,4 @@
-"""AFL-Net on MobileNetV2: counts, wiring, what published weights make of it, what its export computes, freezing."""
+"""AFL-Net on mobile backbones: counts, wiring, what published weights make of it, what it exports, freezing."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from edgevis import models
 from edgevis.layers import CrossAttention
 from edgevis.losses import AttentionFusionLoss
 from edgevis.models.afl_net import DEPLOYMENT, MobileAFLNet, MobileStem
+from edgevis.models.efficientnet_lite0 import EfficientNetLite0
 from edgevis.models.mobilenetv2 import MobileNetV2
 from edgevis.train import main
 from edgevis.training.freeze import freeze, train_but_frozen
@@ -38,9 +39,13 @@ PUBLISHED = ("weights", "mobilenetv2_100.tf2_ptq_in1k.safetensors")
 BLOCKS = {24: (16, 24), 32: (24, 32, 32), 64: (32, 64, 64, 64), 96: (64, 96, 96), 160: (96, 160, 160), 320: (160,)}
 
 
-def small_net(name: str = "afl-net", **options: int) -> MobileAFLNet:
+BACKBONES = {"mobilenetv2": (64, 96), "efficientnet-lite0": (80, 112)}
+"""Channels of the stem, and of the maps that are joined."""
+
+
+def small_net(name: str = "afl-net", *, backbone: str = "mobilenetv2") -> MobileAFLNet:
     torch.manual_seed(0)
-    model = models.create(name, backbone="mobilenetv2", num_classes=6, **options)
+    model = models.create(name, backbone=backbone, num_classes=6)
     assert isinstance(model, MobileAFLNet)
     return model
 
@@ -66,21 +71,24 @@ def test_counts() -> None:
     assert sum(map(models.parameters, whole.backbones[:2])) == models.entry("mobilenetv2").parameters - classifier
 
 
-def test_options() -> None:
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_options(backbone: str) -> None:
     entry = models.entry("afl-net")
-    mobile = models.deployment_of(entry, small_net())
-    assert mobile.preprocess == models.entry("mobilenetv2").deployment.preprocess
+    mobile = models.deployment_of(entry, small_net(backbone=backbone))
+    assert mobile.preprocess == models.entry(backbone).deployment.preprocess
     assert mobile.graphs[0].inputs[0].shape == ("N", 3, 224, 224)
     assert mobile.graphs[0].outputs[0].shape == ("N", 2560)
     assert models.deployment_of(entry, models.create("afl-net", backbone="resnet12")) == DEPLOYMENT
-    with pytest.raises(ModelError, match="backbone is 'resnet50'; allowed: resnet12, mobilenetv2"):
+    with pytest.raises(ModelError, match="backbone is 'resnet50'; allowed: resnet12, mobilenetv2, efficientnet-lite0"):
         models.create("afl-net", backbone="resnet50")
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("name", ["afl-net", "afl-net-no-attention"])
-def test_it_is_wired_as_its_docstring_says(name: str) -> None:
-    """One stem; gates after the 96-channel stage and after the head; both joins take both maps."""
-    model = small_net(name)
+def test_it_is_wired_as_its_docstring_says(name: str, backbone: str) -> None:
+    """One stem; gates after the branches' first stage and after the head; both joins take both maps."""
+    model = small_net(name, backbone=backbone)
+    channels, joins = BACKBONES[backbone]
     for part in model.modules():
         if isinstance(part, CrossAttention):
             nn.init.normal_(part.expand.weight)
@@ -91,7 +99,7 @@ def test_it_is_wired_as_its_docstring_says(name: str) -> None:
     with torch.inference_mode():
         x = model.stem(image)
         g, s = (branch.first(x) for branch in branches)
-        assert (x.shape[1:], g.shape[1:]) == ((64, 4, 4), (96, 4, 4))
+        assert (x.shape[1:], g.shape[1:]) == ((channels, 4, 4), (joins, 4, 4))
         if model.gates3 is not None:
             g, s = model.gates3.to_global(g, s), model.gates3.to_local(s, g)
         joined = torch.cat((g, s), 1)
@@ -111,24 +119,26 @@ def test_it_is_wired_as_its_docstring_says(name: str) -> None:
     assert (model.gates3 is None) == (model.gates4 is None) == (name != "afl-net")
 
 
-def test_its_stem_is_mobilenetv2s_up_to_64_channels() -> None:
-    model = small_net()
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_its_stem_and_branches_are_its_backbones(backbone: str) -> None:
+    model = small_net(backbone=backbone)
     found = [name for name in model.stem.state_dict() if "running" not in name]
-    whole = models.create("mobilenetv2")
+    whole = models.create(backbone)
     published = [name for name in whole.state_dict() if "running" not in name]
     assert found == published[: len(found)]
     rest = [name for name in model.local_branch.state_dict() if "running" not in name]
     assert found + rest == [name for name in published if not name.startswith("classifier")]
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("name", ["afl-net", "afl-net-no-attention"])
-def test_it_begins_as_its_backbone(name: str, tmp_path: Path) -> None:
+def test_it_begins_as_its_backbone(name: str, backbone: str, tmp_path: Path) -> None:
     """Whatever the backbone's weights are, both halves of the embedding have its direction."""
     torch.manual_seed(1)
-    whole = models.create("mobilenetv2")
-    assert isinstance(whole, MobileNetV2)
+    whole = models.create(backbone)
+    assert isinstance(whole, (MobileNetV2, EfficientNetLite0))
     save_file(whole.state_dict(), tmp_path / "whole.safetensors")
-    model = small_net(name)
+    model = small_net(name, backbone=backbone)
     load_backbone(model, tmp_path / "whole.safetensors")
     image = torch.rand(3, 3, 96, 96) * 2 - 1
     with torch.inference_mode():

@@ -22,7 +22,11 @@ from runtime.images.preprocess import Preprocessor
 from shared_data import shared_data
 
 OSNET_WEIGHTS = ("weights", "osnet_x0_25_msmt17.safetensors")
-MOBILENET_WEIGHTS = ("weights", "mobilenetv2_100.tf2_ptq_in1k.safetensors")
+# Published encoders for prototypes: weights, and reference outputs for one photograph.
+ENCODERS = {
+    "mobilenetv2": ("mobilenetv2_100.tf2_ptq_in1k.safetensors", "golden_mobilenetv2_100.npz"),
+    "efficientnet-lite0": ("efficientnet_lite0_in1k.safetensors", "golden_efficientnet_lite0.npz"),
+}
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -68,34 +72,55 @@ def test_osnet_reproduces_published_outputs() -> None:
     np.testing.assert_allclose(found, golden["features"], rtol=1e-4, atol=1e-4)
 
 
-def test_mobilenetv2_reproduces_published_outputs() -> None:
-    golden = np.load(shared_data("weights", "golden_mobilenetv2_100.npz"))
-    model = models.create("mobilenetv2")
-    models.load_weights(model, shared_data(*MOBILENET_WEIGHTS))
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_reproduce_published_outputs(name: str) -> None:
+    weights, reference = ENCODERS[name]
+    golden = np.load(shared_data("weights", reference))
+    model = models.create(name)
+    models.load_weights(model, shared_data("weights", weights))
     image = torch.from_numpy(golden["input"])
     with torch.inference_mode():
-        logits = model(image).numpy()
-        embedding = model.get_submodule("classifier")(model.encode(image)).numpy()
+        logits, embedding = model(image).numpy(), model.encode(image)
+        classified = model.get_submodule("classifier")(embedding).numpy()
     np.testing.assert_allclose(logits, golden["logits"], rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(embedding, logits)
+    np.testing.assert_array_equal(classified, logits)
+    if "embedding" in golden:
+        np.testing.assert_allclose(embedding.numpy(), golden["embedding"], rtol=1e-4, atol=1e-4)
 
 
-def test_mobilenetv2_recognises_the_sample_images() -> None:
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_recognise_the_sample_images(name: str) -> None:
     """The declared preprocessing with the published weights: the pictures are what their names say."""
-    model = models.create("mobilenetv2")
-    models.load_weights(model, shared_data(*MOBILENET_WEIGHTS))
+    model = models.create(name)
+    models.load_weights(model, shared_data("weights", ENCODERS[name][0]))
     labels = shared_data("weights", "imagenet1k_labels.txt").read_text().splitlines()
     files = ["hot_dog.jpg", "sunflower.png"]
     images = [cv2.imread(str(shared_data("sample_images", file))) for file in files]
-    batch = Preprocessor(models.entry("mobilenetv2").deployment.preprocess)(images)
+    batch = Preprocessor(models.entry(name).deployment.preprocess)(images)
     with torch.inference_mode():
         best = model(torch.from_numpy(batch)).topk(5).indices
     assert "hot" in labels[best[0, 0]]
     assert "daisy" in " ".join(labels[i] for i in best[1])
 
 
-def test_mobilenetv2_exports_without_shape_arithmetic() -> None:
-    program = torch.export.export(models.create("mobilenetv2"), (torch.rand(1, 3, 224, 224),))
+def test_an_encoders_side_and_width_are_options() -> None:
+    entry = models.entry("efficientnet-lite0")
+    model = models.module_from(entry, {"side": 96, "embedding": 24})
+    deployment = models.deployment_of(entry, model)
+    (graph,) = deployment.graphs
+    assert (graph.inputs[0].shape, graph.outputs[0].shape) == (("N", 3, 96, 96), ("N", 24))
+    assert (deployment.preprocess.height, deployment.preprocess.width) == (96, 96)
+    assert models.parameters(model) == entry.parameters + 1985 * 24
+    with torch.inference_mode():
+        image = torch.rand(1, 3, 96, 96)
+        embedding = model.eval().encode(image)
+        torch.testing.assert_close(embedding, model.get_submodule("projection")(model.pooled(image)))
+    assert embedding.shape == (1, 24)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_export_without_shape_arithmetic(name: str) -> None:
+    program = torch.export.export(models.create(name), (torch.rand(1, 3, 224, 224),))
     operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not {name for name in operators if "sym_size" in name or "floordiv" in name}
 

@@ -21,11 +21,12 @@ from edgevis.data import EpisodeSampler
 from edgevis.models.recipe import EpisodeRecipe, SegmentationRecipe
 from edgevis.models.resnet12 import SMALL as SMALL_EPISODES
 from edgevis.provenance import read_provenance
+from edgevis.training import episodes
 from edgevis.training.checkpoint import TrainingState, read_state, read_training_state, write_state
+from edgevis.training.episodes import nearest_prototype
 from edgevis.training.loop import evaluated
 from edgevis.training.publish import main as publish
 from edgevis.training.tasks import classify, few_shot_segment
-from edgevis.training.tasks.classify import nearest_prototype
 from export.build import main as build
 from runtime.errors import InputError, SchemaError, WeightsError
 
@@ -153,7 +154,7 @@ def test_mixed_tasks_draw_base_classes_too(tmp_path: Path, monkeypatch: pytest.M
             if more.get("skip_small"):  # to evaluate with
                 sampled.add((shot, query))
 
-    monkeypatch.setattr(classify, "EpisodeSampler", Recorded)
+    monkeypatch.setattr(episodes, "EpisodeSampler", Recorded)
     task = classify.training_task(data, recipe, entry.deployment, options={}, seed=0)
     assert (task.data["novel classes"], task.data["mixed classes"]) == (2, 4)
     found = evaluated(models.create("resnet12", num_classes=6), task.test)

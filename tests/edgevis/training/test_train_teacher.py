@@ -17,8 +17,9 @@ from torch import nn
 from edgevis import models
 from edgevis.provenance import read_provenance
 from edgevis.train import main
+from edgevis.training.episodes import EpisodeTrainingTask
 from edgevis.training.run import TrainingRequest, train
-from edgevis.training.tasks.classify import EpisodeTrainingTask, training_task
+from edgevis.training.tasks.classify import training_task
 from edgevis.training.teacher import Teacher, open_teacher
 from runtime.bundle.bundle import sha256
 from runtime.errors import InputError
