@@ -113,10 +113,12 @@ def test_logits(persons: Path, taught_teacher: Path, tmp_path: Path) -> None:
 
 
 def test_logits_fall(persons: Path, taught_teacher: Path, tmp_path: Path) -> None:
-    values = {**PERSONS, "epochs": 4, "steps_per_epoch": 4, "triplet_weight": 0.1, "distill_logits": 1}
+    """Where the teacher counts more than the labels, which it hardly knows."""
+    plain = {"erase": 0, "jitter": 0, "pad": 0, "triplet_weight": 0.1, "distill_logits": 100}
+    values = {**PERSONS, **plain, "epochs": 4, "steps_per_epoch": 6}
     output = trained("osnet-x0-25", persons, tmp_path / "run", values, "--teacher", taught_teacher)
-    found = column(output, "distill logits")
-    assert found[-1] < found[0]
+    losses = column(output, "distill logits")
+    assert losses[-1] < 0.5 * losses[0]
 
 
 @pytest.mark.parametrize("loss", ["local", "global"])
