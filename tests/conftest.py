@@ -49,10 +49,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def no_unexpected_warning_in_the_log(request: pytest.FixtureRequest) -> Iterator[None]:
     """As `filterwarnings = error` for Python's warnings; a test that takes `caplog` looks for itself."""
     log = logging.getLogger("edgevis")
+    level = log.level
     WATCH.messages.clear()
     log.addHandler(WATCH)
     yield
     log.removeHandler(WATCH)
+    log.setLevel(level)  # a page of the documentation shows how a program sets it
     if "caplog" not in request.fixturenames:
         assert WATCH.messages == []
 
