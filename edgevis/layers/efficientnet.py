@@ -10,19 +10,17 @@ Licence: this file, as the rest of edgevis.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from edgevis.layers.mbconv import (
     DepthwiseSeparable,
     InvertedResidual,
-    block_maps,
+    MobileBackbone,
+    MobileTrunk,
     convolution,
     initialise,
     maps_after,
 )
-from runtime.errors import InputError
 
 HEAD_CHANNELS = 1280
 STAGE_CHANNELS = (16, 24, 40, 80, 112, 192, 320)
@@ -38,7 +36,7 @@ _OF_BACKBONE = (1, 2, 4, 5)
 _TENSORFLOW_EPS = 1e-3
 
 
-class EfficientNetTrunk(nn.Module):
+class EfficientNetTrunk(MobileTrunk):
     """The stem and the stages, without the head. Input: (N, 3, H, W) float32 RGB.
 
     Args:
@@ -72,11 +70,6 @@ class EfficientNetTrunk(nn.Module):
         if tensorflow:
             _set_tensorflow_eps(self)
 
-    def stem(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, 32, H/2, W/2)."""
-        result: Tensor = self.act1(self.bn1(self.conv_stem(image)))
-        return result
-
     def pyramid(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> maps (N, 40, H/8, W/8), (N, 112, H/16, W/16), (N, 320, H/32, W/32)."""
         return maps_after(self.blocks, self.stem(image), _OF_PYRAMID)
@@ -99,11 +92,10 @@ class EfficientNetTrunk(nn.Module):
         )
 
 
-class EfficientNetLite0Backbone(EfficientNetTrunk):
-    """Maps of three scales for few-shot segmentation. Input: (N, 3, H, W) float32 RGB, (x - 127) / 128, odd sides.
+class EfficientNetLite0Backbone(MobileBackbone, EfficientNetTrunk):
+    """EfficientNet-Lite0 for few-shot segmentation, see :class:`edgevis.layers.mbconv.MobileBackbone`.
 
-    Its blocks end without an activation, so what they give has the signs that hybrid masking asks for. At odd sides
-    TensorFlow's padding is the symmetric one that is used here, so weights made by TensorFlow mean what they meant.
+    Input: (x - 127) / 128.
 
     Attributes:
         depths: Blocks of stages 1 to 4.
@@ -111,6 +103,7 @@ class EfficientNetLite0Backbone(EfficientNetTrunk):
         mean, std: Of each channel of its input, 0..1.
     """
 
+    places = _OF_BACKBONE
     depths = tuple(_STAGES[place - 1][1] for place in _OF_BACKBONE)
     channels = tuple(_STAGES[place - 1][0] for place in _OF_BACKBONE)
     mean = (127 / 255,) * 3
@@ -121,12 +114,6 @@ class EfficientNetLite0Backbone(EfficientNetTrunk):
         self.blocks = nn.Sequential(*list(self.blocks)[: _OF_BACKBONE[-1] + 1])
         _set_tensorflow_eps(self)
         initialise(self)
-
-    def features(self, image: Tensor, stages: Sequence[int] = (2, 3, 4)) -> list[list[Tensor]]:
-        """The output of each block of the stages; as :meth:`edgevis.layers.resnet.ResNet.features`."""
-        if image.dim() != 4 or image.shape[1] != 3:
-            raise InputError(f"image is {tuple(image.shape)}; allowed: (N, 3, H, W)")
-        return block_maps(self.blocks, self.stem(image), [_OF_BACKBONE[stage - 1] for stage in stages])
 
 
 class EfficientNetB0(EfficientNetTrunk):

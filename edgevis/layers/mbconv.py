@@ -8,10 +8,12 @@ Papers: Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks"
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+
+from runtime.errors import InputError
 
 
 class SameConv2d(nn.Conv2d):
@@ -144,14 +146,43 @@ def maps_after(stages: Iterable[nn.Module], image: Tensor, places: Collection[in
     return tuple(maps)
 
 
-def block_maps(stages: Iterable[nn.Module], image: Tensor, places: Sequence[int]) -> list[list[Tensor]]:
-    """The outputs of every block of the stages at ``places``, a list for each, of all stages one after another."""
-    pyramid = []
-    for place, stage in enumerate(stages):
-        maps: list[Tensor] = []
-        for block in cast(nn.Sequential, stage):
-            image = block(image)
-            maps.append(image)
-        if place in places:
-            pyramid.append(maps)
-    return pyramid
+class MobileTrunk(nn.Module):
+    """A stem and stages of mobile blocks. Subclasses make the parts."""
+
+    conv_stem: nn.Module
+    bn1: nn.Module
+    act1: nn.Module
+    blocks: nn.Sequential
+
+    def stem(self, image: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 32, H/2, W/2)."""
+        result: Tensor = self.act1(self.bn1(self.conv_stem(image)))
+        return result
+
+
+class MobileBackbone(MobileTrunk):
+    """Maps of three scales for few-shot segmentation. Input: (N, 3, H, W) float32 RGB, odd sides.
+
+    Its blocks end without an activation, so what they give has the signs that hybrid masking asks for. At odd sides
+    TensorFlow's padding is the symmetric one that is used here, so weights made by TensorFlow mean what they meant.
+
+    Attributes:
+        places: Which of ``blocks``, from 0, are stages 1 to 4, at a 4th, an 8th, a 16th and a 32nd of the sides.
+    """
+
+    places: ClassVar[tuple[int, ...]]
+
+    def features(self, image: Tensor, stages: Sequence[int] = (2, 3, 4)) -> list[list[Tensor]]:
+        """The output of each block of the stages; as :meth:`edgevis.layers.resnet.ResNet.features`."""
+        if image.dim() != 4 or image.shape[1] != 3:
+            raise InputError(f"image is {tuple(image.shape)}; allowed: (N, 3, H, W)")
+        chosen = [self.places[stage - 1] for stage in stages]
+        x, pyramid = self.stem(image), []
+        for place, stage in enumerate(self.blocks):
+            maps: list[Tensor] = []
+            for block in cast(nn.Sequential, stage):
+                x = block(x)
+                maps.append(x)
+            if place in chosen:
+                pyramid.append(maps)
+        return pyramid

@@ -7,19 +7,17 @@ Licence: this file, as the rest of edgevis.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
 from edgevis.layers.mbconv import (
     DepthwiseSeparable,
     InvertedResidual,
-    block_maps,
+    MobileBackbone,
+    MobileTrunk,
     convolution,
     initialise,
     maps_after,
 )
-from runtime.errors import InputError
 
 CHANNELS = 320
 """Output channels of the last stage."""
@@ -50,11 +48,8 @@ def stages(*, same: bool, count: int = len(_STAGES) + 1) -> nn.Sequential:
     return nn.Sequential(*modules)
 
 
-class MobileNetV2Backbone(nn.Module):
-    """Maps of three scales for few-shot segmentation. Input: (N, 3, H, W) float32 RGB, -1..1, odd sides.
-
-    Its blocks end without an activation, so what they give has the signs that hybrid masking asks for. At odd sides
-    TensorFlow's padding is the symmetric one that is used here, so weights made by TensorFlow mean what they meant.
+class MobileNetV2Backbone(MobileBackbone):
+    """MobileNetV2 for few-shot segmentation, see :class:`edgevis.layers.mbconv.MobileBackbone`; input -1..1.
 
     Attributes:
         depths: Blocks of stages 1 to 4.
@@ -62,6 +57,7 @@ class MobileNetV2Backbone(nn.Module):
         mean, std: Of each channel of its input, 0..1.
     """
 
+    places = _OF_BACKBONE
     depths = tuple(_STAGES[place - 1][1] for place in _OF_BACKBONE)
     channels = tuple(_STAGES[place - 1][0] for place in _OF_BACKBONE)
     mean = std = (0.5,) * 3
@@ -72,15 +68,8 @@ class MobileNetV2Backbone(nn.Module):
         self.blocks = stages(same=False, count=_OF_BACKBONE[-1] + 1)
         initialise(self)
 
-    def features(self, image: Tensor, stages: Sequence[int] = (2, 3, 4)) -> list[list[Tensor]]:
-        """The output of each block of the stages; as :meth:`edgevis.layers.resnet.ResNet.features`."""
-        if image.dim() != 4 or image.shape[1] != 3:
-            raise InputError(f"image is {tuple(image.shape)}; allowed: (N, 3, H, W)")
-        places = [_OF_BACKBONE[stage - 1] for stage in stages]
-        return block_maps(self.blocks, self.act1(self.bn1(self.conv_stem(image))), places)
 
-
-class MobileNetV2Trunk(nn.Module):
+class MobileNetV2Trunk(MobileTrunk):
     """The stem and the stages, for detection. Input: (N, 3, H, W) float32 RGB, sides multiples of 32.
 
     Args:
@@ -99,7 +88,7 @@ class MobileNetV2Trunk(nn.Module):
 
     def pyramid(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> maps (N, 32, H/8, W/8), (N, 96, H/16, W/16), (N, 320, H/32, W/32)."""
-        return maps_after(self.blocks, self.act1(self.bn1(self.conv_stem(image))), _OF_PYRAMID)
+        return maps_after(self.blocks, self.stem(image), _OF_PYRAMID)
 
 
 def _stage(inputs: int, outputs: int, *, blocks: int, stride: int, same: bool) -> nn.Sequential:

@@ -13,7 +13,6 @@ Data: Clothing Co-Parsing's zip, or a folder with this zip and videos; see :mod:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -21,13 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgevis.data.person_cutouts import PersonSources, read_person_sources
 from edgevis.models.recipe import BlockwiseDistillationRecipe
 from edgevis.training.person_views import PersonViewsTask, per_person
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, MetricValue
-from edgevis.training.teacher import Teacher
-from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
 from runtime.errors import InputError
 from runtime.images.decode import Image
@@ -90,38 +86,13 @@ def _unexplained(learned: Tensor, taught: Tensor) -> Tensor:
     return ((learned - taught).square().mean(axes) / variance.clamp_min(0.1 * variance.mean().item())).mean()
 
 
-class BlockwiseDistillationTask(PersonViewsTask):
-    """A training task without labels: the student learns a teacher's maps and embeddings.
+class BlockwiseDistillationTask(PersonViewsTask[BlockwiseDistillationRecipe]):
+    """A training task without labels: the student learns a teacher's maps and embeddings."""
 
-    Args:
-        sources: Persons to learn from, and persons held out.
-        recipe: How the student learns.
-        deployment: The student's.
-        teacher: On the training's device; None evaluates only.
-        data: The data's name.
-        seed: Of the views.
-    """
-
-    def __init__(
-        self,
-        sources: PersonSources,
-        recipe: BlockwiseDistillationRecipe,
-        deployment: Deployment,
-        teacher: Teacher | None,
-        *,
-        data: str,
-        seed: int,
-    ) -> None:
-        super().__init__(
-            sources,
-            batch=recipe.batch,
-            steps_per_epoch=recipe.steps_per_epoch,
-            deployment=deployment,
-            teacher=teacher,
-            data=data,
-            seed=seed,
-        )
-        self._recipe = recipe
+    @staticmethod
+    def check_teacher(model: nn.Module) -> None:
+        """Raise InputError for a model that cannot be run block by block."""
+        _blockwise(model)
 
     def criterion(self) -> nn.Module:
         return nn.Identity()
@@ -157,34 +128,6 @@ class BlockwiseDistillationTask(PersonViewsTask):
     def _taught(self, batch: Batch) -> Activations:
         assert self._teacher is not None  # noqa: S101 - only an evaluation has none
         return activations(cast(BlockwiseModel, self._teacher.model), self.teacher_input(batch))
-
-
-def training_task(
-    data: Path,
-    recipe: BlockwiseDistillationRecipe,
-    deployment: Deployment,
-    teacher: Teacher | None,
-    *,
-    seed: int,
-) -> BlockwiseDistillationTask:
-    """Read the persons.
-
-    Args:
-        data: Clothing Co-Parsing's zip, or a folder with this zip and videos.
-        recipe: How the student learns.
-        deployment: The student's.
-        teacher: A model with the student's blocks; None for an evaluation.
-        seed: Of the views.
-
-    Raises:
-        InputError: The recipe trains and there is no teacher, or it cannot be run block by block.
-        SourceError: The data cannot be read.
-    """
-    if teacher is None and recipe.epochs:
-        raise InputError("this recipe learns from a teacher alone; add --teacher FILE, or --teacher-model NAME")
-    if teacher is not None:
-        _blockwise(teacher.model)
-    return BlockwiseDistillationTask(read_person_sources(data), recipe, deployment, teacher, data=data.name, seed=seed)
 
 
 def _blockwise(model: nn.Module) -> BlockwiseModel:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgevis.data.person_cutouts import PersonSources
+from edgevis.data.person_cutouts import PersonSources, read_person_sources
+from edgevis.models.recipe import BlockwiseDistillationRecipe, SimilarityDistillationRecipe
 from edgevis.training.camera_views import camera_view
 from edgevis.training.embed import embeddings
 from edgevis.training.task import Batch, Evaluation, MetricValue
 from edgevis.training.teacher import Teacher
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
+from runtime.errors import InputError
 from runtime.images.decode import Image
 from runtime.images.preprocess import Preprocessor
 
@@ -23,14 +27,16 @@ _HELD_OUT_VIEWS = 2
 _HELD_OUT_DRAW = 1 << 31
 _IMAGE = "teacher_image"
 
+R = TypeVar("R", bound=BlockwiseDistillationRecipe | SimilarityDistillationRecipe)
+T = TypeVar("T", bound="PersonViewsTask[Any]")
 
-class PersonViewsTask:
+
+class PersonViewsTask(ABC, Generic[R]):
     """The parts of a :class:`edgevis.training.task.TrainingTask` that learns a teacher's outputs for views of persons.
 
     Args:
         sources: Persons to learn from, and persons held out.
-        batch: Views in a step.
-        steps_per_epoch: 0 is one view of each person.
+        recipe: How the student learns.
         deployment: The student's.
         teacher: On the training's device; None evaluates only.
         data: The data's name.
@@ -40,20 +46,45 @@ class PersonViewsTask:
     def __init__(
         self,
         sources: PersonSources,
-        *,
-        batch: int,
-        steps_per_epoch: int,
+        recipe: R,
         deployment: Deployment,
         teacher: Teacher | None,
+        *,
         data: str,
         seed: int,
     ) -> None:
-        self._teacher, self._seed, self._name, self._batch = teacher, seed, data, batch
+        self._recipe, self._teacher, self._seed, self._name = recipe, teacher, seed, data
         self._sources, self._persons = sources, (*sources.photos, *sources.video)
-        self._steps = steps_per_epoch or max(1, len(self._persons) // batch)
+        self._steps = recipe.steps_per_epoch or max(1, len(self._persons) // recipe.batch)
         self._preprocess = Preprocessor(deployment.preprocess)
         self._held_out_views: list[Image] | None = None
         self._taught_rows: Array | None = None
+
+    @classmethod
+    def read(
+        cls: type[T],
+        data: Path,
+        recipe: BlockwiseDistillationRecipe | SimilarityDistillationRecipe,
+        deployment: Deployment,
+        teacher: Teacher | None,
+        *,
+        seed: int,
+    ) -> T:
+        """The task on the persons of Clothing Co-Parsing's zip, or of a folder with this zip and videos.
+
+        Raises:
+            InputError: The recipe trains and there is no teacher, or the student cannot learn from it.
+            SourceError: The data cannot be read.
+        """
+        if teacher is None and recipe.epochs:
+            raise InputError("this recipe learns from a teacher alone; add --teacher FILE, or --teacher-model NAME")
+        if teacher is not None:
+            cls.check_teacher(teacher.model)
+        return cls(read_person_sources(data), recipe, deployment, teacher, data=data.name, seed=seed)
+
+    @staticmethod
+    def check_teacher(model: nn.Module) -> None:
+        """Raise InputError for a model that cannot teach; any model with embeddings can."""
 
     @property
     def model_options(self) -> Mapping[str, int | str]:
@@ -82,9 +113,17 @@ class PersonViewsTask:
         image = None if self._teacher is None else self._teacher.image(views)
         return {"image": torch.from_numpy(self._preprocess(views)), **({} if image is None else {_IMAGE: image})}
 
+    @abstractmethod
+    def criterion(self) -> nn.Module:
+        """The loss's own parameters."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
+        """The terms of the loss by name."""
+
+    @abstractmethod
     def views(self, rng: np.random.Generator) -> list[Image]:
         """The augmented images of one step, each (256, 128, 3) uint8 BGR."""
-        raise NotImplementedError
 
     def drawn(self, count: int, rng: np.random.Generator) -> list[int]:
         """Numbers of so many persons, different ones where there are enough."""
@@ -117,9 +156,9 @@ class PersonViewsTask:
     def test(self, model: nn.Module) -> Evaluation | None:
         return self.validate(model)
 
+    @abstractmethod
     def likeness(self, rows: Array, taught: Array) -> dict[str, MetricValue]:
         """How much the student's unit rows (2 N, d), the second views after the first, are like the teacher's."""
-        raise NotImplementedError
 
     def _rows(self, embed: Any, device: torch.device, teacher: Teacher | None = None) -> Array:
         """(2 N, d) float32 unit rows: the first view of each person held out, then the second."""

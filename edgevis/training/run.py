@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import cv2
 import torch
@@ -25,7 +25,8 @@ from edgevis.models.recipe import BlockwiseDistillationRecipe, Recipe, Similarit
 from edgevis.models.recipe_detection import DetectionRecipe
 from edgevis.models.recipe_projection import ProjectionRecipe
 from edgevis.provenance import Provenance
-from edgevis.training import blockwise, similarity, tasks
+from edgevis.training import tasks
+from edgevis.training.blockwise import BlockwiseDistillationTask
 from edgevis.training.checkpoint import TrainingSession, TrainingState
 from edgevis.training.detection_distillation import DetectionDistillationTask
 from edgevis.training.distillation import check_distillable, with_teacher
@@ -33,6 +34,7 @@ from edgevis.training.freeze import freeze
 from edgevis.training.identity import DATA, list_data, summary_of, write_listing
 from edgevis.training.loop import Run, evaluated, fit
 from edgevis.training.memory import keep_freed_memory
+from edgevis.training.person_views import PersonViewsTask
 from edgevis.training.progress import ProgressListener
 from edgevis.training.projection import projection_start
 from edgevis.training.resume import (
@@ -43,6 +45,7 @@ from edgevis.training.resume import (
     growth_note,
     only_training,
 )
+from edgevis.training.similarity import SimilarityDistillationTask
 from edgevis.training.task import Evaluation, SelfTrainingTask, TrainingTask
 from edgevis.training.teacher import Teacher, open_teacher, teacher_file
 from edgevis.training.warm_start import load_backbone, load_matching
@@ -57,6 +60,12 @@ SAMPLES = "samples.json"
 _CHILD_SECONDS = 2.0
 _PSEUDO = "pseudo-labels"
 """The key of an identity's digest of the pictures that a teacher labelled."""
+
+_TAUGHT_ALONE: Mapping[type[Recipe], type[PersonViewsTask[Any]]] = {
+    BlockwiseDistillationRecipe: BlockwiseDistillationTask,
+    SimilarityDistillationRecipe: SimilarityDistillationTask,
+}
+"""The tasks of the recipes that learn from a teacher alone."""
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -195,18 +204,15 @@ def _task(
 ) -> tuple[TrainingTask, Teacher | None]:
     """The training task, and the teacher if there is one, on the device."""
     detection = recipe if isinstance(recipe, DetectionRecipe) else None
-    taught_alone = isinstance(recipe, BlockwiseDistillationRecipe | SimilarityDistillationRecipe)
-    checked = not taught_alone and detection is None
+    taught_alone = next((kind for of, kind in _TAUGHT_ALONE.items() if isinstance(recipe, of)), None)
+    checked = taught_alone is None and detection is None
     taught = check_distillable(recipe, deployment.task) if _taught(request) and checked else None
     teacher = None
     if _taught(request):
         teacher = open_teacher(request.teacher, request.teacher_model, student=deployment)
         teacher.model.to(device)
-    if isinstance(recipe, BlockwiseDistillationRecipe):
-        task: TrainingTask = blockwise.training_task(request.data, recipe, deployment, teacher, seed=request.seed)
-        return _with_pseudo_labels(task, request, check), teacher
-    if isinstance(recipe, SimilarityDistillationRecipe):
-        task = similarity.training_task(request.data, recipe, deployment, teacher, seed=request.seed)
+    if taught_alone is not None:
+        task: TrainingTask = taught_alone.read(request.data, cast(Any, recipe), deployment, teacher, seed=request.seed)
         return _with_pseudo_labels(task, request, check), teacher
     student_task: TrainingTask = tasks.load(deployment.task).training_task(
         request.data, recipe, deployment, options=request.options, seed=request.seed, check=check

@@ -9,14 +9,13 @@ Data: Clothing Co-Parsing's zip, or a folder with this zip and videos; see :mod:
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgevis.data.person_cutouts import PersonSources, read_person_sources
+from edgevis.data.person_cutouts import PersonSources
 from edgevis.losses import SimilarityDistillationLoss
 from edgevis.models.recipe import SimilarityDistillationRecipe
 from edgevis.training.person_views import PersonViewsTask, per_person
@@ -25,7 +24,6 @@ from edgevis.training.task import Batch, MetricValue
 from edgevis.training.teacher import Teacher
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
-from runtime.errors import InputError
 from runtime.images.decode import Image
 
 _PAIR = "pair"
@@ -34,16 +32,11 @@ _POOL_DRAW = (1 << 31) + 1
 _SAME_CLOTHES = 0.75
 
 
-class SimilarityDistillationTask(PersonViewsTask):
+class SimilarityDistillationTask(PersonViewsTask[SimilarityDistillationRecipe]):
     """A training task without labels: the student learns the similarities of a teacher's embeddings.
 
     Args:
-        sources: Persons to learn from, and persons held out.
-        recipe: How the student learns.
-        deployment: The student's.
-        teacher: On the training's device; None evaluates only.
-        data: The data's name.
-        seed: Of the views.
+        sources, recipe, deployment, teacher, data, seed: See :class:`PersonViewsTask`.
     """
 
     def __init__(
@@ -56,17 +49,8 @@ class SimilarityDistillationTask(PersonViewsTask):
         data: str,
         seed: int,
     ) -> None:
-        super().__init__(
-            sources,
-            batch=recipe.batch,
-            steps_per_epoch=recipe.steps_per_epoch,
-            deployment=deployment,
-            teacher=teacher,
-            data=data,
-            seed=seed,
-        )
-        self._recipe, self._width = recipe, _width(deployment)
-        self._pairs = recipe.views // 2
+        super().__init__(sources, recipe, deployment, teacher, data=data, seed=seed)
+        self._width, self._pairs = _width(deployment), recipe.views // 2
         self._taught_pairs: dict[int, Tensor] = {}
 
     def criterion(self) -> nn.Module:
@@ -132,29 +116,3 @@ class SimilarityDistillationTask(PersonViewsTask):
 
 def _width(deployment: Deployment) -> int:
     return int(deployment.graphs[0].outputs[0].shape[1])
-
-
-def training_task(
-    data: Path,
-    recipe: SimilarityDistillationRecipe,
-    deployment: Deployment,
-    teacher: Teacher | None,
-    *,
-    seed: int,
-) -> SimilarityDistillationTask:
-    """Read the persons.
-
-    Args:
-        data: Clothing Co-Parsing's zip, or a folder with this zip and videos.
-        recipe: How the student learns.
-        deployment: The student's.
-        teacher: A model for the same task; None for an evaluation.
-        seed: Of the views.
-
-    Raises:
-        InputError: The recipe trains and there is no teacher, or both of the loss's weights are 0.
-        SourceError: The data cannot be read.
-    """
-    if teacher is None and recipe.epochs:
-        raise InputError("this recipe learns from a teacher alone; add --teacher FILE, or --teacher-model NAME")
-    return SimilarityDistillationTask(read_person_sources(data), recipe, deployment, teacher, data=data.name, seed=seed)

@@ -93,8 +93,9 @@ def test_a_planted_fault_stops_the_build(
     compile_right = compile_engines.run
 
     def compile_wrong(state: BuildState, progress: BuildProgress) -> None:
-        model = state.graphs[backend, "int8"]["detect"]  # type: ignore[index]
-        state.graphs[backend, "int8"] = {"detect": planted(model, _place(model, kind))}  # type: ignore[index]
+        assert state.graphs is not None
+        model = state.graphs[backend, "int8"]["detect"]
+        state.graphs[backend, "int8"] = {"detect": planted(model, _place(model, kind))}
         compile_right(state, progress)
 
     monkeypatch.setattr(compile_engines, "run", compile_wrong)
@@ -147,7 +148,8 @@ def test_depthwise_convolutions_go_back_to_float_first(
 def test_with_boxes_average_precision_is_measured(tmp_path: Path, weights: Path) -> None:
     data = write_squares(tmp_path / "labelled", 60, labelled=True)
     manifest = build_bundle(request(tmp_path, weights, data, "int8"), Recorder()).manifest
-    decisions = manifest.engines[-1].parity.decisions  # type: ignore[union-attr]
+    assert manifest.engines[-1].parity is not None
+    decisions = manifest.engines[-1].parity.decisions
     assert decisions is not None
     assert decisions.metric == OWN
     assert 40 < decisions.count <= 60  # of the 20 pictures that validate

@@ -18,7 +18,7 @@ from edgevis.data.person_cutouts import BACKGROUND, BODY, persons_from_ccp, pers
 from edgevis.models.osnet import DEPLOYMENT, OSNet
 from edgevis.models.recipe import BlockwiseDistillationRecipe, recipe_of
 from edgevis.train import main
-from edgevis.training.blockwise import activations, training_task, unexplained_terms
+from edgevis.training.blockwise import BlockwiseDistillationTask, activations, unexplained_terms
 from edgevis.training.camera_views import HEIGHT, WIDTH, camera_view
 from edgevis.training.progress import ConsoleProgress
 from edgevis.training.run import TrainingRequest, train
@@ -130,7 +130,7 @@ def test_persons_from_a_folder(sources: Path, photos: Path, tmp_path: Path) -> N
 
 
 def test_views_are_repeatable_and_whole(photos: Path) -> None:
-    task = training_task(photos, recipe(epochs=0, batch=24), DEPLOYMENT, None, seed=3)
+    task = BlockwiseDistillationTask.read(photos, recipe(epochs=0, batch=24), DEPLOYMENT, None, seed=3)
     first = task.batch(0, 7, 0)["image"]
     assert first.shape == (24, 3, HEIGHT, WIDTH)
     assert first.dtype == torch.float32
@@ -163,7 +163,7 @@ def test_loss_is_zero_for_the_teacher_itself() -> None:
 
 def test_a_new_student_varies_as_its_teacher_does(photos: Path, teacher: Path) -> None:
     opened = open_teacher(teacher, "osnet-x0-25", student=DEPLOYMENT)
-    task = training_task(photos, recipe(batch=4), DEPLOYMENT, opened, seed=0)
+    task = BlockwiseDistillationTask.read(photos, recipe(batch=4), DEPLOYMENT, opened, seed=0)
     torch.manual_seed(1)
     student = models.create("osnet-x0-25")
     with torch.no_grad():
@@ -183,7 +183,7 @@ def test_a_new_student_varies_as_its_teacher_does(photos: Path, teacher: Path) -
 def test_blocks_learn_alone_and_then_together(photos: Path, teacher: Path) -> None:
     """In the first epochs a block's gradient comes from its own map alone."""
     opened = open_teacher(teacher, "osnet-x0-25", student=DEPLOYMENT)
-    task = training_task(photos, recipe(batch=4, epochs=4, blockwise=0.5), DEPLOYMENT, opened, seed=0)
+    task = BlockwiseDistillationTask.read(photos, recipe(batch=4, epochs=4, blockwise=0.5), DEPLOYMENT, opened, seed=0)
     torch.manual_seed(1)
     student = models.create("osnet-x0-25").train()
     batch = task.batch(0, 0, 0)

@@ -14,7 +14,7 @@ from edgevis import models
 from edgevis.models.osnet import DEPLOYMENT
 from edgevis.models.recipe import SimilarityDistillationRecipe
 from edgevis.train import main
-from edgevis.training.similarity import training_task
+from edgevis.training.similarity import SimilarityDistillationTask
 from edgevis.training.teacher import open_teacher
 
 from training_data import write_dressed_persons
@@ -39,7 +39,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_batch_has_two_views_of_each_person(photos: Path) -> None:
-    task = training_task(photos, _evaluating(), DEPLOYMENT, None, seed=3)
+    task = SimilarityDistillationTask.read(photos, _evaluating(), DEPLOYMENT, None, seed=3)
     first = task.batch(0, 1, 0)["image"]
     assert first.shape == (6, 3, 256, 128)
     assert torch.equal(first, task.batch(0, 1, 0)["image"])
@@ -49,7 +49,7 @@ def test_a_batch_has_two_views_of_each_person(photos: Path) -> None:
 
 def test_the_teacher_sees_each_of_so_many_views_once(photos: Path, teacher: Path) -> None:
     opened = open_teacher(teacher, "osnet-in-x0-5", student=DEPLOYMENT)
-    task = training_task(photos, _with(views=8), DEPLOYMENT, opened, seed=0)
+    task = SimilarityDistillationTask.read(photos, _with(views=8), DEPLOYMENT, opened, seed=0)
     seen = []
     gate = opened.model.get_submodule("in_first")
     gate.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
@@ -70,7 +70,7 @@ def test_the_student_learns_the_teachers_similarities(photos: Path, teacher: Pat
     """The loss of one batch falls, and no weight of the teacher moves."""
     opened = open_teacher(teacher, "osnet-in-x0-5", student=DEPLOYMENT)
     before = {name: tensor.clone() for name, tensor in opened.model.state_dict().items()}
-    task = training_task(photos, RECIPE, DEPLOYMENT, opened, seed=0)
+    task = SimilarityDistillationTask.read(photos, RECIPE, DEPLOYMENT, opened, seed=0)
     torch.manual_seed(1)
     student, criterion = models.create("osnet-x0-25").train(), task.criterion()
     optimizer = torch.optim.Adam([*student.parameters(), *criterion.parameters()], lr=1e-3)
@@ -87,7 +87,7 @@ def test_the_student_learns_the_teachers_similarities(photos: Path, teacher: Pat
 
 
 def test_the_correlation_is_that_of_similarities(photos: Path) -> None:
-    task = training_task(photos, _evaluating(), DEPLOYMENT, None, seed=0)
+    task = SimilarityDistillationTask.read(photos, _evaluating(), DEPLOYMENT, None, seed=0)
     rows = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     same = task.likeness(rows, np.concatenate([-rows, np.zeros((8, 2), np.float32)], axis=1))["correlation"]

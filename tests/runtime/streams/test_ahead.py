@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
@@ -21,22 +20,9 @@ from runtime.streams.reader import StreamReader
 from runtime.streams.results import ResultStream
 
 from python_processes import run_python, succeeded
+from stream_threads import threads
 
 AHEAD = "edgevis-stream-ahead"
-
-
-@pytest.fixture
-def door(tmp_path: Path) -> Path:
-    """A folder of ten pictures, of which each shows its number."""
-    folder = tmp_path / "door"
-    folder.mkdir()
-    for index in range(10):
-        cv2.imwrite(str(folder / f"{index}.png"), np.full((8, 8, 3), index, np.uint8))
-    return folder
-
-
-def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("edgevis-stream")]
 
 
 def wait(condition: Callable[[], object]) -> None:
