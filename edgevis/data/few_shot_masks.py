@@ -41,7 +41,7 @@ class ClassMask:
 
     Attributes:
         image: (H, W, 3) uint8 BGR.
-        mask: (H, W) bool: the class. Ignored pixels are background here, as they are in training.
+        mask: (H, W) bool: the class. Ignored pixels are background here, as they are in training by the papers.
         ignore: (H, W) bool: pixels that measures leave out.
     """
 
@@ -61,6 +61,7 @@ class ClassMasks:
         values: The mask value of each class id; None where a mask is a grey picture of one class.
         ignore: The mask value of pixels that count nowhere; None where there is none.
         tables: Of masks that hold instance ids: the value that each id stands for, by the mask's path.
+        set_aside: Mask values of classes that must not be learned as background: ignored, too.
     """
 
     files: Files
@@ -70,6 +71,7 @@ class ClassMasks:
     values: Mapping[int, int] | None
     ignore: int | None
     tables: Mapping[str, NDArray[np.uint8]] | None = None
+    set_aside: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -92,6 +94,8 @@ class ClassMasks:
         else:
             mask = as_class_ids(stored, self.files.where(names[1])) == self.values[class_id]
         ignored = np.zeros_like(mask) if self.ignore is None else stored == self.ignore
+        if self.set_aside:
+            ignored |= np.isin(stored, self.set_aside)
         return ClassMask(image, mask, ignored)
 
 
@@ -326,7 +330,12 @@ def shown_classes(data: MaskedImages, visible: Visible) -> list[frozenset[int]]:
 
 
 def examples_of(
-    data: MaskedImages, shown: Sequence[frozenset[int]], *, class_ids: Sequence[int], among: Iterable[int]
+    data: MaskedImages,
+    shown: Sequence[frozenset[int]],
+    *,
+    class_ids: Sequence[int],
+    among: Iterable[int],
+    set_aside: Sequence[int] = (),
 ) -> ClassMasks:
     """Some of the images as examples of single classes; class ids are the masks' values, 255 is ignored.
 
@@ -335,6 +344,7 @@ def examples_of(
         shown: What each image shows, as of :func:`shown_classes`.
         class_ids: The classes.
         among: Positions of images in ``data``; those that show none of the classes are left out.
+        set_aside: See :class:`ClassMasks`.
     """
     places = [place for place in among if not shown[place].isdisjoint(class_ids)]
     members = class_members(class_ids, [shown[place] & set(class_ids) for place in places])
@@ -345,6 +355,7 @@ def examples_of(
         members,
         {class_id: class_id for class_id in class_ids},
         IGNORE,
+        set_aside=tuple(set_aside),
     )
 
 

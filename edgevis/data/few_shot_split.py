@@ -9,6 +9,9 @@ Data, told apart by their folders:
   training classes are shown by images of ``train``, novel ones by images of ``test``, or of ``val`` where there is no
   ``test``. Without it an image that shows a novel class only evaluates, and so do its copies and the other images of
   its ``volume``, ``patient``, ``subject`` or ``person``.
+- The same with a file ``classes.json`` that has ``novel`` and ``validation``, lists of class ids: these are novel and
+  validate, on images of ``test`` and ``val``, and all others train on images of ``train``; pixels of theirs there are
+  marked as to be ignored.
 - A sample of COCO (:mod:`edgevis.data.few_shot_instances`): a fifth of the categories, or those of a fold of COCO-20i,
   is novel; images that show one of these only evaluate.
 
@@ -39,11 +42,12 @@ from edgevis.data.files import Files, open_files
 from edgevis.data.image_split import groups_of, is_blank
 from edgevis.data.leakage import Side, SplitCheck, listed
 from edgevis.data.mask_split import rows_once
+from edgevis.data.masks import IGNORE
 from edgevis.data.rng import draw_at, sample
-from edgevis.data.segmentation import masked_images
+from edgevis.data.segmentation import MaskedImages, masked_images
 from edgevis.data.segmentation_episodes import Queries
 from edgevis.data.splits import rows_having
-from runtime.errors import InputError
+from runtime.errors import InputError, SourceError
 
 CLASS_DRAW = 0
 """The number of this use of the seed; each use of the same seed has another."""
@@ -52,6 +56,7 @@ _NOVEL, _VALIDATION = 0.2, 0.1
 # The least share of pixels that makes an image an example of a class.
 _MIN_SHARE = 0.01
 _TRAINING_SHOTS = 1
+_CLASSES = "classes.json"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,6 +157,7 @@ def _of_masks(
 ) -> FewShotSplit:
     rows, roles, repeated = rows_once(files)
     images = masked_images(files, rows)
+    assigned = _assigned(files)
     visible = Visible(min_share=_MIN_SHARE, size=size)
     shown = shown_classes(images, visible)
     groups = groups_of(rows)
@@ -175,6 +181,8 @@ def _of_masks(
         )
         if leaks:
             notes["leakage"] = list(check.refuse(data, leaks))
+        if assigned is not None:
+            return _of_roles(data, images, shown, sides, assigned, shots, notes)
         if not sides["test"]:
             sides = {"train": sides["train"], "test": sides["val"]}
     counts = {name: Counter(value for i in places for value in shown[i]) for name, places in sides.items()}
@@ -206,6 +214,53 @@ def _of_masks(
         examples_of(images, shown, class_ids=novel, among=sides["test"]),
         "by class",
         {**notes, **_noted(small)},
+    )
+
+
+def _assigned(files: Files) -> tuple[list[int], list[int]] | None:
+    """The novel classes and those that validate, if ``classes.json`` says."""
+    if _CLASSES not in files.names:
+        return None
+    said = files.json(_CLASSES)
+    if not isinstance(said, dict) or "novel" not in said:
+        return None
+    novel, held = (said.get(name, []) for name in ("novel", "validation"))
+    for name, ids in (("novel", novel), ("validation", held)):
+        if not isinstance(ids, list) or not all(type(value) is int and 0 < value < IGNORE for value in ids):
+            raise SourceError(f"{files.where(_CLASSES)}: {name} is {ids!r}; allowed: a list of class ids, 1 to 254")
+    return novel, held
+
+
+def _of_roles(
+    data: Path,
+    images: MaskedImages,
+    shown: Sequence[frozenset[int]],
+    sides: Mapping[str, Sequence[int]],
+    assigned: tuple[Sequence[int], Sequence[int]],
+    shots: int,
+    notes: dict[str, object],
+) -> FewShotSplit:
+    novel, held = assigned
+    judging = sides["val"] or sides["train"]
+
+    def often(places: Sequence[int], least: int) -> list[int]:
+        counts = Counter(value for place in places for value in shown[place])
+        return sorted(value for value, count in counts.items() if count > least)
+
+    trained = [value for value in often(sides["train"], _TRAINING_SHOTS) if value not in (*novel, *held)]
+    judged = [value for value in often(judging, _TRAINING_SHOTS) if value in held]
+    found = [value for value in often(sides["test"] or sides["val"], shots) if value in novel]
+    if not trained or not found:
+        raise InputError(
+            f"{data}: {len(trained)} classes train and {len(found)} of the novel ones have {shots + 1} images that "
+            "evaluate; allowed: one or more of each"
+        )
+    return FewShotSplit(
+        examples_of(images, shown, class_ids=trained, among=sides["train"], set_aside=(*novel, *held)),
+        examples_of(images, shown, class_ids=judged, among=judging) if judged else None,
+        examples_of(images, shown, class_ids=found, among=sides["test"] or sides["val"]),
+        "by class",
+        notes,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +46,7 @@ class SegmentationEpisodes:
         queries: Queries = "by class",
         seed: int = 0,
         epoch: int = 0,
+        class_power: float = 0.0,
     ) -> None:
         """Args are checked at once, nothing is read yet.
 
@@ -55,6 +58,8 @@ class SegmentationEpisodes:
                 of its classes one after another, and again from the first (PASCAL-5i, FSS-1000): the first image of
                 every class, then the second, so that fewer episodes than images ask for all classes alike.
             seed, epoch: Others give other episodes.
+            class_power: ``by class`` draws a class of n images with a probability in proportion to n to this power: 0
+                draws all classes alike, 1 all pairs of an image and a class.
 
         Raises:
             InputError: A number is out of range, there are no classes, or a class has fewer than K + 1 images.
@@ -71,6 +76,8 @@ class SegmentationEpisodes:
             raise InputError(
                 f"class {small[0]} has {len(data.members[small[0]])} images; a query and {shot} supports are needed"
             )
+        weights = [len(members) ** class_power for members in data.members.values()]
+        self._until = [total / sum(weights) for total in itertools.accumulate(weights)]
         self._pairs = [
             (class_id, members[nth])
             for nth in range(max(map(len, data.members.values())))
@@ -103,7 +110,8 @@ class SegmentationEpisodes:
         if self.queries == "in turn":
             class_id, query = self._pairs[number % len(self._pairs)]
         else:
-            class_id = tuple(self.data.members)[below(draw, len(self.data.members))]
+            place = bisect.bisect(self._until, draw.random(), hi=len(self._until) - 1)
+            class_id = tuple(self.data.members)[place]
             members = self.data.members[class_id]
             query = members[below(draw, len(members))]
         others = [position for position in self.data.members[class_id] if position != query]

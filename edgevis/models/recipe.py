@@ -301,6 +301,11 @@ class FewShotSegmentationRecipe(Recipe):
         photometric: Strength of the change of light and colour, 0..1.
         flip: Whether pairs are mirrored half the time.
         dice_weight: Of :func:`edgevis.losses.dice_loss` beside the papers' cross-entropy.
+        first_pass_weight: Of the same losses of the first pass of a network that has two; others have no use for it.
+        class_power: A class of n images is drawn with a probability in proportion to n to this power: the papers' 0
+            draws all classes alike.
+        learn_ignored: Whether pixels to be ignored, and those of classes that are set aside in ``classes.json``, count
+            as background in the loss, as in the papers; otherwise they do not count.
         test_episodes: Of the evaluation.
         test_shots: Of the evaluation.
     """
@@ -312,6 +317,9 @@ class FewShotSegmentationRecipe(Recipe):
     photometric: float = 0.0
     flip: bool = False
     dice_weight: float = 0.0
+    first_pass_weight: float = 0.4
+    class_power: float = 0.0
+    learn_ignored: bool = True
     test_episodes: int = 1000
     test_shots: tuple[int, ...] = (1, 5)
 
@@ -322,6 +330,8 @@ class FewShotSegmentationRecipe(Recipe):
         "where": TEXT,
         "photometric": number(0, 1),
         "dice_weight": number(0, _LARGEST),
+        "first_pass_weight": number(0, _LARGEST),
+        "class_power": number(0, 1),
         "test_episodes": whole(1, _MOST),
         "test_shots": several(whole(1, _MOST), more=", none twice", holds=_different),
     }

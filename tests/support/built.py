@@ -61,6 +61,7 @@ SMALL: Mapping[str, Mapping[str, int | str]] = {
     "enet": {"side": 64},
     "residual-unet": {"side": 64},
     "efficientnet-lite0": {"side": 64},
+    "prior-net": {"side": 65},
     "efficientdet-d0": {"num_classes": 2, "size": 128},
     "person-detector": {"height": 64, "width": 96},
     "yolox-nano": {"num_classes": 2, "height": 64, "width": 96},

@@ -9,6 +9,7 @@ by class. mIoU is the mean over the classes that its episodes asked for.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ from runtime.images.preprocess import Preprocessor
 from runtime.tasks.few_shot_segment import aggregate_votes
 
 _VALIDATION_EPISODES = 60
+# Training images that stay decoded, at the network's size: 0.6 MB each at 289 x 289.
+_KEPT = 2048
 _SHOWN = 5
 _EXAMPLE: Colour = (60, 160, 240)
 _TRUTH: Colour = (240, 160, 60)
@@ -89,7 +92,7 @@ class FewShotSegmentationTrainingTask:
         self._preprocess = Preprocessor(deployment.preprocess)
         spec = deployment.preprocess
         self._size = (spec.height, spec.width)
-        self._kept: dict[tuple[int, int], tuple[Image, Array]] = {}
+        self._example = functools.lru_cache(_KEPT)(self._example_of)
 
     @property
     def model_options(self) -> Mapping[str, int | str]:
@@ -116,34 +119,50 @@ class FewShotSegmentationTrainingTask:
 
     def batch(self, epoch: int, step: int, rank: int) -> Batch:
         recipe = self._recipe
-        episodes = SegmentationEpisodes(self._train, shot=1, episodes=1 << 30, seed=self._seed, epoch=epoch)
+        episodes = SegmentationEpisodes(
+            self._train,
+            shot=1,
+            episodes=1 << 30,
+            seed=self._seed,
+            epoch=epoch,
+            class_power=recipe.class_power,
+        )
         first = (rank * self.steps_per_epoch + step) * recipe.batch
         draw = draw_at(self._seed, _VIEW_DRAW, epoch, step, rank)
         images: list[Image] = []
         masks: list[Array] = []
+        counted: list[Array] = []
         for number in range(first, first + recipe.batch):
             class_id, query, (support,) = episodes.draw(number)
             mirror = recipe.flip and draw.random() < 0.5
             for position in (query, support):
-                image, mask = self._example(position, class_id)
+                image, mask, counts = self._example(position, class_id)
                 image = color_jitter(image, draw, strength=recipe.photometric)
                 images.append(np.ascontiguousarray(image[:, ::-1]) if mirror else image)
                 masks.append(np.ascontiguousarray(mask[:, ::-1]) if mirror else mask)
+                counted.append(np.ascontiguousarray(counts[:, ::-1]) if mirror else counts)
         tensor, marked = torch.from_numpy(self._preprocess(images)), torch.from_numpy(np.stack(masks))
         return {
             "query": tensor[0::2],
             "support": tensor[1::2],
             "support_mask": marked[1::2],
             "query_mask": marked[0::2],
+            **({} if recipe.learn_ignored else {"query_counted": torch.from_numpy(np.stack(counted[0::2]))}),
         }
 
     def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         logits = model(batch["query"], batch["support"], batch["support_mask"])
+        logits, first = logits if isinstance(logits, tuple) else (logits, None)
         if is_custom_loss(self._recipe.loss):
             return custom_terms(criterion, logits, batch["query_mask"])
-        terms = {"cross-entropy": in_float32(segmentation_loss, logits, batch["query_mask"])}
+        truth = [batch[name] for name in ("query_mask", "query_counted") if name in batch]
+        terms = {"cross-entropy": in_float32(segmentation_loss, logits, *truth)}
         if self._recipe.dice_weight:
-            terms["dice"] = self._recipe.dice_weight * in_float32(dice_loss, logits, batch["query_mask"])
+            terms["dice"] = self._recipe.dice_weight * in_float32(dice_loss, logits, *truth)
+        if first is not None and self._recipe.first_pass_weight:
+            of_first = in_float32(segmentation_loss, first, *truth)
+            of_first = of_first + self._recipe.dice_weight * in_float32(dice_loss, first, *truth)
+            terms["first pass"] = self._recipe.first_pass_weight * of_first
         return terms
 
     def validate(self, model: Any) -> Evaluation | None:
@@ -165,11 +184,12 @@ class FewShotSegmentationTrainingTask:
         split = "novel classes" if fewest == novel else f"novel classes, of which {fewest} of {novel} were asked for"
         return Evaluation(split, figures, pictures)
 
-    def _example(self, position: int, class_id: int) -> tuple[Image, Array]:
-        """A training image and its mask at the network's size, as the runtime makes them."""
-        if (position, class_id) not in self._kept:
-            self._kept[position, class_id] = self._fitted(self._train.read(position, class_id))
-        return self._kept[position, class_id]
+    def _example_of(self, position: int, class_id: int) -> tuple[Image, Array, Array]:
+        """A training image and its mask at the network's size, as the runtime makes them, and which pixels count."""
+        example = self._train.read(position, class_id)
+        height, width = self._size
+        ignored = cv2.resize(example.ignore.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+        return *self._fitted(example), ignored == 0
 
     def _fitted(self, example: ClassMask) -> tuple[Image, Array]:
         height, width = self._size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -213,6 +214,16 @@ def test_episodes_ask_for_another_image_of_the_class(fss: Path, shot: int) -> No
     assert episode.class_id == class_id
     np.testing.assert_array_equal(episode.query.image, data.read(query, class_id).image)
     assert [example.image[0, 0, 0] for example in episode.supports] == [place % 3 + 1 for place in supports]
+
+
+def test_classes_with_many_images_are_drawn_more_often(fss: Path) -> None:
+    data = replace(read_fss1000(fss), members={0: (0, 1), 1: (2, 3, 4, 5) * 8})
+
+    def share(power: float) -> float:
+        episodes = SegmentationEpisodes(data, shot=1, episodes=400, class_power=power)
+        return sum(episodes.draw(number)[0] for number in range(400)) / 400
+
+    assert [share(power) for power in (0.0, 0.5, 1.0)] == pytest.approx([1 / 2, 4 / 5, 16 / 17], abs=0.06)
 
 
 def test_queries_in_turn_come_again_from_the_first(fss: Path) -> None:

@@ -189,3 +189,34 @@ def test_class_folders_share_no_picture(tmp_path: Path) -> None:
     write_image(tmp_path / "c0" / "0.jpg", 500)
     cv2.imwrite(str(tmp_path / "c0" / "0.png"), np.full((8, 10), 255, np.uint8))
     assert shown_of(tmp_path, ALLOWED).notes["too small classes left out"] == ["c0 (1 images; 1-shot needs 2)"]
+
+
+def test_classes_that_are_said_to_be_novel(tmp_path: Path) -> None:
+    """Their pixels on training images are ignored, and each side's classes are asked for on its own images."""
+    rows = mask_rows(30, split=lambda i: ("train", "val", "test")[i % 3])
+    write_masks(tmp_path, rows, classes=5)
+    for place in range(30):
+        stored = np.full((16, 20), place // 3 % 5 + 1, np.uint8)
+        stored[:4] = 2
+        stored[4:6] = 255
+        cv2.imwrite(str(tmp_path / "masks" / f"s{place:02}.png"), stored)
+    (tmp_path / "classes.json").write_text(json.dumps({"names": ["null"]}))
+    assert 2 not in shown_of(tmp_path).notes  # without the two lists the seed draws the classes
+    (tmp_path / "classes.json").write_text(json.dumps({"novel": [2], "validation": [4]}))
+    found = shown_of(tmp_path)
+    assert found.validation is not None
+    assert [sorted(part.members) for part in (found.train, found.validation, found.test)] == [[1, 3, 5], [4], [2]]
+    sides = [
+        {int(Path(name).stem[1:]) % 3 for name in part.images} for part in (found.train, found.validation, found.test)
+    ]
+    assert sides == [{0}, {1}, {2}]
+    example = found.train.read(found.train.members[1][0], 1)
+    assert (example.ignore.any(1).sum(), example.mask.any(1).sum()) == (6, 10)
+    assert found.test.read(found.test.members[2][0], 2).ignore.any(1).sum() == 2
+    for wrong in ([0], "2", [255], [True]):
+        (tmp_path / "classes.json").write_text(json.dumps({"novel": wrong}))
+        with pytest.raises(SourceError, match=r"novel is .*; allowed: a list of class ids, 1 to 254"):
+            shown_of(tmp_path)
+    (tmp_path / "classes.json").write_text(json.dumps({"novel": [9]}))
+    with pytest.raises(InputError, match="0 of the novel ones have 2 images"):
+        shown_of(tmp_path)

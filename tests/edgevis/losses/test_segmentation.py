@@ -61,3 +61,20 @@ def test_dice_finds_a_small_object_where_cross_entropy_hardly_pulls() -> None:
         assert logits.grad is not None
         pulls.append(float(-logits.grad[0, 1][mask[0] > 0].sum()))
     assert pulls[1] > 5 * pulls[0] > 0
+
+
+def test_pixels_that_do_not_count_change_neither_loss_nor_gradient() -> None:
+    draw = torch.Generator().manual_seed(0)
+    mask = torch.randint(0, 2, (2, 6, 6), generator=draw)
+    logits = torch.randn(2, 2, 6, 6, generator=draw, requires_grad=True)
+    counted = torch.ones(2, 6, 6, dtype=torch.bool)
+    assert torch.allclose(segmentation_loss(logits, mask, counted), segmentation_loss(logits, mask))
+    assert torch.allclose(dice_loss(logits, mask, counted), dice_loss(logits, mask))
+    counted[:, 2:4] = False
+    mask[:, 2:4] = 0
+    for loss in (segmentation_loss, dice_loss):
+        (gradient,) = torch.autograd.grad(loss(logits, mask, counted), logits)
+        assert not gradient[:, :, 2:4].any()
+        assert gradient[:, :, :2].abs().min() > 0
+    expected = segmentation_loss(logits[:, :, [0, 1, 4, 5]], mask[:, [0, 1, 4, 5]])
+    assert torch.allclose(segmentation_loss(logits, mask, counted), expected)
