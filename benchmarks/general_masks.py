@@ -29,6 +29,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -155,10 +156,11 @@ def objects(path: Path) -> Iterator[Picture]:
         if row["class_name"] in names:
             image = decode_image(files.read(row["path"]), name=row["path"])
             factor = _GRABBED / max(image.shape[:2])
-            mask = grabbed(cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA))
-            if mask is not None:
+            small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+            found = grabbed(small.astype(np.uint8, copy=False))
+            if found is not None:
                 height, width = image.shape[:2]
-                mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
+                mask = cv2.resize(found, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
                 class_id = _OBJECTS + names.index(row["class_name"])
                 yield Picture(image, np.where(mask, class_id, 0).astype(np.uint8))
 
@@ -172,8 +174,9 @@ def grabbed(image: Image) -> NDArray[np.float32] | None:
     guess = np.where(far, cv2.GC_PR_BGD, cv2.GC_PR_FGD).astype(np.uint8)
     for edge in (np.s_[:border], np.s_[-border:], np.s_[:, :border], np.s_[:, -border:]):
         guess[edge] = cv2.GC_BGD
+    nowhere: Any = None  # which cv2's stubs do not allow
     try:
-        cv2.grabCut(image, guess, None, np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(image, guess, nowhere, np.zeros((1, 65)), np.zeros((1, 65)), 3, cv2.GC_INIT_WITH_MASK)
     except cv2.error:  # nothing is left to model one of the two sides by
         return None
     inside = cv2.morphologyEx((guess & 1).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
@@ -227,7 +230,7 @@ def pasted(ground: Picture, cutouts: Sequence[Cutout], draw: np.random.Generator
         soft = cv2.GaussianBlur(alpha, (3, 3), 0)[..., None]
         image = image * (1 - soft) + above * soft
         labels[alpha > 0.5] = cutout.class_id
-    return Picture(np.clip(image, 0, 255).astype(np.uint8), labels)
+    return Picture(np.clip(image, 0, 255).astype(np.uint8), labels.astype(np.uint8, copy=False))
 
 
 def _whole(labels: Labels, draw: np.random.Generator) -> Labels:

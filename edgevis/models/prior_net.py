@@ -271,12 +271,12 @@ class PriorNet(SupportQueryModel):
         support_l4, support_l3, support_l2 = supports
         size = (two[0].shape[2], two[0].shape[3])
         maps, start = [], len(three) * three[0].shape[1]
-        parts = support_l3[:, start:-1].split(two[0].shape[1], 1)
+        parts = torch.split(support_l3[:, start:-1], two[0].shape[1], 1)
         share3, share4 = support_l3[:, -1], support_l4[:, -1]
         for number, x in enumerate(two):
             maps.append(_mapped(x, Places(parts[2 * number], parts[2 * number + 1], share3)))
         for stage, given, share in ((three, support_l3[:, :start], share3), (four, support_l4[:, :-1], share4)):
-            for x, places in zip(stage, given.split(stage[0].shape[1], 1), strict=True):
+            for x, places in zip(stage, torch.split(given, stage[0].shape[1], 1), strict=True):
                 maps.append(resize(_mapped(x, Places(places, places, share)), size))
         x, guess = self.decoder.guessed(torch.cat(maps, 1), support_l2.reshape(-1, 1, *size))
         found = guess.sigmoid().detach()

@@ -29,9 +29,8 @@ def test_similarity_maps_by_hand() -> None:
     query = np.array([[1.0, 0.0], [0.0, 1.0]])  # (C, Q)
     places = np.array([[1.0, 0.6, 0.0], [0.0, 0.8, 1.0]])  # (C, S)
     share = np.array([1.0, 0.5, 0.0])
-    given = Places(
-        *(torch.tensor(places[None], dtype=torch.float32) for _ in range(2)), torch.tensor(share[None]).float()
-    )
+    shown = torch.tensor(places[None], dtype=torch.float32)
+    given = Places(shown, shown, torch.tensor(share[None], dtype=torch.float32))
     found = similarity_maps(torch.tensor(query[None], dtype=torch.float32), given)[0].numpy()
     cosine = query.T @ places
     expected = []
