@@ -98,7 +98,7 @@ def write_answers(
         measured[record.name] = distances(answers.expected, actual)
         check = compared(answers.expected, actual, record.precision, measured[record.name])
         if check.beyond:
-            raise ParityError(_complaint(record, check))
+            raise ParityError(_complaint(record, check), engines=(record.name,))
         advance(number, 1 + len(here))
     answers = replace(answers, header=replace(answers.header, distances=measured))
     write_arrays(folder / ANSWERS, arrays_of(answers))

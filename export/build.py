@@ -51,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return _build(arguments)
     except (EdgevisError, OSError) as error:  # OSError: the disk is full, the folder is read-only
         report(error)
-        sys.stderr.write("nothing was written\n")
+        sys.stderr.write("no bundle was written\n")
         return 1
 
 

@@ -90,7 +90,7 @@ def check_parity(
             for session in sessions.values():
                 stack.callback(session.close)
         proved: list[EngineRecord] = []
-        broken: list[str] = []
+        broken: dict[str, list[str]] = {}
         refused: list[str] = []
         arrays: dict[str, Array] = {}
         for number, record in enumerate(records, start=1):
@@ -116,12 +116,16 @@ def check_parity(
                     # An engine that deviates from its graph misses the reference for that reason, not for calibration.
                     complaints = list(outcome.complaints) or complaints
                     arrays |= outcome.arrays if not complaints else {}
-            (refused if record.precision in optional else broken).extend(complaints)
+            if record.precision in optional:
+                refused += complaints
+            elif complaints:
+                broken[record.name] = complaints
             if not complaints:
                 proved.append(measured)
             advance(number, len(records))
         if broken:
-            raise ParityError("\n".join(broken))
+            lines = [complaint for complaints in broken.values() for complaint in complaints]
+            raise ParityError("\n".join(lines), engines=tuple(broken))
         ran = [record for record in proved if record.name not in cpu_proxies]
         latency = interleaved(
             {record.name: one_image(opened[record.name], deployment, reference) for record in ran},

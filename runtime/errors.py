@@ -22,7 +22,7 @@
     ├── ModelError                   a model cannot be made or loaded
     │   ├── UnknownModelError        no model of that name                             (also a ValueError)
     │   └── WeightsError             a checkpoint does not fit the model
-    └── ExportError                  a build failed; nothing was written
+    └── ExportError                  a build failed; no bundle was written
         ├── CompileError             a compiler refused or failed
         └── ParityError              an engine does not compute what the reference model computes
 
@@ -161,4 +161,12 @@ class CompileError(ExportError):
 
 
 class ParityError(ExportError):
-    """An engine's results are further from the reference model's than the tolerance allows."""
+    """An engine's results are further from the reference model's than the tolerance allows.
+
+    Attributes:
+        engines: The names of the engines.
+    """
+
+    def __init__(self, message: str, *, engines: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.engines = engines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from calibration.search.sensitivity import LayerSensitivity
 from edgevis import models
 from edgevis.provenance import read_provenance
 from export import compilers, targets
+from export.failed import keep_failed
 from export.request import BuildProgress, BuildRequest, OnnxSource
 from export.stages import (
     answers,
@@ -35,7 +37,7 @@ from runtime.bundle.bundle import Bundle
 from runtime.bundle.spec import Precision
 from runtime.bundle.staging import staged_bundle, write_manifest
 from runtime.common.files import scratch_folder
-from runtime.errors import ExportError, WeightsError
+from runtime.errors import ExportError, ParityError, WeightsError
 
 
 class Stage(Protocol):
@@ -67,7 +69,9 @@ _UP_TO_SENSITIVITY: Sequence[Stage] = (load, samples, to_onnx, reference, calibr
 
 
 def build_bundle(request: BuildRequest, progress: BuildProgress) -> Bundle:
-    """Build, measure and write a bundle. If anything fails, nothing is written and an earlier bundle stays.
+    """Build, measure and write a bundle. If anything fails, none is written and an earlier bundle stays.
+
+    The files of a build with an engine that does not compute what the model does are kept, see :mod:`export.failed`.
 
     Raises:
         EdgevisError: The build failed; the message says at what and how to mend it.
@@ -86,10 +90,31 @@ def build_bundle(request: BuildRequest, progress: BuildProgress) -> Bundle:
             compilers.load(name).check()  # a missing package is better found now than after minutes of work
     with staged_bundle(request.output) as folder:
         state = BuildState(request, target, precisions, folder)
-        for stage in STAGES:
-            stage.run(state, progress)
+        try:
+            for stage in STAGES:
+                stage.run(state, progress)
+        except ParityError as error:
+            raise _kept(state, error, progress) from error
         write_manifest(folder, state.manifest)
     return Bundle(request.output)
+
+
+def _kept(state: BuildState, error: ParityError, progress: BuildProgress) -> ParityError:
+    """The error with the command that finds the layer at fault in the files, which are kept."""
+    if not error.engines:
+        return error
+    state.engines = state.records
+    describe.run(state, progress)
+    sources = {  # the others are compiled from the portable graphs
+        f"{backend}-{precision}": graphs
+        for (backend, precision), graphs in state.graphs.items()
+        if precision in ("int8", "fp16")
+    }
+    folder = keep_failed(state.folder, state.request.output, state.manifest, sources)
+    if folder is None:
+        return error
+    command = f"python -m export.debug {shlex.quote(str(folder))} --engine {error.engines[0]}"
+    return ParityError(f"{error}\nWhere that begins: {command}", engines=error.engines)
 
 
 def measure_layers(request: BuildRequest, progress: BuildProgress) -> tuple[LayerSensitivity, ...]:

@@ -51,12 +51,19 @@ class Bundle:
             raise BundleNotFoundError(f"{manifest} cannot be read: {error}") from error
         if digest is not None:
             self._check_pinned(digest)
-        for name in self.manifest.files:
-            _check_path(name)
-        for engine in self.manifest.engines:
-            for name in engine.files.values():
-                if name not in self.manifest.files:
-                    raise SchemaError(f"{manifest}: engine {engine.name!r} names {name!r}, which is not under 'files'")
+        self._check_names()
+
+    @classmethod
+    def of_manifest(cls, folder: Path, manifest: Manifest) -> Bundle:
+        """The files in ``folder`` that a manifest describes which is not its ``manifest.json``.
+
+        Raises:
+            SchemaError, IntegrityError: As the class does.
+        """
+        bundle = cls.__new__(cls)
+        bundle.path, bundle.manifest = folder, manifest
+        bundle._check_names()
+        return bundle
 
     @property
     def size_bytes(self) -> int:
@@ -143,6 +150,16 @@ class Bundle:
             max_bytes=limits.max_golden_bytes(),
             variable="EDGEVIS_MAX_GOLDEN_BYTES",
         )
+
+    def _check_names(self) -> None:
+        for name in self.manifest.files:
+            _check_path(name)
+        for engine in self.manifest.engines:
+            for name in engine.files.values():
+                if name not in self.manifest.files:
+                    raise SchemaError(
+                        f"{self.path / MANIFEST}: engine {engine.name!r} names {name!r}, which is not under 'files'"
+                    )
 
     def _check_pinned(self, digest: str) -> None:
         if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest.lower()):

@@ -70,10 +70,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def unfinished_bundle(folder: Path, manifest: Manifest) -> Bundle:
     """A bundle that is being built: the present files in ``folder`` and the manifest that will be written."""
-    bundle = Bundle.__new__(Bundle)
-    bundle.path = folder
-    bundle.manifest = replace(manifest, files=_record_files(folder))
-    return bundle
+    return Bundle.of_manifest(folder, replace(manifest, files=_record_files(folder)))
 
 
 def _put_back(work: Path, path: Path) -> None:

@@ -33,7 +33,14 @@ from runtime.common.arrays import unit_rows
 from runtime.common.extras import install_command
 from runtime.common.json_data import to_json
 from runtime.common.vendors import import_openvino
-from runtime.errors import ExportError, InputError, MissingDependencyError, ParityError, WeightsError
+from runtime.errors import (
+    BundleNotFoundError,
+    ExportError,
+    InputError,
+    MissingDependencyError,
+    ParityError,
+    WeightsError,
+)
 from runtime.open_set.generic import generic
 from runtime.verification.verify import verify_bundle
 
@@ -268,11 +275,35 @@ def test_weights_digest_ignores_only_the_counters() -> None:
 # --- failing
 
 
-def test_a_fault_leaves_nothing(quick: BuildRequest) -> None:
+def test_a_fault_leaves_what_finds_it(quick: BuildRequest, capsys: pytest.CaptureFixture[str]) -> None:
     drifting = replace(quick, entry=replace(tiny_entry(), build=lambda: Drifting().eval()))
-    with pytest.raises(ParityError, match="graph 'embed' of the engine onnxruntime-fp32"):
+    failed = quick.output.with_suffix(".failed")
+    for _ in range(2):  # the second one takes the place of the first
+        with pytest.raises(ParityError, match="graph 'embed' of the engine onnxruntime-fp32") as raised:
+            build_bundle(drifting, Recorder())
+        assert list(quick.output.parent.iterdir()) == [failed]
+    with pytest.raises(BundleNotFoundError):  # no predictor opens it
+        Bundle(failed)
+    command = f"python -m export.debug {failed} --engine onnxruntime-fp32"
+    assert str(raised.value).splitlines()[-1] == f"Where that begins: {command}"
+    pytest.importorskip("polygraphy")
+    from export.debug.__main__ import main
+
+    assert main(command.split()[3:]) == 1
+    # The engines compute what the exported graph says.
+    assert "but the graph itself leaves the trained model: embedding 1.0" in capsys.readouterr().out
+
+
+def test_what_is_in_the_way_of_a_fault_stays(quick: BuildRequest, caplog: pytest.LogCaptureFixture) -> None:
+    drifting = replace(quick, entry=replace(tiny_entry(), build=lambda: Drifting().eval()))
+    failed = quick.output.with_suffix(".failed")
+    failed.mkdir(parents=True)
+    (failed / "mine.txt").write_text("mine")
+    with pytest.raises(ParityError) as raised:
         build_bundle(drifting, Recorder())
-    assert list(quick.output.parent.iterdir()) == []
+    assert [path.name for path in failed.iterdir()] == ["mine.txt"]
+    assert "export.debug" not in str(raised.value)
+    assert "are not kept" in caplog.text
 
 
 def test_a_fault_keeps_the_bundle_that_was_there(quick: BuildRequest) -> None:
@@ -284,7 +315,7 @@ def test_a_fault_keeps_the_bundle_that_was_there(quick: BuildRequest) -> None:
     with pytest.raises(KeyboardInterrupt):
         build_bundle(quick, Recorder(interrupt_at="parity"))
     assert {path: path.read_bytes() for path in quick.output.rglob("*") if path.is_file()} == before
-    assert list(quick.output.parent.iterdir()) == [quick.output]
+    assert set(quick.output.parent.iterdir()) == {quick.output, quick.output.with_suffix(".failed")}
 
 
 @pytest.mark.parametrize("stage", ["weights", "samples", "onnx", "reference", "compile", "parity", "answers"])

@@ -100,7 +100,7 @@ def test_command_line_errors(
     output, errors = capsys.readouterr()
     assert output == ""
     assert message in errors
-    assert errors.rstrip().endswith("nothing was written")
+    assert errors.rstrip().endswith("no bundle was written")
     assert "Traceback" not in errors
     assert not list(tmp_path.rglob("*.edgevis"))
 

@@ -423,5 +423,5 @@ def test_bad_flags(arguments: list[str], message: str, tmp_path: Path, capsys: p
     assert main(command) == 1
     errors = capsys.readouterr().err
     assert message in errors
-    assert errors.rstrip().endswith("nothing was written")
+    assert errors.rstrip().endswith("no bundle was written")
     assert not output.exists()
