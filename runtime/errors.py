@@ -12,6 +12,7 @@
     │   ├── MissingDependencyError   the backend's package is not installed            (also an ImportError)
     │   ├── UnavailableError         installed, but it cannot run on this machine
     │   └── EngineError              the vendor's runtime failed while opening or running an engine
+    │       └── DeviceMemoryError    the device has not enough memory for it
     ├── InputError                   an argument is wrong                              (also a ValueError)
     │   └── EnrolmentRefusedError    no image given for a label may be enrolled
     ├── SourceError                  a camera, video or image file cannot be read      (also an OSError)
@@ -38,6 +39,7 @@ __all__ = [
     "BundleError",
     "BundleNotFoundError",
     "CompileError",
+    "DeviceMemoryError",
     "EdgevisError",
     "EngineError",
     "EnrolmentError",
@@ -98,6 +100,10 @@ class UnavailableError(BackendError):
 
 class EngineError(BackendError):
     """The vendor's runtime failed while it opened or ran an engine; the cause is chained."""
+
+
+class DeviceMemoryError(EngineError):
+    """The device has not enough memory to open or to run an engine; nothing is wrong with the engine."""
 
 
 class InputError(EdgevisError, ValueError):

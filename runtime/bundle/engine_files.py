@@ -25,12 +25,15 @@ class EngineFiles:
         main: The main file's content.
         companions: File name to content of the files beside it with the same stem and another suffix.
         external: Location, as the graph writes it, to content of its external data.
+        batched: The inputs and outputs of the graph whose first axis is the batch, as the manifest declares them; a
+            backend may run a batch with rows of padding. Empty where they are not known.
     """
 
     name: str
     main: bytes = field(repr=False)
     companions: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     external: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    batched: frozenset[str] = frozenset()
 
     def companion(self, suffix: str) -> bytes:
         """The content of the companion with that suffix; EngineError when there is none."""

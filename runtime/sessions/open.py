@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from runtime.backends import Backend, BuildsOnDevice, Engine
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.engine_files import EngineFiles, read_engine
 from runtime.bundle.manifest import EngineRecord
-from runtime.bundle.spec import Deployment
+from runtime.bundle.spec import Deployment, Graph
 from runtime.common.forking import fork_waits
 from runtime.errors import EngineError, UnavailableError
 from runtime.sessions.session import Session
@@ -59,7 +60,7 @@ def _open(
     sessions: dict[str, Session] = {}
     try:
         for graph in deployment.graphs:
-            opened = partial(_open_engine, backend, record, read, graph.name, threads)
+            opened = partial(_open_engine, backend, record, read, graph, threads)
             sessions[graph.name] = Session(
                 opened(), graph, max_batch=deployment.max_batch, reopen=partial(_reopen, record, opened)
             )
@@ -71,9 +72,10 @@ def _open(
 
 
 def _open_engine(
-    backend: Backend, record: EngineRecord, read: Callable[[str], EngineFiles], graph: str, threads: int | None
+    backend: Backend, record: EngineRecord, read: Callable[[str], EngineFiles], graph: Graph, threads: int | None
 ) -> Engine:
-    files = read(record.files[graph])
+    batched = frozenset(tensor.name for tensor in (*graph.inputs, *graph.outputs) if tensor.batched)
+    files = replace(read(record.files[graph.name]), batched=batched)
     with fork_waits():
         return backend.open_engine(files, precision=record.precision, device=record.device, threads=threads)
 

@@ -103,7 +103,10 @@ class Session:
         rows = self._axis_sizes(every).get("N", 1)
         with fork_waits():
             engine = self._engine or self._open()
-            outputs = self._run_chunks(engine, every, rows) if rows > self.max_batch else engine.run(arrays, unchanged)
+            if rows > self.max_batch:
+                outputs = self._run_chunks(engine, arrays, unchanged, rows)
+            else:
+                outputs = engine.run(arrays, unchanged)
         for tensor in self.graph.outputs:
             self._check_output(tensor, outputs[tensor.name], rows)
             if finite is True or (finite and tensor.name in finite):
@@ -149,14 +152,19 @@ class Session:
                 self._engine = self._reopen()
             return self._engine
 
-    def _run_chunks(self, engine: Engine, arrays: dict[str, Array], rows: int) -> dict[str, Array]:
+    def _run_chunks(
+        self, engine: Engine, arrays: dict[str, Array], unchanged: dict[str, Array], rows: int
+    ) -> dict[str, Array]:
         batched = {name for name, tensor in self._inputs.items() if tensor.batched}
+        resident = {name: array for name, array in unchanged.items() if name not in batched}  # a slice is no such array
         chunks = [
             engine.run(
                 {
                     name: array[start : start + self.max_batch] if name in batched else array
-                    for name, array in arrays.items()
-                }
+                    for name, array in {**unchanged, **arrays}.items()
+                    if name not in resident
+                },
+                resident,
             )
             for start in range(0, rows, self.max_batch)
         ]

@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 
 from runtime.backends._cuda import Device, DeviceInfo, MemoryKind, kernel_driver, open_device
-from runtime.errors import BackendError, EngineError, UnavailableError, UnknownBackendError
+from runtime.errors import BackendError, DeviceMemoryError, EngineError, UnavailableError, UnknownBackendError
 
 from bundles import installed
+from host_device import NOTHING, HostDevice
 from python_processes import run_python, succeeded
 
 
-@pytest.fixture(scope="module", params=["cuda-bindings", "pycuda"])
+@pytest.fixture(scope="module", params=["cuda-bindings", "pycuda", "cuda-bindings on the host", "pycuda on the host"])
 def gpu(request: pytest.FixtureRequest) -> Device:
+    """Each package on the GPU, where there is one, and on :class:`host_driver.HostDriver`."""
+    package, _, host = request.param.partition(" ")
+    if host:
+        return HostDevice(package=package).opened
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEVIS_CUDA", request.param)
         try:
@@ -155,8 +160,77 @@ def test_a_capture_that_fails_leaves_a_stream_that_works(gpu: Device) -> None:
 
 
 def test_more_memory_than_there_is(gpu: Device) -> None:
-    with gpu.current(), pytest.raises(EngineError):
+    with gpu.current(), pytest.raises(DeviceMemoryError, match="memory"):
         gpu.allocate(1 << 50, "device")
+
+
+def test_a_copy_on_the_gpu(gpu: Device) -> None:
+    with gpu.current():
+        stream = gpu.stream()
+        first, second, here, back = (gpu.allocate(64, kind) for kind in kinds("device", "device", "pinned", "pinned"))
+        assert here.host is not None
+        assert back.host is not None
+        here.host[...] = 7
+        stream.copy(first, here)
+        stream.copy(second, first)
+        stream.copy(back, second)
+        stream.synchronize()
+        assert (back.host == 7).all()
+        for memory in (first, second, here, back):
+            memory.close()
+        stream.close()
+
+
+@pytest.mark.parametrize("package", ["cuda-bindings", "pycuda"])
+@pytest.mark.parametrize("before", [[], ["primary 1"], ["primary 0"], ["a context of PyTorch", "primary 1"]])
+def test_the_thread_s_device_is_what_it_was(package: str, before: list[str]) -> None:
+    device = HostDevice(package=package)
+    assert device.contexts == [], "opening changes nothing either"
+    device.contexts.extend(before)
+    with device.opened.current():
+        assert device.contexts == [*before, "primary 0"]
+        with device.opened.current():
+            device.opened.allocate(8, "device").close()
+    assert device.contexts == before
+    with pytest.raises(ZeroDivisionError), device.opened.current():
+        raise ZeroDivisionError
+    assert device.contexts == before
+    assert device.violations == []
+
+
+def test_a_failed_capture_leaves_no_graph() -> None:
+    device = HostDevice()
+    with device.opened.current():
+        stream = device.opened.stream()
+        there, here = (device.opened.allocate(8, kind) for kind in kinds("device", "pinned"))
+
+        def work() -> None:
+            stream.copy(there, here)
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            stream.capture(work)
+        assert device.graphs == set()
+        device.failing.add("cudaGraphInstantiate")
+        with pytest.raises(EngineError, match="cudaGraphInstantiate"):
+            stream.capture(lambda: stream.copy(there, here))
+        assert device.graphs == set()
+        assert not device.pending_error
+        device.failing.clear()
+        graph = stream.capture(lambda: stream.copy(there, here))
+        graph.launch()
+        stream.synchronize()
+        for resource in (graph, there, here, stream):
+            resource.close()
+    assert device.left == NOTHING
+
+
+def test_mapped_memory_without_an_address_is_freed() -> None:
+    device = HostDevice(integrated=True)
+    device.failing.add("cudaHostGetDevicePointer")
+    with device.opened.current(), pytest.raises(EngineError, match="cudaHostGetDevicePointer"):
+        device.opened.allocate(8, "mapped")
+    assert device.left == NOTHING
 
 
 def kinds(*names: MemoryKind) -> tuple[MemoryKind, ...]:

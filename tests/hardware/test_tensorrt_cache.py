@@ -19,9 +19,10 @@ from runtime.backends._cuda import DeviceInfo
 from runtime.backends._tensorrt.backend import plan_key
 from runtime.backends._tensorrt.cache import PlanCache, PlanKey
 from runtime.backends._tensorrt.compiler import BuiltPlan, build_engine
+from runtime.backends._tensorrt.plan import failure
 from runtime.backends._tensorrt.spec import BuildSpec
 from runtime.common.cache_folder import cache_folder
-from runtime.errors import CompileError, EngineError
+from runtime.errors import CompileError, DeviceMemoryError, EngineError
 
 from bundles import HEIGHT, WIDTH, Tiny, float_onnx, installed
 from logs import logged_warnings
@@ -122,6 +123,24 @@ def test_a_plan_that_comes_to_nothing_is_built_again(cache: PlanCache) -> None:
     cache.get(KEY, build=Builder(), open_plan=same)
     with logged_warnings(match="is built again: .*version tag does not match"):
         assert cache.get(KEY, build=Builder(b"another"), open_plan=deserialise).opened == b"another"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)",
+        "Error Code 2: OutOfMemory (Requested size was 1342177280 bytes.)",
+        "Requested amount of GPU memory (8 bytes) could not be allocated.",
+    ],
+)
+def test_too_little_memory_to_open_a_plan_says_nothing_about_the_plan(cache: PlanCache, message: str) -> None:
+    def deserialise(plan: bytes) -> bytes:
+        raise failure("tensorrt 10.3.0 cannot use the plan", [message])
+
+    cache.get(KEY, build=Builder(), open_plan=same)
+    with pytest.raises(DeviceMemoryError, match="cannot use the plan"):
+        cache.get(KEY, build=must_not_build, open_plan=deserialise)
+    assert cache.get(KEY, build=must_not_build, open_plan=same).opened == b"a plan", "it has stayed"
 
 
 def test_a_new_plan_that_comes_to_nothing_is_an_error(cache: PlanCache) -> None:

@@ -8,7 +8,7 @@ the same process share it, and the GPU is the first one that ``CUDA_VISIBLE_DEVI
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.common.discovery import load_from
-from runtime.errors import UnknownBackendError
+from runtime.errors import EngineError, UnknownBackendError
 
 VARIABLE = "EDGEVIS_CUDA"
 DEFAULT = "cuda-bindings"
@@ -40,12 +40,14 @@ class DeviceInfo:
         compute_capability: Major and minor, (8, 7) for Orin.
         driver: The driver, and the CUDA version that it brings.
         integrated: Whether GPU and processor share their memory, as on a Jetson.
+        memory_bytes: All of the GPU's memory, free or not.
     """
 
     name: str
     compute_capability: tuple[int, int]
     driver: str
     integrated: bool
+    memory_bytes: int = 0
 
     @property
     def sm(self) -> str:
@@ -94,14 +96,14 @@ class Stream(Protocol):
         ...
 
     def copy(self, target: Memory, source: Memory) -> None:
-        """Queue a copy of all of ``source``, one of the two being ``pinned`` and the other ``device``."""
+        """Queue a copy of all of ``source``; at most one of the two is ``pinned``."""
         ...
 
     def capture(self, work: Callable[[], None]) -> CapturedGraph:
         """Records the operations that ``work`` queues as a CUDA graph; none of them runs yet.
 
         Raises:
-            EngineError: Something in it cannot be captured; the stream can be used as before.
+            EngineError: Something in it cannot be captured; the stream can be used as before, and nothing is left.
         """
         ...
 
@@ -119,11 +121,14 @@ class Device(Protocol):
     def info(self) -> DeviceInfo: ...
 
     def current(self) -> AbstractContextManager[None]:
-        """A context that makes this the calling thread's device; all other calls, and TensorRT's, belong inside."""
+        """A context that makes this the calling thread's device; all other calls, and TensorRT's, belong inside.
+
+        After it the thread's device, or its CUDA context, is what it was before.
+        """
         ...
 
     def allocate(self, size_bytes: int, kind: MemoryKind) -> Memory:
-        """Allocate memory, at least one byte; EngineError when there is not enough."""
+        """Allocate memory, at least one byte; DeviceMemoryError when there is not enough."""
         ...
 
     def stream(self) -> Stream:
@@ -152,6 +157,18 @@ def _opened(package: str) -> Device:
         __name__, package.replace("-", "_"), what="CUDA package", error=UnknownBackendError, hint=f" ({VARIABLE})"
     )
     return cast(_Package, module).open_device()
+
+
+def run_all(steps: Iterable[Callable[[], None]]) -> None:
+    """Run every step, whatever the others do, and raise the first EngineError at the end."""
+    first: EngineError | None = None
+    for step in steps:
+        try:
+            step()
+        except EngineError as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def kernel_driver() -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends._cuda import CapturedGraph, Device, DeviceInfo, Memory, MemoryKind, Stream, kernel_driver
-from runtime.errors import EngineError, MissingDependencyError, UnavailableError
+from runtime.errors import DeviceMemoryError, EngineError, MissingDependencyError, UnavailableError
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, for which PyCUDA has no name
 
@@ -41,6 +41,7 @@ class _PycudaDevice:
             compute_capability=device.compute_capability(),
             driver=f"CUDA {version // 1000}.{version % 1000 // 10} {kernel_driver()}".strip(),
             integrated=bool(device.get_attribute(attribute.INTEGRATED)),
+            memory_bytes=int(device.total_memory()),
         )
 
     @contextmanager
@@ -58,11 +59,11 @@ class _PycudaDevice:
         with _mapped(driver):
             if kind == "device":
                 allocation = driver.mem_alloc(size_bytes)
-                return Memory(size_bytes, address=int(allocation), free=allocation.free)
+                return Memory(size_bytes, address=int(allocation), free=_freeing(driver, allocation))
             flags = driver.host_alloc_flags.DEVICEMAP if kind == "mapped" else 0
             host = driver.pagelocked_empty(size_bytes, np.uint8, mem_flags=flags)
             address = int(host.base.get_device_pointer()) if kind == "mapped" else 0
-            return Memory(size_bytes, address=address, host=host, free=host.base.free)
+            return Memory(size_bytes, address=address, host=host, free=_freeing(driver, host.base))
 
     def stream(self) -> Stream:
         return _PycudaStream(self._driver)
@@ -77,10 +78,12 @@ class _PycudaStream:
 
     def copy(self, target: Memory, source: Memory) -> None:
         with _mapped(self._driver):
-            if source.host is not None:
+            if not source.address:
                 self._driver.memcpy_htod_async(target.address, source.host, self._stream)
+            elif not target.address:
+                self._driver.memcpy_dtoh_async(_first(target.host, source), source.address, self._stream)
             else:
-                self._driver.memcpy_dtoh_async(target.host, source.address, self._stream)
+                self._driver.memcpy_dtod_async(target.address, source.address, source.size_bytes, self._stream)
 
     def capture(self, work: Callable[[], None]) -> CapturedGraph:
         raise EngineError("PyCUDA has no CUDA graphs; cuda-bindings has")
@@ -93,10 +96,25 @@ class _PycudaStream:
         self._stream = None  # PyCUDA destroys it with its last reference
 
 
+def _freeing(driver: Any, allocation: Any) -> Callable[[], None]:
+    def free() -> None:
+        with _mapped(driver):
+            allocation.free()
+
+    return free
+
+
+def _first(host: Any, source: Memory) -> Any:
+    """The part of a buffer that a copy of all of ``source`` fills; PyCUDA copies as much as the buffer takes."""
+    return host[: source.size_bytes]
+
+
 @contextmanager
 def _mapped(driver: Any) -> Iterator[None]:
     try:
         yield
+    except driver.MemoryError as error:
+        raise DeviceMemoryError(f"CUDA: {error}; other programs or engines hold the GPU's memory") from error
     except driver.Error as error:
         raise EngineError(f"CUDA: {error}") from error
 

@@ -11,11 +11,13 @@ from runtime.backends._cuda import Device, DeviceInfo, open_device
 from runtime.backends._tensorrt import vendor
 from runtime.backends._tensorrt.cache import PlanCache, PlanKey, PlanResult
 from runtime.backends._tensorrt.compiler import build_engine
-from runtime.backends._tensorrt.engine import OpenPlan, PlanEngine, open_plan
+from runtime.backends._tensorrt.engine import PlanEngine
+from runtime.backends._tensorrt.plan import OpenPlan, open_plan
+from runtime.backends._tensorrt.pool import lane_pool
 from runtime.backends._tensorrt.spec import MAX_SPEC_BYTES, SPEC, BuildSpec
 from runtime.backends._tensorrt.vendor import Flavour
 from runtime.bundle.engine_files import EngineFiles
-from runtime.errors import CompileError, EngineError, SchemaError, UnknownBackendError
+from runtime.errors import CompileError, DeviceMemoryError, EngineError, SchemaError, UnknownBackendError
 
 T = TypeVar("T")
 
@@ -52,7 +54,14 @@ def open_engine(files: EngineFiles, flavour: Flavour, device: str) -> PlanEngine
     vendor.load(flavour)
     gpu = open_device()
     with gpu.current():
-        return PlanEngine(_open(files, flavour, gpu).opened, gpu, name=files.name)
+        pool = lane_pool(gpu)
+        while True:
+            try:
+                plan = _open(files, flavour, gpu).opened
+                return PlanEngine(plan, gpu, pool, name=files.name, batched=files.batched)
+            except DeviceMemoryError:
+                if not pool.make_room():  # of the idle lanes of other engines
+                    raise
 
 
 def plan_bytes(files: EngineFiles, flavour: Flavour) -> bytes:
@@ -101,6 +110,8 @@ def _open(files: EngineFiles, flavour: Flavour, device: Device) -> PlanResult[Op
             device,
             lambda plan: open_plan(plan, flavour, host_code=spec.version_compatible),
         )
+    except DeviceMemoryError as error:
+        raise DeviceMemoryError(f"{flavour} cannot open {files.name}: {error}") from error
     except (EngineError, CompileError, SchemaError) as error:
         raise EngineError(f"{flavour} cannot open {files.name}: {error}") from error
 

@@ -33,7 +33,7 @@ from runtime.backends._tensorrt.compiler import BuiltPlan
 from runtime.common.cache_folder import cache_folder
 from runtime.common.files import atomic_write
 from runtime.common.json_data import from_json, json_digest, parse_json, to_json
-from runtime.errors import EngineError, SchemaError
+from runtime.errors import DeviceMemoryError, EngineError, SchemaError
 
 MAX_BYTES = 16 << 30
 """What all plans together may take; the ones that were not used for longest are deleted first."""
@@ -133,6 +133,7 @@ class PlanCache:
 
         Raises:
             EngineError: The plan that was built just now cannot be opened either.
+            DeviceMemoryError: There is not enough memory to open it; a cached plan stays.
             CompileError, UnavailableError, MissingDependencyError: From ``build``.
         """
         opened, size, _ = self._try(key, open_plan)
@@ -197,6 +198,8 @@ class PlanCache:
             return None, 0, "it is damaged: its SHA-256 is not the one that was recorded"
         try:
             opened = open_plan(data)
+        except DeviceMemoryError:  # says nothing about the plan, and a build needs more memory still
+            raise
         except EngineError as error:
             return None, 0, str(error)
         with contextlib.suppress(OSError):  # a cache that is read-only is not pruned either

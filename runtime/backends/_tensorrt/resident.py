@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import weakref
 from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.backends._cuda import Device, Memory, Stream
+from runtime.backends._cuda import Device, Memory, MemoryKind, run_all
 from runtime.common.arrays import Array
+from runtime.errors import EngineError
+
+VARIABLE = "EDGEVIS_RESIDENT"
+"""The environment variable with the kind of memory of resident inputs on an integrated GPU: ``device`` or ``mapped``.
+
+Mapped memory costs no copy, but a Jetson's GPU does not keep it in its caches, and these are read by every inference.
+``python -m benchmarks.resident`` measures both on the device.
+"""
+
+
+def resident_kind(device: Device) -> MemoryKind:
+    """The kind of memory for resident inputs; EngineError where :data:`VARIABLE` names none."""
+    chosen = os.environ.get(VARIABLE) or "device"
+    if chosen not in ("device", "mapped"):
+        raise EngineError(f"{VARIABLE} is {chosen!r}; allowed: device, mapped")
+    return "mapped" if chosen == "mapped" and device.info.integrated else "device"
 
 
 class ResidentInputs:
@@ -24,61 +42,64 @@ class ResidentInputs:
         self._lock = threading.Lock()
         self._copies: dict[int, _Copy] = {}
 
-    def memory(self, array: Array, stream: Stream) -> Memory:
+    def memory(self, array: Array) -> Memory:
         """The copy of an array, complete before this returns, so that any stream may read it.
 
         Args:
             array: C-contiguous.
-            stream: Used for the copy, and waited for, when there is none yet.
 
         Raises:
-            EngineError: The GPU has not enough memory.
+            DeviceMemoryError: The GPU has not enough memory.
         """
         with self._lock:
             self._free_dead()
             known = self._copies.get(id(array))
             if known is not None:
                 return known.memory
-            memory = self._upload(array, stream)
+            memory = self._upload(array)
             self._copies[id(array)] = _Copy(weakref.ref(array), memory)
             return memory
 
     def __len__(self) -> int:
         with self._lock:
-            self._free_dead()
-            return len(self._copies)
+            return sum(copy.array() is not None for copy in self._copies.values())
 
     def close(self) -> None:
         """Free all copies; nothing may be reading them."""
         with self._lock:
             copies, self._copies = self._copies, {}
-        for copy in copies.values():
-            copy.memory.close()
+        run_all([copy.memory.close for copy in copies.values()])
 
     def _free_dead(self) -> None:
         for key in [key for key, copy in self._copies.items() if copy.array() is None]:
             self._copies.pop(key).memory.close()
 
-    def _upload(self, array: Array, stream: Stream) -> Memory:
+    def _upload(self, array: Array) -> Memory:
         size = max(array.nbytes, 1)
         flat = array.reshape(-1).view(np.uint8)
-        if self._device.info.integrated:
-            memory = self._device.allocate(size, "mapped")
-            _fill(memory, flat)
-            return memory
-        memory = self._device.allocate(size, "device")
+        memory = self._device.allocate(size, resident_kind(self._device))
         try:
-            staging = self._device.allocate(size, "pinned")
-            try:
-                _fill(staging, flat)
-                stream.copy(memory, staging)
-                stream.synchronize()
-            finally:
-                staging.close()
+            if memory.host is not None:
+                _fill(memory, flat)
+            else:
+                self._send(memory, flat)
         except BaseException:
-            memory.close()
+            with contextlib.suppress(EngineError):  # what is to be reported is the failure
+                memory.close()
             raise
         return memory
+
+    def _send(self, memory: Memory, flat: Array) -> None:
+        staging = self._device.allocate(memory.size_bytes, "pinned")
+        try:
+            _fill(staging, flat)
+            stream = self._device.stream()
+            try:
+                stream.copy(memory, staging)
+            finally:
+                run_all([stream.synchronize, stream.close])
+        finally:
+            staging.close()
 
 
 def _fill(memory: Memory, data: Array) -> None:
