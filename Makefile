@@ -15,9 +15,9 @@ SOURCES := $(shell find edgevis runtime export calibration -name '*.py' -o -name
 .PHONY: demo test lint docs release clean
 .DELETE_ON_ERROR:
 
-demo: $(INSTALLED) $(addsuffix .edgevis/manifest.json,$(addprefix bundles/,osnet-x0-25 afl-net hsnet-hm enet))
-	$(RUN) -m benchmarks.demo --bundle bundles/osnet-x0-25.edgevis --timed bundles/afl-net.edgevis bundles/enet.edgevis --output demo $(if $(VIDEO),--video "$(VIDEO)")
-	$(RUN) -m benchmarks.showcase --classify bundles/afl-net.edgevis --find bundles/hsnet-hm.edgevis --segment bundles/enet.edgevis --output demo
+demo: $(INSTALLED) $(addsuffix .edgevis/manifest.json,$(addprefix bundles/,osnet-x0-25 efficientnet-lite0 hsnet-hm enet))
+	$(RUN) -m benchmarks.demo --bundle bundles/osnet-x0-25.edgevis --timed bundles/efficientnet-lite0.edgevis bundles/enet.edgevis --output demo $(if $(VIDEO),--video "$(VIDEO)")
+	$(RUN) -m benchmarks.showcase --classify bundles/efficientnet-lite0.edgevis --find bundles/hsnet-hm.edgevis --segment bundles/enet.edgevis --output demo
 
 bundles/%.edgevis/manifest.json: $(SOURCES) | $(INSTALLED)
 	$(RUN) -m export.build --model $* --target cpu --precision $(PRECISION) --output bundles/$*.edgevis

@@ -91,7 +91,9 @@ SUBJECTS: Mapping[str, Kind] = {
     "person-detector": Kind(
         "person-detector", {}, (("openvino", "bf16"), ("onnxruntime", "int8"), ("openvino", "int8")), layers=True
     ),
-    "afl-net": Kind("afl-net", {}, (("onnxruntime", "int8"), ("openvino", "int8")), samples=32),
+    "afl-net": Kind(
+        "afl-net", {"backbone": "mobilenetv2"}, (("onnxruntime", "int8"), ("openvino", "int8")), samples=32
+    ),
 }
 
 

@@ -7,8 +7,7 @@ reading that follows its sentence "the weighted features are concatenated as the
 3 both gated maps are joined to 512 channels, and each branch's block 4 takes all of them.
 With ``backbone="mobilenetv2"`` or ``"efficientnet-lite0"``, which are none of the paper's, training begins with
 published ImageNet weights: that is for some hundred images, where 84 x 84 from scratch is weak.
-Licence: this file, as the rest of edgevis. Weights ship for ``afl-net`` on MobileNetV2;
-``edgevis/weights/afl-net.json`` says from which pictures they learned, and with whose weights that began.
+Licence: this file, as the rest of edgevis.
 """
 
 from __future__ import annotations
@@ -333,7 +332,6 @@ ENTRIES = (
         _PAPER,
         "Apache-2.0",
         18_729_792,
-        weights="afl-net.safetensors",
         deploy=_deploy,
         classifier=("classifier.",),
         recipes=RECIPES,

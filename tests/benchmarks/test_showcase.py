@@ -54,5 +54,11 @@ def test_a_view_is_square_and_unlike_the_others() -> None:
 
 def test_what_ships_is_small() -> None:
     shipped = [path for name in models.names() if (path := models.shipped_weights(name)) is not None]
-    assert {path.stem for path in shipped} == {"afl-net", "enet", "hsnet-hm", "osnet-x0-25", "person-detector"}
+    assert {path.stem for path in shipped} == {
+        "efficientnet-lite0",
+        "enet",
+        "hsnet-hm",
+        "osnet-x0-25",
+        "person-detector",
+    }
     assert sum(path.stat().st_size for path in shipped) < 60e6

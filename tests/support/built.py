@@ -55,7 +55,6 @@ def built_bundle(
 # Builds small enough that all models fit into a test run; their structure is the default build's. A model that is not
 # named is tested as it is.
 SMALL: Mapping[str, Mapping[str, int | str]] = {
-    "afl-net": {"backbone": "resnet12"},  # the paper's; its weights that ship are of the other
     "asnet-hm": {"width": 4, "side": 257, "pooled_from": 33},
     "vat-hm": {"width": 4, "side": 65, "grid": 4},
     "enet": {"side": 64},

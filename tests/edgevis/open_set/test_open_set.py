@@ -18,6 +18,8 @@ from edgevis.open_set.enrolments import Drawn, Scene, draws, selections
 from edgevis.open_set.fit import RATES, fit, same_cosine
 from edgevis.open_set.sidecar import SHIPPED, read_sidecar, sidecar_of, weights_digest, write_sidecar
 from edgevis.open_set.space import space_of, whitening_of
+from edgevis.provenance import Provenance
+from edgevis.training.checkpoint import write_weights
 from runtime.common.arrays import unit_rows, write_arrays
 from runtime.open_set.space import space_from
 
@@ -108,7 +110,7 @@ def test_a_sidecar_is_found_by_what_it_was_measured_on(tmp_path: Path) -> None:
     digest = "ab" * 32
     found = scene()
     space = space_of(found.rows, found.labels, shrink=None, neighbours=3, strength=0.5, cohort=8)
-    header = read_sidecar(next(SHIPPED.glob("afl-net.*"))).header
+    header = read_sidecar(next(SHIPPED.glob("efficientnet-lite0.*"))).header
     path = tmp_path / "w.open_set.npz"
     write_sidecar(path, header, space)
     again = read_sidecar(path)
@@ -123,7 +125,7 @@ def test_a_sidecar_is_found_by_what_it_was_measured_on(tmp_path: Path) -> None:
         read_sidecar(path)
 
 
-@pytest.mark.parametrize("name", ["osnet-x0-25", "afl-net"])
+@pytest.mark.parametrize("name", ["osnet-x0-25", "efficientnet-lite0"])
 def test_the_weights_that_ship_were_measured(name: str) -> None:
     declared = models.entry(name)
     weights = models.shipped_weights(declared)
@@ -159,13 +161,18 @@ def classes(folder: Path, count: int = 14, images: int = 6) -> Path:
 def test_the_command_measures_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = classes(tmp_path / "data")
     output = tmp_path / "made.open_set.npz"
-    arguments = ["afl-net", "--background", f"{data}:base", "--scenes", f"{data}", "--output", str(output)]
+    options: dict[str, int | str] = {"num_classes": 0, "side": 64, "embedding": 16}
+    weights = tmp_path / "weights.safetensors"
+    module = models.create("efficientnet-lite0", **options)
+    write_weights(weights, module, Provenance("efficientnet-lite0", options, {}, {}, 0, 0))
+    arguments = ["efficientnet-lite0", "--weights", str(weights), "--background", f"{data}:base"]
+    arguments += ["--scenes", f"{data}", "--output", str(output)]
     assert main(arguments) == 0
     assert "FPIR" in capsys.readouterr().out
     found = read_sidecar(output)
-    assert found.header.model == "afl-net"
+    assert found.header.model == "efficientnet-lite0"
     assert str(tmp_path) not in json.dumps(found.header.command)
-    assert main(["enet", *arguments[1:]]) == 1
+    assert main(["enet", *arguments[3:]]) == 1
     assert "makes no embeddings" in capsys.readouterr().err
 
 
