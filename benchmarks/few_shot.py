@@ -3,7 +3,8 @@
 An episode draws ``way`` classes, enrols ``shot`` images of each and asks for ``query`` other images of each. Every
 image is embedded once by the predictor; an episode then enrols and searches these embeddings in the gallery that
 ``Predictor.enroll`` and ``Predictor.predict`` use, which gives the same answers as calling them with the images
-(``--images`` does that, some hundred times slower).
+(``--images`` does that, some hundred times slower). Data are FILE[:SPLIT[+SPLIT][:even|odd]]; the last takes every
+second class.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import numpy as np
 
 from benchmarks.report import report
 from edgevis import Classification, InputError, Predictor
-from edgevis.data import Episode, EpisodeSampler, read_class_table
+from edgevis.data import Episode, EpisodeSampler
 from edgevis.metrics import episode_accuracy
+from edgevis.open_set.embeddings import Part, labelled_images
 from runtime.bundle.bundle import Bundle
 from runtime.common.arrays import Array
 from runtime.gallery.embedded import EmbeddedGallery
@@ -33,6 +35,7 @@ Rows = Array
 class Accuracy:
     """Mean accuracy over episodes and the half width of its 95 % interval."""
 
+    data: str
     engine: str
     way: int
     shot: int
@@ -41,7 +44,9 @@ class Accuracy:
     interval95: float
 
 
-def episodes(labels: Sequence[str], *, way: int, shot: int, query: int, count: int, seed: int) -> Iterator[Episode]:
+def episodes(
+    labels: Sequence[str] | Array, *, way: int, shot: int, query: int, count: int, seed: int
+) -> Iterator[Episode]:
     """``count`` random episodes over images with these labels; classes with too few images are left out."""
     sampler = EpisodeSampler(labels, way=way, shot=shot, query=query, episodes=count, skip_small=True, seed=seed)
     return (sampler.episode(number) for number in range(count))
@@ -87,10 +92,10 @@ def from_images(predictor: Predictor, images: Sequence[Image]) -> Callable[[Epis
     return run
 
 
-def summary(engine: str, way: int, shot: int, values: Sequence[float]) -> Accuracy:
+def summary(data: str, engine: str, way: int, shot: int, values: Sequence[float]) -> Accuracy:
     """Mean and half width of the 95 % interval."""
     accuracy = episode_accuracy(values)
-    return Accuracy(engine, way, shot, accuracy.episodes, accuracy.mean, accuracy.half_width95)
+    return Accuracy(data, engine, way, shot, accuracy.episodes, accuracy.mean, accuracy.half_width95)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.few_shot", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--bundle", type=Path, required=True, help="a bundle of task 'classify'")
-    parser.add_argument("--data", type=Path, required=True, help="folder or zip: images, labels.csv (path, class_name)")
+    parser.add_argument("--data", type=Part.parse, nargs="+", required=True, help="FILE[:SPLIT[+SPLIT][:even|odd]]")
     parser.add_argument(
         "--precision", nargs="*", default=[None], help="engines to measure (default: the automatic one)"
     )
@@ -115,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     return report(
         lambda: list(_measure(arguments)),
-        headers=("engine", "way", "shot", "episodes", "accuracy"),
+        headers=("data", "engine", "way", "shot", "episodes", "accuracy"),
         cells=_cells,
         as_json=arguments.json,
     )
@@ -123,29 +128,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _cells(item: Accuracy) -> tuple[str, ...]:
     accuracy = f"{item.accuracy:.3f} ± {item.interval95:.3f}"
-    return (item.engine, str(item.way), str(item.shot), str(item.episodes), accuracy)
+    return (item.data, item.engine, str(item.way), str(item.shot), str(item.episodes), accuracy)
 
 
 def _measure(arguments: argparse.Namespace) -> Iterator[Accuracy]:
-    data = read_class_table(arguments.data)
-    labels, images = data.labels, [data[index][0] for index in range(len(data))]
-    for precision in arguments.precision:
-        with Predictor(arguments.bundle, precision=precision) as predictor:
-            engine = f"{predictor.info.backend}-{predictor.info.precision}"
-            if arguments.images:
-                run = from_images(predictor, images)
-            else:
-                run = from_embeddings(scored_rows(arguments.bundle, predictor.embed(images)))
-            for shot in arguments.shot:
-                drawn = episodes(
-                    labels,
-                    way=arguments.way,
-                    shot=shot,
-                    query=arguments.query,
-                    count=arguments.episodes,
-                    seed=arguments.seed,
-                )
-                yield summary(engine, arguments.way, shot, [run(episode) for episode in drawn])
+    for part in arguments.data:
+        drawn_from, labels, _ = labelled_images(part, "classify")
+        images = list(drawn_from)
+        for precision in arguments.precision:
+            with Predictor(arguments.bundle, precision=precision) as predictor:
+                engine = f"{predictor.info.backend}-{predictor.info.precision}"
+                if arguments.images:
+                    run = from_images(predictor, images)
+                else:
+                    run = from_embeddings(scored_rows(arguments.bundle, predictor.embed(images)))
+                for shot in arguments.shot:
+                    drawn = episodes(
+                        labels,
+                        way=arguments.way,
+                        shot=shot,
+                        query=arguments.query,
+                        count=arguments.episodes,
+                        seed=arguments.seed,
+                    )
+                    values = [run(episode) for episode in drawn]
+                    yield summary(str(part), engine, arguments.way, shot, values)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,19 @@ def test_the_command_prints_json(bundle: Path, labelled_zip: Path, capsys: pytes
     assert all(item["interval95"] > 0 for item in found)
 
 
+def test_parts_of_the_classes_are_measured_apart(
+    bundle: Path, labelled_zip: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = [f"{labelled_zip}::even", f"{labelled_zip}::odd", str(labelled_zip)]
+    command = ["--bundle", str(bundle), "--data", *parts, "--shot", "1", "--query", "4", "--episodes", "20", "--json"]
+    assert few_shot.main([*command, "--way", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [item["data"] for item in found] == ["labelled.zip::even", "labelled.zip::odd", "labelled.zip"]
+    assert len({item["accuracy"] for item in found}) == 3
+    assert few_shot.main([*command, "--way", "4"]) == 1
+    assert "3 classes" in capsys.readouterr().err
+
+
 def test_a_zip_without_a_table_is_an_error(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "no.zip"
     with zipfile.ZipFile(path, "w") as archive:
