@@ -10,6 +10,7 @@ VIDEO ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+TRITON := $(VENV)/triton
 SOURCES := $(shell find edgevis runtime export calibration -name '*.py' -o -name '*.safetensors')
 
 .PHONY: demo test lint docs release clean
@@ -26,8 +27,15 @@ PRECISION := fp32
 bundles/osnet-x0-25.edgevis/manifest.json: PRECISION := fp32,int8
 
 # One thread of PyTorch for each worker: two that wait for each other's are many times slower on a busy machine.
-test: $(INSTALLED) lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup
+test: $(INSTALLED) $(TRITON)/.tried lint
+	OMP_NUM_THREADS=1 $(if $(wildcard $(TRITON)/pytriton),EDGEVIS_TRITON_PYTHONPATH=$(abspath $(TRITON))) $(RUN) -m pytest -n 2 --dist loadgroup
+
+# A Triton server for the tests, in a folder of its own: its stub needs NumPy 1, and pip may take nothing else along. There
+# is a wheel for x86-64 with glibc 2.35; elsewhere the tests of the server say that they are skipped.
+$(TRITON)/.tried: $(INSTALLED)
+	mkdir -p $(TRITON)
+	-$(RUN) -m pip install --quiet --no-deps --target $(TRITON) 'nvidia-pytriton>=0.7' 'numpy<2' $(PIP_ARGS)
+	touch $@
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check

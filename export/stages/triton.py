@@ -12,7 +12,8 @@ def run(state: BuildState, progress: BuildProgress) -> None:
     if not state.target.triton:
         return
     progress.begin("triton")
-    engines = state.engines
+    # Not INT8: Triton's ONNX Runtime backend cannot tell TensorRT that such a graph computes in float16, too.
+    engines = [engine for engine in state.engines if engine.precision != "int8"] or list(state.engines)
     record = next((engine for engine in engines if engine.precision == "fp32" or engine.shares_enrolments), engines[0])
     repository = state.folder / FOLDER
     written = write_repository(

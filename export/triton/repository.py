@@ -25,16 +25,28 @@ from pathlib import Path
 
 from runtime import tasks
 from runtime.backends import load as load_backend
+from runtime.backends._tensorrt.spec import BuildSpec, spec_path
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.engine_files import EngineFiles
 from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.spec import Deployment, Graph, TensorSpec
 from runtime.common.command import run_command
+from runtime.enrolment.file import EnrolmentEncoder, check_encoder, load_enrolment
 from runtime.errors import ExportError, InputError
+from runtime.open_set.bundled import space_of
 
 FOLDER = "triton"
 MAX_QUEUE_DELAY_US = 2000
 """How long a request waits for others to be batched with, in microseconds: less than a frame of a camera."""
+QUEUED_BATCHES = 16
+"""How many full batches may wait; what comes then is refused at once, instead of growing old in the queue."""
+QUEUE_TIMEOUT_US = 2_000_000
+"""How long a request may wait, in microseconds; a client may ask for less or more."""
+MAX_PIXELS = 7680 * 4320
+"""The default bound on a picture's pixels: 8K video. Four requests at once of the runtime's own bound, which is for
+files of one's own, would take gigabytes."""
+ENGINE_CACHE = "/tmp/edgevis-tensorrt"  # noqa: S108 - on the server, where nothing is known of any other folder
+"""The default folder, on the server, of the engines that ONNX Runtime's TensorRT provider builds."""
 
 _TYPES = {
     "float32": "TYPE_FP32",
@@ -54,8 +66,10 @@ def write_predictor(
     bundle: str,
     deployment: Deployment,
     record: EngineRecord | None = None,
+    device: str = "auto",
     enrolment: str = "",
     instances: int = 1,
+    max_pixels: int = MAX_PIXELS,
 ) -> Path:
     """Write the model that takes images and returns results.
 
@@ -66,9 +80,11 @@ def write_predictor(
             absolute one.
         deployment: The bundle's.
         record: The engine to run; None leaves the choice to the server's machine.
+        device: Where it runs if ``record`` is None: ``"cuda"``, with an instance for each GPU, or ``"auto"``.
         enrolment: A file that ``Predictor.save`` wrote, given as ``bundle`` is; without one, models that need an
             enrolment return embeddings only.
-        instances: How many processes run it, each with an engine of its own.
+        instances: How many processes run it, each with an engine of its own; on a server with GPUs, on each of them.
+        max_pixels: The bound on a picture's pixels; ``EDGEVIS_MAX_PIXELS`` of the server's environment comes first.
 
     Returns:
         The model's folder.
@@ -77,20 +93,21 @@ def write_predictor(
         ExportError: The name is not allowed.
     """
     place = _model_folder(folder, name)
+    device = record.device if record else device
     shutil.copyfile(Path(__file__).with_name("model.py"), place / "1" / "model.py")
     parameters = {
         "bundle": bundle,
         "enrolment": enrolment,
         "backend": record.backend if record else "auto",
-        "device": record.device if record else "auto",
+        "device": device,
         "precision": record.precision if record else "",
+        "max_pixels": str(max_pixels),
     }
     config = [
         *_head(name, "python", deployment.max_batch),
         *_tensors("input", [("image", "TYPE_STRING", (1,))]),
         *_tensors("output", _predictor_outputs(deployment)),
-        # The process picks its device itself: Triton only has to start it.
-        *_serving(instances, "KIND_CPU", deployment.max_batch),
+        *_serving(instances, "KIND_GPU" if device == "cuda" else "KIND_CPU", deployment.max_batch),
         *(
             f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}"
             for key, value in parameters.items()
@@ -109,6 +126,7 @@ def write_graphs(
     files: Mapping[str, Path],
     plans: Mapping[str, bytes] | None = None,
     instances: int = 1,
+    engine_cache: str = ENGINE_CACHE,
 ) -> tuple[Path, ...]:
     """Write one model for each graph of an engine, ``NAME-GRAPH``.
 
@@ -124,6 +142,7 @@ def write_graphs(
         plans: Graph name to a TensorRT plan to serve instead of the graph; it must have been built on a machine like
             the server's.
         instances: How many run at once on each GPU.
+        engine_cache: The folder, as the server sees it, of the engines that ONNX Runtime's TensorRT provider builds.
 
     Returns:
         The models' folders.
@@ -140,12 +159,27 @@ def write_graphs(
                 f"Triton serves no {source.suffix} file of {record.backend}; choose an engine of onnxruntime or "
                 "tensorrt"
             )
+        if plan is None and record.backend == "tensorrt" and record.precision == "int8":
+            raise ExportError(
+                f"{record.name}: Triton's ONNX Runtime backend knows one precision_mode for TensorRT, and an INT8 "
+                "graph computes in float16 between its INT8 layers: choose an fp16 engine, or --plans on a machine "
+                "with the GPU"
+            )
         place = _model_folder(folder, f"{name}-{graph.name}")
         if plan is None:
             shutil.copyfile(source, place / "1" / "model.onnx")
         else:
             (place / "1" / "model.plan").write_bytes(plan)
-        config = _graph_config(place.name, graph, deployment.max_batch, record, plan=plan is not None, count=instances)
+        spec = _spec_of(source) if record.backend == "tensorrt" else None
+        config = _graph_config(
+            place.name,
+            graph,
+            deployment.max_batch,
+            record,
+            spec=spec,
+            cache=None if plan is not None or spec is None else engine_cache,
+            count=instances,
+        )
         (place / "config.pbtxt").write_text("\n".join(config) + "\n", encoding="utf-8")
         written.append(place)
     return tuple(written)
@@ -158,7 +192,7 @@ def write_repository(
 
     The engine is that of the graphs; which one runs behind images is for the server's machine to choose.
     """
-    predictor = write_predictor(folder, name=name, bundle=bundle, deployment=deployment)
+    predictor = write_predictor(folder, name=name, bundle=bundle, deployment=deployment, device=record.device)
     return (predictor, *write_graphs(folder, name=name, deployment=deployment, record=record, files=files))
 
 
@@ -173,7 +207,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--engine", metavar="NAME", help="such as onnxruntime-fp32 (default: the server's machine picks)"
     )
     parser.add_argument("--enrolment", metavar="FILE", help="what `edgevis enroll` wrote, for results instead of nulls")
-    parser.add_argument("--instances", type=int, default=1, help="how many run at once (default: 1)")
+    parser.add_argument("--instances", type=int, default=1, help="how many run at once, on each GPU (default: 1)")
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        help="of one picture; larger ones are refused (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--engine-cache",
+        metavar="DIR",
+        default=ENGINE_CACHE,
+        help="with --graphs, on the server: what TensorRT builds stays there (default: %(default)s)",
+    )
     parser.add_argument(
         "--graphs", action="store_true", help="also the engine's graphs, tensors in and tensors out; needs --engine"
     )
@@ -185,8 +231,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.instances < 1:
-        raise InputError(f"--instances is {arguments.instances}; allowed: 1 or more")
+    for option in ("instances", "max_pixels"):
+        if (value := getattr(arguments, option)) < 1:
+            raise InputError(f"--{option.replace('_', '-')} is {value}; allowed: 1 or more")
     if (arguments.graphs and not arguments.engine) or (arguments.plans and not arguments.graphs):
         raise InputError("--graphs needs --engine, and --plans needs --graphs")
     bundle = Bundle(arguments.bundle)
@@ -195,6 +242,8 @@ def _run(arguments: argparse.Namespace) -> int:
     record = _record(bundle, arguments.engine) if arguments.engine else None
     name = manifest.name
     _check_name(name)
+    if arguments.enrolment:
+        _check_enrolment(bundle, record, arguments.enrolment)
     written = [
         write_predictor(
             folder,
@@ -202,8 +251,10 @@ def _run(arguments: argparse.Namespace) -> int:
             bundle=_relative(bundle.path, folder / name),
             deployment=manifest.deployment,
             record=record,
+            device="cuda" if all(engine.device == "cuda" for engine in manifest.engines) else "auto",
             enrolment=_relative(Path(arguments.enrolment), folder / name) if arguments.enrolment else "",
             instances=arguments.instances,
+            max_pixels=arguments.max_pixels,
         )
     ]
     if arguments.graphs and record is not None:
@@ -220,6 +271,7 @@ def _run(arguments: argparse.Namespace) -> int:
             files=files,
             plans=_plans(record, contents) if arguments.plans else None,
             instances=arguments.instances,
+            engine_cache=arguments.engine_cache,
         )
     for place in written:
         sys.stdout.write(f"{place}\n")
@@ -234,6 +286,33 @@ def _record(bundle: Bundle, name: str) -> EngineRecord:
     return known[name]
 
 
+def _check_enrolment(bundle: Bundle, record: EngineRecord | None, path: str) -> None:
+    """Raise if the server could not load an enrolment: it is missing, damaged, or of another encoder."""
+    made_by = load_enrolment(path).encoder
+    running = EnrolmentEncoder(
+        bundle.manifest.encoder_identity,
+        bundle.manifest.model,
+        made_by.engine if record is None else record.name,  # the server's machine chooses
+        record is None or record.shares_enrolments,
+        _space_of(bundle),
+    )
+    check_encoder(made_by, running, path)
+
+
+def _space_of(bundle: Bundle) -> str:
+    """The digest of the space that a bundle's enrolments lie in; empty for raw embeddings, and for a task without."""
+    embedding = _embedding(bundle.manifest.deployment)
+    dimension = 0 if embedding is None else embedding.shape[1]
+    space = space_of(bundle, dimension) if isinstance(dimension, int) and dimension else None
+    return "" if space is None else space.digest
+
+
+def _spec_of(graph: Path) -> BuildSpec | None:
+    """The shapes that an engine is built for; None where none are known."""
+    path = spec_path(graph)
+    return BuildSpec.loads(path.read_bytes()) if path.is_file() else None
+
+
 def _plans(record: EngineRecord, files: Mapping[str, EngineFiles]) -> dict[str, bytes]:
     if record.backend != "tensorrt":
         raise InputError(f"--plans needs an engine of tensorrt, not {record.name}")
@@ -244,27 +323,52 @@ def _plans(record: EngineRecord, files: Mapping[str, EngineFiles]) -> dict[str, 
 
 
 def _graph_config(
-    name: str, graph: Graph, max_batch: int, record: EngineRecord, *, plan: bool, count: int
+    name: str,
+    graph: Graph,
+    max_batch: int,
+    record: EngineRecord,
+    *,
+    spec: BuildSpec | None,
+    cache: str | None,
+    count: int,
 ) -> list[str]:
     batched = all(tensor.batched for tensor in (*graph.inputs, *graph.outputs))
     limit = max_batch if batched else 0
+    if spec is not None and batched:  # a larger batch would have another engine built while serving
+        limit = min([limit, *(largest[0] for _, _, largest in spec.profiles.values())])
     inputs, outputs = ([_described(tensor, batched) for tensor in part] for part in (graph.inputs, graph.outputs))
+    plan = record.backend == "tensorrt" and cache is None
     return [
         *_head(name, "tensorrt" if plan else "onnxruntime", limit),
         *_tensors("input", inputs),
         *_tensors("output", outputs),
         *_serving(count, "KIND_CPU" if record.device == "cpu" else "KIND_GPU", limit),
-        *([] if plan or record.backend != "tensorrt" else _tensorrt_in_onnxruntime(record)),
-        *_warm_up(inputs),
+        *([] if cache is None or spec is None else _tensorrt_in_onnxruntime(record, spec, cache)),
+        *_warm_up(inputs, _preferred(limit)),
     ]
 
 
-def _tensorrt_in_onnxruntime(record: EngineRecord) -> list[str]:
-    """ONNX Runtime's TensorRT provider: the server builds its engine when it starts, and no plan has to fit its GPU."""
-    mode = {"fp16": "FP16", "int8": "INT8"}.get(record.precision, "FP32")
+def _tensorrt_in_onnxruntime(record: EngineRecord, spec: BuildSpec, cache: str) -> list[str]:
+    """ONNX Runtime's TensorRT provider: the server builds an engine when it starts, and no plan has to fit its GPU.
+
+    One engine for the whole range of shapes, kept for the next start. Without a range the provider builds one for the
+    first shape, and another whenever a larger one comes.
+    """
+    parameters = {
+        "precision_mode": {"fp16": "FP16"}.get(record.precision, "FP32"),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": cache,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": cache,
+    }
+    if spec.workspace_bytes is not None:
+        parameters["max_workspace_size_bytes"] = str(spec.workspace_bytes)
+    for number, kind in enumerate(("min", "opt", "max")):
+        shapes = (f"{name}:{'x'.join(map(str, profile[number]))}" for name, profile in spec.profiles.items())
+        parameters[f"trt_profile_{kind}_shapes"] = ",".join(shapes)
     return [
         'optimization { execution_accelerators { gpu_execution_accelerator: [ { name: "tensorrt"',
-        f'  parameters {{ key: "precision_mode" value: "{mode}" }}',
+        *(f"  parameters {{ key: {_quoted(key)} value: {_quoted(value)} }}" for key, value in parameters.items()),
         "} ] } }",
     ]
 
@@ -280,14 +384,21 @@ def _described(tensor: TensorSpec, batched: bool) -> _Tensor:
 
 def _predictor_outputs(deployment: Deployment) -> list[_Tensor]:
     outputs: list[_Tensor] = [("result", "TYPE_STRING", (1,))]
-    embedding = tasks.load(deployment.task).TRAITS.embedding
-    if embedding is not None:
-        graph, _, output = embedding.partition("/")
-        tensor = next(tensor for tensor in deployment.graph(graph).outputs if tensor.name == output)
+    tensor = _embedding(deployment)
+    if tensor is not None:
         outputs.append(("embedding", "TYPE_FP32", (tensor.shape[1] if isinstance(tensor.shape[1], int) else -1,)))
     else:
         outputs.append(("mask", "TYPE_STRING", (1,)))
     return outputs
+
+
+def _embedding(deployment: Deployment) -> TensorSpec | None:
+    """The output that holds embeddings."""
+    embedding = tasks.load(deployment.task).TRAITS.embedding
+    if embedding is None:
+        return None
+    graph, _, output = embedding.partition("/")
+    return next(tensor for tensor in deployment.graph(graph).outputs if tensor.name == output)
 
 
 def _head(name: str, backend: str, max_batch: int) -> list[str]:
@@ -303,7 +414,20 @@ def _dims(dims: Sequence[int]) -> str:
 
 
 def _serving(count: int, kind: str, max_batch: int) -> list[str]:
-    batching = [f"dynamic_batching {{ max_queue_delay_microseconds: {MAX_QUEUE_DELAY_US} }}"] if max_batch > 1 else []
+    batching = []
+    if max_batch > 1:
+        batching = [
+            "dynamic_batching {",
+            f"  preferred_batch_size: [ {', '.join(map(str, _preferred(max_batch)))} ]",
+            f"  max_queue_delay_microseconds: {MAX_QUEUE_DELAY_US}",
+            "  default_queue_policy {",
+            "    timeout_action: REJECT",
+            f"    default_timeout_microseconds: {QUEUE_TIMEOUT_US}",
+            "    allow_timeout_override: true",
+            f"    max_queue_size: {QUEUED_BATCHES * max_batch}",
+            "  }",
+            "}",
+        ]
     return [
         *batching,
         f"instance_group {{ count: {count} kind: {kind} }}",
@@ -312,13 +436,21 @@ def _serving(count: int, kind: str, max_batch: int) -> list[str]:
     ]
 
 
-def _warm_up(inputs: Sequence[_Tensor]) -> list[str]:
-    """A warm-up request for the server's start, so that no client waits for lazy initialisation; an open axis is 1."""
+def _preferred(max_batch: int) -> list[int]:
+    """The batch sizes that are sent without waiting for more: the largest and its half."""
+    return sorted({size for size in (max_batch // 2, max_batch) if size > 1})
+
+
+def _warm_up(inputs: Sequence[_Tensor], batches: Sequence[int]) -> list[str]:
+    """Warm-up requests for the server's start, so that no client waits for lazy initialisation; an open axis is 1."""
     lines = []
-    for name, kind, dims in inputs:
-        sizes = _dims([max(size, 1) for size in dims])
-        lines.append(f"  inputs {{ key: {_quoted(name)} value {{ data_type: {kind} {sizes} random_data: true }} }}")
-    return ['model_warmup { name: "first" batch_size: 1', *lines, "}"]
+    for batch in (1, *batches):
+        lines += [f'model_warmup {{ name: "batch of {batch}" batch_size: {batch}']
+        for name, kind, dims in inputs:
+            sizes = _dims([max(size, 1) for size in dims])
+            lines.append(f"  inputs {{ key: {_quoted(name)} value {{ data_type: {kind} {sizes} random_data: true }} }}")
+        lines.append("}")
+    return lines
 
 
 def _model_folder(folder: Path, name: str) -> Path:

@@ -280,7 +280,7 @@ def gpu_providers(accelerator: str, precision: Precision) -> list[tuple[str, dic
         raise UnavailableError(f"the engines that its TensorRT provider builds cannot be kept: {error}") from error
     tensorrt = {
         "device_id": "0",
-        "trt_fp16_enable": "1" if precision == "fp16" else "0",
+        "trt_fp16_enable": "1" if precision in ("fp16", "int8") else "0",
         "trt_int8_enable": "1" if precision == "int8" else "0",
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": str(folder),

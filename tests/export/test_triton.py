@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import socket
 import subprocess
@@ -14,9 +14,10 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -24,14 +25,18 @@ import numpy as np
 import pytest
 
 from export.triton.repository import main, write_graphs, write_predictor, write_repository
+from runtime.backends._tensorrt.spec import BuildSpec, spec_path
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.spec import Graph, TensorSpec
 from runtime.errors import ExportError
 from runtime.predictor import Predictor
 
-from bundles import Array, picture, write_tiny_bundle
+from bundles import Array, Tiny, picture, tiny_weights, write_tiny_bundle
 from locations import ROOT
 from python_processes import python_environment
+
+PACKAGES = "EDGEVIS_TRITON_PYTHONPATH"
+"""The environment variable that names the folder of nvidia-pytriton and NumPy 1."""
 
 
 def config_of(model: Path) -> Any:
@@ -51,8 +56,47 @@ def test_the_model_of_images(tiny_bundle: Path, tmp_path: Path) -> None:
     assert [(item.name, list(item.dims)) for item in config.output] == [("result", [1]), ("embedding", [8])]
     assert config.dynamic_batching.max_queue_delay_microseconds > 0
     assert config.version_policy.latest.num_versions == 1
-    assert config.instance_group[0].count == 1
+    assert (config.instance_group[0].count, config.instance_group[0].kind) == (1, config.instance_group[0].KIND_CPU)
     assert config.parameters["bundle"].string_value == "../.."
+    assert config.parameters["max_pixels"].string_value == "33177600"
+
+    # What waits is bounded in number and in time.
+    assert list(config.dynamic_batching.preferred_batch_size) == [2, 4]
+    policy = config.dynamic_batching.default_queue_policy
+    assert (policy.max_queue_size, policy.default_timeout_microseconds) == (64, 2_000_000)
+    assert policy.timeout_action == policy.REJECT
+
+
+def test_a_bundle_for_gpus_has_an_instance_on_each(tiny_bundle: Path, tmp_path: Path) -> None:
+    deployment = Bundle(tiny_bundle).manifest.deployment
+    config = config_of(write_predictor(tmp_path, name="tiny", bundle="../..", deployment=deployment, device="cuda"))
+    assert config.instance_group[0].kind == config.instance_group[0].KIND_GPU
+    assert not config.instance_group[0].gpus  # all of the server's
+    assert config.parameters["device"].string_value == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("kind", "visible", "expected"),
+    [
+        ("GPU", None, "1"),
+        ("GPU", "5,7", "7"),
+        ("GPU", "GPU-aa,GPU-bb", "GPU-bb"),
+        ("CPU", "5,7", "5,7"),
+        ("CPU", None, None),
+    ],
+)
+def test_an_instance_sees_its_gpu(
+    kind: str, visible: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    functions = runpy.run_path(str(ROOT / "export/triton/model.py"))
+    functions["_use_gpu_of_instance"]({"model_instance_kind": kind, "model_instance_device_id": "1"})
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == expected
 
 
 def test_graphs_of_an_engine(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -68,9 +112,40 @@ def test_graphs_of_an_engine(tiny_bundle: Path, tmp_path: Path) -> None:
     assert (place / "1" / "model.onnx").read_bytes() == files["embed"].read_bytes()
 
     on_gpu = replace(record, backend="tensorrt", device="cuda", precision="fp16")
-    config = config_of(write_graphs(tmp_path, name="gpu", deployment=deployment, record=on_gpu, files=files)[0])
+    shapes = {"image": ((1, 3, 32, 16), (2, 3, 32, 16), (3, 3, 32, 16))}
+    graph = tmp_path / "tensorrt-fp16" / "embed.onnx"
+    graph.parent.mkdir()
+    shutil.copy(files["embed"], graph)
+    spec_path(graph).write_text(BuildSpec(shapes, workspace_bytes=1 << 30).dumps())
+    files = {"embed": graph}
+    (place,) = write_graphs(
+        tmp_path, name="gpu", deployment=deployment, record=on_gpu, files=files, engine_cache="/cache"
+    )
+    config = config_of(place)
     (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
-    assert (accelerator.name, accelerator.parameters["precision_mode"]) == ("tensorrt", "FP16")
+    assert accelerator.name == "tensorrt"
+    assert dict(accelerator.parameters) == {
+        "precision_mode": "FP16",
+        "max_workspace_size_bytes": str(1 << 30),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": "/cache",
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": "/cache",
+        "trt_profile_min_shapes": "image:1x3x32x16",
+        "trt_profile_opt_shapes": "image:2x3x32x16",
+        "trt_profile_max_shapes": "image:3x3x32x16",
+    }
+    # No batch comes that the engine is not built for, and those that do were run before the first client's.
+    assert config.max_batch_size == 3
+    assert [warm.batch_size for warm in config.model_warmup] == [1, 3]
+    with pytest.raises(ExportError, match="choose an fp16 engine, or --plans"):
+        write_graphs(
+            tmp_path,
+            name="int8",
+            deployment=deployment,
+            record=replace(on_gpu, precision="int8"),
+            files=files,
+        )
     assert config.instance_group[0].kind == config.instance_group[0].KIND_GPU
 
     (place,) = write_graphs(
@@ -119,10 +194,27 @@ def test_the_command(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["--graphs"], "--graphs needs --engine"),
         (["--engine", "x"], "has no engine 'x'; it has onnxruntime-fp32"),
         (["--instances", "0"], "--instances is 0"),
+        (["--max-pixels", "0"], "--max-pixels is 0"),
+        (["--enrolment", "nowhere.enrolment"], "nowhere.enrolment"),
         (["--engine", "onnxruntime-fp32", "--graphs", "--plans"], "--plans needs an engine of tensorrt"),
     ):
         assert main([str(tiny_bundle), "--output", repository, *arguments]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_an_enrolment_of_another_encoder_is_refused(
+    tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_tiny_bundle(tmp_path / "other.edgevis", Tiny(weights=tiny_weights(7)))
+    file = tmp_path / "door.enrolment"
+    with Predictor(other) as predictor:
+        predictor.enroll("alice", [picture(1)])
+        predictor.save(file)
+    repository = tmp_path / "models"
+    assert main([str(tiny_bundle), "--output", str(repository), "--enrolment", str(file)]) == 1
+    assert "was made by another encoder" in capsys.readouterr().err
+    assert not repository.exists()
+    assert main([str(other), "--output", str(repository), "--enrolment", str(file)]) == 0
 
 
 @dataclass(frozen=True)
@@ -132,7 +224,7 @@ class Server:
     log: Path
 
     def infer(self, images: list[bytes], *outputs: str, model: str = "tiny") -> dict[str, Any]:
-        """By the Open Inference Protocol, as the README shows it."""
+        """By the Open Inference Protocol."""
         request = {
             "inputs": [
                 {"name": "image", "datatype": "BYTES", "shape": [len(images), 1], "parameters": {"binary_data_size": 0}}
@@ -173,7 +265,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     # The stub loads libpython, and what the wheel brings beside its packages.
     libraries = [sysconfig.get_config_var("LIBDIR") or "", str(executable.parents[3] / "nvidia_pytriton.libs")]
     environment = {**python_environment(), "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
-    own = os.environ.get("EDGEVIS_TRITON_PYTHONPATH", "")
+    own = os.environ.get(PACKAGES, "")
     path = [own, environment["PYTHONPATH"], sysconfig.get_paths()["purelib"]]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     with log.open("wb") as output:
@@ -204,23 +296,20 @@ def tritonserver(folder: Path) -> tuple[Path, Path]:
     """The server and a folder of its backends; skips where it is not installed.
 
     The wheel ``nvidia-pytriton`` has the server with the Python backend, and a stub for each version of Python that
-    belongs beside it. ``pip install --no-deps nvidia-pytriton`` does: the binary needs nothing of what it depends on.
+    belongs beside it. The Makefile puts it, without what it depends on, into a folder of its own, and NumPy 1 with it,
+    which the stub was built for.
     """
     found = shutil.which("tritonserver")
     if found and Path("/opt/tritonserver/backends/python").is_dir():
         return Path(found), Path("/opt/tritonserver/backends")
-    spec = importlib.util.find_spec("pytriton")
-    if spec is None or spec.submodule_search_locations is None:
-        pytest.skip("no tritonserver is installed; `pip install --no-deps nvidia-pytriton` brings one")
-    root = Path(spec.submodule_search_locations[0]) / "tritonserver"
+    own = os.environ.get(PACKAGES)
+    if not own:
+        pytest.skip("no tritonserver is installed; on x86-64 with glibc 2.35 `make test` brings one")
+    root = Path(own) / "pytriton" / "tritonserver"
+    assert root.is_dir(), f"{PACKAGES}={own}, which holds no nvidia-pytriton"
     stub = root / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}"
     if not stub.is_dir():
         pytest.skip(f"nvidia-pytriton has no stub for Python {sys.version_info.major}.{sys.version_info.minor}")
-    if np.lib.NumpyVersion(np.__version__) >= "2.0.0" and "EDGEVIS_TRITON_PYTHONPATH" not in os.environ:
-        pytest.skip(
-            "the stub of nvidia-pytriton needs NumPy 1: `pip install --target DIR 'numpy<2'`, and then "
-            "EDGEVIS_TRITON_PYTHONPATH=DIR"
-        )
     shutil.copytree(root / "backends", folder, dirs_exist_ok=True)
     shutil.copy(stub / "triton_python_backend_stub", folder / "python")
     for file in (root / "bin" / "tritonserver", folder / "python" / "triton_python_backend_stub"):
@@ -290,26 +379,70 @@ def test_a_picture_that_cannot_be_decoded_fails_its_own_request_only(server: Ser
         try:
             return server.infer([data], "embedding")["embedding"]["data"]
         except urllib.error.HTTPError as error:
-            return error.read().decode()
+            return f"{error.code}: {error.read().decode()}"
 
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(ask, sent))
-    assert "image 0 is not an image that OpenCV can decode" in answers.pop(5)
+    refused = answers.pop(5)
+    assert refused.startswith("400: ")  # the client's fault, not the server's
+    assert "image 0 is not an image that OpenCV can decode" in refused
     rows = np.array(answers, np.float32)
     np.testing.assert_allclose(rows, embeddings(server, [picture(seed) for seed in range(12) if seed != 5]), atol=1e-5)
 
 
-def test_the_client_of_the_readme(
+def test_a_picture_of_too_many_pixels_is_refused(server: Server) -> None:
+    bomb = png(np.zeros((6000, 6000, 3), np.uint8))
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        server.infer([bomb], "embedding")
+    assert raised.value.code == 400
+    assert "6000 x 6000 pixels; at most 33177600 are read" in raised.value.read().decode()
+
+
+def test_a_changed_enrolment_is_noticed(server: Server) -> None:
+    """A new person appears without a restart; a damaged file is logged, and the earlier enrolment stays."""
+    file = server.bundle.parent / "door.enrolment"
+    before = file.read_bytes()
+
+    def label() -> str | None:
+        result: str | None = json.loads(server.infer([png(picture(9))], "result")["result"]["data"][0])["label"]
+        return result
+
+    def wait_for(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 15
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.2)
+
+    try:
+        assert label() != "carol"
+        with Predictor(server.bundle) as predictor:
+            predictor.load(file)
+            predictor.enroll("carol", [picture(9)])
+            predictor.save(file)
+        wait_for(lambda: label() == "carol")
+        file.write_bytes(b"damaged")
+
+        def logged() -> bool:
+            assert label() == "carol"
+            return "the enrolment stays as it was" in server.log.read_text(errors="replace")
+
+        wait_for(logged)
+    finally:
+        file.write_bytes(before)
+        time.sleep(1.1)
+
+
+def test_the_client_of_the_documentation(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tritonclient", reason="tritonclient is not installed")
-    readme = (ROOT / "README.md").read_text()
-    example = re.search(r"^```python\n([^`]*?tritonclient.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    page = (ROOT / "docs/targets.md").read_text()
+    example = re.search(r"^```python\n([^`]*?tritonclient.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert example is not None
     code = example[1].replace("localhost:8000", server.url.removeprefix("http://")).replace("osnet-x0-25", "tiny")
     (tmp_path / "person.jpg").write_bytes(png(picture(1)))
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - the README's code is what is tested
+    exec(compile(code, "targets.md", "exec"), {})  # noqa: S102 - the page's code is what is tested
     printed = capsys.readouterr().out
     assert json.loads(printed.partition("} (")[0] + "}")["label"] == "alice"
     assert printed.endswith("(1, 8)\n")

@@ -35,7 +35,7 @@ def test_tf32_is_off_and_every_provider_is_told_its_device() -> None:
     assert (options["use_tf32"], options["device_id"]) == ("0", "0")
 
 
-@pytest.mark.parametrize(("precision", "half", "int8"), [("fp32", "0", "0"), ("fp16", "1", "0"), ("int8", "0", "1")])
+@pytest.mark.parametrize(("precision", "half", "int8"), [("fp32", "0", "0"), ("fp16", "1", "0"), ("int8", "1", "1")])
 def test_what_tensorrt_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, half: str, int8: str
 ) -> None:

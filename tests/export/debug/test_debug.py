@@ -31,6 +31,7 @@ from runtime.common.vendors import import_openvino
 
 from built import Recorder
 from bundles import needs_openvino
+from locations import ROOT
 from tiny_models import pictures, tiny_entry, write_pictures
 
 pytestmark = [pytest.mark.torch, needs_openvino, pytest.mark.xdist_group("debug")]
@@ -118,6 +119,16 @@ def test_int8_engines_agree(int8_bundle: Path, capsys: pytest.CaptureFixture[str
     for engine in ("openvino-int8", "onnxruntime-int8"):
         status, report = report_of(capsys, str(int8_bundle), "--engine", engine)
         assert status == 0, report
+
+
+def test_the_commands_of_the_page(int8_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (ROOT / "docs/debugging.md").read_text().splitlines()
+    commands = [line for line in lines if line.startswith("python -m export.debug reid.edgevis")]
+    assert len(commands) == 2
+    (tmp_path / "reid.edgevis").symlink_to(int8_bundle)
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        assert main(command.split()[3:]) == 0
 
 
 # --- one weight
