@@ -9,7 +9,8 @@ they compute, from the weights' values, and from what flows through them on real
 - what makes the outputs that a graph declares as float32, from the last convolution or matrix product on;
 - what has values beyond float16's range, or so small that its smallest numbers are coarse.
 
-Inputs and outputs of the graph stay float32. In a quantised graph the scales become float16 with what they scale.
+Inputs and outputs of the graph stay float32. In a quantised graph the scales become float16 with what they scale; what
+is read in both types is dequantised twice, each time with scales of the type that is read.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ _COMPARING = frozenset(("ArgMax", "ArgMin", "Equal", "Greater", "GreaterOrEqual"
 _BEFORE_COMPARING = frozenset(("Abs", "Div", "Expand", "Mul", "Reshape", "Resize", "Squeeze", "Sub", "Unsqueeze"))
 # Inputs, by position, that are float32 in any case.
 _ALWAYS_FLOAT: Mapping[str, tuple[int, ...]] = {"Resize": (1, 2)}
+
+_DEQUANTIZE = "DequantizeLinear"
 
 _MAX_HALF = 65504.0
 # Other images have other peaks.
@@ -164,7 +167,7 @@ def _fp16_nodes(graph: ir.Graph, peaks: Mapping[str, float]) -> set[ir.Node]:
     return {
         node
         for node in chosen
-        if node.op_type != "DequantizeLinear" or any(reader in chosen for reader in node.outputs[0].consumers())
+        if node.op_type != _DEQUANTIZE or any(reader in chosen for reader in node.outputs[0].consumers())
     }
 
 
@@ -173,7 +176,7 @@ def _wants_fp16(node: ir.Node, deciding: Collection[ir.Node], chosen: Collection
     flowing = _flowing(node.inputs)
     if node.op_type == "QuantizeLinear":  # follows what it reads
         return _scale_fits(node) and node.inputs[0] is not None and node.inputs[0].producer() in chosen
-    if node.op_type == "DequantizeLinear":
+    if node.op_type == _DEQUANTIZE:
         return _scale_fits(node)
     if node.domain or node in deciding or not flowing or not _flowing(node.outputs):
         return False
@@ -235,6 +238,8 @@ class _Rewriter:
         self._fp16_nodes = fp16_nodes
         self._fp16_values = {value for node in graph if node in fp16_nodes for value in _flowing(node.outputs)}
         self._constants: dict[ir.Value, ir.Value] = {}
+        # Before these nodes read float16 scales.
+        self._dequantized = {node.outputs[0]: tuple(node.inputs) for node in fp16_nodes if node.op_type == _DEQUANTIZE}
         self._casts: dict[tuple[ir.Value, bool], ir.Value] = {}
         self._numbers = itertools.count()
 
@@ -263,7 +268,10 @@ class _Rewriter:
             return value
         if (value, fp16) not in self._casts:
             name = f"{value.name}_half" if fp16 else f"{value.name}_float"
-            cast = self._cast(value, name, ir.DataType.FLOAT16 if fp16 else ir.DataType.FLOAT)
+            if value in self._dequantized:
+                cast = self._dequantize(value, name)
+            else:
+                cast = self._cast(value, name, ir.DataType.FLOAT16 if fp16 else ir.DataType.FLOAT)
             self._graph.insert_before(node, cast)
             self._casts[value, fp16] = cast.outputs[0]
         return self._casts[value, fp16]
@@ -281,6 +289,19 @@ class _Rewriter:
         cast.outputs[0].type, cast.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), value.shape
         self._graph.append(cast)
         return cast.outputs[0]
+
+    def _dequantize(self, value: ir.Value, name: str) -> ir.Node:
+        """A float16 DequantizeLinear's integers with the float32 scales.
+
+        TensorRT takes such a node and a cast for one with float16 scales and a float32 result, which 10.16 cannot build
+        on Orin (github.com/NVIDIA/TensorRT/issues/4832).
+        """
+        producer = value.producer()
+        attributes = {} if producer is None else dict(producer.attributes)
+        node = ir.node(_DEQUANTIZE, self._dequantized[value], attributes, name=f"autocast_{next(self._numbers)}")
+        node.outputs[0].name = name
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), value.shape
+        return node
 
     def _cast(self, value: ir.Value, name: str, dtype: ir.DataType) -> ir.Node:
         cast = ir.node("Cast", [value], {"to": dtype}, name=f"autocast_{next(self._numbers)}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import onnx
 import torch
-from onnx import ModelProto, ValueInfoProto
+from onnx import FunctionProto, ModelProto, ValueInfoProto
 from onnxscript import ir, optimizer
 from torch import Tensor, nn
 
@@ -106,7 +106,40 @@ def _define_operators(model: ModelProto) -> None:
     for name in names_in(ops.__name__):
         module = importlib.import_module(f"{ops.__name__}.{name}")
         if module.NODE in used:
-            model.functions.append(module.onnx_function())
+            model.functions.append(with_own_names(module.onnx_function()))
+
+
+def with_own_names(function: FunctionProto) -> FunctionProto:
+    """The function with each of its tensors named after it, such as ``_HybridMask_mask``.
+
+    TensorRT's importer looks the tensors of a function up among all that are known by then: one of the graph with the
+    name of a formal input would silently take the place of the argument.
+    """
+
+    def own(name: str) -> str:
+        return f"_{function.name}_{name}" if name else ""  # an empty one is an optional input that is left out
+
+    renamed = FunctionProto()
+    renamed.CopyFrom(function)
+    for names in (renamed.input, renamed.output):
+        names[:] = [own(name) for name in names]
+    _rename(renamed.node, own)
+    return renamed
+
+
+def _rename(nodes: Iterable[onnx.NodeProto], own: Callable[[str], str]) -> None:
+    """Rename all tensors of nodes, and of the graphs inside them."""
+    for node in nodes:
+        for names in (node.input, node.output):
+            names[:] = [own(name) for name in names]
+        for graph in (graph for attribute in node.attribute for graph in _graphs(attribute)):
+            for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+                value.name = own(value.name)
+            _rename(graph.node, own)
+
+
+def _graphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
+    return [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
 
 
 def strip_metadata(model: ModelProto) -> None:
@@ -188,7 +221,7 @@ def _strip_node(node: onnx.NodeProto) -> None:
     del node.metadata_props[:]
     for attribute in node.attribute:
         attribute.ClearField("doc_string")
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+        for graph in _graphs(attribute):
             _strip_graph(graph)
 
 

@@ -19,7 +19,8 @@ def lint_quantized(model: ModelProto | ir.Model) -> None:
     """Raise for forms that only some engines accept: uint8, a non-zero zero point, an INT32 bias behind Q/DQ.
 
     TensorRT's parser fails on a DequantizeLinear of INT32, and reads uint8 with zero point 0 as int8 without
-    rescaling: cosine 0.9999 becomes 0.975 and no error is raised.
+    rescaling: cosine 0.9999 becomes 0.975 and no error is raised. A cast of what float16 scales gave to float32 makes
+    its compiler look for a node that it does not have on Orin (10.16, github.com/NVIDIA/TensorRT/issues/4832).
 
     Raises:
         ExportError: A node breaks a rule; the message names the node and what to change.
@@ -33,6 +34,7 @@ def lint_quantized(model: ModelProto | ir.Model) -> None:
             _check_scale(node)
             _check_zero_point(node)
             _check_type(node)
+            _check_scale_type(node)
 
 
 def _nodes(model: ir.Model) -> Iterator[ir.Node]:
@@ -79,6 +81,21 @@ def _check_type(node: ir.Node) -> None:
     if dtype != ir.DataType.INT8:
         cure = "keep biases in float" if dtype == ir.DataType.INT32 else "quantise to int8"
         raise _error(node, f"it works on {dtype.name}", cure)
+
+
+def _check_scale_type(node: ir.Node) -> None:
+    """A scale is of the type of what it scales; nothing is cast between the two."""
+    scale = _constant(_input(node, 1))
+    if scale is None:
+        return
+    if node.op_type == "DequantizeLinear":
+        neighbours = [reader for reader, _ in node.outputs[0].uses() if reader.op_type == "Cast"]
+        wider = [other for other in neighbours if other.attributes["to"].as_int() == ir.DataType.FLOAT]
+    else:
+        producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+        wider = [] if producer is None or producer.op_type != "Cast" else [producer]
+    if wider and scale.dtype == np.float16:
+        raise _error(node, f"float16 scales beside a cast, {wider[0].name!r}", "scale in the type that is read")
 
 
 def _quantized_type(node: ir.Node) -> ir.DataType:

@@ -220,3 +220,31 @@ def test_a_quantised_graph_keeps_its_integers(tmp_path: Path) -> None:
         engine = CpuProxy(path)
         found.append(engine.run(feeds[0])["embedding"])
     assert compare_rows(*found)[1].min() > 0.999
+
+
+def test_what_two_types_read_is_dequantised_in_both() -> None:
+    """A cast behind float16 scales is what TensorRT 10.16 cannot build on Orin."""
+    body = (
+        "q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) "
+        "h = Conv <kernel_shape: ints = [1, 1]> (d, w) e = Exp (d) r = Exp (h) y = Add (e, r)"
+    )
+    scale, zero = np.array(0.03, np.float32), np.array(0, np.int8)
+    model = model_of(body, w=weight(8, 8, 1, 1), s=scale, z=zero)
+    feed = images()
+    half = fp16_from_fp32(model, [feed])
+    kinds = {item.input[1]: item for item in half.graph.node if item.op_type == "DequantizeLinear"}
+    assert set(kinds) == {"s", "s_half"}
+    assert in_half(half, "Conv")
+    assert not [
+        item for item in half.graph.node if item.op_type == "Cast" and item.input[0] == kinds["s_half"].output[0]
+    ]
+    lint_quantized(half)
+    assert compare_rows(outputs(model, feed), outputs(half, feed))[0] < 2e-3
+
+
+def test_the_linter_names_a_cast_behind_float16_scales() -> None:
+    body = "q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, t, z) y = Cast <to: int = 1> (d)"
+    constants = {"s": np.array(0.03, np.float32), "t": np.array(0.03, np.float16), "z": np.array(0, np.int8)}
+    model = model_of(body, **constants)
+    with pytest.raises(ExportError, match=r"DequantizeLinear\): float16 scales beside a cast"):
+        lint_quantized(model)

@@ -13,12 +13,13 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from export.onnx import IR_VERSION, OPSET, onnx_from_module, strip_metadata
+from export.onnx import IR_VERSION, OPSET, onnx_from_module, strip_metadata, with_own_names
 from runtime.bundle.spec import Graph, TensorSpec
 from runtime.errors import ExportError
 from runtime.images.preprocess import Preprocessor
 
 from locations import ROOT
+from model_contract import check_function_names
 from tiny_models import EMBEDDING, GRAPH, HEIGHT, IMAGE, PREPROCESS, WIDTH, pictures, tiny_net
 
 pytestmark = pytest.mark.torch
@@ -182,3 +183,40 @@ def test_strip_metadata_reaches_inner_graphs_and_functions() -> None:
     strip_metadata(model)
     assert b"/home/somebody" not in model.SerializeToString()
     onnx.checker.check_model(model)
+
+
+def test_tensors_of_functions_have_names_of_their_own() -> None:
+    """Also those of graphs inside them, and what a graph names in the same way stays another tensor."""
+    text = """
+        <ir_version: 10, opset_import: ["" : 18, "edgevis" : 1]>
+        g (float[N] mask, float[N] x) => (float[N] y)
+        {
+            twice = Add (x, x)
+            y = edgevis.Guarded (twice)
+        }
+        <opset_import: ["" : 18], domain: "edgevis">
+        Guarded (mask) => (result)
+        {
+            zero = Constant <value_float: float = 0.0> ()
+            capped = Clip (mask, , zero)
+            sum = ReduceSum <keepdims: int = 0> (capped)
+            positive = Greater (sum, zero)
+            result = If (positive) <
+                then_branch = a () => (float[N] same) { same = Identity (mask) },
+                else_branch = b () => (float[N] minus) { minus = Neg (mask) }
+            >
+        }
+    """
+    model = onnx.parser.parse_model(text)
+    own = ModelProto()
+    own.CopyFrom(model)
+    own.functions[0].CopyFrom(with_own_names(model.functions[0]))
+    (function,) = own.functions
+    assert (list(function.input), list(function.output)) == (["_Guarded_mask"], ["_Guarded_result"])
+    assert list(function.node[1].input) == ["_Guarded_mask", "", "_Guarded_zero"]
+    check_function_names(own)
+    feed = {"mask": np.zeros(2, np.float32), "x": np.array([-1, -2], np.float32)}
+    for made in (model, own):
+        onnx.checker.check_model(made)
+        session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+        np.testing.assert_array_equal(session.run(None, feed)[0], [2, 4])

@@ -99,6 +99,7 @@ def check_portable(model: ModelProto) -> list[str]:
     own = [node.op_type for node in model.graph.node if node.domain == "edgevis"]
     assert {node.domain for node in model.graph.node} <= {"", "edgevis"}
     assert {function.name for function in model.functions} == set(own)
+    check_function_names(model)
     flat = shape_inference.infer_shapes(inliner.inline_local_functions(model), strict_mode=True, data_prop=True)
     assert not [node for node in flat.graph.node if node.op_type == "Einsum"]
     ranks = {
@@ -107,6 +108,17 @@ def check_portable(model: ModelProto) -> list[str]:
     }
     assert {key: rank for key, rank in ranks.items() if rank > MAX_RANK} == {}
     return own
+
+
+def check_function_names(model: ModelProto) -> None:
+    """No tensor of a function is named like one of the graph: TensorRT's importer would take that one instead."""
+    graph = model.graph
+    outside = {name for node in graph.node for name in (*node.input, *node.output)}
+    outside |= {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    for function in model.functions:
+        inside = {name for node in function.node for name in (*node.input, *node.output)}
+        assert not ((inside | {*function.input, *function.output}) - {""}) & outside, function.name
+        assert all(name.startswith(f"_{function.name}_") for name in function.input)
 
 
 def check_engine(engine: Engine, graph: Graph, module: nn.Module, deployment: Deployment) -> None:
@@ -139,6 +151,7 @@ def check_tensorrt(model: ModelProto, graph: Graph, deployment: Deployment, fold
     half = fp16_from_fp32(model, feeds)
     quantized = fp16_from_fp32(quantize(model, feeds), feeds)
     lint_quantized(quantized)
+    check_scale_types(quantized)
     expected, actual = _run(model, feeds[0], folder), _run(half, feeds[0], folder)
     for key, array in actual.items():
         assert compare_rows(expected[key], array)[1].mean() > FLOAT16_MIN_COSINE, (graph.name, key)
@@ -149,6 +162,25 @@ def check_tensorrt(model: ModelProto, graph: Graph, deployment: Deployment, fold
         spec = target.spec(profiles[graph.name], precision)
         assert spec.compute_capabilities == ("SM80", "SM86", "SM89", "SM120")
         assert len(build_engine(cast.SerializeToString(), spec, flavour="tensorrt_rtx").plan) > 1000
+
+
+def check_scale_types(model: ModelProto) -> None:
+    """Every scale is of the type of what is read or given, and no float16 result is cast."""
+    types = {
+        value.name: value.type.tensor_type.elem_type for value in shape_inference.infer_shapes(model).graph.value_info
+    }
+    types |= {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    half = onnx.TensorProto.FLOAT16
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert types[node.input[0]] == types[node.input[1]], node.name
+        if node.op_type == "DequantizeLinear":
+            assert types[node.output[0]] == types[node.input[1]], node.name
+        if node.op_type == "Cast" and node.input[0] in makers:
+            maker = makers[node.input[0]]
+            assert maker.op_type != "DequantizeLinear" or types[maker.input[1]] != half, (maker.name, node.name)
 
 
 def _run(model: ModelProto, feed: Mapping[str, Array], folder: Path) -> dict[str, Array]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import Any, Literal
 
+from runtime.backends._tensorrt.versions import check_version
 from runtime.common.extras import install_command
-from runtime.errors import MissingDependencyError
+from runtime.errors import MissingDependencyError, UnavailableError
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 
@@ -24,17 +25,28 @@ def load(flavour: Flavour) -> Any:
 
     Raises:
         MissingDependencyError: It is not installed, or a library that it needs is not.
+        UnavailableError: It is installed, and cannot be imported or is a version that cannot work.
     """
     failed: Exception | None = None
     for name in _MODULES[flavour]:
         try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            failed = failed or error
-        except (ImportError, OSError, FileNotFoundError) as error:  # its own libraries are missing or do not fit
+            module = importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            if isinstance(error, ModuleNotFoundError) and error.name == name:
+                failed = failed or error
+                continue
+            # Its own libraries are missing or do not fit.
             raise MissingDependencyError(
                 f"{_not_installed(flavour)} ({name} is there and does not load: {error})"
             ) from error
+        except Exception as error:  # what a package runs while it is imported may raise anything
+            raise UnavailableError(
+                f"{_NAMES[flavour]} is installed but cannot be imported: {type(error).__name__}: {error}; "
+                "install it again"
+            ) from error
+        if flavour == "tensorrt":
+            check_version(str(getattr(module, "__version__", "of no version")))
+        return module
     raise MissingDependencyError(_not_installed(flavour)) from failed
 
 
@@ -42,7 +54,7 @@ def version(flavour: Flavour) -> str:
     """The installed version of the package, such as ``"10.3.0"``.
 
     Raises:
-        MissingDependencyError: It is not installed.
+        MissingDependencyError, UnavailableError: See :func:`load`.
     """
     return str(load(flavour).__version__)
 
