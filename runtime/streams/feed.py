@@ -44,13 +44,34 @@ class StreamSettings:
 
 
 class StreamState:
-    """What the threads of one stream share: the lock, and whether they are to end."""
+    """What the threads of one stream share: the lock, whether they are to end, and which sources have begun.
+
+    Attributes:
+        beginning: The positions of the sources that have neither given a frame yet nor failed to.
+        giving: Those of the sources that have given one and have not ended.
+    """
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.stopping = threading.Event()
         self.pid: int | None = None  # of the process whose threads read, once they do
+        self.beginning: set[int] = set()
+        self.giving: set[int] = set()
         forking.register(self)
+
+    def note(self, position: int, *, gives: bool) -> None:
+        """Note that a source gives frames, or that it has failed or ended."""
+        with self.changed:
+            self.beginning.discard(position)
+            (self.giving.add if gives else self.giving.discard)(position)
+            self.changed.notify_all()
+
+    def others_give(self, position: int) -> bool:
+        """Whether another source gives frames, for one that has failed to begin; waits until that is decided."""
+        self.note(position, gives=False)
+        with self.changed:
+            self.changed.wait_for(lambda: self.giving or not self.beginning or self.stopping.is_set())
+            return bool(self.giving)
 
     def after_fork(self) -> None:
         """In a forked child: the threads are gone, and the lock may be held by one of them."""
@@ -80,9 +101,10 @@ class IterableFeed:
 
     live = False
 
-    def __init__(self, spec: SourceSpec, position: int, settings: StreamSettings) -> None:
+    def __init__(self, spec: SourceSpec, position: int, settings: StreamSettings, state: StreamState) -> None:
         self._items = enumerate(spec.target)
-        self._position, self._skip = position, settings.skip_errors
+        self._position, self._skip, self._state = position, settings.skip_errors, state
+        state.giving.add(position)  # its images are there
         self._count = 0
         self._end: BaseException | bool = False
         self.counters = SourceCounters(spec.name)
@@ -98,10 +120,12 @@ class IterableFeed:
                 if self._skip:
                     return error
                 self._end = error
+                self._state.note(self._position, gives=False)
                 return None
             self._count += 1
             return Frame(image, self._position, self._count - 1, 0.0, time.monotonic())
         self._end = True
+        self._state.note(self._position, gives=False)
         self.counters.connected = False
         return None
 
@@ -122,6 +146,8 @@ class ThreadFeed:
         self._end: BaseException | bool = False
         self._capture: Capture | None = None
         self._first_opened: float | None = None
+        self._opened_late = False  # whether the first frame comes after a failure
+        state.beginning.add(position)
         self.thread = threading.Thread(target=self._run, name=f"edgevis-stream-{position}", daemon=True)
         forking.register(self)
 
@@ -155,6 +181,7 @@ class ThreadFeed:
         except BaseException as error:  # raised by the thread that iterates
             end = error
         finally:
+            self.state.note(self._position, gives=False)
             with self.state.changed:
                 self._end = end
                 self.counters.connected = False
@@ -169,6 +196,7 @@ class ThreadFeed:
                     image = read_image(path)
                 item = Frame(image, self._position, self._index, 0.0, time.monotonic())
                 del image  # the queue alone holds it: photographs are large
+                self.state.note(self._position, gives=True)
                 self._index += 1
             except (InputError, SourceError) as error:
                 if not self.settings.skip_errors:
@@ -185,6 +213,7 @@ class ThreadFeed:
             if reason is None:
                 return
             wait_s = backoff.next_s()
+            self._opened_late = not self._index
             _log.warning("%s; trying again in %.1f s", reason, wait_s)
             self.state.stopping.wait(wait_s)
 
@@ -197,7 +226,7 @@ class ThreadFeed:
                 if not self._put_reading(reading):
                     return None
         except SourceError as error:
-            if not (self.live and self._index and self.settings.reconnect):
+            if not self._comes_back():
                 raise
             return str(error)
         finally:
@@ -208,12 +237,25 @@ class ThreadFeed:
             corrupt = self.counters.corrupt
             problem = f"none of its {corrupt} frames could be decoded" if corrupt else "it gave no frame"
             hint = "" if corrupt or self.live else NEEDS_RANGES
-            raise SourceError(f"{self.spec.name} was opened but {problem}{hint}")
+            reason = f"{self.spec.name} was opened but {problem}{hint}"
+            if not self._comes_back():
+                raise SourceError(reason)
+            return reason
         if not self.live:
             return None
         if not self.settings.reconnect:
             raise SourceError(f"{self.spec.name} was lost after {self._index} frames; reconnect=True opens it again")
         return f"{self.spec.name} was lost"
+
+    def _comes_back(self) -> bool:
+        """Whether to open the source again: one that has given frames, or one of several while another one gives some.
+
+        An address that is wrong from the beginning is an error where it is all there is; of several cameras one may be
+        switched on after the program.
+        """
+        if not (self.live and self.settings.reconnect):
+            return False
+        return bool(self._index) or self.state.others_give(self._position)
 
     def _readings(self) -> Iterator[Reading]:
         capture = self._open()
@@ -257,12 +299,15 @@ class ThreadFeed:
         if self.counters.connected:
             return
         backoff.opened()
+        self.state.note(self._position, gives=True)
         with self.state.changed:
             self.counters.connected = True
             if self._index:
                 self.counters.reconnects += 1
         if self._index:
             _log.warning("%s gives frames again", self.spec.name)
+        elif self._opened_late:
+            _log.warning("%s gives frames now", self.spec.name)
 
     def _put_reading(self, reading: Reading) -> bool:
         if reading.corrupt:

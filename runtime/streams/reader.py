@@ -43,7 +43,8 @@ class StreamReader:
             handed out is never older than one round of use. ``"none"`` drops nothing: the source waits, and a camera
             falls behind. ``"auto"`` is ``"oldest"`` for cameras and live addresses, else ``"none"``.
         reconnect: Whether a camera or live address that was lost is opened again, until it comes back or the stream is
-            closed. One that cannot be opened at the beginning raises.
+            closed. One that cannot be opened at the beginning raises, or is tried again while another source gives
+            frames.
         timeout_s: Seconds, 0.1..86400, without a frame after which a camera or address counts as lost; also those until
             its first frame. One that is opened again has at least 10 s for that.
         batch: The largest number of frames in a list, 1..1024.
@@ -71,7 +72,7 @@ class StreamReader:
         self._batch, self._on_error = settings.batch, on_error
         self._state = StreamState()
         self._feeds: list[Feed] = [
-            IterableFeed(spec, position, settings)
+            IterableFeed(spec, position, settings, self._state)
             if spec.kind == "iterable"
             else ThreadFeed(spec, position, settings, self._state)
             for position, spec in enumerate(specs)

@@ -26,6 +26,7 @@ import pytest
 from runtime.errors import SourceError
 from runtime.images.decode import Image
 from runtime.streams import remote
+from runtime.streams.frame import Frame
 from runtime.streams.pyav import capture_options
 from runtime.streams.reader import StreamReader
 
@@ -138,6 +139,47 @@ def test_several_cameras_share_a_list(camera: CameraServer) -> None:
             for frame in next(reader):
                 seen[frame.source] += 1
         assert [entry.frames for entry in reader.stats] == list(seen.values())
+
+
+def test_a_camera_that_is_switched_on_later(camera: CameraServer, caplog: pytest.LogCaptureFixture) -> None:
+    """One of two addresses answers nothing at first: the other's frames come, and its own once it does."""
+    with CameraServer() as late:
+        late.kill()
+        seen = {0: 0, 1: 0}
+        with StreamReader([late.address("fps=50"), camera.address("fps=50")]) as reader:
+            while seen[1] < 20:
+                (frame,) = next(reader)
+                seen[frame.source] += 1
+            assert seen[0] == 0
+            late.start()
+            end = time.monotonic() + 20
+            while seen[0] < 3:
+                assert time.monotonic() < end
+                (frame,) = next(reader)
+                seen[frame.source] += 1
+            assert [entry.connected for entry in reader.stats] == [True, True]
+            assert reader.stats[0].reconnects == 0
+    assert "trying again in" in caplog.text
+    assert "gives frames now" in caplog.text
+
+
+@pytest.mark.parametrize("others", ["nothing", "a camera that answers nothing either", "a file that ends"])
+def test_a_camera_that_never_answers_is_an_error_where_nothing_else_gives_frames(
+    others: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with CameraServer() as dead:
+        address = dead.address()
+    sources: list[Any] = [address]
+    if others == "a file that ends":
+        sources.append(write_video(tmp_path / "short.avi", [numbered(number) for number in range(3)]))
+    elif others != "nothing":
+        sources.append(address.replace("live", "other"))
+    begun = time.monotonic()
+    frames: list[Frame] = []
+    with StreamReader(sources, timeout_s=2.0) as reader, pytest.raises(SourceError, match=r"127\.0\.0\.1"):
+        frames.extend(frame for (frame,) in reader)
+    assert time.monotonic() - begun < 15
+    assert len(frames) == (3 if others == "a file that ends" else 0)
 
 
 @breaks
@@ -327,14 +369,19 @@ def test_opencv_reads_what_pyav_reads(camera: CameraServer, monkeypatch: pytest.
     assert jumps(numbers) == []
 
 
-@contextlib.contextmanager
-def served_recording(folder: Path, pictures: Sequence[Image], name: str = "v.avi") -> Iterator[str]:
-    """The address of a recording on a web server, which sends no ranges of bytes."""
-    codec = "mp4v" if name.endswith(".mp4") else "MJPG"
-    writer = cv2.VideoWriter(str(folder / name), cv2.VideoWriter.fourcc(*codec), 10.0, (192, 192))
+def write_video(path: Path, pictures: Sequence[Image]) -> Path:
+    codec = "mp4v" if path.suffix == ".mp4" else "MJPG"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 10.0, (192, 192))
     for picture in pictures:
         writer.write(picture)
     writer.release()
+    return path
+
+
+@contextlib.contextmanager
+def served_recording(folder: Path, pictures: Sequence[Image], name: str = "v.avi") -> Iterator[str]:
+    """The address of a recording on a web server, which sends no ranges of bytes."""
+    write_video(folder / name, pictures)
     command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None
