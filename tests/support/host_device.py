@@ -63,6 +63,8 @@ class MatchPlan:
         runs: How many inferences have been queued or captured.
     """
 
+    captures = False
+
     def __init__(
         self, device: HostDevice, *, max_rows: int = MAX_ROWS, max_contexts: int = 1 << 20, row_bytes: int = 0
     ) -> None:
@@ -92,6 +94,9 @@ class MatchPlan:
             raise failure("TensorRT cannot make an execution context", ["Error Code 2: OutOfMemory (no information)"])
         self.contexts += 1
         return MatchContext(self)
+
+    def keep_kernels(self) -> None:
+        """A plan of TensorRT holds its kernels."""
 
     def activation_bytes_of(self, context: MatchContext) -> int:
         return self.row_bytes * int(context.get_tensor_shape("query")[0])

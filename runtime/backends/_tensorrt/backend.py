@@ -12,8 +12,10 @@ from runtime.backends._tensorrt import vendor
 from runtime.backends._tensorrt.cache import PlanCache, PlanKey, PlanResult
 from runtime.backends._tensorrt.compiler import build_engine
 from runtime.backends._tensorrt.engine import PlanEngine
+from runtime.backends._tensorrt.kernels import KernelCache
 from runtime.backends._tensorrt.plan import OpenPlan, open_plan
 from runtime.backends._tensorrt.pool import lane_pool
+from runtime.backends._tensorrt.progress import Phases
 from runtime.backends._tensorrt.spec import MAX_SPEC_BYTES, SPEC, BuildSpec
 from runtime.backends._tensorrt.vendor import Flavour
 from runtime.bundle.engine_files import EngineFiles
@@ -75,7 +77,7 @@ def plan_bytes(files: EngineFiles, flavour: Flavour) -> bytes:
     try:
         onnx, spec = _graph(files), _read_spec(files)
         with device.current():
-            return _cached(onnx, spec, flavour, device, bytes).opened
+            return _cached(onnx, spec, flavour, device, bytes, name=files.name).opened
     except (EngineError, CompileError, SchemaError) as error:
         raise EngineError(f"{flavour} cannot open {files.name}: {error}") from error
 
@@ -101,14 +103,18 @@ def plan_key(onnx: bytes, spec: BuildSpec, flavour: Flavour, gpu: DeviceInfo) ->
 def _open(files: EngineFiles, flavour: Flavour, device: Device) -> PlanResult[OpenPlan]:
     try:
         if PurePosixPath(files.name).suffix == PLAN:
-            return PlanResult(open_plan(files.main, flavour), False, 0.0, "", len(files.main))
+            kernels = _kernels(files.main, flavour, device)
+            return PlanResult(open_plan(files.main, flavour, kernels=kernels), False, 0.0, "", len(files.main))
         spec = _read_spec(files)
         return _cached(
             _graph(files),
             spec,
             flavour,
             device,
-            lambda plan: open_plan(plan, flavour, host_code=spec.version_compatible),
+            lambda plan: open_plan(
+                plan, flavour, host_code=spec.version_compatible, kernels=_kernels(plan, flavour, device)
+            ),
+            name=files.name,
         )
     except DeviceMemoryError as error:
         raise DeviceMemoryError(f"{flavour} cannot open {files.name}: {error}") from error
@@ -124,13 +130,24 @@ def _graph(files: EngineFiles) -> bytes:
 
 
 def _cached(
-    onnx: bytes, spec: BuildSpec, flavour: Flavour, device: Device, opened: Callable[[bytes], T]
+    onnx: bytes, spec: BuildSpec, flavour: Flavour, device: Device, opened: Callable[[bytes], T], *, name: str
 ) -> PlanResult[T]:
+    phases = Phases()
     return PlanCache().get(
         plan_key(onnx, spec, flavour, device.info),
-        build=lambda timing_cache: build_engine(onnx, spec, flavour=flavour, timing_cache=timing_cache),
+        build=lambda timing_cache: build_engine(onnx, spec, flavour=flavour, timing_cache=timing_cache, phases=phases),
         open_plan=opened,
+        name=name,
+        phases=phases,
     )
+
+
+def _kernels(plan: bytes, flavour: Flavour, device: Device) -> KernelCache | None:
+    """Where the kernels of a plan are kept; None for TensorRT, whose plans hold them."""
+    if flavour != "tensorrt_rtx":
+        return None
+    info = device.info
+    return KernelCache(plan, f"{vendor.version(flavour)} {info.sm} {info.name} {info.driver}")
 
 
 def _read_spec(files: EngineFiles) -> BuildSpec:

@@ -6,7 +6,8 @@
       KEY.plan      the plan as TensorRT wrote it; trtexec opens it
       KEY.json      its SHA-256, what the key was made from, when it was built
       NAME.timing   kernel times of one device and TensorRT version, which make the next build faster
-      build.lock    held while a plan is built
+      KEY.kernels   what TensorRT-RTX compiled of a plan for this GPU, see :mod:`runtime.backends._tensorrt.kernels`
+      build.lock, build.owner    held while a plan is built, see :mod:`runtime.backends._tensorrt.build_lock`
 
 A plan is read without a lock, because its name only appears once it is complete. Only one process builds at a time: two
 would disturb the kernel times that each measures, and a Jetson has memory for one. Those that wait find the plan made.
@@ -16,7 +17,6 @@ The cache may be lost, damaged, full or read-only: then plans are built again, a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -29,7 +29,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from runtime.backends._tensorrt.build_lock import build_lock
 from runtime.backends._tensorrt.compiler import BuiltPlan
+from runtime.backends._tensorrt.progress import Phases, reported
 from runtime.common.cache_folder import cache_folder
 from runtime.common.files import atomic_write
 from runtime.common.json_data import from_json, json_digest, parse_json, to_json
@@ -122,7 +124,13 @@ class PlanCache:
         self.max_bytes = max_bytes
 
     def get(
-        self, key: PlanKey, *, build: Callable[[bytes], BuiltPlan], open_plan: Callable[[bytes], T]
+        self,
+        key: PlanKey,
+        *,
+        build: Callable[[bytes], BuiltPlan],
+        open_plan: Callable[[bytes], T],
+        name: str = "a graph",
+        phases: Phases | None = None,
     ) -> PlanResult[T]:
         """Open the cached plan of a key; build it if there is none, or if it cannot be opened.
 
@@ -130,24 +138,29 @@ class PlanCache:
             key: The key of the plan.
             build: Makes it, from the kernel times of earlier builds, or ``b""``.
             open_plan: Opens it; EngineError where it comes to nothing, as TensorRT says of a plan that it cannot use.
+            name: The graph's name, for messages.
+            phases: What ``build`` is doing, for messages.
 
         Raises:
             EngineError: The plan that was built just now cannot be opened either.
             DeviceMemoryError: There is not enough memory to open it; a cached plan stays.
+            UnavailableError: Another process has been building in this folder for too long.
             CompileError, UnavailableError, MissingDependencyError: From ``build``.
         """
         opened, size, _ = self._try(key, open_plan)
         if opened is not None:
             return PlanResult(opened, False, 0.0, "", size)
-        with self._lock():
+        what = f"{name} for {key.device}"
+        with self._lock(what):
             opened, size, reason = self._try(key, open_plan)  # another process may have built it meanwhile
             if opened is not None:
                 return PlanResult(opened, False, 0.0, "", size)
             if reason:
                 _log.warning("the cached plan %s is built again: %s", self._plan(key).name, reason)
-            _log.info("building a plan for %s; this takes minutes", key.device)
+            _log.info("building the plan of %s; this takes minutes", what)
             started = time.monotonic()
-            compiled = build(self._timing_cache(key))
+            with reported(what, before_seconds=self._measured_before(key), phases=phases or Phases()):
+                compiled = build(self._timing_cache(key))
             seconds = time.monotonic() - started
             _log.info("built in %.0f s, %d bytes", seconds, len(compiled.plan))
             self._keep(key, compiled, seconds)
@@ -242,22 +255,25 @@ class PlanCache:
         except OSError:
             return b""
 
+    def _measured_before(self, key: PlanKey) -> float | None:
+        """How long this graph took to build before, on this GPU or else on any; None where it is not known."""
+        records = []
+        for plan in self.folder.glob("*.plan"):
+            with contextlib.suppress(OSError, SchemaError):
+                records.append(self._record(plan))
+        of_graph = [record for record in records if record.key.onnx_sha256 == key.onnx_sha256]
+        of_device = [record for record in of_graph if record.key.device == key.device]
+        return next((record.build_seconds for record in (*of_device, *of_graph)), None)
+
     @contextmanager
-    def _lock(self) -> Iterator[None]:
+    def _lock(self, what: str) -> Iterator[None]:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.folder / "build.lock", os.O_CREAT | os.O_RDWR, 0o666)
         except OSError:  # read-only: nothing can be kept, so there is nothing to agree on
             yield
             return
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            except OSError as error:
-                _log.info("no lock in %s: %s", self.folder, error)  # as on some network drives
+        with build_lock(self.folder, what=what):
             yield
-        finally:
-            os.close(descriptor)  # and with it the lock
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runtime.backends._tensorrt import vendor
+from runtime.backends._tensorrt.progress import Phases, monitor_of
 from runtime.backends._tensorrt.spec import BuildSpec
 from runtime.backends._tensorrt.vendor import Flavour
 from runtime.errors import CompileError, UnavailableError
@@ -33,7 +34,9 @@ class BuiltPlan:
     timing_cache: bytes
 
 
-def build_engine(onnx: bytes, spec: BuildSpec, *, flavour: Flavour, timing_cache: bytes = b"") -> BuiltPlan:
+def build_engine(
+    onnx: bytes, spec: BuildSpec, *, flavour: Flavour, timing_cache: bytes = b"", phases: Phases | None = None
+) -> BuiltPlan:
     """Parse a graph and build its plan.
 
     Args:
@@ -42,6 +45,7 @@ def build_engine(onnx: bytes, spec: BuildSpec, *, flavour: Flavour, timing_cache
         flavour: The compiler: TensorRT or TensorRT-RTX.
         timing_cache: The timing cache of an earlier build on this machine. One of another version or device, or a
             damaged one, is ignored.
+        phases: Told what the builder is doing.
 
     Raises:
         CompileError: The parser or the builder refused; the message has its words and the node's name. Or the
@@ -67,6 +71,9 @@ def build_engine(onnx: bytes, spec: BuildSpec, *, flavour: Flavour, timing_cache
     config.add_optimization_profile(_profile(builder, network, spec, who))
     # TensorRT-RTX measures no kernels when it builds: its 1.7 has these methods, deprecated and without effect.
     cache = _set_timing_cache(config, timing_cache, logger) if flavour == "tensorrt" else None
+    monitor = None if phases is None else monitor_of(trt, phases)
+    if monitor is not None:  # it lives as long as the build
+        config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise CompileError(f"{who} cannot build the graph: {'; '.join(logger.errors) or 'it gives no reason'}")

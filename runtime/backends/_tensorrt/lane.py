@@ -23,6 +23,9 @@ from runtime.errors import EngineError
 
 Shapes = tuple[tuple[int, ...], ...]
 
+# After these runs of a lane: in the first all kernels are compiled, or the background begins to.
+_KEEP_KERNELS = (1, 100)
+
 
 class Owner:
     """An engine, as its lanes know it: whether it has been closed."""
@@ -91,7 +94,7 @@ class Lane:
         self._name = name
         self._memory: list[Memory] = []
         self._graph: CapturedGraph | None = None
-        self._capture_failed = False
+        self._capture_failed = plan.captures
         self._runs = 0
         self._inputs: dict[str, _Buffer] = {}
         self._outputs: dict[str, _Buffer] = {}
@@ -111,11 +114,6 @@ class Lane:
         """The memory that the lane holds, the context's included."""
         own = 0 if self._plan.lends_memory else self._plan.activation_bytes
         return own + sum(memory.size_bytes for memory in self._memory)
-
-    @property
-    def runs(self) -> int:
-        """How many calls have been run."""
-        return self._runs
 
     def run(self, feeds: Mapping[str, Array], resident: Mapping[str, Memory], rows: int) -> dict[str, Array]:
         """Run one inference.
@@ -146,6 +144,8 @@ class Lane:
             for name, buffer in self._outputs.items()
         }
         self._runs += 1
+        if self._runs in _KEEP_KERNELS:
+            self._plan.keep_kernels()
         if self._graph is None and self._runs == 2 and not self._capture_failed:
             self._capture()
         return outputs

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from runtime.backends._tensorrt import vendor
+from runtime.backends._tensorrt.kernels import KernelCache, compiles_eagerly
 from runtime.errors import DeviceMemoryError, EngineError
 
 # The words of TensorRT and CUDA for too little memory, in the messages of errors 1 (CUDA runtime) and 2 (memory).
@@ -34,14 +35,17 @@ class OpenPlan:
         activation_bytes: The device memory for activations of the largest shapes.
         lends_memory: Whether a context is given its memory for activations, which then is that of its own shapes, by
             :meth:`activation_bytes_of`; else it allocates that of the largest shapes itself.
+        captures: Whether the contexts capture CUDA graphs themselves.
     """
 
-    def __init__(self, trt: Any, logger: Any, runtime: Any, engine: Any) -> None:
+    def __init__(self, trt: Any, logger: Any, runtime: Any, engine: Any, *, kernels: KernelCache | None = None) -> None:
+        self._kernels = kernels
         self._trt = trt
         self._logger = logger
         self._runtime = runtime
         self._engine = engine
         self._lock = threading.Lock()
+        self.captures = hasattr(trt, "CudaGraphStrategy") and not compiles_eagerly()
         size = getattr(engine, "device_memory_size_v2", None)
         self.activation_bytes = int(engine.device_memory_size if size is None else size)
         context = trt.IExecutionContext  # these came with TensorRT 10.0 and 10.1
@@ -84,6 +88,11 @@ class OpenPlan:
             raise failure("TensorRT cannot make an execution context", self._logger.errors)
         return context
 
+    def keep_kernels(self) -> None:
+        """Keep what was compiled for a first run on disk, for other processes."""
+        if self._kernels is not None:
+            self._kernels.keep()
+
     def activation_bytes_of(self, context: Any) -> int:
         """The memory that a context needs for the shapes that it has been given; only where memory is lent."""
         return int(context.update_device_memory_size_for_shapes()) or self.activation_bytes
@@ -104,15 +113,23 @@ class OpenPlan:
         if kernels is None:  # TensorRT, whose kernels were made when the plan was built
             return engine.create_execution_context() if strategy is None else engine.create_execution_context(strategy)
         # TensorRT-RTX compiles its kernels for a shape when it is first run, in the background unless it is told; a
-        # captured graph would keep the slow ones that it starts with.
+        # graph that is captured here would keep the slow ones that it starts with.
         config = engine.create_runtime_config()
-        config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER
+        if self.captures:
+            config.dynamic_shapes_kernel_specialization_strategy = kernels.LAZY
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        else:
+            config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER
+        if self._kernels is not None:
+            self._kernels.attach(config)
         if strategy is not None:
             config.set_execution_context_allocation_strategy(strategy)
         return engine.create_execution_context(config)
 
 
-def open_plan(data: bytes, flavour: vendor.Flavour, *, host_code: bool = False) -> OpenPlan:
+def open_plan(
+    data: bytes, flavour: vendor.Flavour, *, host_code: bool = False, kernels: KernelCache | None = None
+) -> OpenPlan:
     """Deserialise a plan.
 
     Args:
@@ -120,6 +137,7 @@ def open_plan(data: bytes, flavour: vendor.Flavour, *, host_code: bool = False) 
         flavour: The runtime: TensorRT or TensorRT-RTX.
         host_code: Whether it may hold code for the processor, as version-compatible plans do. Only for plans that were
             built here: such a plan is a program.
+        kernels: Where TensorRT-RTX's compiled kernels are kept.
 
     Raises:
         DeviceMemoryError: The GPU has not enough memory for its weights; the plan may be as good as any.
@@ -133,7 +151,7 @@ def open_plan(data: bytes, flavour: vendor.Flavour, *, host_code: bool = False) 
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         raise failure(f"{flavour} {trt.__version__} cannot use the plan", logger.errors)
-    return OpenPlan(trt, logger, runtime, engine)
+    return OpenPlan(trt, logger, runtime, engine, kernels=kernels)
 
 
 def failure(what: str, logged: list[str]) -> EngineError:
