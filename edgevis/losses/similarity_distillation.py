@@ -46,30 +46,41 @@ def similarity_distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class SimilarityDistillationLoss(nn.Module):
-    """Both terms by name, each times its weight; one of weight 0 is left out.
+    """The terms by name, each times its weight; one of weight 0 is left out.
 
     ``pairs`` is :func:`similarity_distillation_loss`. ``direction`` is 1 - cosine between a linear map of the student's
-    embedding and the teacher's; the map is learned with the student and needed by nothing afterwards.
+    embedding and the teacher's; the map is learned with the student and needed by nothing afterwards. ``anchor`` is
+    1 - cosine between the student's embedding and its embedding before the training: what a student learned from more
+    pictures than these is lost less (Li, Hoiem, "Learning without Forgetting", ECCV 2016).
 
     Args:
         student: Width of the student's embedding.
         teacher: Width of the teacher's.
-        pairs, direction: Weights.
+        pairs, direction, anchor: Weights.
     """
 
-    def __init__(self, *, student: int, teacher: int, pairs: float = 1.0, direction: float = 1.0) -> None:
+    def __init__(
+        self, *, student: int, teacher: int, pairs: float = 1.0, direction: float = 1.0, anchor: float = 0.0
+    ) -> None:
         super().__init__()
         if not (pairs or direction):
             raise InputError("the weights of pairs and direction are both 0; allowed: one of them above 0")
-        self.pairs, self.direction = pairs, direction
+        self.pairs, self.direction, self.anchor = pairs, direction, anchor
         # A map that no term uses would have no gradient, for which several processes would wait.
         self.map = nn.Linear(student, teacher, bias=False) if direction else nn.Identity()
 
-    def forward(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """Scalars by name, from embeddings (B, student's width) and (B, teacher's width)."""
+    def forward(self, student: Tensor, teacher: Tensor, start: Tensor | None = None) -> dict[str, Tensor]:
+        """Scalars by name, from embeddings (B, student's width) and (B, teacher's width).
+
+        Args:
+            student, teacher: The embeddings.
+            start: The student's before the training, (B, student's width); the anchor needs it.
+        """
         terms: dict[str, Tensor] = {}
         if self.pairs:
             terms["pairs"] = self.pairs * similarity_distillation_loss(student, teacher)
         if self.direction:
             terms["direction"] = self.direction * embedding_distillation_loss(self.map(student), teacher)
+        if self.anchor and start is not None:
+            terms["anchor"] = self.anchor * embedding_distillation_loss(student, start)
         return terms

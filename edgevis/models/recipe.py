@@ -403,21 +403,29 @@ class SimilarityDistillationRecipe(Recipe):
         batch: Views of persons, two of each.
         views: How many different views there are: the teacher sees each once, and its embedding is kept. 0 draws new
             ones in each step.
-        pairs_weight, direction_weight: Of the loss's terms.
+        fitted_views: On so many the embedding's layer is fitted to the teacher's before the first step; 0 keeps it.
+        own_share: Of the fit's target, the share of what the student's similarities were.
+        harder: Whether the student sees each view moved, in other light, with fewer pixels or partly hidden.
+        pairs_weight, direction_weight, anchor_weight: Of the loss's terms.
     """
 
     loss: str = "similarity"
     batch: int = 64
     views: int = 0
+    fitted_views: int = 0
+    own_share: float = 0.0
+    harder: bool = False
     pairs_weight: float = 1.0
     direction_weight: float = 1.0
+    anchor_weight: float = 0.0
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
         "loss": one_of("similarity"),
         "batch": whole(4, _MOST),
         "views": whole(0, _MOST),
-        "pairs_weight": number(0, _LARGEST),
-        "direction_weight": number(0, _LARGEST),
+        "fitted_views": whole(0, _MOST),
+        "own_share": number(0, 1),
+        **dict.fromkeys(("pairs_weight", "direction_weight", "anchor_weight"), number(0, _LARGEST)),
     }
 
 

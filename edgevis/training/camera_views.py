@@ -36,6 +36,26 @@ def camera_view(
     return image
 
 
+def harder_view(view: Image, rng: np.random.Generator) -> Image:
+    """A view, (256, 128, 3) uint8 BGR, made harder: moved, mirrored, in other light, blurred, partly hidden."""
+    scale = rng.uniform(0.93, 1.05)
+    shift = rng.uniform(-0.04, 0.04, 2) + (1 - scale) / 2
+    matrix = np.array([[scale, 0.0, shift[0] * WIDTH], [0.0, scale, shift[1] * HEIGHT]])
+    if rng.random() < 0.5:
+        matrix[0] = -scale, 0.0, WIDTH - 1 - matrix[0, 2]
+    edge = cv2.BORDER_REPLICATE
+    image = np.asarray(cv2.warpAffine(view, matrix, (WIDTH, HEIGHT), borderMode=edge), np.uint8)
+    image = _lit(image, rng, strength=0.6)
+    if rng.random() < 0.3:
+        height = int(rng.integers(56, 140))
+        small = cv2.resize(image, (height // 2, height), interpolation=cv2.INTER_AREA)
+        image = np.asarray(cv2.resize(small, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR), np.uint8)
+    if rng.random() < 0.25:
+        image = image.copy()
+        _erase(image, rng)
+    return image
+
+
 def _dressed(persons: Sequence[PersonCutout], index: int, rng: np.random.Generator, *, recolour: bool) -> Image:
     """The person's box, with other colours and before other surroundings at times."""
     person = persons[index]
@@ -133,16 +153,16 @@ def _joined(image: Image, other: Image, rng: np.random.Generator) -> Image:
     return image
 
 
-def _lit(image: Image, rng: np.random.Generator) -> Image:
-    """Exposure, contrast, colour of the light, saturation."""
+def _lit(image: Image, rng: np.random.Generator, *, strength: float = 1.0) -> Image:
+    """Exposure, contrast, colour of the light, saturation; ``strength`` is 0..1."""
     if rng.random() < 0.8:
-        levels = np.linspace(0.0, 1.0, 256)[:, None] ** np.exp(rng.normal(0, 0.3))
-        gains = np.exp(rng.normal(0, 0.2) + rng.normal(0, 0.06, 3))
-        table = (255 * levels * gains + rng.normal(0, 14)).clip(0, 255).astype(np.uint8)
+        levels = np.linspace(0.0, 1.0, 256)[:, None] ** np.exp(strength * rng.normal(0, 0.3))
+        gains = np.exp(strength * (rng.normal(0, 0.2) + rng.normal(0, 0.06, 3)))
+        table = (255 * levels * gains + strength * rng.normal(0, 14)).clip(0, 255).astype(np.uint8)
         image = np.asarray(cv2.LUT(image, table[None]), np.uint8)
     if rng.random() < 0.5:
         grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-        colour = float(rng.uniform(0.2, 1.5))
+        colour = 1 - strength + strength * float(rng.uniform(0.2, 1.5))
         image = np.asarray(cv2.addWeighted(image, colour, grey, 1 - colour, 0), np.uint8)
     return image
 

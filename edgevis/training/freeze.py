@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -50,3 +51,19 @@ def train_but_frozen(module: nn.Module) -> None:
             parameters = list(part.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 part.eval()
+
+
+@torch.no_grad()
+def fold_statistics(model: nn.Module) -> None:
+    """Move the statistics of all batch norms into scale and shift: the same outputs, and nothing said of any pictures.
+
+    Published weights may carry statistics of pictures under other licences than theirs.
+    """
+    for part in model.modules():
+        if isinstance(part, _BatchNorm) and part.affine and part.running_mean is not None:
+            variance = torch.as_tensor(part.running_var)
+            scale = part.weight / (variance + part.eps).sqrt()
+            part.bias.sub_(part.running_mean * scale)
+            part.weight.copy_(scale)
+            part.running_mean.zero_()
+            variance.fill_(1 - part.eps)

@@ -36,7 +36,7 @@ from edgevis.training.freeze import train_but_frozen
 from edgevis.training.memory import use_channels_last
 from edgevis.training.progress import ProgressListener
 from edgevis.training.resume import BEST, LAST
-from edgevis.training.task import Batch, DataDependentStart, Evaluation, TrainingTask
+from edgevis.training.task import Batch, DataDependentStart, Evaluation, StartDependent, TrainingTask
 from runtime.common.files import atomic_write
 from runtime.errors import EdgevisError
 
@@ -89,10 +89,14 @@ def fit(run: Run, fabric: Any, listener: ProgressListener) -> TrainingState:
     recipe, task = run.recipe, run.task
     step = _Step(run.model, task)
     use_channels_last(step)
+    state = run.begun
+    if state.epochs < recipe.epochs and isinstance(task, StartDependent):
+        run.model.to(fabric.device)
+        step.criterion.to(fabric.device)
+        task.begin(run.model)
     optimizer = _optimizer(step, recipe)
     average = AveragedWeights(run.model, recipe.ema_decay) if recipe.ema_decay else None
     parts = {"model": run.model, "criterion": step.criterion, **({} if average is None else {"average": average.model})}
-    state = run.begun
     if state.epochs:
         read_state(run.output / LAST, parts, optimizer)
     wrapped, prepared = fabric.setup(step, optimizer)

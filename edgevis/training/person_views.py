@@ -104,9 +104,12 @@ class PersonViewsTask(ABC, Generic[R]):
         return self._steps
 
     def batch(self, epoch: int, step: int, rank: int) -> Batch:
+        return self.tensors(self.views(self.draw(epoch, step, rank)))
+
+    def draw(self, epoch: int, step: int, rank: int) -> np.random.Generator:
+        """The random numbers of a step."""
         number = epoch * self.steps_per_epoch + step
-        rng = np.random.default_rng((self._seed, number, rank) if rank else (self._seed, number))
-        return self.tensors(self.views(rng))
+        return np.random.default_rng((self._seed, number, rank) if rank else (self._seed, number))
 
     def tensors(self, views: Sequence[Image]) -> Batch:
         """The student's ``image`` (N, 3, h, w) float32, and the teacher's where that is another one."""

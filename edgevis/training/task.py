@@ -113,6 +113,19 @@ class DataDependentStart(Protocol):
 
 
 @runtime_checkable
+class StartDependent(Protocol):
+    """A task that adapts a model before the first step, and needs it as it then is until the last."""
+
+    def begin(self, model: nn.Module) -> None:
+        """Change the model in place; called on the training's device, and again where a training goes on.
+
+        Args:
+            model: With the weights that the training began with.
+        """
+        ...
+
+
+@runtime_checkable
 class SelfTrainingTask(TrainingTask, Protocol):
     """A task whose model also learns from pictures that a teacher labelled: Noisy Student (Xie et al., CVPR 2020)."""
 

@@ -58,6 +58,7 @@ def test_what_ships_is_small() -> None:
         "efficientnet-lite0",
         "enet",
         "hsnet-hm",
+        "osnet-in-x0-5",
         "osnet-x0-25",
         "person-detector",
     }

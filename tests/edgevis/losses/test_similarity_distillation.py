@@ -51,6 +51,16 @@ def test_the_map_is_learned_and_a_term_without_weight_is_left_out() -> None:
     assert set(SimilarityDistillationLoss(student=6, teacher=4, pairs=0)(student, teacher)) == {"direction"}
 
 
+def test_the_anchor_is_the_cosine_to_the_start() -> None:
+    torch.manual_seed(0)
+    student, start, teacher = torch.randn(8, 6), torch.randn(8, 6), torch.randn(8, 4)
+    loss = SimilarityDistillationLoss(student=6, teacher=4, direction=0, anchor=3.0)
+    cosine = torch.nn.functional.cosine_similarity(student, start).mean()
+    assert float(loss(student, teacher, start)["anchor"]) == pytest.approx(3 * (1 - float(cosine)))
+    assert float(loss(start, teacher, 2 * start)["anchor"]) == pytest.approx(0, abs=1e-6)
+    assert set(loss(student, teacher)) == {"pairs"}
+
+
 def test_what_is_wrong_is_refused() -> None:
     rows = torch.randn(4, 3)
     with pytest.raises(InputError, match="has 4 rows, the teacher's 5; allowed"):

@@ -125,7 +125,7 @@ def test_a_sidecar_is_found_by_what_it_was_measured_on(tmp_path: Path) -> None:
         read_sidecar(path)
 
 
-@pytest.mark.parametrize("name", ["osnet-x0-25", "efficientnet-lite0"])
+@pytest.mark.parametrize("name", ["osnet-x0-25", "osnet-in-x0-5", "efficientnet-lite0"])
 def test_the_weights_that_ship_were_measured(name: str) -> None:
     declared = models.entry(name)
     weights = models.shipped_weights(declared)

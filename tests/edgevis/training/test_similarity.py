@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from edgevis import models
 from edgevis.models.osnet import DEPLOYMENT
 from edgevis.models.recipe import SimilarityDistillationRecipe
 from edgevis.train import main
 from edgevis.training.similarity import SimilarityDistillationTask
+from edgevis.training.task import Batch
 from edgevis.training.teacher import open_teacher
 
 from training_data import write_dressed_persons
@@ -86,6 +88,42 @@ def test_the_student_learns_the_teachers_similarities(photos: Path, teacher: Pat
     assert all(torch.equal(tensor, opened.model.state_dict()[name]) for name, tensor in before.items())
 
 
+def test_the_embedding_is_fitted_to_the_teachers_and_kept_as_it_was(photos: Path, teacher: Path) -> None:
+    """The first loss is less than without the fit; the anchor is 0 before the first step and not after one."""
+    opened = open_teacher(teacher, "osnet-in-x0-5", student=DEPLOYMENT)
+    losses = []
+    for fitted in (0, 16):
+        recipe = RECIPE.with_values({"views": 16, "fitted_views": fitted, "anchor_weight": 1.0, "frozen_norms": True})
+        task = SimilarityDistillationTask.read(photos, recipe, DEPLOYMENT, opened, seed=0)
+        torch.manual_seed(1)
+        student, criterion, batch = models.create("osnet-x0-25"), task.criterion(), task.batch(0, 0, 0)
+        task.begin(student)
+        terms = task.loss(student.eval(), criterion, batch, 0)
+        assert float(terms["anchor"].detach()) == pytest.approx(0, abs=1e-5)
+        losses.append(float((terms["pairs"] + terms["direction"]).detach()))
+    assert losses[1] < 0.7 * losses[0]
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-2)
+    torch.stack(list(terms.values())).sum().backward()
+    optimizer.step()
+    assert float(task.loss(student, criterion, batch, 0)["anchor"].detach()) > 1e-5
+
+
+def test_a_training_that_goes_on_is_an_unbroken_one(photos: Path, teacher: Path, tmp_path: Path) -> None:
+    """What the loss is anchored to is in no checkpoint: it is made again."""
+    names = ("--recipe", "similarity", "--data", str(photos), "--teacher", str(teacher))
+    sizes = ("views=8", "fitted_views=8", "steps_per_epoch=1", "batch=4", "validate_every=0")
+    words = ["osnet-x0-25", *names, "--teacher-model", "osnet-in-x0-5", "--quiet"]
+    words += [word for size in sizes for word in ("--set", size)]
+    assert main([*words, "--epochs", "2", "--output", str(tmp_path / "whole")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimilarityDistillationTask, "batch", _stopping_at_the_second(SimilarityDistillationTask.batch))
+        assert main([*words, "--epochs", "2", "--output", str(tmp_path / "broken")]) == 130
+    assert main([*words, "--epochs", "2", "--output", str(tmp_path / "broken"), "--resume"]) == 0
+    whole, broken = (load_file(tmp_path / name / "best.safetensors") for name in ("whole", "broken"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(broken[name], tensor, rtol=1e-5, atol=1e-6)
+
+
 def test_the_correlation_is_that_of_similarities(photos: Path) -> None:
     task = SimilarityDistillationTask.read(photos, _evaluating(), DEPLOYMENT, None, seed=0)
     rows = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
@@ -101,7 +139,18 @@ def test_the_correlation_is_that_of_similarities(photos: Path) -> None:
 
 
 def test_from_the_command_line(photos: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--set", "batch=4", "--set", "steps_per_epoch=1", "--epochs", "1"]
+    small = [
+        "--set",
+        "batch=4",
+        "--set",
+        "steps_per_epoch=1",
+        "--set",
+        "views=4",
+        "--set",
+        "fitted_views=4",
+        "--epochs",
+        "1",
+    ]
     command = [
         "osnet-x0-25",
         "--recipe",
@@ -119,6 +168,17 @@ def test_from_the_command_line(photos: Path, teacher: Path, tmp_path: Path, caps
     assert list(report["evaluation"]["figures"]) == ["correlation", "rank-1", "teacher's rank-1"]
     assert report["teacher"]["model"] == "osnet-in-x0-5"
     models.load_weights(models.create("osnet-x0-25"), tmp_path / "run" / "best.safetensors")
+
+
+def _stopping_at_the_second(batch: Callable[..., Batch]) -> Callable[..., Batch]:
+    """The task's batches, but Ctrl+C instead of those of the second epoch."""
+
+    def stopping(task: SimilarityDistillationTask, epoch: int, step: int, rank: int) -> Batch:
+        if epoch:
+            raise KeyboardInterrupt
+        return batch(task, epoch, step, rank)
+
+    return stopping
 
 
 def _evaluating() -> SimilarityDistillationRecipe:
