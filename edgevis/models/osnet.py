@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from edgevis.models.allowed import CLASSES_OR_NONE
 from edgevis.models.entry import ModelEntry
-from edgevis.models.recipe import BlockwiseDistillationRecipe, ReIDRecipe, SimilarityDistillationRecipe
+from edgevis.models.recipe import ReIDRecipe
+from edgevis.models.unlabelled_recipe import BlockwiseDistillationRecipe, SimilarityDistillationRecipe
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.errors import ModelError
 

@@ -22,8 +22,10 @@ Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "step", "cosine"]
 
 
-_MOST = 1_000_000_000
-_LARGEST = 1e30
+MOST = 1_000_000_000
+"""The limit for counts."""
+
+LARGEST = 1e30
 """The limit for weights and scales: beyond any useful value, and within float32."""
 
 _CUSTOM = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
@@ -103,19 +105,19 @@ class Recipe:
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
         "loss": TEXT,
-        "epochs": whole(0, _MOST),
-        "steps_per_epoch": whole(0, _MOST),
+        "epochs": whole(0, MOST),
+        "steps_per_epoch": whole(0, MOST),
         "learning_rate": number(0, 1e38, above=True),
         "momentum": number(0, 1, below=True),
         "adam_beta2": number(0, 1, below=True),
-        "weight_decay": number(0, _LARGEST),
-        "milestones": several(whole(0, _MOST), least=0, more=", rising", holds=_rising),
-        "decay": number(0, _LARGEST),
-        "warm_up_epochs": whole(0, _MOST),
+        "weight_decay": number(0, LARGEST),
+        "milestones": several(whole(0, MOST), least=0, more=", rising", holds=_rising),
+        "decay": number(0, LARGEST),
+        "warm_up_epochs": whole(0, MOST),
         "warm_up_from": number(0, 1),
-        "clip_norm": number(0, _LARGEST),
+        "clip_norm": number(0, LARGEST),
         "ema_decay": number(0, 1, below=True),
-        "validate_every": whole(0, _MOST),
+        "validate_every": whole(0, MOST),
         "frozen": several(TEXT, least=0),
     }
     """The allowed values of fields whose type does not say them."""
@@ -175,9 +177,9 @@ class DistillationRecipe(Recipe):
     temperature: float = 4.0
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
-        "distill_embedding": number(0, _LARGEST),
-        "distill_logits": number(0, _LARGEST),
-        "temperature": number(0, _LARGEST, above=True),
+        "distill_embedding": number(0, LARGEST),
+        "distill_logits": number(0, LARGEST),
+        "temperature": number(0, LARGEST, above=True),
     }
 
 
@@ -221,16 +223,16 @@ class EpisodeRecipe(DistillationRecipe):
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
         "loss": known_losses("fusion", "global", "local"),
-        "way": whole(2, _MOST),
-        "shot": whole(1, _MOST),
-        "query": whole(1, _MOST),
-        "episodes_per_step": whole(1, _MOST),
-        "scale": number(0, _LARGEST, above=True),
+        "way": whole(2, MOST),
+        "shot": whole(1, MOST),
+        "query": whole(1, MOST),
+        "episodes_per_step": whole(1, MOST),
+        "scale": number(0, LARGEST, above=True),
         "held_out": number(0, 1, below=True),
-        "test_way": whole(2, _MOST),
-        "test_shots": several(whole(1, _MOST), more=", none twice", holds=_different),
-        "test_query": whole(1, _MOST),
-        "test_episodes": whole(1, _MOST),
+        "test_way": whole(2, MOST),
+        "test_shots": several(whole(1, MOST), more=", none twice", holds=_different),
+        "test_query": whole(1, MOST),
+        "test_episodes": whole(1, MOST),
         "jitter": number(0, 1),
         "crop": number(0, 1, above=True),
     }
@@ -272,14 +274,14 @@ class ReIDRecipe(DistillationRecipe):
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
         "loss": known_losses("reid"),
-        "identities": whole(2, _MOST),
-        "images": whole(1, _MOST),
-        "alpha": number(0, _LARGEST),
-        "beta": number(0, _LARGEST),
-        "triplet_weight": number(0, _LARGEST),
+        "identities": whole(2, MOST),
+        "images": whole(1, MOST),
+        "alpha": number(0, LARGEST),
+        "beta": number(0, LARGEST),
+        "triplet_weight": number(0, LARGEST),
         "smoothing": number(0, 1, below=True),
-        "margin": number(0, _LARGEST),
-        "triplet_epochs": whole(0, _MOST),
+        "margin": number(0, LARGEST),
+        "triplet_epochs": whole(0, MOST),
         "held_out": number(0, 1, below=True),
         "pad": whole(0, 1024),
         "jitter": number(0, 1),
@@ -325,15 +327,15 @@ class FewShotSegmentationRecipe(Recipe):
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
         "loss": known_losses("cross-entropy"),
-        "batch": whole(1, _MOST),
+        "batch": whole(1, MOST),
         "fold": or_null(whole(0, 3)),
         "where": TEXT,
         "photometric": number(0, 1),
-        "dice_weight": number(0, _LARGEST),
-        "first_pass_weight": number(0, _LARGEST),
+        "dice_weight": number(0, LARGEST),
+        "first_pass_weight": number(0, LARGEST),
         "class_power": number(0, 1),
-        "test_episodes": whole(1, _MOST),
-        "test_shots": several(whole(1, _MOST), more=", none twice", holds=_different),
+        "test_episodes": whole(1, MOST),
+        "test_shots": several(whole(1, MOST), more=", none twice", holds=_different),
     }
 
 
@@ -365,67 +367,11 @@ class SegmentationRecipe(Recipe):
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
         "loss": known_losses("supervised"),
-        "batch": whole(1, _MOST),
+        "batch": whole(1, MOST),
         "angles": several(whole(-180, 180), more=", none twice", holds=_different),
-        "alpha": number(0, _LARGEST, above=True),
-        "pairwise_weight": number(0, _LARGEST),
+        "alpha": number(0, LARGEST, above=True),
+        "pairwise_weight": number(0, LARGEST),
         "held_out": number(0, 1, below=True),
-    }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockwiseDistillationRecipe(Recipe):
-    """Distillation without labels: each block of a network learns alone, then all of them together.
-
-    Attributes:
-        loss: ``unexplained`` is the share of the teacher's maps and embeddings that is left unexplained.
-        batch: Views of persons.
-        blockwise: The share of the epochs in which each block is given the teacher's input of that block.
-    """
-
-    loss: str = "unexplained"
-    batch: int = 64
-    blockwise: float = 0.25
-
-    ALLOWED: ClassVar[Mapping[str, Allowed]] = {
-        "loss": one_of("unexplained"),
-        "batch": whole(2, _MOST),
-        "blockwise": number(0, 1),
-    }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SimilarityDistillationRecipe(Recipe):
-    """Distillation without labels: the similarities of a teacher's embeddings, of any width, on views of persons.
-
-    Attributes:
-        loss: ``similarity`` is :class:`edgevis.losses.SimilarityDistillationLoss`.
-        batch: Views of persons, two of each.
-        views: How many different views there are: the teacher sees each once, and its embedding is kept. 0 draws new
-            ones in each step.
-        fitted_views: On so many the embedding's layer is fitted to the teacher's before the first step; 0 keeps it.
-        own_share: Of the fit's target, the share of what the student's similarities were.
-        harder: Whether the student sees each view moved, in other light, with fewer pixels or partly hidden.
-        pairs_weight, direction_weight, anchor_weight: Of the loss's terms.
-    """
-
-    loss: str = "similarity"
-    batch: int = 64
-    views: int = 0
-    fitted_views: int = 0
-    own_share: float = 0.0
-    harder: bool = False
-    pairs_weight: float = 1.0
-    direction_weight: float = 1.0
-    anchor_weight: float = 0.0
-
-    ALLOWED: ClassVar[Mapping[str, Allowed]] = {
-        "loss": one_of("similarity"),
-        "batch": whole(4, _MOST),
-        "views": whole(0, _MOST),
-        "fitted_views": whole(0, _MOST),
-        "own_share": number(0, 1),
-        **dict.fromkeys(("pairs_weight", "direction_weight", "anchor_weight"), number(0, _LARGEST)),
     }
 
 

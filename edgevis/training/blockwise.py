@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgevis.models.recipe import BlockwiseDistillationRecipe
+from edgevis.models.unlabelled_recipe import BlockwiseDistillationRecipe
 from edgevis.training.person_views import PersonViewsTask, per_person
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, MetricValue

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.data.person_cutouts import PersonSources, read_person_sources
-from edgevis.models.recipe import BlockwiseDistillationRecipe, SimilarityDistillationRecipe
+from edgevis.models.unlabelled_recipe import BlockwiseDistillationRecipe, SimilarityDistillationRecipe
 from edgevis.training.camera_views import camera_view
 from edgevis.training.embed import embeddings
 from edgevis.training.task import Batch, Evaluation, MetricValue

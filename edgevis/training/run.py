@@ -21,9 +21,10 @@ from torch import nn
 from edgevis import __version__, models
 from edgevis.data.leakage import SplitCheck, listed
 from edgevis.models.allowed import one_of, whole
-from edgevis.models.recipe import BlockwiseDistillationRecipe, Recipe, SimilarityDistillationRecipe
+from edgevis.models.recipe import Recipe
 from edgevis.models.recipe_detection import DetectionRecipe
 from edgevis.models.recipe_projection import ProjectionRecipe
+from edgevis.models.unlabelled_recipe import BlockwiseDistillationRecipe, SimilarityDistillationRecipe
 from edgevis.provenance import Provenance
 from edgevis.training import tasks
 from edgevis.training.blockwise import BlockwiseDistillationTask

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from edgevis.data.person_cutouts import PersonSources
 from edgevis.losses import SimilarityDistillationLoss
-from edgevis.models.recipe import SimilarityDistillationRecipe
+from edgevis.models.unlabelled_recipe import SimilarityDistillationRecipe
 from edgevis.training.camera_views import harder_view
 from edgevis.training.embedding_fit import fit_embedding, ridge
 from edgevis.training.freeze import fold_statistics

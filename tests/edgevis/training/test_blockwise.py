@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from edgevis import models
 from edgevis.data.person_cutouts import BACKGROUND, BODY, persons_from_ccp, persons_from_video, read_person_sources
 from edgevis.models.osnet import DEPLOYMENT, OSNet
-from edgevis.models.recipe import BlockwiseDistillationRecipe, recipe_of
+from edgevis.models.recipe import recipe_of
+from edgevis.models.unlabelled_recipe import BlockwiseDistillationRecipe
 from edgevis.train import main
 from edgevis.training.blockwise import BlockwiseDistillationTask, activations, unexplained_terms
 from edgevis.training.camera_views import HEIGHT, WIDTH, camera_view

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from edgevis import models
 from edgevis.models.osnet import DEPLOYMENT
-from edgevis.models.recipe import SimilarityDistillationRecipe
+from edgevis.models.unlabelled_recipe import SimilarityDistillationRecipe
 from edgevis.train import main
 from edgevis.training.similarity import SimilarityDistillationTask
 from edgevis.training.task import Batch
