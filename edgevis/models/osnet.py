@@ -203,7 +203,8 @@ class OSNet(PersonEncoder):
         """From image (N, 3, 256, 128) float32 to the means (N, C) float32 of the last map."""
         x = self.conv2(self.maxpool(self.conv1(image)))
         x = self.conv5(self.conv4(self.conv3(x)))
-        return x.mean((2, 3))
+        means: Tensor = x.mean((2, 3))
+        return means
 
     def blocks(self) -> list[nn.Module]:
         """The modules that make the maps one after another: stem, blocks, transitions and the last convolution."""
@@ -286,7 +287,8 @@ class OSNetIN(PersonEncoder):
         """From image (N, 3, 256, 128) float32 to the weighted means (N, C) float32 of the last map."""
         x = self.conv2(self.maxpool(self.conv1(self.in_first(image))))
         x = self.global_avgpool(self.conv5(self.conv4(self.conv3(x))))
-        return x.flatten(1)
+        means: Tensor = x.flatten(1)
+        return means
 
 
 def _stage(inputs: int, outputs: int) -> nn.Sequential:
