@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m export.debug", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="or NAME.failed, or the OUTPUT of an earlier run")
+    parser.add_argument("bundle", metavar="BUNDLE", help="or NAME.failed, or the OUTPUT of an earlier run")
     parser.add_argument("--engine", metavar="A", help="an engine of the bundle, such as openvino-int8")
     parser.add_argument(
         "--against",
@@ -61,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
     require_extra("export", what="comparing engines")
     from export.debug.reduced import is_reduced
 
-    if is_reduced(arguments.bundle):
+    if is_reduced(Path(arguments.bundle)):
         return _repeat(arguments)
     if arguments.engine is None:
         raise InputError(f"--engine is missing: one of {', '.join(_engines(_open(arguments.bundle)))}")
@@ -121,7 +121,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _repeat(arguments: argparse.Namespace) -> int:
     from export.debug.reduced import repeat
 
-    record, error = repeat(arguments.bundle)
+    record, error = repeat(Path(arguments.bundle))
     fails = not error <= record.tolerance
     if arguments.json:
         report = {**to_json(record), "error_now": error, "fails": fails}
@@ -135,8 +135,9 @@ def _repeat(arguments: argparse.Namespace) -> int:
     return int(fails)
 
 
-def _open(path: Path) -> Bundle:
-    return open_failed(path) if is_failed_build(path) else Bundle(path)
+def _open(name: str) -> Bundle:
+    folder = Path(name)
+    return open_failed(folder) if is_failed_build(folder) else Bundle(name)
 
 
 def _engines(bundle: Bundle) -> list[str]:

@@ -18,11 +18,11 @@ from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.spec import Precision
 from runtime.errors import ExportError, UnknownBackendError
 
-TOLERANCES: Mapping[Precision, float] = MappingProxyType({"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2, "int8": 2e-1})
+TOLERANCES: Mapping[Precision, float] = MappingProxyType({"fp32": 1e-4, "fp16": 1e-2, "bf16": 1.5e-1, "int8": 2e-1})
 """The default tolerance against a float graph, relative by the Euclidean norm over a tensor.
 
-Measured on OSNet x0.25 with OpenVINO 2026.4, against its FP32 graph: the furthest tensor is 1.2e-6 off in FP32, 0.027
-in BF16 and 0.12 in INT8.
+Measured with OpenVINO 2026.4 against the FP32 graph: of OSNet x0.25 the furthest tensor is 1.2e-6 off in FP32, 0.027
+in BF16 and 0.12 in INT8; the scores of the person detector are 0.084 off in BF16.
 """
 
 SAME_ROUNDING = 5e-2

@@ -107,9 +107,7 @@ def makes(model: ModelProto, weight: str) -> str:
 @pytest.mark.parametrize("engine", ["openvino-fp32", "onnxruntime-fp32"])
 def test_right_engines_agree(engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "debug"
-    status, report = report_of(
-        capsys, str(ready.bundle_path(OSNET)), "--engine", engine, "--rows", "2", "--output", str(output)
-    )
+    status, report = report_of(capsys, OSNET, "--engine", engine, "--rows", "2", "--output", str(output))
     assert status == 0
     assert report["outputs"]["embedding"] < 1e-5
     assert not output.exists()
