@@ -2,7 +2,9 @@
 
 No paper's model: HSNet's frozen backbone, layers and two graphs, with a 2-D decoder in place of its 4-D convolutions.
 For each layer, five maps say how much each place of the query is like the example's object and like what is around it:
-the cosine to the nearest place of either, the cosine to the mean of either, and the difference of their soft maxima.
+the cosine to the nearest place of either, the cosine to the mean of either, and the difference of their soft maxima;
+and, since the parts of a thing lie alike in pictures of it, the first and last of them again with places far apart in
+their images counting as less alike.
 These are the training-free methods of Zhang et al., "SG-One" (2018), Wang et al., "PANet" (ICCV 2019) and the prior of
 Tian et al., "PFENet" (TPAMI 2020); the decoder learns which of them to believe where. What it finds is an example of
 its own, after Fan et al., "Self-Support Few-Shot Semantic Segmentation" (ECCV 2022): a second pass also sees how like
@@ -41,8 +43,10 @@ from runtime.errors import ModelError
 SIDE = 289
 
 _WIDTH = 64
-# Of one layer.
-_MAPS = 5
+# Of one layer, and where what lies elsewhere in its image counts as less alike.
+_MAPS, _NEAR_MAPS = 5, 3
+# How much less alike, per square of a distance of this share of the side.
+_FAR, _NEAR = 0.05, 0.1
 _TEMPERATURE = 0.1
 # What a place's share of the mask may least be, for its logarithm.
 _LEAST = 1e-5
@@ -67,23 +71,26 @@ class Places(NamedTuple):
     share: Tensor
 
 
-def similarity_maps(query: Tensor, support: Places) -> Tensor:
+def similarity_maps(query: Tensor, support: Places, far: Tensor | None = None) -> Tensor:
     """How much each place of a query is like an object and like the rest, by one layer.
 
     Args:
         query: (B, C, Q), unit channels.
         support: Of the same B.
+        far: (Q, S), added to the cosine of each two places: less where they lie far apart in their images.
 
     Returns:
         (B, 5, Q): the cosine to the nearest place of the object and of the rest, to the mean of either, and the soft
         maximum over the object's places less that over the others'. What belongs to the object for a small part is
-        nearest only if it is far more similar.
+        nearest only if it is far more similar. With ``far`` (B, 3, Q), without the two means.
     """
     sides = _sides(support)
     similar = [query.transpose(1, 2) @ places for places, _, _ in sides]  # (B, Q, S)
+    if far is not None:
+        similar = [x + far for x in similar]
     nearest = [(x + _TEMPERATURE * weight).amax(2) for x, (_, weight, _) in zip(similar, sides, strict=True)]
     soft = [_soft(x / _TEMPERATURE + weight) for x, (_, weight, _) in zip(similar, sides, strict=True)]
-    mean = [_to_mean(query, places, part) for places, _, part in sides]
+    mean = [] if far is not None else [_to_mean(query, places, part) for places, _, part in sides]
     return torch.stack([*nearest, *mean, _TEMPERATURE * (soft[0] - soft[1])], 1)
 
 
@@ -174,7 +181,8 @@ class PriorNet(SupportQueryModel):
         one_of(*get_args(SmallBackbone)).require("backbone", backbone)
         super().__init__(backbone, side=side, width=64, small=True)
         _, two, three, four = self.backbone.depths
-        self.decoder = PriorDecoder(_MAPS * (two + three + four), _MAPS * (three + four), self.backbone.channels[0])
+        maps = _MAPS * (two + three + four) + _NEAR_MAPS * three
+        self.decoder = PriorDecoder(maps, _MAPS * (three + four), self.backbone.channels[0])
 
     def support(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features of support images, as :meth:`query` takes them.
@@ -275,9 +283,12 @@ class PriorNet(SupportQueryModel):
         share3, share4 = support_l3[:, -1], support_l4[:, -1]
         for number, x in enumerate(two):
             maps.append(_mapped(x, Places(parts[2 * number], parts[2 * number + 1], share3)))
+        far = _far(three[0].shape[2])
         for stage, given, share in ((three, support_l3[:, :start], share3), (four, support_l4[:, :-1], share4)):
             for x, places in zip(stage, torch.split(given, stage[0].shape[1], 1), strict=True):
                 maps.append(resize(_mapped(x, Places(places, places, share)), size))
+                if stage is three:
+                    maps.append(resize(_mapped(x, Places(places, places, share), far), size))
         x, guess = self.decoder.guessed(torch.cat(maps, 1), support_l2.reshape(-1, 1, *size))
         found = guess.sigmoid().detach()
         middle = _mean_of_places(found, 2)
@@ -289,9 +300,17 @@ class PriorNet(SupportQueryModel):
         return self.decoder(x, found, torch.cat(own, 1), edges), guess
 
 
-def _mapped(x: Tensor, places: Places) -> Tensor:
-    """(B, 5, h, w) of (B, C, h, w), unit channels."""
-    return similarity_maps(x.flatten(2), places).reshape(-1, _MAPS, *x.shape[2:])
+def _mapped(x: Tensor, places: Places, far: Tensor | None = None) -> Tensor:
+    """The maps (B, ., h, w) of (B, C, h, w), unit channels."""
+    return similarity_maps(x.flatten(2), places, far).unflatten(2, x.shape[2:])
+
+
+def _far(side: int) -> Tensor:
+    """(places, places) of a square map, 0 and below: what lies elsewhere in its image is less alike."""
+    places = torch.linspace(0, 1, side)
+    apart = (places[:, None] - places).square()  # of rows, and of columns
+    squares = (apart[:, None, :, None] + apart[None, :, None, :]).flatten(2).flatten(0, 1)
+    return -_FAR * (squares / (2 * _NEAR**2)).clamp(max=4)
 
 
 def _parts(x: Tensor, mask: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
@@ -380,7 +399,7 @@ ENTRIES = (
         DEPLOYMENT,
         "none: similarities as of SG-One (2018), PANet (ICCV 2019) and PFENet (TPAMI 2020), decoded by our own network",
         "Apache-2.0",
-        2_609_267,
+        2_609_861,
         deploy=_deploy,
         precisions=PRECISIONS,
         recipes={"small": SMALL},

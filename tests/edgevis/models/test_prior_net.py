@@ -8,7 +8,7 @@ import torch
 
 from edgevis import models
 from edgevis.losses import dice_loss
-from edgevis.models.prior_net import Places, PriorNet, similarity_maps
+from edgevis.models.prior_net import Places, PriorNet, _far, similarity_maps
 from runtime.errors import InputError, ModelError
 
 pytestmark = pytest.mark.torch
@@ -52,6 +52,21 @@ def test_a_part_of_a_place_is_told_from_its_rest() -> None:
     assert maps[2].tolist() == pytest.approx([1, 0, 0], abs=1e-3)
     assert maps[3].tolist() == pytest.approx([0, 1, 0], abs=1e-3)
     assert maps[4].tolist() == pytest.approx([1, -1, 0], abs=1e-3)
+
+
+def test_what_lies_elsewhere_counts_as_less_alike(net: PriorNet) -> None:
+    """The same picture: with places far apart less alike, the object's own places are told from their copies."""
+    same = torch.ones(1, 2, 9)
+    share = torch.zeros(1, 9)
+    share[0, 0] = 1
+    far = _far(3)
+    assert torch.equal(far, far.T)
+    assert torch.equal(far == 0, torch.eye(9, dtype=torch.bool))
+    plain = similarity_maps(same, Places(same, same, share))[0, 4]
+    near = similarity_maps(same, Places(same, same, share), far)[0, 2]
+    assert plain.std() < 1e-6
+    assert near.argmax() == 0
+    assert near[0] > near[1:].max() + 0.1
 
 
 def test_the_graphs_give_what_training_saw(net: PriorNet) -> None:
