@@ -147,7 +147,7 @@ def _layer_margin(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
 
 
 class Trained:
-    """Masks of an HSNet in PyTorch.
+    """Masks of a trained model in PyTorch.
 
     Args:
         path: Weights that name their model and options, as all that a training of edgevis writes.

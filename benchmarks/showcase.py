@@ -3,7 +3,7 @@
 On photographs that wheels carry, with three bundles:
 
 - few-shot classification learns eight classes from one picture each, and predicts other views of them;
-- few-shot segmentation learns one object in one photograph, by a polygon, and finds it in another photograph;
+- few-shot segmentation learns one object in one photograph, by a polygon, and finds it in another one;
 - segmentation finds what looks like the cell nuclei whose boxes taught it: galaxies.
 
 Writes ``showcase.jpg`` into the output folder. The photographs are nobody's training data, and none of this is a
@@ -40,14 +40,22 @@ _PHOTOGRAPHS = {
 _VIEWS = 4
 _ASTRONAUT = ("skimage", "data/astronaut.png")
 _ADMIRAL = ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg")
-# The suit of the astronaut, of 512 x 512 pixels, x and y.
-_SUIT = (
-    (25, 505), (20, 395), (45, 290), (75, 245), (108, 215), (150, 272), (240, 292), (303, 240), (345, 262), (362, 350),
-    (300, 385), (280, 440), (276, 511), (170, 511), (150, 470), (125, 511),
+_CUP = ("skimage", "data/coffee.png")
+# Of the astronaut's 512 x 512 pixels, x and y.
+_PERSON = (
+    (25, 511), (20, 395), (45, 290), (75, 245), (108, 215), (120, 170), (150, 148), (185, 152), (178, 120), (158, 108),
+    (155, 85), (165, 45), (205, 20), (250, 15), (290, 45), (302, 90), (275, 125), (262, 165), (295, 200), (303, 240),
+    (345, 262), (362, 350), (300, 385), (280, 440), (276, 511),
 )  # fmt: skip
 _HAIR = (
     (155, 85), (165, 45), (205, 20), (250, 15), (290, 45), (300, 90), (280, 125), (268, 95), (250, 75), (195, 75),
     (180, 95), (178, 120), (160, 105),
+)  # fmt: skip
+# Cup and saucer, of 600 x 400 pixels.
+_CUP_AND_SAUCER = (
+    (75, 205), (85, 150), (110, 110), (172, 78), (174, 45), (215, 24), (290, 17), (360, 26), (412, 55), (419, 95),
+    (414, 135), (455, 175), (475, 215), (470, 265), (440, 310), (390, 350), (320, 378), (250, 380), (180, 360),
+    (120, 315), (85, 255),
 )  # fmt: skip
 _SKY = ("skimage", "data/hubble_deep_field.jpg")
 _SIDE = 150
@@ -94,20 +102,24 @@ def classified(bundle: str) -> Image:
 
 
 def few_shot_segmented(bundle: str) -> Image:
-    """The examples with their masks, then what was found in the mirrored, darker photograph and in another one."""
-    example, other = _further(photograph(*_ASTRONAUT)), _further(photograph(*_ADMIRAL))
-    mirrored = np.ascontiguousarray(example[:, ::-1] * 0.7).astype(np.uint8)
+    """Each example with its mask, then what was found in another photograph, or in another view of it."""
+    admiral = photograph(*_ADMIRAL)
+    turned = view_of(photograph(*_CUP)[:, ::-1], np.random.default_rng(4))
     tiles: list[Image] = []
     with Predictor(bundle) as predictor:
-        for label, polygon in (("suit", _SUIT), ("hair", _HAIR)):
-            mask = _further(_filled(polygon, photograph(*_ASTRONAUT).shape[:2]), 0) > 0
+        for label, place, polygon, image in (
+            ("person", _ASTRONAUT, _PERSON, admiral),
+            ("hair", _ASTRONAUT, _HAIR, admiral),
+            ("cup", _CUP, _CUP_AND_SAUCER, turned),
+        ):
+            example = photograph(*place)
+            mask = _filled(polygon, example.shape)
             predictor.enroll(label, [example], masks=[mask])
-            tiles.append(_tile(painted(example, mask, (60, 160, 240)), GIVEN, 2 * _SIDE))
-            for image in (mirrored, other) if label == "hair" else (mirrored,):
-                result = cast(Segmentation, predictor.predict(image))
-                tiles.append(_tile(painted(image, result.mask_of(label), RIGHT), RIGHT, 2 * _SIDE))
-                print(f"Few-shot segmentation: {label}, shown once, covers {result.mask_of(label).mean():.1%}")
+            result = cast(Segmentation, predictor.predict(image))
             predictor.forget(label)
+            tiles.append(_tile(painted(example, mask, (60, 160, 240)), GIVEN, 2 * _SIDE))
+            tiles.append(_tile(painted(image, result.mask_of(label), RIGHT), RIGHT, 2 * _SIDE))
+            print(f"Few-shot segmentation: {label}, shown once, covers {result.mask_of(label).mean():.1%}")
     return np.hstack(tiles)
 
 
@@ -143,15 +155,6 @@ def view_of(image: Image, rng: np.random.Generator) -> Image:
     seen = cv2.warpAffine(image, turn, (side, side), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT)
     light = seen * rng.uniform(0.6, 1.3, (1, 1, 3)) + rng.normal(0, 8, seen.shape)
     return np.asarray(np.clip(light, 0, 255), np.uint8)
-
-
-def _further(image: Image, border: int = 127) -> Image:
-    """The picture from further away: padded in grey by a third of its sides."""
-    rows, columns = (round(0.35 * side) for side in image.shape[:2])
-    wider = cv2.copyMakeBorder(
-        image.astype(np.uint8), rows, rows, columns, columns, cv2.BORDER_CONSTANT, value=(border,) * 3
-    )
-    return wider.astype(np.uint8, copy=False)
 
 
 def _middle(image: Image) -> Image:
