@@ -2,7 +2,8 @@ r"""Few-shot segmentation without training, beside trained weights.
 
     python -m benchmarks.mask_prototypes --data ccp_dev.zip --backbone efficientnet-lite0=efficientnet_lite0.safetensors
     python -m benchmarks.mask_prototypes --data coco_sample_dev.zip --fold 3 --shots 1 --in-turn 4 \
-        --backbone efficientnet-lite0=efficientnet_lite0.safetensors --weights edgevis/weights/hsnet-hm.safetensors
+        --backbone efficientnet-lite0=efficientnet_lite0.safetensors --weights edgevis/weights/hsnet-hm.safetensors \
+        --bundle bundles/prior-net.edgevis
 
 What anyone has without a training: everything is object; the example's own mask; and the prototypes of a backbone that
 was trained on ImageNet. Whatever was trained must be ahead of them. All see the same episodes of the novel classes, and
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.report import report
-from edgevis import models
+from edgevis import EnrolmentError, Predictor, Segmentation, models
 from edgevis.data import SegmentationEpisodes
 from edgevis.data.few_shot_masks import ClassMask
 from edgevis.data.few_shot_split import FewShotSplit, split_masked_classes
@@ -40,10 +41,12 @@ from edgevis.metrics.interval import half_width
 from edgevis.models.hsnet import HSNet
 from edgevis.provenance import read_provenance
 from edgevis.training.warm_start import load_backbone
+from runtime.bundle.bundle import Bundle
 from runtime.common.command import run_command
 from runtime.errors import InputError
 from runtime.images.preprocess import Preprocessor
 from runtime.tasks.few_shot_segment import aggregate_votes
+from runtime.verification.timing import each_engine
 
 Mask = NDArray[np.bool_]
 Find = Callable[[SegmentationEpisode], Mask]
@@ -181,6 +184,30 @@ class Trained:
         return tensors
 
 
+class Bundled:
+    """Masks of one engine of a bundle, through ``Predictor``.
+
+    Args:
+        predictor: Of few-shot segmentation.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    def __call__(self, episode: SegmentationEpisode) -> Mask:
+        shown = [support.image for support in episode.supports]
+        masks = [support.mask for support in episode.supports]
+        try:
+            self._predictor.enroll("object", shown, masks=masks)
+        except EnrolmentError:  # nothing of the object is left at the model's size
+            return np.zeros(episode.query.mask.shape, np.bool_)
+        result = self._predictor.predict(episode.query.image)
+        self._predictor.forget("object")
+        if not isinstance(result, Segmentation):
+            raise InputError("the bundle is not of few-shot segmentation")
+        return result.mask_of("object")
+
+
 def everything(episode: SegmentationEpisode) -> Mask:
     """All of the query image."""
     return np.ones(episode.query.mask.shape, np.bool_)
@@ -250,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backbone", metavar="NAME=FILE", required=True, help="of the prototypes, and its weights")
     parser.add_argument("--side", type=int, default=_SIDE, help=f"of their images, 32 k + 1 (default: {_SIDE})")
     parser.add_argument("--weights", metavar="FILE", type=Path, nargs="+", default=[], help="trained weights")
+    parser.add_argument("--bundle", metavar="PATH", type=Path, nargs="+", default=[], help="all of their engines")
     parser.add_argument("--fold", type=int, help="which quarter of the classes is novel (default: drawn from the seed)")
     parser.add_argument("--shots", metavar="K", type=int, nargs="+", default=[1, 5], help="(default: 1 5)")
     parser.add_argument("--episodes", type=int, default=1000, help="(default: 1000)")
@@ -276,6 +304,11 @@ def _measured(arguments: argparse.Namespace) -> Iterator[MaskScores]:
         "everything": everything,
         "the example's mask": same_place,
         **{str(weights): Trained(weights) for weights in arguments.weights},
+        **{
+            f"{path.stem} {engine}": Bundled(predictor)
+            for path in arguments.bundle
+            for engine, predictor in each_engine(Bundle(path), threads=1)
+        },
     }
     split = split_masked_classes(
         arguments.data,

@@ -14,6 +14,9 @@ from safetensors.torch import save_file
 from benchmarks.mask_prototypes import main
 from edgevis import models
 
+from built import small_bundle
+from bundles import needs_openvino
+
 pytestmark = pytest.mark.torch
 
 COLOURS = {1: (40, 40, 220), 2: (40, 220, 40), 3: (220, 40, 40), 4: (30, 220, 220), 5: (220, 30, 220)}
@@ -72,6 +75,21 @@ def test_prototypes_find_what_is_like_the_example(
     assert rows["everything"]["difference"] == pytest.approx(square - rows["prototypes"]["mean_iou"], abs=0.05)
     assert main([*arguments, "--in-turn", "2"]) == 0
     assert "6 episodes of 1 novel classes" in capsys.readouterr().out
+
+
+@needs_openvino
+@pytest.mark.xdist_group("hsnet-hm")
+def test_a_bundles_engines_find_the_same(
+    tmp_path_factory: pytest.TempPathFactory, backbone: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Random weights find something; through a predictor with either engine it is the same."""
+    bundle = small_bundle(tmp_path_factory, "hsnet-hm")
+    arguments = ["--data", str(pictures), "--backbone", f"efficientnet-lite0={backbone}", "--side", "97"]
+    assert main([*arguments, "--shots", "1", "--episodes", "3", "--bundle", str(bundle), "--json"]) == 0
+    rows = {row["method"]: row["fb_iou"] for row in json.loads(capsys.readouterr().out)}
+    one, other = (rows[f"{bundle.stem} {engine}"] for engine in ("onnxruntime-fp32", "openvino-fp32"))
+    assert 0 < one < 1
+    assert other == pytest.approx(one, abs=0.02)
 
 
 def test_what_cannot_be_measured(backbone: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
