@@ -4,12 +4,15 @@
     python -m benchmarks.accuracy reid --data pku_reid_dev.zip --published osnet_x0_25_msmt17.safetensors
     python -m benchmarks.accuracy few-shot-segmentation --data ccp_dev.zip --published mobilenetv2_100.safetensors
     python -m benchmarks.accuracy boxes --data hippocampus_dev.zip
+    python -m benchmarks.accuracy boxes --data hippocampus_dev.zip --seeds 0 1 2 --set epochs=200
 
 Each variant of a comparison is one training (``edgevis.train``) with the same data, seed, budget and evaluation, in its
 own folder below ``--output``. A variant that is finished is not trained again, one that was interrupted goes on;
 ``--only VARIANT`` trains one variant, so that several processes or machines can share the work. The table gives each
 figure with its 95 % interval, and the difference to the first variant with its interval: both saw the same episodes,
-persons or volumes (see ``edgevis.metrics.jackknife``).
+persons or volumes (see ``edgevis.metrics.jackknife``). With several ``--seeds`` each variant is trained once for each,
+in a folder of its own, and the intervals are over trainings: Student's t of their figures, and of the differences to
+the first variant with the same seed.
 """
 
 from __future__ import annotations
@@ -17,13 +20,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from benchmarks.report import report
 from edgevis import EdgevisError, InputError, models
 from edgevis.metrics import difference
+from edgevis.metrics.interval import half_width
 from edgevis.precision import TRAINING_PRECISIONS, training_precision
 from edgevis.settings import setting
 from edgevis.training.progress import ConsoleProgress
@@ -71,10 +77,11 @@ class VariantRow:
     """One figure of one variant.
 
     Attributes:
+        value: With several seeds the mean of the trainings.
         half_width95: Of the figure's 95 % interval.
         difference: To the same figure of the first variant; None for the first.
         difference_half_width95: Of its 95 % interval, on the same units.
-        seconds: The training's.
+        seconds: The training's; of several the sum.
     """
 
     variant: str
@@ -165,7 +172,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", type=setting, default=[], help="another value for every variant"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, default=0)
+    seeds.add_argument("--seeds", metavar="N", type=int, nargs="+", help="a training for each, in OUTPUT/seedN")
     parser.add_argument(
         "--precision",
         metavar="P",
@@ -178,15 +187,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = arguments.output or Path("runs", arguments.comparison)
     try:
         comparison = COMPARISONS[arguments.comparison]
-        for variant in _chosen(comparison, arguments.only):
-            _train(variant, comparison, arguments, output / variant.name)
+        trainings = {seed: output / f"seed{seed}" for seed in arguments.seeds or ()} or {arguments.seed: output}
+        for seed, folder in trainings.items():
+            for variant in _chosen(comparison, arguments.only):
+                _train(variant, comparison, arguments, seed, folder / variant.name)
         if arguments.only is not None:
             return 0
     except (EdgevisError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return report(
-        lambda: _rows(comparison, output),
+        lambda: over_trainings([_rows(comparison, folder) for folder in trainings.values()]),
         headers=("variant", "parameters", "figure", "value", "to the first", "epochs", "minutes"),
         cells=_cells,
         as_json=arguments.json,
@@ -200,12 +211,33 @@ def _chosen(comparison: Comparison, only: str | None) -> tuple[Variant, ...]:
     return tuple(variant for variant in comparison.variants if only in (None, variant.name))
 
 
-def _train(variant: Variant, comparison: Comparison, arguments: argparse.Namespace, output: Path) -> None:
+def over_trainings(rows: Sequence[Sequence[VariantRow]]) -> list[VariantRow]:
+    """The rows of each training, all of one comparison, as one: means with intervals over the trainings."""
+    if len(rows) == 1:
+        return list(rows[0])
+    together = []
+    for row in zip(*rows, strict=True):
+        values = np.array([one.value for one in row])
+        differences = np.array([one.difference for one in row if one.difference is not None])
+        together.append(
+            replace(
+                row[0],
+                value=float(values.mean()),
+                half_width95=half_width(values),
+                difference=float(differences.mean()) if len(differences) else None,
+                difference_half_width95=half_width(differences) if len(differences) else None,
+                seconds=sum(one.seconds for one in row),
+            )
+        )
+    return together
+
+
+def _train(variant: Variant, comparison: Comparison, arguments: argparse.Namespace, seed: int, output: Path) -> None:
     if (output / REPORT).exists():
         return
     if variant.published is not None and arguments.published is None:
         raise InputError(f"the variant {variant.name!r} begins with published weights: name them with --published FILE")
-    print(f"-- {variant.name}", file=sys.stderr)
+    print(f"-- {variant.name}, seed {seed}", file=sys.stderr)
     request = TrainingRequest(
         model=variant.model,
         data=arguments.data,
@@ -218,7 +250,7 @@ def _train(variant: Variant, comparison: Comparison, arguments: argparse.Namespa
         teacher=arguments.published if variant.published == "teacher" else None,
         teacher_model=_TEACHER if variant.published == "teacher" else None,
         resume=True,
-        seed=arguments.seed,
+        seed=seed,
         precision=arguments.precision,
     )
     train(request, ConsoleProgress(sys.stderr, quiet=False))

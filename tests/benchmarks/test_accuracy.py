@@ -38,6 +38,30 @@ def test_arms_are_trained_once_and_compared_on_the_same_images(
         assert row["value"] == pytest.approx(np.mean(own))
 
 
+def test_several_trainings_have_intervals_over_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, output = write_masks(tmp_path / "data"), tmp_path / "variants"
+    arguments = ["boxes", "--data", str(data), "--output", str(output), "--json", "--seeds", "3", "4"]
+    assert main([*arguments, "--set", "epochs=1", "--set", "steps_per_epoch=1", "--set", "batch=2"]) == 0
+    rows = {row["variant"]: row for row in json.loads(capsys.readouterr().out)}
+
+    def dice(seed: int, variant: str) -> float:
+        report = json.loads((output / f"seed{seed}" / variant / "report.json").read_text())
+        assert report["seed"] == seed
+        value: float = report["evaluation"]["figures"]["Dice"]["value"]
+        return value
+
+    values = [dice(seed, "mil") for seed in (3, 4)]
+    differences = [value - dice(seed, "boxes") for seed, value in zip((3, 4), values, strict=True)]
+    quantile = 12.706  # of Student's t with one degree of freedom
+    assert rows["mil"]["value"] == pytest.approx(np.mean(values))
+    assert rows["mil"]["half_width95"] == pytest.approx(quantile * abs(values[0] - values[1]) / 2, rel=1e-3)
+    assert rows["mil"]["difference"] == pytest.approx(np.mean(differences))
+    assert rows["mil"]["difference_half_width95"] == pytest.approx(
+        quantile * abs(differences[0] - differences[1]) / 2, rel=1e-3
+    )
+    assert rows["boxes"]["difference"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
