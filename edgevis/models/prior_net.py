@@ -302,7 +302,8 @@ class PriorNet(SupportQueryModel):
 
 def _mapped(x: Tensor, places: Places, far: Tensor | None = None) -> Tensor:
     """The maps (B, ., h, w) of (B, C, h, w), unit channels."""
-    return similarity_maps(x.flatten(2), places, far).unflatten(2, x.shape[2:])
+    maps = similarity_maps(x.flatten(2), places, far)
+    return maps.reshape(-1, maps.shape[1], *x.shape[2:])
 
 
 def _far(side: int) -> Tensor:
