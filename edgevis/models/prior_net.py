@@ -283,7 +283,7 @@ class PriorNet(SupportQueryModel):
         share3, share4 = support_l3[:, -1], support_l4[:, -1]
         for number, x in enumerate(two):
             maps.append(_mapped(x, Places(parts[2 * number], parts[2 * number + 1], share3)))
-        far = _far(three[0].shape[2])
+        far = _far(three[0].shape[2], three[0].device)
         for stage, given, share in ((three, support_l3[:, :start], share3), (four, support_l4[:, :-1], share4)):
             for x, places in zip(stage, torch.split(given, stage[0].shape[1], 1), strict=True):
                 maps.append(resize(_mapped(x, Places(places, places, share)), size))
@@ -306,9 +306,9 @@ def _mapped(x: Tensor, places: Places, far: Tensor | None = None) -> Tensor:
     return maps.reshape(-1, maps.shape[1], *x.shape[2:])
 
 
-def _far(side: int) -> Tensor:
+def _far(side: int, device: torch.device | None = None) -> Tensor:
     """(places, places) of a square map, 0 and below: what lies elsewhere in its image is less alike."""
-    places = torch.linspace(0, 1, side)
+    places = torch.linspace(0, 1, side, device=device)
     apart = (places[:, None] - places).square()  # of rows, and of columns
     squares = (apart[:, None, :, None] + apart[None, :, None, :]).flatten(2).flatten(0, 1)
     return -_FAR * (squares / (2 * _NEAR**2)).clamp(max=4)
