@@ -78,13 +78,13 @@ def measured(
     class Witness(ConsoleProgress):
         """Measures Dice after each epoch on masks, which a training from boxes does not see."""
 
-        def epoch(self, row: Mapping[str, float], epochs_: int, seconds: float) -> None:
+        def epoch(self, row: Mapping[str, float], epochs_: int, seconds: float, left_s: float) -> None:
             evaluation = evaluated(model, masks.validate)
             if evaluation is None:
                 raise InputError(f"no image of {data} is set aside; allowed: held_out above 0, and more images")
             dice = evaluation.figures["Dice"].value
             epochs.append(EpochFigures(int(row["epoch"]), row["validation box fit"], dice))
-            super().epoch({**row, "Dice": dice}, epochs_, seconds)
+            super().epoch({**row, "Dice": dice}, epochs_, seconds, left_s)
 
     with tempfile.TemporaryDirectory() as output:
         provenance = Provenance(entry.name, options, to_json(recipe), dict(boxes.data), seed, 0, None)

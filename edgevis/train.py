@@ -22,7 +22,8 @@ _DESCRIPTION = """\
 Train a model on images, evaluate it by its task's measure, and write weights that export.build takes.
 
 The folder OUTPUT holds last.safetensors (to go on from with --resume), best.safetensors (the weights), log.csv, files
-for TensorBoard, report.json and pictures. An interrupted training loses at most the epoch that it was in.
+for TensorBoard, report.json and pictures. Ctrl-C writes a checkpoint; a training that is killed, or whose power fails,
+loses at most --checkpoint-minutes.
 """
 
 
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         require_extra("train", what="a training")
         return _list(arguments) if arguments.list else _train(arguments)
 
-    return run_command(work, interrupted="the same command with --resume goes on after the last whole epoch")
+    return run_command(work, interrupted="the same command with --resume goes on from the last checkpoint")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,9 +93,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", type=Path, help="(default: runs/MODEL)")
     parser.add_argument("--resume", action="store_true", help="go on from OUTPUT's checkpoint if there is one")
     parser.add_argument(
+        "--checkpoint-minutes",
+        metavar="M",
+        type=setting_value,
+        default=5,
+        help="write a checkpoint every M minutes, also within an epoch; 0: after each step (default: %(default)s)",
+    )
+    parser.add_argument(
         "--allow-leakage",
         action="store_true",
         help="train also where the sides of the split share images, persons, volumes or classes; the report says so",
+    )
+    parser.add_argument(
+        "--split-by",
+        metavar="GROUP",
+        default="",
+        help="divide images whose data state no split: by folder, by a column of index.csv, or by image where every "
+        "image shows something else",
     )
     parser.add_argument(
         "--seed", metavar="N", type=setting_value, default=0, help="of weights, batches and splits (default: 0)"
@@ -155,6 +170,8 @@ def _train(arguments: argparse.Namespace) -> int:
             precision=arguments.precision,
             workers=arguments.workers,
             allow_leakage=arguments.allow_leakage,
+            split_by=arguments.split_by,
+            checkpoint_minutes=arguments.checkpoint_minutes,
         ),
         listener,
     )

@@ -17,7 +17,7 @@ from edgevis.data.files import open_files
 from edgevis.data.leakage import Side, SplitCheck, same_spelling
 from edgevis.data.mixed import mixed_split
 from edgevis.data.rng import draw_at, sample
-from edgevis.data.splits import EVALUATED, Role, role_of, roles_of_rows
+from edgevis.data.splits import EVALUATED, Role, require_other_side, role_of, roles_of_rows
 from runtime.errors import InputError, SourceError
 
 NOVEL_DRAW, HELD_DRAW = 0, 1
@@ -54,7 +54,8 @@ def split_classes(data: Path, *, held_out: float, mixed: bool, seed: int, check:
 
     Args:
         data: A folder or zip, as the module says.
-        held_out: The share of the training classes that only validates, where the table has no split of its own.
+        held_out: The share of the training classes that only validates, where the table has no split of its own: two
+            or more of four or more; 0 holds none out.
         mixed: Whether half of the images of each training class evaluates beside the novel ones.
         seed: Draws what no split decides.
         check: Refuses what both sides share, or reports it.
@@ -64,7 +65,7 @@ def split_classes(data: Path, *, held_out: float, mixed: bool, seed: int, check:
         InputError: Fewer than two classes train or evaluate, or the sides share what they must not.
     """
     images, roles, notes = _listing(data, check)
-    leaks: list[str] = []
+    leaks = same_spelling("class", images.classes)
     validation: Sequence[int] = ()
     declared = False
     if roles is None:
@@ -74,14 +75,18 @@ def split_classes(data: Path, *, held_out: float, mixed: bool, seed: int, check:
         novel = _places(images, drawn, range(len(images)))
         train = _places(images, set(classes) - drawn, range(len(images)))
     else:
-        leaks = same_spelling("class", images.classes)
         train, val, novel = (tuple(i for i, role in enumerate(roles) if role == name) for name in EVALUATED)
         declared = bool(val and novel)
         validation, novel = (val, novel) if novel else ((), val)
     trained = sorted({images.labels[place] for place in train})
     if not declared:
-        held = set(sample(draw_at(seed, HELD_DRAW), trained, round(held_out * len(trained))))
-        validation = _places(images, held, train) if len(held) > 1 else ()
+        count = max(_LEAST_NOVEL, round(held_out * len(trained)))
+        held = (
+            set(sample(draw_at(seed, HELD_DRAW), trained, count))
+            if held_out and len(trained) >= 2 * _LEAST_NOVEL
+            else set()
+        )
+        validation = _places(images, held, train)
         train = tuple(place for place in train if images.labels[place] not in held)
     sides = [
         Side(name, images.files, [images.names[i] for i in places], {"class": [images.labels[i] for i in places]})
@@ -116,6 +121,7 @@ def _listing(data: Path, check: SplitCheck) -> tuple[LabelledImages, tuple[Role,
         images = labelled(files, [files.listed(row["path"], _TABLE) for row in rows], [r["class_name"] for r in rows])
     else:
         images = read_class_folders(data)
+        require_other_side(data, images.names)
         folders = [label.partition("/")[::2] for label in images.labels]
         named = [role_of(folder) if label else None for folder, label in folders]
         if "train" in named and all(role in EVALUATED for role in named):

@@ -57,7 +57,7 @@ def read_class_folders(path: str | os.PathLike[str], *, inside: str = "") -> Lab
     if not names:
         raise SourceError(f"{files.path} holds no images in {inside or 'it'}")
     parents = [PurePosixPath(name).parts[:-1] for name in names]
-    shared = _shared_length(parents)
+    shared = shared_folders(parents)
     if any(len(parent) == shared for parent in parents):
         stray = next(name for name, parent in zip(names, parents, strict=True) if len(parent) == shared)
         raise SourceError(f"{files.where(stray)} lies in no class folder; one is needed for each class")
@@ -88,7 +88,7 @@ def read_class_table(
     return labelled(files, names, [row[label] for row in rows])
 
 
-def _shared_length(parents: Sequence[tuple[str, ...]]) -> int:
+def shared_folders(parents: Sequence[tuple[str, ...]]) -> int:
     """The number of leading folders that all paths share, not counting the last folder of a path."""
     first, last = min(parents), max(parents)
     most = min(len(parent) for parent in parents) - 1

@@ -9,9 +9,9 @@ from typing import Literal
 from edgevis.data import detection_coco, detection_tables, detection_voc
 from edgevis.data.detection import DetectionImages, chosen_classes
 from edgevis.data.files import Files, open_files
-from edgevis.data.image_split import groups_of, split_images
+from edgevis.data.image_split import columns_of, groups_of, split_images
 from edgevis.data.leakage import SplitCheck
-from edgevis.data.splits import rows_having
+from edgevis.data.splits import NO_SPLIT, rows_having
 from runtime.errors import InputError, SourceError
 
 
@@ -106,6 +106,7 @@ def split_detection(
         held_out=held_out,
         seed=seed,
         check=check,
+        columns=columns_of(data.rows),
     )
     train, validation = (rows_having(data.rows, places, where) for places in (split.train, split.validation))
     if not sum(data.labels[place].objects for place in train):
@@ -129,4 +130,4 @@ def _require_sides(data: DetectionImages) -> None:
     roles = set(data.roles or ())
     if "train" not in roles or not roles & {"val", "test"}:
         lacking = "train" if "train" not in roles else "val or test"
-        raise SourceError(f"{data.files.path} has no image of the split {lacking}")
+        raise SourceError(f"{data.files.path} has no image of the split {lacking}; {NO_SPLIT}")

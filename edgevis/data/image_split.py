@@ -4,6 +4,10 @@ With splits, ``train`` trains; ``test`` evaluates, and ``val`` then chooses the 
 evaluates, and a part of the training images chooses. Without splits a fifth of the images evaluates. What is drawn is
 drawn as a whole: members of a group (all slices of a ``volume``, all images of a ``person``) and copies of one file
 stay together.
+
+Images drawn one by one may show what others show, such as frames of one video. So data without splits need groups: a
+column of :data:`GROUPS`, or one that is named (``SplitCheck.split_by``), or ``folder``, the folder that an image lies
+in; or ``image``, which says that every image shows something else.
 """
 
 from __future__ import annotations
@@ -51,6 +55,7 @@ def split_images(
     held_out: float,
     seed: int,
     check: SplitCheck,
+    columns: Mapping[str, Sequence[str]] | None = None,
 ) -> ImageSplit:
     """Divide the images.
 
@@ -63,13 +68,26 @@ def split_images(
         held_out: The share of the training images that only validates, where no split does.
         seed: Draws what no split decides.
         check: Refuses what both sides share, or reports it.
+        columns: N values of each column of the table, of which ``split_by`` may name one.
 
     Raises:
-        InputError: Nothing is left to train on, or the sides share what they must not.
+        InputError: There are neither splits nor groups, nothing is left to train on, or the sides share what they must
+            not.
         SourceError: A file cannot be read.
     """
-    together = check.linked([(files, name) for name in names], groups.values(), blank=is_blank)
     notes: dict[str, object] = {}
+    if check.split_by:
+        groups = {**groups, **_named_groups(files, names, roles, columns or {}, check.split_by)}
+        notes["split by"] = check.split_by
+    elif roles is None and not groups:
+        raise InputError(
+            f"{files.path} does not say which images train and which validate, and images drawn one by one may show "
+            "what others show, such as frames of one video; allowed: a column split with train and val in index.csv "
+            "(COCO: instances_train.json and instances_val.json); a column there whose equal values stay together, "
+            f"named {', '.join(GROUPS)}, or any with --split-by COLUMN; --split-by folder, by which images of one "
+            "folder stay together; or --split-by image, where every image shows something else"
+        )
+    together = check.linked([(files, name) for name in names], groups.values(), blank=is_blank)
     validation: tuple[int, ...] = ()
     if roles is None:
         drawable = sorted(set(together))
@@ -88,7 +106,8 @@ def split_images(
             notes["leakage"] = list(check.refuse(files.path, leaks))
     if not validation:
         groups_in_order = _in_order(order, together, train)
-        held = set(sample(draw_at(seed, HELD_DRAW), groups_in_order, round(held_out * len(groups_in_order))))
+        count = max(1, round(held_out * len(groups_in_order))) if held_out and len(groups_in_order) > 1 else 0
+        held = set(sample(draw_at(seed, HELD_DRAW), groups_in_order, count))
         validation = tuple(place for place in train if together[place] in held)
         train = tuple(place for place in train if together[place] not in held)
     if not train:
@@ -96,9 +115,40 @@ def split_images(
     return ImageSplit(train, validation, test, notes)
 
 
+def _named_groups(
+    files: Files,
+    names: Sequence[str],
+    roles: Sequence[Role] | None,
+    columns: Mapping[str, Sequence[str]],
+    split_by: str,
+) -> dict[str, Sequence[str]]:
+    """The groups that ``split_by`` names."""
+    if roles is not None:
+        raise InputError(f"split_by is {split_by!r}, but {files.path} states its splits: leave --split-by out")
+    if split_by == "image":
+        return {}
+    if split_by == "folder":
+        folders = [name.rpartition("/")[0] for name in names]
+        if len(set(folders)) < 2:
+            raise InputError(
+                f"split_by is 'folder', but all {len(names)} images of {files.path} lie in one folder; allowed: two or "
+                "more folders, a column of index.csv, or --split-by image where every image shows something else"
+            )
+        return {"folder": folders}
+    if split_by not in columns:
+        known = ", ".join(("folder", "image", *columns))
+        raise InputError(f"split_by is {split_by!r}; allowed for {files.path}: {known}")
+    return {split_by: columns[split_by]}
+
+
 def groups_of(rows: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
     """The groups of images that must stay on one side, by the table's columns that define them."""
     return {name: tuple(row[name] for row in rows) for name in GROUPS if rows and name in rows[0]}
+
+
+def columns_of(rows: Sequence[Mapping[str, str]]) -> dict[str, tuple[str, ...]]:
+    """The values of each column of a table."""
+    return {name: tuple(row[name] for row in rows) for name in (rows[0] if rows else ())}
 
 
 def is_blank(image: File) -> bool:

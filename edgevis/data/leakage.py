@@ -49,11 +49,15 @@ class SplitCheck:
 
     Args:
         allow_leakage: Return what is found instead of refusing it.
+        split_by: How images without a stated split are divided, see :mod:`edgevis.data.image_split`; empty refuses
+            them.
         progress: Told how many files are read, of how many.
     """
 
-    def __init__(self, *, allow_leakage: bool = False, progress: ProgressCallback | None = None) -> None:
-        self.allow_leakage = allow_leakage
+    def __init__(
+        self, *, allow_leakage: bool = False, split_by: str = "", progress: ProgressCallback | None = None
+    ) -> None:
+        self.allow_leakage, self.split_by = allow_leakage, split_by
         self._progress = progress
         self._digests: dict[tuple[str, str, str], bytes] = {}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgevis.data.files import Files, open_files
-from edgevis.data.image_split import groups_of, split_images
+from edgevis.data.image_split import columns_of, groups_of, split_images
 from edgevis.data.leakage import SplitCheck, counted, listed
 from edgevis.data.masks import read_mask
 from edgevis.data.segmentation import (
@@ -22,7 +22,7 @@ from edgevis.data.segmentation import (
     masked_images,
     outside,
 )
-from edgevis.data.splits import EVALUATED, Role, roles_of_rows
+from edgevis.data.splits import EVALUATED, NO_SPLIT, Role, roles_of_rows
 from runtime.errors import InputError, SourceError
 
 _INDEX = "index.csv"
@@ -76,6 +76,7 @@ def split_masks(data: Path, *, held_out: float, from_boxes: bool, seed: int, che
         held_out=held_out,
         seed=seed,
         check=check,
+        columns=columns_of(rows),
     )
     notes = {**({"repeated rows left out": repeated} if repeated else {}), **split.notes}
     train, test = split.train, split.test
@@ -99,7 +100,7 @@ def rows_once(files: Files) -> tuple[list[dict[str, str]], tuple[Role, ...] | No
         return list(plain.values()), None, len(rows) - len(plain)
     for lacking, needed in (("train", {"train"}), ("val or test", {"val", "test"})):
         if not needed & set(roles):
-            raise SourceError(f"{files.where(_INDEX)} has no row of the split {lacking}")
+            raise SourceError(f"{files.where(_INDEX)} has no row of the split {lacking}; {NO_SPLIT}")
     once = {(row["stem"], role): row for row, role in zip(rows, roles, strict=True)}
     return list(once.values()), tuple(role for _, role in once), len(rows) - len(once)
 

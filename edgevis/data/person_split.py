@@ -2,11 +2,16 @@
 
 The split ``train`` trains; ``query`` is evaluated against ``gallery``. The persons of a split ``val``, or else a part
 of the training persons, only validate: their images of one camera against those of the others.
+
+Of a folder for each person (:mod:`edgevis.data.person_folders`) persons are drawn that only evaluate, a fifth of them,
+unless folders name splits: then the persons of ``test`` do, or of ``val`` where there is no ``test``. Each one's
+pictures by one camera are queries, and those by others the gallery.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +19,17 @@ import numpy as np
 
 from edgevis.data.files import open_files
 from edgevis.data.leakage import Side, SplitCheck
+from edgevis.data.person_folders import read_person_folders
 from edgevis.data.reid import DISTRACTOR, PersonImages, read_market1501, read_person_table, unmatched
 from edgevis.data.rng import draw_at, sample
 from edgevis.data.splits import Role
 from runtime.errors import InputError
 
-HELD_DRAW = 0
+HELD_DRAW, _TEST_DRAW = 0, 1 << 16
 """The number of this use of the seed; each use of the same seed has another."""
+
+_TEST = 0.2
+_LEAST = 2  # among the pictures of a single person every answer is right
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +63,7 @@ def split_persons(data: Path, *, held_out: float, seed: int, check: SplitCheck) 
         SourceError: The data cannot be read, or a row has an unknown split.
         InputError: Fewer than two persons train, no query can be matched, or the sides share what they must not.
     """
-    parts, market = _parts(data)
+    parts, market, notes = _parts(data, seed, check)
     train, val, query, gallery = parts["train"], parts.get("val"), parts["query"], parts["gallery"]
     missing = unmatched(query, gallery)
     if missing == len(query):
@@ -62,7 +71,6 @@ def split_persons(data: Path, *, held_out: float, seed: int, check: SplitCheck) 
             f"{data}: none of the {len(query)} queries has a gallery image of its person from another camera, so there "
             "is nothing to rank; query and gallery must show the same persons under different camera numbers"
         )
-    notes: dict[str, object] = {}
     if missing:
         notes["queries without a match, not counted"] = missing
     if junk := sum(part.junk for part in parts.values()):
@@ -75,10 +83,12 @@ def split_persons(data: Path, *, held_out: float, seed: int, check: SplitCheck) 
     sides += [_side(name, parts[name], market=market) for name in ("query", "gallery")]
     leaks = check.shared(sides, together=("query", "gallery"))
     if leaks:
-        notes["leakage"] = list(check.refuse(data, leaks))
+        known = notes.get("leakage", ())
+        notes["leakage"] = [*(known if isinstance(known, list) else ()), *check.refuse(data, leaks)]
     persons = sorted(set(train.ids))
     if val is None:
-        held = frozenset(sample(draw_at(seed, HELD_DRAW), persons, round(held_out * len(persons))))
+        count = max(_LEAST, round(held_out * len(persons))) if held_out and len(persons) >= 2 * _LEAST else 0
+        held = frozenset(sample(draw_at(seed, HELD_DRAW), persons, count))
     else:
         held = frozenset(val.ids)
         train = PersonImages(
@@ -94,14 +104,54 @@ def split_persons(data: Path, *, held_out: float, seed: int, check: SplitCheck) 
     return PersonSplit(train, held, query, gallery, notes)
 
 
-def _parts(data: Path) -> tuple[dict[Role, PersonImages], bool]:
-    """The parts of a data set, and whether it has Market-1501's layout."""
+def _parts(data: Path, seed: int, check: SplitCheck) -> tuple[dict[Role, PersonImages], bool, dict[str, object]]:
+    """The parts of a data set, whether it has Market-1501's layout, and notes for the report."""
     names = open_files(data).names
     if "labels.csv" in names:
-        return read_person_table(data), False
-    if not any(name.startswith("bounding_box_train/") for name in names):
-        raise InputError(f"{data} has neither labels.csv nor bounding_box_train/; allowed: one of these layouts")
-    return {part: read_market1501(data, part) for part in ("train", "query", "gallery")}, True
+        return read_person_table(data), False, {}
+    if any(name.startswith("bounding_box_train/") for name in names):
+        return {part: read_market1501(data, part) for part in ("train", "query", "gallery")}, True, {}
+    folders = read_person_folders(data, check=check)
+    roles = _drawn_roles(data, folders.images, seed) if folders.roles is None else folders.roles
+    return _ranked_parts(data, folders.images, roles), False, folders.notes
+
+
+def _drawn_roles(data: Path, images: PersonImages, seed: int) -> tuple[Role, ...]:
+    """``test`` for the pictures of persons that only evaluate, ``train`` for the others."""
+    cameras: dict[int, set[int]] = {}
+    for person, camera in zip(images.ids, images.cameras, strict=True):
+        cameras.setdefault(person, set()).add(camera)
+    seen = sorted(person for person, own in cameras.items() if len(own) > 1)
+    if len(seen) < 3 * _LEAST:
+        raise InputError(
+            f"{data} has {len(cameras)} persons, {len(seen)} of them with pictures by two cameras (or two "
+            f"pictures, where no camera is named); allowed: {3 * _LEAST} or more such persons, so that {_LEAST} train, "
+            f"{_LEAST} validate and {_LEAST} evaluate; or another layout: labels.csv, or bounding_box_train/"
+        )
+    drawn = set(sample(draw_at(seed, _TEST_DRAW), seen, max(_LEAST, round(_TEST * len(seen)))))
+    return tuple("test" if person in drawn else "train" for person in images.ids)
+
+
+def _ranked_parts(data: Path, images: PersonImages, roles: Sequence[Role]) -> dict[Role, PersonImages]:
+    """The parts by their split; pictures that evaluate are divided by camera into queries and gallery."""
+    evaluates: Role = "test" if "test" in roles else "val"
+    first: dict[int, int] = {}
+    for person, camera in zip(images.ids, images.cameras, strict=True):
+        first[person] = min(camera, first.get(person, camera))
+    places: dict[Role, list[int]] = {}
+    for place, role in enumerate(roles):
+        is_query = images.cameras[place] == first[images.ids[place]]
+        part: Role = role if role != evaluates else "query" if is_query else "gallery"
+        places.setdefault(part, []).append(place)
+    for part in ("train", "query", "gallery"):
+        if part not in places:
+            lacks = "no person that trains" if part == "train" else f"only pictures by one camera in {evaluates}"
+            raise InputError(f"{data} has {lacks}; allowed: persons in train, and persons with pictures by two cameras")
+    columns = (images.names, images.ids, images.cameras)
+    return {
+        part: PersonImages(images.files, *(tuple(column[place] for place in chosen) for column in columns))  # type: ignore[arg-type]
+        for part, chosen in places.items()
+    }
 
 
 def _side(name: str, part: PersonImages, *, market: bool = False) -> Side:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from edgevis.data.files import Files
@@ -16,6 +16,9 @@ EVALUATED: tuple[Role, ...] = ("train", "val", "test")
 
 RANKED: tuple[Role, ...] = ("train", "val", "query", "gallery")
 """Splits of tasks that rank a gallery for each query."""
+
+NO_SPLIT = "allowed: both train and val or test, or no column split and --split-by folder, image or another column"
+"""What to do about images whose splits do not suffice."""
 
 _SYNONYMS: Mapping[Role, tuple[str, ...]] = {
     "train": ("train", "training", "trn", "base", "bounding_box_train"),
@@ -31,6 +34,26 @@ _SHOWN = 8
 def role_of(name: str) -> Role | None:
     """The split that a name means, ignoring case and surrounding blanks; None for an unknown name."""
     return _ROLE_OF.get(_plain(name))
+
+
+def require_other_side(data: object, names: Iterable[str]) -> None:
+    """Refuse data whose pictures all lie in a folder named like the split ``train``.
+
+    Raises:
+        InputError: They do: what lies beside it is missing or empty.
+    """
+    folders = [name.split("/")[:-1] for name in names]
+    depth = min((len(folder) for folder in folders), default=0)
+    for place in range(depth):
+        shared = {folder[place] for folder in folders}
+        if len(shared) > 1:
+            return
+        (name,) = shared
+        if role_of(name) == "train":
+            raise InputError(
+                f"{data} has pictures in the folder {name} alone; allowed: others in val or test beside it; or name "
+                f"{name} itself as --data, and what validates and evaluates is drawn from it"
+            )
 
 
 def roles_of_rows(

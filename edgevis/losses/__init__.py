@@ -1,6 +1,7 @@
 """The papers' losses, one file each."""
 
 from edgevis.losses._boxes import COLUMNS as TARGET_COLUMNS
+from edgevis.losses._checks import NonFiniteError
 from edgevis.losses.anchor_matching import match_atss, match_largest_iou
 from edgevis.losses.attention_fusion import AttentionFusionLoss, CosineEpisodeLoss
 from edgevis.losses.box_tightness import (
@@ -28,6 +29,7 @@ __all__ = [
     "DistillationLoss",
     "EfficientDetLoss",
     "MILBaselineLoss",
+    "NonFiniteError",
     "ObjectnessDistillationLoss",
     "ReIDLoss",
     "SimilarityDistillationLoss",

@@ -12,6 +12,10 @@ from torch import Tensor
 from runtime.errors import InputError
 
 
+class NonFiniteError(InputError):
+    """A loss was given NaN or infinity."""
+
+
 def check_rows(name: str, tensor: Tensor) -> None:
     """InputError unless it is a floating-point (B, d) with B and d >= 1 and finite values."""
     if tensor.dim() != 2 or 0 in tensor.shape:
@@ -20,11 +24,11 @@ def check_rows(name: str, tensor: Tensor) -> None:
 
 
 def check_values(name: str, tensor: Tensor) -> None:
-    """InputError unless the values are floating-point and finite."""
+    """InputError unless the values are floating-point, NonFiniteError unless they are finite."""
     if not tensor.is_floating_point():
         raise InputError(f"{name} is of {tensor.dtype}; allowed: a floating-point dtype")
     if not torch.compiler.is_compiling() and not bool(tensor.isfinite().all()):
-        raise InputError(f"{name} holds NaN or infinity: training has diverged, or its input did")
+        raise NonFiniteError(f"{name} holds NaN or infinity: training has diverged, or its input did")
 
 
 def check_labels(labels: Tensor, rows: int, classes: int | None = None) -> None:

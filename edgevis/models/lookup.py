@@ -28,6 +28,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from edgevis.models.advice import deployment_advice
 from edgevis.models.entry import ModelEntry
 from runtime.bundle.spec import Deployment
 from runtime.common.discovery import module_name, names_in
@@ -162,7 +163,7 @@ def _beside(model: type[nn.Module], name: str) -> object:
 def _from_class(model: type[nn.Module], path: str) -> ModelEntry:
     deployment, recipes = _beside(model, "DEPLOYMENT"), _beside(model, "RECIPES")
     if not isinstance(deployment, Deployment):
-        raise ModelError(f"{path} has no DEPLOYMENT: declare one in the class or in its module")
+        raise ModelError(deployment_advice(path))
     missing = [graph.name for graph in deployment.graphs if not callable(getattr(model, graph.name, None))]
     if missing:
         raise ModelError(f"{path} has no method {missing[0]!r}, which its DEPLOYMENT names as a graph")

@@ -290,6 +290,14 @@ class ReIDRecipe(DistillationRecipe):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReIDFineTuningRecipe(ReIDRecipe):
+    """Person Re-ID that goes on from trained weights, those that ship unless others are named.
+
+    They are validated before the first epoch, and kept where no epoch is better.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FewShotSegmentationRecipe(Recipe):
     """Few-shot segmentation.
 

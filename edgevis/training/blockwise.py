@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgevis.data.leakage import ProgressCallback
 from edgevis.models.unlabelled_recipe import BlockwiseDistillationRecipe
 from edgevis.training.person_views import PersonViewsTask, per_person
 from edgevis.training.precision import in_float32
@@ -97,11 +98,13 @@ class BlockwiseDistillationTask(PersonViewsTask[BlockwiseDistillationRecipe]):
     def criterion(self) -> nn.Module:
         return nn.Identity()
 
-    def prepare(self, model: nn.Module) -> None:
-        """Scale the last batch norms of each block so that its random output varies as much as the teacher's.
+    def prepare(self, model: nn.Module, *, new: bool, progress: ProgressCallback) -> None:
+        """Scale a new model's last batch norms of each block so that its random output varies as much as the teacher's.
 
         Otherwise the first minutes go into shrinking them (initialisation from data: Mishkin, Matas, ICLR 2016).
         """
+        if not new:
+            return
         student, device = _blockwise(model), next(model.parameters()).device
         batch = {name: tensor.to(device) for name, tensor in self.batch(0, 0, 0).items()}
         model.train()

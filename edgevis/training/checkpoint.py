@@ -51,6 +51,8 @@ class TrainingState:
         best: The best validation figure so far; None before there is one.
         history: One row of figures for each epoch.
         sessions: The times at which it was begun and resumed.
+        step: The number of finished steps of the next epoch; all of them where only its validation is missing.
+        sums: Of these steps, the sums of the loss's terms, for each process.
     """
 
     identity: Mapping[str, Any]
@@ -59,6 +61,18 @@ class TrainingState:
     best: float | None
     history: tuple[Mapping[str, float], ...]
     sessions: tuple[TrainingSession, ...] = ()
+    step: int = 0
+    sums: tuple[Mapping[str, float], ...] = ()
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to go on from."""
+        return bool(self.epochs or self.step)
+
+    @property
+    def place(self) -> str:
+        """Where the training was, in words: ``epoch 2``, or ``epoch 3, step 40``."""
+        return f"epoch {self.epochs + 1}, step {self.step}" if self.step else f"epoch {self.epochs}"
 
 
 def write_weights(path: Path, model: nn.Module, provenance: Provenance) -> None:

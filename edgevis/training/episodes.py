@@ -22,6 +22,7 @@ from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore, shrunk
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, Evaluation, MetricValue, ModelOutputs, ViewBatches, Views
+from edgevis.training.validation import require_validation
 from edgevis.training.views import color_jitter, random_horizontal_flip, random_resized_crop
 from edgevis.training.visualize import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from runtime.bundle.spec import Deployment
@@ -63,7 +64,14 @@ class EpisodeTrainingTask(ViewBatches):
         self._images = ImageStore(lambda index: shrunk(images[index][0], short_side))
         self._fitted = ImageStore(lambda index: self._preprocess.fit(images[index][0]))
         self._name = data
-        # Too few images are better found now than after the last epoch.
+        # What is missing is better found now than after the last epoch.
+        require_validation(
+            recipe,
+            len(split.validation),
+            data=f"{data} with {self._classes} training classes",
+            allowed="folders train/ and val/ (or rows of such splits in labels.csv) with two or more classes each; "
+            "more classes; a higher held_out, such as --set held_out=0.4: two or more classes then only validate",
+        )
         self._check_classes()
         for among, whole in ((split.validation, False), (split.novel, False), (split.mixed, True)):
             for shot in recipe.test_shots if among else ():
@@ -89,6 +97,12 @@ class EpisodeTrainingTask(ViewBatches):
             **split.notes,
             **({"too small classes left out": left_out} if (left_out := self._left_out()) else {}),
         }
+
+    @property
+    def evaluation_images(self) -> tuple[int, int]:
+        """See :class:`edgevis.training.remaining.CountedEvaluations`."""
+        split = self._split
+        return len(split.validation), len(split.novel) + len(split.mixed)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -34,19 +34,19 @@ def non_finite_state(parts: Mapping[str, nn.Module], optimizer: optim.Optimizer)
     return non_finite(tensors)
 
 
-def diverged(what: str, said: str, *, epoch: int) -> TrainingError:
+def diverged(what: str, said: str, *, checkpoint: str) -> TrainingError:
     """The error that ends a training.
 
     Args:
         what: What was found, such as "the loss is not finite in epoch 2, step 3".
         said: Of :func:`non_finite_state`.
-        epoch: How many epochs were finished before; of the last one there is a checkpoint.
+        checkpoint: What the last checkpoint is of, such as "epoch 1"; empty where there is none.
     """
     weights = said or "all weights are finite"
-    left = f"the checkpoint of epoch {epoch} is whole" if epoch else "no epoch was finished, so there is no checkpoint"
+    left = f"the checkpoint of {checkpoint} is whole" if checkpoint else "there is no checkpoint yet"
     return TrainingError(
         f"{what}; {weights}; {left}. Begin again in another --output with a smaller learning_rate or clip_norm"
-        + (", or from that checkpoint's weights with --weights" if epoch else "")
+        + (", or from that checkpoint's weights with --weights" if checkpoint else "")
     )
 
 

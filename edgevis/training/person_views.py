@@ -100,6 +100,12 @@ class PersonViewsTask(ABC, Generic[R]):
         }
 
     @property
+    def evaluation_images(self) -> tuple[int, int]:
+        """See :class:`edgevis.training.remaining.CountedEvaluations`."""
+        views = _HELD_OUT_VIEWS * len(self._sources.held_out)
+        return views, views
+
+    @property
     def steps_per_epoch(self) -> int:
         return self._steps
 

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgevis.data.class_split import ClassSplit
+from edgevis.data.leakage import ProgressCallback
 from edgevis.data.rng import below, draw_at, sample
 from edgevis.models import ModelEntry, shipped_weights
 from edgevis.models.efficientnet_lite0 import PARTS
@@ -120,23 +121,13 @@ def _one_shot(rows: Tensor, scale: Tensor) -> Tensor:
 
 
 class ProjectionTrainingTask(EpisodeTrainingTask):
-    """See :class:`edgevis.training.task.TrainingTask`.
-
-    Raises:
-        InputError: No classes validate.
-    """
+    """See :class:`edgevis.training.task.TrainingTask`."""
 
     def __init__(
         self, split: ClassSplit, recipe: ProjectionRecipe, deployment: Deployment, *, data: str, seed: int
     ) -> None:
         super().__init__(split, recipe, deployment, data=data, seed=seed)
         self._projection_recipe = recipe
-        if recipe.epochs and recipe.validate_every and not split.validation:
-            raise InputError(
-                f"{data}: of {self._classes} training classes held_out={recipe.held_out:g} leaves none that validate; "
-                "allowed: two or more classes of a split val, more classes, a higher held_out, or validate_every=0, "
-                "which keeps the last weights unseen"
-            )
         self._by_class: dict[int, list[int]] = {}
         for position in split.train:
             self._by_class.setdefault(self._targets[position], []).append(position)
@@ -158,8 +149,19 @@ class ProjectionTrainingTask(EpisodeTrainingTask):
         self._criterion = ProjectionLoss(self._projection_recipe, self._sets)
         return self._criterion
 
-    def prepare(self, model: nn.Module) -> None:
-        """Begin the projection, keep it as it began, and begin the classifier as each class's mean embedding."""
+    def prepare(self, model: nn.Module, *, new: bool, progress: ProgressCallback) -> None:
+        """Run the encoder on all images, and begin a new training.
+
+        The projection begins, and is kept as it began; the classifier begins as each class's mean embedding.
+        """
+        split, views = self._split, self._projection_recipe.views
+        keys = [(position, _PLAIN) for position in (*split.train, *split.validation, *split.novel)]
+        keys += [(position, view) for position in split.train for view in range(views)]
+        self._encode(model, keys, progress)
+        if new:
+            self._begin(model)
+
+    def _begin(self, model: nn.Module) -> None:
         recipe, criterion = self._projection_recipe, self._criterion
         encoder = _encoder(model)
         projection = encoder.projection
@@ -249,15 +251,23 @@ class ProjectionTrainingTask(EpisodeTrainingTask):
 
     def _pooled(self, model: Any, keys: Sequence[tuple[int, int]]) -> Array:
         """(N, c) float32: the pooled vectors of images' views, each computed once."""
+        self._encode(model, keys)
+        return np.stack([self._vectors[key] for key in keys])
+
+    def _encode(
+        self, model: Any, keys: Sequence[tuple[int, int]], progress: ProgressCallback = lambda done, total: None
+    ) -> None:
+        """Compute the vectors of those that have none yet."""
         missing = [key for key in dict.fromkeys(keys) if key not in self._vectors]
         device = next(model.parameters()).device
         for start in range(0, len(missing), _BATCH):
             part = missing[start : start + _BATCH]
+            progress(start, len(missing))
             images = [self._image(*key) for key in part]
             with torch.no_grad():
                 vectors = _encoder(model).pooled(torch.from_numpy(self._preprocess(images)).to(device))
             self._vectors |= dict(zip(part, vectors.float().cpu().numpy(), strict=True))
-        return np.stack([self._vectors[key] for key in keys])
+        progress(len(missing), len(missing))
 
     def _image(self, position: int, view: int) -> Image:
         if view == _PLAIN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 from edgevis.models.recipe import Recipe
 from edgevis.provenance import read_provenance
 from edgevis.training.checkpoint import TrainingState, read_training_state
+from edgevis.training.finite import TrainingError
 from edgevis.training.identity import (
     DATA,
     DataFile,
@@ -21,7 +23,7 @@ from edgevis.training.identity import (
     summary_of,
 )
 from runtime.common.files import write_lock
-from runtime.errors import InputError
+from runtime.errors import EdgevisError, InputError
 
 LAST, BEST, REPORT = "last.safetensors", "best.safetensors", "report.json"
 
@@ -29,6 +31,7 @@ FILES = "data files"
 """The key of an identity's digest of the data."""
 
 _EPOCHS = "epochs"
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 @contextmanager
@@ -111,6 +114,19 @@ def begin(
             "begin again in another --output"
         )
     return replace(state, identity=identity), listing
+
+
+def no_room(output: Path, error: OSError) -> TrainingError | None:
+    """The error that ends a training whose folder takes no more; None where that is not what the system says."""
+    if error.errno not in _NO_ROOM:
+        return None
+    left, go_on = "there is no checkpoint yet", "begin again"
+    with suppress(EdgevisError):
+        left = f"its checkpoint of {read_training_state(output / LAST).place} is whole"
+        go_on = "the same command with --resume goes on from there"
+    return TrainingError(
+        f"{error.strerror}: nothing more can be written in {output}; {left}: free some space, then {go_on}"
+    )
 
 
 def planned_epochs(identity: Mapping[str, Any]) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import platform
 import shlex
-import subprocess
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -20,8 +20,10 @@ from torch import nn
 
 from edgevis import __version__, models
 from edgevis.data.leakage import SplitCheck, listed
-from edgevis.models.allowed import one_of, whole
-from edgevis.models.recipe import Recipe
+from edgevis.data.picture_check import require_readable
+from edgevis.models.advice import recipe_advice
+from edgevis.models.allowed import number, one_of, whole
+from edgevis.models.recipe import Recipe, ReIDFineTuningRecipe
 from edgevis.models.recipe_detection import DetectionRecipe
 from edgevis.models.recipe_projection import ProjectionRecipe
 from edgevis.models.unlabelled_recipe import BlockwiseDistillationRecipe, SimilarityDistillationRecipe
@@ -36,6 +38,7 @@ from edgevis.training.identity import DATA, list_data, summary_of, write_listing
 from edgevis.training.loop import Run, evaluated, fit
 from edgevis.training.memory import keep_freed_memory
 from edgevis.training.person_views import PersonViewsTask
+from edgevis.training.processes import ending_processes, is_first_process
 from edgevis.training.progress import ProgressListener
 from edgevis.training.projection import projection_start
 from edgevis.training.resume import (
@@ -44,6 +47,7 @@ from edgevis.training.resume import (
     REPORT,
     begin,
     growth_note,
+    no_room,
     only_training,
 )
 from edgevis.training.similarity import SimilarityDistillationTask
@@ -58,7 +62,6 @@ from runtime.errors import InputError
 
 SAMPLES = "samples.json"
 
-_CHILD_SECONDS = 2.0
 _PSEUDO = "pseudo-labels"
 """The key of an identity's digest of the pictures that a teacher labelled."""
 
@@ -74,6 +77,7 @@ _ALLOWED = {
     "seed": whole(0, (1 << 63) - 1),
     "devices": whole(1, 1024),
     "workers": whole(0, 1024),
+    "checkpoint_minutes": number(0, 1e6),
     "accelerator": one_of("auto", "cpu", "cuda"),
     "precision": one_of(*get_args(Precision)),
 }
@@ -101,6 +105,8 @@ class TrainingRequest:
         devices, accelerator, precision: Lightning Fabric's.
         workers: Processes that make batches ahead.
         allow_leakage: Whether to train on data whose sides share images, persons, volumes or classes.
+        split_by: How images without a stated split are divided, see :mod:`edgevis.data.image_split`.
+        checkpoint_minutes: An interrupted training loses at most about so many minutes.
     """
 
     model: str
@@ -121,6 +127,8 @@ class TrainingRequest:
     precision: Precision = "32-true"
     workers: int = 0
     allow_leakage: bool = False
+    split_by: str = ""
+    checkpoint_minutes: float = 5.0
 
 
 def train(request: TrainingRequest, listener: ProgressListener) -> dict[str, Any] | None:
@@ -128,20 +136,27 @@ def train(request: TrainingRequest, listener: ProgressListener) -> dict[str, Any
 
     Raises:
         EdgevisError: The message says what is wrong.
-        OSError: The disk is full; the last checkpoint stays whole.
+        TrainingError: The training diverged, or the disk is full; the last checkpoint stays whole.
     """
     entry = models.entry(request.model)
     recipe = _recipe(entry, request)
     if isinstance(recipe, ProjectionRecipe):
         weights, options = projection_start(entry, recipe, request.weights)
         request = replace(request, weights=weights, options={**options, **request.options})
+    if isinstance(recipe, ReIDFineTuningRecipe) and request.weights is None:
+        request = replace(request, weights=_shipped(entry))
     fabric = _fabric(request)
     with ExitStack() as stack:
-        if _is_first_process():
+        if is_first_process():
             stack.enter_context(only_training(request.output))
-            stack.enter_context(_ending_processes(fabric))
+            stack.enter_context(ending_processes(fabric))
         fabric.launch()
-        return _train(request, entry, recipe, fabric, listener)
+        try:
+            return _train(request, entry, recipe, fabric, listener)
+        except OSError as error:
+            if (told := no_room(request.output, error)) is not None:
+                raise told from error
+            raise
 
 
 def _train(
@@ -151,9 +166,14 @@ def _train(
         keep_freed_memory()
     with torch.device("meta"):  # what the options make of the deployment, without the weights
         deployment = models.deployment_of(entry, models.module_from(entry, request.options))
-    reading = listener.reading if fabric.is_global_zero else None
-    check = SplitCheck(allow_leakage=request.allow_leakage, progress=reading)
+    reading = functools.partial(listener.stage, "reads the data") if fabric.is_global_zero else None
+    check = SplitCheck(allow_leakage=request.allow_leakage, split_by=request.split_by, progress=reading)
     task, teacher = _task(request, recipe, deployment, fabric.device, check)
+    if request.split_by and "split by" not in task.data:
+        raise InputError(
+            f"split_by is {request.split_by!r}, but {request.data} is divided by its splits, classes or persons: leave "
+            "--split-by out"
+        )
     for name, needed in task.model_options.items():
         if request.options.get(name, needed) != needed:
             raise InputError(f"{name} is {request.options[name]}; allowed: {needed}, as the data have, or leave it out")
@@ -167,6 +187,8 @@ def _train(
         request.data if fabric.is_global_zero else None,
         resume=request.resume,
     )
+    if fabric.is_global_zero and not state.begun:
+        require_readable(request.data, functools.partial(listener.stage, "looks at the pictures"))
     torch.manual_seed(request.seed)
     model = models.module_from(entry, options)
     if request.weights is not None:
@@ -186,7 +208,8 @@ def _train(
     if state.epochs < recipe.epochs:
         session = TrainingSession(state.epochs + 1, recipe.epochs, _machine(), _versions())
         state = replace(state, sessions=(*state.sessions, session))
-    state = fit(Run(model, task, recipe, provenance, request.output, state, request.workers), fabric, listener)
+    run = Run(model, task, recipe, provenance, request.output, state, request.workers)
+    state = fit(replace(run, checkpoint_s=60 * request.checkpoint_minutes), fabric, listener)
     if not fabric.is_global_zero:
         return None
     evaluation = evaluated(model, task.test)
@@ -260,6 +283,7 @@ def command_of(request: TrainingRequest) -> str:
     parts += [] if request.teacher_model is None else ["--teacher-model", request.teacher_model]
     for flag, value in (("--seed", request.seed), ("--devices", request.devices), ("--precision", request.precision)):
         parts += [flag, str(value)]
+    parts += ["--split-by", request.split_by] if request.split_by else []
     parts += ["--allow-leakage"] if request.allow_leakage else []
     return shlex.join(("python", "-m", "edgevis.train", *parts))
 
@@ -280,10 +304,18 @@ def _files(request: TrainingRequest) -> dict[str, Path | None]:
 
 def _recipe(entry: models.ModelEntry, request: TrainingRequest) -> Recipe:
     if not entry.recipes:
-        raise InputError(f"{entry.name!r} has no recipe; python -m edgevis.train --list shows the models that have")
+        raise InputError(recipe_advice(entry.name, entry.deployment.task))
     if request.recipe not in entry.recipes:
         raise InputError(f"{entry.name!r} has no recipe {request.recipe!r}; allowed: {', '.join(entry.recipes)}")
     return entry.recipes[request.recipe].with_values(request.values)
+
+
+def _shipped(entry: models.ModelEntry) -> Path:
+    """The weights that ship with a model."""
+    weights = models.shipped_weights(entry)
+    if weights is None:
+        raise InputError(f"no weights of {entry.name!r} ship, and this recipe goes on from trained ones; add --weights")
+    return weights
 
 
 def _fabric(request: TrainingRequest) -> Any:
@@ -300,33 +332,6 @@ def _fabric(request: TrainingRequest) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what it would rather have installed
         return Fabric(accelerator=request.accelerator, devices=request.devices, precision=request.precision)
-
-
-def _is_first_process() -> bool:
-    """Whether this is the process that was started by hand; the others are told their number by the environment."""
-    from lightning_fabric.utilities import rank_zero
-
-    return int(getattr(rank_zero.rank_zero_only, "rank", 0)) == 0
-
-
-@contextmanager
-def _ending_processes(fabric: Any) -> Iterator[None]:
-    """End the other processes of this training when this one ends by an error, an interrupt or a signal."""
-    try:
-        yield
-    except BaseException:
-        started: list[subprocess.Popen[Any]] = getattr(fabric.strategy.launcher, "procs", [])
-        processes = started[:]
-        started.clear()  # or Fabric, which watches them, kills this process before it has swept
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            try:
-                process.wait(_CHILD_SECONDS)
-            except subprocess.TimeoutExpired:  # it waits for this one
-                process.kill()
-                process.wait()
-        raise
 
 
 def _identity(request: TrainingRequest, provenance: Provenance, fabric: Any) -> dict[str, Any]:
@@ -354,8 +359,8 @@ def _digest(path: Path) -> str:
 
 
 def _tell_going_on(listener: ProgressListener, recipe: Recipe, state: TrainingState) -> None:
-    if state.epochs:
-        listener.note(f"goes on after epoch {state.epochs} of {recipe.epochs}")
+    if state.begun:
+        listener.note(f"goes on after {state.place} of {recipe.epochs} epochs")
         was = state.sessions[-1].epochs if state.sessions else recipe.epochs
         if recipe.epochs > was:
             listener.note(growth_note(recipe, was, state.epochs))

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgevis.data.leakage import SplitCheck
+from edgevis.data.leakage import ProgressCallback, SplitCheck
 from edgevis.metrics.interval import half_width
 from edgevis.models.recipe import Recipe
+from edgevis.training.remaining import CountedEvaluations
 from runtime.bundle.spec import Deployment
 from runtime.images.decode import Image
 from runtime.images.preprocess import Preprocessor
@@ -107,8 +108,14 @@ class TrainingTask(Protocol):
 class DataDependentStart(Protocol):
     """A task that adapts a new model to the data before the first step."""
 
-    def prepare(self, model: nn.Module) -> None:
-        """Change the model in place; called once, at the start of a new training, on the training's device."""
+    def prepare(self, model: nn.Module, *, new: bool, progress: ProgressCallback) -> None:
+        """Called once before the first step of each session, on the training's device.
+
+        Args:
+            model: A new one is changed in place.
+            new: Whether the training is new; otherwise it goes on, and only what is kept in memory is made again.
+            progress: Told how much is done, of how much.
+        """
         ...
 
 
@@ -210,6 +217,11 @@ class WrappedTask:
     @property
     def data(self) -> Mapping[str, object]:
         return self._wrapped.data
+
+    @property
+    def evaluation_images(self) -> tuple[int, int]:
+        """See :class:`edgevis.training.remaining.CountedEvaluations`."""
+        return self._wrapped.evaluation_images if isinstance(self._wrapped, CountedEvaluations) else (0, 0)
 
     @property
     def steps_per_epoch(self) -> int:

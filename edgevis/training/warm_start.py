@@ -78,8 +78,19 @@ def load_matching(model: nn.Module, path: Path, *, entry: ModelEntry) -> str:
             notes.append(
                 f"classes kept: {', '.join(kept) or 'none'}" + (f"; begun anew: {', '.join(new)}" if new else "")
             )
-    load_strict(model, {**matching, **anew}, source=str(path))
+    load_strict(model, {**matching, **anew}, source=str(path), hint=_hint(path, entry))
     return "; ".join(notes)
+
+
+def _hint(path: Path, entry: ModelEntry) -> str:
+    """What to do where weights do not fit."""
+    provenance = read_provenance(path)
+    if provenance is None:
+        return f"Allowed: weights of {entry.name!r}, made with the same --option"
+    options = " ".join(f"--option {name}={value}" for name, value in provenance.options.items())
+    return (
+        f"They are of {provenance.model!r} {options}; allowed: weights of {entry.name!r}, made with the same --option"
+    )
 
 
 def _labels(entry: ModelEntry, postprocess: Mapping[str, object]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from runtime.common.limits import max_pixels
 from runtime.errors import SourceError
 from runtime.images.decode import Image
 from runtime.streams.capture import GRACE, NEEDS_RANGES, Reading
+from runtime.streams.frame_times import FrameTimes
 
 OPTIONS_VARIABLE = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 """OpenCV reads it, too."""
@@ -120,6 +121,8 @@ class PyAVCapture:
         }
         self._frames: deque[Any] = deque()
         self._begun = False
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self._times, self._skipped = FrameTimes(float(rate) if rate else None), 0
         self._packets: Iterator[Any] = container.demux(self._stream)
 
     def read(self) -> Reading | None:
@@ -133,9 +136,9 @@ class PyAVCapture:
                     corrupt += 1
                     continue
                 self._begun = True
-                image, time_s = _bgr(frame), None if self.live or frame.time is None else float(frame.time)
-                return Reading(image, time_s, time.monotonic(), corrupt)
+                return Reading(_bgr(frame), self._time_s(frame, corrupt), time.monotonic(), corrupt)
             if corrupt:  # at once: the next frame may be long in coming
+                self._skipped += corrupt
                 return Reading(None, None, time.monotonic(), corrupt)
             try:
                 packet = next(self._packets, None)
@@ -155,6 +158,13 @@ class PyAVCapture:
                 return None
             except av.error.FFmpegError:
                 corrupt += 1
+
+    def _time_s(self, frame: Any, corrupt: int) -> float | None:
+        """The frame's time after so many corrupt ones; None of a camera."""
+        if self.live:
+            return None
+        skipped, self._skipped = self._skipped + corrupt, 0
+        return self._times.next(None if frame.time is None else float(frame.time), skipped=skipped)
 
     def close(self) -> None:
         self._frames.clear()

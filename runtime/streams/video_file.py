@@ -14,6 +14,7 @@ from runtime.common.limits import too_many_pixels
 from runtime.errors import SourceError
 from runtime.images.decode import as_image
 from runtime.streams.capture import Reading
+from runtime.streams.frame_times import FrameTimes
 from runtime.streams.opencv import time_s_of, video_capture
 
 _log = logging.getLogger("edgevis.streams")
@@ -56,6 +57,7 @@ class VideoFile:
             raise SourceError(f"{path}: a frame {problem}")
         self._declared = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         self._decoded = self._corrupt = 0
+        self._times = FrameTimes(self.frames_per_second)
 
     @property
     def frames_per_second(self) -> float | None:
@@ -70,7 +72,8 @@ class VideoFile:
             if success:
                 self._decoded += 1
                 self._corrupt += failures
-                return Reading(as_image(image), time_s_of(self._capture), time.monotonic(), failures)
+                time_s = self._times.next(time_s_of(self._capture), skipped=failures)
+                return Reading(as_image(image), time_s, time.monotonic(), failures)
             if self._decoded + self._corrupt + failures >= self._declared or failures >= _MAX_FAILURES:
                 return self._ended()
             failures += 1

@@ -13,6 +13,8 @@ import torch
 
 from edgevis import Predictor, models
 from edgevis.cli import main
+from edgevis.models.advice import recipe_advice
+from edgevis.models.recipe import Recipe
 from runtime.bundle.bundle import Bundle
 from runtime.errors import ModelError, UnknownModelError
 
@@ -153,3 +155,48 @@ def test_hyphen_and_underscore_are_one() -> None:
     assert models.entry("osnet_x0_25") is models.entry("osnet-x0-25")
     with pytest.raises(UnknownModelError, match=r"no model 'osnet'; known: .*, or package\.module:NAME"):
         models.entry("osnet")
+
+
+def examples(message: str) -> list[str]:
+    """The code in a message: its indented lines."""
+    return [line[4:] for line in message.splitlines() if line.startswith("    ")]
+
+
+def test_a_class_that_declares_nothing_is_told_how(
+    shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What both messages show is enough to train it."""
+    source = (shelf / "small_net.py").read_text()
+    net = source[source.index("def block") :]
+    imports = "from itertools import pairwise\nfrom torch import Tensor, nn\n"
+    data = write_classes(tmp_path / "photographs", classes=8, images=8)
+    values = ("epochs=1", "steps_per_epoch=2", "way=2", "query=2", "test_way=2", "test_query=2", "test_episodes=2")
+    arguments = [part for value in (*values, "test_shots=[1]", "held_out=0.4") for part in ("--set", value)]
+
+    def trained(name: str, text: str) -> tuple[int, str]:
+        (shelf / f"{name}.py").write_text(imports + text + "\n\n" + net)
+        command = ["train", f"shelf.{name}:SmallNet", "--data", str(data), "--output", f"runs/{name}", "--quiet"]
+        return main([*command, *arguments]), capsys.readouterr().err
+
+    status, error = trained("bare", "")
+    assert status == 1
+    assert error.startswith("error: shelf.bare:SmallNet has no DEPLOYMENT: declare one in the class or in its module")
+    assert "docs/extending.md, 'A model', has a whole file" in error
+    deployment = examples(error)
+    assert len(deployment) == 5
+    status, error = trained("deployed", "\n".join(deployment))
+    assert status == 1
+    assert error.startswith("error: shelf.deployed:SmallNet has no recipe: declare RECIPES")
+    assert "needed: loss, epochs, learning_rate; the other fields have defaults" in error
+    recipe = examples(error)
+    assert len(recipe) <= 5
+    assert trained("whole", "\n".join([*deployment, *recipe])) == (0, "")
+
+
+@pytest.mark.parametrize("task", ["classify", "reid", "few-shot-segment", "segment", "detect"])
+def test_each_tasks_recipe_is_shown_as_it_can_be_written(task: str) -> None:
+    advice = recipe_advice("shelf.small_net:SmallNet", task)
+    scope: dict[str, dict[str, Recipe]] = {}
+    exec("\n".join(examples(advice)), scope)  # noqa: S102 - our own message
+    assert scope["RECIPES"]["paper"].epochs == 30
+    assert "there is no training for its task 'toy'" in recipe_advice("shelf:Net", "toy")

@@ -156,3 +156,21 @@ def test_classes_spelled_in_two_ways(tmp_path: Path) -> None:
 def test_one_novel_class_is_no_measure(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="1 classes novel; allowed: 2 or more"):
         split_of(write_classes(tmp_path, class_rows(lambda c, i: "train" if c < 5 else "test")))
+
+
+def test_a_folder_train_needs_another_beside_it(tmp_path: Path) -> None:
+    """An empty folder val is none: nothing is then drawn from what was meant to train."""
+    for number in range(8):
+        write_image(tmp_path / "data" / "train" / f"c{number // 2}" / f"{number}.png", number)
+    (tmp_path / "data" / "val").mkdir()
+    with pytest.raises(InputError, match="has pictures in the folder train alone; allowed: others in val or test"):
+        split_of(tmp_path / "data")
+    found = split_of(tmp_path / "data" / "train")
+    assert labels(found, found.novel) < {"c0", "c1", "c2", "c3"}
+
+
+def test_folders_that_differ_in_case_are_one_class_twice(tmp_path: Path) -> None:
+    for number, label in enumerate(("cup", "Cup", "jug", "pot")):
+        write_image(tmp_path / label / "0.png", number)
+    with pytest.raises(InputError, match=r"1 class spelled in two ways \('Cup' = 'cup'\)"):
+        split_of(tmp_path)

@@ -91,6 +91,39 @@ def test_copies_and_volumes_are_drawn_as_a_whole(tmp_path: Path) -> None:
         assert sum(map(len, parts)) == len(set().union(*parts)) == 3
 
 
+def test_images_without_a_split_need_a_group_or_a_word(tmp_path: Path) -> None:
+    """Nothing is drawn image by image unless that is asked for."""
+    rows = [{name: row[name] for name in ("stem", "shop")} for row in mask_rows(shop=lambda i: f"shop {i // 2}")]
+    write_masks(tmp_path, rows)
+    with pytest.raises(InputError, match=r"does not say which images train and which validate.* --split-by image"):
+        masks_of(tmp_path)
+    for split_by in ("shop", "image"):
+        found = masks_of(tmp_path, SplitCheck(split_by=split_by))
+        assert found.notes == {"split by": split_by}
+        parts = [{place // 2 for place in part} for part in (found.train, found.validation, found.test)]
+        assert all(parts)
+        whole = sum(map(len, parts)) == len(set().union(*parts))
+        assert whole or split_by == "image"
+    for split_by, message in (
+        ("shelf", "split_by is 'shelf'; allowed for .*: folder, image, stem, shop"),
+        ("folder", "split_by is 'folder', but all 12 images of .* lie in one folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            masks_of(tmp_path, SplitCheck(split_by=split_by))
+    with pytest.raises(InputError, match="states its splits: leave --split-by out"):
+        masks_of(write_masks(tmp_path / "split", mask_rows()), SplitCheck(split_by="image"))
+
+
+def test_folders_stay_together(tmp_path: Path) -> None:
+    rows = [{"stem": f"{folder}/{index}"} for folder in ("a", "b", "c", "d", "e") for index in range(3)]
+    for folder in "abcde":
+        (tmp_path / "masks" / folder).mkdir(parents=True)
+    found = masks_of(write_masks(tmp_path, rows), SplitCheck(split_by="folder"))
+    parts = [{place // 3 for place in part} for part in (found.train, found.validation, found.test)]
+    assert sorted(number for part in parts for number in part) == [0, 1, 2, 3, 4]
+    assert all(parts)
+
+
 def test_blank_slices_are_no_leakage(tmp_path: Path) -> None:
     write_masks(tmp_path, mask_rows(volume=lambda i: f"v{i // 4}"))
     for place in (0, 5, 11):

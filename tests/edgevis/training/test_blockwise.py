@@ -171,7 +171,7 @@ def test_a_new_student_varies_as_its_teacher_does(photos: Path, teacher: Path) -
         for scales in student.output_scales():
             for scale in scales:
                 scale.mul_(7)
-    task.prepare(student)
+    task.prepare(student, new=True, progress=lambda done, total: None)
     image = task.batch(0, 0, 0)["image"]
     with torch.no_grad():
         taught = activations(opened.model, image)
@@ -232,7 +232,7 @@ class Interrupts(ConsoleProgress):
     def __init__(self) -> None:
         super().__init__(sys.stderr, quiet=True)
 
-    def epoch(self, row: Mapping[str, float], epochs: int, seconds: float) -> None:
+    def epoch(self, row: Mapping[str, float], epochs: int, seconds: float, left_s: float) -> None:
         raise KeyboardInterrupt
 
 

@@ -143,7 +143,15 @@ def test_mixed_tasks_draw_base_classes_too(tmp_path: Path, monkeypatch: pytest.M
     """Half of a base class's images trained: fewer are left to ask about, and the class must not drop out for that."""
     entry = models.entry("resnet12")
     recipe = replace(
-        SMALL_EPISODES, mixed=True, held_out=0.0, way=2, query=2, test_way=2, test_query=7, test_episodes=20
+        SMALL_EPISODES,
+        mixed=True,
+        held_out=0.0,
+        validate_every=0,
+        way=2,
+        query=2,
+        test_way=2,
+        test_query=7,
+        test_episodes=20,
     )
     data = write_classes(tmp_path / "data")  # 12 images of each class: 7 queries beside 5 shots, of a half 1
     sampled: set[tuple[int, int]] = set()

@@ -18,6 +18,7 @@ from edgevis import models
 from edgevis.provenance import read_provenance
 from edgevis.train import main
 from edgevis.training.episodes import EpisodeTrainingTask
+from edgevis.training.progress import StepProgress
 from edgevis.training.run import TrainingRequest, train
 from edgevis.training.tasks.classify import training_task
 from edgevis.training.teacher import Teacher, open_teacher
@@ -181,11 +182,11 @@ class Stops:
     def __init__(self, after: int) -> None:
         self.after = after
 
-    def reading(self, done: int, total: int) -> None: ...
+    def stage(self, what: str, done: int, total: int) -> None: ...
 
-    def step(self, epoch: int, done: int, total: int, loss: float) -> None: ...
+    def step(self, progress: StepProgress) -> None: ...
 
-    def epoch(self, row: Mapping[str, float], epochs: int, seconds: float) -> None:
+    def epoch(self, row: Mapping[str, float], epochs: int, seconds: float, left_s: float) -> None:
         if row["epoch"] == self.after:
             raise StoppedError
 
