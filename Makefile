@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 TRITON := $(VENV)/triton
 SOURCES := $(shell find edgevis runtime export calibration -name '*.py' -o -name '*.safetensors')
 
-.PHONY: demo test lint docs release clean
+.PHONY: demo test lint docs release gpu clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(addsuffix .edgevis/manifest.json,$(addprefix bundles/,osnet-x0-25 efficientnet-lite0 hsnet-hm enet))
@@ -46,6 +46,11 @@ lint: $(INSTALLED)
 # Builds the ready bundles, which are part of the package, from the weights that ship.
 release: $(INSTALLED)
 	$(RUN) -m export.release
+
+# On a machine with an NVIDIA GPU: a table of it, gpu-CARD.md, in ten minutes. BUNDLES are built for it elsewhere or here.
+BUNDLES ?= $(wildcard bundles/gpu/*.edgevis)
+gpu: $(INSTALLED)
+	$(RUN) -m benchmarks.gpu $(BUNDLES)
 
 # Writes site/; a warning ends it.
 docs: $(INSTALLED)

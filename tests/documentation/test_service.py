@@ -160,9 +160,9 @@ def test_the_command_survives_kills_and_its_camera(tmp_path: Path, camera: Camer
 # --- the image
 
 
-def instructions() -> list[tuple[str, str]]:
+def instructions(file: Path = DOCKERFILE) -> list[tuple[str, str]]:
     """The instructions of the Dockerfile: name and arguments, continued lines joined."""
-    text = re.sub(r"\\\n", " ", "\n".join(x for x in DOCKERFILE.read_text().splitlines() if not x.startswith("#")))
+    text = re.sub(r"\\\n", " ", "\n".join(x for x in file.read_text().splitlines() if not x.startswith("#")))
     parts = [line.partition(" ") for line in text.splitlines() if line.strip()]
     return [(name, " ".join(words.split())) for name, _, words in parts]
 
@@ -181,6 +181,19 @@ def test_the_image_is_made_of_what_exists() -> None:
     packages = re.search(r"^include = \[(.*)\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert packages is not None
     assert {name.strip('" *') for name in packages[1].split(",")} <= set(sources)
+
+
+def test_the_image_for_a_jetson_differs_in_its_base_and_packages() -> None:
+    jetson = DOCKERFILE.with_suffix(".jetson")
+    ignored, of_cpu = (file.with_name(f"{file.name}.dockerignore").read_text() for file in (jetson, DOCKERFILE))
+    assert ignored == of_cpu
+    ours, theirs = instructions(jetson), instructions()
+    differ = {"ARG", "FROM"}
+    assert [item for item in theirs if item not in ours and item[0] not in differ] == [
+        ("RUN", 'pip install --no-cache-dir "$(echo /dist/edgevis-*.whl)[openvino]"')
+    ]
+    assert [words for name, words in ours if name == "FROM"] == ["python:3.10-slim AS wheel", "${BASE}"]
+    assert not any("tensorrt" in words for _, words in ours), "JetPack's own is used"
 
 
 def test_the_image_runs_as_nobody_and_starts_edgevis() -> None:

@@ -264,10 +264,11 @@ def batches(count: int, largest: int = 32) -> list[int]:
 def test_any_batches_need_a_lane_for_each_power_of_two() -> None:
     """The issue's measurement: lanes by exact shape made 765 contexts and 62 graph launches."""
     device = HostDevice()
-    plan = MatchPlan(device, max_rows=32)
-    engine = engine_on(device, plan)
+    plan, pool = MatchPlan(device, max_rows=32), LanePool(1 << 30)
+    engine = engine_on(device, plan, pool=pool)
     assert Counted(engine, batches(1000), threads=1).failed == []
     assert (plan.contexts, device.launches) == (6, 1000 - 2 * 6)
+    assert pool.counts == {"lanes": 6, "calls": 1000, "launches": 1000 - 2 * 6}
     engine.close()
     assert device.left == NOTHING
 

@@ -71,6 +71,9 @@ class Lane:
         batched: The names of the inputs and outputs whose first axis are the rows.
         name: The name of the plan's file, for messages.
 
+    Attributes:
+        launched: Whether the last call launched a CUDA graph.
+
     Raises:
         DeviceMemoryError: There is not enough memory for one more lane.
         EngineError: The plan does not take these shapes.
@@ -96,6 +99,7 @@ class Lane:
         self._graph: CapturedGraph | None = None
         self._capture_failed = plan.captures
         self._runs = 0
+        self.launched = False
         self._inputs: dict[str, _Buffer] = {}
         self._outputs: dict[str, _Buffer] = {}
         self._resident: dict[str, Memory] = {}
@@ -134,6 +138,7 @@ class Lane:
                 self._loaded.pop(name, None)
                 self.stream.copy(self._resident[name], memory)
                 self._loaded[name] = memory
+        self.launched = self._graph is not None
         if self._graph is not None:
             self._graph.launch()
         else:

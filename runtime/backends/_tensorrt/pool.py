@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable
 from functools import cache
 from typing import Any, cast
@@ -43,9 +44,14 @@ class LanePool:
 
     Args:
         max_idle_bytes: What idle lanes may hold.
+
+    Attributes:
+        counts: How many ``lanes`` were made, how many ``calls`` were run, and how many of these were ``launches`` of a
+            CUDA graph.
     """
 
     def __init__(self, max_idle_bytes: int) -> None:
+        self.counts = Counter(lanes=0, calls=0, launches=0)
         self._max_idle_bytes = max_idle_bytes
         self._changed = threading.Condition()
         self._idle: list[Lane] = []  # the one that was used last is the last
@@ -86,6 +92,7 @@ class LanePool:
     def give(self, lane: Lane) -> None:
         """Take back a lane whose call is done."""
         with self._changed:
+            self.counts.update(calls=1, launches=int(lane.launched))
             self._busy.remove(lane)
             surplus = [lane] if lane.key.owner.closed else []
             if not surplus:
@@ -160,6 +167,7 @@ class LanePool:
             finally:
                 self._changed.acquire()
             if failed is None:
+                self.counts.update(lanes=1)
                 self._busy.append(lane)
                 return lane
             self._full_until = time.monotonic() + _RETRY_SECONDS

@@ -18,7 +18,7 @@ VARIABLE = "EDGEVIS_RESIDENT"
 """The environment variable with the kind of memory of resident inputs on an integrated GPU: ``device`` or ``mapped``.
 
 Mapped memory costs no copy, but a Jetson's GPU does not keep it in its caches, and these are read by every inference.
-``python -m benchmarks.resident`` measures both on the device.
+``python -m benchmarks.gpu`` measures both on the device.
 """
 
 
