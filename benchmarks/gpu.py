@@ -125,7 +125,7 @@ def sections(device: Device, engines: Sequence[tuple[Bundle, EngineRecord]], cal
 def versions(device: Device) -> Rows:
     """The card, its driver, and the packages that use it."""
     info = device.info
-    rows = [
+    rows: Rows = [
         ("GPU", f"{info.name} {info.sm}, {info.memory_bytes / 2**30:.0f} GiB" + (", integrated" * info.integrated)),
         ("driver", info.driver),
         ("Python", sys.version.split()[0]),
@@ -159,7 +159,7 @@ def batch_rows(run: Callable[[int], object], pool: LanePool, *, largest: int, ca
         largest: The largest batch.
         calls: The calls of a row.
     """
-    rows = []
+    rows: Rows = []
     for name, sizes in ((f"{largest}", [largest]), (f"1..{largest}", list(range(1, largest + 1)))):
         draw = np.random.default_rng(0)
         before, taken, images = Counter(pool.counts), [], 0
@@ -178,7 +178,7 @@ def batch_rows(run: Callable[[int], object], pool: LanePool, *, largest: int, ca
 
 def thread_rows(run: Callable[[int], object], pool: LanePool, *, largest: int, calls: int) -> Rows:
     """Calls of the largest batch by 1, 4, 16 and 32 threads; none may fail."""
-    rows = []
+    rows: Rows = []
     for threads in (1, 4, 16, 32):
         before, errors = Counter(pool.counts), Counter[str]()
         each = max(calls // threads, 1)

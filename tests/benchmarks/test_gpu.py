@@ -49,7 +49,7 @@ def test_a_section_that_fails_says_so_and_the_others_are_measured() -> None:
 
 
 def test_versions_name_what_is_missing() -> None:
-    rows = dict(gpu.versions(HostDevice(integrated=True).opened))
+    rows: dict[str, str] = {row[0]: row[1] for row in gpu.versions(HostDevice(integrated=True).opened)}
     assert rows["GPU"].endswith("integrated")
     assert rows["onnxruntime"]
 
