@@ -329,7 +329,7 @@ _SMALL = ReIDRecipe(
     jitter=0.2,
 )
 
-# How the weights that ship were made, from the published ones; the warm-up is a whole epoch.
+# From a random start, taught by the published weights block by block; the warm-up is a whole epoch.
 _DISTILL = BlockwiseDistillationRecipe(
     epochs=28,
     steps_per_epoch=60,
