@@ -22,7 +22,6 @@ from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore, shrunk
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, Evaluation, MetricValue, ModelOutputs, ViewBatches, Views
-from edgevis.training.validation import require_validation
 from edgevis.training.views import color_jitter, random_horizontal_flip, random_resized_crop
 from edgevis.training.visualize import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from runtime.bundle.spec import Deployment
@@ -64,14 +63,7 @@ class EpisodeTrainingTask(ViewBatches):
         self._images = ImageStore(lambda index: shrunk(images[index][0], short_side))
         self._fitted = ImageStore(lambda index: self._preprocess.fit(images[index][0]))
         self._name = data
-        # What is missing is better found now than after the last epoch.
-        require_validation(
-            recipe,
-            len(split.validation),
-            data=f"{data} with {self._classes} training classes",
-            allowed="folders train/ and val/ (or rows of such splits in labels.csv) with two or more classes each; "
-            "more classes; a higher held_out, such as --set held_out=0.4: two or more classes then only validate",
-        )
+        # Too few images are better found now than after the last epoch.
         self._check_classes()
         for among, whole in ((split.validation, False), (split.novel, False), (split.mixed, True)):
             for shot in recipe.test_shots if among else ():

@@ -53,6 +53,7 @@ from edgevis.training.resume import (
 from edgevis.training.similarity import SimilarityDistillationTask
 from edgevis.training.task import Evaluation, SelfTrainingTask, TrainingTask
 from edgevis.training.teacher import Teacher, open_teacher, teacher_file
+from edgevis.training.validation import require_validation
 from edgevis.training.warm_start import load_backbone, load_matching
 from runtime.bundle.bundle import sha256
 from runtime.bundle.spec import Deployment
@@ -174,6 +175,7 @@ def _train(
             f"split_by is {request.split_by!r}, but {request.data} is divided by its splits, classes or persons: leave "
             "--split-by out"
         )
+    require_validation(recipe, task, data=request.data, kind=deployment.task)
     for name, needed in task.model_options.items():
         if request.options.get(name, needed) != needed:
             raise InputError(f"{name} is {request.options[name]}; allowed: {needed}, as the data have, or leave it out")

@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from edgevis.models.recipe import Recipe
+from edgevis.training.remaining import CountedEvaluations
+from runtime.common.discovery import module_name
 from runtime.errors import InputError
 
-MORE_IMAGES = (
+_IMAGES = (
     "rows of the split val beside train and test (COCO's JSON and VOC's lists name it so, too); or more images, of "
     "which a share, held_out, then only validates, such as --set held_out=0.3"
 )
-"""What to do for tasks that train on single images."""
+_ALLOWED: Mapping[str, str] = {
+    "classify": "folders train/ and val/ (or rows of such splits in labels.csv) with two or more classes each; more "
+    "classes; a higher held_out, such as --set held_out=0.4: two or more classes then only validate",
+    "reid": "pictures by two cameras of four or more training persons, of whom two then only validate; rows of the "
+    "split val, or a folder val with a folder for each person; --set held_out=0.2 where it is 0",
+    "few_shot_segment": "more classes with two or more images each, of which a tenth validates; folds as of PASCAL-5i "
+    "or COCO-20i, whose novel classes also validate",
+    "segment": _IMAGES,
+    "detect": _IMAGES,
+}
+"""What to do, by task."""
 
 
-def require_validation(recipe: Recipe, images: int, *, data: str, allowed: str) -> None:
+def require_validation(recipe: Recipe, task: object, *, data: Path, kind: str) -> None:
     """Refuse a training that is to validate, and has nothing to validate with.
 
     Args:
         recipe: Of the training.
-        images: How many validate.
-        data: The data's name.
-        allowed: What to do, a list of phrases.
+        task: Its task; one that does not count its evaluations passes.
+        data: The data.
+        kind: The model's task, such as ``"reid"``.
 
     Raises:
-        InputError: There are none.
+        InputError: There is nothing; the message says what to do.
     """
-    if recipe.epochs and recipe.validate_every and not images:
+    if not (recipe.epochs and recipe.validate_every and isinstance(task, CountedEvaluations)):
+        return
+    if not task.evaluation_images[0]:
         raise InputError(
             f"{data} has no part that validates, so that nothing would say which epoch's weights are the best; "
-            f"allowed: {allowed}; or --set validate_every=0, which keeps the last epoch's weights unseen"
+            f"allowed: {_ALLOWED.get(module_name(kind), 'more data')}; or --set validate_every=0, which keeps the last "
+            "epoch's weights unseen"
         )

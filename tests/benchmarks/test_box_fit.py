@@ -30,4 +30,4 @@ def test_without_images_set_aside_there_is_nothing_to_measure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--data", str(write_masks(tmp_path / "data")), *SMALL, "--set", "held_out=0.0"]) == 1
-    assert "has no part that validates" in capsys.readouterr().err
+    assert "allowed: held_out above 0, and more images" in capsys.readouterr().err

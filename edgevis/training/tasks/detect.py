@@ -35,7 +35,6 @@ from edgevis.training.finite import require_finite
 from edgevis.training.images import resized
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, Evaluation, MetricValue
-from edgevis.training.validation import MORE_IMAGES, require_validation
 from edgevis.training.views import color_jitter, random_degradation
 from edgevis.training.visualize import GIVEN, RIGHT
 from runtime.bundle.spec import Deployment
@@ -83,7 +82,6 @@ class DetectionTrainingTask:
     ) -> None:
         self._split, self._recipe, self._seed, self._name = split, recipe, seed, data
         self._deployment = deployment
-        require_validation(recipe, len(split.validation), data=data, allowed=MORE_IMAGES)
         self._preprocess = Preprocessor(deployment.preprocess)
         self._settings = replace(settings_from(deployment.postprocess), score=EVALUATED_SCORE)
         self._images = BoxImages(split.data, split.train, draw=(seed, _ORDER_DRAW))

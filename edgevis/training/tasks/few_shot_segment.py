@@ -33,7 +33,6 @@ from edgevis.training.finite import require_finite
 from edgevis.training.images import resized
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, Evaluation, MetricValue
-from edgevis.training.validation import require_validation
 from edgevis.training.views import color_jitter
 from edgevis.training.visualize import RIGHT, Colour, beside, painted
 from runtime.bundle.spec import Deployment
@@ -87,13 +86,6 @@ class FewShotSegmentationTrainingTask:
         seed: int,
     ) -> None:
         self._train, self._validation, self._test = split.train, split.validation, split.test
-        require_validation(
-            recipe,
-            0 if split.validation is None else len(split.validation.members),
-            data=data,
-            allowed="more classes with two or more images each: a tenth of them validates; folds as of PASCAL-5i or "
-            "COCO-20i, whose novel classes also validate",
-        )
         self._queries: Queries = split.queries
         self._notes = split.notes
         self._recipe, self._seed, self._name = recipe, seed, data

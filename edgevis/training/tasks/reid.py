@@ -27,7 +27,6 @@ from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, Evaluation, MetricValue, ModelOutputs, ViewBatches, Views
-from edgevis.training.validation import require_validation
 from edgevis.training.views import color_jitter, random_crop, random_erasing, random_horizontal_flip
 from edgevis.training.visualize import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from runtime.bundle.spec import Deployment
@@ -79,13 +78,6 @@ class ReIDTrainingTask(ViewBatches):
         self._target = {person: index for index, person in enumerate(self._persons)}
         self._trained = [index for index, person in enumerate(split.train.ids) if person not in split.held]
         self._held = [index for index, person in enumerate(split.train.ids) if person in split.held]
-        require_validation(
-            recipe,
-            len(self._held),
-            data=data,
-            allowed="pictures by two cameras of four or more training persons, of whom two then only validate; rows of "
-            "the split val, or a folder val with a folder for each person; --set held_out=0.2 where it is 0",
-        )
         self._images = self._store(split.train)
         self._tests = tuple(self._store(part) for part in self._test)
         self._name = data

@@ -32,7 +32,6 @@ from edgevis.training.finite import require_finite
 from edgevis.training.images import resized
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, Evaluation, MetricValue
-from edgevis.training.validation import MORE_IMAGES, require_validation
 from edgevis.training.visualize import RIGHT, painted
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
@@ -122,7 +121,6 @@ class SegmentationTrainingTask:
         notes: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         self._notes = notes
-        require_validation(recipe, len(validation), data=data, allowed=MORE_IMAGES)
         self._examples, self._trained, self._validation, self._test = examples, trained, validation, test
         self._recipe, self._seed, self._name = recipe, seed, data
         self._preprocess = Preprocessor(deployment.preprocess)
