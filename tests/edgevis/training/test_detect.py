@@ -34,7 +34,15 @@ from training_runs import rows
 SMALL = {"height": 64, "width": 64}
 OPTIONS = [part for name, side in SMALL.items() for part in ("--option", f"{name}={side}")]
 # What makes a training out of the recipe that ends in a second.
-QUICK = {"epochs": 1, "steps_per_epoch": 2, "batch": 2, "held_out": 0.0, "l1_epochs": 1, "warm_up_epochs": 0}
+QUICK = {
+    "epochs": 1,
+    "steps_per_epoch": 2,
+    "batch": 2,
+    "held_out": 0.0,
+    "validate_every": 0,
+    "l1_epochs": 1,
+    "warm_up_epochs": 0,
+}
 
 
 def sets(**values: object) -> list[str]:
