@@ -33,8 +33,8 @@ pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("train_teacher")]
 
 PERSONS = {"epochs": 2, "steps_per_epoch": 2, "identities": 2, "images": 2, "warm_up_epochs": 0, "validate_every": 0}
 CLASSES = {
-    "epochs": 1, "steps_per_epoch": 1, "way": 2, "query": 1, "episodes_per_step": 1, "held_out": 0, "validate_every": 0, "warm_up_epochs": 0,
-    "test_way": 2, "test_query": 2, "test_episodes": 2,
+    "epochs": 1, "steps_per_epoch": 1, "way": 2, "query": 1, "episodes_per_step": 1, "held_out": 0, "warm_up_epochs": 0,
+    "validate_every": 0, "test_way": 2, "test_query": 2, "test_episodes": 2,
 }  # fmt: skip
 
 
