@@ -260,18 +260,21 @@ class ProjectionTrainingTask(EpisodeTrainingTask):
         """Compute the vectors of those that have none yet."""
         missing = [key for key in dict.fromkeys(keys) if key not in self._vectors]
         device = next(model.parameters()).device
+        # One block for all: arrays that stay, taken between the encoder's own, would keep the heap from reusing these.
+        rows = np.empty((len(missing), sum(PARTS)), np.float32)
         for start in range(0, len(missing), _BATCH):
             part = missing[start : start + _BATCH]
             progress(start, len(missing))
             images = [self._image(*key) for key in part]
             with torch.no_grad():
                 vectors = _encoder(model).pooled(torch.from_numpy(self._preprocess(images)).to(device))
-            self._vectors |= dict(zip(part, vectors.float().cpu().numpy(), strict=True))
+            rows[start : start + len(part)] = vectors.float().cpu().numpy()
+        self._vectors |= dict(zip(missing, rows, strict=True))
         progress(len(missing), len(missing))
 
     def _image(self, position: int, view: int) -> Image:
         if view == _PLAIN:
-            return self._fitted[position]
+            return self._preprocess.fit(self._split.images[position][0])  # once: its vector is what is kept
         return self._view(position, draw_at(self._seed, VIEW_DRAW, position, view))
 
 
