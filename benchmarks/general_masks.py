@@ -57,7 +57,7 @@ _LEAST, _MOST = 0.06, 0.75
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Picture:
+class MaskedPicture:
     """An image with a class id for each pixel, (H, W) uint8, 255 where it is not known."""
 
     image: Image
@@ -81,7 +81,7 @@ class Writer:
         self._side = side
         self._rows: list[tuple[str, str]] = []
 
-    def add(self, picture: Picture, split: str) -> None:
+    def add(self, picture: MaskedPicture, split: str) -> None:
         size = (self._side, self._side)
         shrinks = max(picture.labels.shape) > self._side
         image = cv2.resize(picture.image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -113,7 +113,7 @@ def _entry(name: str) -> zipfile.ZipInfo:
     return zipfile.ZipInfo(name)
 
 
-def clothing(path: Path) -> Iterator[tuple[Picture, str]]:
+def clothing(path: Path) -> Iterator[tuple[MaskedPicture, str]]:
     """The photographs, and whether each trains, validates or evaluates."""
     files = open_files(path)
     rows = index_rows(files)
@@ -124,10 +124,10 @@ def clothing(path: Path) -> Iterator[tuple[Picture, str]]:
         if row["split"] != "train":
             novel = any((labels == value).mean() > 0.01 for value in _NOVEL_CLOTHES)
             split = "test" if novel else "val"
-        yield Picture(image, labels.astype(np.uint8)), split
+        yield MaskedPicture(image, labels.astype(np.uint8)), split
 
 
-def things(path: Path) -> Iterator[tuple[Picture, str]]:
+def things(path: Path) -> Iterator[tuple[MaskedPicture, str]]:
     """The photographs of the sample of COCO that are used, likewise."""
     found = read_instance_classes(path)
     data = found.examples
@@ -140,14 +140,14 @@ def things(path: Path) -> Iterator[tuple[Picture, str]]:
         share = {(value - 1) % _FOLDS for value in shown if (labels == value).mean() > 0.01}
         labels = np.where((labels > 0) & (labels < IGNORE), labels + _THINGS, labels).astype(np.uint8)
         if _NOVEL_FOLD in share:
-            yield Picture(image, labels), "test"
+            yield MaskedPicture(image, labels), "test"
         elif _HELD_FOLD in share:
-            yield Picture(image, labels), "val"
+            yield MaskedPicture(image, labels), "val"
         elif row.get("commercial_ok") == "1" and not {_NOVEL_FOLD, _HELD_FOLD} & folds:
-            yield Picture(image, labels), "train"
+            yield MaskedPicture(image, labels), "train"
 
 
-def objects(path: Path) -> Iterator[Picture]:
+def objects(path: Path) -> Iterator[MaskedPicture]:
     """The pictures of single objects in whose middle GrabCut finds one."""
     files = open_files(path)
     rows = list(csv.DictReader(io.StringIO(files.text("labels.csv"))))
@@ -162,7 +162,7 @@ def objects(path: Path) -> Iterator[Picture]:
                 height, width = image.shape[:2]
                 mask = cv2.resize(found, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
                 class_id = _OBJECTS + names.index(row["class_name"])
-                yield Picture(image, np.where(mask, class_id, 0).astype(np.uint8))
+                yield MaskedPicture(image, np.where(mask, class_id, 0).astype(np.uint8))
 
 
 def grabbed(image: Image) -> NDArray[np.float32] | None:
@@ -188,13 +188,13 @@ def grabbed(image: Image) -> NDArray[np.float32] | None:
     return kept.astype(np.float32) if _LEAST < kept.mean() < _MOST else None
 
 
-def cut(picture: Picture, mask: NDArray[np.bool_], class_id: int) -> Cutout:
+def cut(picture: MaskedPicture, mask: NDArray[np.bool_], class_id: int) -> Cutout:
     down, right = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     part = np.s_[down[0] : down[-1] + 1, right[0] : right[-1] + 1]
     return Cutout(picture.image[part], mask[part], class_id)
 
 
-def cropped(picture: Picture, draw: np.random.Generator, least: float) -> Picture:
+def cropped(picture: MaskedPicture, draw: np.random.Generator, least: float) -> MaskedPicture:
     """A part with at least ``least`` of both sides, mirrored half the time, lighter or darker."""
     height, width = picture.labels.shape
     share = draw.uniform(least, 1)
@@ -205,10 +205,10 @@ def cropped(picture: Picture, draw: np.random.Generator, least: float) -> Pictur
     if draw.random() < 0.5:
         image, labels = image[:, ::-1], labels[:, ::-1]
     light = image.astype(np.float32) * draw.uniform(0.8, 1.2) + draw.uniform(-15, 15)
-    return Picture(np.clip(light, 0, 255).astype(np.uint8), np.ascontiguousarray(labels))
+    return MaskedPicture(np.clip(light, 0, 255).astype(np.uint8), np.ascontiguousarray(labels))
 
 
-def pasted(ground: Picture, cutouts: Sequence[Cutout], draw: np.random.Generator, side: int) -> Picture:
+def pasted(ground: MaskedPicture, cutouts: Sequence[Cutout], draw: np.random.Generator, side: int) -> MaskedPicture:
     """A square part of a picture with objects on it, the later ones before the earlier ones."""
     height, width = ground.labels.shape
     square = int(draw.uniform(0.6, 1) * min(height, width))
@@ -230,7 +230,7 @@ def pasted(ground: Picture, cutouts: Sequence[Cutout], draw: np.random.Generator
         soft = cv2.GaussianBlur(alpha, (3, 3), 0)[..., None]
         image = image * (1 - soft) + above * soft
         labels[alpha > 0.5] = cutout.class_id
-    return Picture(np.clip(image, 0, 255).astype(np.uint8), labels.astype(np.uint8, copy=False))
+    return MaskedPicture(np.clip(image, 0, 255).astype(np.uint8), labels.astype(np.uint8, copy=False))
 
 
 def _whole(labels: Labels, draw: np.random.Generator) -> Labels:
@@ -261,7 +261,7 @@ def write(
     """
     draw = np.random.default_rng(seed)
     writer = Writer(output, side)
-    grounds: list[Picture] = []
+    grounds: list[MaskedPicture] = []
     cutouts: dict[int, list[Cutout]] = defaultdict(list)
     for picture, split in clothing(dressed):
         writer.add(picture, split)
@@ -269,7 +269,7 @@ def write(
             for _ in range(crops):
                 writer.add(cropped(picture, draw, 0.55), split)
             part = cropped(picture, draw, 0.6)
-            writer.add(Picture(part.image, _whole(part.labels, draw)), split)
+            writer.add(MaskedPicture(part.image, _whole(part.labels, draw)), split)
             if draw.random() < 0.25:
                 cutouts[_PERSON].append(cut(picture, picture.labels > 0, _PERSON))
     for picture, split in things(sample):

@@ -18,7 +18,7 @@ GIVEN = "__given"
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class GraphLayer:
     """One operation of a graph.
 
     Attributes:
@@ -43,7 +43,7 @@ class CuttableGraph(Protocol):
     def outputs(self) -> tuple[str, ...]: ...
 
     @property
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[GraphLayer, ...]:
         """The layers, each after those that it reads."""
         ...
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, inliner
 
-from export.debug.graphs import Layer, given_name
+from export.debug.graphs import GraphLayer, given_name
 from runtime.bundle.engine_files import ONNX, EngineFiles
 from runtime.common.arrays import Array
 from runtime.errors import ExportError
@@ -46,7 +46,7 @@ class OnnxGraph:
         return tuple(value.name for value in self._model.graph.output)
 
     @cached_property
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[GraphLayer, ...]:
         constants = set(self._constants)
         layers = []
         for node in self._model.graph.node:
@@ -56,7 +56,7 @@ class OnnxGraph:
                 constants.update(node.output)
                 continue
             weights = tuple(name for name in read if name in constants)
-            layers.append(Layer(node.op_type, activations, tuple(name for name in node.output if name), weights))
+            layers.append(GraphLayer(node.op_type, activations, tuple(name for name in node.output if name), weights))
         return tuple(layers)
 
     @cached_property

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from export.debug.graphs import Layer, given_name
+from export.debug.graphs import GraphLayer, given_name
 from runtime.bundle.engine_files import EngineFiles
 from runtime.common.arrays import Array
 from runtime.common.files import scratch_folder
@@ -40,7 +40,7 @@ class OpenVinoGraph:
         return tuple(port.get_any_name() for port in self._model.outputs)
 
     @cached_property
-    def layers(self) -> tuple[Layer, ...]:
+    def layers(self) -> tuple[GraphLayer, ...]:
         numbers: dict[tuple[str, int], str] = {}
         layers = []
         for operation in self._model.get_ordered_ops():
@@ -51,7 +51,7 @@ class OpenVinoGraph:
             sources = [port.get_source_output() for port in operation.inputs()]
             activations = tuple(_name(port, numbers) for port in sources if not _is_constant(port))
             weights = tuple(port.get_node().get_friendly_name() for port in sources if _is_constant(port))
-            layers.append(Layer(kind, activations, tensors, weights))
+            layers.append(GraphLayer(kind, activations, tensors, weights))
         return tuple(layers)
 
     @cached_property

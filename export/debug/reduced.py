@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from export.debug.graphs import write_files
-from export.debug.runners import Side
-from export.debug.search import Comparison, Culprit, TensorError, relative_error
+from export.debug.runners import EngineSide
+from export.debug.search import Culprit, GraphComparison, TensorError, relative_error
 from export.debug.sides import load_graph, runner_of
 from export.failed import GRAPH
 from runtime.bundle.spec import Precision
@@ -57,7 +57,9 @@ class ReducedPart:
     reference: PartFile
 
 
-def write_reduced(folder: Path, culprit: Culprit, engine: Side, reference: Side, *, tolerance: float) -> ReducedPart:
+def write_reduced(
+    folder: Path, culprit: Culprit, engine: EngineSide, reference: EngineSide, *, tolerance: float
+) -> ReducedPart:
     """Write the part: both graphs, ``inputs.npz`` and ``reduced.json``; returns the record."""
     folder.mkdir(parents=True, exist_ok=True)
     sides = []
@@ -96,13 +98,13 @@ def repeat(folder: Path) -> tuple[ReducedPart, float]:
         if Path(part.file).name != part.file:
             raise IntegrityError(f"{path} names {part.file!r}, which is not a file beside it")
         graph = load_graph(folder / part.file)
-        side = Side(part.name, part.precision, graph, runner_of(part.backend, part.precision))
+        side = EngineSide(part.name, part.precision, graph, runner_of(part.backend, part.precision))
         values.append(side.run({name: feeds[name] for name in graph.inputs}, [record.tensor])[record.tensor])
     actual, expected = values
     return record, relative_error(actual, expected)
 
 
-def write_table(folder: Path, comparison: Comparison) -> Path:
+def write_table(folder: Path, comparison: GraphComparison) -> Path:
     """Write the errors of all tensors as ``tensors.csv``; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()

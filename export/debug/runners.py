@@ -30,7 +30,7 @@ OpenRunner = Callable[[CuttableGraph, Mapping[str, Array]], BaseRunner]
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class EngineSide:
     """One of the two that are compared: a graph, and what runs it.
 
     Attributes:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.debug.graphs import Layer, parents_among
-from export.debug.runners import Side
+from export.debug.graphs import GraphLayer, parents_among
+from export.debug.runners import EngineSide
 from runtime.common.arrays import Array
 from runtime.errors import EngineError
 
@@ -56,13 +56,13 @@ class Culprit:
     tensor: str
     error: float
     feeds: Mapping[str, Array]
-    layers: tuple[Layer, ...]
+    layers: tuple[GraphLayer, ...]
     weights: tuple[str, ...]
     how: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Comparison:
+class GraphComparison:
     """The outcome for one graph.
 
     Attributes:
@@ -83,13 +83,13 @@ class Comparison:
 
 
 def compare(
-    engine: Side,
-    reference: Side,
+    engine: EngineSide,
+    reference: EngineSide,
     feeds: Mapping[str, Array],
     *,
     tolerance: float,
     progress: Callable[[str], None] = lambda _: None,
-) -> Comparison:
+) -> GraphComparison:
     """Compare two sides on real inputs; where an output is further off than ``tolerance``, find where that begins.
 
     Every layer is run alone with what the reference computed: one that is off then is at fault by itself. Where none
@@ -110,11 +110,11 @@ def compare(
     search = _Search(engine, reference, feeds, tolerance, progress)
     outputs = search.of_outputs()
     if all(error <= tolerance for error in outputs.values()):
-        return Comparison(outputs, tolerance)
-    return Comparison(outputs, tolerance, search.tensors(), search.culprit())
+        return GraphComparison(outputs, tolerance)
+    return GraphComparison(outputs, tolerance, search.tensors(), search.culprit())
 
 
-def model_errors(reference: Side, feeds: Mapping[str, Array], expected: Mapping[str, Array]) -> dict[str, float]:
+def model_errors(reference: EngineSide, feeds: Mapping[str, Array], expected: Mapping[str, Array]) -> dict[str, float]:
     """Output to the relative error of a side against the trained model's own outputs for the same inputs."""
     actual = reference.run(feeds, list(expected))
     return {name: relative_error(actual[name], array) for name, array in expected.items()}
@@ -139,8 +139,8 @@ def relative_error(actual: Array, expected: Array, scale: float = 0.0) -> float:
 class _Search:
     def __init__(
         self,
-        engine: Side,
-        reference: Side,
+        engine: EngineSide,
+        reference: EngineSide,
         feeds: Mapping[str, Array],
         tolerance: float,
         progress: Callable[[str], None],

@@ -10,7 +10,7 @@ from export.compilers import GRAPHS, graph_path
 from export.debug.graphs import CuttableGraph
 from export.debug.onnx_graph import OnnxGraph
 from export.debug.openvino_graph import OpenVinoGraph
-from export.debug.runners import OpenRunner, Side, backend_runner, exact_runner, tensorrt_runner
+from export.debug.runners import EngineSide, OpenRunner, backend_runner, exact_runner, tensorrt_runner
 from export.failed import GRAPH, SOURCES
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.engine_files import ONNX
@@ -29,7 +29,7 @@ SAME_ROUNDING = 5e-2
 """The default tolerance where both sides round to INT8 in the same places: single values fall on the other side."""
 
 
-def engine_side(bundle: Bundle, engine: str, graph: str) -> Side:
+def engine_side(bundle: Bundle, engine: str, graph: str) -> EngineSide:
     """An engine of a bundle.
 
     Raises:
@@ -39,10 +39,10 @@ def engine_side(bundle: Bundle, engine: str, graph: str) -> Side:
     """
     record = _record(bundle, engine)
     path = bundle.engine_file(record.files[graph])
-    return Side(engine, record.precision, load_graph(path), runner_of(record.backend, record.precision))
+    return EngineSide(engine, record.precision, load_graph(path), runner_of(record.backend, record.precision))
 
 
-def reference_side(bundle: Bundle, against: str, engine: Side, graph: str) -> Side:
+def reference_side(bundle: Bundle, against: str, engine: EngineSide, graph: str) -> EngineSide:
     """The side that an engine is compared with: another engine, or a graph run node by node.
 
     Args:
@@ -56,12 +56,12 @@ def reference_side(bundle: Bundle, against: str, engine: Side, graph: str) -> Si
         return engine_side(bundle, against, graph)
     source = f"{SOURCES}/{engine.name}/{graph}{ONNX}"
     if source in bundle.manifest.files:
-        return Side(GRAPH, engine.precision, OnnxGraph.load(bundle.file(source)), exact_runner)
+        return EngineSide(GRAPH, engine.precision, OnnxGraph.load(bundle.file(source)), exact_runner)
     portable = graph_path(Path(), graph).as_posix()
-    return Side(GRAPH, "fp32", OnnxGraph.load(bundle.engine_file(portable)), exact_runner)
+    return EngineSide(GRAPH, "fp32", OnnxGraph.load(bundle.engine_file(portable)), exact_runner)
 
 
-def tolerance_of(engine: Side, reference: Side) -> float:
+def tolerance_of(engine: EngineSide, reference: EngineSide) -> float:
     """The default tolerance between two sides."""
     if engine.precision == reference.precision == "int8":
         return SAME_ROUNDING

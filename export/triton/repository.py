@@ -23,39 +23,25 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from runtime import tasks
+from export.triton.config import embedding_output, graph_config, predictor_config
 from runtime.backends import load as load_backend
 from runtime.backends._tensorrt.spec import BuildSpec, spec_path
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.engine_files import EngineFiles
 from runtime.bundle.manifest import EngineRecord
-from runtime.bundle.spec import Deployment, Graph, TensorSpec
+from runtime.bundle.spec import Deployment
 from runtime.common.command import run_command
 from runtime.enrolment.file import EnrolmentEncoder, check_encoder, load_enrolment
 from runtime.errors import ExportError, InputError
 from runtime.open_set.bundled import space_of
 
 FOLDER = "triton"
-MAX_QUEUE_DELAY_US = 2000
-"""How long a request waits for others to be batched with, in microseconds: less than a frame of a camera."""
-QUEUED_BATCHES = 16
-"""How many full batches may wait; what comes then is refused at once, instead of growing old in the queue."""
-QUEUE_TIMEOUT_US = 2_000_000
-"""How long a request may wait, in microseconds; a client may ask for less or more."""
 MAX_PIXELS = 7680 * 4320
 """The default bound on a picture's pixels: 8K video. Four requests at once of the runtime's own bound, which is for
 files of one's own, would take gigabytes."""
 ENGINE_CACHE = "/tmp/edgevis-tensorrt"  # noqa: S108 - on the server, where nothing is known of any other folder
 """The default folder, on the server, of the engines that ONNX Runtime's TensorRT provider builds."""
 
-_TYPES = {
-    "float32": "TYPE_FP32",
-    "float16": "TYPE_FP16",
-    "int64": "TYPE_INT64",
-    "int32": "TYPE_INT32",
-    "uint8": "TYPE_UINT8",
-    "bool": "TYPE_BOOL",
-}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
@@ -103,16 +89,7 @@ def write_predictor(
         "precision": record.precision if record else "",
         "max_pixels": str(max_pixels),
     }
-    config = [
-        *_head(name, "python", deployment.max_batch),
-        *_tensors("input", [("image", "TYPE_STRING", (1,))]),
-        *_tensors("output", _predictor_outputs(deployment)),
-        *_serving(instances, "KIND_GPU" if device == "cuda" else "KIND_CPU", deployment.max_batch),
-        *(
-            f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}"
-            for key, value in parameters.items()
-        ),
-    ]
+    config = predictor_config(name, deployment, parameters, on_gpus=device == "cuda", count=instances)
     (place / "config.pbtxt").write_text("\n".join(config) + "\n", encoding="utf-8")
     return place
 
@@ -171,7 +148,7 @@ def write_graphs(
         else:
             (place / "1" / "model.plan").write_bytes(plan)
         spec = _spec_of(source) if record.backend == "tensorrt" else None
-        config = _graph_config(
+        config = graph_config(
             place.name,
             graph,
             deployment.max_batch,
@@ -301,7 +278,7 @@ def _check_enrolment(bundle: Bundle, record: EngineRecord | None, path: str) -> 
 
 def _space_of(bundle: Bundle) -> str:
     """The digest of the space that a bundle's enrolments lie in; empty for raw embeddings, and for a task without."""
-    embedding = _embedding(bundle.manifest.deployment)
+    embedding = embedding_output(bundle.manifest.deployment)
     dimension = 0 if embedding is None else embedding.shape[1]
     space = space_of(bundle, dimension) if isinstance(dimension, int) and dimension else None
     return "" if space is None else space.digest
@@ -322,137 +299,6 @@ def _plans(record: EngineRecord, files: Mapping[str, EngineFiles]) -> dict[str, 
     return {graph: plan_bytes(file, "tensorrt") for graph, file in files.items()}
 
 
-def _graph_config(
-    name: str,
-    graph: Graph,
-    max_batch: int,
-    record: EngineRecord,
-    *,
-    spec: BuildSpec | None,
-    cache: str | None,
-    count: int,
-) -> list[str]:
-    batched = all(tensor.batched for tensor in (*graph.inputs, *graph.outputs))
-    limit = max_batch if batched else 0
-    if spec is not None and batched:  # a larger batch would have another engine built while serving
-        limit = min([limit, *(largest[0] for _, _, largest in spec.profiles.values())])
-    inputs, outputs = ([_described(tensor, batched) for tensor in part] for part in (graph.inputs, graph.outputs))
-    plan = record.backend == "tensorrt" and cache is None
-    return [
-        *_head(name, "tensorrt" if plan else "onnxruntime", limit),
-        *_tensors("input", inputs),
-        *_tensors("output", outputs),
-        *_serving(count, "KIND_CPU" if record.device == "cpu" else "KIND_GPU", limit),
-        *([] if cache is None or spec is None else _tensorrt_in_onnxruntime(record, spec, cache)),
-        *_warm_up(inputs, _preferred(limit)),
-    ]
-
-
-def _tensorrt_in_onnxruntime(record: EngineRecord, spec: BuildSpec, cache: str) -> list[str]:
-    """ONNX Runtime's TensorRT provider: the server builds an engine when it starts, and no plan has to fit its GPU.
-
-    One engine for the whole range of shapes, kept for the next start. Without a range the provider builds one for the
-    first shape, and another whenever a larger one comes.
-    """
-    parameters = {
-        "precision_mode": {"fp16": "FP16"}.get(record.precision, "FP32"),
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": cache,
-        "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": cache,
-    }
-    if spec.workspace_bytes is not None:
-        parameters["max_workspace_size_bytes"] = str(spec.workspace_bytes)
-    for number, kind in enumerate(("min", "opt", "max")):
-        shapes = (f"{name}:{'x'.join(map(str, profile[number]))}" for name, profile in spec.profiles.items())
-        parameters[f"trt_profile_{kind}_shapes"] = ",".join(shapes)
-    return [
-        'optimization { execution_accelerators { gpu_execution_accelerator: [ { name: "tensorrt"',
-        *(f"  parameters {{ key: {_quoted(key)} value: {_quoted(value)} }}" for key, value in parameters.items()),
-        "} ] } }",
-    ]
-
-
-_Tensor = tuple[str, str, tuple[int, ...]]
-
-
-def _described(tensor: TensorSpec, batched: bool) -> _Tensor:
-    """Name, Triton's type and sizes; the batch axis is left out where the server batches, an open axis is -1."""
-    shape = tensor.shape[1:] if batched else tensor.shape
-    return tensor.name, _TYPES[tensor.dtype], tuple(-1 if isinstance(size, str) else size for size in shape)
-
-
-def _predictor_outputs(deployment: Deployment) -> list[_Tensor]:
-    outputs: list[_Tensor] = [("result", "TYPE_STRING", (1,))]
-    tensor = _embedding(deployment)
-    if tensor is not None:
-        outputs.append(("embedding", "TYPE_FP32", (tensor.shape[1] if isinstance(tensor.shape[1], int) else -1,)))
-    else:
-        outputs.append(("mask", "TYPE_STRING", (1,)))
-    return outputs
-
-
-def _embedding(deployment: Deployment) -> TensorSpec | None:
-    """The output that holds embeddings."""
-    embedding = tasks.load(deployment.task).TRAITS.embedding
-    if embedding is None:
-        return None
-    graph, _, output = embedding.partition("/")
-    return next(tensor for tensor in deployment.graph(graph).outputs if tensor.name == output)
-
-
-def _head(name: str, backend: str, max_batch: int) -> list[str]:
-    return [f"name: {_quoted(name)}", f"backend: {_quoted(backend)}", f"max_batch_size: {max_batch}"]
-
-
-def _tensors(field: str, tensors: Sequence[_Tensor]) -> list[str]:
-    return [f"{field} {{ name: {_quoted(name)} data_type: {kind} {_dims(dims)} }}" for name, kind, dims in tensors]
-
-
-def _dims(dims: Sequence[int]) -> str:
-    return f"dims: [ {', '.join(map(str, dims))} ]"
-
-
-def _serving(count: int, kind: str, max_batch: int) -> list[str]:
-    batching = []
-    if max_batch > 1:
-        batching = [
-            "dynamic_batching {",
-            f"  preferred_batch_size: [ {', '.join(map(str, _preferred(max_batch)))} ]",
-            f"  max_queue_delay_microseconds: {MAX_QUEUE_DELAY_US}",
-            "  default_queue_policy {",
-            "    timeout_action: REJECT",
-            f"    default_timeout_microseconds: {QUEUE_TIMEOUT_US}",
-            "    allow_timeout_override: true",
-            f"    max_queue_size: {QUEUED_BATCHES * max_batch}",
-            "  }",
-            "}",
-        ]
-    return [
-        *batching,
-        f"instance_group {{ count: {count} kind: {kind} }}",
-        # A new version is a new folder 2/; the server then goes over to it.
-        "version_policy { latest { num_versions: 1 } }",
-    ]
-
-
-def _preferred(max_batch: int) -> list[int]:
-    """The batch sizes that are sent without waiting for more: the largest and its half."""
-    return sorted({size for size in (max_batch // 2, max_batch) if size > 1})
-
-
-def _warm_up(inputs: Sequence[_Tensor], batches: Sequence[int]) -> list[str]:
-    """Warm-up requests for the server's start, so that no client waits for lazy initialisation; an open axis is 1."""
-    lines = []
-    for batch in (1, *batches):
-        lines += [f'model_warmup {{ name: "batch of {batch}" batch_size: {batch}']
-        for name, kind, dims in inputs:
-            sizes = _dims([max(size, 1) for size in dims])
-            lines.append(f"  inputs {{ key: {_quoted(name)} value {{ data_type: {kind} {sizes} random_data: true }} }}")
-        lines.append("}")
-    return lines
-
-
 def _model_folder(folder: Path, name: str) -> Path:
     _check_name(name)
     (folder / name / "1").mkdir(parents=True, exist_ok=True)
@@ -466,8 +312,3 @@ def _check_name(name: str) -> None:
 
 def _relative(path: Path, model: Path) -> str:
     return os.path.relpath(path.resolve(), model.resolve())
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'

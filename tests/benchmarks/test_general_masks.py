@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.general_masks import Cutout, Picture, grabbed, main, pasted
+from benchmarks.general_masks import Cutout, MaskedPicture, grabbed, main, pasted
 from edgevis.data.few_shot_split import split_masked_classes
 from edgevis.data.files import open_files
 from edgevis.data.leakage import SplitCheck
@@ -96,7 +96,7 @@ def test_an_object_in_the_middle_is_found() -> None:
 
 
 def test_the_last_object_lies_above_the_others() -> None:
-    ground = Picture(np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 9, np.uint8))
+    ground = MaskedPicture(np.zeros((64, 64, 3), np.uint8), np.full((64, 64), 9, np.uint8))
     kinds = [Cutout(np.full((20, 20, 3), 80 * value, np.uint8), np.ones((20, 20), bool), value) for value in (1, 2)]
     for seed in range(6):
         made = pasted(ground, kinds, np.random.default_rng(seed), 64)

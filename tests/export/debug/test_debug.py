@@ -19,7 +19,7 @@ from export.debug.__main__ import main
 from export.debug.graphs import CuttableGraph, parents_among
 from export.debug.onnx_graph import OnnxGraph
 from export.debug.openvino_graph import OpenVinoGraph
-from export.debug.runners import Side, exact_runner
+from export.debug.runners import EngineSide, exact_runner
 from export.debug.search import compare, first_wrong, relative_error, smallest_part
 from export.request import BuildRequest
 from export.stages import build_bundle
@@ -289,8 +289,8 @@ def test_a_fault_that_only_fusing_brings_out() -> None:
     graph = OnnxGraph.load(bundle.path / "graphs/embed.onnx")
     image = bundle.golden()["embed/image"][:1]
     found = compare(
-        Side("fusing", "fp32", graph, fusing_wrongly),
-        Side("graph", "fp32", graph, exact_runner),
+        EngineSide("fusing", "fp32", graph, fusing_wrongly),
+        EngineSide("graph", "fp32", graph, exact_runner),
         {"image": image},
         tolerance=1e-4,
     )
@@ -317,7 +317,7 @@ def test_small_errors_that_add_up_are_called_so() -> None:
                 tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
         return exact_runner(OnnxGraph(model), given)
 
-    sides = Side("perturbed", "fp32", graph, perturbed), Side("graph", "fp32", graph, exact_runner)
+    sides = EngineSide("perturbed", "fp32", graph, perturbed), EngineSide("graph", "fp32", graph, exact_runner)
     found = compare(*sides, feeds, tolerance=3e-3)
     assert found.culprit is not None
     assert max(item.alone for item in found.tensors) <= 3e-3
@@ -403,7 +403,7 @@ def test_polygraphy_reads_the_graphs(arguments: tuple[str, ...], tmp_path: Path)
         clean = OnnxGraph.load(tmp_path / "clean.onnx")
         image = {"image": Bundle(ready.bundle_path(OSNET)).golden()["embed/image"][:1]}
         sides = (
-            Side("clean", "fp32", clean, exact_runner),
-            Side("graph", "fp32", OnnxGraph.load(Path(graph)), exact_runner),
+            EngineSide("clean", "fp32", clean, exact_runner),
+            EngineSide("graph", "fp32", OnnxGraph.load(Path(graph)), exact_runner),
         )
         assert compare(*sides, image, tolerance=1e-5).agrees
