@@ -263,7 +263,7 @@ def test_teachers_that_do_not_fit(
         ),
         (
             "osnet-x0-25", persons, ["--teacher", taught_teacher, *logits, "--set", "held_out=0.5"],
-            "trained on other classes: its data's 'training images' is 28, this training's is 16",
+            "trained on other classes: its data's 'training images' is 24, this training's is 16",
         ),
         ("osnet-x0-25", persons, ["--set", "temperature=0"], "temperature is 0; allowed: a number above 0"),
     ]  # fmt: skip
