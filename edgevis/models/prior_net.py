@@ -401,6 +401,7 @@ ENTRIES = (
         "none: similarities as of SG-One (2018), PANet (ICCV 2019) and PFENet (TPAMI 2020), decoded by our own network",
         "Apache-2.0",
         2_609_861,
+        weights="prior-net.safetensors",
         deploy=_deploy,
         precisions=PRECISIONS,
         recipes={"small": SMALL},
