@@ -18,7 +18,7 @@ from runtime.images.decode import Image
 from built import small_bundle
 from training_data import write_boxes
 
-BUNDLES = ("osnet-x0-25", "efficientnet-lite0", "hsnet-hm", "enet")
+BUNDLES = ("osnet-x0-25", "efficientnet-lite0", "prior-net", "enet")
 """The bundles that pages name: Re-ID with the weights that ship, the other three small and with random weights."""
 
 
