@@ -35,7 +35,12 @@ def write_scenery(folder: Path) -> Path:
         _write(folder / "door" / f"{number}.jpg", image)
     _video(folder / "door.mp4", seen)
     samples = samples_from_photographs(height=160, width=120, count=24)
-    _video(folder / "empty-hour.mp4", [cv2.resize(image, (240, 480)) for image in samples.images])
+    strangers = [
+        image
+        for label, image in zip(samples.labels, samples.images, strict=True)
+        if label not in ("astronaut", "grace_hopper")  # who are enrolled
+    ]
+    _video(folder / "empty-hour.mp4", [cv2.resize(image, (240, 480)) for image in strangers])
     objects = samples_from_photographs(height=120, width=160, count=3).with_masks()
     for name, image, mask in zip(("mug-1", "mug-2", "desk"), objects.images, objects.masks, strict=True):
         _write(folder / f"{name}.jpg", image)

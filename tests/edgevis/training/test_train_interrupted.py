@@ -190,24 +190,27 @@ def test_every_task_goes_on_in_the_middle_of_an_epoch(
     require_same(tmp_path / "whole", tmp_path / file_name(model))
 
 
-def test_ctrl_c_in_a_validation_keeps_the_epoch(
-    masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from edgevis.training.tasks import segment
-
+def test_ctrl_c_in_a_validation_keeps_the_epoch(masks: Path, tmp_path: Path) -> None:
+    """In a process of its own: the signal must not reach the one that runs the tests."""
+    interrupted = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from edgevis.train import main
+from edgevis.training.tasks.segment import SegmentationTrainingTask
+validate = SegmentationTrainingTask.validate
+def interrupt(task, model):
+    validate(task, model)
+    signal.raise_signal(signal.SIGINT)
+SegmentationTrainingTask.validate = interrupt
+sys.exit(main(sys.argv[1:]))
+"""
     arguments = [*ENET, "--data", masks, "--set", "steps_per_epoch=3", "--epochs", 2]
     trained(*arguments, "--output", tmp_path / "whole")
-    validate = segment.SegmentationTrainingTask.validate
-
-    def interrupted(task: segment.SegmentationTrainingTask, model: torch.nn.Module) -> None:
-        validate(task, model)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(segment.SegmentationTrainingTask, "validate", interrupted)
-    assert main([*map(str, arguments), "--output", str(tmp_path / "run"), "--quiet"]) == 130
+    with process(*arguments, "--output", tmp_path / "run", "--quiet", start=("-c", interrupted)) as training:
+        _, errors = training.communicate(timeout=120)
+    assert training.returncode == 130, errors
     state = read_training_state(tmp_path / "run" / "last.safetensors")
     assert (state.epochs, state.step) == (0, 3)
-    monkeypatch.undo()
     trained(*arguments, "--output", tmp_path / "run", "--resume")
     require_same(tmp_path / "whole", tmp_path / "run")
 

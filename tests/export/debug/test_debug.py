@@ -305,23 +305,25 @@ def test_a_fault_that_only_fusing_brings_out() -> None:
 
 
 def test_small_errors_that_add_up_are_called_so() -> None:
-    bundle = Bundle(ready.bundle_path(OSNET))
-    graph = OnnxGraph.load(bundle.path / "graphs/embed.onnx")
-    feeds = {"image": bundle.golden()["embed/image"][:1]}
+    """A chain of twelve factors, each off by a thousandth: no one is beyond the tolerance, five together are."""
 
-    def perturbed(part: CuttableGraph, given: Mapping[str, Array]) -> Any:
-        """Each convolution's weights are off by a thousandth."""
-        model = onnx.ModelProto.FromString(part.files("part").main)
-        for tensor in model.graph.initializer:
-            if tensor.name.endswith("conv.weight") or ".conv2" in tensor.name:
-                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
-        return exact_runner(OnnxGraph(model), given)
+    def chain(factor: float) -> OnnxGraph:
+        names = [f"t{number}" for number in range(13)]
+        weights = [numpy_helper.from_array(np.full((1, 3), factor, np.float32), f"w{number}") for number in range(12)]
+        nodes = [helper.make_node("Mul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(12)]
+        ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3]) for name in (names[0], names[-1])]
+        graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], weights)
+        return OnnxGraph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
 
-    sides = EngineSide("perturbed", "fp32", graph, perturbed), EngineSide("graph", "fp32", graph, exact_runner)
-    found = compare(*sides, feeds, tolerance=3e-3)
+    sides = (
+        EngineSide("off", "fp32", chain(1.001), exact_runner),
+        EngineSide("graph", "fp32", chain(1.0), exact_runner),
+    )
+    found = compare(*sides, {"t0": np.ones((1, 3), np.float32)}, tolerance=4.5e-3)
     assert found.culprit is not None
-    assert max(item.alone for item in found.tensors) <= 3e-3
-    assert len(found.culprit.layers) > 1
+    assert max(item.alone for item in found.tensors) == pytest.approx(1e-3, rel=0.01)
+    assert found.culprit.tensor == "t5"
+    assert len(found.culprit.layers) == 5
     assert "together" in found.culprit.how
 
 
