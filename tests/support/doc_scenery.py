@@ -35,9 +35,10 @@ def write_scenery(folder: Path) -> Path:
         _write(folder / "door" / f"{number}.jpg", image)
     _video(folder / "door.mp4", seen)
     samples = samples_from_photographs(height=160, width=120, count=24)
+    others = samples_from_photographs(height=160, width=120, count=32)
     strangers = [
         image
-        for label, image in zip(samples.labels, samples.images, strict=True)
+        for label, image in zip(others.labels, others.images, strict=True)
         if label not in ("astronaut", "grace_hopper")  # who are enrolled
     ]
     _video(folder / "empty-hour.mp4", [cv2.resize(image, (240, 480)) for image in strangers])
