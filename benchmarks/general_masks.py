@@ -236,14 +236,8 @@ def pasted(ground: MaskedPicture, cutouts: Sequence[Cutout], draw: np.random.Gen
 def _whole(labels: Labels, draw: np.random.Generator) -> Labels:
     """Several classes of clothing as one: the person, the clothes, or hair and skin."""
     person, body = labels > 0, np.isin(labels, (_HAIR, _SKIN))
-    kind = int(draw.integers(3))
-    if kind == 0:
-        return np.where(person, _PERSON, 0).astype(np.uint8)
-    return (
-        np.where(person & ~body, _OUTFIT, 0).astype(np.uint8)
-        if kind == 1
-        else np.where(body, _BODY, 0).astype(np.uint8)
-    )
+    mask, class_id = ((person, _PERSON), (person & ~body, _OUTFIT), (body, _BODY))[int(draw.integers(3))]
+    return np.where(mask, class_id, 0).astype(np.uint8)
 
 
 def write(

@@ -14,9 +14,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -222,13 +223,7 @@ def resident_rows(bundle: Bundle, record: EngineRecord) -> Rows:
                 resident = session.prepare({name: arrays[name] for name in kept})
                 feeds = {name: array for name, array in arrays.items() if name not in kept}
                 session.run(feeds, resident)  # its lane and its resident inputs lie there from now on
-
-                def call(
-                    session: Session = session, feeds: Mapping[str, Array] = feeds, kept: object = resident
-                ) -> object:
-                    return session.run(feeds, kept)  # type: ignore[arg-type]
-
-                calls[kind] = call
+                calls[kind] = partial(session.run, feeds, resident)
         measured = interleaved(calls, seconds=2.0)
     finally:
         for session in opened:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from edgevis.data.classes import shared_folders
@@ -85,9 +85,7 @@ def read_person_folders(path: Path, *, check: SplitCheck) -> PersonFolders:
     if cameras is None:
         notes["cameras"] = "none named: each person's pictures, by name, are halved"
         cameras = _halves([images.ids[place] for place in kept])
-    images = PersonImages(
-        files, tuple(names[place] for place in kept), tuple(images.ids[place] for place in kept), tuple(cameras)
-    )
+    images = replace(images.at(kept), cameras=tuple(cameras))
     return PersonFolders(images, persons, None if roles is None else tuple(roles[place] for place in kept), notes)
 
 

@@ -147,11 +147,7 @@ def _ranked_parts(data: Path, images: PersonImages, roles: Sequence[Role]) -> di
         if part not in places:
             lacks = "no person that trains" if part == "train" else f"only pictures by one camera in {evaluates}"
             raise InputError(f"{data} has {lacks}; allowed: persons in train, and persons with pictures by two cameras")
-    columns = (images.names, images.ids, images.cameras)
-    return {
-        part: PersonImages(images.files, *(tuple(column[place] for place in chosen) for column in columns))  # type: ignore[arg-type]
-        for part, chosen in places.items()
-    }
+    return {part: images.at(chosen) for part, chosen in places.items()}
 
 
 def _side(name: str, part: PersonImages, *, market: bool = False) -> Side:

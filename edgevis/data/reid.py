@@ -56,6 +56,16 @@ class PersonImages:
         """One image, (H, W, 3) uint8 BGR, its identity and its camera; SourceError when it cannot be decoded."""
         return self.files.image(self.names[index]), self.ids[index], self.cameras[index]
 
+    def at(self, places: Sequence[int]) -> PersonImages:
+        """Some of the images, by position."""
+        names, ids, cameras = self.names, self.ids, self.cameras
+        return PersonImages(
+            self.files,
+            tuple(names[place] for place in places),
+            tuple(ids[place] for place in places),
+            tuple(cameras[place] for place in places),
+        )
+
 
 def read_market1501(
     path: str | os.PathLike[str], part: Literal["train", "query", "gallery"], *, inside: str = ""

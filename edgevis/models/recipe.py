@@ -103,6 +103,10 @@ class Recipe:
     frozen: tuple[str, ...] = ()
     frozen_norms: bool = False
 
+    BEGINS_TRAINED: ClassVar[bool] = False
+    """Whether it goes on from trained weights: those that ship unless others are named. They are validated before the
+    first epoch, and kept where no epoch is better."""
+
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
         "loss": TEXT,
         "epochs": whole(0, MOST),
@@ -291,10 +295,9 @@ class ReIDRecipe(DistillationRecipe):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReIDFineTuningRecipe(ReIDRecipe):
-    """Person Re-ID that goes on from trained weights, those that ship unless others are named.
+    """Person Re-ID that goes on from trained weights."""
 
-    They are validated before the first epoch, and kept where no epoch is better.
-    """
+    BEGINS_TRAINED: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

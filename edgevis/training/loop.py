@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from edgevis.losses import NonFiniteError
 from edgevis.models import load_weights
-from edgevis.models.recipe import Recipe, ReIDFineTuningRecipe
+from edgevis.models.recipe import Recipe
 from edgevis.provenance import Provenance
 from edgevis.training.average import AveragedWeights
 from edgevis.training.checkpoint import TrainingState, read_state, write_state, write_weights
@@ -140,7 +140,7 @@ class _Loop:
             with self._stop.at_once():
                 self._prepare(run.task, new=not state.begun)
         validates = run.recipe.epochs and run.recipe.validate_every
-        if isinstance(run.recipe, ReIDFineTuningRecipe) and validates and not state.begun:
+        if run.recipe.BEGINS_TRAINED and validates and not state.begun:
             state = self._start_validated(state)
         with TensorBoard(run.output, state, enabled=self._leads) as board:
             while state.epochs < run.recipe.epochs:

@@ -23,7 +23,7 @@ from edgevis.data.leakage import SplitCheck, listed
 from edgevis.data.picture_check import require_readable
 from edgevis.models.advice import recipe_advice
 from edgevis.models.allowed import number, one_of, whole
-from edgevis.models.recipe import Recipe, ReIDFineTuningRecipe
+from edgevis.models.recipe import Recipe
 from edgevis.models.recipe_detection import DetectionRecipe
 from edgevis.models.recipe_projection import ProjectionRecipe
 from edgevis.models.unlabelled_recipe import BlockwiseDistillationRecipe, SimilarityDistillationRecipe
@@ -144,7 +144,7 @@ def train(request: TrainingRequest, listener: ProgressListener) -> dict[str, Any
     if isinstance(recipe, ProjectionRecipe):
         weights, options = projection_start(entry, recipe, request.weights)
         request = replace(request, weights=weights, options={**options, **request.options})
-    if isinstance(recipe, ReIDFineTuningRecipe) and request.weights is None:
+    if recipe.BEGINS_TRAINED and request.weights is None:
         request = replace(request, weights=_shipped(entry))
     fabric = _fabric(request)
     with ExitStack() as stack:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from export.failed import GRAPH, is_failed_build, open_failed
+from export.reporter import Reporter
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.spec import Graph
 from runtime.common.arrays import Array
@@ -78,13 +79,16 @@ def _compare(arguments: argparse.Namespace) -> int:
     bundle = _open(arguments.bundle)
     golden = bundle.golden()
     folder: Path = arguments.output or Path(f"debug-{arguments.engine}")
+    reporter = Reporter(sys.stderr, quiet=bool(arguments.quiet))
     reports: list[dict[str, Any]] = []
     for graph in _graphs(bundle, arguments.graph):
         engine = engine_side(bundle, arguments.engine, graph.name)
         reference = reference_side(bundle, arguments.against, engine, graph.name)
         tolerance = tolerance_of(engine, reference) if arguments.tolerance is None else arguments.tolerance
         feeds, expected = _first_rows(graph, golden, arguments.rows)
-        found = compare(engine, reference, feeds, tolerance=tolerance, progress=_progress(arguments))
+        found = compare(
+            engine, reference, feeds, tolerance=tolerance, progress=lambda text: reporter.write(f"{text} …\n")
+        )
         report: dict[str, Any] = {
             "graph": graph.name,
             "engine": engine.name,
@@ -94,8 +98,10 @@ def _compare(arguments: argparse.Namespace) -> int:
         }
         reports.append(report)
         if found.culprit is None:
+            if arguments.against != GRAPH:
+                continue
             apart = model_errors(reference, feeds, expected)
-            if arguments.against == GRAPH and any(error > TOLERANCES[reference.precision] for error in apart.values()):
+            if any(error > TOLERANCES[reference.precision] for error in apart.values()):
                 report["model"] = apart
                 break
             continue
@@ -112,7 +118,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             "repeat": command_of(folder),
         }
         if not arguments.json and not arguments.quiet:
-            sys.stdout.write(_table(found.tensors, part.tensor, tolerance))
+            sys.stdout.write(_table(found.tensors, part.tensor))
         break
     _print(reports, arguments)
     return 1 if {"culprit", "model"} & reports[-1].keys() else 0
@@ -162,12 +168,7 @@ def _first_rows(graph: Graph, golden: Mapping[str, Array], rows: int) -> tuple[d
     return inputs, outputs
 
 
-def _progress(arguments: argparse.Namespace) -> Any:
-    quiet = bool(arguments.quiet)
-    return lambda text: None if quiet else (sys.stderr.write(f"{text} …\n"), sys.stderr.flush())
-
-
-def _table(tensors: Sequence[Any], culprit: str, tolerance: float) -> str:
+def _table(tensors: Sequence[Any], culprit: str) -> str:
     """The tensors around the one at fault, as text."""
     at = next(number for number, item in enumerate(tensors) if item.tensor == culprit)
     first = max(0, at - _SHOWN // 2)

@@ -42,15 +42,21 @@ class OpenVinoGraph:
     @cached_property
     def layers(self) -> tuple[GraphLayer, ...]:
         numbers: dict[tuple[str, int], str] = {}
+        constants: set[str] = set()
         layers = []
         for operation in self._model.get_ordered_ops():
-            kind = operation.get_type_name()
+            kind, name = operation.get_type_name(), operation.get_friendly_name()
             tensors = tuple(_name(port, numbers) for port in operation.outputs())
+            sources = [port.get_source_output() for port in operation.inputs()]
+            makers = [port.get_node().get_friendly_name() for port in sources]
+            if kind != "Parameter" and constants.issuperset(makers):  # its value is the same for all inputs
+                constants.add(name)
             if kind in _NO_LAYERS:
                 continue
-            sources = [port.get_source_output() for port in operation.inputs()]
-            activations = tuple(_name(port, numbers) for port in sources if not _is_constant(port))
-            weights = tuple(port.get_node().get_friendly_name() for port in sources if _is_constant(port))
+            activations = tuple(
+                _name(port, numbers) for port, maker in zip(sources, makers, strict=True) if maker not in constants
+            )
+            weights = tuple(maker for maker in makers if maker in constants)
             layers.append(GraphLayer(kind, activations, tensors, weights))
         return tuple(layers)
 
@@ -113,14 +119,6 @@ def _name(port: Any, numbers: dict[tuple[str, int], str]) -> str:
         return str(min(names))
     key = (port.get_node().get_friendly_name(), port.get_index())
     return numbers.setdefault(key, f"#{len(numbers)}")
-
-
-def _is_constant(port: Any) -> bool:
-    """Whether a tensor has the same value for all inputs: a constant, or what is computed from constants alone."""
-    node = port.get_node()
-    if node.get_type_name() in ("Constant", "Parameter"):
-        return bool(node.get_type_name() == "Constant")
-    return all(_is_constant(source.get_source_output()) for source in node.inputs())
 
 
 def _parameters_of(results: Sequence[Any]) -> set[str]:

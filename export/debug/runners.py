@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +23,6 @@ try:
 except ImportError as error:
     raise MissingDependencyError(f"comparing engines needs Polygraphy: {install_command('debug')}") from error
 
-_log = logging.getLogger("edgevis.debug")
-
 OpenRunner = Callable[[CuttableGraph, Mapping[str, Array]], BaseRunner]
 
 
@@ -46,7 +43,7 @@ class EngineSide:
     open_runner: OpenRunner
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """What the part from the tensors of ``feeds`` to ``outputs`` computes, as float64.
+        """What the part from the tensors of ``feeds`` to ``outputs`` computes.
 
         Raises:
             EngineError: The engine refused the part, or failed.
@@ -63,7 +60,7 @@ class EngineSide:
         return {name: iterations[0][name] for name in outputs}
 
 
-class BackendRunner(BaseRunner):  # type: ignore[misc]
+class BackendRunner(BaseRunner):  # type: ignore[misc]  # Polygraphy carries no types
     """A runner of an engine as the runtime opens it: the same settings, the same precision.
 
     Args:

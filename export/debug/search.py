@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from export.debug.graphs import GraphLayer, parents_among
 from export.debug.runners import EngineSide
 from runtime.common.arrays import Array
 from runtime.errors import EngineError
-
-_log = logging.getLogger("edgevis.debug")
 
 # A tensor that is zero everywhere has no scale of its own: that of the other tensors, times this, is used.
 _FLOOR = 1e-3

@@ -61,7 +61,8 @@ def graph_config(
     record: EngineRecord,
     *,
     spec: BuildSpec | None,
-    cache: str | None,
+    plan: bool,
+    cache: str,
     count: int,
 ) -> list[str]:
     """The configuration of a model that is one graph of an engine.
@@ -71,9 +72,9 @@ def graph_config(
         graph: The graph.
         max_batch: The bundle's largest batch.
         record: The engine.
-        spec: The shapes that a TensorRT engine is built for.
-        cache: The folder, on the server, of what ONNX Runtime's TensorRT provider builds; None for another engine, and
-            for a plan.
+        spec: The shapes that a TensorRT engine is built for; None where they are not known.
+        plan: Whether a TensorRT plan is served instead of the graph.
+        cache: The folder, on the server, of what ONNX Runtime's TensorRT provider builds.
         count: How many instances there are, on each GPU if it is on those.
 
     Returns:
@@ -84,18 +85,18 @@ def graph_config(
     if spec is not None and batched:  # a larger batch would have another engine built while serving
         limit = min([limit, *(largest[0] for _, _, largest in spec.profiles.values())])
     inputs, outputs = ([_described(tensor, batched) for tensor in part] for part in (graph.inputs, graph.outputs))
-    plan = record.backend == "tensorrt" and cache is None
+    provider = record.backend == "tensorrt" and not plan
     return [
         *_head(name, "tensorrt" if plan else "onnxruntime", limit),
         *_tensors("input", inputs),
         *_tensors("output", outputs),
         *_serving(count, "KIND_CPU" if record.device == "cpu" else "KIND_GPU", limit),
-        *([] if cache is None or spec is None else _tensorrt_in_onnxruntime(record, spec, cache)),
+        *(_tensorrt_in_onnxruntime(record, spec, cache) if provider else []),
         *_warm_up(inputs, _preferred(limit)),
     ]
 
 
-def _tensorrt_in_onnxruntime(record: EngineRecord, spec: BuildSpec, cache: str) -> list[str]:
+def _tensorrt_in_onnxruntime(record: EngineRecord, spec: BuildSpec | None, cache: str) -> list[str]:
     """ONNX Runtime's TensorRT provider: the server builds an engine when it starts, and no plan has to fit its GPU.
 
     One engine for the whole range of shapes, kept for the next start. Without a range the provider builds one for the
@@ -108,11 +109,12 @@ def _tensorrt_in_onnxruntime(record: EngineRecord, spec: BuildSpec, cache: str) 
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": cache,
     }
-    if spec.workspace_bytes is not None:
-        parameters["max_workspace_size_bytes"] = str(spec.workspace_bytes)
-    for number, kind in enumerate(("min", "opt", "max")):
-        shapes = (f"{name}:{'x'.join(map(str, profile[number]))}" for name, profile in spec.profiles.items())
-        parameters[f"trt_profile_{kind}_shapes"] = ",".join(shapes)
+    if spec is not None:
+        if spec.workspace_bytes is not None:
+            parameters["max_workspace_size_bytes"] = str(spec.workspace_bytes)
+        for number, kind in enumerate(("min", "opt", "max")):
+            shapes = (f"{name}:{'x'.join(map(str, profile[number]))}" for name, profile in spec.profiles.items())
+            parameters[f"trt_profile_{kind}_shapes"] = ",".join(shapes)
     return [
         'optimization { execution_accelerators { gpu_execution_accelerator: [ { name: "tensorrt"',
         *(f"  parameters {{ key: {_quoted(key)} value: {_quoted(value)} }}" for key, value in parameters.items()),

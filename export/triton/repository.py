@@ -147,14 +147,14 @@ def write_graphs(
             shutil.copyfile(source, place / "1" / "model.onnx")
         else:
             (place / "1" / "model.plan").write_bytes(plan)
-        spec = _spec_of(source) if record.backend == "tensorrt" else None
         config = graph_config(
             place.name,
             graph,
             deployment.max_batch,
             record,
-            spec=spec,
-            cache=None if plan is not None or spec is None else engine_cache,
+            spec=_spec_of(source) if record.backend == "tensorrt" else None,
+            plan=plan is not None,
+            cache=engine_cache,
             count=instances,
         )
         (place / "config.pbtxt").write_text("\n".join(config) + "\n", encoding="utf-8")

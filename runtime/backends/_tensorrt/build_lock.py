@@ -18,13 +18,13 @@ import logging
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.backends._tensorrt.progress import repeated
 from runtime.common.json_data import from_json, parse_json, to_json
 from runtime.errors import SchemaError, UnavailableError
 
@@ -106,20 +106,15 @@ def _owned(path: Path, what: str, waiting: _Waiting) -> Iterator[None]:
             _remove(path, waiting.token)
         else:
             waiting.wait()
-    done = threading.Event()
 
     def beat() -> None:
-        while not done.wait(_BEAT_SECONDS):
-            with contextlib.suppress(OSError):
-                os.utime(path)
+        with contextlib.suppress(OSError):
+            os.utime(path)
 
-    thread = threading.Thread(target=beat, name="edgevis-build-lock", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(beat, every_s=_BEAT_SECONDS, thread="edgevis-build-lock"):
+            yield
     finally:
-        done.set()
-        thread.join()
         _remove(path, owner.token)
 
 

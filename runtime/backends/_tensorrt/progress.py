@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,19 +76,30 @@ def reported(what: str, *, before_seconds: float | None, phases: Phases) -> Iter
     """
     expected = "minutes, the first time" if before_seconds is None else f"{before_seconds:.0f} s before"
     started = time.monotonic()
-    done = threading.Event()
 
     def report() -> None:
-        while not done.wait(EVERY_SECONDS):
-            now = f": {phases.text}" if phases.text else ""
-            _log.warning(
-                "building the plan of %s for %.0f s; it took %s%s", what, time.monotonic() - started, expected, now
-            )
+        now = f": {phases.text}" if phases.text else ""
+        _log.warning(
+            "building the plan of %s for %.0f s; it took %s%s", what, time.monotonic() - started, expected, now
+        )
 
-    thread = threading.Thread(target=report, name="edgevis-build-progress", daemon=True)
-    thread.start()
+    with repeated(report, every_s=EVERY_SECONDS, thread="edgevis-build-progress"):
+        yield
+
+
+@contextmanager
+def repeated(work: Callable[[], object], *, every_s: float, thread: str) -> Iterator[None]:
+    """Call ``work`` every few seconds as long as the block runs, in a thread of that name."""
+    done = threading.Event()
+
+    def run() -> None:
+        while not done.wait(every_s):
+            work()
+
+    worker = threading.Thread(target=run, name=thread, daemon=True)
+    worker.start()
     try:
         yield
     finally:
         done.set()
-        thread.join()
+        worker.join()

@@ -93,7 +93,7 @@ def test_the_graphs_give_what_training_saw(net: PriorNet) -> None:
 def test_it_learns_and_its_backbone_does_not() -> None:
     torch.manual_seed(0)
     net = models.create("prior-net", side=SIDE).train()
-    before = {name: value.clone() for name, value in net.backbone.state_dict().items()}  # type: ignore[union-attr]
+    before = {name: value.clone() for name, value in net.backbone.state_dict().items()}
     image = torch.rand(2, 3, SIDE, SIDE) * 0.1
     mask = torch.zeros(2, SIDE, SIDE)
     mask[0, 8:40, 8:40] = mask[1, 24:56, 16:56] = 1
@@ -108,4 +108,4 @@ def test_it_learns_and_its_backbone_does_not() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
-    assert all(torch.equal(value, before[name]) for name, value in net.backbone.state_dict().items())  # type: ignore[union-attr]
+    assert all(torch.equal(value, before[name]) for name, value in net.backbone.state_dict().items())

@@ -101,6 +101,12 @@ def test_graphs_of_an_engine(tiny_bundle: Path, tmp_path: Path) -> None:
     graph = tmp_path / "tensorrt-fp16" / "embed.onnx"
     graph.parent.mkdir()
     shutil.copy(files["embed"], graph)
+    (place,) = write_graphs(tmp_path, name="any", deployment=deployment, record=on_gpu, files={"embed": graph})
+    config = config_of(place)  # of a graph whose shapes are not known
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert (config.backend, config.max_batch_size) == ("onnxruntime", 4)
+    assert accelerator.parameters["trt_engine_cache_enable"] == "1"
+    assert "trt_profile_max_shapes" not in accelerator.parameters
     spec_path(graph).write_text(BuildSpec(shapes, workspace_bytes=1 << 30).dumps())
     files = {"embed": graph}
     (place,) = write_graphs(
