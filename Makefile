@@ -11,6 +11,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 TRITON := $(VENV)/triton
+WITH_TRITON = $(if $(wildcard $(TRITON)/pytriton),EDGEVIS_TRITON_PYTHONPATH=$(abspath $(TRITON)))
 SOURCES := $(shell find edgevis runtime export calibration -name '*.py' -o -name '*.safetensors')
 
 .PHONY: demo test lint docs release gpu clean
@@ -28,7 +29,7 @@ bundles/osnet-x0-25.edgevis/manifest.json: PRECISION := fp32,int8
 
 # One thread of PyTorch for each worker: two that wait for each other's are many times slower on a busy machine.
 test: $(INSTALLED) $(TRITON)/.tried lint
-	OMP_NUM_THREADS=1 $(if $(wildcard $(TRITON)/pytriton),EDGEVIS_TRITON_PYTHONPATH=$(abspath $(TRITON))) $(RUN) -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(WITH_TRITON) $(RUN) -m pytest -n 2 --dist loadgroup
 
 # A Triton server for the tests, in a folder of its own: its stub needs NumPy 1, and pip may take nothing else along. There
 # is a wheel for x86-64 with glibc 2.35; elsewhere the tests of the server say that they are skipped.
@@ -49,8 +50,8 @@ release: $(INSTALLED)
 
 # On a machine with an NVIDIA GPU: a table of it, gpu-CARD.md, in ten minutes. BUNDLES are built for it elsewhere or here.
 BUNDLES ?= $(wildcard bundles/gpu/*.edgevis)
-gpu: $(INSTALLED)
-	$(RUN) -m benchmarks.gpu $(BUNDLES)
+gpu: $(INSTALLED) $(TRITON)/.tried
+	$(WITH_TRITON) $(RUN) -m benchmarks.gpu $(BUNDLES)
 
 # Writes site/; a warning ends it.
 docs: $(INSTALLED)

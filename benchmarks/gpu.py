@@ -2,7 +2,8 @@
 
 Each section is measured by itself, with the bundles' GPU engines: versions and card; the plans, built on this machine,
 with parity and latency; what batches of any size cost; many threads at once; where resident inputs lie; a step of
-training; the tests that need a GPU. A section that fails, or for which no time is left, says so in the table.
+training; a Triton server; the tests that need a GPU. A section that fails, or for which no time is left, says so in the
+table.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import triton
 from edgevis import EdgevisError
 from runtime.backends._cuda import Device, open_device
 from runtime.backends._tensorrt.pool import LanePool, lane_pool
@@ -39,6 +41,7 @@ LANE_HEADERS = ("batches", "images/s", "p50 ms", "p99 ms", "lanes made", "graph 
 THREAD_HEADERS = ("threads", "calls", "errors", "calls/s", "lanes made")
 PLAN_HEADERS = ("bundle", "engine", "build s", "parity", "ms/image")
 RESIDENT_HEADERS = ("bundle", "engine", "memory", "p50 ms", "p99 ms")
+_TESTS_S = 240.0
 
 Rows = list[tuple[str, ...]]
 
@@ -119,6 +122,11 @@ def sections(device: Device, engines: Sequence[tuple[Bundle, EngineRecord]], cal
             lambda: [row for bundle, record in engines for row in resident_rows(bundle, record)],
         ),
         Section("A step of training", ("model", "batch", "ms"), training_rows),
+        Section(
+            "Triton",
+            triton.HEADERS,
+            lambda: [row for bundle, record in first for row in triton.triton_rows(bundle, record=record)],
+        ),
         Section("Tests that need a GPU", ("result",), _tests),
     ]
 
@@ -305,7 +313,12 @@ def _set(name: str, value: str) -> Iterator[None]:
 
 def _tests() -> Rows:
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "tests/hardware"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ourselves
+    try:
+        done = subprocess.run(  # noqa: S603 - ourselves
+            command, capture_output=True, text=True, check=False, timeout=_TESTS_S
+        )
+    except subprocess.TimeoutExpired as error:
+        return [(f"stopped after {error.timeout:.0f} s",)]
     lines = [line for line in done.stdout.splitlines() if line.startswith("FAILED") or " passed" in line]
     return [(line,) for line in lines] or [(done.stderr.strip() or "no tests",)]
 

@@ -196,6 +196,24 @@ def test_the_image_for_a_jetson_differs_in_its_base_and_packages() -> None:
     assert not any("tensorrt" in words for _, words in ours), "JetPack's own is used"
 
 
+def test_the_image_for_triton_differs_in_its_base_and_what_it_starts() -> None:
+    """The server's arguments are those that the benchmark starts one with; its Python finds the packages."""
+    triton = DOCKERFILE.with_suffix(".triton")
+    ignored, of_cpu = (file.with_name(f"{file.name}.dockerignore").read_text() for file in (triton, DOCKERFILE))
+    assert ignored == of_cpu
+    ours = instructions(triton)
+    differ = {"ARG", "FROM", "RUN", "STOPSIGNAL", "ENTRYPOINT", "CMD"}
+    assert [item for item in instructions() if item not in ours and item[0] not in differ] == []
+    assert [words for name, words in ours if name == "FROM"] == ["python:3.12-slim AS wheel", "${BASE}"]
+    installed = next(words for name, words in ours if name == "RUN" and "pip install" in words)
+    assert '"$(echo /dist/edgevis-*.whl)[${EXTRA}]"' in installed
+    linked = next(words for name, words in ours if name == "RUN" and words.startswith("ln -s "))
+    assert dict(ours)["ENV"] == f"PYTHONPATH={linked.split()[-1]}"
+    server, repository, *options = json.loads(dict(ours)["CMD"])
+    assert (server, repository) == ("tritonserver", "--model-repository=/models")
+    assert set(options) <= set(re.findall(r'"(--[^"]*)"', (ROOT / "benchmarks" / "triton_server.py").read_text()))
+
+
 def test_the_image_runs_as_nobody_and_starts_edgevis() -> None:
     last = dict(instructions())
     assert last["USER"] == "edgevis"

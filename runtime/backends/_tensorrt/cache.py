@@ -31,6 +31,7 @@ from typing import Generic, TypeVar
 
 from runtime.backends._tensorrt.build_lock import build_lock
 from runtime.backends._tensorrt.compiler import BuiltPlan
+from runtime.backends._tensorrt.least_used import beyond
 from runtime.backends._tensorrt.progress import Phases, reported
 from runtime.common.cache_folder import cache_folder
 from runtime.common.files import atomic_write
@@ -178,15 +179,12 @@ class PlanCache:
         for partial in self.folder.glob(".*"):  # what a crash left of atomic_write
             if _age_seconds(partial) > _ABANDONED_SECONDS:
                 partial.unlink(missing_ok=True)
-        plans = sorted(self.folder.glob("*.plan"), key=_age_seconds)  # last used first
-        total_bytes = 0
-        for plan in plans:
-            size = _size_bytes(plan)
-            if total_bytes + size > limit and not (keep is not None and plan == self._plan(keep)):
-                plan.with_suffix(".json").unlink(missing_ok=True)
-                plan.unlink(missing_ok=True)
-            else:
-                total_bytes += size
+        dropped, total_bytes = beyond(
+            self.folder.glob("*.plan"), limit, keep=None if keep is None else self._plan(keep)
+        )
+        for plan in dropped:
+            plan.with_suffix(".json").unlink(missing_ok=True)
+            plan.unlink(missing_ok=True)
         return total_bytes
 
     def _plan(self, key: PlanKey) -> Path:
@@ -286,10 +284,3 @@ def _age_seconds(path: Path) -> float:
         return time.time() - path.stat().st_mtime
     except OSError:  # another process deleted it
         return 0.0
-
-
-def _size_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

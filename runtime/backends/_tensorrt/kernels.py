@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from runtime.backends._tensorrt.least_used import beyond
 from runtime.common.cache_folder import cache_folder
 from runtime.common.files import atomic_write
 from runtime.errors import EngineError, UnavailableError
@@ -75,7 +76,8 @@ class KernelCache:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(self.path) as file:
                     file.write(data)
-                _prune(self.path)
+                for path in beyond(self.path.parent.glob(f"*{_SUFFIX}"), MAX_BYTES, keep=self.path)[0]:
+                    path.unlink(missing_ok=True)
             except OSError as error:
                 _log.warning("the compiled kernels cannot be kept in %s: %s", self.path.parent, error)
             self._kept = data
@@ -100,16 +102,3 @@ def compiles_eagerly() -> bool:
     if chosen not in ("eager", "lazy"):
         raise EngineError(f"{VARIABLE} is {chosen!r}; allowed: eager, lazy")
     return chosen == "eager"
-
-
-def _prune(keep: Path) -> None:
-    """Delete the files that were not used for longest, until the rest fits."""
-    files = []
-    for path in keep.parent.glob(f"*{_SUFFIX}"):
-        with contextlib.suppress(OSError):  # another process deleted it
-            files.append((path.stat().st_mtime, path.stat().st_size, path))
-    total = 0
-    for _, size, path in sorted(files, reverse=True):
-        total += size
-        if total > MAX_BYTES and path != keep:
-            path.unlink(missing_ok=True)

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import sysconfig
 import time
 import urllib.error
 import urllib.request
@@ -22,16 +16,15 @@ import cv2
 import numpy as np
 import pytest
 
+from benchmarks import triton
+from benchmarks.triton_server import TritonServer
 from export.triton.repository import main, write_predictor
 from runtime.bundle.bundle import Bundle
+from runtime.errors import UnavailableError
 from runtime.predictor import Predictor
 
 from bundles import Array, picture, write_tiny_bundle
 from locations import ROOT
-from python_processes import python_environment
-
-PACKAGES = "EDGEVIS_TRITON_PYTHONPATH"
-"""The environment variable that names the folder of nvidia-pytriton and NumPy 1."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,6 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A tritonserver on a repository with the tiny Re-ID model, alice and bob enrolled, and one without anybody."""
-    executable, backends = tritonserver(tmp_path_factory.mktemp("backends"))
     folder = tmp_path_factory.mktemp("served")
     bundle = write_tiny_bundle(folder / "tiny.edgevis")
     with Predictor(bundle) as predictor:
@@ -77,80 +69,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         repository, name="nobody", bundle="../../tiny.edgevis", deployment=opened.manifest.deployment, instances=2
     )
     assert inside.is_dir()
-    port = free_port()
-    log = folder / "log"
-    # The stub loads libpython, and what the wheel brings beside its packages.
-    libraries = [sysconfig.get_config_var("LIBDIR") or "", str(executable.parents[3] / "nvidia_pytriton.libs")]
-    environment = {**python_environment(), "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
-    own = os.environ.get(PACKAGES, "")
-    path = [own, environment["PYTHONPATH"], sysconfig.get_paths()["purelib"]]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [
-                str(executable),
-                f"--model-repository={repository}",
-                f"--backend-directory={backends}",
-                f"--http-port={port}",
-                "--http-address=127.0.0.1",
-                "--allow-grpc=false",
-                "--allow-metrics=false",
-                "--disable-auto-complete-config",
-            ],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
     try:
-        wait_until_ready(f"http://127.0.0.1:{port}", process, log)
-        yield Server(f"http://127.0.0.1:{port}", bundle, log)
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-def tritonserver(folder: Path) -> tuple[Path, Path]:
-    """The server and a folder of its backends; skips where it is not installed.
-
-    The wheel ``nvidia-pytriton`` has the server with the Python backend, and a stub for each version of Python that
-    belongs beside it. The Makefile puts it, without what it depends on, into a folder of its own, and NumPy 1 with it,
-    which the stub was built for.
-    """
-    found = shutil.which("tritonserver")
-    if found and Path("/opt/tritonserver/backends/python").is_dir():
-        return Path(found), Path("/opt/tritonserver/backends")
-    own = os.environ.get(PACKAGES)
-    if not own:
-        pytest.skip("no tritonserver is installed; on x86-64 with glibc 2.35 `make test` brings one")
-    root = Path(own) / "pytriton" / "tritonserver"
-    assert root.is_dir(), f"{PACKAGES}={own}, which holds no nvidia-pytriton"
-    stub = root / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}"
-    if not stub.is_dir():
-        pytest.skip(f"nvidia-pytriton has no stub for Python {sys.version_info.major}.{sys.version_info.minor}")
-    shutil.copytree(root / "backends", folder, dirs_exist_ok=True)
-    shutil.copy(stub / "triton_python_backend_stub", folder / "python")
-    for file in (root / "bin" / "tritonserver", folder / "python" / "triton_python_backend_stub"):
-        file.chmod(0o755)
-    return root / "bin" / "tritonserver", folder
-
-
-def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 45
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5):  # noqa: S310
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.2)
-    pytest.fail(f"tritonserver did not start:\n{log.read_text(errors='replace')[-4000:]}")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+        running = TritonServer(repository, folder / "log")
+    except UnavailableError as error:
+        if "did not start" in str(error):
+            raise
+        pytest.skip(str(error))
+    with running:
+        yield Server(running.url, bundle, running.log)
 
 
 def png(image: Array) -> bytes:
@@ -263,6 +189,13 @@ def test_the_client_of_the_documentation(
     printed = capsys.readouterr().out
     assert json.loads(printed.partition("} (")[0] + "}")["label"] == "alice"
     assert printed.endswith("(1, 8)\n")
+
+
+def test_the_benchmark_asks_as_clients_do(server: Server) -> None:
+    pytest.importorskip("tritonclient", reason="tritonclient is not installed")
+    connect = triton.connection(server.url.removeprefix("http://"), "tiny", "embedding", png(picture(1)))
+    answers, _, _, errors = triton.measured(3, connect, 0.5)
+    assert (int(answers) > 0, errors) == (True, "0")
 
 
 def test_readiness_and_metadata_by_the_protocol(server: Server) -> None:
