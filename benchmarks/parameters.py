@@ -17,7 +17,9 @@ import torch
 
 from edgevis import EdgevisError, models
 from edgevis.flops import graph_flops
+from edgevis.layers.regnet import DESIGNS
 from edgevis.models import ModelEntry
+from edgevis.models.regnet import VARIANT
 from runtime.common.files import atomic_write
 from runtime.common.json_data import to_json
 from runtime.common.text import markdown_table, text_table
@@ -38,7 +40,10 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, str]]] = {
         {"variant": "tf"},
         {"backbone": "efficientnet-lite0"},
         {"backbone": "mobilenetv2"},
+        {"backbone": "ghostnet"},
+        {"backbone": "regnetx_004"},
     ),
+    "regnet": tuple({"variant": name} for name in DESIGNS if name != VARIANT),
 }
 # The same model by another name.
 ALIASES = frozenset({"hsnet"})

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from edgevis.layers.efficientnet import EfficientNetLite0Backbone
 from edgevis.layers.mobilenetv2 import MobileNetV2Backbone
+from edgevis.layers.regnet import RegNet
 from edgevis.layers.resnet import ResNet, resnet50, resnet101
 from edgevis.models.allowed import Allowed, one_of, whole
 from runtime.bundle.spec import HYBRID_MASK_FLIPS, MAX_SIDE, Deployment, Graph, Precision, Preprocess, TensorSpec
 from runtime.errors import InputError
 
 Backbone = Literal["resnet50", "resnet101"]
-SmallBackbone = Literal["mobilenetv2", "efficientnet-lite0"]
-SmallNetwork = MobileNetV2Backbone | EfficientNetLite0Backbone
+SmallBackbone = Literal["mobilenetv2", "efficientnet-lite0", "regnetx_004", "regnetx_008"]
+SmallNetwork = MobileNetV2Backbone | EfficientNetLite0Backbone | RegNet
 
 # INT8 of a pre-ReLU pyramid whose signs decide what is masked needs layers left in float; a build does not try unasked.
 PRECISIONS: tuple[Precision, ...] = ("fp32",)
@@ -48,7 +49,7 @@ class SupportQueryModel(nn.Module):
     The backbone never learns and its batch norms stay in evaluation mode, whatever :meth:`train` says.
 
     Args:
-        backbone: ``resnet50`` or ``resnet101``; with ``small`` also ``mobilenetv2`` or ``efficientnet-lite0``.
+        backbone: ``resnet50`` or ``resnet101``; with ``small`` also one of :data:`SmallBackbone`.
         side: Side of the square images.
         width: Channels after the ResNet's stem: 64, or fewer in tests.
         small: Whether the model takes the small backbones, too.
@@ -102,6 +103,8 @@ def _network(backbone: Backbone | SmallBackbone, width: int) -> ResNet | SmallNe
         return MobileNetV2Backbone()
     if backbone == "efficientnet-lite0":
         return EfficientNetLite0Backbone()
+    if backbone in ("regnetx_004", "regnetx_008"):
+        return RegNet(backbone)
     return (resnet50 if backbone == "resnet50" else resnet101)(width=width)
 
 

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from edgevis.layers.anchors import ANCHORS_PER_CELL, anchor_boxes, decode_anchors
 from edgevis.layers.bifpn import LEVELS, BiFPN
 from edgevis.layers.efficientnet import EfficientNetTrunk
+from edgevis.layers.ghostnet import GhostNetTrunk
 from edgevis.layers.mbconv import initialise
 from edgevis.layers.mobilenetv2 import MobileNetV2Trunk
+from edgevis.layers.regnet import DESIGNS, RegNetTrunk
 from edgevis.layers.shared_head import SharedHead
 from edgevis.models._detection import MAX_CLASSES, deployment, labels_of
 from edgevis.models.allowed import TEXT, one_of, whole
@@ -29,7 +31,9 @@ from runtime.errors import InputError, ModelError
 
 SIZE = 512
 MULTIPLE = 2 ** LEVELS[-1]
-BACKBONES = ("efficientnet-b0", "efficientnet-lite0", "mobilenetv2")
+BACKBONES = ("efficientnet-b0", "efficientnet-lite0", "mobilenetv2", "ghostnet", *DESIGNS)
+# Their input is -1..1.
+_SIGNED = ("efficientnet-lite0", "mobilenetv2")
 VARIANTS = ("pytorch", "tf")
 # The published detectors have an output for each of COCO's ids.
 _COCO_IDS = 90
@@ -42,8 +46,8 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class EfficientDet(nn.Module):
     """EfficientDet-D0.
 
-    Input: image (N, 3, size, size) float32 RGB: ImageNet's mean and standard deviation with EfficientNet-b0, -1..1 with
-    the other backbones.
+    Input: image (N, 3, size, size) float32 RGB: -1..1 with EfficientNet-Lite0 and MobileNetV2, ImageNet's mean and
+    standard deviation with the other backbones.
     Output of :meth:`detect`: scores (N, A, num_classes) float32, 0..1, and boxes (N, A, 4) float32, xyxy in pixels of
     the input, A anchors in the order of :func:`edgevis.layers.anchors.anchor_boxes`.
 
@@ -52,7 +56,7 @@ class EfficientDet(nn.Module):
         size: Side of the square images in pixels, a multiple of 128. It changes no parameter.
         variant: ``tf`` has the padding, the batch norms' eps and the biases of weights that TensorFlow made.
         backbone: ``efficientnet-b0``; ``efficientnet-lite0``, which has always TensorFlow's padding, as its published
-            weights need; or ``mobilenetv2``.
+            weights need; ``mobilenetv2``; ``ghostnet``; or a RegNet, one of :data:`edgevis.layers.regnet.DESIGNS`.
         labels: Names of the classes, separated by commas; see :func:`edgevis.models._detection.labels_of`.
 
     Raises:
@@ -135,7 +139,11 @@ def efficientdet_d0(
     return EfficientDet(num_classes=num_classes, size=size, variant=variant, backbone=backbone, labels=labels)
 
 
-def _backbone(name: str, *, tensorflow: bool) -> EfficientNetTrunk | MobileNetV2Trunk:
+def _backbone(name: str, *, tensorflow: bool) -> EfficientNetTrunk | MobileNetV2Trunk | GhostNetTrunk | RegNetTrunk:
+    if name in DESIGNS:
+        return RegNetTrunk(name)
+    if name == "ghostnet":
+        return GhostNetTrunk()
     if name == "mobilenetv2":
         return MobileNetV2Trunk(same=tensorflow)
     if name == "efficientnet-lite0":
@@ -146,7 +154,7 @@ def _backbone(name: str, *, tensorflow: bool) -> EfficientNetTrunk | MobileNetV2
 def _deploy(module: nn.Module) -> Deployment:
     if not isinstance(module, EfficientDet):
         raise ModelError(f"a {type(module).__name__} is no EfficientDet")
-    return _deployment(module.size, module.labels, imagenet=module.backbone_name == "efficientnet-b0")
+    return _deployment(module.size, module.labels, imagenet=module.backbone_name not in _SIGNED)
 
 
 def _deployment(size: int, labels: tuple[str, ...], *, imagenet: bool = True) -> Deployment:

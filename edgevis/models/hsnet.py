@@ -204,8 +204,8 @@ class HSNet(SupportQueryModel):
     a matter of :meth:`support` alone: the graph ``query`` is the same for all five.
 
     Args:
-        backbone: ``resnet50`` or ``resnet101``; or ``mobilenetv2`` or ``efficientnet-lite0``, which are none of the
-            papers' and an eighth of the work: their published ImageNet weights are 14 and 19 MB.
+        backbone: ``resnet50`` or ``resnet101``; or ``mobilenetv2``, ``efficientnet-lite0``, ``regnetx_004`` or
+            ``regnetx_008``, which are none of the papers' and an eighth to a fifth of the work.
         masking: How the support mask enters, see :mod:`edgevis.layers.masking`.
         side: Side of the square images, 32 k + 1.
         width: Channels after the ResNet's stem: 64, or fewer in tests.

@@ -60,6 +60,8 @@ SMALL: Mapping[str, Mapping[str, int | str]] = {
     "enet": {"side": 64},
     "residual-unet": {"side": 64},
     "efficientnet-lite0": {"side": 64},
+    "ghostnet": {"side": 64},
+    "regnet": {"variant": "regnetx_002", "side": 64},
     "prior-net": {"side": 65},
     "efficientdet-d0": {"num_classes": 2, "size": 128},
     "person-detector": {"height": 64, "width": 96},

@@ -1,0 +1,89 @@
+"""GhostNet 1.0: a small encoder for few-shot classification by prototypes, 5.2 million parameters.
+
+Paper: Han, Wang, Tian, Guo, Xu, Xu, "GhostNet: More Features from Cheap Operations", CVPR 2020.
+Provenance: our own code, see :mod:`edgevis.layers.ghostnet`; the weights that timm publishes load strictly. None ship.
+Licence: this file, as the rest of edgevis.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from edgevis.layers.ghostnet import EMBEDDING, IMAGENET_MEAN, IMAGENET_STD, GhostNet
+from edgevis.models.allowed import CLASSES_OR_NONE, whole
+from edgevis.models.entry import ModelEntry, PaperCount
+from edgevis.models.mobilenetv2 import SMALL
+from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
+
+_SIDE = 224
+_SIDES = whole(64, 640, multiple=32)
+
+
+def _deployment(side: int) -> Deployment:
+    image = TensorSpec("image", "float32", ("N", 3, side, side))
+    output = TensorSpec("embedding", "float32", ("N", EMBEDDING))
+    return Deployment(
+        task="classify",
+        graphs=(Graph("encode", inputs=(image,), outputs=(output,)),),
+        preprocess=Preprocess(
+            height=side,
+            width=side,
+            color="RGB",
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            fit="center-crop",
+            interpolation="area",
+        ),
+    )
+
+
+class GhostNetEncoder(GhostNet):
+    """A GhostNet whose vector before the classifier is the embedding.
+
+    Input: image (N, 3, side, side) float32 RGB, ImageNet mean and standard deviation. Output of :meth:`encode`:
+    embedding (N, 1280) float32, >= 0, rows not normalised: the runtime L2-normalises them. Output of ``forward``:
+    logits (N, num_classes).
+
+    Args:
+        num_classes: Outputs of the classifier, which only ``forward`` uses; 0 leaves it out.
+        side: Of the images, a multiple of 32. No parameter depends on it.
+    """
+
+    def __init__(self, *, num_classes: int, side: int) -> None:
+        super().__init__(num_classes=num_classes)
+        self.side = side
+
+    def encode(self, image: Tensor) -> Tensor:
+        """From image (N, 3, side, side) float32 to embedding (N, 1280) float32."""
+        return self.pooled(image)
+
+
+def ghostnet(*, num_classes: int = 1000, side: int = _SIDE) -> GhostNetEncoder:
+    """GhostNet 1.0 for images of ``side`` x ``side``; see :class:`GhostNetEncoder` for the options."""
+    CLASSES_OR_NONE.require("num_classes", num_classes)
+    _SIDES.require("side", side)
+    return GhostNetEncoder(num_classes=num_classes, side=side)
+
+
+def _deploy(module: nn.Module) -> Deployment:
+    return _deployment(cast(GhostNetEncoder, module).side)
+
+
+DEPLOYMENT = _deployment(_SIDE)
+
+ENTRIES = (
+    ModelEntry(
+        name="ghostnet",
+        build=ghostnet,
+        deployment=DEPLOYMENT,
+        paper="Han, Wang, Tian, Guo, Xu, Xu: GhostNet: More Features from Cheap Operations, CVPR 2020",
+        licence="Apache-2.0",
+        parameters=5_182_508,
+        deploy=_deploy,
+        classifier=("classifier.",),
+        printed=PaperCount("5.2 M", 5_200_000, "total", "table 6"),
+        recipes={"small": SMALL},
+    ),
+)

@@ -1,0 +1,93 @@
+"""RegNet X and Y: encoders for few-shot classification by prototypes, 2.7 to 7.3 million parameters.
+
+Paper: Radosavovic, Kosaraju, Girshick, He, Dollár, "Designing Network Design Spaces", CVPR 2020.
+Provenance: our own code, see :mod:`edgevis.layers.regnet`; weights that timm publishes load strictly. None ship.
+Licence: this file, as the rest of edgevis.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from edgevis.layers.regnet import IMAGENET_MEAN, IMAGENET_STD, RegNet
+from edgevis.models.allowed import CLASSES_OR_NONE, whole
+from edgevis.models.entry import ModelEntry, PaperCount
+from edgevis.models.mobilenetv2 import SMALL
+from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
+
+VARIANT = "regnetx_004"
+
+_SIDE = 224
+_SIDES = whole(64, 640, multiple=32)
+
+
+def _deployment(side: int, embedding: int) -> Deployment:
+    image = TensorSpec("image", "float32", ("N", 3, side, side))
+    output = TensorSpec("embedding", "float32", ("N", embedding))
+    return Deployment(
+        task="classify",
+        graphs=(Graph("encode", inputs=(image,), outputs=(output,)),),
+        preprocess=Preprocess(
+            height=side,
+            width=side,
+            color="RGB",
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            fit="center-crop",
+            interpolation="area",
+        ),
+    )
+
+
+class RegNetEncoder(RegNet):
+    """A RegNet whose pooled vector is the embedding.
+
+    Input: image (N, 3, side, side) float32 RGB, ImageNet mean and standard deviation. Output of :meth:`encode`:
+    embedding (N, D) float32, >= 0, rows not normalised: the runtime L2-normalises them; D is the last of ``channels``,
+    368 to 784. Output of ``forward``: logits (N, num_classes).
+
+    Args:
+        variant: One of :data:`edgevis.layers.regnet.DESIGNS`.
+        num_classes: Outputs of the classifier, which only ``forward`` uses; 0 leaves it out.
+        side: Of the images, a multiple of 32. No parameter depends on it.
+    """
+
+    def __init__(self, variant: str, *, num_classes: int, side: int) -> None:
+        super().__init__(variant, num_classes=num_classes)
+        self.side = side
+
+    def encode(self, image: Tensor) -> Tensor:
+        """From image (N, 3, side, side) float32 to embedding (N, D) float32."""
+        return self.pooled(image)
+
+
+def regnet(*, variant: str = VARIANT, num_classes: int = 1000, side: int = _SIDE) -> RegNetEncoder:
+    """A RegNet for images of ``side`` x ``side``; see :class:`RegNetEncoder` for the options."""
+    CLASSES_OR_NONE.require("num_classes", num_classes)
+    _SIDES.require("side", side)
+    return RegNetEncoder(variant, num_classes=num_classes, side=side)
+
+
+def _deploy(module: nn.Module) -> Deployment:
+    encoder = cast(RegNetEncoder, module)
+    return _deployment(encoder.side, encoder.channels[-1])
+
+
+DEPLOYMENT = _deployment(_SIDE, 384)
+
+ENTRIES = (
+    ModelEntry(
+        name="regnet",
+        build=regnet,
+        deployment=DEPLOYMENT,
+        paper="Radosavovic, Kosaraju, Girshick, He, Dollár: Designing Network Design Spaces, CVPR 2020",
+        licence="Apache-2.0",
+        parameters=5_157_512,
+        deploy=_deploy,
+        classifier=("head.fc.",),
+        printed=PaperCount("5.2 M", 5_200_000, "total", "the authors' repository"),
+        recipes={"small": SMALL},
+    ),
+)
