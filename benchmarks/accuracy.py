@@ -33,8 +33,9 @@ from edgevis.metrics.interval import half_width
 from edgevis.precision import TRAINING_PRECISIONS, training_precision
 from edgevis.settings import setting
 from edgevis.training.progress import ConsoleProgress
+from edgevis.training.request import TrainingRequest
 from edgevis.training.resume import REPORT
-from edgevis.training.run import SAMPLES, TrainingRequest, train
+from edgevis.training.run import SAMPLES, train
 from runtime.common.command import run_command
 from runtime.common.json_data import parse_json
 

@@ -88,6 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="learn also from these pictures, which a teacher labelled, see docs/training.md",
     )
     parser.add_argument(
+        "--unlabelled",
+        metavar="PATH",
+        type=Path,
+        help="adapt also to these pictures without labels, of a new camera, see docs/training.md",
+    )
+    parser.add_argument(
         "--epochs", metavar="N", type=int, help="as --set epochs=N; with --resume it may be more than before"
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="(default: runs/MODEL)")
@@ -142,7 +148,8 @@ def _train(arguments: argparse.Namespace) -> int:
     if not arguments.model or arguments.data is None:
         arguments.usage_error("MODEL and --data are needed; --list shows the models and their recipes")
     from edgevis.models import entry, file_name
-    from edgevis.training.run import TrainingRequest, train  # torch takes a second or two: --help need not wait for it
+    from edgevis.training.request import TrainingRequest
+    from edgevis.training.run import train  # torch takes a second or two: --help need not wait for it
 
     listener = ConsoleProgress(sys.stderr if arguments.json else sys.stdout, quiet=bool(arguments.quiet))
     model = entry(arguments.model).name  # one spelling, wherever it is recorded
@@ -163,6 +170,7 @@ def _train(arguments: argparse.Namespace) -> int:
             teacher=arguments.teacher,
             teacher_model=arguments.teacher_model,
             pseudo_labels=arguments.pseudo_labels,
+            unlabelled=arguments.unlabelled,
             resume=arguments.resume,
             seed=arguments.seed,
             devices=arguments.devices,

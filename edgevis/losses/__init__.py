@@ -14,6 +14,7 @@ from edgevis.losses.box_tightness import (
 from edgevis.losses.cosine import cosine_logits, prototypes, squared_distance_logits
 from edgevis.losses.distillation import DistillationLoss, embedding_distillation_loss, logit_distillation_loss
 from edgevis.losses.focal import EfficientDetLoss, sigmoid_focal_loss
+from edgevis.losses.nuclear_norm import BatchNuclearNormLoss, batch_nuclear_norm
 from edgevis.losses.objectness_distillation import ObjectnessDistillationLoss
 from edgevis.losses.reid import ReIDLoss, hard_triplet_loss, smoothed_cross_entropy
 from edgevis.losses.segmentation import dice_loss, segmentation_loss
@@ -24,6 +25,7 @@ from edgevis.losses.yolox import YOLOXLoss
 __all__ = [
     "TARGET_COLUMNS",
     "AttentionFusionLoss",
+    "BatchNuclearNormLoss",
     "BoxTightnessLoss",
     "CosineEpisodeLoss",
     "DistillationLoss",
@@ -34,6 +36,7 @@ __all__ = [
     "ReIDLoss",
     "SimilarityDistillationLoss",
     "YOLOXLoss",
+    "batch_nuclear_norm",
     "box_tightness_loss",
     "cosine_logits",
     "dice_loss",

@@ -188,7 +188,34 @@ class DistillationRecipe(Recipe):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EpisodeRecipe(DistillationRecipe):
+class ClassifierRecipe(DistillationRecipe):
+    """The fields of recipes with a classifier over training classes, which also answers pictures without labels.
+
+    Attributes:
+        unlabelled_weight: Of their term, :class:`edgevis.losses.BatchNuclearNormLoss`; without such pictures it is not
+            used.
+        unlabelled_batch: So many of them in each batch.
+        unlabelled_reduction, unlabelled_norm: Of the term.
+        flip: Whether images are mirrored half the time.
+        jitter: Strength of colour jitter, 0..1.
+    """
+
+    unlabelled_weight: float = 1.0
+    unlabelled_batch: int = 32
+    unlabelled_reduction: Literal["batch", "mean", "sum"] = "batch"
+    unlabelled_norm: Literal["nuclear", "fast", "frobenius"] = "nuclear"
+    flip: bool = True
+    jitter: float = 0.0
+
+    ALLOWED: ClassVar[Mapping[str, Allowed]] = {
+        "unlabelled_weight": number(0, LARGEST),
+        "unlabelled_batch": whole(2, MOST),
+        "jitter": number(0, 1),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeRecipe(ClassifierRecipe):
     """Few-shot classification.
 
     Attributes:
@@ -202,8 +229,6 @@ class EpisodeRecipe(DistillationRecipe):
         mixed: Train on half of the images of each class, and evaluate also on tasks that mix these classes with novel
             ones (:func:`edgevis.data.mixed_split`).
         test_way, test_shots, test_query, test_episodes: Of the evaluation.
-        jitter: Strength of colour jitter, 0..1.
-        flip: Whether images are mirrored half the time.
         crop: The smallest share of the area that a random crop keeps; 1 crops nothing.
     """
 
@@ -222,7 +247,6 @@ class EpisodeRecipe(DistillationRecipe):
     test_query: int = 10
     test_episodes: int = 1000
     jitter: float = 0.4
-    flip: bool = True
     crop: float = 0.5
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
@@ -237,13 +261,12 @@ class EpisodeRecipe(DistillationRecipe):
         "test_shots": several(whole(1, MOST), more=", none twice", holds=_different),
         "test_query": whole(1, MOST),
         "test_episodes": whole(1, MOST),
-        "jitter": number(0, 1),
         "crop": number(0, 1, above=True),
     }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReIDRecipe(DistillationRecipe):
+class ReIDRecipe(ClassifierRecipe):
     """Person Re-ID.
 
     Attributes:
@@ -253,9 +276,7 @@ class ReIDRecipe(DistillationRecipe):
         alpha, beta, triplet_weight, smoothing, margin, triplet_epochs: Of :class:`edgevis.losses.ReIDLoss`; the last
             is the number of first epochs in which only triplets count.
         held_out: The share of the training identities that only validates.
-        flip: Whether images are mirrored half the time.
         pad: Pixels by which an image is padded before it is cropped at random to its size again.
-        jitter: Strength of the change of brightness, contrast and saturation, 0..1.
         erase: How likely a random rectangle is erased.
     """
 
@@ -271,9 +292,7 @@ class ReIDRecipe(DistillationRecipe):
     margin: float = 0.3
     triplet_epochs: int = 10
     held_out: float = 0.15
-    flip: bool = True
     pad: int = 10
-    jitter: float = 0.0
     erase: float = 0.5
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {
@@ -288,7 +307,6 @@ class ReIDRecipe(DistillationRecipe):
         "triplet_epochs": whole(0, MOST),
         "held_out": number(0, 1, below=True),
         "pad": whole(0, 1024),
-        "jitter": number(0, 1),
         "erase": number(0, 1),
     }
 

@@ -58,6 +58,11 @@ class RegNetEncoder(RegNet):
         super().__init__(variant, num_classes=num_classes)
         self.side = side
 
+    @property
+    def classifier(self) -> nn.Module:
+        """From embedding (N, D) to logits (N, num_classes): timm's ``head``."""
+        return self.head
+
     def encode(self, image: Tensor) -> Tensor:
         """From image (N, 3, side, side) float32 to embedding (N, D) float32."""
         return self.pooled(image)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgevis.data import EpisodeSampler
 from edgevis.data.class_split import HELD_DRAW, NOVEL_DRAW, ClassSplit
-from edgevis.data.leakage import counted, listed
+from edgevis.data.leakage import Side, counted, listed
 from edgevis.data.rng import below, draw_at
 from edgevis.losses import AttentionFusionLoss, CosineEpisodeLoss
 from edgevis.models.recipe import EpisodeRecipe, is_custom_loss
@@ -89,6 +89,15 @@ class EpisodeTrainingTask(ViewBatches):
             **split.notes,
             **({"too small classes left out": left_out} if (left_out := self._left_out()) else {}),
         }
+
+    @property
+    def evaluated(self) -> Sequence[Side]:
+        """See :class:`edgevis.training.task.DistillableTask`."""
+        images, split = self._split.images, self._split
+        return [
+            Side(name, images.files, [images.names[place] for place in places])
+            for name, places in (("validation", split.validation), ("test", (*split.novel, *split.mixed)))
+        ]
 
     @property
     def evaluation_images(self) -> tuple[int, int]:

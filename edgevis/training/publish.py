@@ -27,8 +27,9 @@ from edgevis.settings import setting
 from edgevis.training.checkpoint import HALVED, write_halved
 from edgevis.training.identity import DATA, list_data, read_listing, summary_of
 from edgevis.training.progress import ConsoleProgress
+from edgevis.training.request import TrainingRequest
 from edgevis.training.resume import BEST, REPORT
-from edgevis.training.run import TrainingRequest, train
+from edgevis.training.run import train
 from runtime.bundle.bundle import sha256
 from runtime.common.command import run_command
 from runtime.common.files import atomic_write, scratch_folder

@@ -6,13 +6,12 @@ import functools
 import json
 import math
 import platform
-import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import cv2
 import torch
@@ -41,6 +40,7 @@ from edgevis.training.person_views import PersonViewsTask
 from edgevis.training.processes import ending_processes, is_first_process
 from edgevis.training.progress import ProgressListener
 from edgevis.training.projection import projection_start
+from edgevis.training.request import Precision, TrainingRequest, command_of
 from edgevis.training.resume import (
     BEST,
     FILES,
@@ -53,6 +53,7 @@ from edgevis.training.resume import (
 from edgevis.training.similarity import SimilarityDistillationTask
 from edgevis.training.task import Evaluation, SelfTrainingTask, TrainingTask
 from edgevis.training.teacher import Teacher, open_teacher, teacher_file
+from edgevis.training.unlabelled import with_unlabelled
 from edgevis.training.validation import require_validation
 from edgevis.training.warm_start import load_backbone, load_matching
 from runtime.bundle.bundle import sha256
@@ -63,8 +64,8 @@ from runtime.errors import InputError
 
 SAMPLES = "samples.json"
 
-_PSEUDO = "pseudo-labels"
-"""The key of an identity's digest of the pictures that a teacher labelled."""
+_PSEUDO, _UNLABELLED = "pseudo-labels", "unlabelled"
+"""The keys of an identity's digests of pictures beside the data."""
 
 _TAUGHT_ALONE: Mapping[type[Recipe], type[PersonViewsTask[Any]]] = {
     BlockwiseDistillationRecipe: BlockwiseDistillationTask,
@@ -72,7 +73,6 @@ _TAUGHT_ALONE: Mapping[type[Recipe], type[PersonViewsTask[Any]]] = {
 }
 """The tasks of the recipes that learn from a teacher alone."""
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 _ALLOWED = {
     "seed": whole(0, (1 << 63) - 1),
@@ -83,53 +83,6 @@ _ALLOWED = {
     "precision": one_of(*get_args(Precision)),
 }
 """The allowed values of a request's fields that belong neither to the model nor to the recipe."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRequest:
-    """The arguments of one training.
-
-    Attributes:
-        model: A name in :mod:`edgevis.models`.
-        data: A folder or zip.
-        output: The training's folder.
-        recipe: One of the model's recipes by name.
-        values: Values of the recipe that are other ones.
-        options: Of the model; those that the data decide need not be given.
-        weights: To begin with.
-        backbone: Published weights of the model's backbone to begin with.
-        teacher: Weights of a trained model to learn from; None for those that ship with ``teacher_model``.
-        pseudo_labels: Pictures that a teacher labelled, to learn from beside the data.
-        teacher_model: Its name in :mod:`edgevis.models`; None where ``teacher`` says it, or there is no teacher.
-        resume: Whether to go on from the folder's checkpoint.
-        seed: Of weights, batches and splits.
-        devices, accelerator, precision: Lightning Fabric's.
-        workers: Processes that make batches ahead.
-        allow_leakage: Whether to train on data whose sides share images, persons, volumes or classes.
-        split_by: How images without a stated split are divided, see :mod:`edgevis.data.image_split`.
-        checkpoint_minutes: An interrupted training loses at most about so many minutes.
-    """
-
-    model: str
-    data: Path
-    output: Path
-    recipe: str = "paper"
-    values: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, int | str] = field(default_factory=dict)
-    weights: Path | None = None
-    backbone: Path | None = None
-    teacher: Path | None = None
-    teacher_model: str | None = None
-    pseudo_labels: Path | None = None
-    resume: bool = False
-    seed: int = 0
-    devices: int = 1
-    accelerator: str = "auto"
-    precision: Precision = "32-true"
-    workers: int = 0
-    allow_leakage: bool = False
-    split_by: str = ""
-    checkpoint_minutes: float = 5.0
 
 
 def train(request: TrainingRequest, listener: ProgressListener) -> dict[str, Any] | None:
@@ -229,6 +182,8 @@ def _task(
     request: TrainingRequest, recipe: Recipe, deployment: Deployment, device: torch.device, check: SplitCheck
 ) -> tuple[TrainingTask, Teacher | None]:
     """The training task, and the teacher if there is one, on the device."""
+    if request.unlabelled is not None and _taught(request):
+        raise InputError("--unlabelled and a teacher do not go together: leave one of them out")
     detection = recipe if isinstance(recipe, DetectionRecipe) else None
     taught_alone = next((kind for of, kind in _TAUGHT_ALONE.items() if isinstance(recipe, of)), None)
     checked = taught_alone is None and detection is None
@@ -248,7 +203,10 @@ def _task(
         weight = detection.distill
         return DetectionDistillationTask(student_task, teacher, weight=weight, student=deployment), teacher
     if teacher is None or taught is None:
-        return student_task, None
+        if request.unlabelled is None:
+            return student_task, None
+        task = with_unlabelled(student_task, request.unlabelled, recipe, deployment, seed=request.seed, check=check)
+        return task, None
     return with_teacher(student_task, teacher, taught, deployment, seed=request.seed), teacher
 
 
@@ -265,29 +223,6 @@ def _frozen(model: nn.Module, recipe: Recipe) -> Sequence[str]:
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
     norms = [name for name, module in model.named_modules() if isinstance(module, kinds)] if recipe.frozen_norms else []
     return [*recipe.frozen, *norms]
-
-
-def command_of(request: TrainingRequest) -> str:
-    """The command that asks for this training, with the names of files alone and without its output folder."""
-    parts = [request.model, "--data", request.data.name, "--recipe", request.recipe]
-    for flag, pairs in (("--option", request.options), ("--set", request.values)):
-        for name, value in pairs.items():
-            text = value if isinstance(value, str) else json.dumps(to_json(value))
-            parts += [flag, f"{name}={text}"]
-    files = (
-        ("--weights", request.weights),
-        ("--backbone", request.backbone),
-        ("--teacher", request.teacher),
-        ("--pseudo-labels", request.pseudo_labels),
-    )
-    for flag, path in files:
-        parts += [] if path is None else [flag, path.name]
-    parts += [] if request.teacher_model is None else ["--teacher-model", request.teacher_model]
-    for flag, value in (("--seed", request.seed), ("--devices", request.devices), ("--precision", request.precision)):
-        parts += [flag, str(value)]
-    parts += ["--split-by", request.split_by] if request.split_by else []
-    parts += ["--allow-leakage"] if request.allow_leakage else []
-    return shlex.join(("python", "-m", "edgevis.train", *parts))
 
 
 def _taught(request: TrainingRequest) -> bool:
@@ -339,7 +274,7 @@ def _fabric(request: TrainingRequest) -> Any:
 def _identity(request: TrainingRequest, provenance: Provenance, fabric: Any) -> dict[str, Any]:
     """The values that a checkpoint of this training must match, besides the contents of its data."""
     files = (("weights", request.weights), ("backbone", request.backbone))
-    pseudo_labels = request.pseudo_labels if fabric.is_global_zero else None
+    pictures = {_PSEUDO: request.pseudo_labels, _UNLABELLED: request.unlabelled} if fabric.is_global_zero else {}
     identity: dict[str, Any] = {
         "model": provenance.model,
         "options": dict(provenance.options),
@@ -349,7 +284,11 @@ def _identity(request: TrainingRequest, provenance: Provenance, fabric: Any) -> 
         "teacher": provenance.teacher,
         "precision": request.precision,
         "devices": fabric.world_size,
-        **({} if pseudo_labels is None else {_PSEUDO: summary_of(list_data(pseudo_labels, output=request.output))}),
+        **{
+            name: summary_of(list_data(path, output=request.output))
+            for name, path in pictures.items()
+            if path is not None
+        },
         **{name: None if path is None else _digest(path) for name, path in files},
     }
     return {name: to_json(value) for name, value in identity.items()}  # as a checkpoint gives it back
@@ -400,7 +339,7 @@ def _report(
             if path is not None
         },
         "data_files": contents,
-        **({_PSEUDO: state.identity[_PSEUDO]} if _PSEUDO in state.identity else {}),
+        **{name: state.identity[name] for name in (_PSEUDO, _UNLABELLED) if name in state.identity},
         "weights": {"name": BEST, "sha256": sha256(request.output / BEST)},
         "precision": request.precision,
         "seed": provenance.seed,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgevis.data.leakage import ProgressCallback, SplitCheck
+from edgevis.data.leakage import ProgressCallback, Side, SplitCheck
 from edgevis.metrics.interval import half_width
 from edgevis.models.recipe import Recipe
 from edgevis.training.remaining import CountedEvaluations
@@ -237,6 +237,11 @@ class WrappedTask:
 @runtime_checkable
 class DistillableTask(TrainingTask, Protocol):
     """A task whose model makes an embedding, so that the model can also learn from a teacher's."""
+
+    @property
+    def evaluated(self) -> Sequence[Side]:
+        """The images that validate or test, which must not train in any other way."""
+        ...
 
     def views(self, epoch: int, step: int, rank: int) -> Views:
         """The augmented images of one step."""

@@ -7,7 +7,7 @@ Data: a folder or zip with a folder for each person; in Market-1501's layout; or
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.data import IdentitySampler, PersonImages
-from edgevis.data.leakage import SplitCheck
+from edgevis.data.leakage import Side, SplitCheck
 from edgevis.data.person_split import HELD_DRAW, PersonSplit, split_persons
 from edgevis.data.rng import draw_at
 from edgevis.losses import ReIDLoss
@@ -34,7 +34,7 @@ from runtime.common.arrays import Array
 from runtime.images.decode import Image
 from runtime.images.preprocess import Preprocessor
 
-Side = tuple[Array, Array, Array]
+Embedded = tuple[Array, Array, Array]
 """Unit embeddings (N, d), identities (N,) and cameras (N,)."""
 
 _NEIGHBOURS = 8
@@ -100,6 +100,12 @@ class ReIDTrainingTask(ViewBatches):
             "gallery": len(self._test[1]),
             **self._notes,
         }
+
+    @property
+    def evaluated(self) -> Sequence[Side]:
+        """See :class:`edgevis.training.task.DistillableTask`."""
+        parts = zip(("validation", "query", "gallery"), (self._data.at(self._held), *self._test), strict=True)
+        return [Side(name, part.files, part.names) for name, part in parts]
 
     @property
     def evaluation_images(self) -> tuple[int, int]:
@@ -200,7 +206,7 @@ class ReIDTrainingTask(ViewBatches):
         return np.vstack(rows)
 
 
-def _ranked(query: Side, gallery: Side) -> tuple[dict[str, MetricValue], Array]:
+def _ranked(query: Embedded, gallery: Embedded) -> tuple[dict[str, MetricValue], Array]:
     """The figures, and for each query the gallery's positions, the nearest first."""
     distances = 1 - query[0] @ gallery[0].T
     ranks = reid_queries(distances, query[1], gallery[1], query[2], gallery[2])

@@ -22,7 +22,8 @@ from edgevis.train import main
 from edgevis.training.blockwise import BlockwiseDistillationTask, activations, unexplained_terms
 from edgevis.training.camera_views import HEIGHT, WIDTH, camera_view
 from edgevis.training.progress import ConsoleProgress
-from edgevis.training.run import TrainingRequest, train
+from edgevis.training.request import TrainingRequest
+from edgevis.training.run import train
 from edgevis.training.teacher import open_teacher
 from runtime.errors import SourceError
 

@@ -13,7 +13,8 @@ from edgevis.models.recipe import SegmentationRecipe
 from edgevis.train import main
 from edgevis.training.progress import ConsoleProgress, StepProgress, clock_text
 from edgevis.training.remaining import RemainingTime
-from edgevis.training.run import TrainingRequest, train
+from edgevis.training.request import TrainingRequest
+from edgevis.training.run import train
 
 from training_data import write_masks
 from training_runs import SMALL_ENET

@@ -21,7 +21,8 @@ from edgevis.settings import setting
 from edgevis.train import main
 from edgevis.training.checkpoint import TrainingState, read_training_state
 from edgevis.training.progress import ConsoleProgress, StepProgress
-from edgevis.training.run import TrainingRequest, train
+from edgevis.training.request import TrainingRequest
+from edgevis.training.run import train
 
 from python_processes import python_environment
 from training_data import write_boxes, write_classes, write_masks, write_persons

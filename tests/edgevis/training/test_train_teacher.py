@@ -19,7 +19,8 @@ from edgevis.provenance import read_provenance
 from edgevis.train import main
 from edgevis.training.episodes import EpisodeTrainingTask
 from edgevis.training.progress import StepProgress
-from edgevis.training.run import TrainingRequest, train
+from edgevis.training.request import TrainingRequest
+from edgevis.training.run import train
 from edgevis.training.tasks.classify import training_task
 from edgevis.training.teacher import Teacher, open_teacher
 from runtime.bundle.bundle import sha256
