@@ -5,6 +5,8 @@
     python -m benchmarks.accuracy few-shot-segmentation --data ccp_dev.zip --published mobilenetv2_100.safetensors
     python -m benchmarks.accuracy boxes --data hippocampus_dev.zip
     python -m benchmarks.accuracy boxes --data hippocampus_dev.zip --seeds 0 1 2 --set epochs=200
+    python -m benchmarks.new_camera pku_reid_dev.zip --camera 2 --output cameras
+    python -m benchmarks.accuracy new-camera --data cameras/labelled --unlabelled cameras/unlabelled --seeds 0 1 2
 
 Each variant of a comparison is one training (``edgevis.train``) with the same data, seed, budget and evaluation, in its
 own folder below ``--output``. A variant that is finished is not trained again, one that was interrupted goes on;
@@ -50,7 +52,8 @@ class Variant:
         options: The model's.
         values: Of its recipe ``small``, besides the comparison's.
         published: What the published file (``--published``) is to it: its own weights to begin with, its backbone's, or
-            its teacher's, an OSNet; None where it begins at random.
+            its teacher's, an OSNet; None where it begins at random, or with the weights that ship.
+        unlabelled: Whether it also answers the pictures of ``--unlabelled``.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Variant:
     options: Mapping[str, int | str] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
     published: Literal["weights", "backbone", "teacher"] | None = None
+    unlabelled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,14 @@ COMPARISONS: Mapping[str, Comparison] = {
         ),
         {"epochs": 20},
     ),
+    "new-camera": Comparison(
+        (
+            Variant("without", "osnet-x0-25", published="weights"),
+            Variant("nuclear-norm", "osnet-x0-25", published="weights", unlabelled=True),
+        ),
+        # Of one camera no person can be validated. Identities count from the first step on: the term needs them.
+        {"validate_every": 0, "epochs": 15, "steps_per_epoch": 8, "triplet_epochs": 0, "unlabelled_batch": 64},
+    ),
 }
 
 
@@ -167,6 +179,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", metavar="PATH", type=Path, required=True, help="as of edgevis.train")
     parser.add_argument(
         "--published", metavar="FILE", type=Path, help="published weights: a backbone's, a whole model's or a teacher's"
+    )
+    parser.add_argument(
+        "--unlabelled", metavar="PATH", type=Path, help="new-camera: pictures without labels, as of edgevis.train"
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="(default: runs/COMPARISON)")
     parser.add_argument("--only", metavar="VARIANT", help="train this variant alone and print no table")
@@ -238,6 +253,8 @@ def _train(variant: Variant, comparison: Comparison, arguments: argparse.Namespa
         return
     if variant.published is not None and arguments.published is None:
         raise InputError(f"the variant {variant.name!r} begins with published weights: name them with --published FILE")
+    if variant.unlabelled and arguments.unlabelled is None:
+        raise InputError(f"the variant {variant.name!r} answers pictures without labels: name them with --unlabelled")
     print(f"-- {variant.name}, seed {seed}", file=sys.stderr)
     request = TrainingRequest(
         model=variant.model,
@@ -250,6 +267,7 @@ def _train(variant: Variant, comparison: Comparison, arguments: argparse.Namespa
         backbone=arguments.published if variant.published == "backbone" else None,
         teacher=arguments.published if variant.published == "teacher" else None,
         teacher_model=_TEACHER if variant.published == "teacher" else None,
+        unlabelled=arguments.unlabelled if variant.unlabelled else None,
         resume=True,
         seed=seed,
         precision=arguments.precision,
