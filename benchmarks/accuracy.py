@@ -5,6 +5,7 @@
     python -m benchmarks.accuracy few-shot-segmentation --data ccp_dev.zip --published mobilenetv2_100.safetensors
     python -m benchmarks.accuracy boxes --data hippocampus_dev.zip
     python -m benchmarks.accuracy boxes --data hippocampus_dev.zip --seeds 0 1 2 --set epochs=200
+    python -m benchmarks.accuracy reid-pairs --data pku_reid_dev.zip --published osnet_x0_25_msmt17.safetensors
     python -m benchmarks.new_camera pku_reid_dev.zip --camera 2 --output cameras
     python -m benchmarks.accuracy new-camera --data cameras/labelled --unlabelled cameras/unlabelled --seeds 0 1 2
 
@@ -159,6 +160,14 @@ COMPARISONS: Mapping[str, Comparison] = {
             )
         ),
         {"epochs": 20},
+    ),
+    "reid-pairs": Comparison(
+        (
+            Variant("triplets", "osnet-x0-25", published="weights"),
+            Variant("circle", "osnet-x0-25", values={"triplet_weight": 0.0, "circle_weight": 1.0}, published="weights"),
+            Variant("both", "osnet-x0-25", values={"circle_weight": 1.0}, published="weights"),
+        ),
+        {"validate_every": 0, "epochs": 15, "steps_per_epoch": 4, "triplet_epochs": 2},
     ),
     "new-camera": Comparison(
         (

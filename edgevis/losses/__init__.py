@@ -11,6 +11,7 @@ from edgevis.losses.box_tightness import (
     mil_baseline_loss,
     pairwise_loss,
 )
+from edgevis.losses.circle import circle_logits, circle_loss
 from edgevis.losses.cosine import cosine_logits, prototypes, squared_distance_logits
 from edgevis.losses.distillation import DistillationLoss, embedding_distillation_loss, logit_distillation_loss
 from edgevis.losses.focal import EfficientDetLoss, sigmoid_focal_loss
@@ -38,6 +39,8 @@ __all__ = [
     "YOLOXLoss",
     "batch_nuclear_norm",
     "box_tightness_loss",
+    "circle_logits",
+    "circle_loss",
     "cosine_logits",
     "dice_loss",
     "embedding_distillation_loss",

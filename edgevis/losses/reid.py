@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgevis.losses._checks import check_labels, check_rows
+from edgevis.losses.circle import circle_loss
 from runtime.errors import InputError
 
 # Distances below the root of the usual 1e-12 count as that and have no gradient, which is infinite at 0.
@@ -86,6 +87,8 @@ class ReIDLoss(nn.Module):
         branches = model.branches(images)
         loss = criterion(branches, model.logits(branches), identities, epoch=epoch)
 
+    Circle loss, which is not of that paper, can stand beside the triplets or in their place (``triplet_weight=0``).
+
     Args:
         alpha: Weight of the first branch's cross-entropy.
         beta: Weight of the other branches' cross-entropy: their mean where there are more (FPB's stripes), nothing
@@ -94,6 +97,8 @@ class ReIDLoss(nn.Module):
         smoothing: Of the labels, 0 to 1.
         margin: Of the triplets.
         warmup_epochs: Epochs without cross-entropy.
+        circle_weight: Of :func:`edgevis.losses.circle_loss` on the joined features; 0 leaves it out.
+        circle_margin, circle_gamma: Of the same.
     """
 
     def __init__(
@@ -105,17 +110,21 @@ class ReIDLoss(nn.Module):
         smoothing: float = 0.1,
         margin: float = 0.3,
         warmup_epochs: int = 10,
+        circle_weight: float = 0.0,
+        circle_margin: float = 0.25,
+        circle_gamma: float = 128.0,
     ) -> None:
         super().__init__()
-        for name, weight in (("alpha", alpha), ("beta", beta), ("triplet_weight", triplet_weight)):
+        weights = {"alpha": alpha, "beta": beta, "triplet_weight": triplet_weight, "circle_weight": circle_weight}
+        for name, weight in weights.items():
             if not (math.isfinite(weight) and weight >= 0):
                 raise InputError(f"{name} is {weight}; allowed: a finite number, 0 or more")
         _check_smoothing(smoothing)
         _check_margin(margin)
-        if warmup_epochs < 0 or (warmup_epochs and not triplet_weight):
+        if warmup_epochs < 0 or (warmup_epochs and not triplet_weight and not circle_weight):
             raise InputError(
                 f"warmup_epochs is {warmup_epochs} with triplet_weight {triplet_weight}; allowed: 0 or more, and 0 "
-                "where the triplets, which alone count in the warm-up, have no weight"
+                "where neither the triplets nor the circle loss, which alone count in the warm-up, have a weight"
             )
         self.alpha = alpha
         self.beta = beta
@@ -123,6 +132,7 @@ class ReIDLoss(nn.Module):
         self.smoothing = smoothing
         self.margin = margin
         self.warmup_epochs = warmup_epochs
+        self.circle_weight, self.circle_margin, self.circle_gamma = circle_weight, circle_margin, circle_gamma
 
     def forward(self, branches: Sequence[Tensor], logits: Sequence[Tensor], labels: Tensor, *, epoch: int) -> Tensor:
         """A scalar.
@@ -145,9 +155,12 @@ class ReIDLoss(nn.Module):
             if len(branch) != len(branches[0]):
                 raise InputError(f"branch {index} has {len(branch)} rows, branch 0 has {len(branches[0])}")
         terms: list[Tensor] = []
+        joined = torch.cat(list(branches), dim=1)
         if self.triplet_weight:
-            joined = torch.cat(list(branches), dim=1)
             terms.append(self.triplet_weight * hard_triplet_loss(joined, labels, self.margin))
+        if self.circle_weight:
+            circle = circle_loss(joined, labels, margin=self.circle_margin, gamma=self.circle_gamma)
+            terms.append(self.circle_weight * circle)
         if epoch >= self.warmup_epochs:
             entropies = [smoothed_cross_entropy(x, labels, self.smoothing) for x in logits]
             terms.append(self.alpha * entropies[0])

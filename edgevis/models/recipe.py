@@ -275,6 +275,7 @@ class ReIDRecipe(ClassifierRecipe):
         identities, images: P identities with K images each in a batch.
         alpha, beta, triplet_weight, smoothing, margin, triplet_epochs: Of :class:`edgevis.losses.ReIDLoss`; the last
             is the number of first epochs in which only triplets count.
+        circle_weight, circle_margin, circle_gamma: Of the same; 0 leaves the circle loss out.
         held_out: The share of the training identities that only validates.
         pad: Pixels by which an image is padded before it is cropped at random to its size again.
         erase: How likely a random rectangle is erased.
@@ -291,6 +292,9 @@ class ReIDRecipe(ClassifierRecipe):
     smoothing: float = 0.1
     margin: float = 0.3
     triplet_epochs: int = 10
+    circle_weight: float = 0.0
+    circle_margin: float = 0.25
+    circle_gamma: float = 128.0
     held_out: float = 0.15
     pad: int = 10
     erase: float = 0.5
@@ -305,6 +309,9 @@ class ReIDRecipe(ClassifierRecipe):
         "smoothing": number(0, 1, below=True),
         "margin": number(0, LARGEST),
         "triplet_epochs": whole(0, MOST),
+        "circle_weight": number(0, LARGEST),
+        "circle_margin": number(0, 1),
+        "circle_gamma": number(0, LARGEST, above=True),
         "held_out": number(0, 1, below=True),
         "pad": whole(0, 1024),
         "erase": number(0, 1),

@@ -127,6 +127,9 @@ class ReIDTrainingTask(ViewBatches):
             smoothing=recipe.smoothing,
             margin=recipe.margin,
             warmup_epochs=recipe.triplet_epochs,
+            circle_weight=recipe.circle_weight,
+            circle_margin=recipe.circle_margin,
+            circle_gamma=recipe.circle_gamma,
         )
 
     def views(self, epoch: int, step: int, rank: int) -> Views:
