@@ -204,15 +204,20 @@ def _config(path: Path | None) -> Mapping[str, Any]:
 
 def _list(arguments: argparse.Namespace) -> int:
     from edgevis import models
+    from edgevis.models.recipe_moco import recipes_of
     from runtime.common.json_data import to_json
     from runtime.common.text import text_table
 
-    entries = [entry for entry in models.declared_entries() if entry.recipes]
+    found = [(entry, recipes_of(entry)) for entry in models.declared_entries()]
     if arguments.json:
-        listed = {entry.name: {name: to_json(recipe) for name, recipe in entry.recipes.items()} for entry in entries}
+        listed = {
+            entry.name: {name: to_json(recipe) for name, recipe in recipes.items()}
+            for entry, recipes in found
+            if recipes
+        }
         sys.stdout.write(json.dumps(listed, indent=2) + "\n")
         return 0
-    rows = [(entry.name, entry.deployment.task, ", ".join(entry.recipes)) for entry in entries]
+    rows = [(entry.name, entry.deployment.task, ", ".join(recipes)) for entry, recipes in found if recipes]
     sys.stdout.write(text_table(("model", "task", "recipes"), rows) + "\n")
     return 0
 

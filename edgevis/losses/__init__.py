@@ -15,6 +15,7 @@ from edgevis.losses.circle import circle_logits, circle_loss
 from edgevis.losses.cosine import cosine_logits, prototypes, squared_distance_logits
 from edgevis.losses.distillation import DistillationLoss, embedding_distillation_loss, logit_distillation_loss
 from edgevis.losses.focal import EfficientDetLoss, sigmoid_focal_loss
+from edgevis.losses.momentum_contrast import MomentumContrast, projection_head
 from edgevis.losses.nuclear_norm import BatchNuclearNormLoss, batch_nuclear_norm
 from edgevis.losses.objectness_distillation import ObjectnessDistillationLoss
 from edgevis.losses.reid import ReIDLoss, hard_triplet_loss, smoothed_cross_entropy
@@ -32,6 +33,7 @@ __all__ = [
     "DistillationLoss",
     "EfficientDetLoss",
     "MILBaselineLoss",
+    "MomentumContrast",
     "NonFiniteError",
     "ObjectnessDistillationLoss",
     "ReIDLoss",
@@ -50,6 +52,7 @@ __all__ = [
     "match_largest_iou",
     "mil_baseline_loss",
     "pairwise_loss",
+    "projection_head",
     "prototypes",
     "segmentation_loss",
     "sigmoid_focal_loss",

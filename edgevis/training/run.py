@@ -24,6 +24,7 @@ from edgevis.models.advice import recipe_advice
 from edgevis.models.allowed import number, one_of, whole
 from edgevis.models.recipe import Recipe
 from edgevis.models.recipe_detection import DetectionRecipe
+from edgevis.models.recipe_moco import MomentumContrastRecipe, recipes_of
 from edgevis.models.recipe_projection import ProjectionRecipe
 from edgevis.models.unlabelled_recipe import BlockwiseDistillationRecipe, SimilarityDistillationRecipe
 from edgevis.provenance import Provenance
@@ -36,6 +37,7 @@ from edgevis.training.freeze import freeze
 from edgevis.training.identity import DATA, list_data, summary_of, write_listing
 from edgevis.training.loop import Run, evaluated, fit
 from edgevis.training.memory import keep_freed_memory
+from edgevis.training.moco import MomentumContrastTask
 from edgevis.training.person_views import PersonViewsTask
 from edgevis.training.processes import ending_processes, is_first_process
 from edgevis.training.progress import ProgressListener
@@ -122,7 +124,7 @@ def _train(
         deployment = models.deployment_of(entry, models.module_from(entry, request.options))
     reading = functools.partial(listener.stage, "reads the data") if fabric.is_global_zero else None
     check = SplitCheck(allow_leakage=request.allow_leakage, split_by=request.split_by, progress=reading)
-    task, teacher = _task(request, recipe, deployment, fabric.device, check)
+    task, teacher = _task(request, entry, recipe, deployment, fabric.device, check)
     if request.split_by and "split by" not in task.data:
         raise InputError(
             f"split_by is {request.split_by!r}, but {request.data} is divided by its splits, classes or persons: leave "
@@ -179,9 +181,16 @@ def _train(
 
 
 def _task(
-    request: TrainingRequest, recipe: Recipe, deployment: Deployment, device: torch.device, check: SplitCheck
+    request: TrainingRequest,
+    entry: models.ModelEntry,
+    recipe: Recipe,
+    deployment: Deployment,
+    device: torch.device,
+    check: SplitCheck,
 ) -> tuple[TrainingTask, Teacher | None]:
     """The training task, and the teacher if there is one, on the device."""
+    if isinstance(recipe, MomentumContrastRecipe):
+        return _without_labels(request, entry, recipe, deployment), None
     if request.unlabelled is not None and _taught(request):
         raise InputError("--unlabelled and a teacher do not go together: leave one of them out")
     detection = recipe if isinstance(recipe, DetectionRecipe) else None
@@ -208,6 +217,23 @@ def _task(
         task = with_unlabelled(student_task, request.unlabelled, recipe, deployment, seed=request.seed, check=check)
         return task, None
     return with_teacher(student_task, teacher, taught, deployment, seed=request.seed), teacher
+
+
+def _without_labels(
+    request: TrainingRequest, entry: models.ModelEntry, recipe: MomentumContrastRecipe, deployment: Deployment
+) -> MomentumContrastTask:
+    given = {
+        "--teacher": _taught(request),
+        "--pseudo-labels": request.pseudo_labels,
+        "--unlabelled": request.unlabelled,
+    }
+    for flag, value in given.items():
+        if value:
+            raise InputError(f"the recipe {request.recipe!r} learns from pictures alone: leave {flag} out")
+    if request.devices > 1:  # each process would have a queue of its own
+        raise InputError(f"devices is {request.devices}; allowed with the recipe {request.recipe!r}: 1")
+    create = functools.partial(models.module_from, entry, request.options)
+    return MomentumContrastTask(request.data, recipe, deployment, create=create, seed=request.seed)
 
 
 def _with_pseudo_labels(task: TrainingTask, request: TrainingRequest, check: SplitCheck) -> TrainingTask:
@@ -240,11 +266,12 @@ def _files(request: TrainingRequest) -> dict[str, Path | None]:
 
 
 def _recipe(entry: models.ModelEntry, request: TrainingRequest) -> Recipe:
-    if not entry.recipes:
+    known = recipes_of(entry)
+    if not entry.recipes and request.recipe not in known:
         raise InputError(recipe_advice(entry.name, entry.deployment.task))
-    if request.recipe not in entry.recipes:
-        raise InputError(f"{entry.name!r} has no recipe {request.recipe!r}; allowed: {', '.join(entry.recipes)}")
-    return entry.recipes[request.recipe].with_values(request.values)
+    if request.recipe not in known:
+        raise InputError(f"{entry.name!r} has no recipe {request.recipe!r}; allowed: {', '.join(known)}")
+    return known[request.recipe].with_values(request.values)
 
 
 def _shipped(entry: models.ModelEntry) -> Path:
