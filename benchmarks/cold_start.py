@@ -58,9 +58,9 @@ deployment = models.deployment_of(declared, module)
 with torch.inference_mode():
     image = torch.from_numpy(Preprocessor(deployment.preprocess)([example_image()]))
     outputs = ()
-    for graph in deployment.graphs[:-1]:
+    for graph in deployment.image_graphs[:-1]:
         outputs = getattr(module, graph.name)(image, torch.ones(1, *image.shape[2:]))
-    getattr(module, deployment.graphs[-1].name)(image, *outputs)
+    getattr(module, deployment.image_graphs[-1].name)(image, *outputs)
 done = time.perf_counter()
 print(imported - start, opened - ready, done - opened, peak_kib())
 """

@@ -205,17 +205,17 @@ class _Judge:
             return float(mean_ap), float(curve[0])
         # All graphs in a chain, so that a fault in the first one reaches what is decided.
         outputs: dict[str, Array] = {}
-        for graph in self.deployment.graphs:
+        for graph in self.deployment.image_graphs:
             inputs, _ = golden_feeds(self.inputs, graph)
             inputs = {name: outputs[name][:1] if name in outputs else array for name, array in inputs.items()}
             rows = min((len(inputs[item.name]) for item in graph.inputs if item.batched), default=1)
             outputs |= run_in_batches(sessions[graph.name], graph, inputs, size=8, rows=rows, finite=True)
         if _detects(self.deployment):
-            named = {f"{self.deployment.graphs[-1].name}/{name}": array for name, array in outputs.items()}
+            named = {f"{self.deployment.image_graphs[-1].name}/{name}": array for name, array in outputs.items()}
             decisions = tasks.load(self.deployment.task).agreement(self.inputs, named)
             return (0.0 if decisions is None else decisions.agreement,)
-        (decided,) = self.deployment.graphs[-1].outputs
-        expected, actual = self.inputs[f"{self.deployment.graphs[-1].name}/{decided.name}"], outputs[decided.name]
+        (decided,) = self.deployment.image_graphs[-1].outputs
+        expected, actual = self.inputs[f"{self.deployment.image_graphs[-1].name}/{decided.name}"], outputs[decided.name]
         if _makes_masks(self.deployment):
             return (mask_agreement(expected, actual).agreement,)
         return (_neighbours(expected, actual),)

@@ -23,10 +23,12 @@ from edgevis.data import Episode, EpisodeSampler
 from edgevis.metrics import episode_accuracy
 from edgevis.open_set.embeddings import Part, labelled_images
 from runtime.bundle.bundle import Bundle
-from runtime.common.arrays import Array
+from runtime.common.arrays import Array, unit_rows
+from runtime.gallery.adapted import AdaptedGallery
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.images.decode import Image
 from runtime.open_set.bundled import space_of
+from runtime.tasks._embedding import EmbeddingTask
 
 Rows = Array
 
@@ -60,6 +62,19 @@ def from_embeddings(embeddings: Rows) -> Callable[[Episode], float]:
         for label, shots in enumerate(episode.shots):
             gallery.add(str(label), embeddings[shots])
         rankings = gallery.search(embeddings[episode.queries.ravel()], 1)
+        truth = [str(label) for label, queries in enumerate(episode.queries) for _ in queries]
+        return float(np.mean([ranking[0].label == label for ranking, label in zip(rankings, truth, strict=True)]))
+
+    return run
+
+
+def from_adapted(gallery: AdaptedGallery, embeddings: Rows) -> Callable[[Episode], float]:
+    """A function of an episode's accuracy over (N, D) embeddings, not normalised, by adapted prototypes."""
+    units = unit_rows(embeddings)
+
+    def run(episode: Episode) -> float:
+        gallery.replace({str(label): embeddings[shots] for label, shots in enumerate(episode.shots)})
+        rankings = gallery.search(units[episode.queries.ravel()], 1)
         truth = [str(label) for label, queries in enumerate(episode.queries) for _ in queries]
         return float(np.mean([ranking[0].label == label for ranking, label in zip(rankings, truth, strict=True)]))
 
@@ -138,8 +153,11 @@ def _measure(arguments: argparse.Namespace) -> Iterator[Accuracy]:
         for precision in arguments.precision:
             with Predictor(arguments.bundle, precision=precision) as predictor:
                 engine = f"{predictor.info.backend}-{predictor.info.precision}"
+                task = predictor.task
                 if arguments.images:
                     run = from_images(predictor, images)
+                elif isinstance(task, EmbeddingTask) and isinstance(task.gallery, AdaptedGallery):
+                    run = from_adapted(task.gallery, task.embeddings(images))
                 else:
                     run = from_embeddings(scored_rows(arguments.bundle, predictor.embed(images)))
                 for shot in arguments.shot:

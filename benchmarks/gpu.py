@@ -215,7 +215,7 @@ def thread_rows(run: Callable[[int], object], pool: LanePool, *, largest: int, c
 def resident_rows(bundle: Bundle, record: EngineRecord) -> Rows:
     """The latency of graphs with resident inputs, in turn with them in device memory and in mapped memory."""
     deployment = bundle.manifest.deployment
-    graph = deployment.graphs[-1]
+    graph = deployment.image_graphs[-1]
     kept = [tensor.name for tensor in graph.inputs if not tensor.batched]
     if not kept or not with_local_parity(bundle, record).holds_parity:
         return []

@@ -74,7 +74,7 @@ def measure(
     """
     manifest = bundle.manifest
     module, shots = _eager(manifest)
-    graph = manifest.deployment.graphs[-1]
+    graph = manifest.deployment.image_graphs[-1]
     preprocess = Preprocessor(manifest.deployment.preprocess)
     with ExitStack() as stack:
         opened: dict[str, tuple[Session, Predictor]] = {}
@@ -204,7 +204,7 @@ def _eager(manifest: Manifest) -> tuple[torch.nn.Module, dict[str, Array]]:
     declared = models.entry(manifest.model)
     module = models.module_from(declared, manifest.options)
     support: dict[str, Array] = {}
-    for graph in manifest.deployment.graphs[:-1]:
+    for graph in manifest.deployment.image_graphs[:-1]:
         image = Preprocessor(manifest.deployment.preprocess)([example_image()])
         with torch.inference_mode():
             outputs = getattr(module, graph.name)(torch.from_numpy(image), torch.ones(1, *image.shape[2:]))

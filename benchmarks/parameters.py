@@ -26,6 +26,7 @@ from runtime.common.text import markdown_table, text_table
 
 # What a model's options offer besides its default build: other backbones and data sets.
 VARIANTS: Mapping[str, Sequence[Mapping[str, str]]] = {
+    "feat": ({"backbone": "resnet12"}, {"backbone": "mobilenetv2"}, {"backbone": "efficientnet-lite0"}),
     "afl-net": ({"backbone": "mobilenetv2"}, {"backbone": "efficientnet-lite0"}),
     "hsnet-hm": ({"backbone": "resnet101"},),
     "vat-hm": (
@@ -62,7 +63,7 @@ class Count:
         printed_in: The place in the paper.
         difference: The count here less the printed number, of what the paper counts.
         gflops: Of one image, graph by graph; few-shot segmentation runs ``support`` when it enrols a shot and
-            ``query`` on each frame, with one shot.
+            ``query`` on each frame, with one shot; ``adapt`` is run when labels change, here with one label.
         input: The image's shape.
     """
 

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from runtime.backends._tensorrt.spec import Shape
-from runtime.bundle.spec import MAX_BATCH, Deployment, Graph, TensorSpec
+from runtime.bundle.spec import LABELS, MAX_BATCH, MAX_LABELS, Deployment, Graph, TensorSpec
 from runtime.errors import InputError
+
+# Labels that engines of a graph over a set are tuned for.
+_USUAL_LABELS = 20
 
 Profiles = Mapping[str, tuple[Shape, Shape, Shape]]
 
@@ -19,7 +22,7 @@ class ShapeProfileRequest:
     Attributes:
         smallest: Left out, every open axis begins at 1.
         usual: What engines are tuned for; left out, the target's usual batch, as far as the others allow.
-        largest: Left out, the deployment's largest batch.
+        largest: Left out, the deployment's largest batch; of a set of labels the largest that is enrolled.
     """
 
     smallest: Mapping[str, Shape] = field(default_factory=dict)
@@ -52,7 +55,7 @@ def with_profile_max_batch(deployment: Deployment, profiles: Mapping[str, Profil
     """The deployment with the largest batch that all its engines take."""
     sizes = [
         shape[axis]
-        for graph in deployment.graphs
+        for graph in deployment.image_graphs
         for tensor in graph.inputs
         for shape in [profiles[graph.name][tensor.name][2]]
         for axis, size in enumerate(tensor.shape)
@@ -82,8 +85,10 @@ def parsed_shapes(text: str) -> dict[str, Shape]:
 def _profiles(graph: Graph, max_batch: int, request: ShapeProfileRequest, usual_batch: int) -> Profiles:
     axes = {size for tensor in graph.inputs for size in tensor.shape if isinstance(size, str)}
     smallest = dict.fromkeys(axes, 1) | _sizes(graph, request.smallest, "min")
-    largest = dict.fromkeys(axes, max_batch) | _sizes(graph, request.largest, "max")
-    usual = {axis: min(max(usual_batch if axis == "N" else 1, smallest[axis]), largest[axis]) for axis in axes}
+    largest = {axis: MAX_LABELS if axis == LABELS else max_batch for axis in axes}
+    largest |= _sizes(graph, request.largest, "max")
+    tuned = {"N": usual_batch, LABELS: _USUAL_LABELS}
+    usual = {axis: min(max(tuned.get(axis, 1), smallest[axis]), largest[axis]) for axis in axes}
     usual |= _sizes(graph, request.usual, "opt")
     for axis in sorted(axes):
         low, middle, high = smallest[axis], usual[axis], largest[axis]
@@ -96,6 +101,11 @@ def _profiles(graph: Graph, max_batch: int, request: ShapeProfileRequest, usual_
             raise InputError(
                 f"graph {graph.name!r}: axis {axis} begins at {low}; allowed: 1, because a single image and the rest "
                 "of a list are run as they are: leave --min-shapes out"
+            )
+        if axis == LABELS and high != MAX_LABELS:
+            raise InputError(
+                f"graph {graph.name!r}: axis {axis} ends at {high}; allowed: {MAX_LABELS}, the most "
+                "labels that may be enrolled"
             )
     return {
         tensor.name: (_shape(tensor, smallest), _shape(tensor, usual), _shape(tensor, largest))

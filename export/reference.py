@@ -1,7 +1,8 @@
 """Real inputs for every graph of a model, and the reference model's outputs for them.
 
 A graph's input is ``image``, ``mask``, or bears the name of an earlier graph's output: support features, say, that an
-enrolment makes and a prediction is given. One row of those stands for an enrolment.
+enrolment makes and a prediction is given. One row of those stands for an enrolment. A graph over a set takes an earlier
+output's rows of several images, which stand for as many labels.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _MAX_REFERENCE_BYTES = 384 << 20
 _MAX_REFERENCE_FLOPS = 1.5e12
 
 _SHOTS = 1
+# Labels of the set that graphs over one are compared on.
+_SET = 20
 
 CALIBRATION_BATCH = 4
 """Images that INT8's ranges and float16's are measured on at once."""
@@ -73,9 +76,9 @@ def reference_of(
     earlier_outputs: dict[str, Array] = {}
     total = len(deployment.graphs) * len(samples)
     for number, graph in enumerate(deployment.graphs):
-        inputs = graph_inputs(graph, deployment.preprocess, image_inputs, earlier_outputs)
+        inputs = _inputs_of(graph, deployment.preprocess, image_inputs, earlier_outputs, arrays)
         parts: list[tuple[Array, ...]] = []
-        for start in range(0, len(samples), rows):
+        for start in range(0, 1 if graph.set_of else len(samples), rows):
             parts.append(model.outputs(graph, _rows(graph, inputs, start, start + rows)))
             advance(number * len(samples) + min(start + rows, len(samples)), total)
         outputs = [np.concatenate(column) for column in zip(*parts, strict=True)]
@@ -83,6 +86,19 @@ def reference_of(
         earlier_outputs |= named
         arrays |= {f"{graph.name}/{name}": array for name, array in {**inputs, **named}.items()}
     return arrays
+
+
+def _inputs_of(
+    graph: Graph,
+    preprocess: Preprocess,
+    image_inputs: Mapping[str, Array],
+    earlier_outputs: Mapping[str, Array],
+    arrays: Mapping[str, Array],
+) -> dict[str, Array]:
+    """The inputs of a graph, see :func:`graph_inputs`; of one over a set the first rows of ``arrays``."""
+    if graph.set_of:
+        return {graph.inputs[0].name: arrays[graph.set_of][None, :_SET]}
+    return graph_inputs(graph, preprocess, image_inputs, earlier_outputs)
 
 
 def golden_of(reference: Mapping[str, Array], deployment: Deployment) -> dict[str, Array]:
@@ -104,7 +120,7 @@ def calibration_feeds(
         part = samples.subset(range(start, min(start + batch, len(samples))))
         image_inputs = _image_inputs(part, deployment.preprocess)
         earlier_outputs: dict[str, Array] = {}
-        for earlier in deployment.graphs[: deployment.graphs.index(graph)]:
+        for earlier in deployment.image_graphs[: deployment.image_graphs.index(graph)]:
             inputs = graph_inputs(earlier, deployment.preprocess, image_inputs, earlier_outputs)
             outputs = model.outputs(earlier, _rows(earlier, inputs, 0, _SHOTS))
             earlier_outputs |= dict(zip((tensor.name for tensor in earlier.outputs), outputs, strict=True))

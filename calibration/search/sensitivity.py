@@ -84,7 +84,7 @@ def layer_sensitivities(
     total = sum(len(graph.prepared.layers) for graph in calibrated.graphs.values())
     config = replace(calibrated.config, placement="inputs")
     sensitivities: list[LayerSensitivity] = []
-    for graph in deployment.graphs:
+    for graph in deployment.image_graphs:
         inputs, _ = golden_feeds(reference, graph)
         entry = calibrated.graphs[graph.name]
         rows = min(image_count(entry.prepared), rows_of(graph, inputs))

@@ -47,7 +47,8 @@ class MobileNetV2(nn.Module):
 
     Input: image (N, 3, 224, 224) float32, RGB, -1 .. 1 (mean = std = 0.5); other sides must be multiples of 32.
     Output of :meth:`encode`: embedding (N, 1280) float32, >= 0, the pooled vector before the classifier, rows not
-    normalised: the runtime L2-normalises them. Output of ``forward``: logits (N, num_classes).
+    normalised: the runtime L2-normalises them. Output of ``forward``: logits (N, num_classes), or that vector where
+    there is no classifier.
     """
 
     def __init__(self, *, num_classes: int = 1000) -> None:
@@ -57,7 +58,7 @@ class MobileNetV2(nn.Module):
         self.conv_head = nn.Conv2d(CHANNELS, EMBEDDING, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(EMBEDDING)
         self.act2 = nn.ReLU6()
-        self.classifier = nn.Linear(EMBEDDING, num_classes)
+        self.classifier = nn.Linear(EMBEDDING, num_classes) if num_classes else nn.Identity()
         initialise(self)
 
     def encode(self, image: Tensor) -> Tensor:

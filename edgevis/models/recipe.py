@@ -150,6 +150,10 @@ class Recipe:
             _refuse(type(self), name, value)
         return from_json(type(self), {**to_json(self), **values}, "recipe")
 
+    def rate_factor(self, name: str) -> float:
+        """What :meth:`rate` is multiplied by for the parameter of that name."""
+        return 1.0
+
     def rate(self, progress: float) -> float:
         """The learning rate after that many epochs; fractions are positions within an epoch."""
         if progress < self.warm_up_epochs:

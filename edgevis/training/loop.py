@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from edgevis.losses import NonFiniteError
@@ -36,11 +36,19 @@ from edgevis.training.finite import TrainingError, diverged, non_finite_state
 from edgevis.training.freeze import train_but_frozen
 from edgevis.training.log import LOG, TensorBoard, write_log
 from edgevis.training.memory import use_channels_last
+from edgevis.training.optimizer import optimizer_of, set_rate
 from edgevis.training.progress import ProgressListener, StepProgress
 from edgevis.training.remaining import RemainingTime
 from edgevis.training.resume import BEST, LAST
 from edgevis.training.stop import StopRequest
-from edgevis.training.task import Batch, DataDependentStart, Evaluation, StartDependent, TrainingTask
+from edgevis.training.task import (
+    Batch,
+    DataDependentStart,
+    Evaluation,
+    StartDependent,
+    StepDependentModel,
+    TrainingTask,
+)
 from runtime.errors import EdgevisError, WeightsError
 
 _WAIT_FOR_END_S = 60.0
@@ -115,7 +123,7 @@ class _Loop:
             step.criterion.to(fabric.device)
             with stop.at_once():
                 task.begin(run.model)
-        optimizer = _optimizer(step, recipe)
+        optimizer = optimizer_of(step, recipe)
         average = AveragedWeights(run.model, recipe.ema_decay) if recipe.ema_decay else None
         self.run = run if average is None else replace(run, average=average)
         self._parts: dict[str, nn.Module] = {"model": run.model, "criterion": step.criterion}
@@ -246,8 +254,9 @@ class _Loop:
         # A model's own randomness, such as dropout, follows from seed and step, so that it need not be stored.
         torch.manual_seed(zlib.crc32(f"{run.provenance.seed} {epoch} {number} {fabric.global_rank}".encode()))
         rate = recipe.rate(epoch + number / steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(optimizer, rate)
+        if isinstance(run.model, StepDependentModel):
+            run.model.begin_step(epoch * steps + number)
         where = f"epoch {epoch + 1}, step {number + 1}"
         try:
             moved = fabric.to_device({name: _packed(tensor) for name, tensor in batch.items()})
@@ -362,19 +371,6 @@ class _Batches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         return self._task.batch(self._epoch, step, self._rank)
-
-
-def _optimizer(step: nn.Module, recipe: Recipe) -> optim.Optimizer:
-    trained: list[Any] = [parameter for parameter in step.parameters() if parameter.requires_grad]
-    if not recipe.decay_vectors:
-        matrices = [parameter for parameter in trained if parameter.ndim > 1]
-        vectors = [parameter for parameter in trained if parameter.ndim <= 1]
-        trained = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    betas = (recipe.momentum, recipe.adam_beta2)
-    if recipe.optimizer == "sgd":
-        return optim.SGD(trained, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    kind = optim.Adam if recipe.optimizer == "adam" else optim.AdamW
-    return kind(trained, recipe.learning_rate, betas=betas, weight_decay=recipe.weight_decay)
 
 
 def _images(batch: Batch) -> int:

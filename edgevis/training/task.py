@@ -133,6 +133,15 @@ class StartDependent(Protocol):
 
 
 @runtime_checkable
+class StepDependentModel(Protocol):
+    """A model whose regularisation depends on how many steps were made."""
+
+    def begin_step(self, step: int) -> None:
+        """Called before training step number ``step``, counted from 0 over all epochs."""
+        ...
+
+
+@runtime_checkable
 class SelfTrainingTask(TrainingTask, Protocol):
     """A task whose model also learns from pictures that a teacher labelled: Noisy Student (Xie et al., CVPR 2020)."""
 

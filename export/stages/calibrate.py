@@ -20,7 +20,8 @@ def run(state: BuildState, progress: BuildProgress) -> None:
     if state.weights.trained and (warning := state.model.calibration_warning(deployment, samples)):
         progress.warn(warning)
     progress.begin("calibrate")
-    total = len(samples) * len(state.float_graphs)
+    graphs = {graph.name: state.float_graphs[graph.name] for graph in deployment.image_graphs}
+    total = len(samples) * len(graphs)
     done = 0
 
     def feeds(name: str) -> Iterator[dict[str, Array]]:
@@ -33,10 +34,10 @@ def run(state: BuildState, progress: BuildProgress) -> None:
 
     cache = None if state.request.cache is None else RangesCache(state.request.cache, state.calibration_inputs)
     state.calibrated = calibrate(
-        state.float_graphs,
+        graphs,
         feeds,
         config=quantization,
         cache=cache,
-        float32_outputs={graph.name: graph.float32_outputs for graph in deployment.graphs},
+        float32_outputs={graph.name: graph.float32_outputs for graph in deployment.image_graphs},
     )
     progress.end(f"{len(samples)} images ({state.calibrated.notes}): {quantization}")

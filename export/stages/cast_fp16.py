@@ -22,11 +22,11 @@ def run(state: BuildState, progress: BuildProgress) -> None:
     progress.begin("autocast")
     samples, deployment = state.calibration_samples, state.deployment
     few = samples.subset(range(min(len(samples), _IMAGES)))
-    done, total = 0, len(groups) * len(deployment.graphs)
+    done, total = 0, len(groups) * len(deployment.image_graphs)
     for group in groups:
         source, (_, precision) = state.graphs[group[0]], group[0]
-        cast: dict[str, ModelProto] = {}
-        for graph in deployment.graphs:
+        cast: dict[str, ModelProto] = {graph.name: source[graph.name] for graph in deployment.set_graphs}
+        for graph in deployment.image_graphs:
             feeds = calibration_feeds(state.model, deployment, graph, few, batch=CALIBRATION_BATCH)
             cast[graph.name] = fp16_from_fp32(source[graph.name], feeds, float32_outputs=graph.float32_outputs)
             if precision == "int8":

@@ -40,7 +40,7 @@ def unmeasurable_text(deployment: Deployment, reference: Mapping[str, Array], ag
         reference: ``GRAPH/OUTPUT``: the reference model's outputs for the verification images.
         agreement: The comparison of decisions.
     """
-    for graph in deployment.graphs:
+    for graph in deployment.image_graphs:
         outputs = {tensor.name: reference[f"{graph.name}/{tensor.name}"] for tensor in graph.outputs}
         decisions = decisions_of(graph, reference, outputs, agreement)
         if decisions is not None and not decisions.measurable:

@@ -7,6 +7,7 @@ from export.metadata import describe_graph
 from export.request import BuildProgress
 from export.state import BuildState, EngineKey
 from runtime.bundle.manifest import EngineRecord
+from runtime.bundle.spec import Precision
 
 
 def run(state: BuildState, progress: BuildProgress) -> None:
@@ -31,12 +32,13 @@ def _compile(state: BuildState, key: EngineKey) -> EngineRecord:
     for graph, model in state.graphs[key].items():
         describe_graph(model, name=state.request.name, graph=graph, deployment=state.deployment)
         profiles = state.profiles.get(graph)
+        arithmetic: Precision = "fp32" if state.deployment.graph(graph).set_of else precision
         path = compilers.load(backend).engine_from_onnx(
             model,
             graph=graph,
             precision=precision,
             bundle=state.folder,
-            spec=None if profiles is None else state.target.spec(profiles, precision, state.request.settings),
+            spec=None if profiles is None else state.target.spec(profiles, arithmetic, state.request.settings),
         )
         files[graph] = path.relative_to(state.folder).as_posix()
     return EngineRecord(backend, precision, state.target.device, files)

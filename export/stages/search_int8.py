@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from onnx import ModelProto
 
 from calibration.search.calibrate import CalibratedModel
 from calibration.search.engines import Int8Measurement
@@ -16,6 +19,7 @@ from export.state import BuildState
 from runtime import tasks
 from runtime.bundle.build_report import search_text
 from runtime.bundle.manifest import Calibration
+from runtime.bundle.spec import Deployment
 
 
 def run(state: BuildState, progress: BuildProgress) -> None:
@@ -43,13 +47,16 @@ def _search(state: BuildState, calibrated: CalibratedModel, progress: BuildProgr
     state.search = search_int8(
         calibrated,
         sensitivities,
-        Int8Measurement(open_int8_engines, state.deployment, state.reference, state.compare_decisions),
+        Int8Measurement(open_int8_engines, _of_images(state.deployment), state.reference, state.compare_decisions),
         backends=target.compilers["int8"],
         runs_here=lambda backend: target.device == "cpu" and target.runs_here(backend),
         max_drop=state.max_drop,
         float_first=tasks.load(state.deployment.task).TRAITS.float_first,
         advance=progress.advance,
     )
+    over_sets = {graph.name: state.float_graphs[graph.name] for graph in state.deployment.set_graphs}
+    if over_sets:
+        state.search = replace(state.search, graphs=_with_graphs(state.search.graphs, over_sets))
     searches, samples = state.search.searches, state.calibration_samples
     progress.end("; ".join(search_text(search) for search in searches))
     for search in searches:
@@ -63,3 +70,16 @@ def _search(state: BuildState, calibrated: CalibratedModel, progress: BuildProgr
         excluded_by_rule=calibrated.excluded_by_rule,
         searches=searches,
     )
+
+
+def _of_images(deployment: Deployment) -> Deployment:
+    """The deployment without graphs over a set, which have no INT8 form."""
+    return replace(deployment, graphs=deployment.image_graphs) if deployment.set_graphs else deployment
+
+
+def _with_graphs(
+    searched: Mapping[str, Mapping[str, ModelProto]], more: Mapping[str, ModelProto]
+) -> dict[str, Mapping[str, ModelProto]]:
+    """Each backend's graphs and ``more``; backends that shared one object still do."""
+    merged = {id(graphs): {**graphs, **more} for graphs in searched.values()}
+    return {name: merged[id(graphs)] for name, graphs in searched.items()}

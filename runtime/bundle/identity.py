@@ -21,7 +21,7 @@ DIGEST = "digest"
 # Fields that were added after enrolments were bound to identities, with their defaults: these do not count, so that a
 # model that is built again keeps its enrolments.
 _LATER_PREPROCESS: Mapping[str, Any] = {"align": "center"}
-_LATER_GRAPH: Mapping[str, Any] = {"float32_outputs": []}
+_LATER_GRAPH: Mapping[str, Any] = {"float32_outputs": [], "set_of": ""}
 
 NOT_COVERED = (
     "an earlier edgevis built it, without a digest: that a value of its manifest was changed, such as of "

@@ -71,6 +71,13 @@ HYBRID_MASK_FLIPS = 1e-5
 """What hybrid masking needs as :attr:`Graph.max_flipped`: measured 0 to 1.2e-7 with ONNX Runtime and OpenVINO."""
 
 
+LABELS = "labels"
+"""The open axis of a graph that is a function of a set, see :attr:`Graph.set_of`."""
+
+MAX_LABELS = 1024
+"""The largest set that such a graph takes: engines are built for a range, and its time grows with the square."""
+
+
 @dataclass(frozen=True, slots=True)
 class Graph:
     """One function of a model, exported as one ONNX file: the module's method of the same name.
@@ -83,6 +90,9 @@ class Graph:
             sign of a feature, a rounding error decides the few whose feature is nearly zero.
         float32_outputs: Outputs that are computed in float32 in every precision from the last convolution or matrix
             product on, such as boxes: the exponential of a rounded number is off by far more.
+        set_of: ``GRAPH/OUTPUT`` of an earlier graph, for a function of a set of that output's rows: one input and one
+            output, both (1, :data:`LABELS`, D). It is run when what is enrolled changes, not for an image, and computes
+            in float32 in every precision.
     """
 
     name: str
@@ -90,6 +100,7 @@ class Graph:
     outputs: tuple[TensorSpec, ...]
     max_flipped: float = 0.0
     float32_outputs: tuple[str, ...] = ()
+    set_of: str = ""
 
     def __post_init__(self) -> None:
         _check_name("graph", self.name)
@@ -104,6 +115,13 @@ class Graph:
         _check(
             all(name in outputs for name in self.float32_outputs),
             f"graph {self.name!r}: float32_outputs is {self.float32_outputs!r}, allowed: {', '.join(outputs)}",
+        )
+        shapes = {tensor.shape for tensor in (*self.inputs, *self.outputs)}
+        one_each = len(self.inputs) == len(self.outputs) == 1
+        _check(
+            not self.set_of or (one_each and all(shape[:2] == (1, LABELS) and len(shape) == 3 for shape in shapes)),
+            f"graph {self.name!r}: set_of is {self.set_of!r}, and its tensors are {list(shapes)}; allowed: one input "
+            f"and one output, (1, {LABELS!r}, D)",
         )
 
 
@@ -204,6 +222,17 @@ class Deployment:
         _check_name("task", self.task)
         names = [graph.name for graph in self.graphs]
         _check(bool(names) and len(names) == len(set(names)), f"graphs must be named and distinct, got {names}")
+        _check(bool(self.image_graphs), f"none of the graphs {names} takes an image")
+        _check(self.graphs == (*self.image_graphs, *self.set_graphs), f"graphs over a set must be the last of {names}")
+        made = {
+            f"{graph.name}/{tensor.name}": tensor.shape[-1] for graph in self.image_graphs for tensor in graph.outputs
+        }
+        for graph in self.set_graphs:
+            _check(
+                graph.set_of in made and made[graph.set_of] == graph.inputs[0].shape[-1],
+                f"graph {graph.name!r}: set_of is {graph.set_of!r} for an input {graph.inputs[0].shape}; allowed: an "
+                f"output of this size among {', '.join(made)}",
+            )
         _check(_is_int(self.max_batch) and 1 <= self.max_batch <= MAX_BATCH, f"max_batch is {self.max_batch!r}")
         _check(
             isinstance(self.postprocess, Mapping) and all(isinstance(key, str) for key in self.postprocess),
@@ -216,6 +245,16 @@ class Deployment:
             if graph.name == name:
                 return graph
         raise SchemaError(f"no graph {name!r}; this model has {[graph.name for graph in self.graphs]}")
+
+    @property
+    def image_graphs(self) -> tuple[Graph, ...]:
+        """The graphs that an image goes through: all but those over a set of labels. A prediction runs the last one."""
+        return tuple(graph for graph in self.graphs if not graph.set_of)
+
+    @property
+    def set_graphs(self) -> tuple[Graph, ...]:
+        """The graphs over a set of labels, see :attr:`Graph.set_of`."""
+        return tuple(graph for graph in self.graphs if graph.set_of)
 
 
 def _check(condition: bool, message: str) -> None:

@@ -34,7 +34,7 @@ def relations(
     findings: list[list[Finding]] = [[] for _ in names]
     own_scores = _own_scores(embeddings, rows, cosines, itself, gallery.scoring)
     outliers = _outliers(cosines, itself, _spread(enrolled, embeddings), bounds)
-    for place, ranking in enumerate(gallery.search(embeddings, 2)):
+    for place, ranking in enumerate(gallery.search_rows(embeddings, 2)):
         rival = next((match for match in ranking if match.label != label), None)
         known = [f"an image enrolled as {label!r}"] * len(enrolled) + list(names)
         earlier = cosines[place, : len(enrolled) + place]

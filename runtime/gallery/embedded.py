@@ -119,6 +119,10 @@ class EmbeddedGallery:
 
     def search(self, queries: Array, top_k: int) -> list[tuple[Match, ...]]:
         """The best labels for each of (N, D) float32 rows, best first; equal scores in the order of enrolment."""
+        return self.search_rows(queries, top_k)
+
+    def search_rows(self, queries: Array, top_k: int) -> list[tuple[Match, ...]]:
+        """As :meth:`search`, by the enrolled rows themselves, whatever else a gallery scores its labels by."""
         store, query_batch = self._store, Queries(queries)
         index = None if store.indexing is None else store.indexing.index  # before the state, which is then not older
         state = store.state

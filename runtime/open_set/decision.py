@@ -10,10 +10,11 @@ import numpy as np
 
 from runtime.common.arrays import Array
 from runtime.errors import InputError
+from runtime.gallery.adapted import AdaptedGallery
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.state import GalleryState
 from runtime.gallery.tracking import BestScores
-from runtime.open_set.enrolled import SAMPLE_ROWS, Features, best_of_others, features_of
+from runtime.open_set.enrolled import SAMPLE_ROWS, Features, best_of_others, features_of, features_of_adapted
 from runtime.open_set.generic import generic
 from runtime.open_set.space import ScoreSpace
 from runtime.open_set.statistics import OpenSetStatistics
@@ -252,6 +253,8 @@ class OpenSet:
         return float(np.clip(min(estimated, features.recognised - _BELOW), -1.0, 1.0))
 
     def _features_of(self, state: GalleryState) -> Features:
+        if isinstance(self._gallery, AdaptedGallery):
+            return features_of_adapted(self._gallery)
         whole = state.row_count <= SAMPLE_ROWS
         if whole:
             slots = state.live_slots

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.common.arrays import Array, unit_rows
+from runtime.gallery.adapted import AdaptedGallery
 
 FEATURES = ("log_labels", "stranger_mean", "stranger_high", "genuine_median", "genuine_low")
 
@@ -101,16 +102,41 @@ def features_of(
             lengths = np.sqrt(np.maximum(total - 2.0 * cosines.sum(axis=1) + 1.0, 1e-12))
             genuine.append(_combined(rest.max(axis=1), sums / lengths, scoring) - taken)
         start += count
-    strangers = (others - offsets)[np.isfinite(others)]
     flat = np.concatenate(genuine) if genuine else np.empty(0)
+    return _summary(flat, others, offsets, labels=labels, images=images, recognised=min(recognised))
+
+
+def features_of_adapted(gallery: AdaptedGallery) -> Features:
+    """The features of an enrolment of one label or more, scored by adapted prototypes."""
+    rows, prototypes = gallery.prototypes()
+    owners = np.repeat(np.arange(len(rows)), rows.counts)
+    first = rows.ends - rows.counts  # of each label, so that a sample has one of every label
+    picked = np.linspace(0, len(owners) - 1, min(len(owners), SAMPLE_ROWS)).round().astype(np.intp)
+    picked = np.union1d(picked, first)
+    scores = unit_rows(rows.matrix[picked]) @ prototypes.T
+    places = np.arange(len(picked)), owners[picked]
+    recognised = np.full(len(rows), -np.inf)
+    np.maximum.at(recognised, owners[picked], scores[places])
+    scores[places] = -np.inf
+    others = scores.max(axis=1)
+    images = len(owners) / len(rows)
+    genuine, none = gallery.genuine_scores(), np.zeros(len(picked))
+    return _summary(genuine, others, none, labels=len(rows), images=images, recognised=float(recognised.min()))
+
+
+def _summary(
+    genuine: Array, others: Array, offsets: Array, *, labels: int, images: float, recognised: float
+) -> Features:
+    """The features, from images' scores against their own labels without them and, before offsets, against others."""
+    strangers = (others - offsets)[np.isfinite(others)]
     return Features(
         labels,
         images,
         float(strangers.mean()) if len(strangers) else None,
         float(np.quantile(strangers, 0.9)) if len(strangers) else None,
-        float(np.median(flat)) if len(flat) else None,
-        float(np.quantile(flat, 0.2)) if len(flat) else None,
-        min(recognised),
+        float(np.median(genuine)) if len(genuine) else None,
+        float(np.quantile(genuine, 0.2)) if len(genuine) else None,
+        recognised,
         float(others.max()) if np.isfinite(others).any() else None,
     )
 

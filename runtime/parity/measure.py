@@ -57,7 +57,7 @@ def measure_engine(
 
     Args:
         sessions: Graph name to open session.
-        precision: The engine's precision, which decides its tolerance.
+        precision: The engine's precision, which decides its tolerance; that of graphs over a set is FP32's.
         reference: ``GRAPH/INPUT`` and ``GRAPH/OUTPUT``, as in ``golden.npz``.
         agreement: The task's comparison of decisions.
         machine: The processor or accelerator that it runs on, for the report.
@@ -67,29 +67,32 @@ def measure_engine(
     """
     tolerance = TOLERANCES[precision]
     parities: list[GraphParity] = []
+    beyond: list[GraphParity] = []
     outputs: dict[str, Array] = {}
     for session in sessions.values():
         parity, actual = measure_graph(session, session.graph, reference)
         parities.append(parity)
+        if not (TOLERANCES["fp32"] if session.graph.set_of else tolerance).holds(parity):
+            beyond.append(parity)
         graph = session.graph.name
         outputs |= {f"{graph}/{name}": array for name, array in actual.items()}
     decisions = agreement(reference, outputs)
     if decisions is not None and decisions.mean_cosine is None:
         # Without embeddings an enrolment holds what a graph gives, such as support features.
         decisions = replace(decisions, mean_cosine=min(item.mean_cosine for item in parities))
-    beyond = tuple(parity for parity in parities if not tolerance.holds(parity))
     report = ParityReport(not beyond, str(tolerance), machine, tuple(parities), decisions)
-    return EngineMeasurement(report, beyond, not beyond and _shares(decisions, rounds=precision != "fp32"), outputs)
+    shares = not beyond and _shares(decisions, rounds=precision != "fp32")
+    return EngineMeasurement(report, tuple(beyond), shares, outputs)
 
 
 def one_image(
     sessions: Mapping[str, Session], deployment: Deployment, reference: Mapping[str, Array]
 ) -> Callable[[], object]:
-    """A call that runs one image through the graph that a prediction runs: the last one.
+    """A call that runs one image through the graph that a prediction runs: the last one that takes images.
 
     What that is given by an enrolment is resident.
     """
-    session = sessions[deployment.graphs[-1].name]
+    session = sessions[deployment.image_graphs[-1].name]
     inputs, _ = golden_feeds(reference, session.graph)
     batched = {tensor.name for tensor in session.graph.inputs if tensor.batched}
     resident = session.prepare({name: array for name, array in inputs.items() if name not in batched})

@@ -13,7 +13,7 @@ from runtime.backends import Backend, BuildsOnDevice, Engine
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.engine_files import EngineFiles, read_engine
 from runtime.bundle.manifest import EngineRecord
-from runtime.bundle.spec import Deployment, Graph
+from runtime.bundle.spec import Deployment, Graph, Precision
 from runtime.common.forking import fork_waits
 from runtime.errors import EngineError, UnavailableError
 from runtime.sessions.session import Session
@@ -77,7 +77,8 @@ def _open_engine(
     batched = frozenset(tensor.name for tensor in (*graph.inputs, *graph.outputs) if tensor.batched)
     files = replace(read(record.files[graph.name]), batched=batched)
     with fork_waits():
-        return backend.open_engine(files, precision=record.precision, device=record.device, threads=threads)
+        precision: Precision = "fp32" if graph.set_of else record.precision
+        return backend.open_engine(files, precision=precision, device=record.device, threads=threads)
 
 
 def _reopen(record: EngineRecord, opened: Callable[[], Engine]) -> Engine:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from runtime.bundle.manifest import Decisions
-from runtime.bundle.spec import TensorSpec
+from runtime.bundle.spec import MAX_LABELS, TensorSpec
 from runtime.common.arrays import Array, unit_rows
 from runtime.enrolment.quality import (
     EnrolmentReport,
@@ -25,6 +25,7 @@ from runtime.enrolment.quality import (
 from runtime.enrolment.quality_bounds import Bounds
 from runtime.enrolment.quality_relations import relations
 from runtime.errors import InputError, SchemaError
+from runtime.gallery.adapted import AdaptedGallery
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.state import Scoring
 from runtime.images.decode import Image
@@ -81,10 +82,18 @@ class EmbeddingTask:
         scoring: The score of an embedding against a label.
         bounds: The bounds of the quality checks.
         result_from: Makes the task's result of a ranking.
+        adapted: Whether a graph over the set of labels, where the model has one, adapts their prototypes.
     """
 
     def __init__(
-        self, context: Context, *, graph: str, scoring: Scoring, bounds: Bounds, result_from: ResultFrom
+        self,
+        context: Context,
+        *,
+        graph: str,
+        scoring: Scoring,
+        bounds: Bounds,
+        result_from: ResultFrom,
+        adapted: bool = True,
     ) -> None:
         spec = context.deployment.graph(graph)
         dimension = spec.outputs[0].shape[-1]
@@ -99,9 +108,13 @@ class EmbeddingTask:
         space = None if context.open_set is None else space_from(context.open_set, dimension, OPEN_SET)
         settings = EmbeddingSettings.read(context.deployment.postprocess)
         measured = settings.open_set
-        self.gallery = EmbeddedGallery(
-            dimension, measured.scoring if measured else scoring, index_from=context.index_from
-        )
+        self.gallery: EmbeddedGallery
+        if adapted and context.deployment.set_graphs:
+            self.gallery = _adapted_gallery(context, graph, dimension)
+        else:
+            self.gallery = EmbeddedGallery(
+                dimension, measured.scoring if measured else scoring, index_from=context.index_from
+            )
         self.open_set = OpenSet(self.gallery, space, measured, rate=settings.false_accept_rate)
         self._dimension = dimension
         self._made_of = (context, graph, scoring, bounds, result_from)
@@ -116,21 +129,30 @@ class EmbeddingTask:
     ) -> EnrolmentReport:
         if masks is not None:
             raise InputError("this model looks at whole images and takes no masks; cut out the object instead")
-        embeddings = self.embed(images)
+        outputs = self.embeddings(images)
+        embeddings = unit_rows(outputs)
         rows = self.open_set.project(embeddings)
         report = report_on(label, names, self._findings(label, images, embeddings, rows, names), strict=strict)
-        self.gallery.add(label, rows[[item.enrolled for item in report.judgements]])
+        enrolled = [item.enrolled for item in report.judgements]
+        if isinstance(self.gallery, AdaptedGallery):
+            self.gallery.add_embeddings(label, outputs[enrolled])
+        else:
+            self.gallery.add(label, rows[enrolled])
         return report
 
     def embed(self, images: Sequence[Image]) -> Array:
-        return self._embed(images, StageTimer())
+        return unit_rows(self.embeddings(images))
+
+    def embeddings(self, images: Sequence[Image]) -> Array:
+        """(N, D) float32 as the model makes them, rows not normalised."""
+        return self._outputs(images, StageTimer())
 
     def scored_rows(self, images: Sequence[Image]) -> Array:
         return self.open_set.project(self.embed(images))
 
     def predict(self, images: Sequence[Image], *, top_k: int) -> list[Result]:
         timer = StageTimer()
-        embeddings = self._embed(images, timer)
+        embeddings = unit_rows(self._outputs(images, timer))
         threshold = self.open_set.threshold
         rankings = self.rank(self.open_set.project(embeddings), top_k=top_k)
         timer.end("postprocess")
@@ -150,9 +172,11 @@ class EmbeddingTask:
         return inspect(image, self._preprocess.spec, self._bounds)
 
     def with_nothing_enrolled(self) -> EmbeddingTask:
-        """The same model with a gallery and an open-set decision of its own, both empty."""
+        """The same model with a gallery and an open-set decision of its own, both empty, without adapted prototypes."""
         context, graph, scoring, bounds, result_from = self._made_of
-        return EmbeddingTask(context, graph=graph, scoring=scoring, bounds=bounds, result_from=result_from)
+        return EmbeddingTask(
+            context, graph=graph, scoring=scoring, bounds=bounds, result_from=result_from, adapted=False
+        )
 
     def _findings(
         self, label: str, images: Sequence[Image], embeddings: Array, rows: Array, names: Sequence[str]
@@ -173,8 +197,8 @@ class EmbeddingTask:
             findings[place] += more if known else picture + more
         return findings
 
-    def _embed(self, images: Sequence[Image], timer: StageTimer) -> Array:
-        """Unit rows; ``timer`` counts preprocessing and the engine.
+    def _outputs(self, images: Sequence[Image], timer: StageTimer) -> Array:
+        """(N, D) float32, as the model makes them; ``timer`` counts preprocessing and the engine.
 
         In chunks, so that a thousand crops never stand in memory as a thousand input tensors.
         """
@@ -184,7 +208,26 @@ class EmbeddingTask:
             timer.end("preprocess")
             rows.append(self._session.run({"image": tensor})["embedding"])
             timer.end("inference")
-        return unit_rows(np.concatenate(rows))
+        return np.concatenate(rows)
+
+
+def _adapted_gallery(context: Context, graph: str, dimension: int) -> AdaptedGallery:
+    """The gallery of a model with a graph over the set of labels."""
+    found = context.deployment.set_graphs
+    spec, *others = found
+    embeddings = f"{graph}/embedding"
+    if others or spec.set_of != embeddings or spec.outputs[0].shape[2] != dimension:
+        raise SchemaError(
+            f"a graph over the set of labels is one from {embeddings!r} to itself; the bundle has {found}"
+        )
+    if context.open_set is not None:
+        raise SchemaError("a model that adapts prototypes has no score space; build the bundle again without one")
+    if context.index_from is not None:
+        raise InputError(
+            f"index_from: this model adapts at most {MAX_LABELS} labels, which need no index; leave it out"
+        )
+    session, taken, made = context.sessions[spec.name], spec.inputs[0].name, spec.outputs[0].name
+    return AdaptedGallery(dimension, lambda prototypes: session.run({taken: prototypes[None]})[made][0])
 
 
 def _normalised(ranking: tuple[Match, ...], offset: float) -> tuple[Match, ...]:

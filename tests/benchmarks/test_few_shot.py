@@ -11,12 +11,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from adapted_bundles import write_adapted_bundle
 
 from benchmarks import few_shot
 from edgevis import InputError, Predictor
 from edgevis.data import read_class_table
+from runtime.gallery.adapted import AdaptedGallery
+from runtime.tasks._embedding import EmbeddingTask
 
-from bundles import Tiny, picture, write_tiny_bundle
+from bundles import Tiny, expected_rows, picture, write_tiny_bundle
 
 CLASSES, IMAGES = 6, 9
 
@@ -56,6 +59,22 @@ def test_embeddings_give_what_images_give(bundle: Path, labelled_zip: Path, shot
         expected = [by_image(episode) for episode in drawn]
         assert [by_embedding(episode) for episode in drawn] == expected
     assert 0.2 < np.mean(expected) < 1.0, "neither chance nor trivial, so that a difference would show"
+
+
+def test_adapted_prototypes_give_what_images_give(labelled_zip: Path, tmp_path: Path) -> None:
+    data = read_class_table(labelled_zip)
+    images = [data[index][0] for index in range(len(data))]
+    drawn = list(few_shot.episodes(data.labels, way=5, shot=3, query=4, count=4, seed=3))
+    with Predictor(write_adapted_bundle(tmp_path / "adapted.edgevis"), threads=1) as predictor:
+        task = predictor.task
+        assert isinstance(task, EmbeddingTask)
+        assert isinstance(task.gallery, AdaptedGallery)
+        by_embedding = few_shot.from_adapted(task.gallery, task.embeddings(images))
+        found = [by_embedding(episode) for episode in drawn]
+        by_image = few_shot.from_images(predictor, images)
+        assert [by_image(episode) for episode in drawn] == found
+    alone = few_shot.from_embeddings(np.asarray(expected_rows(images, Tiny("classify")), np.float32))
+    assert [alone(episode) for episode in drawn] != found
 
 
 def test_episodes_hold_the_protocol() -> None:

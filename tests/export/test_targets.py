@@ -31,7 +31,7 @@ from runtime.backends._tensorrt.spec import BuildSpec, spec_path
 from runtime.bundle.build_report import measured_text
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import EngineRecord
-from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
+from runtime.bundle.spec import LABELS, MAX_LABELS, Deployment, Graph, Preprocess, TensorSpec
 from runtime.common.extras import install_command
 from runtime.errors import (
     ExportError,
@@ -318,6 +318,19 @@ def test_default_shapes_follow_from_the_deployment() -> None:
     assert profiles["query"]["features"] == ((1, 4), (1, 4), (8, 4)), "one shot is the usual number"
     assert with_profile_max_batch(TWO, profiles) == TWO
     assert profiles_of(TWO, ShapeProfileRequest(), usual_batch=64)["support"]["mask"][1] == (8, 8, 8)
+
+
+def test_a_set_has_as_many_labels_as_may_be_enrolled() -> None:
+    rows = TensorSpec("rows", "float32", (1, LABELS, 4))
+    adapt = Graph("adapt", (rows,), (replace(rows, name="adapted"),), set_of="support/features")
+    deployment = replace(TWO, graphs=(*TWO.graphs, adapt))
+    profiles = profiles_of(deployment, ShapeProfileRequest(), usual_batch=4)
+    assert profiles["adapt"]["rows"] == ((1, 1, 4), (1, 20, 4), (1, MAX_LABELS, 4))
+    assert with_profile_max_batch(deployment, profiles) == deployment
+    tuned = profiles_of(deployment, ShapeProfileRequest(usual={"rows": (1, 200, 4)}), usual_batch=4)
+    assert tuned["adapt"]["rows"][1] == (1, 200, 4)
+    with pytest.raises(InputError, match=f"axis labels ends at 50; allowed: {MAX_LABELS}, the most labels"):
+        profiles_of(deployment, ShapeProfileRequest(largest={"rows": (1, 50, 4)}), usual_batch=4)
 
 
 def test_one_input_sets_the_axis_of_the_others_and_the_largest_batch() -> None:

@@ -282,7 +282,7 @@ def match_onnx() -> Any:
         values(MATCH.outputs),
         [numpy_helper.from_array(np.array([1]), "last"), numpy_helper.from_array(np.array([0]), "first")],
     )
-    return _checked(graph)
+    return checked_model(graph)
 
 
 def expected_embeddings(images: Array, weights: TinyWeights) -> Array:
@@ -429,10 +429,11 @@ def _model(tiny: Tiny, nodes: list[Any], arrays: Mapping[str, Array]) -> Any:
         [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", tiny.dimension])],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
     )
-    return _checked(graph)
+    return checked_model(graph)
 
 
-def _checked(graph: Any) -> Any:
+def checked_model(graph: Any) -> Any:
+    """An ONNX ModelProto of a graph, checked."""
     from onnx import checker, helper
 
     # IR 8 and opset 17: read by every version of the engines that pyproject.toml allows.

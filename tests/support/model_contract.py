@@ -22,7 +22,7 @@ from export.cpu_proxy import CpuProxy
 from export.profiles import ShapeProfileRequest, profiles_of
 from runtime.backends import Engine
 from runtime.backends._tensorrt.compiler import build_engine
-from runtime.bundle.spec import Deployment, Graph, Precision, Preprocess
+from runtime.bundle.spec import LABELS, MAX_LABELS, Deployment, Graph, Precision, Preprocess
 from runtime.common.arrays import Array
 from runtime.images.preprocess import Preprocessor
 from runtime.parity.compare import TOLERANCES, compare_rows, settle_flips
@@ -78,7 +78,7 @@ def inputs_of(
 
 
 def shape_of(declared: tuple[int | str, ...], batch: int, shots: int) -> tuple[int, ...]:
-    sizes = {"N": batch, "K": shots}
+    sizes = {"N": batch, "K": shots, LABELS: shots}
     return tuple(sizes[size] if isinstance(size, str) else size for size in declared)
 
 
@@ -143,10 +143,17 @@ def check_engine(engine: Engine, graph: Graph, module: nn.Module, deployment: De
 def check_tensorrt(model: ModelProto, graph: Graph, deployment: Deployment, folder: Path) -> None:
     """TensorRT-RTX, which needs no GPU for that, builds it as the GPU targets cast and quantise it.
 
-    The very graphs are run by ONNX Runtime: in float16 they compute what the float32 ones do.
+    The very graphs are run by ONNX Runtime: in float16 they compute what the float32 ones do. A graph over a set stays
+    float32 in both.
     """
     target = targets.load("rtx")
     profiles = profiles_of(deployment, ShapeProfileRequest(), usual_batch=target.usual_batch)
+    if graph.set_of:
+        spec = target.spec(profiles[graph.name], "fp32")
+        assert not spec.tf32
+        assert [shape[1] for shape in spec.profiles[graph.inputs[0].name]] == [1, 20, MAX_LABELS]
+        assert len(build_engine(model.SerializeToString(), spec, flavour="tensorrt_rtx").plan) > 1000
+        return
     feeds = [inputs_of(graph, 1, 1, preprocess=deployment.preprocess)]
     half = fp16_from_fp32(model, feeds)
     quantized = fp16_from_fp32(quantize(model, feeds), feeds)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from runtime.bundle.identity import encoder_identity
 from runtime.bundle.spec import MAX_RANK, MAX_SIDE, Deployment, Graph, Preprocess, TensorSpec
 from runtime.common.json_data import from_json, to_json
 from runtime.errors import SchemaError
@@ -17,12 +18,41 @@ from bundles import MATCH
 IMAGE = TensorSpec("image", "float32", ("N", 3, 32, 16))
 ROWS = TensorSpec("embedding", "float32", ("N", 8))
 GRAPH = Graph("embed", (IMAGE,), (ROWS,))
+ADAPT = Graph(
+    "adapt",
+    (TensorSpec("rows", "float32", (1, "labels", 8)),),
+    (TensorSpec("adapted", "float32", (1, "labels", 8)),),
+    set_of="embed/embedding",
+)
 DEPLOYMENT = Deployment("reid", (GRAPH, MATCH), Preprocess(32, 16))
 
 
 def test_a_declaration_survives_json() -> None:
-    for value in (IMAGE, GRAPH, Preprocess(32, 16, "BGR", fit="letterbox"), DEPLOYMENT):
+    for value in (IMAGE, GRAPH, ADAPT, Preprocess(32, 16, "BGR", fit="letterbox"), DEPLOYMENT):
         assert from_json(type(value), json.loads(json.dumps(to_json(value)))) == value
+
+
+def test_graphs_over_a_set_come_last() -> None:
+    deployment = dataclasses.replace(DEPLOYMENT, graphs=(GRAPH, ADAPT))
+    assert (deployment.image_graphs, deployment.set_graphs) == ((GRAPH,), (ADAPT,))
+    with pytest.raises(SchemaError, match=r"graphs over a set must be the last of \['adapt', 'embed'\]"):
+        dataclasses.replace(DEPLOYMENT, graphs=(ADAPT, GRAPH))
+    with pytest.raises(SchemaError, match=r"none of the graphs \['adapt'\] takes an image"):
+        dataclasses.replace(DEPLOYMENT, graphs=(ADAPT,))
+    wrong = dataclasses.replace(ADAPT, set_of="embed/rows")
+    with pytest.raises(SchemaError, match=r"set_of is 'embed/rows' for .*'labels', 8.*: an output .* embed/embedding"):
+        dataclasses.replace(DEPLOYMENT, graphs=(GRAPH, wrong))
+    with pytest.raises(SchemaError, match=r"set_of is 'embed/embedding', .* one input and one output, .*labels"):
+        dataclasses.replace(GRAPH, set_of="embed/embedding")
+
+
+def test_the_identity_of_models_without_sets_is_the_former_one() -> None:
+    data = to_json(DEPLOYMENT)
+    before = {**data, "graphs": [{k: v for k, v in graph.items() if k != "set_of"} for graph in data["graphs"]]}
+    assert encoder_identity("net", data, "0" * 64) == encoder_identity("net", before, "0" * 64)
+    with_set = to_json(dataclasses.replace(DEPLOYMENT, graphs=(GRAPH, ADAPT)))
+    alone = to_json(dataclasses.replace(DEPLOYMENT, graphs=(GRAPH,)))
+    assert encoder_identity("net", with_set, "0" * 64) != encoder_identity("net", alone, "0" * 64)
 
 
 def test_what_batched_means() -> None:
