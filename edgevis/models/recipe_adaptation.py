@@ -20,7 +20,7 @@ class AdaptationRecipe(EpisodeRecipe):
     Attributes:
         most_way: The largest number of classes of an episode.
         logits: ``euclidean`` is minus the squared distance of a query to an adapted prototype, ``cosine`` their
-            cosine, by which a predictor scores.
+            cosine, by which a predictor scores, times the query's length.
         episode_temperature: T, by which the logits of queries are divided.
         balance: The weight of the regulariser, a cross-entropy of all images of an episode against centres of their
             classes, which are adapted to each other within their class.

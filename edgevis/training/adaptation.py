@@ -206,9 +206,11 @@ def adaptation_terms(model: AdaptingModel, members: Tensor, recipe: AdaptationRe
 
 def _cross_entropy(rows: Tensor, centres: Tensor, each: int, temperature: float, recipe: AdaptationRecipe) -> Tensor:
     """Of (way * each, d) rows, class-major, against (way, d) centres."""
-    logits_of = squared_distance_logits if recipe.logits == "euclidean" else cosine_logits
-    labels = torch.arange(len(centres), device=rows.device).repeat_interleave(each)
-    return F.cross_entropy(logits_of(rows, centres, 1 / temperature), labels)
+    if recipe.logits == "euclidean":
+        logits = squared_distance_logits(rows, centres, 1 / temperature)
+    else:
+        logits = cosine_logits(rows, centres, 1 / temperature, normalise_queries=False)
+    return F.cross_entropy(logits, torch.arange(len(centres), device=rows.device).repeat_interleave(each))
 
 
 def _adapted(model: Any, raw: Array) -> Array:

@@ -116,5 +116,5 @@ def adapt_onnx() -> Any:
         helper.make_tensor_value_info(tensor.name, TensorProto.FLOAT, tensor.shape)
         for tensor in (*ADAPT.inputs, *ADAPT.outputs)
     )
-    constants = [numpy_helper.from_array(MIX, "mix"), numpy_helper.from_array(np.float32(SCALE), "scale")]
+    constants = [numpy_helper.from_array(MIX, "mix"), numpy_helper.from_array(np.array(SCALE, np.float32), "scale")]
     return checked_model(helper.make_graph(nodes, "adapt", [taken], [made], constants))
