@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.layers.efficientnet import HEAD_CHANNELS, STAGE_CHANNELS, EfficientNetB0
-from edgevis.models.allowed import CLASSES_OR_NONE, whole
+from edgevis.models.allowed import CLASSES_OR_NONE, number, whole
 from edgevis.models.entry import ModelEntry
 from edgevis.models.mobilenetv2 import SMALL
 from edgevis.models.recipe_projection import ProjectionRecipe
@@ -40,16 +40,18 @@ SIDES = whole(64, 640, multiple=32)
 
 # With 2,048 outputs the projection alone would be as large as all the rest.
 WIDTHS = whole(0, 2048)
+POWERS = number(0, 1, above=True)
 
 _FIRST_PART = 3
 PARTS = (*STAGE_CHANNELS[_FIRST_PART:], HEAD_CHANNELS)
 """What a projection sees: the means of the maps of the last four stages and of the head."""
 
 
-def _deployment(side: int, embedding: int = 0) -> Deployment:
+def _deployment(side: int, embedding: int = 0, *, rooted: bool = False) -> Deployment:
     image = TensorSpec("image", "float32", ("N", 3, side, side))
     output = TensorSpec("embedding", "float32", ("N", embedding or HEAD_CHANNELS))
-    graph = Graph("encode", inputs=(image,), outputs=(output,))
+    # A root is steep near 0, where a rounded projection would be far off.
+    graph = Graph("encode", (image,), (output,), float32_outputs=("embedding",) if rooted else ())
     return Deployment("classify", graphs=(graph,), preprocess=replace(PREPROCESS, height=side, width=side))
 
 
@@ -68,12 +70,21 @@ class EfficientNetLite0(EfficientNetB0):
         side: Of the images, a multiple of 32; 224 as published. No parameter depends on it.
         embedding: D, the outputs of a linear projection of what :meth:`pooled` gives, which few-shot training learns;
             0 leaves it out, and the embedding is the published network's pooled vector, D = 1280, 0..6.
+        power: p in (0, 1]: each output x of the projection becomes sign(x) |x|^p, so that a few large ones do not
+            outweigh the rest in a cosine (power normalisation: Perronnin, Sanchez, Mensink, "Improving the Fisher
+            Kernel for Large-Scale Image Classification", ECCV 2010). It is stored with the projection's weights, as a
+            buffer, so that their digest says it, too; without a projection there is none.
     """
 
-    def __init__(self, *, num_classes: int = 1000, side: int = PREPROCESS.height, embedding: int = 0) -> None:
+    power: Tensor | None
+
+    def __init__(
+        self, *, num_classes: int = 1000, side: int = PREPROCESS.height, embedding: int = 0, power: float = 1.0
+    ) -> None:
         super().__init__(num_classes=num_classes, lite=True, tensorflow=True)
         self.side = side
         self.projection = nn.Linear(sum(PARTS), embedding) if embedding else None
+        self.register_buffer("power", None if power == 1 or not embedding else torch.tensor(float(power)))
 
     def pooled(self, image: Tensor) -> Tensor:
         """From image (N, 3, side, side) float32 to what is projected, (N, 1984) float32; :data:`PARTS` are its parts.
@@ -90,23 +101,31 @@ class EfficientNetLite0(EfficientNetB0):
 
     def encode(self, image: Tensor) -> Tensor:
         """From image (N, 3, side, side) float32 to embedding (N, D) float32."""
-        pooled = self.pooled(image)
-        return pooled if self.projection is None else self.projection(pooled)
+        return self.projected(self.pooled(image))
+
+    def projected(self, pooled: Tensor) -> Tensor:
+        """From what :meth:`pooled` gives, (N, 1984) or (N, 1280) float32, to embedding (N, D) float32."""
+        if self.projection is None:
+            return pooled
+        values: Tensor = self.projection(pooled)
+        return values if self.power is None else values.sign() * values.abs() ** self.power
 
 
 def efficientnet_lite0(
-    *, num_classes: int = 1000, side: int = PREPROCESS.height, embedding: int = 0
+    *, num_classes: int = 1000, side: int = PREPROCESS.height, embedding: int = 0, power: float = 1.0
 ) -> EfficientNetLite0:
     """EfficientNet-Lite0 for images of ``side`` x ``side``, with a classifier of ``num_classes`` outputs."""
     CLASSES_OR_NONE.require("num_classes", num_classes)
     SIDES.require("side", side)
     WIDTHS.require("embedding", embedding)
-    return EfficientNetLite0(num_classes=num_classes, side=side, embedding=embedding)
+    POWERS.require("power", power)
+    return EfficientNetLite0(num_classes=num_classes, side=side, embedding=embedding, power=power)
 
 
 def _deploy(module: nn.Module) -> Deployment:
     encoder = cast(EfficientNetLite0, module)
-    return _deployment(encoder.side, 0 if encoder.projection is None else encoder.projection.out_features)
+    embedding = 0 if encoder.projection is None else encoder.projection.out_features
+    return _deployment(encoder.side, embedding, rooted=encoder.power is not None)
 
 
 # From published weights; the values were chosen by half of the validation classes of Grocery and of Caltech-101.
@@ -143,7 +162,7 @@ ENTRIES = (
         weights="efficientnet-lite0.safetensors",
         deploy=_deploy,
         classifier=("classifier.",),
-        added=("projection.",),
+        added=("projection.", "power"),
         recipes={"small": SMALL, "general": GENERAL, "quick": QUICK},
     ),
 )

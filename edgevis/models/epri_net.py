@@ -4,7 +4,9 @@ Paper: Lin, Zhang, Chen, Wu, Zhou, "Efficient Person Re-Identification with Mult
 III.A to III.C and table II.
 Provenance: our own code. The paper does not print all widths; the ones here are the reconstruction that gives each
 row of its table II (4.97, 6.56, 7.39, 4.99 and 7.41 million parameters with 751 identities). The backbone bears
-timm's names, so ``model.backbone`` takes published ``efficientnet_b0`` weights without their classifier.
+timm's names, so ``model.backbone`` takes published ``efficientnet_b0`` weights without their classifier. Options of
+ours: ``backbone=efficientnet-lite0``, for published ``tf_efficientnet_lite0`` weights, and ``embedding``, a linear
+projection of all branches.
 Licence: this file, as the rest of edgevis. No weights ship: they must be trained.
 """
 
@@ -12,16 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from edgevis.layers.efficientnet import HEAD_CHANNELS, EfficientNetB0
 from edgevis.layers.position_attention import PositionAttention
-from edgevis.models.allowed import CLASSES, whole
+from edgevis.models.allowed import CLASSES_OR_NONE, one_of, whole
 from edgevis.models.entry import ModelEntry, PaperCount
 from edgevis.models.recipe import ReIDRecipe
+from edgevis.models.unlabelled_recipe import SimilarityDistillationRecipe
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.errors import ModelError
 
@@ -36,11 +39,26 @@ _STAGE_80, _STAGE_192, _STAGE_320 = 3, 5, 6
 _HEIGHTS = range(128, 768 + 1, 32)
 _STRIPES = 3
 _STRIPE_WIDTH = 128
+_EXPANDED_SCALE = 0.1
+_BRANCHES = {
+    "none": HEAD_CHANNELS,
+    "stripes": HEAD_CHANNELS + _STRIPES * PYRAMID_CHANNELS,
+    "pixels": EMBEDDING,
+}
 
 Pyramid = Literal["none", "stripes", "pixels"]
+Backbone = Literal["efficientnet-b0", "efficientnet-lite0"]
+
+_WIDTHS = whole(0, 2048)
+# Of each channel, 0..1, as the published weights have it.
+_MEAN_STD = {
+    "efficientnet-b0": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "efficientnet-lite0": ((127 / 255,) * 3, (128 / 255,) * 3),
+}
 
 
-def _deployment(embedding: int, height: int) -> Deployment:
+def _deployment(embedding: int, height: int, backbone: Backbone = "efficientnet-b0") -> Deployment:
+    mean, std = _MEAN_STD[backbone]
     return Deployment(
         task="reid",
         graphs=(
@@ -54,8 +72,8 @@ def _deployment(embedding: int, height: int) -> Deployment:
             height=height,
             width=height // 2,
             color="RGB",
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
+            mean=mean,
+            std=std,
             fit="stretch",
             interpolation="linear",
         ),
@@ -129,9 +147,10 @@ class StripePyramid(nn.Module):
 class EPRINet(nn.Module):
     """EPRI-Net and the rows of its ablation.
 
-    Input: image (N, 3, height, height / 2) float32, RGB, ImageNet mean and standard deviation, the person's box
-    stretched to that size. Output of :meth:`embed`: embedding (N, 1600) float32, concat(f_b, f_p); rows not
-    normalised: the runtime L2-normalises them.
+    Input: image (N, 3, height, height / 2) float32, RGB, ImageNet mean and standard deviation (EfficientNet-Lite0:
+    (x - 127) / 128 of 0..255), the person's box stretched to that size. Output of :meth:`embed`: embedding (N, 1600)
+    float32, concat(f_b, f_p), or its projection (N, ``embedding``); rows not normalised: the runtime L2-normalises
+    them.
 
     f_b (1280) is the mean of the backbone's last map times the expanded pyramid, f_p (320) the mean of the pyramid.
     Both are taken **before** the BNNecks, at training (triplet loss) and at test: the paper concatenates the features
@@ -140,25 +159,44 @@ class EPRINet(nn.Module):
     that would give each branch its own scale.)
 
     Args:
-        num_identities: Outputs of the classifiers, which only training uses (see :meth:`logits`).
+        num_identities: Outputs of the classifiers, which only training uses (see :meth:`logits`); 0 leaves them and
+            the BNNecks out.
         pyramid: ``pixels`` (the paper's), ``stripes`` (FPB's, by which it is compared; where the map's rows are no
             multiple of three, the lowest stripe is the narrowest) or ``none``.
         attention: Position attention after the 80-channel stage.
         height: Of the images, a multiple of 32 from 128 to 768. The paper's is 384; surveillance crops are often no
             higher than 128, and a smaller image costs less. Weights fit all heights, but are best at their own.
+        backbone: ``efficientnet-b0`` (the paper's) or ``efficientnet-lite0``, whose widths are the same. With the
+            latter the pyramid begins by changing nothing: f_b is then the baseline's.
+        embedding: Outputs of ``fc``, a linear projection of all branches; 0, as in the paper, leaves it out.
 
     Raises:
-        ModelError: The height is none of those.
+        ModelError: An option has no such value.
     """
 
-    def __init__(self, *, num_identities: int, pyramid: Pyramid, attention: bool, height: int = HEIGHT) -> None:
+    def __init__(
+        self,
+        *,
+        num_identities: int,
+        pyramid: Pyramid,
+        attention: bool,
+        height: int = HEIGHT,
+        backbone: Backbone = "efficientnet-b0",
+        embedding: int = 0,
+    ) -> None:
         super().__init__()
         whole(_HEIGHTS[0], _HEIGHTS[-1], multiple=_HEIGHTS.step).require("height", height)
+        one_of(*get_args(Backbone)).require("backbone", backbone)
+        _WIDTHS.require("embedding", embedding)
         self.height = int(height)
-        self.backbone = EfficientNetB0(num_classes=0, last_stride=1)
+        self.backbone_name: Backbone = backbone
+        lite = backbone == "efficientnet-lite0"
+        self.backbone = EfficientNetB0(num_classes=0, lite=lite, tensorflow=lite, last_stride=1)
         self.attention = PositionAttention(80) if attention else None
-        self.neck = _neck(HEAD_CHANNELS)
-        self.classifier = _classifier(HEAD_CHANNELS, num_identities)
+        self.num_identities = num_identities
+        if num_identities:
+            self.neck = _neck(HEAD_CHANNELS)
+            self.classifier = _classifier(HEAD_CHANNELS, num_identities)
         self.pixels: PixelPyramid | None = None
         self.stripes: StripePyramid | None = None
         if pyramid == "pixels":
@@ -166,13 +204,23 @@ class EPRINet(nn.Module):
             self.expand = nn.Sequential(
                 nn.Conv2d(PYRAMID_CHANNELS, HEAD_CHANNELS, 1, bias=False), nn.BatchNorm2d(HEAD_CHANNELS)
             )
-            self.neck_pyramid = _neck(PYRAMID_CHANNELS)
-            self.classifier_pyramid = _classifier(PYRAMID_CHANNELS, num_identities)
+            if lite:
+                nn.init.constant_(self.expand.get_parameter("1.weight"), _EXPANDED_SCALE)
+                nn.init.ones_(self.expand.get_parameter("1.bias"))
+            if num_identities:
+                self.neck_pyramid = _neck(PYRAMID_CHANNELS)
+                self.classifier_pyramid = _classifier(PYRAMID_CHANNELS, num_identities)
         elif pyramid == "stripes":
             self.stripes = StripePyramid((HEAD_CHANNELS, 320), _STRIPE_WIDTH, PYRAMID_CHANNELS)
-            self.classifier_stripes = nn.ModuleList(
-                _classifier(PYRAMID_CHANNELS, num_identities) for _ in range(_STRIPES)
-            )
+            if num_identities:
+                self.classifier_stripes = nn.ModuleList(
+                    _classifier(PYRAMID_CHANNELS, num_identities) for _ in range(_STRIPES)
+                )
+        self.width = _BRANCHES[pyramid]
+        self.fc: nn.Linear | None = None
+        if embedding:
+            self.fc = nn.Linear(self.width, embedding)
+            self.width = embedding
 
     def maps(self, image: Tensor) -> dict[int, Tensor]:
         """The backbone's maps by their number of channels; (N, C, 24, 12) from 80 on for a 384 x 192 image."""
@@ -198,14 +246,21 @@ class EPRINet(nn.Module):
             return top.mean((2, 3)), *(stripe.mean((2, 3)) for stripe in stripes)
         return (top.mean((2, 3)),)
 
+    def pooled(self, image: Tensor) -> Tensor:
+        """From image (N, 3, height, height / 2) float32 to all branches joined, (N, 1600) float32 with the pyramid."""
+        return torch.cat(self.branches(image), dim=1)
+
     def embed(self, image: Tensor) -> Tensor:
         """From image (N, 3, height, height / 2) float32 to embedding (N, 1600) float32; in the other rows of table II
-        to all branches joined.
+        to all branches joined; with ``embedding`` to their projection.
         """
-        return torch.cat(self.branches(image), dim=1)
+        pooled = self.pooled(image)
+        return pooled if self.fc is None else self.fc(pooled)
 
     def logits(self, branches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The outputs of :meth:`branches` -> (N, num_identities) for each branch; for training's cross-entropy."""
+        if not self.num_identities:
+            raise ModelError("num_identities is 0: there are no classifiers; allowed: 1 or more")
         first = self.classifier(self.neck(branches[0]))
         if self.pixels is not None:
             return first, self.classifier_pyramid(self.neck_pyramid(branches[1]))
@@ -232,34 +287,33 @@ def _classifier(channels: int, num_identities: int) -> nn.Linear:
     return classifier
 
 
-def _build(pyramid: Pyramid, attention: bool, num_identities: int, height: int) -> EPRINet:
-    CLASSES.require("num_identities", num_identities)
-    return EPRINet(num_identities=num_identities, pyramid=pyramid, attention=attention, height=height)
+def _builder(pyramid: Pyramid, *, attention: bool, doc: str) -> Callable[..., EPRINet]:
+    def build(
+        *,
+        num_identities: int = 751,
+        height: int = HEIGHT,
+        backbone: Backbone = "efficientnet-b0",
+        embedding: int = 0,
+    ) -> EPRINet:
+        CLASSES_OR_NONE.require("num_identities", num_identities)
+        return EPRINet(
+            num_identities=num_identities,
+            pyramid=pyramid,
+            attention=attention,
+            height=height,
+            backbone=backbone,
+            embedding=embedding,
+        )
+
+    build.__doc__ = doc
+    return build
 
 
-def epri_net(*, num_identities: int = 751, height: int = HEIGHT) -> EPRINet:
-    """The whole network: pixel-level pyramid and position attention."""
-    return _build("pixels", True, num_identities, height)
-
-
-def epri_net_baseline(*, num_identities: int = 751, height: int = HEIGHT) -> EPRINet:
-    """Table II's baseline: the backbone, a BNNeck and a classifier."""
-    return _build("none", False, num_identities, height)
-
-
-def epri_net_fpb(*, num_identities: int = 751, height: int = HEIGHT) -> EPRINet:
-    """Table II's FPB row: the baseline with the two-level pyramid of FPB."""
-    return _build("stripes", False, num_identities, height)
-
-
-def epri_net_pfpb(*, num_identities: int = 751, height: int = HEIGHT) -> EPRINet:
-    """Table II's PFPB row: the baseline with the pixel-level pyramid."""
-    return _build("pixels", False, num_identities, height)
-
-
-def epri_net_pam(*, num_identities: int = 751, height: int = HEIGHT) -> EPRINet:
-    """Table II's PAM row: the baseline with position attention."""
-    return _build("none", True, num_identities, height)
+epri_net = _builder("pixels", attention=True, doc="The whole network: pixel-level pyramid and position attention.")
+epri_net_baseline = _builder("none", attention=False, doc="Table II's baseline: the backbone, a BNNeck, a classifier.")
+epri_net_fpb = _builder("stripes", attention=False, doc="Table II's FPB row: the baseline and FPB's pyramid.")
+epri_net_pfpb = _builder("pixels", attention=False, doc="Table II's PFPB row: the baseline and the paper's pyramid.")
+epri_net_pam = _builder("none", attention=True, doc="Table II's PAM row: the baseline with position attention.")
 
 
 # Section IV.B, for weights that begin with ImageNet's. Its learning rates, 3.5e-6 to 3.5e-5, are a tenth of those of
@@ -294,6 +348,27 @@ SMALL = replace(
 _PAPER = "Lin, Zhang, Chen, Wu, Zhou: Efficient Person Re-Identification with Multi-Scale Feature Fusion, table II"
 
 
+# With EfficientNet-Lite0 of published weights, an embedding and a teacher: from no knowledge of persons. The fit to the
+# teacher's embeddings begins it, and what resolves the most pixels stays as published.
+SIMILARITY = SimilarityDistillationRecipe(
+    epochs=5,
+    steps_per_epoch=32,
+    optimizer="adamw",
+    learning_rate=1e-3,
+    adam_beta2=0.99,
+    weight_decay=1e-4,
+    decay_vectors=False,
+    schedule="cosine",
+    warm_up_epochs=1,
+    clip_norm=5.0,
+    ema_decay=0.95,
+    frozen_norms=True,
+    frozen=("backbone.conv_stem", "backbone.bn1", "backbone.blocks.0", "backbone.blocks.1"),
+    views=2048,
+    fitted_views=2048,
+    harder=True,
+)
+
 # Necks and classifiers only serve the losses.
 _CLASSIFIERS = ("classifier", "neck")
 
@@ -302,7 +377,7 @@ def _entry(name: str, build: Callable[..., EPRINet], embedding: int, parameters:
     def deploy(module: nn.Module) -> Deployment:
         if not isinstance(module, EPRINet):
             raise ModelError(f"a {type(module).__name__} is no EPRI-Net")
-        return _deployment(embedding, module.height)
+        return _deployment(module.width, module.height, module.backbone_name)
 
     return ModelEntry(
         name,
@@ -313,7 +388,7 @@ def _entry(name: str, build: Callable[..., EPRINet], embedding: int, parameters:
         parameters,
         deploy=deploy,
         classifier=_CLASSIFIERS,
-        recipes={"paper": PAPER, "small": SMALL},
+        recipes={"paper": PAPER, "small": SMALL, "similarity": SIMILARITY},
         printed=PaperCount(f"{printed} M", round(float(printed) * 1_000_000), "total", "table II"),
     )
 

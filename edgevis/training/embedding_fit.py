@@ -16,7 +16,7 @@ from runtime.errors import ModelError
 
 _SHRINK = 0.02
 _SEED = 0
-_LAYERS = ([nn.Linear, nn.BatchNorm1d, nn.ReLU], [nn.Linear, nn.BatchNorm1d, nn.PReLU])
+_LAYERS = ([nn.Linear], [nn.Linear, nn.BatchNorm1d, nn.ReLU], [nn.Linear, nn.BatchNorm1d, nn.PReLU])
 
 
 def ridge(features: Tensor, targets: Tensor, *, shrink: float = _SHRINK) -> Tensor:
@@ -34,26 +34,28 @@ def ridge(features: Tensor, targets: Tensor, *, shrink: float = _SHRINK) -> Tens
 
 
 @torch.no_grad()
-def fit_embedding(layer: nn.Sequential, features: Tensor, targets: Tensor) -> None:
+def fit_embedding(layer: nn.Linear | nn.Sequential, features: Tensor, targets: Tensor) -> None:
     """Change a layer so that the cosines of its outputs are those of the targets, predicted from its inputs.
 
     A ReLU lets no output be negative. So half of the outputs are the prediction, less its mean and rotated, the other
     half are the same with the sign changed: two rows are alike as far as they agree on the signs.
 
     Args:
-        layer: ``nn.Linear``, ``nn.BatchNorm1d`` and ``nn.ReLU`` or ``nn.PReLU``; the lengths of its outputs stay about
-            as they are.
+        layer: ``nn.Linear``, alone or before ``nn.BatchNorm1d`` and ``nn.ReLU`` or ``nn.PReLU``; the lengths of its
+            outputs stay about as they are.
         features: (N, C) floating point, the layer's inputs.
         targets: (N, D) floating point.
 
     Raises:
         ModelError: The layer is made of other modules.
     """
-    parts: tuple[Any, ...] = tuple(layer)
+    parts: tuple[Any, ...] = (layer,) if isinstance(layer, nn.Linear) else tuple(layer)
     if [type(part) for part in parts] not in _LAYERS:
-        raise ModelError("the layer of the embedding is not made of Linear, BatchNorm1d and ReLU or PReLU")
-    linear, norm, last = parts
-    signed, length = isinstance(last, nn.PReLU), layer(features).norm(dim=1).mean()
+        raise ModelError(
+            "the layer of the embedding is not made of Linear, alone or with BatchNorm1d and ReLU or PReLU"
+        )
+    linear, last = parts[0], parts[-1]
+    signed, length = not isinstance(last, nn.ReLU), layer(features).norm(dim=1).mean()
     mean, wanted = features.mean(0), targets.mean(0)
     matrix = ridge(features - mean, targets - wanted)
     offset = (wanted if signed else torch.zeros_like(wanted)) - mean @ matrix
@@ -65,16 +67,16 @@ def fit_embedding(layer: nn.Sequential, features: Tensor, targets: Tensor) -> No
         axes = axes @ torch.linalg.qr(random)[0].T
         axes = torch.cat([axes, -axes], dim=1)
     axes = torch.cat([axes, axes.new_zeros(len(axes), linear.out_features - axes.shape[1])], dim=1)
-    state = {
-        "0.weight": (matrix @ axes).T,
-        "0.bias": offset @ axes,
-        "1.weight": torch.ones_like(norm.weight),
-        "1.bias": torch.zeros_like(norm.bias),
-        "1.running_mean": torch.zeros_like(norm.bias),
-        "1.running_var": torch.full_like(norm.bias, 1 - norm.eps),
-        **({"2.weight": torch.ones_like(last.weight)} if signed else {}),
-    }
-    layer.load_state_dict(state, strict=False)
+    linear.weight.copy_((matrix @ axes).T)
+    linear.bias.copy_(offset @ axes)
+    if len(parts) > 1:
+        norm = parts[1]
+        norm.weight.fill_(1)
+        norm.bias.zero_()
+        norm.running_mean.zero_()
+        norm.running_var.fill_(1 - norm.eps)
+    if isinstance(last, nn.PReLU):
+        last.weight.fill_(1)
     scale = length / layer(features).norm(dim=1).mean()
     linear.weight.mul_(scale)
     linear.bias.mul_(scale)

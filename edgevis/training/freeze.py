@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from runtime.errors import InputError
@@ -51,6 +52,42 @@ def train_but_frozen(module: nn.Module) -> None:
             parameters = list(part.parameters())
             if parameters and not any(parameter.requires_grad for parameter in parameters):
                 part.eval()
+
+
+@torch.no_grad()
+def measure_new_statistics(model: nn.Module, images: Iterable[Tensor]) -> int:
+    """Give the batch norms that have seen nothing the statistics of images; the others keep theirs.
+
+    A part that is new beside trained ones would otherwise scale nothing. What is new is recognised by a mean of 0 and a
+    variance of 1 throughout.
+
+    Args:
+        model: Run by ``model.pooled``.
+        images: Batches (N, 3, h, w) float32, as it takes them.
+
+    Returns:
+        The number of new batch norms.
+    """
+    new = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d) and _unused(part)]
+    kept = [part.momentum for part in new]
+    model.eval()
+    for part in new:
+        part.train()
+        part.momentum = None  # the mean of all batches
+        part.reset_running_stats()
+    if new:
+        for image in images:
+            cast(Any, model).pooled(image)
+    for part, momentum in zip(new, kept, strict=True):
+        part.eval()
+        part.momentum = momentum
+    return len(new)
+
+
+def _unused(norm: nn.BatchNorm2d) -> bool:
+    if norm.running_mean is None or norm.running_var is None:
+        return False
+    return not norm.running_mean.any() and bool((norm.running_var == 1).all())
 
 
 @torch.no_grad()

@@ -50,6 +50,8 @@ class ProjectedEncoder(Protocol):
 
     def pooled(self, image: Tensor) -> Tensor: ...
 
+    def projected(self, pooled: Tensor) -> Tensor: ...
+
 
 class ProjectionLoss(nn.Module):
     """Episodes and a cosine classifier, by the projection that learns.
@@ -235,7 +237,7 @@ class ProjectionTrainingTask(EpisodeTrainingTask):
     def _embeddings(self, model: Any, among: Sequence[int]) -> Array:
         """(N, d) float32 unit rows: by the projection of vectors that the frozen encoder gave before."""
         vectors = torch.from_numpy(self._plain(model, among)).to(next(model.parameters()).device)
-        rows = model.projection(vectors).float().cpu().numpy()
+        rows = model.projected(vectors).float().cpu().numpy()
         require_finite(rows, "the model's embeddings")
         return unit_rows(rows)
 

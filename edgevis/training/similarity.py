@@ -12,7 +12,7 @@ Data: Clothing Co-Parsing's zip, or a folder with this zip and videos; see :mod:
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -25,19 +25,22 @@ from edgevis.losses import SimilarityDistillationLoss
 from edgevis.models.unlabelled_recipe import SimilarityDistillationRecipe
 from edgevis.training.camera_views import harder_view
 from edgevis.training.embedding_fit import fit_embedding, ridge
-from edgevis.training.freeze import fold_statistics
+from edgevis.training.freeze import fold_statistics, measure_new_statistics
 from edgevis.training.person_views import PersonViewsTask, per_person
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, MetricValue
 from edgevis.training.teacher import Teacher
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
+from runtime.errors import ModelError
 from runtime.images.decode import Image
 
 _PAIR, _PLAIN = "pair", "plain_image"
 _POOL_DRAW, _HARDER_DRAW = (1 << 31) + 1, (1 << 31) + 2
 # A garment of another colour makes another person, so most pairs keep theirs.
 _SAME_CLOTHES = 0.75
+# Whose views give new batch norms their statistics.
+_MEASURED_PAIRS = 64
 
 
 class SimilarityDistillationTask(PersonViewsTask[SimilarityDistillationRecipe]):
@@ -82,15 +85,28 @@ class SimilarityDistillationTask(PersonViewsTask[SimilarityDistillationRecipe]):
             ModelError: The recipe fits the layer of the embedding, and the model has none.
         """
         if self._recipe.frozen_norms:
+            measure_new_statistics(model, self._measured(model))
             fold_statistics(model)
         if self._recipe.fitted_views:
             self._fit(model.eval())
         if self._recipe.anchor_weight:
             self._start = copy.deepcopy(model).eval().requires_grad_(False)
 
+    def _measured(self, model: nn.Module) -> Iterator[Tensor]:
+        """Some batches of plain views."""
+        device, size = next(model.parameters()).device, self._recipe.batch // 2
+        for start in range(0, _MEASURED_PAIRS, size):
+            views = self._pool(range(start, min(start + size, _MEASURED_PAIRS)))
+            yield self.tensors(views)["image"].to(device)
+
     @torch.no_grad()
     def _fit(self, model: nn.Module) -> None:
         encoder, device = cast(Any, model), next(model.parameters()).device
+        if getattr(encoder, "fc", None) is None:
+            raise ModelError(
+                f"fitted_views fits the layer of the embedding, and this {type(model).__name__} has none; allowed: a "
+                "model with one (EPRI-Net: --option embedding=256), or --set fitted_views=0"
+            )
         pooled, taught = [], []
         size, pairs = self._recipe.batch // 2, max(2, self._recipe.fitted_views // 2)
         for start in range(0, pairs, size):

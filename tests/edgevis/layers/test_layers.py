@@ -219,5 +219,5 @@ def test_epri_net_trains_through_every_parameter() -> None:
     without = {name for name, p in model.named_parameters() if p.grad is None}
     assert without == {"neck.bias", "neck_pyramid.bias"}
     assert not model.neck.bias.any()
-    with pytest.raises(ModelError, match="num_identities is 0"):
-        models.create("epri-net", num_identities=0)
+    with pytest.raises(ModelError, match="num_identities is -1"):
+        models.create("epri-net", num_identities=-1)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from edgevis import models
+from edgevis.open_set.sidecar import weights_digest
 from edgevis.provenance import read_provenance
 from runtime.errors import ModelError, UnknownModelError, WeightsError
 from runtime.images.preprocess import Preprocessor
@@ -116,6 +117,21 @@ def test_an_encoders_side_and_width_are_options() -> None:
         embedding = model.eval().encode(image)
         torch.testing.assert_close(embedding, model.get_submodule("projection")(model.pooled(image)))
     assert embedding.shape == (1, 24)
+
+
+def test_a_power_keeps_signs_and_belongs_to_the_weights() -> None:
+    entry = models.entry("efficientnet-lite0")
+    plain, rooted = (models.module_from(entry, {"side": 64, "embedding": 6, "power": p}) for p in (1, 0.5))
+    rooted.load_state_dict(plain.state_dict(), strict=False)
+    image = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        before, after = plain.encode(image), rooted.encode(image)
+    assert (before < 0).any()
+    torch.testing.assert_close(after, before.sign() * before.abs().sqrt())
+    assert weights_digest(rooted) != weights_digest(plain)
+    assert models.deployment_of(entry, rooted).graphs[0].float32_outputs == ("embedding",)
+    with pytest.raises(ModelError, match="power is 0; allowed: a number above 0 to 1"):
+        models.module_from(entry, {"power": 0})
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from edgevis import models
 from edgevis.training.embedding_fit import fit_embedding, ridge
-from edgevis.training.freeze import fold_statistics
+from edgevis.training.freeze import fold_statistics, measure_new_statistics
 from runtime.errors import ModelError
 
 pytestmark = pytest.mark.torch
@@ -44,9 +44,34 @@ def test_cosines_become_the_targets(last: nn.Module) -> None:
             assert before < 0.8 < 0.97 < _correlation(layer, features, targets - targets.mean(0))
 
 
+def test_a_linear_layer_alone_predicts_the_targets() -> None:
+    torch.manual_seed(0)
+    layer, features = nn.Linear(12, 9), torch.rand(300, 12)
+    targets = features @ torch.randn(12, 7) + torch.randn(7)
+    fit_embedding(layer, features, targets)
+    with torch.no_grad():
+        torch.testing.assert_close(_cosines(layer(features)), _cosines(targets), rtol=0, atol=0.1)
+
+
 def test_a_layer_of_other_modules_is_refused() -> None:
-    with pytest.raises(ModelError, match="not made of Linear, BatchNorm1d and ReLU"):
-        fit_embedding(nn.Sequential(nn.Linear(3, 3)), torch.randn(5, 3), torch.randn(5, 2))
+    with pytest.raises(ModelError, match="not made of Linear, alone or with BatchNorm1d"):
+        fit_embedding(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), torch.randn(5, 3), torch.randn(5, 2))
+
+
+def test_only_batch_norms_that_have_seen_nothing_are_measured() -> None:
+    torch.manual_seed(0)
+    model = models.create("epri-net-pam", backbone="efficientnet-lite0", height=128, num_identities=0)
+    norms = {name: part for name, part in model.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    for name, norm in norms.items():
+        if name.startswith("backbone."):
+            norm.running_mean = torch.full_like(norm.weight, 0.1).detach()
+    before = {name: torch.as_tensor(norm.running_mean).clone() for name, norm in norms.items()}
+    images = [torch.randn(2, 3, 128, 64) for _ in range(2)]
+    assert measure_new_statistics(model, images) == 3
+    for name, norm in norms.items():
+        same = torch.equal(torch.as_tensor(norm.running_mean), before[name])
+        assert same == name.startswith("backbone."), name
+        assert (norm.training, norm.momentum) == (False, 0.1)
 
 
 def test_statistics_move_into_scale_and_shift() -> None:

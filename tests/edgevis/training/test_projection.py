@@ -44,7 +44,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(data: Path, output: Path, *values: str) -> list[str]:
     sets = [part for value in (*VALUES, *values) for part in ("--set", value)]
-    command = ["efficientnet-lite0", "--recipe", "general", "--option", "side=64", "--data", str(data)]
+    options = ["--option", "side=64", "--option", "power=0.5"]
+    command = ["efficientnet-lite0", "--recipe", "general", *options, "--data", str(data)]
     return [*command, "--output", str(output), *sets]
 
 
@@ -103,13 +104,14 @@ def test_it_trains_the_projection_alone(data: Path, published: Path, tmp_path: P
     best = tmp_path / "run" / "best.safetensors"
     provenance = read_provenance(best)
     assert provenance is not None
-    assert provenance.options == {"side": 64, "num_classes": 0, "embedding": 8}
+    assert provenance.options == {"side": 64, "power": 0.5, "num_classes": 0, "embedding": 8}
     before, after = load_file(published), load_file(best)
     assert set(after) == {name for name in before if not name.startswith("classifier.")} | {
         "projection.weight",
         "projection.bias",
+        "power",
     }
-    assert all(torch.equal(before[name], after[name]) for name in after if not name.startswith("projection."))
+    assert all(torch.equal(before[name], after[name]) for name in after if name in before)
     assert len(rows(tmp_path / "run")) == 2
     figures = json.loads((tmp_path / "run" / "report.json").read_text())["evaluation"]["figures"]
     assert list(figures) == ["2-way 1-shot", "2-way 3-shot"]
@@ -127,6 +129,7 @@ def test_it_trains_the_projection_alone(data: Path, published: Path, tmp_path: P
     ]
     trained(*quick, *(part for value in (*VALUES, "epochs=1") for part in ("--set", value)))
     further = load_file(tmp_path / "quick" / "best.safetensors")
+    assert float(further["power"]) == 0.5
     moved = float(
         (further["projection.weight"] - after["projection.weight"]).norm() / after["projection.weight"].norm()
     )

@@ -18,6 +18,7 @@ from edgevis.train import main
 from edgevis.training.similarity import SimilarityDistillationTask
 from edgevis.training.task import Batch
 from edgevis.training.teacher import open_teacher
+from runtime.errors import ModelError
 
 from training_data import write_dressed_persons
 
@@ -106,6 +107,18 @@ def test_the_embedding_is_fitted_to_the_teachers_and_kept_as_it_was(photos: Path
     torch.stack(list(terms.values())).sum().backward()
     optimizer.step()
     assert float(task.loss(student, criterion, batch, 0)["anchor"].detach()) > 1e-5
+
+
+def test_a_model_without_a_layer_of_the_embedding_is_told(photos: Path, teacher: Path) -> None:
+    entry = models.entry("epri-net-baseline")
+    student = models.module_from(entry, {"height": 128, "num_identities": 0})
+    deployment = models.deployment_of(entry, student)
+    opened = open_teacher(teacher, "osnet-in-x0-5", student=deployment)
+    task = SimilarityDistillationTask.read(photos, _with(fitted_views=4), deployment, opened, seed=0)
+    with pytest.raises(
+        ModelError, match=r"this EPRINet has none; allowed: a model with one \(EPRI-Net: --option embed"
+    ):
+        task.begin(student)
 
 
 def test_a_training_that_goes_on_is_an_unbroken_one(photos: Path, teacher: Path, tmp_path: Path) -> None:
