@@ -118,7 +118,7 @@ class WideResNet12(nn.Module):
         embedding: Tensor = x.mean((2, 3))
         return embedding
 
-    def begin_step(self, step: int) -> None:
+    def begin_step(self, step: int, *, epochs: float) -> None:
         """Set how many training steps were made, which decides how much is dropped."""
         self.blocks3.step = self.blocks4.step = step
 
@@ -181,10 +181,10 @@ class FEAT(nn.Module):
         logits: Tensor = self.classifier(embedding)
         return logits
 
-    def begin_step(self, step: int) -> None:
+    def begin_step(self, step: int, *, epochs: float) -> None:
         """Prepare for training step number ``step`` from 0."""
         if isinstance(self.encoder, WideResNet12):
-            self.encoder.begin_step(step)
+            self.encoder.begin_step(step, epochs=epochs)
 
 
 def _convolution(inputs: int) -> nn.Sequential:

@@ -256,7 +256,7 @@ class _Loop:
         rate = recipe.rate(epoch + number / steps)
         set_rate(optimizer, rate)
         if isinstance(run.model, StepDependentModel):
-            run.model.begin_step(epoch * steps + number)
+            run.model.begin_step(epoch * steps + number, epochs=epoch + number / steps)
         where = f"epoch {epoch + 1}, step {number + 1}"
         try:
             moved = fabric.to_device({name: _packed(tensor) for name, tensor in batch.items()})

@@ -134,10 +134,15 @@ class StartDependent(Protocol):
 
 @runtime_checkable
 class StepDependentModel(Protocol):
-    """A model whose regularisation depends on how many steps were made."""
+    """A model with a value of its own that changes in the course of a training: a temperature, how much is dropped."""
 
-    def begin_step(self, step: int) -> None:
-        """Called before training step number ``step``, counted from 0 over all epochs."""
+    def begin_step(self, step: int, *, epochs: float) -> None:
+        """Called before each training step.
+
+        Args:
+            step: Its number, counted from 0 over all epochs.
+            epochs: That are done; fractions are positions within an epoch.
+        """
         ...
 
 

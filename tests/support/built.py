@@ -59,6 +59,7 @@ SMALL: Mapping[str, Mapping[str, int | str]] = {
     "vat-hm": {"width": 4, "side": 65, "grid": 4},
     "enet": {"side": 64},
     "residual-unet": {"side": 64},
+    "dy-mobilenetv2": {"side": 64, "kernels": 2},
     "efficientnet-lite0": {"side": 64},
     "ghostnet": {"side": 64},
     "regnet": {"variant": "regnetx_002", "side": 64},

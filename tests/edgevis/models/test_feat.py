@@ -132,7 +132,7 @@ def test_drop_block_works_in_training_only_and_ever_more() -> None:
 
 def test_a_training_step_sets_what_is_dropped() -> None:
     model = FEAT(backbone="resnet12")
-    model.begin_step(20_000)
+    model.begin_step(20_000, epochs=1.0)
     encoder = model.encoder
     assert isinstance(encoder, WideResNet12)
     assert (encoder.blocks3.step, encoder.blocks4.step) == (20_000, 20_000)
