@@ -71,7 +71,7 @@ class DynamicMobileNetV2(nn.Module):
                 nn.init.normal_(module.fc2.weight, std=0.01)
 
     def begin_step(self, step: int, *, epochs: float) -> None:
-        """See :class:`edgevis.training.task.StepDependentModel`: at first shares are nearly equal, so that all learn."""
+        """See :class:`edgevis.training.task.StepDependentModel`: shares are nearly equal at first: all learn."""
         hot = max(HOTTEST - (HOTTEST - 1) * epochs / ANNEALED_EPOCHS, 1.0)
         with torch.no_grad():
             for module in self.modules():
