@@ -197,6 +197,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", type=setting, default=[], help="another value for every variant"
     )
+    parser.add_argument(
+        "--option", metavar="NAME=VALUE", action="append", type=setting, default=[], help="of every variant's model"
+    )
     seeds = parser.add_mutually_exclusive_group()
     seeds.add_argument("--seed", type=int, default=0)
     seeds.add_argument("--seeds", metavar="N", type=int, nargs="+", help="a training for each, in OUTPUT/seedN")
@@ -271,7 +274,7 @@ def _train(variant: Variant, comparison: Comparison, arguments: argparse.Namespa
         output=output,
         recipe="small",
         values={**comparison.values, **dict(arguments.set), **variant.values},
-        options=variant.options,
+        options={**variant.options, **dict(arguments.option)},
         weights=arguments.published if variant.published == "weights" else None,
         backbone=arguments.published if variant.published == "backbone" else None,
         teacher=arguments.published if variant.published == "teacher" else None,

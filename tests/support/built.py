@@ -64,6 +64,7 @@ SMALL: Mapping[str, Mapping[str, int | str]] = {
     "ghostnet": {"side": 64},
     "regnet": {"variant": "regnetx_002", "side": 64},
     "prior-net": {"side": 65},
+    "person-segmenter": {"side": 64},
     "efficientdet-d0": {"num_classes": 2, "size": 128},
     "person-detector": {"height": 64, "width": 96},
     "yolox-nano": {"num_classes": 2, "height": 64, "width": 96},
