@@ -14,9 +14,9 @@ around each person of 64 pixels or more, with a quarter of the box's sides aroun
 licence, for nothing learns from them. ``volume`` is the photograph.
 
 The output has ``images/``, ``instances/`` (the masks, which training with ``supervision=boxes`` does not read),
-``boxes_xyxy.json`` and ``index.csv``. With ``--grab WEIGHTS`` the masks of what trains are no true ones: what a network
-that learned from the boxes finds in them, sharpened by GrabCut (after Khoreva, Benenson, Hosang, Hein, Schiele, "Simple
-Does It", CVPR 2017). A second training learns these, still from boxes alone:
+``boxes_xyxy.json`` and ``index.csv``. With ``--grab WEIGHTS`` the masks of what trains are no true ones: they are what
+a network that learned from the boxes finds in them, sharpened by GrabCut where both agree (after Khoreva, Benenson,
+Hosang, Hein, Schiele, "Simple Does It", CVPR 2017). A second training learns these, still from boxes alone:
 
     python -m benchmarks.person_boxes --clothing ccp_dev.zip --photos coco_sample_dev.zip --output person_grabbed.zip \
         --grab runs/person-segmenter/best.safetensors
@@ -41,7 +41,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.person_segmentation import TrainedSegmenter, grab_cut
+from benchmarks.person_segmentation import TrainedSegmenter, filled, grab_cut, overlap
 from edgevis.data.files import open_files
 from edgevis.data.masks import read_pair
 from edgevis.data.segmentation import index_rows, masked_images
@@ -51,6 +51,10 @@ from runtime.images.decode import Image
 _PERSON = "person"
 # Boxes are of whole pixels; less than this of a side is dropped.
 _LEAST_SIDE = 3
+# The longer side of a picture that GrabCut sees.
+_GRABBED = 224
+# GrabCut is believed where its mask overlaps with the network's by this IoU.
+_AGREES = 0.5
 _LEAST_HEIGHT, _EVALUATED_HEIGHT, _AROUND = 48, 64, 0.25
 
 
@@ -208,11 +212,21 @@ def _training_views(picture: PersonPicture, draw: np.random.Generator, *, around
 
 def _grabbed(picture: PersonPicture, network: TrainedSegmenter) -> PersonPicture:
     """The picture with the network's mask, sharpened, in place of the true one."""
-    image, ids = np.ascontiguousarray(picture.image), np.zeros_like(picture.ids)
+    height, width = picture.ids.shape
+    ids = np.zeros_like(picture.ids)
     if len(picture.boxes):
-        boxes = picture.boxes - (0, 0, 1, 1)
-        ids = grab_cut(image, boxes, network(image, boxes)).astype(np.uint16)
-    return PersonPicture(image, ids, picture.boxes, picture.crowds, picture.volume)
+        factor = min(1.0, _GRABBED / max(height, width))
+        size = (max(1, round(width * factor)), max(1, round(height * factor)))
+        image = cv2.resize(picture.image, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+        scale = np.array([size[0] / width, size[1] / height] * 2)
+        first, last = np.floor(picture.boxes * scale)[:, :2], np.ceil(picture.boxes * scale)[:, 2:] - 1
+        boxes = np.concatenate([first, last], 1).astype(np.int64)
+        known = network(image, boxes) & filled(image, boxes)
+        cut = grab_cut(image, boxes, known)
+        mask = (cut if overlap(cut, known) >= _AGREES else known).astype(np.float32)
+        found = cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
+        ids = (found & filled(picture.image, picture.boxes - (0, 0, 1, 1))).astype(np.uint16)
+    return PersonPicture(picture.image, ids, picture.boxes, picture.crowds, picture.volume)
 
 
 def write(
