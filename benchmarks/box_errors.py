@@ -9,7 +9,8 @@ object's pixels, so that the bins of one question add up to all errors:
 - *angle*: between the nearest outline and the nearest side's direction, from 0 (along a side) to 45 degrees;
 - *distance* from the box's nearest side, in shares of half the box's shorter side; and outside of the box.
 
-± is half of the 95 % interval over trainings (Student's t); the difference is to the first arm with the same seed.
+± is half of the 95 % interval over trainings (Student's t), with one seed over the volumes that evaluate (jackknife).
+The difference is to the first arm with the same seed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from benchmarks.report import report
 from edgevis import InputError, models
 from edgevis.data.leakage import SplitCheck
 from edgevis.data.mask_split import split_masks
+from edgevis.metrics import difference
 from edgevis.metrics.interval import half_width
+from edgevis.metrics.jackknife import mean_of_ratios
 from edgevis.provenance import read_provenance
 from edgevis.training.resume import BEST
 from runtime.common.command import run_command
@@ -58,7 +61,7 @@ class ErrorRow:
         bin: One of :data:`BINS`.
         missed, false: Pixels for every hundred of the true object's (of the size's objects in a bin of sizes); means
             over the trainings.
-        both: Their sum, and the half width of its 95 % interval over trainings; None for a single one.
+        both: Their sum, and the half width of its 95 % interval over trainings, or over volumes of a single one.
         difference: Of the sum to the first arm's; None for that arm.
     """
 
@@ -67,7 +70,7 @@ class ErrorRow:
     missed: float
     false: float
     both: float
-    both_half_width95: float | None
+    both_half_width95: float
     difference: float | None
     difference_half_width95: float | None
 
@@ -126,18 +129,33 @@ def errors_by_place(found: Mask, true: Mask) -> dict[str, tuple[int, int]]:
     return {name: (int((missed & place).sum()), int((false & place).sum())) for name, place in places.items()}
 
 
-def shares(found: Sequence[Mask], true: Sequence[Mask]) -> dict[str, tuple[float, float]]:
-    """Missed and false pixels in each bin for every hundred of the true objects' pixels."""
+def counted(found: Sequence[Mask], true: Sequence[Mask], volumes: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """For each bin missed pixels, false ones and the true objects' pixels of each volume, (V, 3)."""
     areas = np.array([mask.sum() for mask in true])
-    counted = [errors_by_place(one, other) for one, other in zip(found, true, strict=True)]
-    result = {}
-    for name in (ALL, *ANGLES, *DISTANCES):
-        sums = np.array([errors[name] for errors in counted]).sum(0) * 100 / areas.sum()
-        result[name] = (float(sums[0]), float(sums[1]))
-    for name, places in zip(SIZES, np.array_split(np.argsort(areas, kind="stable"), len(SIZES)), strict=True):
-        sums = np.array([counted[place][ALL] for place in places]).sum(0) * 100 / areas[places].sum()
-        result[name] = (float(sums[0]), float(sums[1]))
+    errors = [errors_by_place(one, other) for one, other in zip(found, true, strict=True)]
+    number = {name: place for place, name in enumerate(sorted(set(volumes)))}
+    thirds = np.array_split(np.argsort(areas, kind="stable"), len(SIZES))
+    bins = {name: (name, range(len(true))) for name in (ALL, *ANGLES, *DISTANCES)}
+    bins |= {name: (ALL, places.tolist()) for name, places in zip(SIZES, thirds, strict=True)}
+    result = {name: np.zeros((len(number), 3)) for name in BINS}
+    for name, (kind, places) in bins.items():
+        for place in places:
+            result[name][number[volumes[place]]] += (*errors[place][kind], areas[place])
     return result
+
+
+def _of_hundred(counts: NDArray[np.float64]) -> tuple[float, float]:
+    """Missed and false pixels for every hundred of the true objects'."""
+    missed, false, area = counts.sum(0).tolist()
+    return 100 * missed / area, 100 * false / area
+
+
+def _units(trainings: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Missed and false pixels together: of each training, or of one training's volumes the pseudo-values."""
+    if len(trainings) > 1:
+        return np.array([sum(_of_hundred(counts)) for counts in trainings])
+    counts = trainings[0]
+    return mean_of_ratios(100 * (counts[:, :1] + counts[:, 1:2]), counts[:, 2:])[1]
 
 
 def _found(weights: Path, images: Sequence[NDArray[np.uint8]]) -> list[Mask]:
@@ -171,28 +189,24 @@ def measure(data: Path, runs: Path, seeds: Sequence[int], arms: Sequence[str]) -
         InputError: A training is missing.
     """
     split = split_masks(data, held_out=0.15, from_boxes=True, seed=0, check=SplitCheck())
-    examples = [(image, ids > 0) for image, ids, *_ in (split.data[place] for place in split.test)]
-    examples = [(image, true) for image, true in examples if true.any()]
-    images, true = [image for image, _ in examples], [mask for _, mask in examples]
-    values = {arm: [shares(_found(runs / f"seed{seed}" / arm / BEST, images), true) for seed in seeds] for arm in arms}
+    images, true, volumes = [], [], []
+    for place in split.test:
+        image, ids, *_ = split.data[place]
+        if ids.any():
+            images.append(image)
+            true.append(ids > 0)
+            volumes.append(split.data.volumes[place])
+    values = {
+        arm: [counted(_found(runs / f"seed{seed}" / arm / BEST, images), true, volumes) for seed in seeds]
+        for arm in arms
+    }
     rows = []
     for name in BINS:
-        sums = {arm: np.array([sum(one[name]) for one in values[arm]]) for arm in arms}
+        units = {arm: _units([one[name] for one in values[arm]]) for arm in arms}
         for arm in arms:
-            missed, false = (float(np.mean([one[name][side] for one in values[arm]])) for side in (0, 1))
-            by = None if arm == arms[0] else sums[arm] - sums[arms[0]]
-            rows.append(
-                ErrorRow(
-                    arm,
-                    name,
-                    missed,
-                    false,
-                    float(sums[arm].mean()),
-                    half_width(sums[arm]) if len(seeds) > 1 else None,
-                    None if by is None else float(by.mean()),
-                    None if by is None or len(seeds) < 2 else half_width(by),
-                )
-            )
+            missed, false = np.mean([_of_hundred(one[name]) for one in values[arm]], 0).tolist()
+            by, width = (None, None) if arm == arms[0] else difference(units[arm], units[arms[0]])
+            rows.append(ErrorRow(arm, name, missed, false, missed + false, half_width(units[arm]), by, width))
     return rows
 
 
@@ -223,13 +237,9 @@ def _cells(row: ErrorRow) -> tuple[str, ...]:
         row.arm,
         f"{row.missed:.1f}",
         f"{row.false:.1f}",
-        _with_width(f"{row.both:.1f}", row.both_half_width95),
-        "" if row.difference is None else _with_width(f"{row.difference:+.1f}", row.difference_half_width95),
+        f"{row.both:.1f} ± {row.both_half_width95:.1f}",
+        "" if row.difference is None else f"{row.difference:+.1f} ± {row.difference_half_width95:.1f}",
     )
-
-
-def _with_width(text: str, width: float | None) -> str:
-    return text if width is None else f"{text} ± {width:.1f}"
 
 
 if __name__ == "__main__":

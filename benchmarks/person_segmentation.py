@@ -6,8 +6,8 @@ r"""How well masks of persons overlap with the true ones: trained weights and bu
 ``person_boxes.zip`` is what ``benchmarks.person_boxes`` writes; its pictures of the split ``val`` are measured. What
 anyone has without a training, given the boxes: the boxes filled, and GrabCut (Rother, Kolmogorov, Blake, SIGGRAPH 2004)
 that begins with them. A network sees no box; the rows *in the boxes* drop what it finds outside of them, as one does
-with a detector's crop, and those *GrabCut from* begin GrabCut with it. IoU is of all persons of a picture; its mean is
-over photographs, and so is the 95 % interval. The last column is the difference to the boxes filled.
+with a detector's crop. IoU is of all persons of a picture; its mean is over photographs, and so is the 95 % interval. The
+last column is the difference to the boxes filled.
 """
 
 from __future__ import annotations
@@ -153,11 +153,11 @@ def measure(data: InstanceImages, sources: Sequence[str], methods: dict[str, Fin
     Args:
         data: Pictures, masks and boxes; ``volumes`` are the photographs.
         sources: Of each picture.
-        methods: By name; each besides without what lies outside of the boxes, and with GrabCut begun by it.
+        methods: By name; each besides without what lies outside of the boxes.
     """
     names = [FILLED, "GrabCut"]
     for name in methods:
-        names += [name, f"{name} in the boxes", f"GrabCut from {name}"]
+        names += [name, f"{name} in the boxes"]
     values: dict[str, list[float]] = {name: [] for name in names}
     for image, ids, boxes in (data[place] for place in range(len(data))):
         true, inside = ids > 0, filled(image, boxes)
@@ -167,7 +167,6 @@ def measure(data: InstanceImages, sources: Sequence[str], methods: dict[str, Fin
             found = find(image, boxes)
             values[name].append(overlap(found, true))
             values[f"{name} in the boxes"].append(overlap(found & inside, true))
-            values[f"GrabCut from {name}"].append(overlap(grab_cut(image, boxes, found), true))
     rows = []
     for source in sorted(set(sources)):
         places = [place for place, of in enumerate(sources) if of == source]
