@@ -87,7 +87,7 @@ def angle_to_sides(true: Mask) -> NDArray[np.float64]:
     smooth = cv2.GaussianBlur(inside - outside, (0, 0), _BLUR)
     down, right = np.gradient(smooth.astype(np.float64))
     angle = np.degrees(np.arctan2(np.abs(down), np.abs(right)))
-    return np.minimum(angle, 90 - angle)[1:-1, 1:-1]
+    return np.asarray(np.minimum(angle, 90 - angle)[1:-1, 1:-1], np.float64)
 
 
 def inner_distance(true: Mask) -> NDArray[np.float64]:

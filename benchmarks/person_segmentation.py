@@ -6,8 +6,8 @@ r"""How well masks of persons overlap with the true ones: trained weights and bu
 ``person_boxes.zip`` is what ``benchmarks.person_boxes`` writes; its pictures of the split ``val`` are measured. What
 anyone has without a training, given the boxes: the boxes filled, and GrabCut (Rother, Kolmogorov, Blake, SIGGRAPH 2004)
 that begins with them. A network sees no box; the rows *in the boxes* drop what it finds outside of them, as one does
-with a detector's crop. IoU is of all persons of a picture; its mean is over photographs, and so is the 95 % interval. The
-last column is the difference to the boxes filled.
+with a detector's crop. IoU is of all persons of a picture; its mean is over photographs, and so is the 95 % interval.
+The last column is the difference to the boxes filled.
 """
 
 from __future__ import annotations
