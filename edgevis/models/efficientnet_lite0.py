@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.layers.efficientnet import HEAD_CHANNELS, STAGE_CHANNELS, EfficientNetB0
-from edgevis.models.allowed import CLASSES_OR_NONE, number, whole
+from edgevis.models.allowed import CLASSES_OR_NONE, whole
 from edgevis.models.entry import ModelEntry
 from edgevis.models.mobilenetv2 import SMALL
 from edgevis.models.recipe_projection import ProjectionRecipe
@@ -40,7 +40,7 @@ SIDES = whole(64, 640, multiple=32)
 
 # With 2,048 outputs the projection alone would be as large as all the rest.
 WIDTHS = whole(0, 2048)
-POWERS = number(0, 1, above=True)
+PERCENT = whole(1, 100)
 
 _FIRST_PART = 3
 PARTS = (*STAGE_CHANNELS[_FIRST_PART:], HEAD_CHANNELS)
@@ -70,7 +70,7 @@ class EfficientNetLite0(EfficientNetB0):
         side: Of the images, a multiple of 32; 224 as published. No parameter depends on it.
         embedding: D, the outputs of a linear projection of what :meth:`pooled` gives, which few-shot training learns;
             0 leaves it out, and the embedding is the published network's pooled vector, D = 1280, 0..6.
-        power: p in (0, 1]: each output x of the projection becomes sign(x) |x|^p, so that a few large ones do not
+        power_percent: 100 p: each output x of the projection becomes sign(x) |x|^p, so that a few large ones do not
             outweigh the rest in a cosine (power normalisation: Perronnin, Sanchez, Mensink, "Improving the Fisher
             Kernel for Large-Scale Image Classification", ECCV 2010). It is stored with the projection's weights, as a
             buffer, so that their digest says it, too; without a projection there is none.
@@ -79,12 +79,14 @@ class EfficientNetLite0(EfficientNetB0):
     power: Tensor | None
 
     def __init__(
-        self, *, num_classes: int = 1000, side: int = PREPROCESS.height, embedding: int = 0, power: float = 1.0
+        self, *, num_classes: int = 1000, side: int = PREPROCESS.height, embedding: int = 0, power_percent: int = 100
     ) -> None:
         super().__init__(num_classes=num_classes, lite=True, tensorflow=True)
         self.side = side
         self.projection = nn.Linear(sum(PARTS), embedding) if embedding else None
-        self.register_buffer("power", None if power == 1 or not embedding else torch.tensor(float(power)))
+        self.register_buffer(
+            "power", None if power_percent == 100 or not embedding else torch.tensor(power_percent / 100)
+        )
 
     def pooled(self, image: Tensor) -> Tensor:
         """From image (N, 3, side, side) float32 to what is projected, (N, 1984) float32; :data:`PARTS` are its parts.
@@ -112,14 +114,14 @@ class EfficientNetLite0(EfficientNetB0):
 
 
 def efficientnet_lite0(
-    *, num_classes: int = 1000, side: int = PREPROCESS.height, embedding: int = 0, power: float = 1.0
+    *, num_classes: int = 1000, side: int = PREPROCESS.height, embedding: int = 0, power_percent: int = 100
 ) -> EfficientNetLite0:
     """EfficientNet-Lite0 for images of ``side`` x ``side``, with a classifier of ``num_classes`` outputs."""
     CLASSES_OR_NONE.require("num_classes", num_classes)
     SIDES.require("side", side)
     WIDTHS.require("embedding", embedding)
-    POWERS.require("power", power)
-    return EfficientNetLite0(num_classes=num_classes, side=side, embedding=embedding, power=power)
+    PERCENT.require("power_percent", power_percent)
+    return EfficientNetLite0(num_classes=num_classes, side=side, embedding=embedding, power_percent=power_percent)
 
 
 def _deploy(module: nn.Module) -> Deployment:

@@ -121,7 +121,7 @@ def test_an_encoders_side_and_width_are_options() -> None:
 
 def test_a_power_keeps_signs_and_belongs_to_the_weights() -> None:
     entry = models.entry("efficientnet-lite0")
-    plain, rooted = (models.module_from(entry, {"side": 64, "embedding": 6, "power": p}) for p in (1, 0.5))
+    plain, rooted = (models.module_from(entry, {"side": 64, "embedding": 6, "power_percent": p}) for p in (100, 50))
     rooted.load_state_dict(plain.state_dict(), strict=False)
     image = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
@@ -130,8 +130,8 @@ def test_a_power_keeps_signs_and_belongs_to_the_weights() -> None:
     torch.testing.assert_close(after, before.sign() * before.abs().sqrt())
     assert weights_digest(rooted) != weights_digest(plain)
     assert models.deployment_of(entry, rooted).graphs[0].float32_outputs == ("embedding",)
-    with pytest.raises(ModelError, match="power is 0; allowed: a number above 0 to 1"):
-        models.module_from(entry, {"power": 0})
+    with pytest.raises(ModelError, match="power_percent is 0; allowed: a whole number from 1 to 100"):
+        models.module_from(entry, {"power_percent": 0})
 
 
 @pytest.mark.parametrize("name", ENCODERS)

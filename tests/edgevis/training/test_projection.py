@@ -44,7 +44,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(data: Path, output: Path, *values: str) -> list[str]:
     sets = [part for value in (*VALUES, *values) for part in ("--set", value)]
-    options = ["--option", "side=64", "--option", "power=0.5"]
+    options = ["--option", "side=64", "--option", "power_percent=50"]
     command = ["efficientnet-lite0", "--recipe", "general", *options, "--data", str(data)]
     return [*command, "--output", str(output), *sets]
 
@@ -104,7 +104,7 @@ def test_it_trains_the_projection_alone(data: Path, published: Path, tmp_path: P
     best = tmp_path / "run" / "best.safetensors"
     provenance = read_provenance(best)
     assert provenance is not None
-    assert provenance.options == {"side": 64, "power": 0.5, "num_classes": 0, "embedding": 8}
+    assert provenance.options == {"side": 64, "power_percent": 50, "num_classes": 0, "embedding": 8}
     before, after = load_file(published), load_file(best)
     assert set(after) == {name for name in before if not name.startswith("classifier.")} | {
         "projection.weight",
