@@ -175,7 +175,14 @@ COMPARISONS: Mapping[str, Comparison] = {
             Variant("nuclear-norm", "osnet-x0-25", published="weights", unlabelled=True),
         ),
         # Of one camera no person can be validated. Identities count from the first step on: the term needs them.
-        {"validate_every": 0, "epochs": 15, "steps_per_epoch": 8, "triplet_epochs": 0, "unlabelled_batch": 64},
+        {
+            "validate_every": 0,
+            "epochs": 15,
+            "steps_per_epoch": 4,
+            "triplet_epochs": 0,
+            "unlabelled_batch": 64,
+            "unlabelled_reduction": "mean",
+        },
     ),
 }
 
