@@ -73,7 +73,7 @@ class Cutout:
     class_id: int
 
 
-class Writer:
+class MaskWriter:
     """The zip that is written; all pictures are brought to one size, as the model will stretch them."""
 
     def __init__(self, path: Path, side: int) -> None:
@@ -254,7 +254,7 @@ def write(
         seed: Of all draws.
     """
     draw = np.random.default_rng(seed)
-    writer = Writer(output, side)
+    writer = MaskWriter(output, side)
     grounds: list[MaskedPicture] = []
     cutouts: dict[int, list[Cutout]] = defaultdict(list)
     for picture, split in clothing(dressed):

@@ -153,7 +153,7 @@ def photographs(path: Path) -> Iterator[tuple[PersonPicture, dict[str, str]]]:
         yield PersonPicture(image, ids, _table(boxes), _table(crowds), f"coco-{row['stem']}"), row
 
 
-class Writer:
+class PersonBoxWriter:
     """The zip that is written."""
 
     def __init__(self, path: Path) -> None:
@@ -241,7 +241,7 @@ def write(
         network: Finds the masks that what trains has; None for the true ones.
     """
     draw = np.random.default_rng(seed)
-    writer = Writer(output)
+    writer = PersonBoxWriter(output)
 
     def train(view: PersonPicture, source: str) -> None:
         writer.add(view if network is None else _grabbed(view, network), "train", source)

@@ -37,6 +37,8 @@ PROJECTED = 320
 """Of MobileNetV2's 1280 numbers: the attention has 4 d^2 parameters."""
 
 _CONVNET = 64
+# Of EfficientNet-Lite0's projection, as of the weights that ship for it.
+_POWER_PERCENT = 80
 _DROPOUT = 0.1
 _BLOCK = 5
 
@@ -72,6 +74,8 @@ def _deployment(backbone: Backbone) -> Deployment:
         "encode",
         inputs=(preprocess.input,),
         outputs=(TensorSpec("embedding", "float32", ("N", dimension)),),
+        # As in that encoder's own deployment: a root is steep near 0.
+        float32_outputs=("embedding",) if backbone == "efficientnet-lite0" else (),
     )
     adapt = Graph(
         "adapt",
@@ -200,7 +204,7 @@ def _encoder(backbone: Backbone) -> nn.Module:
         return WideResNet12()
     if backbone == "mobilenetv2":
         return MobileNetV2(num_classes=0)
-    return EfficientNetLite0(num_classes=0, embedding=DIMENSIONS[backbone])
+    return EfficientNetLite0(num_classes=0, embedding=DIMENSIONS[backbone], power_percent=_POWER_PERCENT)
 
 
 def feat(*, backbone: Backbone = "convnet", num_classes: int = 0) -> FEAT:
