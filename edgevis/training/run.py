@@ -101,6 +101,8 @@ def train(request: TrainingRequest, listener: ProgressListener) -> dict[str, Any
         request = replace(request, weights=weights, options={**options, **request.options})
     if recipe.BEGINS_TRAINED and request.weights is None:
         request = replace(request, weights=_shipped(entry))
+    if isinstance(recipe, MomentumContrastRecipe) and request.devices > 1:  # each process would have its own queue
+        raise InputError(f"devices is {request.devices}; allowed with the recipe {request.recipe!r}: 1")
     fabric = _fabric(request)
     with ExitStack() as stack:
         if is_first_process():
@@ -230,8 +232,6 @@ def _without_labels(
     for flag, value in given.items():
         if value:
             raise InputError(f"the recipe {request.recipe!r} learns from pictures alone: leave {flag} out")
-    if request.devices > 1:  # each process would have a queue of its own
-        raise InputError(f"devices is {request.devices}; allowed with the recipe {request.recipe!r}: 1")
     create = functools.partial(models.module_from, entry, request.options)
     return MomentumContrastTask(request.data, recipe, deployment, create=create, seed=request.seed)
 
