@@ -28,7 +28,8 @@ for _name, _derandomize in (("repeatable", True), ("search", False)):
         derandomize=_derandomize,
         deadline=None,
         database=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
+        # Nor may a busy machine, on which examples are made slowly, fail a test.
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
