@@ -322,8 +322,9 @@ def test_default_shapes_follow_from_the_deployment() -> None:
 
 def test_a_set_has_as_many_labels_as_may_be_enrolled() -> None:
     rows = TensorSpec("rows", "float32", (1, LABELS, 4))
-    adapt = Graph("adapt", (rows,), (replace(rows, name="adapted"),), set_of="support/features")
-    deployment = replace(TWO, graphs=(*TWO.graphs, adapt))
+    encode = Graph("encode", (IMAGE,), (TensorSpec("embedding", "float32", ("N", 4)),))
+    adapt = Graph("adapt", (rows,), (replace(rows, name="adapted"),), set_of="encode/embedding")
+    deployment = replace(TWO, graphs=(*TWO.graphs, encode, adapt))
     profiles = profiles_of(deployment, ShapeProfileRequest(), usual_batch=4)
     assert profiles["adapt"]["rows"] == ((1, 1, 4), (1, 20, 4), (1, MAX_LABELS, 4))
     assert with_profile_max_batch(deployment, profiles) == deployment
