@@ -32,6 +32,8 @@ _ENTROPY_STEP = 8
 _SMALLEST_PROBABILITY = 1e-10
 # The number of evenly spaced values that are counted of a larger array; the peak is always that of all values.
 _COUNTED = 1 << 17
+# Smaller values count as zero: one bin of their histogram, or one step of int8, would have no normal float32 number.
+_SMALLEST_PEAK = float(np.finfo(np.float32).tiny) * _BINS
 
 
 class Histogram:
@@ -43,7 +45,7 @@ class Histogram:
         self.peak = 0.0
 
     def add(self, values: Array) -> None:
-        """Count an array of any shape.
+        """Count an array of any shape; one without a magnitude of 2.4e-35 counts as zeros.
 
         Raises:
             ExportError: It holds NaN or infinity.
@@ -55,7 +57,7 @@ class Histogram:
             raise ExportError("the values are not finite")
         # An odd step, so that it does not stay in one column of an image.
         magnitude = np.abs(values.ravel()[:: values.size // _COUNTED | 1])
-        if peak == 0.0:
+        if peak < _SMALLEST_PEAK:
             self.counts[0] += magnitude.size
             return
         if self.top == 0.0:

@@ -227,12 +227,22 @@ def test_histogram_keeps_every_value(parts: list[Array]) -> None:
         histogram.add(part)
     everything = np.abs(np.concatenate(parts))
     assert histogram.counts.sum() == everything.size
-    assert histogram.peak == everything.max()
+    assert histogram.peak == (0 if everything.max() < 2.4e-35 else everything.max())
     if histogram.peak > 0:
         assert histogram.peak <= histogram.top
         assert histogram.amax("minmax", 0) == histogram.peak
         for method in ("mse", "percentile", "entropy"):
             assert 0 < histogram.amax(method, 99.9) <= histogram.peak
+
+
+@pytest.mark.parametrize("value", [1e-45, 1.837441e-39, 1e-36])
+def test_values_without_a_normal_step_count_as_zeros(value: float) -> None:
+    histogram = Histogram()
+    histogram.add(np.array([value, 0], np.float32))
+    assert histogram.amax("mse", 99.9) == 1.0  # as for zeros alone
+    histogram.add(np.array([3, value], np.float32))
+    assert histogram.amax("minmax", 0) == 3.0
+    assert histogram.counts.sum() == 4
 
 
 def test_percentile_is_that_of_the_values() -> None:
