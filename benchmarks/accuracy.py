@@ -8,6 +8,9 @@
     python -m benchmarks.accuracy reid-pairs --data pku_reid_dev.zip --published osnet_x0_25_msmt17.safetensors
     python -m benchmarks.new_camera pku_reid_dev.zip --camera 2 --output cameras
     python -m benchmarks.accuracy new-camera --data cameras/labelled --unlabelled cameras/unlabelled --seeds 0 1 2
+    python -m benchmarks.accuracy assignment --data nuclei_dev.zip --published mobilenetv2_100.safetensors --seeds 0 1 2
+    edgevis train regnet --recipe moco --option variant=regnetx_002 --option side=96 --data frames/ --output runs/moco
+    python -m benchmarks.accuracy pre-training --data classes.zip --published runs/moco/best.safetensors
 
 Each variant of a comparison is one training (``edgevis.train``) with the same data, seed, budget and evaluation, in its
 own folder below ``--output``. A variant that is finished is not trained again, one that was interrupted goes on;
@@ -51,7 +54,7 @@ class Variant:
         name: Short; also its folder.
         model: A name in :mod:`edgevis.models`.
         options: The model's.
-        values: Of its recipe ``small``, besides the comparison's.
+        values: Of its recipe, besides the comparison's.
         published: What the published file (``--published``) is to it: its own weights to begin with, its backbone's, or
             its teacher's, an OSNet; None where it begins at random, or with the weights that ship.
         unlabelled: Whether it also answers the pictures of ``--unlabelled``.
@@ -72,10 +75,12 @@ class Comparison:
     Attributes:
         variants: The first is what the others are compared with.
         values: Of every variant's recipe.
+        recipe: Its name.
     """
 
     variants: tuple[Variant, ...]
     values: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str = "small"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,7 @@ class VariantRow:
 _TEACHER = "osnet-x0-25"
 # MobileNetV2 up to where AFL-Net's branches part: no variant moves it.
 _STEM = ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2", "blocks.3")
+_SMALL_REGNET = {"variant": "regnetx_002", "side": 96}
 
 COMPARISONS: Mapping[str, Comparison] = {
     "few-shot": Comparison(
@@ -183,6 +189,28 @@ COMPARISONS: Mapping[str, Comparison] = {
             "unlabelled_batch": 64,
             "unlabelled_reduction": "mean",
         },
+    ),
+    "assignment": Comparison(
+        tuple(
+            Variant(
+                name,
+                "efficientdet-d0",
+                {"backbone": "mobilenetv2", "size": 256, "num_classes": 1, "labels": "nucleus"},
+                {"assignment": name},
+                published="backbone",
+            )
+            for name in ("iou", "atss")
+        ),
+        # The last weights are measured: what validates would choose between epochs by the figure that is compared.
+        {"classes": "nucleus", "epochs": 12, "learning_rate": 5e-4, "validate_every": 0},
+        recipe="fine-tune",
+    ),
+    "pre-training": Comparison(
+        (
+            Variant("random", "regnet", _SMALL_REGNET),
+            Variant("pre-trained", "regnet", _SMALL_REGNET, published="weights"),
+        ),
+        {"epochs": 8, "steps_per_epoch": 30, "learning_rate": 5e-4, "episodes_per_step": 1},
     ),
 }
 
@@ -279,7 +307,7 @@ def _train(variant: Variant, comparison: Comparison, arguments: argparse.Namespa
         model=variant.model,
         data=arguments.data,
         output=output,
-        recipe="small",
+        recipe=comparison.recipe,
         values={**comparison.values, **dict(arguments.set), **variant.values},
         options={**variant.options, **dict(arguments.option)},
         weights=arguments.published if variant.published == "weights" else None,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.accuracy import COMPARISONS, main
 from edgevis import models
@@ -60,6 +61,17 @@ def test_several_trainings_have_intervals_over_themselves(tmp_path: Path, capsys
         quantile * abs(differences[0] - differences[1]) / 2, rel=1e-3
     )
     assert rows["boxes"]["difference"] is None
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_every_variant_can_be_trained(name: str) -> None:
+    comparison = COMPARISONS[name]
+    for variant in comparison.variants:
+        entry = models.entry(variant.model)
+        recipe = entry.recipes[comparison.recipe].with_values({**comparison.values, **variant.values})
+        assert recipe.epochs == {**comparison.values, **variant.values}["epochs"]
+        with torch.device("meta"):
+            assert models.parameters(models.module_from(entry, variant.options)) > 0
 
 
 @pytest.mark.parametrize(
