@@ -9,7 +9,7 @@
     python -m benchmarks.new_camera pku_reid_dev.zip --camera 2 --output cameras
     python -m benchmarks.accuracy new-camera --data cameras/labelled --unlabelled cameras/unlabelled --seeds 0 1 2
     python -m benchmarks.accuracy assignment --data nuclei_dev.zip --published mobilenetv2_100.safetensors --seeds 0 1 2
-    edgevis train regnet --recipe moco --option variant=regnetx_002 --option side=96 --data frames/ --output runs/moco
+    edgevis train regnet --recipe moco --option variant=regnetx_002 --option side=64 --data frames/ --output runs/moco
     python -m benchmarks.accuracy pre-training --data classes.zip --published runs/moco/best.safetensors
 
 Each variant of a comparison is one training (``edgevis.train``) with the same data, seed, budget and evaluation, in its
@@ -109,7 +109,7 @@ class VariantRow:
 _TEACHER = "osnet-x0-25"
 # MobileNetV2 up to where AFL-Net's branches part: no variant moves it.
 _STEM = ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2", "blocks.3")
-_SMALL_REGNET = {"variant": "regnetx_002", "side": 96}
+_SMALL_REGNET = {"variant": "regnetx_002", "side": 64}
 
 COMPARISONS: Mapping[str, Comparison] = {
     "few-shot": Comparison(
