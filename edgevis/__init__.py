@@ -20,6 +20,7 @@ from runtime.errors import *  # noqa: F403 - the tree of exceptions is public as
 from runtime.errors import __all__ as _errors
 from runtime.predictor import Predictor
 from runtime.results import Classification, Detection, Detections, Identification, Match, Segmentation
+from runtime.results_instances import Instance, InstanceSegmentation
 from runtime.selection.info import Info
 from runtime.streams.frame import Frame
 from runtime.streams.stats import SourceStats
@@ -55,6 +56,8 @@ __all__ = [
     "Frame",
     "Identification",
     "Info",
+    "Instance",
+    "InstanceSegmentation",
     "Judgement",
     "Match",
     "Pipeline",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, overload
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 import cv2
 import numpy as np
@@ -14,11 +14,12 @@ import numpy.typing as npt
 from runtime.common.json_data import to_json
 from runtime.errors import InputError, UnknownLabelError
 from runtime.images.decode import Image, as_image
-from runtime.images.draw import annotated, color_of, draw_tag, drawable, tag_height, tag_scale
+from runtime.images.draw import annotated, color_of, draw_tag, drawable, tag_height, tag_scale, tint
 from runtime.interop.supervision import supervision_detections
 
+SomeDetections = TypeVar("SomeDetections", bound="Detections")
+
 _STRIP_PIXELS = 1 << 20
-_KEPT = 0.55  # how much of the picture shows through a tinted label
 
 
 class Result(Protocol):
@@ -245,7 +246,7 @@ class Segmentation:
                 for rows in _strips(self.mask.shape):
                     np.equal(self.label_map[rows], index, out=area[rows], casting="unsafe")
                     seen = area[rows].view(np.bool_)
-                    picture[rows][seen] = picture[rows][seen] * _KEPT + np.array(color) * (1 - _KEPT)
+                    tint(picture[rows], seen, color)
                 # Only corners: of straight runs the points between would take more memory than the picture.
                 outline, _ = cv2.findContours(area, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
                 cv2.drawContours(picture, outline, -1, color, thickness)
@@ -308,13 +309,16 @@ class Detections:
     ) -> Detection | Detections:
         if isinstance(index, (int, np.integer)):
             return next(iter(self[[range(len(self))[index]]]))
-        chosen = np.arange(len(self))[index if isinstance(index, slice) else _index_array(index)]
-        return Detections(
-            self.boxes_xyxy[chosen],
-            self.scores[chosen],
-            tuple(self.labels[place] for place in chosen),
-            self.class_ids[chosen],
-            self.speed_ms,
+        return self._chosen(np.arange(len(self))[index if isinstance(index, slice) else _index_array(index)])
+
+    def _chosen(self: SomeDetections, places: npt.NDArray[np.int64]) -> SomeDetections:
+        """Those at some places."""
+        return replace(
+            self,
+            boxes_xyxy=self.boxes_xyxy[places],
+            scores=self.scores[places],
+            labels=tuple(self.labels[place] for place in places),
+            class_ids=self.class_ids[places],
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -341,6 +345,11 @@ class Detections:
     def plot(self, image: Image) -> Image:
         """A copy of ``image`` with each box, its label and its score in the label's colour, the best on top."""
         picture = drawable(image)
+        self._draw_boxes(picture)
+        return picture
+
+    def _draw_boxes(self, picture: Image) -> None:
+        """Draw on the picture itself."""
         scale = tag_scale(picture)
         thickness = max(1, min(picture.shape[:2]) // 200)
         for detection in reversed(list(self)):
@@ -350,7 +359,6 @@ class Detections:
             text = f"{detection.label} {detection.score:.2f}"
             above = top - tag_height(text, scale)
             draw_tag(picture, text, (left, above if above >= 0 else top), color, scale)
-        return picture
 
     def crops(self, image: Image, margin: float = 0.0) -> list[Image]:
         """What the boxes show, each a copy of (h, w, 3) uint8 BGR with at least one pixel.

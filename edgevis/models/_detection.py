@@ -1,4 +1,4 @@
-"""The shared options and deployment of the models of the task ``detect``.
+"""The shared options and deployments of the models of the tasks ``detect`` and ``instance_segment``.
 
 Provenance: our own code; the names of COCO's categories are those of its annotations (cocodataset.org, CC BY 4.0).
 Licence: this file, as the rest of edgevis.
@@ -71,19 +71,40 @@ def deployment(preprocess: Preprocess, *, labels: tuple[str, ...], rows: int) ->
         labels: The name of each class.
         rows: The number of boxes, A, that the graph gives for each image.
     """
+    return _deployment("detect", "detect", preprocess, labels, _boxes(labels, rows))
+
+
+def instance_deployment(preprocess: Preprocess, *, labels: tuple[str, ...], rows: int, vertices: int) -> Deployment:
+    """The deployment of a model that segments instances by their outlines.
+
+    Its one graph ``outline`` maps ``image`` to ``scores`` (N, P, C), ``boxes`` (N, P, 4) and ``polygons`` (N, P, V, 2),
+    all float32, see :mod:`runtime.tasks.instance_segment`.
+
+    Args:
+        preprocess: The preprocessing of an image to the graph's input.
+        labels: The name of each class, C of them.
+        rows: The number of instances, P, that the graph gives for each image.
+        vertices: The number of an outline's vertices, V.
+    """
+    outputs = (*_boxes(labels, rows), TensorSpec("polygons", "float32", ("N", rows, vertices, 2)))
+    return _deployment("instance_segment", "outline", preprocess, labels, outputs)
+
+
+def _boxes(labels: tuple[str, ...], rows: int) -> tuple[TensorSpec, TensorSpec]:
+    """The outputs that graphs of both tasks have."""
+    return (
+        TensorSpec("scores", "float32", ("N", rows, len(labels))),
+        TensorSpec("boxes", "float32", ("N", rows, 4)),
+    )
+
+
+def _deployment(
+    task: str, graph: str, preprocess: Preprocess, labels: tuple[str, ...], outputs: tuple[TensorSpec, ...]
+) -> Deployment:
+    names = tuple(tensor.name for tensor in outputs)
     return Deployment(
-        task="detect",
-        graphs=(
-            Graph(
-                "detect",
-                inputs=(preprocess.input,),
-                outputs=(
-                    TensorSpec("scores", "float32", ("N", rows, len(labels))),
-                    TensorSpec("boxes", "float32", ("N", rows, 4)),
-                ),
-                float32_outputs=("scores", "boxes"),
-            ),
-        ),
+        task=task,
+        graphs=(Graph(graph, inputs=(preprocess.input,), outputs=outputs, float32_outputs=names),),
         preprocess=preprocess,
         postprocess=to_json(DetectionSettings(labels)),
         max_batch=_MAX_BATCH,

@@ -43,6 +43,13 @@ class DetectedBoxes(NamedTuple):
     class_ids: npt.NDArray[np.int64]
 
 
+class DetectedRows(NamedTuple):
+    """Detections of one image, and the row of the graph's output that each is of, (N,) int64."""
+
+    detected: DetectedBoxes
+    rows: npt.NDArray[np.int64]
+
+
 def detected_boxes(
     scores: Array,
     boxes: Array,
@@ -51,6 +58,18 @@ def detected_boxes(
     geometry: InputGeometry | None = None,
     size: tuple[int, int] | None = None,
 ) -> DetectedBoxes:
+    """The detections of one image, see :func:`detected_rows`, which says where in the output they are, too."""
+    return detected_rows(scores, boxes, settings, geometry=geometry, size=size).detected
+
+
+def detected_rows(
+    scores: Array,
+    boxes: Array,
+    settings: DetectionSettings,
+    *,
+    geometry: InputGeometry | None = None,
+    size: tuple[int, int] | None = None,
+) -> DetectedRows:
     """The detections of one image; training's evaluation and the comparison of engines use it, too.
 
     A box may belong to several classes. Coordinates beyond float32, as the exponential of an untrained box makes them,
@@ -68,13 +87,26 @@ def detected_boxes(
         above the threshold is among them, for the caller to refuse.
     """
     rows, class_ids = best_pairs(scores, threshold=settings.score, limit=settings.candidates)
-    placed = np.asarray(boxes[rows], np.float64)
-    if geometry is not None:
-        placed = geometry.to_image(placed)
-    low, high = (-_FARTHEST, np.full(2, _FARTHEST)) if size is None else (0.0, np.array(size[::-1], np.float64))
-    candidates = np.clip(placed, low, np.tile(high, 2)).astype(np.float32)
+    candidates = placed(boxes[rows], geometry=geometry, size=size)
     some = ~(areas_of(candidates) <= 0.0)  # NaN stays
     candidates, rows, class_ids = candidates[some], rows[some], class_ids[some]
     kept = classwise_nms(candidates, class_ids, iou=settings.iou, limit=settings.max_detections)
     chosen = np.asarray(scores[rows[kept], class_ids[kept]], np.float32)
-    return DetectedBoxes(candidates[kept], chosen, class_ids[kept])
+    return DetectedRows(DetectedBoxes(candidates[kept], chosen, class_ids[kept]), rows[kept])
+
+
+def placed(
+    coordinates: Array, *, geometry: InputGeometry | None = None, size: tuple[int, int] | None = None
+) -> npt.NDArray[np.float32]:
+    """Boxes xyxy (..., 4) or points x, y (..., 2) of a graph's output, where they lie in the image.
+
+    Args:
+        coordinates: In pixels of the graph's input; NaN stays.
+        geometry: Maps them to the image; without it they stay in pixels of the input.
+        size: The (H, W) that each coordinate is clipped to; without it infinity becomes a number far away.
+    """
+    found = np.asarray(coordinates, np.float64)
+    if geometry is not None:
+        found = geometry.to_image(found)
+    low, high = (-_FARTHEST, np.full(2, _FARTHEST)) if size is None else (0.0, np.array(size[::-1], np.float64))
+    return np.clip(found, low, np.tile(high, found.shape[-1] // 2)).astype(np.float32)

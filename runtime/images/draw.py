@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from runtime.images.decode import Image, as_image
 
 _BACKGROUND = 32
+_KEPT = 0.55  # how much of the picture shows through what is tinted
 _STRIP = 5  # pictures that fill the strip's width
 
 
@@ -52,6 +54,11 @@ def annotated(
 def drawable(image: Image) -> Image:
     """A copy of an image to draw on, (H, W, 3) uint8 BGR; InputError for what is no image, such as a grey one."""
     return np.array(as_image(image), order="C")  # OpenCV draws on no other layout, such as np.rot90's
+
+
+def tint(picture: Image, mask: npt.NDArray[np.bool_], color: tuple[int, int, int]) -> None:
+    """Mix a colour, BGR, into the pixels of ``picture``, (H, W, 3) uint8, where ``mask``, (H, W) bool, is true."""
+    picture[mask] = picture[mask] * _KEPT + np.array(color) * (1 - _KEPT)
 
 
 def _strip(ranking: Sequence[tuple[str, float]], pictures: Mapping[str, Image], width: int) -> Image:

@@ -67,8 +67,10 @@ class InputGeometry:
         return self.left - self.columns.start * scale_x, self.top - self.rows.start * scale_y
 
     def to_image(self, boxes: Array) -> npt.NDArray[np.float64]:
-        """Map boxes xyxy (..., 4) from pixels of the input to pixels of the image, not clipped."""
-        return np.asarray((np.asarray(boxes, np.float64) - np.array(self.offset * 2)) / np.array(self.scale * 2))
+        """Map boxes xyxy (..., 4) or points x, y (..., 2) from pixels of the input to the image's, not clipped."""
+        found = np.asarray(boxes, np.float64)
+        pairs = found.shape[-1] // 2
+        return np.asarray((found - np.array(self.offset * pairs)) / np.array(self.scale * pairs))
 
     def to_input(self, boxes: Array) -> npt.NDArray[np.float64]:
         """Map boxes xyxy (..., 4) from pixels of the image to pixels of the input, not clipped."""

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from runtime.bundle.manifest import Decisions
-from runtime.bundle.spec import TensorSpec
+from runtime.bundle.spec import Graph, TensorSpec
 from runtime.common.arrays import Array
-from runtime.detection.postprocess import DetectedBoxes, DetectionSettings, detected_boxes
+from runtime.detection.postprocess import DetectedRows, DetectionSettings, detected_rows
 from runtime.enrolment.quality import EnrolmentReport
 from runtime.errors import EngineError, EnrolmentError, InputError, SchemaError
 from runtime.images.decode import Image
 from runtime.images.masks import Mask
+from runtime.images.preprocess import InputGeometry
 from runtime.parity.detections import detection_agreement
 from runtime.results import Detections
 from runtime.tasks import Context, Result, Task, TaskTraits
@@ -65,29 +66,39 @@ def agreement(reference: Mapping[str, Array], actual: Mapping[str, Array]) -> De
 
 
 class DetectionTask:
-    """Graph ``detect``: ``image`` -> ``scores`` and ``boxes``."""
+    """Graph ``detect``: ``image`` -> ``scores`` and ``boxes``.
+
+    A task whose graph gives more than a box of each object is made of this one: it names its :attr:`GRAPH` and has its
+    own :meth:`expected_outputs` and :meth:`result_of`.
+    """
+
+    GRAPH: ClassVar[str] = "detect"
 
     open_set = None
     """The scores are those of trained classes; there are no strangers."""
 
     def __init__(self, context: Context) -> None:
-        spec = context.deployment.graph("detect")
+        spec = context.deployment.graph(self.GRAPH)
         self._declared = self._settings = settings_from(context.deployment.postprocess)
         labels = self._settings.labels
-        anchors = spec.outputs[0].shape[1:2]
-        expected = (
-            TensorSpec("scores", "float32", ("N", *anchors, len(labels))),
-            TensorSpec("boxes", "float32", ("N", *anchors, 4)),
-        )
+        expected, shapes = self.expected_outputs(spec, len(labels))
         if spec.inputs != (context.deployment.preprocess.input,) or spec.outputs != expected:
             raise SchemaError(
-                f"graph 'detect' maps {context.deployment.preprocess.input} to 'scores', float32 (N, A, {len(labels)}) "
-                f"for its {len(labels)} labels, and 'boxes', float32 (N, A, 4); the bundle has {spec}"
+                f"graph {self.GRAPH!r} maps {context.deployment.preprocess.input} to {shapes}; the bundle has {spec}"
             )
         self.gallery = FixedLabels(labels)
-        self._session = context.sessions["detect"]
+        self._session = context.sessions[self.GRAPH]
         self._preprocess = context.preprocess
         self._chunk = context.deployment.max_batch
+
+    def expected_outputs(self, spec: Graph, labels: int) -> tuple[tuple[TensorSpec, ...], str]:
+        """The outputs of a graph like ``spec`` with that many labels, and the same in words."""
+        rows = spec.outputs[0].shape[1:2]
+        outputs = (
+            TensorSpec("scores", "float32", ("N", *rows, labels)),
+            TensorSpec("boxes", "float32", ("N", *rows, 4)),
+        )
+        return outputs, f"'scores', float32 (N, A, {labels}) for its {labels} labels, and 'boxes', float32 (N, A, 4)"
 
     @property
     def threshold(self) -> float:
@@ -126,23 +137,39 @@ class DetectionTask:
         outputs = self._session.run({"image": tensor}, finite=("scores",))
         timer.end("inference")
         detected = [
-            self._boxes(*item, settings) for item in zip(images, outputs["scores"], outputs["boxes"], strict=True)
+            self._detected(image, {name: array[index] for name, array in outputs.items()}, settings)
+            for index, image in enumerate(images)
         ]
         timer.end("postprocess")
         speed_ms = timer.speed_ms(len(images))
-        labels = self.gallery.labels
-        return [
-            Detections(boxes, scores, tuple(labels[index] for index in class_ids), class_ids, speed_ms)
-            for boxes, scores, class_ids in detected
-        ]
+        return [replace(result, speed_ms=speed_ms) for result in detected]
 
-    def _boxes(self, image: Image, scores: Array, boxes: Array, settings: DetectionSettings) -> DetectedBoxes:
+    def _detected(self, image: Image, outputs: Mapping[str, Array], settings: DetectionSettings) -> Detections:
         size = (image.shape[0], image.shape[1])
-        detected = detected_boxes(scores, boxes, settings, geometry=self._preprocess.geometry(size), size=size)
-        if np.isnan(detected.boxes).any():
+        geometry = self._preprocess.geometry(size)
+        kept = detected_rows(outputs["scores"], outputs["boxes"], settings, geometry=geometry, size=size)
+        self.require_numbers("boxes", kept.detected.boxes)
+        return self.result_of(kept, outputs, geometry, size)
+
+    def result_of(
+        self, kept: DetectedRows, outputs: Mapping[str, Array], geometry: InputGeometry, size: tuple[int, int]
+    ) -> Detections:
+        """The result of one image.
+
+        Args:
+            kept: The detections, and their rows in the outputs.
+            outputs: The graph's outputs for this image, without the batch's axis.
+            geometry: Where the image lies in the graph's input.
+            size: The image's (H, W).
+        """
+        boxes, scores, class_ids = kept.detected
+        return Detections(boxes, scores, tuple(self.gallery.labels[index] for index in class_ids), class_ids)
+
+    def require_numbers(self, output: str, values: Array) -> None:
+        """Raise EngineError if an output is NaN where a detection is."""
+        if np.isnan(values).any():
             raise EngineError(
-                "graph 'detect': the engine's output 'boxes' is NaN where its score is above the threshold; "
+                f"graph {self.GRAPH!r}: the engine's output {output!r} is NaN where its score is above the threshold; "
                 "`edgevis verify` shows whether it computes what was trained: open the bundle with another backend= or "
                 "precision="
             )
-        return detected

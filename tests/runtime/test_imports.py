@@ -91,6 +91,8 @@ def test_the_public_names() -> None:
         "Frame",
         "Identification",
         "Info",
+        "Instance",
+        "InstanceSegmentation",
         "Judgement",
         "Match",
         "Pipeline",

@@ -18,6 +18,7 @@ from runtime.tasks import EnrolmentKind
 POSTPROCESS: dict[str, dict[str, Any]] = {
     "segment": {"labels": ["bright", "dark"]},
     "detect": {"labels": ["person"]},
+    "instance_segment": {"labels": ["person"]},
 }
 
 
