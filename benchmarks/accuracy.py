@@ -109,7 +109,7 @@ class VariantRow:
 _TEACHER = "osnet-x0-25"
 # MobileNetV2 up to where AFL-Net's branches part: no variant moves it.
 _STEM = ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2", "blocks.3")
-_SMALL_REGNET = {"variant": "regnetx_002", "side": 64}
+_SMALL_REGNET: Mapping[str, int | str] = {"variant": "regnetx_002", "side": 64}
 
 COMPARISONS: Mapping[str, Comparison] = {
     "few-shot": Comparison(
