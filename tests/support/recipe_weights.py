@@ -21,8 +21,8 @@ def load_recipe_weights(module: nn.Module, *, seed: int, gain: float, prefix: st
         if name.endswith("num_batches_tracked"):
             continue
         draw = np.random.RandomState((zlib.crc32((prefix + name).encode()) + seed) % 2**32)
-        z = draw.standard_normal(tuple(tensor.shape))
-        state[name] = torch.from_numpy(_values(name.rpartition(".")[2], z, gain).astype(np.float32))
+        z = np.asarray(draw.standard_normal(tuple(tensor.shape)))
+        state[name] = torch.tensor(np.asarray(_values(name.rpartition(".")[2], z, gain), np.float32))
     module.load_state_dict(state)
 
 
