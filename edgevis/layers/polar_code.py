@@ -47,7 +47,10 @@ def ray_directions() -> Tensor:
 
 
 def decode_polygons(points: Tensor, rays: Tensor, *, size: tuple[int, int]) -> Tensor:
-    """The outlines' vertices.
+    """The outlines' vertices, in coordinates in which pixel i covers i to i + 1.
+
+    A ray ends in the middle of an outline's pixel. The vertex lies half a pixel beyond, so that the polygon holds the
+    pixel, as the code's filled contours and the boxes of :func:`decode_distances` do.
 
     Args:
         points: (P, 2) float32, see :func:`polar_points`.
@@ -55,11 +58,10 @@ def decode_polygons(points: Tensor, rays: Tensor, *, size: tuple[int, int]) -> T
         size: Height and width of the image in pixels.
 
     Returns:
-        (..., P, 36, 2) float32, (x, y), columns and rows of pixels, 0 to the image's last.
+        (..., P, 36, 2) float32, (x, y), 0 to the width and the height.
     """
-    vertices = points[:, None, :] + rays[..., None] * ray_directions().to(rays.device)
-    last = torch.tensor([size[1] - 1.0, size[0] - 1.0], device=rays.device)
-    return torch.minimum(vertices.clamp(min=0.0), last)
+    vertices = points[:, None, :] + 0.5 + (rays[..., None] + 0.5) * ray_directions().to(rays.device)
+    return torch.minimum(vertices.clamp(min=0.0), torch.tensor([float(size[1]), float(size[0])], device=rays.device))
 
 
 def decode_distances(points: Tensor, distances: Tensor) -> Tensor:
@@ -70,6 +72,6 @@ def decode_distances(points: Tensor, distances: Tensor) -> Tensor:
         distances: (..., P, 4) float32: left, top, right, bottom, in pixels.
 
     Returns:
-        (..., P, 4) float32: x1, y1, x2, y2 in pixels, the ends exclusive, so one more than the code's.
+        (..., P, 4) float32: x1, y1, x2, y2, in coordinates in which pixel i covers i to i + 1.
     """
     return torch.cat([points - distances[..., :2], points + distances[..., 2:] + 1.0], dim=-1)

@@ -76,13 +76,16 @@ def test_the_neck_halves_twice_more_and_bends_before_the_last() -> None:
     }
 
 
-def test_polygons_are_decoded_as_the_authors_do(golden: dict[str, Array]) -> None:
+def test_polygons_are_decoded_as_the_authors_do_and_hold_the_pixels_of_the_outline(golden: dict[str, Array]) -> None:
+    # The authors count from the middle of the first pixel, and their vertices are the middles of pixels.
     height, width = (int(side) for side in golden["target/height_width"])
-    polygons = decode_polygons(
-        torch.from_numpy(golden["decode/xy"]), torch.from_numpy(golden["loss/pred_rays"]), size=(height, width)
-    )
+    points, rays = torch.from_numpy(golden["decode/xy"]), torch.from_numpy(golden["loss/pred_rays"])
+    polygons = decode_polygons(points - 0.5, rays - 0.5, size=(height - 1, width - 1))
     expected = golden["decode/polygon_xy"].transpose(0, 2, 1)
     assert np.abs(polygons.numpy() - expected).max() < 1e-4 * np.abs(expected).max()
+    alone = decode_polygons(torch.tensor([[4.0, 12.0]]), torch.zeros(1, 36), size=(16, 16))
+    assert alone.amin((0, 1)).tolist() == pytest.approx([4, 12])
+    assert alone.amax((0, 1)).tolist() == pytest.approx([5, 13])
 
 
 def test_points_lie_in_the_middle_of_their_cells(golden: dict[str, Array]) -> None:
