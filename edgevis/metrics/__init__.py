@@ -1,6 +1,6 @@
 """Metrics, one file for each task."""
 
-from edgevis.metrics.average_precision import AveragePrecision, average_precision
+from edgevis.metrics.average_precision import AveragePrecision, InstanceMasks, average_precision, encoded_mask
 from edgevis.metrics.box_fit import box_fit, box_fit_per_volume
 from edgevis.metrics.dice import dice_per_volume
 from edgevis.metrics.interval import EpisodeAccuracy, episode_accuracy
@@ -12,6 +12,7 @@ from edgevis.metrics.tracking import TrackingScores, tracking_scores
 __all__ = [
     "AveragePrecision",
     "EpisodeAccuracy",
+    "InstanceMasks",
     "QueryRanks",
     "SegmentationScore",
     "TrackingScores",
@@ -20,6 +21,7 @@ __all__ = [
     "box_fit_per_volume",
     "dice_per_volume",
     "difference",
+    "encoded_mask",
     "episode_accuracy",
     "grouped_mean",
     "intersection_and_union",

@@ -1,4 +1,4 @@
-"""COCO's average precision of detections, with the interval over images.
+"""COCO's average precision of detections by boxes or by masks, with the interval over images.
 
 Definition: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014, and cocodataset.org, "Detection
 Evaluation": 101 points of recall, IoU from 0.50 to 0.95 in steps of 0.05, at most 100 detections of a class in an
@@ -16,7 +16,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from runtime.common.arrays import Array
 from runtime.common.extras import install_command
 from runtime.errors import InputError, MissingDependencyError
 
-__all__ = ["AveragePrecision", "average_precision", "require_pycocotools"]
+__all__ = ["AveragePrecision", "InstanceMasks", "average_precision", "encoded_mask", "require_pycocotools"]
 
 MAX_DETECTIONS = 100
 """The largest number of detections of a class in an image that count, the best ones."""
@@ -36,6 +36,16 @@ _THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 Detected = tuple[Array, Array, Array]
 """Detections of an image: boxes (N, 4) xyxy in its pixels, scores (N,), class ids (N,)."""
+
+EncodedMask = dict[str, Any]
+"""A mask's run lengths, as pycocotools writes them: ``size`` (H, W) and ``counts``."""
+
+
+class InstanceMasks(NamedTuple):
+    """The masks of N images, encoded: of each label, and of each detection, in their order."""
+
+    truths: Sequence[Sequence[EncodedMask]]
+    detections: Sequence[Sequence[EncodedMask]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,23 +68,51 @@ class AveragePrecision:
     samples_50: tuple[float, ...]
 
 
-def average_precision(truths: Sequence[BoxLabels], detections: Sequence[Detected], *, classes: int) -> AveragePrecision:
+def encoded_mask(mask: NDArray[np.bool_]) -> EncodedMask:
+    """The run lengths of a mask (H, W) bool, which take a hundredth of its memory.
+
+    Raises:
+        MissingDependencyError: pycocotools is not installed.
+    """
+    require_pycocotools()
+    from pycocotools.mask import encode
+
+    return dict(encode(np.asfortranarray(mask, np.uint8)))
+
+
+def average_precision(
+    truths: Sequence[BoxLabels],
+    detections: Sequence[Detected],
+    *,
+    classes: int,
+    masks: InstanceMasks | None = None,
+) -> AveragePrecision:
     """Compare the detections of N images with their annotations.
 
     Args:
         truths: N labels; ignored regions are COCO's crowds.
         detections: N results, at a low threshold: what is left out counts as not found.
         classes: The number of classes, C.
+        masks: With them IoU is that of masks, by pixels, and the figure COCO's mask AP; without, that of boxes.
 
     Raises:
-        InputError: No image has an object, or there are not as many detections as labels.
+        InputError: No image has an object, or there are not as many detections as labels, or as masks.
         MissingDependencyError: pycocotools is not installed.
     """
     if len(truths) != len(detections):
         raise InputError(f"{len(truths)} images have labels and {len(detections)} detections; allowed: the same images")
     if not any(labels.objects for labels in truths):
         raise InputError("no image has an object: there is no average precision")
-    matched = [[_ImageMatches.of(item) for item in row] for row in _matched(truths, detections, classes)]
+    if masks is not None:
+        for kind, there, given in (
+            ("labels", [len(labels) for labels in truths], masks.truths),
+            ("detections", [len(scores) for _, scores, _ in detections], masks.detections),
+        ):
+            if there != [len(image) for image in given]:
+                raise InputError(
+                    f"the numbers of masks are not those of {kind}; allowed: one mask of each, image by image"
+                )
+    matched = [[_ImageMatches.of(item) for item in row] for row in _matched(truths, detections, classes, masks)]
     both = np.array([_curve_means(row) for row in matched])
     by_class, areas = both[:, 0], both[:, 1]
     mean, mean_50 = _means(by_class)
@@ -126,7 +164,7 @@ class _ImageMatches:
 
 
 def _matched(
-    truths: Sequence[BoxLabels], detections: Sequence[Detected], classes: int
+    truths: Sequence[BoxLabels], detections: Sequence[Detected], classes: int, masks: InstanceMasks | None
 ) -> list[list[dict[str, Any] | None]]:
     """Pycocotools' records, by class, then by image."""
     require_pycocotools()
@@ -142,7 +180,12 @@ def _matched(
     for image, (boxes, scores, class_ids) in enumerate(detections, 1):
         for box, score, label in zip(boxes.tolist(), scores.tolist(), class_ids.tolist(), strict=True):
             detected_rows.append({**_row(len(detected_rows) + 1, image, label, box), "score": score})
-    images = [{"id": image} for image in range(1, len(truths) + 1)]
+    if masks is not None:
+        for rows, encoded in ((truth_rows, masks.truths), (detected_rows, masks.detections)):
+            for row, mask in zip(rows, (mask for image in encoded for mask in image), strict=True):
+                row["segmentation"] = mask
+    # Of encoded masks pycocotools reads the images' sizes and does not use them.
+    images = [{"id": image, "height": 0, "width": 0} for image in range(1, len(truths) + 1)]
     with contextlib.redirect_stdout(io.StringIO()):  # it reports its progress there
         sides = []
         for rows in (truth_rows, detected_rows):
@@ -150,7 +193,7 @@ def _matched(
             side.dataset = {"images": images, "annotations": rows, "categories": [{"id": n} for n in range(classes)]}
             side.createIndex()
             sides.append(side)
-        evaluation = COCOeval(*sides, "bbox")
+        evaluation = COCOeval(*sides, "bbox" if masks is None else "segm")
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.params.maxDets = [MAX_DETECTIONS]
         evaluation.params.iouThrs, evaluation.params.recThrs = _THRESHOLDS, _RECALLS

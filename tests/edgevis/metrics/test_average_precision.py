@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from edgevis.data.detection import BoxLabels, box_labels
-from edgevis.metrics.average_precision import Detected, average_precision
+from edgevis.metrics.average_precision import Detected, InstanceMasks, average_precision, encoded_mask
 from edgevis.metrics.interval import half_width
 from runtime.detection.average_precision import Objects, precision_curves
 from runtime.detection.postprocess import DetectedBoxes
@@ -108,3 +110,78 @@ def test_the_runtimes_own_is_the_area_under_the_same_curves() -> None:
     assert precision_curves(objects, found, classes=classes).value() == pytest.approx(expected.value, abs=0.005)
     at_50 = precision_curves(objects, found, classes=classes, thresholds=(0.5,)).value()
     assert at_50 == pytest.approx(expected.at_50, abs=0.005)
+
+
+def painted(seed: int, sizes: list[tuple[int, int]]) -> tuple[list[BoxLabels], list[Detected], InstanceMasks]:
+    """Ellipses of three classes, one of them a crowd, and detections of them, moved or false."""
+    random = np.random.default_rng(seed)
+    truths, found, truth_masks, found_masks = [], [], [], []
+    for height, width in sizes:
+        rows, columns = np.mgrid[:height, :width]
+        count = 6
+        middles, radii = random.uniform(0.2, 0.8, (count, 2)) * (height, width), random.uniform(4, 12, (count, 2))
+        moved = middles + random.normal(0, 2, (count, 2))
+        moved[0] = random.uniform(0.2, 0.8, 2) * (height, width)
+
+        def ellipses(centres: np.ndarray, radii: np.ndarray) -> list[np.ndarray]:
+            at = zip(centres, radii, strict=True)
+            return [((rows - y) / a) ** 2 + ((columns - x) / b) ** 2 <= 1 for (y, x), (a, b) in at]  # noqa: B023
+
+        classes = random.integers(0, 3, count)
+        there, guessed = ellipses(middles, radii), ellipses(moved, radii * random.uniform(0.7, 1.3, (count, 1)))
+        truths.append(box_labels([box_of(mask) for mask in there], classes, ignored=np.arange(count) == 1))
+        found.append((np.array([box_of(mask) for mask in guessed]), random.random(count), classes))
+        truth_masks.append([encoded_mask(mask) for mask in there])
+        found_masks.append([encoded_mask(mask) for mask in guessed])
+    return truths, found, InstanceMasks(truth_masks, found_masks)
+
+
+def box_of(mask: np.ndarray) -> list[float]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+
+
+def test_mask_average_precision_is_pycocotools_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """The figures of ``COCOeval("segm")`` from a data set and a results file, as its own command would have them."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+    from pycocotools.mask import area
+
+    truths, detections, masks = painted(0, [(60, 80), (64, 50), (90, 90), (40, 120)])
+    data, results = COCO(), []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image, (labels, found) in enumerate(zip(truths, detections, strict=True)):
+        encoded = masks.truths[image]
+        height, width = encoded[0]["size"]
+        images.append({"id": image, "height": height, "width": width})
+        for box, label, crowd, mask in zip(labels.boxes, labels.classes, labels.ignored, encoded, strict=True):
+            annotations.append({"id": len(annotations) + 1, "image_id": image, "category_id": int(label)})
+            annotations[-1] |= {"bbox": box.tolist(), "segmentation": mask, "area": int(area(mask))}
+            annotations[-1] |= {"iscrowd": int(crowd)}
+        for _, score, label, mask in zip(*found, masks.detections[image], strict=True):
+            results.append({"image_id": image, "category_id": int(label), "segmentation": mask, "score": float(score)})
+    data.dataset = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": n} for n in range(3)],
+        "info": 0,
+    }
+    data.createIndex()
+    evaluation = COCOeval(data, data.loadRes(results), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    capsys.readouterr()
+    result = average_precision(truths, detections, classes=3, masks=masks)
+    assert 0.1 < result.value < 0.9
+    assert result.value == pytest.approx(evaluation.stats[0], rel=1e-9)
+    assert result.at_50 == pytest.approx(evaluation.stats[1], rel=1e-9)
+    assert result.value != pytest.approx(average_precision(truths, detections, classes=3).value, abs=1e-4)
+
+
+def test_masks_that_are_not_the_labels_are_refused() -> None:
+    truths, detections, masks = painted(0, [(60, 80)])
+    for wrong in (InstanceMasks(masks.truths, [masks.detections[0][1:]]), InstanceMasks([], masks.detections)):
+        with pytest.raises(InputError, match="the numbers of masks are not those of"):
+            average_precision(truths, detections, classes=3, masks=wrong)
