@@ -79,6 +79,8 @@ class Recipe:
         validate_every: Epochs between two validations, by which the best checkpoint is chosen; 0 keeps the last.
         frozen: Prefixes of the names of parameters that stay as they are, such as ``stem`` or ``blocks.0``; their batch
             norms keep their statistics.
+        int8_epochs: The last epochs, in which layers compute with values and weights rounded as INT8 engines do; the
+            weights are chosen from these epochs alone. See :mod:`edgevis.training.int8`.
         frozen_norms: Keep all batch norms with their statistics as they are: those of a few kinds of pictures harm a
             network that was trained on many.
     """
@@ -100,6 +102,7 @@ class Recipe:
     clip_norm: float = 0.0
     ema_decay: float = 0.0
     validate_every: int = 1
+    int8_epochs: int = 0
     frozen: tuple[str, ...] = ()
     frozen_norms: bool = False
 
@@ -122,6 +125,7 @@ class Recipe:
         "clip_norm": number(0, LARGEST),
         "ema_decay": number(0, 1, below=True),
         "validate_every": whole(0, MOST),
+        "int8_epochs": whole(0, MOST),
         "frozen": several(TEXT, least=0),
     }
     """The allowed values of fields whose type does not say them."""

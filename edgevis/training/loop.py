@@ -34,6 +34,7 @@ from edgevis.training.average import AveragedWeights
 from edgevis.training.checkpoint import TrainingState, read_state, write_state, write_weights
 from edgevis.training.finite import TrainingError, diverged, non_finite_state
 from edgevis.training.freeze import train_but_frozen
+from edgevis.training.int8 import begin_int8, end_int8
 from edgevis.training.log import LOG, TensorBoard, write_log
 from edgevis.training.memory import use_channels_last
 from edgevis.training.optimizer import optimizer_of, set_rate
@@ -107,6 +108,7 @@ def fit(run: Run, fabric: Any, listener: ProgressListener) -> TrainingState:
     if fabric.is_global_zero and state.best is None:  # nothing was validated: the last is the best
         write_weights(run.output / BEST, run.evaluated_model, replace(run.provenance, epoch=state.epochs))
     fabric.barrier()
+    end_int8(run.model)
     load_weights(run.model, run.output / BEST)
     return state
 
@@ -187,7 +189,7 @@ class _Loop:
     def _epoch(self, state: TrainingState) -> TrainingState:
         """Train what is left of an epoch, and validate."""
         run, epoch = self.run, state.epochs
-        state = self._steps(state)
+        state = self._steps(self._rounding(state))
         said = non_finite_state(self._parts, self._optimizer)
         if not _everywhere(self._fabric, not said):
             last_step = f"epoch {epoch + 1}, step {run.task.steps_per_epoch}"
@@ -210,6 +212,20 @@ class _Loop:
                 raise
             self._remaining.validated(time.monotonic() - begun)
         return replace(finished, seconds=self._seconds())
+
+    def _rounding(self, state: TrainingState) -> TrainingState:
+        """Begin the epochs in INT8 when it is their turn: what float weights reached before does not compete."""
+        run, first = self.run, max(0, self.run.recipe.epochs - self.run.recipe.int8_epochs)
+        if not run.recipe.int8_epochs or state.epochs < first:
+            return state
+        rounding = begin_int8(run.model)
+        if run.average is not None:
+            begin_int8(run.average.model)
+        if state.epochs > first or state.step:
+            return state
+        if self._leads:
+            self._listener.note(f"{rounding} layers compute as in INT8 from here on; the best weights are theirs")
+        return replace(state, best=None)
 
     def _steps(self, state: TrainingState) -> TrainingState:
         """Train the steps of an epoch that are left; the state's sums are this epoch's."""
