@@ -22,6 +22,7 @@ from calibration.data.samples import (
 )
 from edgevis.data.detection import UNNAMED, BoxLabels, DetectionImages, chosen_classes
 from edgevis.data.detection_split import holds_boxes, read_detection_images
+from runtime import tasks
 from runtime.bundle.manifest import Decisions
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
@@ -29,7 +30,7 @@ from runtime.detection.average_precision import Objects
 from runtime.images.preprocess import Preprocessor
 from runtime.parity.detections import ImagePlace, labelled_agreement
 from runtime.parity.measure import CompareDecisions
-from runtime.tasks.detect import BOXES, SCORES, settings_from
+from runtime.tasks.detect import settings_from
 
 
 def labelled_samples(path: Path, labels: Sequence[str]) -> tuple[SampleSet, SampleSet] | None:
@@ -66,13 +67,15 @@ def agreement_on(samples: SampleSet, deployment: Deployment) -> CompareDecisions
     """The comparison of an engine with the model on images with objects, see :func:`labelled_agreement`."""
     preprocessor = Preprocessor(deployment.preprocess)
     places = [ImagePlace(preprocessor.geometry(image.shape[:2]), image.shape[:2]) for image in samples.images]
-    settings = settings_from(deployment.postprocess)
+    settings, task = settings_from(deployment.postprocess), tasks.load(deployment.task)
+    scores, boxes = (f"{deployment.graphs[0].name}/{name}" for name in ("scores", "boxes"))
 
     def compare(reference: Mapping[str, Array], actual: Mapping[str, Array]) -> Decisions | None:
-        if not {SCORES, BOXES} <= set(actual):
+        own = task.agreement(reference, actual)
+        if own is None:
             return None
-        outputs, others = ((arrays[SCORES], arrays[BOXES]) for arrays in (reference, actual))
-        return labelled_agreement(samples.objects, places, outputs, others, settings)
+        outputs, others = ((arrays[scores], arrays[boxes]) for arrays in (reference, actual))
+        return labelled_agreement(samples.objects, places, outputs, others, settings, own=own)
 
     return compare
 

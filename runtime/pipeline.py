@@ -47,8 +47,8 @@ class Pipeline:
     One thread streams; others may read :attr:`stats` and :attr:`unknowns`, and rename, merge and forget meanwhile.
 
     Args:
-        detect: The bundle of a detector, or a predictor with one, which is then the caller's to close; None for the
-            person detector that comes with edgevis.
+        detect: The bundle of a detector, or of a model that segments instances, or a predictor with one, which is then
+            the caller's to close; None for the person detector that comes with edgevis.
         identify: The bundle of a model with embeddings – person Re-ID, or few-shot classification of what is detected –
             or a predictor with one; None for the Re-ID model that comes with edgevis; False tracks without identities.
         enrolment: A file that ``Predictor.save`` or ``edgevis enroll`` wrote; :meth:`rename` adds to it.
@@ -102,7 +102,9 @@ class Pipeline:
         try:
             self._detector = self._opened(detect, DETECTOR)
             if not isinstance(self._detector.task, DetectionTask):
-                raise InputError(f"detect: the task {self._detector.info.task!r} makes no boxes; allowed: detect")
+                raise InputError(
+                    f"detect: the task {self._detector.info.task!r} makes no boxes; allowed: detect, instance_segment"
+                )
             if identify is not False:
                 self._identify = self._opened(identify, IDENTIFIER, false_accept_rate)
                 self._identifier = self._identifier_of(self._identify)

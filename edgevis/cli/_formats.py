@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from edgevis import Detection, InputError
+from edgevis import Detection, InputError, Instance
 from edgevis.cli._common import json_text
 from edgevis.cli._results import Entry, Results, ResultsBase
 from runtime.common.console import report
@@ -59,7 +59,7 @@ class _Coco(ResultsBase):
     def __init__(self, labels: Sequence[str], ids: CocoIds | None) -> None:
         self._labels, self._ids = labels, ids
         self._results: list[dict[str, Any]] = []
-        self._images: list[tuple[str, tuple[int, int], list[Detection]]] = []
+        self._images: list[tuple[str, tuple[int, int], list[Detection | Instance]]] = []
 
     def add(self, entry: Entry, cells: Sequence[str], size: tuple[int, int]) -> None:
         found = _found(entry)
@@ -94,8 +94,8 @@ DETECTION_FORMATS = (*_WRITERS, "coco")
 """The formats that only detections have."""
 
 
-def _found(entry: Entry) -> list[Detection]:
-    return [Detection(**item) for item in entry["detections"]]
+def _found(entry: Entry) -> list[Detection | Instance]:
+    return [Instance(**item) if "polygon" in item else Detection(**item) for item in entry["detections"]]
 
 
 def _name(entry: Entry) -> str:

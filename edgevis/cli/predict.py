@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"--format {arguments.format} is for detections; this model's task is {predictor.info.task}"
             )
         if masks and not segments:
-            raise InputError("--masks is for segmentation; this model's results have no masks")
+            raise InputError("--masks is for segmentation; this model's results have no label map")
         if pictures is not None and (segments or issubclass(result, Detections)):
             raise InputError("--pictures are for models that rank what is enrolled; this one's results are no ranking")
         if arguments.enrolment:

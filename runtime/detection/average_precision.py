@@ -94,6 +94,7 @@ def precision_curves(
     *,
     classes: int,
     thresholds: Sequence[float] = THRESHOLDS,
+    overlaps: Sequence[Array] | None = None,
 ) -> PrecisionCurves:
     """Match the detections of N images with what is to be found in them.
 
@@ -102,12 +103,15 @@ def precision_curves(
         detections: Those of each image at a low threshold, the best first: what is left out counts as not found.
         classes: The number of classes, C.
         thresholds: The least IoU of a match.
+        overlaps: For each image the IoU of its detections with its objects, (D, I), such as that of masks; of a crowd,
+            how much of the detection is inside. None for that of the boxes.
     """
     counts = np.zeros((len(objects), classes), np.int64)
     outcomes, images, scores, class_ids = [], [], [], []
     for index, (there, found) in enumerate(zip(objects, detections, strict=True)):
         np.add.at(counts[index], there.class_ids[~there.ignored], 1)
-        outcomes.append(_outcomes(there, found, thresholds))
+        known = None if overlaps is None else np.array(overlaps[index], np.float64)
+        outcomes.append(_outcomes(there, found, thresholds, known))
         images.append(np.full(len(found.scores), index))
         scores.append(found.scores)
         class_ids.append(found.class_ids)
@@ -120,17 +124,15 @@ def precision_curves(
     )
 
 
-def _outcomes(there: Objects, found: DetectedBoxes, thresholds: Sequence[float]) -> npt.NDArray[np.int8]:
+def _outcomes(
+    there: Objects, found: DetectedBoxes, thresholds: Sequence[float], overlaps: npt.NDArray[np.float64] | None
+) -> npt.NDArray[np.int8]:
     """(T, D): what becomes of each detection of one image, as COCO matches."""
     outcomes = np.full((len(thresholds), len(found.scores)), _FALSE, np.int8)
     if not len(there.boxes) or not len(found.boxes):
         return outcomes
-    overlaps = pairwise_iou(found.boxes, there.boxes)
-    if there.many.any():  # of a crowd the detection need only cover a part: intersection over the detection's area
-        first, second = areas_of(found.boxes)[:, None], areas_of(there.boxes)[None]
-        shared = overlaps * (first + second) / (1 + overlaps)
-        inside = np.divide(shared, first, out=np.zeros_like(shared), where=first > 0)
-        overlaps = np.where(there.many, inside, overlaps)
+    if overlaps is None:
+        overlaps = _box_overlaps(there, found)
     overlaps[(found.class_ids[:, None] != there.class_ids[None]) | np.isnan(overlaps)] = -1.0
     near = np.flatnonzero(overlaps.max(axis=1) >= min(thresholds))
     for place, iou in enumerate(thresholds):
@@ -144,6 +146,17 @@ def _outcomes(there: Objects, found: DetectedBoxes, thresholds: Sequence[float])
                     free[best] = there.many[best]
                     break
     return outcomes
+
+
+def _box_overlaps(there: Objects, found: DetectedBoxes) -> npt.NDArray[np.float64]:
+    """(D, I): the IoU of boxes; of a crowd, how much of the detection is inside."""
+    overlaps = pairwise_iou(found.boxes, there.boxes)
+    if there.many.any():  # of a crowd the detection need only cover a part: intersection over the detection's area
+        first, second = areas_of(found.boxes)[:, None], areas_of(there.boxes)[None]
+        shared = overlaps * (first + second) / (1 + overlaps)
+        inside = np.divide(shared, first, out=np.zeros_like(shared), where=first > 0)
+        overlaps = np.where(there.many, inside, overlaps)
+    return overlaps
 
 
 def paired_interval(

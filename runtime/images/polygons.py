@@ -51,6 +51,31 @@ def polygon_patch(polygon: Array, size: tuple[int, int]) -> Patch:
     return Patch(slice(int(first[1]), int(last[1])), slice(int(first[0]), int(last[0])), inside)
 
 
+def polygon_area(polygon: Array) -> float:
+    """The area of a polygon (V, 2) in square pixels, by the shoelace formula."""
+    x, y = np.asarray(polygon, np.float64).reshape(-1, 2).T
+    return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
+
+
+def polygon_iou(first: Array, second: Array, *, samples: int = 64) -> float:
+    """Intersection over union of two polygons, (V, 2) and (W, 2), at points of a grid over what both cover together.
+
+    Args:
+        first, second: Vertices x, y in order; of NaN nothing is inside.
+        samples: The points along each side of the grid. With 64 the figure is within about a hundredth.
+    """
+    points = [np.asarray(polygon, np.float64) for polygon in (first, second)]
+    every = np.concatenate(points)
+    if not len(every) or np.isnan(every).any():
+        return 0.0
+    low, extent = every.min(axis=0), np.ptp(every, axis=0)
+    if not extent.all():
+        return 0.0
+    one, other = (polygon_mask((part - low) / extent * samples, (samples, samples)) for part in points)
+    either = int((one | other).sum())
+    return int((one & other).sum()) / either if either else 0.0
+
+
 def polygon_mask(polygon: Array, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """(H, W) bool: the pixels inside a polygon (V, 2), see :func:`polygon_patch`."""
     mask = np.zeros(size, np.bool_)

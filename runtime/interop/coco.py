@@ -1,6 +1,7 @@
-"""Detections as COCO JSON: results for evaluation against an annotation file, or a data set of their own.
+"""Detections and instances as COCO JSON: results for evaluation against an annotation file, or a data set.
 
 Format: https://cocodataset.org/#format-data and #format-results. A box is left, top, width, height in pixels.
+What is given as :class:`runtime.results_instances.Instance` has its outline as ``segmentation``, a polygon.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+
 from runtime.common.json_data import parse_json
 from runtime.common.limits import max_file_bytes
 from runtime.errors import InputError, SchemaError, SourceError
+from runtime.images.polygons import polygon_area
 from runtime.interop.boxes import LabelledBox, sized_box
 
 
@@ -93,6 +97,7 @@ def coco_results(path: str | os.PathLike[str], detections: Iterable[LabelledBox]
             "category_id": ids.category(item.label),
             "bbox": list(sized_box(item.box_xyxy)),
             "score": round(float(item.score), 6),
+            **_segmentation(item),
         }
         for item in detections
     ]
@@ -112,17 +117,27 @@ def coco_dataset(
     for image_id, (name, (height, width), detections) in enumerate(images, start=1):
         entries.append({"id": image_id, "file_name": name, "height": height, "width": width})
         for item in detections:
-            box = sized_box(item.box_xyxy)
+            box, outline = sized_box(item.box_xyxy), _segmentation(item)
+            area = polygon_area(np.array(outline["segmentation"][0])) if outline else box[2] * box[3]
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": image_id,
                     "category_id": item.class_id + 1,
                     "bbox": list(box),
-                    "area": round(box[2] * box[3], 2),
+                    "area": round(area, 2),
                     "iscrowd": 0,
                     "score": round(float(item.score), 6),
+                    **outline,
                 }
             )
     categories = [{"id": index, "name": label} for index, label in enumerate(labels, start=1)]
     return {"images": entries, "annotations": annotations, "categories": categories}
+
+
+def _segmentation(item: LabelledBox) -> dict[str, Any]:
+    """The outline of an instance as COCO has it, x and y in turn to hundredths of a pixel; nothing of a mere box."""
+    polygon = getattr(item, "polygon", None)
+    return (
+        {} if polygon is None else {"segmentation": [[round(float(value), 2) for point in polygon for value in point]]}
+    )

@@ -32,6 +32,9 @@ _IGNORED_FROM = 0.1
 # With how many other images' detections an image's are compared, to know what an engine that ignores the image reaches.
 _OTHERS = 5
 
+REFERENCE_SETTINGS, ENGINE_SETTINGS = (replace(_SETTINGS, score=score) for score in (_IGNORED_FROM, LOW_SCORE))
+"""The settings at which the model's own detections, and an engine's, are compared."""
+
 Outputs = tuple[Array, Array]
 """``scores`` (N, A, C) and ``boxes`` (N, A, 4) of N images, in pixels of the graph's input."""
 
@@ -53,8 +56,8 @@ def detection_agreement(reference: Outputs, actual: Outputs) -> Decisions:
         reference: The reference model's outputs.
         actual: The engine's.
     """
-    own = _detections(reference, replace(_SETTINGS, score=_IGNORED_FROM))
-    objects = [_objects(found) for found in own]
+    own = _detections(reference, REFERENCE_SETTINGS)
+    objects = [own_objects(found) for found in own]
     count = sum(int((~item.ignored).sum()) for item in objects)
     if not count:  # any engine agrees that detects nothing
         return Decisions(OWN, 1.0, 0, chance=1.0, decisive=True)
@@ -66,7 +69,7 @@ def detection_agreement(reference: Outputs, actual: Outputs) -> Decisions:
     shifts = range(1, min(len(own), _OTHERS))
     others = [value(own[shift:] + own[:shift]) for shift in shifts]
     chance = float(np.mean(others)) if others else 0.0
-    found = _detections(actual, replace(_SETTINGS, score=LOW_SCORE))
+    found = _detections(actual, ENGINE_SETTINGS)
     return Decisions(OWN, value(found), count, chance=chance, decisive=True)
 
 
@@ -76,6 +79,8 @@ def labelled_agreement(
     reference: Outputs,
     actual: Outputs,
     settings: DetectionSettings,
+    *,
+    own: Decisions | None = None,
 ) -> Decisions:
     """The agreement of own detections, or less where annotated images show that average precision is lost.
 
@@ -88,12 +93,14 @@ def labelled_agreement(
         reference: The reference model's outputs.
         actual: The engine's.
         settings: The detector's; the threshold is replaced by a low one.
+        own: The agreement of own detections where more than boxes decides; None for :func:`detection_agreement`.
     """
     low, classes = replace(settings, score=LOW_SCORE), reference[0].shape[2]
     first, second = (
         precision_curves(objects, _detections(outputs, low, places), classes=classes) for outputs in (reference, actual)
     )
-    own = detection_agreement(reference, actual)
+    if own is None:
+        own = detection_agreement(reference, actual)
     if not first.objects.any():
         return own
     least, most = paired_interval(first, second)
@@ -103,7 +110,7 @@ def labelled_agreement(
 OWN = "AP50 of the model's own detections"
 
 
-def _objects(found: DetectedBoxes) -> Objects:
+def own_objects(found: DetectedBoxes) -> Objects:
     """The model's detections as what an engine has to find."""
     ignored = found.scores < np.float32(_SETTINGS.score)
     return Objects(found.boxes, found.class_ids, ignored, np.zeros(len(ignored), np.bool_))

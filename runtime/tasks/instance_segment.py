@@ -16,7 +16,7 @@ from runtime.bundle.spec import Graph, TensorSpec
 from runtime.common.arrays import Array
 from runtime.detection.postprocess import DetectedRows, placed
 from runtime.images.preprocess import InputGeometry
-from runtime.parity.detections import detection_agreement
+from runtime.parity.instances import instance_agreement
 from runtime.results_instances import InstanceSegmentation
 from runtime.tasks import Context, Task, TaskTraits
 from runtime.tasks.detect import DetectionSettings, DetectionTask, settings_from
@@ -36,6 +36,8 @@ __all__ = [
 SCORES, BOXES, POLYGONS = "outline/scores", "outline/boxes", "outline/polygons"
 """The names of the outputs among those of all graphs."""
 
+MIN_VERTICES = 3
+
 # As of detection, whose networks these are.
 TRAITS = TaskTraits(InstanceSegmentation, enrolment="nothing", max_drop=0.01, float_first=("depthwise", "last"))
 
@@ -45,10 +47,11 @@ def open_task(context: Context) -> Task:
 
 
 def agreement(reference: Mapping[str, Array], actual: Mapping[str, Array]) -> Decisions | None:
-    """The average precision of the engine's detections, see :func:`runtime.parity.detections.detection_agreement`."""
+    """The average precision of the engine's boxes and masks, see :mod:`runtime.parity.instances`."""
     if not {SCORES, BOXES, POLYGONS} <= set(actual):
         return None
-    return detection_agreement((reference[SCORES], reference[BOXES]), (actual[SCORES], actual[BOXES]))
+    first, second = ((arrays[SCORES], arrays[BOXES], arrays[POLYGONS]) for arrays in (reference, actual))
+    return instance_agreement(first, second)
 
 
 class InstanceTask(DetectionTask):
@@ -58,11 +61,10 @@ class InstanceTask(DetectionTask):
 
     def expected_outputs(self, spec: Graph, labels: int) -> tuple[tuple[TensorSpec, ...], str]:
         outputs, words = super().expected_outputs(spec, labels)
-        vertices = spec.outputs[-1].shape[2:3]
-        return (
-            (*outputs, TensorSpec("polygons", "float32", ("N", *spec.outputs[0].shape[1:2], *vertices, 2))),
-            f"{words}, and 'polygons', float32 (N, A, V, 2)",
-        )
+        rows, vertices = outputs[0].shape[1:-1], spec.outputs[-1].shape[2:3]
+        least = tuple(max(number, MIN_VERTICES) if isinstance(number, int) else number for number in vertices)
+        polygons = TensorSpec("polygons", "float32", ("N", *rows, *least, 2))
+        return (*outputs, polygons), f"{words}, and 'polygons', float32 (N, A, V, 2), V from {MIN_VERTICES}"
 
     def result_of(
         self, kept: DetectedRows, outputs: Mapping[str, Array], geometry: InputGeometry, size: tuple[int, int]

@@ -31,7 +31,7 @@ NO_PICTURES = (
     "proved; build it again: python -m export.build"
 )
 NONE_OFF: Mapping[str, float] = MappingProxyType({})
-_MEASURES = ("embedding", "operating point", "scores", "probability", "pixels", "decisions", "boxes")
+_MEASURES = ("embedding", "operating point", "scores", "probability", "pixels", "decisions", "boxes", "outlines")
 
 # What engines of a precision may be off on any picture, beside twice of what the engine was where it was built: another
 # processor sums in another order, or rounds INT8 otherwise. What an engine computes is held closer on golden.npz; here
@@ -44,6 +44,7 @@ _BOUNDS: Mapping[Precision, Mapping[str, float]] = {
         "probability": 1e-3,
         "pixels": 2e-3,
         "boxes": 2e-3,
+        "outlines": 2e-3,
     },
     "fp16": {
         "embedding": 1e-3,
@@ -52,6 +53,7 @@ _BOUNDS: Mapping[Precision, Mapping[str, float]] = {
         "probability": 0.01,
         "pixels": 0.01,
         "boxes": 0.05,
+        "outlines": 0.05,
     },
     "bf16": {
         "embedding": 0.02,
@@ -60,6 +62,7 @@ _BOUNDS: Mapping[Precision, Mapping[str, float]] = {
         "probability": 0.05,
         "pixels": 0.05,
         "boxes": 0.1,
+        "outlines": 0.1,
     },
     "int8": {
         "embedding": 0.05,
@@ -68,6 +71,7 @@ _BOUNDS: Mapping[Precision, Mapping[str, float]] = {
         "probability": 0.1,
         "pixels": 0.1,
         "boxes": 0.2,
+        "outlines": 0.2,
     },
 }
 # Two boxes of one class with this IoU are boxes of one object; how far they are apart is measured.
@@ -216,7 +220,8 @@ def distances(
         ``embedding``: 1 - cosine. ``operating point``: of a threshold or an expected rate. ``scores``: of a score.
         ``decisions``: how many queries get another label. ``probability``: the mean over a picture's pixels.
         ``pixels``: the share of a picture's pixels that get another label. ``boxes``: 1 - IoU of two boxes of one
-        object. ``detections``: how many objects one of them has alone. Infinity where the two cannot be compared.
+        object. ``outlines``: the mean over an outline's vertices of the distance, as a share of its box's diagonal.
+        ``detections``: how many objects one of them has alone. Infinity where the two cannot be compared.
     """
     if "threshold" in expected:
         return _detection_distances(expected, actual, undecided)
@@ -249,23 +254,36 @@ def distances(
 def _detection_distances(
     expected: Mapping[str, Array], actual: Mapping[str, Array], undecided: float
 ) -> dict[str, float]:
-    """``scores``, ``boxes`` and ``detections`` of lists of detections, which begin at half of the threshold."""
+    """``scores``, ``boxes``, ``outlines`` and ``detections`` of lists, which begin at half of the threshold."""
+    outlined = "polygons/0" in expected
+    measures = ("scores", "boxes", *(("outlines",) if outlined else ()))
     if expected.keys() != actual.keys() or expected["threshold"].tolist() != actual["threshold"].tolist():
-        return dict.fromkeys(("scores", "boxes", "detections"), math.inf)
+        return dict.fromkeys((*measures, "detections"), math.inf)
     threshold = float(expected["threshold"][0])
-    off: dict[str, list[float]] = {"scores": [0.0], "boxes": [0.0]}
+    off: dict[str, list[float]] = {name: [0.0] for name in measures}
     alone = 0
-    for index in range((len(expected) - 1) // 2):
+    for index in range(sum(name.startswith("boxes/") for name in expected)):
         one, other = (_detected(arrays, index) for arrays in (expected, actual))
         first, second = matched_pairs(one, other, iou=_SAME_OBJECT)
         clear = one.scores[first] >= threshold
         first, second = first[clear], second[clear]
         off["scores"] += np.abs(one.scores[first] - other.scores[second]).tolist()
         off["boxes"] += (1 - pairwise_iou(one.boxes[first], other.boxes[second]).diagonal()).tolist()
+        if outlined:
+            polygons = expected[f"polygons/{index}"][first], actual[f"polygons/{index}"][second]
+            off["outlines"] += _vertex_distances(*polygons, one.boxes[first])
         for boxes, known in ((one, first), (other, second)):
             decided = np.flatnonzero(boxes.scores >= threshold + undecided)
             alone += len(np.setdiff1d(decided, known))
     return {name: float(np.max(values)) for name, values in off.items()} | {"detections": float(alone)}
+
+
+def _vertex_distances(expected: Array, actual: Array, boxes: Array) -> list[float]:
+    """The mean distance of the vertices of outlines (n, V, 2) each, as a share of the diagonal of boxes (n, 4)."""
+    if expected.shape != actual.shape:
+        return [math.inf]
+    apart = np.linalg.norm(np.asarray(expected, np.float64) - actual, axis=2).mean(axis=1)
+    return [float(value) for value in apart / np.linalg.norm(boxes[:, 2:] - boxes[:, :2], axis=1)]
 
 
 def _detected(arrays: Mapping[str, Array], index: int) -> DetectedBoxes:

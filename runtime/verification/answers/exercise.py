@@ -16,6 +16,7 @@ from runtime.open_set.decision import OpenSetInfo
 from runtime.open_set.strangers import Rate
 from runtime.predictor import Predictor
 from runtime.results import Detections, Ranking, Result, Segmentation
+from runtime.results_instances import InstanceSegmentation
 from runtime.verification.answers.file import AnswersHeader
 
 RATES = (None, 0.01, 0.02, 0.05, 0.1, 0.2)
@@ -43,7 +44,8 @@ def answers_of(
         order of enrolment; ``accepted`` (queries,) int32, the label that came back or -1. For segmentation, of each
         query ``labels/i`` (H, W) int16, the index of the label or -1, and ``probability/i``, float16 on a grid. For
         detection ``threshold`` (1,) float64, and of each query ``boxes/i`` (n, 4) float32 xyxy and ``detected/i``
-        (n, 2) float64, score and class, from half of the threshold on.
+        (n, 2) float64, score and class, from half of the threshold on; of instances ``polygons/i`` (n, V, 2) float32
+        as well.
 
     Raises:
         EdgevisError: The predictor refuses a picture, or its engine fails.
@@ -131,4 +133,6 @@ def _lists(results: Sequence[Result]) -> dict[str, Array]:
     for index, result in enumerate(cast("list[Detections]", results)):
         arrays[f"boxes/{index}"] = result.boxes_xyxy
         arrays[f"detected/{index}"] = np.stack([result.scores, result.class_ids], axis=1, dtype=np.float64)
+        if isinstance(result, InstanceSegmentation):
+            arrays[f"polygons/{index}"] = result.polygons
     return arrays

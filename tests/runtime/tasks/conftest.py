@@ -1,4 +1,4 @@
-"""Segmentation and detection bundles on each backend."""
+"""Segmentation, detection and instance segmentation bundles on each backend."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from bundles import installed
 from detection_bundles import write_detector
+from instance_bundles import write_outliner
 from segmentation_bundles import FEW_SHOT, FIXED, few_shot_onnx, fixed_onnx, write
 
 BACKENDS = [
@@ -29,3 +30,8 @@ def fixed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture(params=BACKENDS)
 def cells(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return write_detector(tmp_path / "cells.edgevis", request.param)
+
+
+@pytest.fixture(params=BACKENDS)
+def outlines(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return write_outliner(tmp_path / "outlines.edgevis", request.param)
