@@ -28,8 +28,8 @@ _STAGES = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (CHANNEL
 # Which of them are a backbone's stages 1 to 4, at a 4th, an 8th, a 16th and a 32nd of the image's sides: of each scale
 # the last one that has several blocks of one width.
 _OF_BACKBONE = (1, 2, 4, 5)
-# The last stages at 1/8, 1/16 and 1/32, for detection.
-_OF_PYRAMID = (2, 4, 6)
+# The last stages at 1/4, 1/8, 1/16 and 1/32.
+_OF_MAPS = (1, 2, 4, 6)
 
 
 def stem(*, same: bool) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -70,25 +70,31 @@ class MobileNetV2Backbone(MobileBackbone):
 
 
 class MobileNetV2Trunk(MobileTrunk):
-    """The stem and the stages, for detection. Input: (N, 3, H, W) float32 RGB, sides multiples of 32.
+    """The stem and the stages, for detection and segmentation. Input: (N, 3, H, W) float32 RGB, sides multiples of 32.
 
     Args:
         same: Pad as TensorFlow does, as published weights that it made need.
 
     Attributes:
+        map_channels: Of the maps of :meth:`maps`.
         channels: Of the maps of :meth:`pyramid`.
     """
 
-    channels = (32, 96, CHANNELS)
+    map_channels = (24, 32, 96, CHANNELS)
+    channels = map_channels[1:]
 
     def __init__(self, *, same: bool = False) -> None:
         super().__init__()
         self.conv_stem, self.bn1, self.act1 = stem(same=same)
         self.blocks = stages(same=same)
 
+    def maps(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(N, 3, H, W) -> the maps (N, C, h, w) at 1/4, 1/8, 1/16 and 1/32 of the image's sides."""
+        return maps_after(self.blocks, self.stem(image), _OF_MAPS)
+
     def pyramid(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> maps (N, 32, H/8, W/8), (N, 96, H/16, W/16), (N, 320, H/32, W/32)."""
-        return maps_after(self.blocks, self.stem(image), _OF_PYRAMID)
+        return self.maps(image)[1:]
 
 
 def _stage(inputs: int, outputs: int, *, blocks: int, stride: int, same: bool) -> nn.Sequential:

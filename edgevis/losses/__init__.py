@@ -18,6 +18,7 @@ from edgevis.losses.focal import EfficientDetLoss, sigmoid_focal_loss
 from edgevis.losses.momentum_contrast import MomentumContrast, projection_head
 from edgevis.losses.nuclear_norm import BatchNuclearNormLoss, batch_nuclear_norm
 from edgevis.losses.objectness_distillation import ObjectnessDistillationLoss
+from edgevis.losses.point_rend import point_rend_loss
 from edgevis.losses.polar_mask import PolarMaskLoss, polar_centerness, polar_iou_loss
 from edgevis.losses.reid import ReIDLoss, hard_triplet_loss, smoothed_cross_entropy
 from edgevis.losses.segmentation import dice_loss, segmentation_loss
@@ -54,6 +55,7 @@ __all__ = [
     "match_largest_iou",
     "mil_baseline_loss",
     "pairwise_loss",
+    "point_rend_loss",
     "polar_centerness",
     "polar_iou_loss",
     "projection_head",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.data.leakage import ProgressCallback, Side, SplitCheck
+from edgevis.layers.point_rend import PointLogits
 from edgevis.metrics.interval import half_width
 from edgevis.models.recipe import Recipe
 from edgevis.training.remaining import CountedEvaluations
@@ -143,6 +144,15 @@ class StepDependentModel(Protocol):
             step: Its number, counted from 0 over all epochs.
             epochs: That are done; fractions are positions within an epoch.
         """
+        ...
+
+
+@runtime_checkable
+class PointTrainedModel(Protocol):
+    """A segmentation model whose options may have it learn at single points, too: PointRend."""
+
+    def training_outputs(self, image: Tensor) -> tuple[Tensor, PointLogits | None]:
+        """From image (N, C, H, W) to the logits (N, classes, H, W) and those at points, None where it has none."""
         ...
 
 

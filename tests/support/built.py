@@ -63,6 +63,7 @@ SMALL: Mapping[str, Mapping[str, int | str]] = {
     "efficientnet-lite0": {"side": 64},
     "ghostnet": {"side": 64},
     "regnet": {"variant": "regnetx_002", "side": 64},
+    "pointrend": {"backbone": "regnetx_002", "side": 64, "points": 64},
     "prior-net": {"side": 65},
     "person-segmenter": {"side": 64},
     "efficientdet-d0": {"num_classes": 2, "size": 128},

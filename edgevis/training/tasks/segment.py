@@ -23,7 +23,8 @@ from edgevis.data.image_split import HELD_DRAW, TEST_DRAW
 from edgevis.data.leakage import SplitCheck
 from edgevis.data.mask_split import split_masks
 from edgevis.data.rng import below, draw_at
-from edgevis.losses import BoxTightnessLoss, MILBaselineLoss
+from edgevis.layers.point_rend import PointLogits
+from edgevis.losses import BoxTightnessLoss, MILBaselineLoss, point_rend_loss
 from edgevis.metrics import box_fit as box_fit  # measured by scripts under this name
 from edgevis.metrics import box_fit_per_volume, dice_per_volume
 from edgevis.models.recipe import Recipe, SegmentationRecipe, is_custom_loss, recipe_of
@@ -31,7 +32,7 @@ from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.finite import require_finite
 from edgevis.training.images import resized
 from edgevis.training.precision import in_float32
-from edgevis.training.task import Batch, Evaluation, MetricValue
+from edgevis.training.task import Batch, Evaluation, MetricValue, PointTrainedModel
 from edgevis.training.visualize import RIGHT, painted
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
@@ -87,6 +88,11 @@ def training_task(
     if options.get("classes", 1) != 1:
         raise InputError(f"classes is {options['classes']!r}; training knows one kind of object: leave the option out")
     from_boxes = segmentation_recipe.supervision != "masks"
+    if from_boxes and options.get("points", 0):
+        raise InputError(
+            f"points is {options['points']!r}, and boxes do not say where a border is: PointRend learns from masks "
+            "(--set supervision=masks), or --option points=0"
+        )
     split = split_masks(
         data, held_out=segmentation_recipe.held_out, from_boxes=from_boxes, seed=seed, check=check or SplitCheck()
     )
@@ -184,7 +190,17 @@ class SegmentationTrainingTask:
         return {**batch, "boxes": torch.tensor(boxes, dtype=torch.int64).reshape(-1, 6)}
 
     def loss(self, model: nn.Module, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
-        logits: Tensor = model(batch["image"]).float()
+        points: PointLogits | None = None
+        if isinstance(model, PointTrainedModel):
+            logits, points = model.training_outputs(batch["image"])
+        else:
+            logits = model(batch["image"])
+        terms = self._terms(criterion, logits.float(), batch)
+        if points is None:
+            return terms
+        return {**terms, "points": in_float32(point_rend_loss, *points, batch["mask"][:, 0])}
+
+    def _terms(self, criterion: nn.Module, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         if is_custom_loss(self._recipe.loss):
             return custom_terms(criterion, logits, batch["mask" if self._recipe.supervision == "masks" else "boxes"])
         if self._recipe.supervision == "masks":
