@@ -5,6 +5,7 @@
     python -m benchmarks.accuracy few-shot-segmentation --data ccp_dev.zip --published mobilenetv2_100.safetensors
     python -m benchmarks.accuracy boxes --data hippocampus_dev.zip
     python -m benchmarks.accuracy boxes --data hippocampus_dev.zip --seeds 0 1 2 --set epochs=200
+    python -m benchmarks.accuracy borders --data ccp_dev.zip --published mobilenetv2_100.safetensors --seeds 0 1 2
     python -m benchmarks.accuracy reid-pairs --data pku_reid_dev.zip --published osnet_x0_25_msmt17.safetensors
     python -m benchmarks.new_camera pku_reid_dev.zip --camera 2 --output cameras
     python -m benchmarks.accuracy new-camera --data cameras/labelled --unlabelled cameras/unlabelled --seeds 0 1 2
@@ -166,6 +167,19 @@ COMPARISONS: Mapping[str, Comparison] = {
             )
         ),
         {"epochs": 20},
+    ),
+    "borders": Comparison(
+        tuple(
+            Variant(
+                name,
+                "pointrend",
+                {"backbone": "mobilenetv2", "side": 192, "points": points},
+                {"frozen": ["backbone"]},
+                published="backbone",
+            )
+            for name, points in (("upsampled", 0), ("pointrend", 1024))
+        ),
+        {"epochs": 3, "warm_up_epochs": 0, "validate_every": 0, "learning_rate": 1e-3, "flip": False},
     ),
     "reid-pairs": Comparison(
         (

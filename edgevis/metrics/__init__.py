@@ -1,6 +1,7 @@
 """Metrics, one file for each task."""
 
 from edgevis.metrics.average_precision import AveragePrecision, InstanceMasks, average_precision, encoded_mask
+from edgevis.metrics.boundary import boundary, boundary_iou_per_volume
 from edgevis.metrics.box_fit import box_fit, box_fit_per_volume
 from edgevis.metrics.dice import dice_per_volume
 from edgevis.metrics.interval import EpisodeAccuracy, episode_accuracy
@@ -17,6 +18,8 @@ __all__ = [
     "SegmentationScore",
     "TrackingScores",
     "average_precision",
+    "boundary",
+    "boundary_iou_per_volume",
     "box_fit",
     "box_fit_per_volume",
     "dice_per_volume",

@@ -25,8 +25,8 @@ from edgevis.data.mask_split import split_masks
 from edgevis.data.rng import below, draw_at
 from edgevis.layers.point_rend import PointLogits
 from edgevis.losses import BoxTightnessLoss, MILBaselineLoss, point_rend_loss
+from edgevis.metrics import boundary_iou_per_volume, box_fit_per_volume, dice_per_volume
 from edgevis.metrics import box_fit as box_fit  # measured by scripts under this name
-from edgevis.metrics import box_fit_per_volume, dice_per_volume
 from edgevis.models.recipe import Recipe, SegmentationRecipe, is_custom_loss, recipe_of
 from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.finite import require_finite
@@ -212,7 +212,7 @@ class SegmentationTrainingTask:
             return None
         where = "training images set aside"
         if self._recipe.supervision == "masks":
-            return Evaluation(where, self._dice(model, self._examples, self._validation)[0])
+            return Evaluation(where, self._overlap(model, self._examples, self._validation)[0])
         # Training from boxes has no masks: they must not choose the checkpoint either.
         pairs = [(mask, example.boxes) for example, mask in self._predictions(model, self._examples, self._validation)]
         volumes = [self._examples.volumes[place] for place in self._validation]
@@ -223,7 +223,7 @@ class SegmentationTrainingTask:
         test, places = self._test
         if not places:
             return None
-        figures, picture = self._dice(model, test, places)
+        figures, picture = self._overlap(model, test, places)
         return Evaluation("validation split", figures, {"masks": picture})
 
     def _example(self, place: int) -> Example:
@@ -248,7 +248,7 @@ class SegmentationTrainingTask:
                 )
                 yield example, result.mask
 
-    def _dice(
+    def _overlap(
         self, model: nn.Module, examples: Examples, places: Sequence[int]
     ) -> tuple[dict[str, MetricValue], Image]:
         predictions: list[Array] = []
@@ -260,8 +260,17 @@ class SegmentationTrainingTask:
             if len(shown) < _SHOWN:
                 shown.append(_drawn(example, predicted))
         volumes = [examples.volumes[place] for place in places]
-        values = tuple(dice_per_volume(predictions, targets, volumes).values())
-        return {"Dice": MetricValue(float(np.mean(values)), values)}, np.hstack(shown)
+        dice = dice_per_volume(predictions, targets, volumes)
+        by_figure = {
+            "Dice": dice,
+            "IoU": {volume: value / (2 - value) for volume, value in dice.items()},
+            "boundary IoU": boundary_iou_per_volume(predictions, targets, volumes),
+        }
+        figures = {
+            name: MetricValue(float(np.mean(list(values.values()))), tuple(values.values()))
+            for name, values in by_figure.items()
+        }
+        return figures, np.hstack(shown)
 
 
 def fitted(example: Example, preprocess: Preprocessor) -> Example:
