@@ -44,6 +44,7 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, str]]] = {
         {"backbone": "ghostnet"},
         {"backbone": "regnetx_004"},
     ),
+    "pointrend": ({"backbone": "mobilenetv2"},),
     "regnet": tuple({"variant": name} for name in DESIGNS if name != VARIANT),
 }
 # The same model by another name.
