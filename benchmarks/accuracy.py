@@ -179,7 +179,7 @@ COMPARISONS: Mapping[str, Comparison] = {
             )
             for name, points in (("upsampled", 0), ("pointrend", 1024))
         ),
-        {"epochs": 3, "warm_up_epochs": 0, "validate_every": 0, "learning_rate": 1e-3, "flip": False},
+        {"epochs": 2, "warm_up_epochs": 0, "validate_every": 0, "learning_rate": 1e-3, "flip": False},
     ),
     "reid-pairs": Comparison(
         (

@@ -29,7 +29,9 @@ def test_arms_are_trained_once_and_compared_on_the_same_images(
     capsys.readouterr()
     assert main(arguments) == 0
     assert (output / "mil" / "report.json").stat().st_mtime_ns == written
-    rows = json.loads(capsys.readouterr().out)
+    figures = json.loads(capsys.readouterr().out)
+    assert [row["figure"] for row in figures[:3]] == ["Dice", "IoU", "boundary IoU"]
+    rows = [row for row in figures if row["figure"] == "Dice"]
     assert [row["variant"] for row in rows] == [variant.name for variant in COMPARISONS["boxes"].variants]
     assert rows[0]["difference"] is None
     samples = [json.loads((output / row["variant"] / "samples.json").read_text())["Dice"] for row in rows]
@@ -43,7 +45,7 @@ def test_several_trainings_have_intervals_over_themselves(tmp_path: Path, capsys
     data, output = write_masks(tmp_path / "data"), tmp_path / "variants"
     arguments = ["boxes", "--data", str(data), "--output", str(output), "--json", "--seeds", "3", "4"]
     assert main([*arguments, "--set", "epochs=1", "--set", "steps_per_epoch=1", "--set", "batch=2"]) == 0
-    rows = {row["variant"]: row for row in json.loads(capsys.readouterr().out)}
+    rows = {row["variant"]: row for row in json.loads(capsys.readouterr().out) if row["figure"] == "Dice"}
 
     def dice(seed: int, variant: str) -> float:
         report = json.loads((output / f"seed{seed}" / variant / "report.json").read_text())
