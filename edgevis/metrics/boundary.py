@@ -48,7 +48,7 @@ def boundary(mask: ArrayLike, *, share: float = SHARE) -> NDArray[np.bool_]:
     padded = np.pad(pixels.astype(np.uint8), 1)
     # A border of ones beyond the padding: only the padding's zeros erode.
     inside = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=distance, borderValue=1)
-    return pixels & (inside[1:-1, 1:-1] == 0)
+    return np.asarray(pixels & (inside[1:-1, 1:-1] == 0), np.bool_)
 
 
 def boundary_iou_per_volume(
