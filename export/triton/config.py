@@ -8,6 +8,7 @@ from runtime import tasks
 from runtime.backends._tensorrt.spec import BuildSpec
 from runtime.bundle.manifest import EngineRecord
 from runtime.bundle.spec import Deployment, Graph, TensorSpec
+from runtime.results import Segmentation
 
 MAX_QUEUE_DELAY_US = 2000
 """How long a request waits for others to be batched with, in microseconds: less than a frame of a camera."""
@@ -133,7 +134,7 @@ def _predictor_outputs(deployment: Deployment) -> list[_Tensor]:
     tensor = embedding_output(deployment)
     if tensor is not None:
         outputs.append(("embedding", "TYPE_FP32", (tensor.shape[1] if isinstance(tensor.shape[1], int) else -1,)))
-    else:
+    elif issubclass(tasks.load(deployment.task).TRAITS.result, Segmentation):
         outputs.append(("mask", "TYPE_STRING", (1,)))
     return outputs
 

@@ -2,8 +2,9 @@
 
 Input ``image``, one per row: the bytes of an image file (JPEG, PNG, …). Outputs, of which a client asks for what it
 needs: ``result``, JSON; ``embedding``, float32, for models with embeddings; ``mask``, a grey PNG of the image's size, 0
-being background, for models that segment. A request with a picture that cannot be used fails alone, as the client's
-fault (HTTP 400). An enrolment file that changes is read again; a damaged one is logged, and the earlier one stays.
+being background, for models that give each pixel a label. A request with a picture that cannot be used fails alone, as
+the client's fault (HTTP 400). An enrolment file that changes is read again; a damaged one is logged, and the earlier
+one stays.
 
 The server's Python needs edgevis, not PyTorch; where it is not installed there, the environment variable
 ``PYTHONPATH`` names the ``site-packages`` that it is in.
@@ -119,10 +120,12 @@ class TritonPythonModel:
         # Without an enrolment nothing can be recognised: null.
         results = self._predictor.predict(images) if self._enrolled else [None] * len(images)
         if "result" in requested:
-            texts = [json.dumps(result.to_dict() if result else None).encode() for result in results]
+            # A result without objects is empty, and no null.
+            texts = [json.dumps(None if result is None else result.to_dict()).encode() for result in results]
             responses["result"] = np.array(texts, np.object_)[:, None]
         if "mask" in requested:
-            responses["mask"] = np.array([_png(result) if result else b"" for result in results], np.object_)[:, None]
+            masks = [b"" if result is None else _png(result) for result in results]
+            responses["mask"] = np.array(masks, np.object_)[:, None]
         return responses
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,12 +18,15 @@ import pytest
 from export.triton.repository import main, write_graphs, write_predictor, write_repository
 from runtime.backends._tensorrt.spec import BuildSpec, spec_path
 from runtime.bundle.bundle import Bundle
-from runtime.bundle.spec import Graph, TensorSpec
+from runtime.bundle.spec import Deployment, Graph, TensorSpec
 from runtime.errors import ExportError
 from runtime.predictor import Predictor
 
 from bundles import Tiny, picture, tiny_weights, write_tiny_bundle
+from detection_bundles import board, detector, write_detector
+from instance_bundles import outliner, write_outliner
 from locations import ROOT
+from segmentation_bundles import FEW_SHOT, FIXED
 
 
 def config_of(model: Path) -> Any:
@@ -82,6 +87,28 @@ def test_an_instance_sees_its_gpu(
     functions = runpy.run_path(str(ROOT / "export/triton/model.py"))
     functions["_use_gpu_of_instance"]({"model_instance_kind": kind, "model_instance_device_id": "1"})
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == expected
+
+
+@pytest.mark.parametrize(
+    ("deployment", "outputs"),
+    [(detector(), ["result"]), (outliner(), ["result"]), (FIXED, ["result", "mask"]), (FEW_SHOT, ["result", "mask"])],
+)
+def test_only_models_that_label_pixels_have_masks(deployment: Deployment, outputs: list[str], tmp_path: Path) -> None:
+    config = config_of(write_predictor(tmp_path, name="model", bundle="../..", deployment=deployment))
+    assert [item.name for item in config.output] == outputs
+
+
+@pytest.mark.parametrize("write_model", [write_detector, write_outliner])
+def test_an_image_without_objects_has_an_empty_result(
+    write_model: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    model = runpy.run_path(str(ROOT / "export/triton/model.py"))["TritonPythonModel"]()
+    with Predictor(write_model(tmp_path / "cells.edgevis")) as predictor:
+        model._predictor, model._enrolled = predictor, True
+        answers = model._outputs([board(), board((1, 2, (0, 0, 255)))], {"result"})["result"][:, 0]
+    assert [len(json.loads(answer)["detections"]) for answer in answers] == [0, 1]
 
 
 def test_graphs_of_an_engine(tiny_bundle: Path, tmp_path: Path) -> None:
