@@ -14,12 +14,10 @@ import numpy.typing as npt
 from runtime.common.json_data import to_json
 from runtime.errors import InputError, UnknownLabelError
 from runtime.images.decode import Image, as_image
-from runtime.images.draw import annotated, color_of, draw_tag, drawable, tag_height, tag_scale, tint
+from runtime.images.draw import annotated, color_of, draw_tag, drawable, strips, tag_height, tag_scale, tint
 from runtime.interop.supervision import supervision_detections
 
 SomeDetections = TypeVar("SomeDetections", bound="Detections")
-
-_STRIP_PIXELS = 1 << 20
 
 
 class Result(Protocol):
@@ -183,7 +181,7 @@ class Segmentation:
     def shares(self) -> tuple[float, ...]:
         """The share of the image's pixels that each label covers, 0..1."""
         counts = np.zeros(len(self.labels), np.int64)
-        for rows in _strips(self.mask.shape):
+        for rows in strips(self.mask.shape):
             counts += np.bincount(self.label_map[rows][self.mask[rows]], minlength=len(self.labels))
         return tuple(float(count) / max(self.mask.size, 1) for count in counts)
 
@@ -214,7 +212,7 @@ class Segmentation:
         """The mean probability of a label, and its box x0, y0, x1, y1, the last two exclusive."""
         total, count, first_row, last_row = 0.0, 0, -1, -1
         columns = np.zeros(self.mask.shape[1], np.bool_)
-        for rows in _strips(self.mask.shape):
+        for rows in strips(self.mask.shape):
             area = self.label_map[rows] == index
             within = np.flatnonzero(area.any(axis=1))
             if len(within) == 0:
@@ -243,7 +241,7 @@ class Segmentation:
             color = color_of(label)
             if share > 0:
                 area = np.empty(self.mask.shape, np.uint8)
-                for rows in _strips(self.mask.shape):
+                for rows in strips(self.mask.shape):
                     np.equal(self.label_map[rows], index, out=area[rows], casting="unsafe")
                     seen = area[rows].view(np.bool_)
                     tint(picture[rows], seen, color)
@@ -390,9 +388,3 @@ def _index_array(index: Sequence[int] | Sequence[bool] | npt.NDArray[Any]) -> np
     """An array of indices or a mask; of an empty list, no index."""
     array = np.asarray(index)
     return array if array.size else array.astype(np.int64)
-
-
-def _strips(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of rows, so that intermediate arrays stay small beside the picture's."""
-    rows = max(1, _STRIP_PIXELS // max(shape[1], 1))
-    return (slice(start, start + rows) for start in range(0, shape[0], rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from runtime.images.decode import Image, as_image
 
+_STRIP_PIXELS = 1 << 20
 _BACKGROUND = 32
 _KEPT = 0.55  # how much of the picture shows through what is tinted
 _STRIP = 5  # pictures that fill the strip's width
@@ -58,7 +59,15 @@ def drawable(image: Image) -> Image:
 
 def tint(picture: Image, mask: npt.NDArray[np.bool_], color: tuple[int, int, int]) -> None:
     """Mix a colour, BGR, into the pixels of ``picture``, (H, W, 3) uint8, where ``mask``, (H, W) bool, is true."""
-    picture[mask] = picture[mask] * _KEPT + np.array(color) * (1 - _KEPT)
+    for rows in strips(mask.shape):
+        part, inside = picture[rows], mask[rows]
+        part[inside] = part[inside] * _KEPT + np.array(color) * (1 - _KEPT)
+
+
+def strips(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of rows, so that intermediate arrays stay small beside the picture's."""
+    rows = max(1, _STRIP_PIXELS // max(shape[1], 1))
+    return (slice(start, start + rows) for start in range(0, shape[0], rows))
 
 
 def _strip(ranking: Sequence[tuple[str, float]], pictures: Mapping[str, Image], width: int) -> Image:

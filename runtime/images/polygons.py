@@ -47,7 +47,8 @@ def polygon_patch(polygon: Array, size: tuple[int, int]) -> Patch:
     # Right of each crossing inside becomes outside and outside inside.
     flips = np.zeros((last[1] - first[1], last[0] - first[0] + 1), np.uint8)
     np.add.at(flips, (row, column), 1)
-    inside = np.bitwise_xor.accumulate(flips & 1, axis=1)[:, :-1].astype(np.bool_)
+    np.bitwise_and(flips, 1, out=flips)
+    inside = np.bitwise_xor.accumulate(flips, axis=1).view(np.bool_)[:, :-1]
     return Patch(slice(int(first[1]), int(last[1])), slice(int(first[0]), int(last[0])), inside)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgevis import Predictor
-from runtime import results
+from runtime.images import draw
 from runtime.images.resize import resize_aligned, rows_aligned, rows_linear, widened
 from runtime.tasks import _maps as maps
 
@@ -44,7 +44,7 @@ def test_a_large_image_is_put_together_from_strips(
             drawn = whole.plot(picture)
             for values in (1, 96 * 20, 96 * 300):
                 monkeypatch.setattr(maps, "STRIP_VALUES", values)
-                monkeypatch.setattr(results, "_STRIP_PIXELS", values)
+                monkeypatch.setattr(draw, "_STRIP_PIXELS", values)
                 found = predictor.predict(picture)
                 np.testing.assert_array_equal(found.label_map, whole.label_map)
                 np.testing.assert_array_equal(found.mask, whole.mask)
@@ -62,7 +62,7 @@ def test_a_large_image_takes_little_more_memory_than_its_result(
 ) -> None:
     """A result has 7 bytes a pixel; to put it together, describe and draw it takes a buffer that does not grow."""
     monkeypatch.setattr(maps, "STRIP_VALUES", 1 << 17)
-    monkeypatch.setattr(results, "_STRIP_PIXELS", 1 << 17)
+    monkeypatch.setattr(draw, "_STRIP_PIXELS", 1 << 17)
     picture = np.tile(scene((GREEN, 4, 4), (RED, 40, 64)), (32, 32, 1))
     with Predictor(few_shot) as shots, Predictor(fixed) as classes:
         shots.enroll("thing", [scene((RED, 8, 8))] * 3, masks=[square(8, 8)] * 3)
