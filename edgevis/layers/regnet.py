@@ -123,6 +123,12 @@ class RegNet(nn.Module):
         if num_classes:
             self.head.add_module("fc", nn.Linear(inputs, num_classes))
         initialise(self)
+        # The authors' start: by all outputs of a grouped convolution, not by a group's, with which an untrained
+        # network's last map has 300 times the values of its first.
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.weight /= module.groups**0.5
 
     def features(self, image: Tensor, stages: Sequence[int] = (2, 3, 4)) -> list[list[Tensor]]:
         """The output of each block of the stages before its last ReLU, as of

@@ -5,8 +5,8 @@ III.A to III.C and table II.
 Provenance: our own code. The paper does not print all widths; the ones here are the reconstruction that gives each
 row of its table II (4.97, 6.56, 7.39, 4.99 and 7.41 million parameters with 751 identities). The backbone bears
 timm's names, so ``model.backbone`` takes published ``efficientnet_b0`` weights without their classifier. Options of
-ours: ``backbone=efficientnet-lite0``, for published ``tf_efficientnet_lite0`` weights, and ``embedding``, a linear
-projection of all branches.
+ours: ``backbone=efficientnet-lite0``, for published ``tf_efficientnet_lite0`` weights, or a RegNet, whose convolutions
+suit integer arithmetic, and ``embedding``, a linear projection of all branches.
 Licence: this file, as the rest of edgevis. No weights ship: they must be trained.
 """
 
@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from edgevis.layers.efficientnet import HEAD_CHANNELS, EfficientNetB0
+from edgevis.layers.efficientnet import HEAD_CHANNELS, STAGE_CHANNELS, EfficientNetB0
 from edgevis.layers.position_attention import PositionAttention
+from edgevis.layers.regnet import DESIGNS, IMAGENET_MEAN, IMAGENET_STD, STAGES, RegNet
 from edgevis.models.allowed import CLASSES_OR_NONE, one_of, whole
 from edgevis.models.entry import ModelEntry, PaperCount
 from edgevis.models.recipe import ReIDRecipe
@@ -36,29 +37,26 @@ EMBEDDING = HEAD_CHANNELS + PYRAMID_CHANNELS
 
 # Position of the backbone's stages in EfficientNetB0.blocks.
 _STAGE_80, _STAGE_192, _STAGE_320 = 3, 5, 6
+# A RegNet's stage at 1/16 of the sides, which is EfficientNet's from 80 channels on.
+_REGNET_STAGE = 3
 _HEIGHTS = range(128, 768 + 1, 32)
 _STRIPES = 3
 _STRIPE_WIDTH = 128
 _EXPANDED_SCALE = 0.1
-_BRANCHES = {
-    "none": HEAD_CHANNELS,
-    "stripes": HEAD_CHANNELS + _STRIPES * PYRAMID_CHANNELS,
-    "pixels": EMBEDDING,
-}
+# Values that each pyramid adds to the backbone's.
+_BRANCHES = {"none": 0, "stripes": _STRIPES * PYRAMID_CHANNELS, "pixels": PYRAMID_CHANNELS}
 
 Pyramid = Literal["none", "stripes", "pixels"]
-Backbone = Literal["efficientnet-b0", "efficientnet-lite0"]
+
+BACKBONES = ("efficientnet-b0", "efficientnet-lite0", *DESIGNS)
 
 _WIDTHS = whole(0, 2048)
-# Of each channel, 0..1, as the published weights have it.
-_MEAN_STD = {
-    "efficientnet-b0": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "efficientnet-lite0": ((127 / 255,) * 3, (128 / 255,) * 3),
-}
+_LITE = "efficientnet-lite0"
 
 
-def _deployment(embedding: int, height: int, backbone: Backbone = "efficientnet-b0") -> Deployment:
-    mean, std = _MEAN_STD[backbone]
+def _deployment(embedding: int, height: int, backbone: str = BACKBONES[0]) -> Deployment:
+    # As the published weights have it.
+    mean, std = ((127 / 255,) * 3, (128 / 255,) * 3) if backbone == _LITE else (IMAGENET_MEAN, IMAGENET_STD)
     return Deployment(
         task="reid",
         graphs=(
@@ -95,7 +93,8 @@ class ConvBNSwish(nn.Sequential):
 class PixelPyramid(nn.Module):
     """The paper's pixel-level feature pyramid: three maps of one size, aggregated down and up by 1x1 convolutions.
 
-    The levels, top to bottom, are the 1280-channel head and the 320- and 192-channel stages. Each residual connection
+    The levels, top to bottom, are the 1280-channel head and the 320- and 192-channel stages (RegNet: the end and the
+    middle of the last stage, and the third). Each residual connection
     comes from the backbone's map through its own projection; only with that reading do the parameters add up to table
     II.
     """
@@ -166,8 +165,10 @@ class EPRINet(nn.Module):
         attention: Position attention after the 80-channel stage.
         height: Of the images, a multiple of 32 from 128 to 768. The paper's is 384; surveillance crops are often no
             higher than 128, and a smaller image costs less. Weights fit all heights, but are best at their own.
-        backbone: ``efficientnet-b0`` (the paper's) or ``efficientnet-lite0``, whose widths are the same. With the
-            latter the pyramid begins by changing nothing: f_b is then the baseline's.
+        backbone: ``efficientnet-b0`` (the paper's), ``efficientnet-lite0``, whose widths are the same, or a RegNet, one
+            of :data:`edgevis.layers.regnet.DESIGNS`, whose last stage has stride 1, too, and attention after the first
+            block of the third; f_b then has the last stage's width. But for the paper's, the pyramid begins by changing
+            nothing: f_b is then the baseline's.
         embedding: Outputs of ``fc``, a linear projection of all branches; 0, as in the paper, leaves it out.
 
     Raises:
@@ -181,68 +182,86 @@ class EPRINet(nn.Module):
         pyramid: Pyramid,
         attention: bool,
         height: int = HEIGHT,
-        backbone: Backbone = "efficientnet-b0",
+        backbone: str = BACKBONES[0],
         embedding: int = 0,
     ) -> None:
         super().__init__()
         whole(_HEIGHTS[0], _HEIGHTS[-1], multiple=_HEIGHTS.step).require("height", height)
-        one_of(*get_args(Backbone)).require("backbone", backbone)
+        one_of(*BACKBONES).require("backbone", backbone)
         _WIDTHS.require("embedding", embedding)
         self.height = int(height)
-        self.backbone_name: Backbone = backbone
-        lite = backbone == "efficientnet-lite0"
-        self.backbone = EfficientNetB0(num_classes=0, lite=lite, tensorflow=lite, last_stride=1)
-        self.attention = PositionAttention(80) if attention else None
+        self.backbone_name = backbone
+        self.backbone: EfficientNetB0 | RegNet
+        if backbone in DESIGNS:
+            self.backbone = RegNet(backbone, last_stride=1)
+            bottom, head = self.backbone.channels[_REGNET_STAGE - 1 :]
+            levels, attended = (head, head, bottom), bottom
+        else:
+            lite = backbone == _LITE
+            self.backbone = EfficientNetB0(num_classes=0, lite=lite, tensorflow=lite, last_stride=1)
+            levels = (HEAD_CHANNELS, STAGE_CHANNELS[_STAGE_320], STAGE_CHANNELS[_STAGE_192])
+            head, attended = HEAD_CHANNELS, STAGE_CHANNELS[_STAGE_80]
+        self.attention = PositionAttention(attended) if attention else None
         self.num_identities = num_identities
         if num_identities:
-            self.neck = _neck(HEAD_CHANNELS)
-            self.classifier = _classifier(HEAD_CHANNELS, num_identities)
+            self.neck = _neck(head)
+            self.classifier = _classifier(head, num_identities)
         self.pixels: PixelPyramid | None = None
         self.stripes: StripePyramid | None = None
         if pyramid == "pixels":
-            self.pixels = PixelPyramid((HEAD_CHANNELS, 320, 192), PYRAMID_CHANNELS)
-            self.expand = nn.Sequential(
-                nn.Conv2d(PYRAMID_CHANNELS, HEAD_CHANNELS, 1, bias=False), nn.BatchNorm2d(HEAD_CHANNELS)
-            )
-            if lite:
+            self.pixels = PixelPyramid(levels, PYRAMID_CHANNELS)
+            self.expand = nn.Sequential(nn.Conv2d(PYRAMID_CHANNELS, head, 1, bias=False), nn.BatchNorm2d(head))
+            if backbone != BACKBONES[0]:
                 nn.init.constant_(self.expand.get_parameter("1.weight"), _EXPANDED_SCALE)
                 nn.init.ones_(self.expand.get_parameter("1.bias"))
             if num_identities:
                 self.neck_pyramid = _neck(PYRAMID_CHANNELS)
                 self.classifier_pyramid = _classifier(PYRAMID_CHANNELS, num_identities)
         elif pyramid == "stripes":
-            self.stripes = StripePyramid((HEAD_CHANNELS, 320), _STRIPE_WIDTH, PYRAMID_CHANNELS)
+            self.stripes = StripePyramid(levels[:2], _STRIPE_WIDTH, PYRAMID_CHANNELS)
             if num_identities:
                 self.classifier_stripes = nn.ModuleList(
                     _classifier(PYRAMID_CHANNELS, num_identities) for _ in range(_STRIPES)
                 )
-        self.width = _BRANCHES[pyramid]
+        self.width = head + _BRANCHES[pyramid]
         self.fc: nn.Linear | None = None
         if embedding:
             self.fc = nn.Linear(self.width, embedding)
             self.width = embedding
 
-    def maps(self, image: Tensor) -> dict[int, Tensor]:
-        """The backbone's maps by their number of channels; (N, C, 24, 12) from 80 on for a 384 x 192 image."""
-        x = self.backbone.stem(image)
-        by_channels: dict[int, Tensor] = {}
+    def levels(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The backbone's last map and the two below it in the pyramid, all at 1/16: (N, C_i, 24, 12) of 384 x 192."""
+        if isinstance(self.backbone, RegNet):
+            return self._regnet_levels(self.backbone, image)
+        x, kept = self.backbone.stem(image), {}
         for index, stage in enumerate(self.backbone.blocks):
             x = stage(x)
             if index == _STAGE_80 and self.attention is not None:
                 x = self.attention(x)
-            by_channels[x.shape[1]] = x
-        by_channels[HEAD_CHANNELS] = self.backbone.head(x)
-        return by_channels
+            kept[index] = x
+        return self.backbone.head(x), kept[_STAGE_320], kept[_STAGE_192]
+
+    def _regnet_levels(self, backbone: RegNet, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = backbone.stem(image)
+        stages: list[list[Tensor]] = []
+        for number in range(1, STAGES + 1):
+            stages.append([])
+            for index, block in enumerate(backbone.get_submodule(f"s{number}").children()):
+                x = torch.relu(block(x))
+                if (number, index) == (_REGNET_STAGE, 0) and self.attention is not None:
+                    x = self.attention(x)
+                stages[-1].append(x)
+        last = stages[-1]
+        return last[-1], last[(len(last) - 1) // 2], stages[_REGNET_STAGE - 1][-1]
 
     def branches(self, image: Tensor) -> tuple[Tensor, ...]:
         """The pooled features before any BNNeck: f_b (N, 1280), then f_p (N, 320) or three stripes (N, 320) each."""
-        maps = self.maps(image)
-        top = maps[HEAD_CHANNELS]
+        top, middle, bottom = self.levels(image)
         if self.pixels is not None:
-            pyramid = self.pixels(top, maps[320], maps[192])
+            pyramid = self.pixels(top, middle, bottom)
             return (top * self.expand(pyramid)).mean((2, 3)), pyramid.mean((2, 3))
         if self.stripes is not None:
-            stripes = self.stripes(top, maps[320]).chunk(_STRIPES, dim=2)
+            stripes = self.stripes(top, middle).chunk(_STRIPES, dim=2)
             return top.mean((2, 3)), *(stripe.mean((2, 3)) for stripe in stripes)
         return (top.mean((2, 3)),)
 
@@ -292,7 +311,7 @@ def _builder(pyramid: Pyramid, *, attention: bool, doc: str) -> Callable[..., EP
         *,
         num_identities: int = 751,
         height: int = HEIGHT,
-        backbone: Backbone = "efficientnet-b0",
+        backbone: str = BACKBONES[0],
         embedding: int = 0,
     ) -> EPRINet:
         CLASSES_OR_NONE.require("num_identities", num_identities)

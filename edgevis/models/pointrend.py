@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from edgevis.layers.fpn import FPN, SemanticFPNHead
@@ -73,7 +72,7 @@ class PointRend(PointRefinedModel):
             channels: tuple[int, ...] = self.backbone.map_channels
             self.mean, self.std = (0.5,) * 3, (0.5,) * 3
         else:
-            self.backbone = _regnet(backbone)
+            self.backbone = RegNet(backbone)
             channels = self.backbone.channels
             self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
         self.fpn = FPN(channels, channels=_CHANNELS)
@@ -83,19 +82,6 @@ class PointRend(PointRefinedModel):
         """The logits at 1/4 of the sides, and the pyramid's finest map."""
         maps = self.fpn(self.backbone.maps(image))
         return self.coarse_sem_seg_head(maps), maps[0]
-
-
-def _regnet(variant: str) -> RegNet:
-    """A RegNet initialised as its authors do, by all outputs of a grouped convolution and not by a group's.
-
-    By a group's, an untrained network's last map has 300 times the values of its first, and the pyramid adds them up.
-    """
-    network = RegNet(variant)
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                module.weight /= module.groups**0.5
-    return network
 
 
 def pointrend(*, classes: int = 1, side: int = SIDE, points: int = POINTS, backbone: str = BACKBONE) -> PointRend:

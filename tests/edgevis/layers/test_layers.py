@@ -169,13 +169,14 @@ def test_epri_net_shapes() -> None:
     assert sorted(shapes) == sorted(golden["param_shapes_A_without_backbone"].values())
     image = torch.rand(2, 3, 384, 192)
     with torch.inference_mode():
-        maps = model.maps(image)
+        levels = model.levels(image)
         assert model.pixels is not None
-        pyramid = model.pixels(maps[1280], maps[320], maps[192])
+        pyramid = model.pixels(*levels)
         branches = model.branches(image)
         embedding = model.embed(image)
         logits = model.logits(branches)
-    assert {str(channels): list(x.shape) for channels, x in maps.items()} == golden["map_shapes_NCHW"]
+    shapes_of = golden["map_shapes_NCHW"]
+    assert [list(x.shape) for x in levels] == [shapes_of["1280"], shapes_of["320"], shapes_of["192"]]
     assert list(pyramid.shape) == golden["pyramid_out"]
     assert list(embedding.shape) == golden["feature"]
     assert torch.equal(embedding, torch.cat(branches, 1))
