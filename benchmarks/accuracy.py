@@ -9,7 +9,7 @@
     python -m benchmarks.accuracy reid-pairs --data pku_reid_dev.zip --published osnet_x0_25_msmt17.safetensors
     python -m benchmarks.new_camera pku_reid_dev.zip --camera 2 --output cameras
     python -m benchmarks.accuracy new-camera --data cameras/labelled --unlabelled cameras/unlabelled --seeds 0 1 2
-    python -m benchmarks.accuracy assignment --data nuclei_dev.zip --published mobilenetv2_100.safetensors --seeds 0 1 2
+    python -m benchmarks.accuracy assignment --data ccp_dev.zip --published mobilenetv2_100.safetensors --seeds 0 1 2
     edgevis train regnet --recipe moco --option variant=regnetx_002 --option side=64 --data frames/ --output runs/moco
     python -m benchmarks.accuracy pre-training --data classes.zip --published runs/moco/best.safetensors
 
@@ -209,14 +209,14 @@ COMPARISONS: Mapping[str, Comparison] = {
             Variant(
                 name,
                 "efficientdet-d0",
-                {"backbone": "mobilenetv2", "size": 256, "num_classes": 1, "labels": "nucleus"},
+                {"backbone": "mobilenetv2", "size": 128, "num_classes": 1},
                 {"assignment": name},
                 published="backbone",
             )
             for name in ("iou", "atss")
         ),
         # The last weights are measured: what validates would choose between epochs by the figure that is compared.
-        {"classes": "nucleus", "epochs": 12, "learning_rate": 5e-4, "validate_every": 0},
+        {"classes": "person", "epochs": 8, "steps_per_epoch": 60, "learning_rate": 1e-3, "validate_every": 0},
         recipe="fine-tune",
     ),
     "pre-training": Comparison(
