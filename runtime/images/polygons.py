@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from runtime.common.arrays import Array
 
+_PAIRS = 256  # that are compared at once
+
 
 class Patch(NamedTuple):
     """The part of an image in which a mask has pixels, and the mask there, (h, w) bool."""
@@ -37,19 +39,25 @@ def polygon_patch(polygon: Array, size: tuple[int, int]) -> Patch:
     first, last = (
         np.clip(np.ceil(edge(axis=0) - 0.5), 0, limits).astype(np.int64) for edge in (points.min, points.max)
     )
-    following = np.roll(points, -1, axis=0)
-    centres = np.arange(first[1], last[1]) + 0.5
-    low, high = np.minimum(points[:, 1], following[:, 1]), np.maximum(points[:, 1], following[:, 1])
-    edge, row = np.nonzero((low[:, None] <= centres) & (centres < high[:, None]))
-    slope = (following[edge, 0] - points[edge, 0]) / (following[edge, 1] - points[edge, 1])
-    crossing = points[edge, 0] + (centres[row] - points[edge, 1]) * slope
-    column = np.clip(np.ceil(crossing - 0.5), first[0], last[0]).astype(np.int64) - first[0]
-    # Right of each crossing inside becomes outside and outside inside.
-    flips = np.zeros((last[1] - first[1], last[0] - first[0] + 1), np.uint8)
-    np.add.at(flips, (row, column), 1)
-    np.bitwise_and(flips, 1, out=flips)
-    inside = np.bitwise_xor.accumulate(flips, axis=1).view(np.bool_)[:, :-1]
+    height, width = int(last[1] - first[1]), int(last[0] - first[0])
+    inside = _insides((points - first)[None], height, width)[0]
     return Patch(slice(int(first[1]), int(last[1])), slice(int(first[0]), int(last[0])), inside)
+
+
+def _insides(polygons: npt.NDArray[np.float64], height: int, width: int) -> npt.NDArray[np.bool_]:
+    """(N, height, width): the pixels of a grid whose centres are inside each of N polygons, (N, V, 2)."""
+    following = np.roll(polygons, -1, axis=1)
+    centres = np.arange(height) + 0.5
+    low, high = np.minimum(polygons[..., 1], following[..., 1]), np.maximum(polygons[..., 1], following[..., 1])
+    number, edge, row = np.nonzero((low[..., None] <= centres) & (centres < high[..., None]))
+    (x, y), (next_x, next_y) = polygons[number, edge].T, following[number, edge].T
+    crossing = x + (centres[row] - y) * ((next_x - x) / (next_y - y))
+    column = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)
+    # Right of each crossing inside becomes outside and outside inside.
+    flips = np.zeros((len(polygons), height, width + 1), np.uint8)
+    np.add.at(flips, (number, row, column), 1)
+    np.bitwise_and(flips, 1, out=flips)
+    return np.bitwise_xor.accumulate(flips, axis=2).view(np.bool_)[..., :-1]
 
 
 def polygon_area(polygon: Array) -> float:
@@ -58,23 +66,23 @@ def polygon_area(polygon: Array) -> float:
     return abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2
 
 
-def polygon_iou(first: Array, second: Array, *, samples: int = 64) -> float:
-    """Intersection over union of two polygons, (V, 2) and (W, 2), at points of a grid over what both cover together.
+def polygon_ious(first: Array, second: Array, *, samples: int = 64) -> npt.NDArray[np.float64]:
+    """Intersection over union of N pairs of polygons, (N,), at points of a grid over what a pair covers together.
 
     Args:
-        first, second: Vertices x, y in order; of NaN nothing is inside.
-        samples: The points along each side of the grid. With 64 the figure is within about a hundredth.
+        first, second: (N, V, 2) and (N, W, 2), vertices x, y in order; of NaN nothing is inside.
+        samples: The points along each side of the grid. With 64 a figure is within about a hundredth.
     """
-    points = [np.asarray(polygon, np.float64) for polygon in (first, second)]
-    every = np.concatenate(points)
-    if not len(every) or np.isnan(every).any():
-        return 0.0
-    low, extent = every.min(axis=0), np.ptp(every, axis=0)
-    if not extent.all():
-        return 0.0
-    one, other = (polygon_mask((part - low) / extent * samples, (samples, samples)) for part in points)
-    either = int((one | other).sum())
-    return int((one & other).sum()) / either if either else 0.0
+    found = [np.empty(0)]
+    for start in range(0, len(first), _PAIRS):
+        one, other = (np.asarray(part[start : start + _PAIRS], np.float64) for part in (first, second))
+        every = np.concatenate([one, other], axis=1)
+        low, extent = every.min(axis=1, keepdims=True), np.ptp(every, axis=1, keepdims=True)
+        scale = np.divide(samples, extent, out=np.zeros_like(extent), where=extent > 0)
+        there, too = (_insides((part - low) * scale, samples, samples) for part in (one, other))
+        shared, either = (part.sum(axis=(1, 2)) for part in (there & too, there | too))
+        found.append(np.divide(shared, either, out=np.zeros(len(one)), where=either > 0))
+    return np.concatenate(found)
 
 
 def polygon_mask(polygon: Array, size: tuple[int, int]) -> npt.NDArray[np.bool_]:

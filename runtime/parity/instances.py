@@ -16,7 +16,7 @@ from runtime.common.arrays import Array
 from runtime.detection.average_precision import precision_curves
 from runtime.detection.boxes import pairwise_iou
 from runtime.detection.postprocess import DetectedRows, DetectionSettings, detected_rows, placed
-from runtime.images.polygons import polygon_iou
+from runtime.images.polygons import polygon_ious
 from runtime.parity.detections import ENGINE_SETTINGS, REFERENCE_SETTINGS, detection_agreement, own_objects
 
 OWN = "AP of the model's own boxes and masks"
@@ -68,8 +68,8 @@ def _mask_overlaps(
     overlaps = np.zeros(same.shape)
     boxes = pairwise_iou(found.detected.boxes, own.detected.boxes)
     theirs, ours = placed(outlines[found.rows]), placed(own_outlines[own.rows])
-    hollow = [polygon_iou(outline, outline) == 0 for outline in ours]
-    for one, other in np.argwhere(same & (boxes > 0)):  # only outlines whose boxes overlap do
-        # An outline without an inside, as untrained weights make them, has its box to compare.
-        overlaps[one, other] = boxes[one, other] if hollow[other] else polygon_iou(theirs[one], ours[other])
+    one, other = np.nonzero(same & (boxes > 0))  # only outlines whose boxes overlap do
+    # An outline without an inside, as untrained weights make them, has its box to compare.
+    hollow = polygon_ious(ours, ours) == 0
+    overlaps[one, other] = np.where(hollow[other], boxes[one, other], polygon_ious(theirs[one], ours[other]))
     return overlaps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from runtime.images.polygons import polygon_mask, polygon_patch
+from runtime.images.polygons import polygon_area, polygon_ious, polygon_mask, polygon_patch
 
 from bundles import Array
 
@@ -38,6 +38,7 @@ def test_a_box_of_whole_pixels_has_these_pixels() -> None:
     mask = polygon_mask(np.array([[3, 5], [12, 5], [12, 9], [3, 9]], np.float32), SIZE)
     assert mask.sum() == 9 * 4
     assert mask[5:9, 3:12].all()
+    assert polygon_area(np.array([[3, 5], [12, 5], [12, 9], [3, 9]])[::-1]) == 36
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,22 @@ def test_nothing_is_inside(polygon: Array) -> None:
 def test_a_polygon_around_the_image_holds_all_of_it() -> None:
     assert polygon_mask(np.array([[-1e9, -1e9], [1e9, -1e9], [1e9, 1e9], [-1e9, 1e9]]), SIZE).all()
     assert polygon_mask(np.array([[-1.0, -1], [50, -1], [50, 50], [-1, 50]]), (0, 0)).shape == (0, 0)
+
+
+def test_overlaps_of_pairs() -> None:
+    square = np.array([[0, 0], [10, 0], [10, 10], [0, 10]], np.float32)
+    triangle = square[[0, 1, 2, 2]]
+    pairs = [
+        (square, square, 1.0),
+        (square, square + np.array([5, 0]), 1 / 3),
+        (square, triangle, 0.5),
+        (square * (1e6, 1e-3), triangle * (1e6, 1e-3), 0.5),
+        (square, square + 20, 0.0),
+        (square, np.full_like(square, np.nan), 0.0),
+        (square * 0, square * 0, 0.0),
+        (square * (1, 0), square * (1, 0), 0.0),
+    ]
+    first, second = (np.stack([pair[place] for pair in pairs] * 40) for place in (0, 1))
+    expected = [pair[2] for pair in pairs] * 40
+    np.testing.assert_allclose(polygon_ious(first, second), expected, atol=0.02)
+    assert polygon_ious(first[:0], second[:0]).shape == (0,)
