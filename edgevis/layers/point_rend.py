@@ -122,10 +122,10 @@ def sample_at_pixels(x: Tensor, index: Tensor, *, ratio: int) -> Tensor:
         (N, C, P).
     """
     width = ratio * x.shape[3]
-    row = torch.div(index, width, rounding_mode="trunc")
+    row = _quotient(index, width)
     # The place (i + 0.5) / ratio - 0.5 in halves of a fine pixel, and one coarse pixel more, so that it is positive.
     halves = 2 * torch.stack([index - row * width, row], -1) + 1 + ratio
-    above = torch.div(halves, 2 * ratio, rounding_mode="trunc")
+    above = _quotient(halves, 2 * ratio)
     return _bilinear(x, above - 1, (halves - 2 * ratio * above).to(x.dtype) / (2 * ratio))
 
 
@@ -214,6 +214,19 @@ def _bilinear(x: Tensor, first: Tensor, share: Tensor) -> Tensor:
     pairs = first_two + last_two
     above, below = pairs.chunk(2, 2)
     return above + below
+
+
+def _quotient(numbers: Tensor, divisor: int) -> Tensor:
+    """The whole quotients of int64 numbers >= 0: one integer division in ONNX, which rounds down there.
+
+    PyTorch 2.13's exporter would divide in floating point, and a cast of the graph to float16 would round the places.
+    """
+    if not torch.onnx.is_in_onnx_export():
+        return torch.div(numbers, divisor, rounding_mode="floor")
+    quotients: Tensor = torch.onnx.ops.symbolic(
+        "Div", (numbers, torch.tensor(divisor)), dtype=numbers.dtype, shape=numbers.shape
+    )
+    return quotients
 
 
 def _for_channels(index: Tensor, x: Tensor) -> Tensor:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from edgevis.layers.point_rend import MAX_POINTS, PointHead, PointLogits, point_sample, subdivide, training_points
+from edgevis.models import _segmentation as segmentation
 from edgevis.models._segmentation import SegmentationModel
 from edgevis.models.allowed import whole
+from runtime.bundle.spec import Deployment
 from runtime.errors import ModelError
 
 # Engines divide pixel numbers in float32 at worst, which is exact below 2^24.
@@ -22,6 +24,10 @@ _MAX_SIDE = 4096
 POINT_REND_FLIPS = 1e-3
 """As :attr:`runtime.bundle.spec.Graph.max_flipped`: of two nearly equally uncertain pixels an engine that rounds
 otherwise may refine the other one."""
+
+FLOAT32_OUTPUTS = ("logits",)
+"""As :attr:`runtime.bundle.spec.Graph.float32_outputs`: logits are doubled and compared in float32 in every precision.
+Rounded to 16 bits, hundreds of them would be equally uncertain."""
 
 
 class PointRefinedModel(SegmentationModel):
@@ -91,3 +97,12 @@ class PointRefinedModel(SegmentationModel):
 
     def _enlarged(self, coarse: Tensor) -> Tensor:
         return functional.interpolate(coarse, scale_factor=float(self.stride), mode="bilinear", align_corners=False)
+
+
+def deployment_of(module: nn.Module, *, max_flipped: float = 0.0) -> Deployment:
+    """The deployment of a model that was built with any options; ``max_flipped`` of one without points."""
+    if not (isinstance(module, PointRefinedModel) and module.points):
+        return segmentation.deployment_of(module, max_flipped=max_flipped)
+    return segmentation.deployment_of(
+        module, max_flipped=max(max_flipped, POINT_REND_FLIPS), float32_outputs=FLOAT32_OUTPUTS
+    )

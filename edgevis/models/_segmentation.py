@@ -60,7 +60,14 @@ class SegmentationModel(nn.Module):
             )
 
 
-def deployment(*, in_channels: int = 1, classes: int = 1, side: int = SIDE, max_flipped: float = 0.0) -> Deployment:
+def deployment(
+    *,
+    in_channels: int = 1,
+    classes: int = 1,
+    side: int = SIDE,
+    max_flipped: float = 0.0,
+    float32_outputs: tuple[str, ...] = (),
+) -> Deployment:
     """The deployment for these options: one label for each class, ``object`` or ``class-1`` and so on."""
     return Deployment(
         task="segment",
@@ -70,6 +77,7 @@ def deployment(*, in_channels: int = 1, classes: int = 1, side: int = SIDE, max_
                 inputs=(TensorSpec("image", "float32", ("N", in_channels, side, side)),),
                 outputs=(TensorSpec("logits", "float32", ("N", classes, side, side)),),
                 max_flipped=max_flipped,
+                float32_outputs=float32_outputs,
             ),
         ),
         preprocess=Preprocess(
@@ -89,8 +97,14 @@ def deployment(*, in_channels: int = 1, classes: int = 1, side: int = SIDE, max_
     )
 
 
-def deployment_of(module: nn.Module, *, max_flipped: float = 0.0) -> Deployment:
+def deployment_of(module: nn.Module, *, max_flipped: float = 0.0, float32_outputs: tuple[str, ...] = ()) -> Deployment:
     """The deployment of a model that was built with any options."""
     if not isinstance(module, SegmentationModel):
         raise ModelError(f"a {type(module).__name__} is no model of the task 'segment'")
-    return deployment(in_channels=module.in_channels, classes=module.classes, side=module.side, max_flipped=max_flipped)
+    return deployment(
+        in_channels=module.in_channels,
+        classes=module.classes,
+        side=module.side,
+        max_flipped=max_flipped,
+        float32_outputs=float32_outputs,
+    )

@@ -20,12 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgevis.layers.max_unpooling import Places, max_pool_with_places, max_unpool
-from edgevis.models._segmentation import SIDE, SegmentationModel, deployment, deployment_of
+from edgevis.models._point_rend import PointRefinedModel, deployment_of
+from edgevis.models._segmentation import SIDE, deployment
 from edgevis.models.entry import ModelEntry
 from edgevis.models.residual_unet import PAPER, SMALL
 from runtime.bundle.spec import Deployment
 
 _WIDTH = 16
+# Of the point head.
+_POINT_WIDTH = 64
 # The factor by which a bottleneck narrows.
 _RATIO = 4
 # What counts as equal in a pooling window, see max_pool_with_places. With 0 the places in flat parts of an image, as
@@ -140,7 +143,7 @@ def _section(channels: int) -> list[nn.Module]:
     ]
 
 
-class ENet(SegmentationModel):
+class ENet(PointRefinedModel):
     """An encoder that halves the map three times, to 64 and 128 channels, and a decoder that unpools.
 
     Input: image (N, in_channels, side, side) float32; grey, or RGB, scaled to mean 0.5 and standard deviation 0.25.
@@ -155,13 +158,24 @@ class ENet(SegmentationModel):
         in_channels: 1 for grey images, 3 for RGB.
         classes: Number of maps, one per class.
         side: Side of the square images, a multiple of 8.
+        points: With 1 or more the last convolutions work at half the image's sides, and so many of the most uncertain
+            pixels are refined at its full size, as PointRend does (:mod:`edgevis.layers.point_rend`).
 
     Raises:
         ModelError: An option is not as described.
     """
 
-    def __init__(self, *, in_channels: int = 1, classes: int = 1, side: int = SIDE) -> None:
-        super().__init__(in_channels=in_channels, classes=classes, side=side, multiple=8)
+    def __init__(self, *, in_channels: int = 1, classes: int = 1, side: int = SIDE, points: int = 0) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            classes=classes,
+            side=side,
+            multiple=8,
+            points=points,
+            stride=2,
+            fine=2 * _WIDTH,
+            width=_POINT_WIDTH,
+        )
         middle, wide = 4 * _WIDTH, 8 * _WIDTH
         # 16 channels together with the pooled image: 15 and 1 for grey images, 13 and 3, as the original has, for RGB.
         self.initial = nn.Conv2d(in_channels, _WIDTH - in_channels, 3, stride=2, padding=1)
@@ -201,7 +215,20 @@ class ENet(SegmentationModel):
         Raises:
             InputError: The image's channels or sides do not fit.
         """
+        if self.points:
+            return super().forward(image)
         self.check_image(image)
+        x, _ = self._decoded(image)
+        logits: Tensor = self.output(self.last(functional.interpolate(x, scale_factor=2.0, mode="nearest")))
+        return logits
+
+    def coarse_and_fine(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits at half the sides; the decoder's and the first maps together."""
+        x, initial = self._decoded(image)
+        return self.output(self.last(x)), torch.cat([x, initial], dim=1)
+
+    def _decoded(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's last maps and the encoder's first, both (N, 16, H/2, W/2)."""
         initial = torch.cat([self.initial(image), functional.max_pool2d(image, 2)], dim=1)
         x, places1 = self.shrink1(initial)
         stage1 = self.stage1(x)
@@ -210,14 +237,12 @@ class ENet(SegmentationModel):
         x = max_unpool(x, places2)
         x = self.stage4(self.activation1(x + self.enlarge1(torch.cat([x, stage1], dim=1))))
         x = max_unpool(x, places1)
-        x = self.activation2(x + self.enlarge2(torch.cat([x, initial], dim=1)))
-        logits: Tensor = self.output(self.last(functional.interpolate(x, scale_factor=2.0, mode="nearest")))
-        return logits
+        return self.activation2(x + self.enlarge2(torch.cat([x, initial], dim=1))), initial
 
 
-def enet(*, in_channels: int = 1, classes: int = 1, side: int = SIDE) -> ENet:
+def enet(*, in_channels: int = 1, classes: int = 1, side: int = SIDE, points: int = 0) -> ENet:
     """An ENet; see :class:`ENet` for the options."""
-    return ENet(in_channels=in_channels, classes=classes, side=side)
+    return ENet(in_channels=in_channels, classes=classes, side=side, points=points)
 
 
 def _deploy(module: nn.Module) -> Deployment:
@@ -240,6 +265,7 @@ ENTRIES = (
         458_230,
         weights="enet.safetensors",
         deploy=_deploy,
+        added=("point_head.",),
         recipes={"paper": _PAPER, "small": SMALL},
     ),
 )

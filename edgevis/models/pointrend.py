@@ -19,7 +19,7 @@ from edgevis.layers.mbconv import initialise
 from edgevis.layers.mobilenetv2 import MobileNetV2Trunk
 from edgevis.layers.regnet import DESIGNS, IMAGENET_MEAN, IMAGENET_STD, RegNet
 from edgevis.models import _segmentation as segmentation
-from edgevis.models._point_rend import POINT_REND_FLIPS, PointRefinedModel
+from edgevis.models._point_rend import FLOAT32_OUTPUTS, POINT_REND_FLIPS, PointRefinedModel, deployment_of
 from edgevis.models.allowed import one_of
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import SegmentationRecipe
@@ -89,27 +89,22 @@ def pointrend(*, classes: int = 1, side: int = SIDE, points: int = POINTS, backb
     return PointRend(classes=classes, side=side, points=points, backbone=backbone)
 
 
-def _deployment(
-    *,
-    classes: int = 1,
-    side: int = SIDE,
-    points: int = POINTS,
-    mean: tuple[float, ...] = IMAGENET_MEAN,
-    std: tuple[float, ...] = IMAGENET_STD,
-) -> Deployment:
-    flips = POINT_REND_FLIPS if points else 0.0
-    declared = segmentation.deployment(in_channels=3, classes=classes, side=side, max_flipped=flips)
-    return replace(declared, preprocess=replace(declared.preprocess, mean=mean, std=std))
+def _normalised(deployment: Deployment, mean: tuple[float, ...], std: tuple[float, ...]) -> Deployment:
+    return replace(deployment, preprocess=replace(deployment.preprocess, mean=mean, std=std))
 
 
 def _deploy(module: nn.Module) -> Deployment:
     """The deployment of a model that was built with any options."""
     if not isinstance(module, PointRend):
         raise ModelError(f"a {type(module).__name__} is no PointRend")
-    return _deployment(classes=module.classes, side=module.side, points=module.points, mean=module.mean, std=module.std)
+    return _normalised(deployment_of(module), module.mean, module.std)
 
 
-DEPLOYMENT = _deployment()
+DEPLOYMENT = _normalised(
+    segmentation.deployment(in_channels=3, side=SIDE, max_flipped=POINT_REND_FLIPS, float32_outputs=FLOAT32_OUTPUTS),
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+)
 
 # Section 5: Cityscapes, 65,000 steps of 32 crops.
 PAPER = SegmentationRecipe(

@@ -18,12 +18,15 @@ from dataclasses import replace
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgevis.models._segmentation import SIDE, SegmentationModel, deployment, deployment_of
+from edgevis.models._point_rend import PointRefinedModel, deployment_of
+from edgevis.models._segmentation import SIDE, deployment
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import SegmentationRecipe
 
 _WIDTHS = (32, 64, 128, 256)
 _BRIDGE = 512
+# Of the point head.
+_POINT_WIDTH = 64
 
 Activation = Callable[[], nn.Module]
 
@@ -59,7 +62,7 @@ class ResidualUnit(nn.Module):
         return result
 
 
-class ResidualUNet(SegmentationModel):
+class ResidualUNet(PointRefinedModel):
     """Four stages of 32, 64, 128 and 256 channels down, a bridge of 512, four stages up.
 
     Input: image (N, in_channels, side, side) float32; grey, or RGB, scaled to mean 0.5 and standard deviation 0.25.
@@ -73,17 +76,28 @@ class ResidualUNet(SegmentationModel):
         in_channels: 1 for grey images, 3 for RGB.
         classes: Number of maps, one per class.
         side: Side of the square images, a multiple of 16.
+        points: With 1 or more the last stage up is left out, and of its 64-channel input's logits so many of the most
+            uncertain pixels are refined at the image's size, as PointRend does (:mod:`edgevis.layers.point_rend`).
 
     Raises:
         ModelError: An option is not as described.
     """
 
-    def __init__(self, *, in_channels: int = 1, classes: int = 1, side: int = SIDE) -> None:
-        super().__init__(in_channels=in_channels, classes=classes, side=side, multiple=2 ** len(_WIDTHS))
+    def __init__(self, *, in_channels: int = 1, classes: int = 1, side: int = SIDE, points: int = 0) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            classes=classes,
+            side=side,
+            multiple=2 ** len(_WIDTHS),
+            points=points,
+            stride=2,
+            fine=_WIDTHS[1],
+            width=_POINT_WIDTH,
+        )
         inputs = (in_channels, *_WIDTHS[:-1])
         self.down = nn.ModuleList(ResidualUnit(i, o, _leaky) for i, o in zip(inputs, _WIDTHS, strict=True))
         self.bridge = ResidualUnit(_WIDTHS[-1], _BRIDGE, _leaky)
-        widths = _WIDTHS[::-1]
+        widths = _WIDTHS[:0:-1] if points else _WIDTHS[::-1]
         self.enlarge = nn.ModuleList(
             nn.Sequential(
                 nn.ConvTranspose2d(i, o, 3, stride=2, padding=1, output_padding=1), nn.BatchNorm2d(o), nn.ReLU()
@@ -91,7 +105,7 @@ class ResidualUNet(SegmentationModel):
             for i, o in zip((_BRIDGE, *widths[:-1]), widths, strict=True)
         )
         self.up = nn.ModuleList(ResidualUnit(width, width, nn.ReLU) for width in widths)
-        self.output = nn.Conv2d(_WIDTHS[0], classes, 3, padding=1)
+        self.output = nn.Conv2d(widths[-1], classes, 3, padding=1)
         for module in self.modules():
             if type(module) is nn.Conv2d:
                 nn.init.normal_(module.weight, std=math.sqrt(2 / (9 * module.out_channels)))
@@ -102,21 +116,33 @@ class ResidualUNet(SegmentationModel):
         Raises:
             InputError: The image's channels or sides do not fit.
         """
+        if self.points:
+            return super().forward(image)
         self.check_image(image)
+        logits: Tensor = self.output(self._decoded(image))
+        return logits
+
+    def coarse_and_fine(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits at half the sides, and the decoder's maps that they are made of."""
+        x = self._decoded(image)
+        return self.output(x), x
+
+    def _decoded(self, image: Tensor) -> Tensor:
+        """The decoder's last maps."""
         x, maps = image, []
         for unit in self.down:
             maps.append(unit(x))
             x = functional.max_pool2d(maps[-1], 2)
         x = self.bridge(x)
-        for enlarge, unit, skip in zip(self.enlarge, self.up, reversed(maps), strict=True):
+        # With points there is one stage less, and the finest map is left over.
+        for enlarge, unit, skip in zip(self.enlarge, self.up, reversed(maps), strict=not self.points):
             x = unit((enlarge(x) + skip) / 2)
-        logits: Tensor = self.output(x)
-        return logits
+        return x
 
 
-def residual_unet(*, in_channels: int = 1, classes: int = 1, side: int = SIDE) -> ResidualUNet:
+def residual_unet(*, in_channels: int = 1, classes: int = 1, side: int = SIDE, points: int = 0) -> ResidualUNet:
     """A residual U-Net; see :class:`ResidualUNet` for the options."""
-    return ResidualUNet(in_channels=in_channels, classes=classes, side=side)
+    return ResidualUNet(in_channels=in_channels, classes=classes, side=side, points=points)
 
 
 DEPLOYMENT = deployment()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import onnxruntime
+import openvino
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,8 @@ from edgevis.layers.point_rend import (
     uncertainty,
 )
 from edgevis.losses import point_rend_loss
+from export.onnx import onnx_from_module
+from runtime.bundle.spec import Graph, TensorSpec
 from runtime.errors import InputError
 
 from locations import GOLDEN_FOLDER
@@ -172,3 +176,37 @@ def test_only_the_most_uncertain_points_are_replaced() -> None:
     for certainty, replaced in zip(uncertainty(doubled(coarse)), changed, strict=True):
         assert certainty[replaced].min() >= certainty[~replaced].max()
     assert (refined[changed].abs() < 0.1).all()
+
+
+class Refined(nn.Module):
+    """Two maps, subdivided twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse, self.fine = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 8, 1)
+        self.point_head = PointHead(8, classes=2, width=8)
+
+    def segment(self, image: Tensor) -> Tensor:
+        """(N, 3, h, w) -> (N, 2, 4 h, 4 w)."""
+        return subdivide(self.coarse(image), self.fine(image), self.point_head, points=50, steps=2)
+
+
+def test_engines_read_the_same_places() -> None:
+    """At sides that are no powers of two; places are computed in integers, and GridSample is not needed."""
+    torch.manual_seed(0)
+    net = Refined()
+    nn.init.normal_(net.point_head.predictor.weight)  # what is refined is far from what was there
+    image, outputs = TensorSpec("image", "float32", ("N", 3, 7, 11)), TensorSpec("logits", "float32", ("N", 2, 28, 44))
+    model = onnx_from_module(net, Graph("segment", (image,), (outputs,)))
+    assert not {node.op_type for node in model.graph.node} & {"Floor", "Mod", "GridSample", "GatherND", "ScatterND"}
+    x = torch.randn(3, 3, 7, 11)
+    with torch.no_grad():
+        expected = net.segment(x).numpy()
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    feed = {"image": x.numpy()}
+    for actual in (session.run(None, feed)[0], compiled(feed)[0]):
+        assert np.abs(actual - expected).max() < 1e-5 * np.abs(expected).max()

@@ -15,9 +15,10 @@ from edgevis import models
 from edgevis.layers.fpn import doubled
 from edgevis.layers.point_rend import uncertainty
 from edgevis.losses import point_rend_loss
+from edgevis.models._point_rend import POINT_REND_FLIPS, PointRefinedModel
 from edgevis.models.pointrend import PointRend
 from edgevis.train import main
-from edgevis.training.warm_start import load_backbone
+from edgevis.training.warm_start import load_backbone, load_matching
 from runtime.errors import ModelError
 
 from training_data import write_masks
@@ -84,6 +85,7 @@ def test_options() -> None:
     (graph,) = deployment.graphs
     assert graph.outputs[0].shape == ("N", 4, 96, 96)
     assert graph.max_flipped == 1e-3
+    assert graph.float32_outputs == ("logits",)
     assert deployment.preprocess.mean == (0.5,) * 3
     assert models.deployment_of(models.entry("pointrend"), pointrend(points=0)).graphs[0].max_flipped == 0
     with torch.no_grad():
@@ -146,3 +148,36 @@ def test_trains_from_masks_and_says_that_boxes_do_not_do(tmp_path: Path, capsys:
     assert "points" in log
     assert main([*common, "--set=supervision=boxes", "--output", str(tmp_path / "boxes")]) != 0
     assert "PointRend learns from masks (--set supervision=masks)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["enet", "residual-unet"])
+def test_other_networks_refine_half_the_sides(name: str) -> None:
+    """ENet and the residual U-Net with points: 40 pixels of each image at its full size."""
+    torch.manual_seed(0)
+    model = models.create(name, side=32, points=40, classes=2)
+    assert isinstance(model, PointRefinedModel)
+    deployment = models.deployment_of(models.entry(name), model)
+    (graph,) = deployment.graphs
+    assert graph.max_flipped >= POINT_REND_FLIPS
+    assert graph.float32_outputs == ("logits",)
+    image = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        coarse, fine = model.coarse_and_fine(image)
+        refined = model.segment(image)
+    assert coarse.shape[2:] == fine.shape[2:] == (16, 16)
+    changed = (refined != doubled(coarse)).any(1).flatten(1).sum(1)
+    assert changed.tolist() == [40, 40]
+
+
+def test_weights_without_points_begin_an_enet_with_points(tmp_path: Path) -> None:
+    """Those that ship: the point head alone begins anew."""
+    shipped = models.shipped_weights("enet", {"in_channels": 3})
+    assert shipped is not None
+    model = models.create("enet", in_channels=3, points=40)
+    head = model.get_parameter("point_head.fc1.weight").clone()
+    assert "begun anew: point_head.fc1.bias" in load_matching(model, shipped, entry=models.entry("enet"))
+    plain = models.create("enet", in_channels=3)
+    models.load_weights(plain, shipped)
+    own = model.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in plain.state_dict().items())
+    assert torch.equal(head, own["point_head.fc1.weight"])
