@@ -1,0 +1,165 @@
+r"""Borders of masks and milliseconds, bundles side by side: a refined network beside the same one, enlarged plainly.
+
+    python -m benchmarks.boundaries upsampled.edgevis pointrend.edgevis --data ccp_dev.zip
+
+Every engine of every bundle finds the object on the pictures of the split ``val``, through ``Predictor``. Boundary IoU
+(:mod:`edgevis.metrics.boundary`) and IoU are means over images with 95 % intervals, the differences are to the same
+engine of the first bundle on the same images. All engines are timed in turn, on one picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.report import report
+from edgevis import Predictor, Segmentation
+from edgevis.data.files import open_files
+from edgevis.data.segmentation import index_rows, instance_images, masked_images
+from edgevis.metrics import boundary_iou_per_volume, dice_per_volume, difference
+from edgevis.metrics.interval import half_width
+from runtime.bundle.bundle import Bundle
+from runtime.common.command import run_command
+from runtime.errors import InputError
+from runtime.images.decode import Image
+from runtime.parity.latency import interleaved
+from runtime.verification.timing import each_engine
+
+_SPLIT = "val"
+Mask = NDArray[np.bool_]
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class BoundaryRow:
+    """One engine of one bundle.
+
+    Attributes:
+        bundle, engine: Their names.
+        images: How many were measured.
+        iou, boundary_iou: Means, 0 to 1, with the half widths of their 95 % intervals over images.
+        iou_difference, boundary_difference: To the first bundle's engine of that name with their half widths; None for
+            itself, and where it has none.
+        p50_ms: The median of one prediction, preprocessing included.
+    """
+
+    bundle: str
+    engine: str
+    images: int
+    iou: tuple[float, float]
+    boundary_iou: tuple[float, float]
+    iou_difference: tuple[float, float] | None
+    boundary_difference: tuple[float, float] | None
+    p50_ms: float
+
+
+def measure(
+    bundles: Sequence[Path], data: Path, *, seconds: float = 5.0, threads: int | None = None
+) -> list[BoundaryRow]:
+    """A row for each engine that opens here.
+
+    Args:
+        bundles: Of the task ``segment``; the first is what the others are compared with.
+        data: As of ``edgevis.train`` for that task; all that is not 0 in a mask is the object.
+        seconds: Of timing, for each engine.
+        threads: Of each engine; None for the backend's choice.
+
+    Raises:
+        EdgevisError: The message says what is wrong.
+    """
+    pairs = _pictures(data)
+    scores: dict[tuple[str, str], tuple[Values, Values]] = {}
+    with ExitStack() as stack:
+        opened: dict[tuple[str, str], Predictor] = {}
+        for path in bundles:
+            for engine, predictor in each_engine(Bundle(path), threads=threads):
+                opened[path.stem, engine] = stack.enter_context(predictor)
+        for key, predictor in opened.items():
+            found = [_mask(predictor, image) for image, _ in pairs]
+            scores[key] = _scores(found, [true for _, true in pairs])
+        calls = {" ".join(key): partial(predictor.predict, pairs[0][0]) for key, predictor in opened.items()}
+        latencies = interleaved(calls, seconds=seconds * len(calls))
+    first = bundles[0].stem
+    rows = []
+    for key, (iou, borders) in scores.items():
+        reference = scores.get((first, key[1])) if key[0] != first else None
+        rows.append(
+            BoundaryRow(
+                *key,
+                len(pairs),
+                (float(iou.mean()), half_width(iou)),
+                (float(borders.mean()), half_width(borders)),
+                None if reference is None else difference(iou, reference[0]),
+                None if reference is None else difference(borders, reference[1]),
+                latencies[" ".join(key)].p50_ms,
+            )
+        )
+    return rows
+
+
+def _pictures(data: Path) -> list[tuple[Image, Mask]]:
+    files = open_files(data)
+    rows = index_rows(files, _SPLIT)
+    read = instance_images(files, rows) if "boxes_xyxy.json" in files.names else masked_images(files, rows)
+    if len(rows) < 2:
+        raise InputError(f"{data} has {len(rows)} picture of the split {_SPLIT!r}; allowed: two or more")
+    return [(item[0], np.asarray(item[1] > 0, np.bool_)) for item in (read[place] for place in range(len(rows)))]
+
+
+def _mask(predictor: Predictor, image: Image) -> Mask:
+    result = predictor.predict(image)
+    if not isinstance(result, Segmentation):
+        raise InputError(f"a bundle of the task {predictor.info.task!r}; allowed: 'segment'")
+    return np.asarray(result.mask, np.bool_)
+
+
+def _scores(found: Sequence[Mask], true: Sequence[Mask]) -> tuple[Values, Values]:
+    """IoU and boundary IoU of each image."""
+    names = [str(number) for number in range(len(found))]
+    dice = np.array(list(dice_per_volume(found, true, names).values()))
+    return dice / (2 - dice), np.array(list(boundary_iou_per_volume(found, true, names).values()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; an EdgevisError becomes one line and exit status 1."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.boundaries", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("bundles", metavar="BUNDLE", type=Path, nargs="+")
+    parser.add_argument("--data", metavar="PATH", type=Path, required=True, help="pictures with masks")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of timing, for each engine (default: 5)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the backends' choice)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    arguments = parser.parse_args(argv)
+    return report(
+        lambda: measure(arguments.bundles, arguments.data, seconds=arguments.seconds, threads=arguments.threads),
+        headers=("bundle", "engine", "IoU", "to the first", "boundary IoU", "to the first", "ms"),
+        cells=_cells,
+        as_json=arguments.json,
+    )
+
+
+def _cells(row: BoundaryRow) -> tuple[str, ...]:
+    def shown(pair: tuple[float, float] | None, sign: str = "") -> str:
+        return "" if pair is None else f"{pair[0]:{sign}.3f} ± {pair[1]:.3f}"
+
+    return (
+        row.bundle,
+        row.engine,
+        shown(row.iou),
+        shown(row.iou_difference, "+"),
+        shown(row.boundary_iou),
+        shown(row.boundary_difference, "+"),
+        f"{row.p50_ms:.1f}",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
