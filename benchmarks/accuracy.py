@@ -6,6 +6,7 @@
     python -m benchmarks.accuracy boxes --data hippocampus_dev.zip
     python -m benchmarks.accuracy boxes --data hippocampus_dev.zip --seeds 0 1 2 --set epochs=200
     python -m benchmarks.accuracy borders --data ccp_dev.zip --published mobilenetv2_100.safetensors --seeds 0 1 2
+    python -m benchmarks.accuracy borders-enet --data nuclei_dev.zip --published edgevis/weights/enet.safetensors
     python -m benchmarks.accuracy reid-pairs --data pku_reid_dev.zip --published osnet_x0_25_msmt17.safetensors
     python -m benchmarks.new_camera pku_reid_dev.zip --camera 2 --output cameras
     python -m benchmarks.accuracy new-camera --data cameras/labelled --unlabelled cameras/unlabelled --seeds 0 1 2
@@ -180,6 +181,13 @@ COMPARISONS: Mapping[str, Comparison] = {
             for name, points in (("upsampled", 0), ("pointrend", 1024))
         ),
         {"epochs": 2, "warm_up_epochs": 0, "validate_every": 0, "learning_rate": 1e-3, "flip": False},
+    ),
+    "borders-enet": Comparison(
+        tuple(
+            Variant(name, "enet", {"in_channels": 3, "side": 128, "points": points}, published="weights")
+            for name, points in (("full", 0), ("pointrend", 512))
+        ),
+        {"supervision": "masks", "epochs": 5, "warm_up_epochs": 0, "validate_every": 0},
     ),
     "reid-pairs": Comparison(
         (

@@ -88,11 +88,6 @@ def training_task(
     if options.get("classes", 1) != 1:
         raise InputError(f"classes is {options['classes']!r}; training knows one kind of object: leave the option out")
     from_boxes = segmentation_recipe.supervision != "masks"
-    if from_boxes and options.get("points", 0):
-        raise InputError(
-            f"points is {options['points']!r}, and boxes do not say where a border is: PointRend learns from masks "
-            "(--set supervision=masks), or --option points=0"
-        )
     split = split_masks(
         data, held_out=segmentation_recipe.held_out, from_boxes=from_boxes, seed=seed, check=check or SplitCheck()
     )
@@ -198,6 +193,11 @@ class SegmentationTrainingTask:
         terms = self._terms(criterion, logits.float(), batch)
         if points is None:
             return terms
+        if "mask" not in batch:
+            raise InputError(
+                f"the model refines points, and supervision is {self._recipe.supervision!r}: boxes do not say where a "
+                "border is; PointRend learns from masks (--set supervision=masks), or leave it out (--option points=0)"
+            )
         return {**terms, "points": in_float32(point_rend_loss, *points, batch["mask"][:, 0])}
 
     def _terms(self, criterion: nn.Module, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
