@@ -137,7 +137,8 @@ class ResidualUNet(PointRefinedModel):
         # With points there is one stage less, and the finest map is left over.
         for enlarge, unit, skip in zip(self.enlarge, self.up, reversed(maps), strict=not self.points):
             x = unit((enlarge(x) + skip) / 2)
-        return x
+        decoded: Tensor = x
+        return decoded
 
 
 def residual_unet(*, in_channels: int = 1, classes: int = 1, side: int = SIDE, points: int = 0) -> ResidualUNet:
