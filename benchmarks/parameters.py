@@ -25,7 +25,7 @@ from runtime.common.json_data import to_json
 from runtime.common.text import markdown_table, text_table
 
 # What a model's options offer besides its default build: other backbones and data sets.
-VARIANTS: Mapping[str, Sequence[Mapping[str, str]]] = {
+VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
     "feat": ({"backbone": "resnet12"}, {"backbone": "mobilenetv2"}, {"backbone": "efficientnet-lite0"}),
     "afl-net": ({"backbone": "mobilenetv2"}, {"backbone": "efficientnet-lite0"}),
     "hsnet-hm": ({"backbone": "resnet101"},),
@@ -45,6 +45,7 @@ VARIANTS: Mapping[str, Sequence[Mapping[str, str]]] = {
         {"backbone": "regnetx_004"},
     ),
     "pointrend": ({"backbone": "mobilenetv2"},),
+    "polarmask": ({"backbone": "regnetx_004"}, {"channels": 256, "tower": 4}),
     "regnet": tuple({"variant": name} for name in DESIGNS if name != VARIANT),
 }
 # The same model by another name.
@@ -113,7 +114,7 @@ def markdown(counts: Sequence[Count]) -> str:
     return markdown_table(HEADERS, [_cells(count) for count in counts])
 
 
-def count_of(entry: ModelEntry, options: Mapping[str, str]) -> Count:
+def count_of(entry: ModelEntry, options: Mapping[str, int | str]) -> Count:
     """The row of one model, built on PyTorch's ``meta`` device, which has shapes and no memory."""
     with torch.device("meta"):
         module = models.module_from(entry, options)

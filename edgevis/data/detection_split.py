@@ -20,12 +20,14 @@ class DetectionSplit:
     """Positions of images.
 
     Attributes:
-        data: All of them.
+        data: All of them, with the boxes of the classes to learn.
+        annotated: The same images with all of their annotations.
         train, validation, test: What each does; the last two may be empty.
         notes: What the report must say of the data, by name.
     """
 
     data: DetectionImages
+    annotated: DetectionImages
     train: tuple[int, ...]
     validation: tuple[int, ...]
     test: tuple[int, ...]
@@ -53,7 +55,7 @@ def read_detection_images(path: Path, *, check: SplitCheck | None = None) -> Det
     raise SourceError(
         f"{path} has no boxes in a known layout; allowed: COCO's JSON (annotations/instances_train.json), PASCAL VOC's "
         f"folders ({detection_voc.ANNOTATIONS}/, {detection_voc.IMAGES}/), or images/ with "
-        f"{detection_tables.SAMPLE}, {detection_tables.BOXES} or masks/"
+        f"{detection_tables.SAMPLE}, {detection_tables.BOXES}, {detection_tables.INSTANCES}/ or masks/"
     )
 
 
@@ -70,7 +72,7 @@ def _layout_of(files: Files) -> Literal["voc", "tables", "coco"] | None:
     folders = {name.partition("/")[0] for name in files.names if "/" in name}
     if {detection_voc.ANNOTATIONS, detection_voc.IMAGES} <= folders:
         return "voc"
-    if detection_tables.BOXES in files.names or "masks" in folders or _is_sample(files):
+    if detection_tables.BOXES in files.names or {"masks", detection_tables.INSTANCES} & folders or _is_sample(files):
         return "tables"
     return "coco" if detection_coco.annotation_files(files) else None
 
@@ -94,7 +96,8 @@ def split_detection(
         InputError: There is no such class or column, nothing is left to train on, no training image has a box, or the
             sides share what they must not.
     """
-    data = chosen_classes(read_detection_images(path, check=check), classes)
+    annotated = read_detection_images(path, check=check)
+    data = chosen_classes(annotated, classes)
     if data.roles is not None:
         _require_sides(data)
     split = split_images(
@@ -115,7 +118,7 @@ def split_detection(
         raise InputError(f"{path}: no image that evaluates has a box of {', '.join(data.classes)}")
     if not sum(data.labels[place].objects for place in validation):
         validation = ()  # a draw without an object: there is no average precision to choose by
-    return DetectionSplit(data, train, validation, split.test, {**data.notes, **split.notes})
+    return DetectionSplit(data, annotated, train, validation, split.test, {**data.notes, **split.notes})
 
 
 def _is_sample(files: Files) -> bool:

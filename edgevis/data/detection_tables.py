@@ -3,9 +3,10 @@
 - ``annotations.json``: ``categories`` (``id``, ``name``) and ``images``: {STEM: [{``category_id``, ``box_xyxy`` with
   exclusive ends, ``iscrowd``}]}, as a sample of COCO has them whose photos are listed with their licences.
 - ``boxes_xyxy.json``: {STEM: [[x0, y0, x1, y1], …]}, exclusive ends: objects of one class.
+- ``instances/STEM.png``, without either: a box around each number but 0.
 - ``masks/STEM.png``: one box around all that is not 0.
 
-The only class of the last two is named by the recipe's ``classes``, else ``object``.
+The only class of the last three is named by the recipe's ``classes``, else ``object``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from edgevis.data.boxes import boxes_from_instances
 from edgevis.data.detection import UNNAMED, BoxLabels, DetectionImages, box_labels
 from edgevis.data.detection_coco import parse_coco
 from edgevis.data.files import Files, by_stem
@@ -22,7 +24,7 @@ from edgevis.data.segmentation import inclusive_boxes, index_rows
 from edgevis.data.splits import EVALUATED, Role, roles_of_rows
 from runtime.errors import SourceError
 
-SAMPLE, BOXES, INDEX = "annotations.json", "boxes_xyxy.json", "index.csv"
+SAMPLE, BOXES, INDEX, INSTANCES = "annotations.json", "boxes_xyxy.json", "index.csv", "instances"
 
 _EXCLUSIVE = np.array([0, 0, 1, 1])
 _COCO_SPLIT = "coco_split"
@@ -54,7 +56,8 @@ def read_tables(files: Files, *, progress: Callable[[int, int], None] = lambda d
     elif BOXES in files.names:
         labels = [box_labels(boxes + _EXCLUSIVE, np.zeros(len(boxes))) for boxes in inclusive_boxes(files, stems)]
     else:
-        labels = _around_masks(files, stems, progress)
+        single = any(name.startswith(f"{INSTANCES}/") for name in files.names)
+        labels = _around_masks(files, stems, INSTANCES if single else "masks", progress)
     return DetectionImages(
         files,
         tuple(images[stem] for stem in stems),
@@ -94,16 +97,16 @@ def _sample(files: Files, stems: list[str]) -> tuple[tuple[str, ...], list[BoxLa
     return classes, [image.labels for image in parsed]
 
 
-def _around_masks(files: Files, stems: list[str], progress: Callable[[int, int], None]) -> list[BoxLabels]:
-    masks = by_stem(files, "masks")
+def _around_masks(files: Files, stems: list[str], folder: str, progress: Callable[[int, int], None]) -> list[BoxLabels]:
+    masks = by_stem(files, folder)
     labels = []
     for number, stem in enumerate(stems):
         progress(number, len(stems))
         if stem not in masks:
-            raise SourceError(f"{files.path} has no {files.inside}masks/{stem}.*; each image needs it")
-        there = read_mask(files, masks[stem]).numbers > 0
-        columns, rows = (np.flatnonzero(there.any(axis)) for axis in (0, 1))
-        boxes = [[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]] if len(columns) else []
+            raise SourceError(f"{files.path} has no {files.inside}{folder}/{stem}.*; each image needs it")
+        numbers = read_mask(files, masks[stem]).numbers
+        objects = numbers if folder == INSTANCES else (numbers > 0).astype(np.uint8)
+        boxes = boxes_from_instances(objects[None])[:, 2:] + _EXCLUSIVE
         labels.append(box_labels(boxes, np.zeros(len(boxes))))
     progress(len(stems), len(stems))
     return labels

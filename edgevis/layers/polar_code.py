@@ -61,7 +61,7 @@ def decode_polygons(points: Tensor, rays: Tensor, *, size: tuple[int, int]) -> T
         (..., P, 36, 2) float32, (x, y), 0 to the width and the height.
     """
     vertices = points[:, None, :] + 0.5 + (rays[..., None] + 0.5) * ray_directions().to(rays.device)
-    return torch.minimum(vertices.clamp(min=0.0), torch.tensor([float(size[1]), float(size[0])], device=rays.device))
+    return torch.minimum(torch.relu(vertices), torch.tensor([float(size[1]), float(size[0])], device=rays.device))
 
 
 def decode_distances(points: Tensor, distances: Tensor) -> Tensor:

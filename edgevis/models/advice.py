@@ -12,7 +12,7 @@ from edgevis.models.recipe import (
     ReIDRecipe,
     SegmentationRecipe,
 )
-from edgevis.models.recipe_detection import DetectionRecipe
+from edgevis.models.recipe_detection import DetectionRecipe, InstanceRecipe, ObjectRecipe
 from runtime.common.discovery import module_name, names_in
 
 PAGE = "docs/extending.md"
@@ -23,6 +23,7 @@ _RECIPES: Mapping[str, tuple[type[Recipe], str]] = {
     "few_shot_segment": (FewShotSegmentationRecipe, ""),
     "segment": (SegmentationRecipe, 'supervision="masks", '),
     "detect": (DetectionRecipe, ""),
+    "instance_segment": (InstanceRecipe, ""),
 }
 """The recipe of each task, and what its example states besides lengths and rates."""
 
@@ -53,7 +54,7 @@ def recipe_advice(path: str, task: str) -> str:
     kind, values = _RECIPES[task]
     needed = [item.name for item in fields(kind) if item.default is MISSING]
     others = [item.name for item in fields(kind) if item.default is not MISSING]
-    place = "edgevis.models.recipe_detection" if kind is DetectionRecipe else "edgevis.models"
+    place = "edgevis.models.recipe_detection" if issubclass(kind, ObjectRecipe) else "edgevis.models"
     example = (
         f"from {place} import {kind.__name__}\nRECIPES = {{\n"
         f'    "paper": {kind.__name__}({values}epochs=30, optimizer="adamw", learning_rate=1e-3),\n}}'

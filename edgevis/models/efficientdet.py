@@ -16,31 +16,23 @@ from torch import Tensor, nn
 
 from edgevis.layers.anchors import ANCHORS_PER_CELL, anchor_boxes, decode_anchors
 from edgevis.layers.bifpn import LEVELS, BiFPN
-from edgevis.layers.efficientnet import EfficientNetTrunk
-from edgevis.layers.ghostnet import GhostNetTrunk
-from edgevis.layers.mbconv import initialise
-from edgevis.layers.mobilenetv2 import MobileNetV2Trunk
-from edgevis.layers.regnet import DESIGNS, RegNetTrunk
+from edgevis.layers.pyramid_backbones import BACKBONES, pyramid_backbone, pyramid_preprocess
 from edgevis.layers.shared_head import SharedHead
 from edgevis.models._detection import MAX_CLASSES, deployment, labels_of
 from edgevis.models.allowed import TEXT, one_of, whole
 from edgevis.models.entry import ModelEntry, PaperCount
 from edgevis.models.recipe_detection import DetectionRecipe
-from runtime.bundle.spec import MAX_SIDE, Deployment, Preprocess
+from runtime.bundle.spec import MAX_SIDE, Deployment
 from runtime.errors import InputError, ModelError
 
 SIZE = 512
 MULTIPLE = 2 ** LEVELS[-1]
-BACKBONES = ("efficientnet-b0", "efficientnet-lite0", "mobilenetv2", "ghostnet", *DESIGNS)
-# Their input is -1..1.
-_SIGNED = ("efficientnet-lite0", "mobilenetv2")
 VARIANTS = ("pytorch", "tf")
 # The published detectors have an output for each of COCO's ids.
 _COCO_IDS = 90
 _CHANNELS, _CELLS, _REPEATS = 64, 3, 3
 # The probability of an object that an untrained head gives everywhere; section 5.1 takes it from RetinaNet.
 _PRIOR = 0.01
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class EfficientDet(nn.Module):
@@ -81,8 +73,7 @@ class EfficientDet(nn.Module):
         self.labels = labels_of(num_classes, labels)
         self.size, self.backbone_name = size, backbone
         tensorflow = variant == "tf"
-        self.backbone = _backbone(backbone, tensorflow=tensorflow)
-        initialise(self.backbone)
+        self.backbone = pyramid_backbone(backbone, tensorflow=tensorflow)
         self.fpn = BiFPN(self.backbone.channels, channels=_CHANNELS, cells=_CELLS, tensorflow=tensorflow)
         self.class_net = SharedHead(
             _CHANNELS,
@@ -139,36 +130,15 @@ def efficientdet_d0(
     return EfficientDet(num_classes=num_classes, size=size, variant=variant, backbone=backbone, labels=labels)
 
 
-def _backbone(name: str, *, tensorflow: bool) -> EfficientNetTrunk | MobileNetV2Trunk | GhostNetTrunk | RegNetTrunk:
-    if name in DESIGNS:
-        return RegNetTrunk(name)
-    if name == "ghostnet":
-        return GhostNetTrunk()
-    if name == "mobilenetv2":
-        return MobileNetV2Trunk(same=tensorflow)
-    if name == "efficientnet-lite0":
-        return EfficientNetTrunk(lite=True, tensorflow=True)
-    return EfficientNetTrunk(tensorflow=tensorflow)
-
-
 def _deploy(module: nn.Module) -> Deployment:
     if not isinstance(module, EfficientDet):
         raise ModelError(f"a {type(module).__name__} is no EfficientDet")
-    return _deployment(module.size, module.labels, imagenet=module.backbone_name not in _SIGNED)
+    return _deployment(module.size, module.labels, module.backbone_name)
 
 
-def _deployment(size: int, labels: tuple[str, ...], *, imagenet: bool = True) -> Deployment:
+def _deployment(size: int, labels: tuple[str, ...], backbone: str) -> Deployment:
     # As published but for the filling, which is the mean colour (124, 116, 104) there, and the filter, which is cubic.
-    preprocess = Preprocess(
-        height=size,
-        width=size,
-        color="RGB",
-        mean=_MEAN if imagenet else (0.5, 0.5, 0.5),
-        std=_STD if imagenet else (0.5, 0.5, 0.5),
-        fit="letterbox",
-        align="top-left",
-        pad_value=114,
-    )
+    preprocess = pyramid_preprocess(backbone, height=size, width=size)
     rows = sum((size >> level) ** 2 for level in LEVELS) * ANCHORS_PER_CELL
     return deployment(preprocess, labels=labels, rows=rows)
 
@@ -205,7 +175,7 @@ FINE_TUNE = DetectionRecipe(
     scale=(0.5, 1.5),
 )
 
-DEPLOYMENT = _deployment(SIZE, labels_of(_COCO_IDS))
+DEPLOYMENT = _deployment(SIZE, labels_of(_COCO_IDS), BACKBONES[0])
 
 ENTRIES = (
     ModelEntry(

@@ -11,7 +11,32 @@ from edgevis.training.images import ImageStore
 from runtime.images.decode import Image
 
 
-class BoxImages:
+class DrawnPlaces:
+    """Positions of images that train, in the order of each epoch.
+
+    Args:
+        places: The positions.
+        draw: The first numbers of the random order, such as (seed, what is drawn).
+    """
+
+    def __init__(self, places: Sequence[int], *, draw: tuple[int, int]) -> None:
+        self.places = tuple(places)
+        self._draw = draw
+        self._order: dict[tuple[int, int, int], list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def drawn(self, epoch: int, number: int, rank: int) -> int:
+        """The position that is the ``number``-th of an epoch: all come before one comes again."""
+        turn, position = divmod(number, len(self.places))
+        key = (epoch, turn, rank)
+        if key not in self._order:
+            self._order = {key: shuffled(draw_at(*self._draw, *key), self.places)}
+        return self._order[key][position]
+
+
+class BoxImages(DrawnPlaces):
     """Some images of a data set that train, and any of its images by their position.
 
     Args:
@@ -21,14 +46,10 @@ class BoxImages:
     """
 
     def __init__(self, data: DetectionImages, places: Sequence[int], *, draw: tuple[int, int]) -> None:
-        self.data, self.places = data, tuple(places)
-        self._draw = draw
+        super().__init__(places, draw=draw)
+        self.data = data
         self._labels: dict[int, BoxLabels] = {}
         self._images = ImageStore(self._read)
-        self._order: dict[tuple[int, int, int], list[int]] = {}
-
-    def __len__(self) -> int:
-        return len(self.places)
 
     def __getitem__(self, place: int) -> BoxView:
         """The image at a position of the data, as it was read, with its boxes.
@@ -38,14 +59,6 @@ class BoxImages:
         """
         image = self._images[place]
         return BoxView(image, self._labels[place])
-
-    def drawn(self, epoch: int, number: int, rank: int) -> int:
-        """The position that is the ``number``-th of an epoch: all come before one comes again."""
-        turn, position = divmod(number, len(self.places))
-        key = (epoch, turn, rank)
-        if key not in self._order:
-            self._order = {key: shuffled(draw_at(*self._draw, *key), self.places)}
-        return self._order[key][position]
 
     def _read(self, place: int) -> Image:
         image, self._labels[place] = self.data[place]

@@ -9,8 +9,11 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from edgevis.data.detection import BoxLabels, concatenated
 from edgevis.data.rng import below
@@ -35,6 +38,50 @@ class BoxView:
     labels: BoxLabels
 
 
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One side of a view: ``seen`` pixels from ``first`` become ``size`` pixels from ``place``."""
+
+    first: int
+    seen: int
+    place: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The part of an image that is seen, and where in the input it lies.
+
+    Attributes:
+        x, y: Columns and rows.
+        spec: Size of the input, interpolation and padding.
+    """
+
+    x: Axis
+    y: Axis
+    spec: Preprocess
+
+    def placed(self, image: Image) -> Image:
+        """The input's picture, (H, W, 3) uint8."""
+        seen = self._seen(image)
+        canvas = np.full((self.spec.height, self.spec.width, 3), self.spec.pad_value, np.uint8)
+        self._inside(canvas)[:] = _resized(seen, self.y.size, self.x.size, self.spec)
+        return canvas
+
+    def placed_ids(self, ids: NDArray[np.uint16]) -> NDArray[np.uint16]:
+        """The input's numbers, (H, W) uint16: those of the nearest pixels, 0 beside the image."""
+        canvas = np.zeros((self.spec.height, self.spec.width), np.uint16)
+        size = (self.x.size, self.y.size)
+        self._inside(canvas)[:] = cv2.resize(self._seen(ids), size, interpolation=cv2.INTER_NEAREST_EXACT)
+        return canvas
+
+    def _seen(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        return pixels[self.y.first : self.y.first + self.y.seen, self.x.first : self.x.first + self.x.seen]
+
+    def _inside(self, canvas: NDArray[Any]) -> NDArray[Any]:
+        return canvas[self.y.place : self.y.place + self.y.size, self.x.place : self.x.place + self.x.size]
+
+
 def random_scale_crop(
     view: BoxView, draw: random.Random, spec: Preprocess, *, scale: Sequence[float], visible: float
 ) -> BoxView:
@@ -48,20 +95,24 @@ def random_scale_crop(
         visible: The least share of a box's area that must stay inside; a box of which less is left becomes an ignored
             region.
     """
-    rows, columns = view.image.shape[:2]
-    least, most = scale
-    ratio = (least + (most - least) * draw.random()) * min(spec.height / rows, spec.width / columns)
-    # The part that is seen is cut out before it is resized: an enlarged image need not be made as a whole.
-    y, x = (_placed(length, size, ratio, draw, spec) for length, size in ((rows, spec.height), (columns, spec.width)))
-    seen = view.image[y.first : y.first + y.seen, x.first : x.first + x.seen]
-    canvas = np.full((spec.height, spec.width, 3), spec.pad_value, np.uint8)
-    region = (x.place, y.place, x.place + x.size, y.place + y.size)
-    canvas[region[1] : region[3], region[0] : region[2]] = _resized(seen, y.size, x.size, spec)
+    placement = random_placement(view.image, draw, spec, scale=scale)
+    x, y = placement.x, placement.y
     boxes = (view.labels.boxes - np.array([x.first, y.first] * 2, np.float32)) * np.array(
         [x.size / x.seen, y.size / y.seen] * 2, np.float32
     )
     boxes += np.array([x.place, y.place] * 2, np.float32)
-    return BoxView(canvas, _inside(view.labels.with_boxes(boxes), region, visible))
+    region = (x.place, y.place, x.place + x.size, y.place + y.size)
+    return BoxView(placement.placed(view.image), _inside(view.labels.with_boxes(boxes), region, visible))
+
+
+def random_placement(image: Image, draw: random.Random, spec: Preprocess, *, scale: Sequence[float]) -> Placement:
+    """Which part of an image is seen where in the input, see :func:`random_scale_crop`."""
+    rows, columns = image.shape[:2]
+    least, most = scale
+    ratio = (least + (most - least) * draw.random()) * min(spec.height / rows, spec.width / columns)
+    # The part that is seen is cut out before it is resized: an enlarged image need not be made as a whole.
+    y, x = (_placed(length, size, ratio, draw, spec) for length, size in ((rows, spec.height), (columns, spec.width)))
+    return Placement(x, y, spec)
 
 
 def flipped_view(view: BoxView, draw: random.Random) -> BoxView:
@@ -101,23 +152,13 @@ def mosaic(views: Sequence[BoxView], draw: random.Random, spec: Preprocess) -> B
     return BoxView(canvas, concatenated(parts))
 
 
-@dataclass(frozen=True, slots=True)
-class _Axis:
-    """One side of a view: ``seen`` pixels from ``first`` become ``size`` pixels from ``place``."""
-
-    first: int
-    seen: int
-    place: int
-    size: int
-
-
-def _placed(length: int, available: int, ratio: float, draw: random.Random, spec: Preprocess) -> _Axis:
+def _placed(length: int, available: int, ratio: float, draw: random.Random, spec: Preprocess) -> Axis:
     seen = min(length, max(1, math.ceil(available / ratio)))
     exact = seen * ratio
     # As Preprocessor.geometry does; the sum is for products such as 95.999999 that stand for 96.
     whole = math.floor(exact + 1e-6) if spec.align == "top-left" else round(exact)
     size = min(available, max(1, whole))
-    return _Axis(below(draw, length - seen + 1), seen, below(draw, available - size + 1), size)
+    return Axis(below(draw, length - seen + 1), seen, below(draw, available - size + 1), size)
 
 
 def _resized(image: Image, height: int, width: int, spec: Preprocess) -> Image:

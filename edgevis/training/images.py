@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.images.decode import Image
 
 MAX_BYTES = 2 << 30
 
+Pixels = TypeVar("Pixels", bound=NDArray[Any])
 
-class ImageStore:
-    """Images by their number, read when first asked for.
+
+class ImageStore(Generic[Pixels]):
+    """Images, or their masks, by their number, read when first asked for.
 
     An evaluation's are to be resized by :meth:`runtime.images.preprocess.Preprocessor.fit` alone, as a predictor does:
     of an image that was shrunk before, OSNet's embedding has a cosine of 0.994 to the predictor's.
 
     Args:
-        read: From a number to an image, (H, W, 3) uint8 BGR, made no larger than needed.
+        read: From a number to an image, (H, W, 3) uint8 BGR, or a mask, (H, W), made no larger than needed.
         max_bytes: What is kept together; what does not fit is read each time.
     """
 
-    def __init__(self, read: Callable[[int], Image], *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, read: Callable[[int], Pixels], *, max_bytes: int = MAX_BYTES) -> None:
         self._read, self._left = read, max_bytes
-        self._kept: dict[int, Image] = {}
+        self._kept: dict[int, Pixels] = {}
 
-    def __getitem__(self, number: int) -> Image:
+    def __getitem__(self, number: int) -> Pixels:
         """The image; SourceError when it cannot be decoded. It must not be written to."""
         if number in self._kept:
             return self._kept[number]
-        image = np.ascontiguousarray(self._read(number))  # part of a larger one would keep all of it
+        image = cast(Pixels, np.ascontiguousarray(self._read(number)))  # part of a larger one would keep all of it
         if image.nbytes <= self._left:
             self._kept[number] = image
             self._left -= image.nbytes

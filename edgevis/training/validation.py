@@ -23,6 +23,7 @@ _ALLOWED: Mapping[str, str] = {
     "or COCO-20i, whose novel classes also validate",
     "segment": _IMAGES,
     "detect": _IMAGES,
+    "instance_segment": _IMAGES,
 }
 """What to do, by task."""
 

@@ -68,6 +68,7 @@ SMALL: Mapping[str, Mapping[str, int | str]] = {
     "person-segmenter": {"side": 64},
     "efficientdet-d0": {"num_classes": 2, "size": 128},
     "person-detector": {"height": 64, "width": 96},
+    "polarmask": {"num_classes": 2, "height": 128, "width": 128, "tower": 1},
     "yolox-nano": {"num_classes": 2, "height": 64, "width": 96},
     **{name: {"width": 4, "side": 129} for name in models.names() if name.startswith("hsnet")},
     # Ten rows in three stripes of 4, 4 and 2.

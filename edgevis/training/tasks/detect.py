@@ -13,14 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edgevis.data.detection import BoxLabels
 from edgevis.data.detection_split import DetectionSplit, split_detection
-from edgevis.data.image_split import HELD_DRAW, TEST_DRAW, is_blank
+from edgevis.data.image_split import is_blank
 from edgevis.data.leakage import Side, SplitCheck
 from edgevis.data.pseudo_labelled import read_pseudo_labelled
 from edgevis.data.rng import below, draw_at
@@ -32,23 +31,21 @@ from edgevis.training.box_images import BoxImages
 from edgevis.training.box_views import BoxView, flipped_view, mosaic, random_scale_crop
 from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.finite import require_finite
-from edgevis.training.images import resized
+from edgevis.training.object_task import (
+    ORDER_DRAW,
+    PREDICT_BATCH,
+    PSEUDO_DRAW,
+    SHOWN,
+    VIEW_DRAW,
+    ObjectTask,
+    drawn_boxes,
+)
 from edgevis.training.precision import in_float32
-from edgevis.training.task import Batch, Evaluation, MetricValue
+from edgevis.training.task import Batch, MetricValue
 from edgevis.training.views import color_jitter, random_degradation
-from edgevis.training.visualize import GIVEN, RIGHT
 from runtime.bundle.spec import Deployment
-from runtime.detection.postprocess import detected_boxes
+from runtime.detection.postprocess import DetectedBoxes, detected_boxes
 from runtime.images.decode import Image
-from runtime.images.preprocess import Preprocessor
-from runtime.tasks.detect import settings_from
-
-EVALUATED_SCORE = 0.001
-"""The least score of detections that average precision is computed from."""
-
-_PREDICT_BATCH = 8
-_SHOWN, _SHOWN_SCORE, _SHOWN_SIDE = 6, 0.3, 320
-_ORDER_DRAW, _VIEW_DRAW, _PSEUDO_DRAW = range(max(TEST_DRAW, HELD_DRAW) + 1, 5)
 
 
 def training_task(
@@ -74,17 +71,15 @@ def training_task(
     return DetectionTrainingTask(split, detection_recipe, deployment, data=data.name, seed=seed)
 
 
-class DetectionTrainingTask:
+class DetectionTrainingTask(ObjectTask):
     """See :class:`edgevis.training.task.TrainingTask`; of a model it calls ``heads`` and ``detect``."""
 
     def __init__(
         self, split: DetectionSplit, recipe: DetectionRecipe, deployment: Deployment, *, data: str, seed: int
     ) -> None:
-        self._split, self._recipe, self._seed, self._name = split, recipe, seed, data
-        self._deployment = deployment
-        self._preprocess = Preprocessor(deployment.preprocess)
-        self._settings = replace(settings_from(deployment.postprocess), score=EVALUATED_SCORE)
-        self._images = BoxImages(split.data, split.train, draw=(seed, _ORDER_DRAW))
+        super().__init__(split, recipe, deployment, data=data, seed=seed, picture="detections")
+        self._recipe = recipe
+        self._images = BoxImages(split.data, split.train, draw=(seed, ORDER_DRAW))
         self._pseudo: BoxImages | None = None
         self._pseudo_name = ""
 
@@ -108,38 +103,17 @@ class DetectionTrainingTask:
             notes = {**split.notes, "leakage": [*(known if isinstance(known, list) else ()), *leaks]}
             split = replace(split, notes=notes)
         task = DetectionTrainingTask(split, recipe, self._deployment, data=self._name, seed=self._seed)
-        task._pseudo = BoxImages(data, range(len(data)), draw=(self._seed, _PSEUDO_DRAW))
+        task._pseudo = BoxImages(data, range(len(data)), draw=(self._seed, PSEUDO_DRAW))
         task._pseudo_name = path.name
         return task
 
     @property
-    def model_options(self) -> Mapping[str, int | str]:
-        classes = self._split.data.classes
-        return {"num_classes": len(classes), "labels": ",".join(classes)}
-
-    @property
     def data(self) -> Mapping[str, object]:
-        split = self._split
-        return {
-            "source": self._name,
-            "classes": list(split.data.classes),
-            "training images": len(split.train),
-            "training boxes": sum(split.data.labels[place].objects for place in split.train),
-            "validation images": len(split.validation),
-            "test images": len(split.test),
-            **self._pseudo_data(),
-            **split.notes,
-        }
+        return {**super().data, **self._pseudo_data()}
 
     @property
-    def evaluation_images(self) -> tuple[int, int]:
-        """See :class:`edgevis.training.remaining.CountedEvaluations`."""
-        return len(self._split.validation), len(self._split.test)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        count = len(self._images) + len(self._pseudo or ())
-        return self._recipe.steps_per_epoch or max(1, count // self._recipe.batch)
+    def drawn_images(self) -> int:
+        return len(self._images) + len(self._pseudo or ())
 
     def criterion(self) -> nn.Module:
         recipe = self._recipe
@@ -150,7 +124,7 @@ class DetectionTrainingTask:
         return YOLOXLoss()
 
     def batch(self, epoch: int, step: int, rank: int) -> Batch:
-        draw = draw_at(self._seed, _VIEW_DRAW, epoch, step, rank)
+        draw = draw_at(self._seed, VIEW_DRAW, epoch, step, rank)
         views = []
         for images, count in self._rows():
             first = step * count
@@ -169,18 +143,6 @@ class DetectionTrainingTask:
             criterion.l1 = epoch >= self._recipe.epochs - self._recipe.l1_epochs
         terms: dict[str, Tensor] = in_float32(criterion, rows, batch["targets"], size=tuple(image.shape[2:]))
         return terms
-
-    def validate(self, model: nn.Module) -> Evaluation | None:
-        if not self._split.validation:
-            return None
-        result, _ = self._evaluated(model, self._split.validation)
-        return Evaluation("training images set aside", _figures(result))
-
-    def test(self, model: nn.Module) -> Evaluation | None:
-        if not self._split.test:
-            return None
-        result, picture = self._evaluated(model, self._split.test)
-        return Evaluation("test images", _figures(result), {"detections": picture})
 
     def _pseudo_data(self) -> dict[str, object]:
         if self._pseudo is None:
@@ -212,7 +174,7 @@ class DetectionTrainingTask:
             image = random_degradation(image, draw, strength=recipe.degrade)
         return BoxView(image, view.labels)
 
-    def _evaluated(self, model: nn.Module, places: Sequence[int]) -> tuple[AveragePrecision, Image]:
+    def evaluated(self, model: nn.Module, places: Sequence[int]) -> tuple[Mapping[str, MetricValue], Image]:
         truths: list[BoxLabels] = []
         detections: list[Detected] = []
         shown: list[Image] = []
@@ -220,23 +182,23 @@ class DetectionTrainingTask:
             view = self._images[place]
             truths.append(view.labels)
             detections.append(detected)
-            if len(shown) < _SHOWN:
-                shown.append(_drawn(view, detected))
-        return average_precision(truths, detections, classes=len(self._split.data.classes)), np.hstack(shown)
+            if len(shown) < SHOWN:
+                shown.append(drawn_boxes(view.image, view.labels.boxes[~view.labels.ignored], detected))
+        result = average_precision(truths, detections, classes=len(self._split.data.classes))
+        return _figures(result), np.hstack(shown)
 
-    def _detections(self, model: Any, places: Sequence[int]) -> Iterator[Detected]:
+    def _detections(self, model: Any, places: Sequence[int]) -> Iterator[DetectedBoxes]:
         """What the predictor finds, at a low threshold, of each image."""
         device = next(model.parameters()).device
-        for start in range(0, len(places), _PREDICT_BATCH):
-            images = [self._images[place].image for place in places[start : start + _PREDICT_BATCH]]
+        for start in range(0, len(places), PREDICT_BATCH):
+            images = [self._images[place].image for place in places[start : start + PREDICT_BATCH]]
             scores, boxes = model.detect(torch.from_numpy(self._preprocess(images)).to(device))
             rows, corners = scores.float().cpu().numpy(), boxes.float().cpu().numpy()
             require_finite(rows, "the model's scores")
             for image, score, box in zip(images, rows, corners, strict=True):
                 size = (image.shape[0], image.shape[1])
                 geometry = self._preprocess.geometry(size)
-                result = detected_boxes(score, box, self._settings, geometry=geometry, size=size)
-                yield result.boxes, result.scores, result.class_ids
+                yield detected_boxes(score, box, self._settings, geometry=geometry, size=size)
 
 
 def targets_of(labels: Sequence[BoxLabels]) -> Tensor:
@@ -269,14 +231,3 @@ def raw_rows(heads: Any, *, classes: int) -> Tensor:
 
 def _figures(result: AveragePrecision) -> dict[str, MetricValue]:
     return {"AP": MetricValue(result.value, result.samples), "AP50": MetricValue(result.at_50, result.samples_50)}
-
-
-def _drawn(view: BoxView, detected: Detected) -> Image:
-    """Annotated boxes in grey, detections in green, at one height."""
-    scale = _SHOWN_SIDE / view.image.shape[0]
-    picture = resized(view.image, _SHOWN_SIDE, max(1, round(view.image.shape[1] * scale)))
-    boxes, scores, _ = detected
-    for table, colour in ((view.labels.boxes[~view.labels.ignored], GIVEN), (boxes[scores >= _SHOWN_SCORE], RIGHT)):
-        for x1, y1, x2, y2 in np.rint(table * scale).astype(int).tolist():
-            cv2.rectangle(picture, (x1, y1), (x2, y2), colour, 2)
-    return picture

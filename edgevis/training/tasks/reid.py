@@ -172,7 +172,7 @@ class ReIDTrainingTask(ViewBatches):
         figures, order = _ranked(sides[0], sides[1])
         return Evaluation("query against gallery", figures, {"neighbours": self._picture(order)})
 
-    def _store(self, part: PersonImages) -> ImageStore:
+    def _store(self, part: PersonImages) -> ImageStore[Image]:
         # At the input's size: every view starts there, and an evaluation sees what a predictor sees.
         return ImageStore(lambda index: self._preprocess.fit(part[index][0]))
 

@@ -1,0 +1,122 @@
+"""What training to find objects has in common, whether their boxes or their outlines are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from edgevis.data.detection_split import DetectionSplit
+from edgevis.data.image_split import HELD_DRAW, TEST_DRAW
+from edgevis.models.recipe_detection import ObjectRecipe
+from edgevis.training.images import resized
+from edgevis.training.task import Evaluation, MetricValue
+from edgevis.training.visualize import GIVEN, RIGHT
+from runtime.bundle.spec import Deployment
+from runtime.detection.postprocess import DetectedBoxes
+from runtime.images.decode import Image
+from runtime.images.preprocess import Preprocessor
+from runtime.tasks.detect import settings_from
+
+EVALUATED_SCORE = 0.001
+"""The least score of detections that average precision is computed from."""
+
+PREDICT_BATCH = 8
+ORDER_DRAW, VIEW_DRAW, PSEUDO_DRAW = range(max(TEST_DRAW, HELD_DRAW) + 1, 5)
+"""What the seed draws here, beside what it draws of the splits."""
+
+SHOWN = 6
+"""The images that an evaluation's picture shows."""
+
+_SHOWN_SCORE, _SHOWN_SIDE = 0.3, 320
+
+
+class ObjectTask:
+    """A part of :class:`edgevis.training.task.TrainingTask`. Subclasses evaluate.
+
+    Args:
+        split: The images.
+        recipe: Of the training.
+        deployment: The model's.
+        data: The data's name, for the report.
+        seed: Of batches.
+        picture: What the evaluation's picture is called.
+    """
+
+    def __init__(
+        self,
+        split: DetectionSplit,
+        recipe: ObjectRecipe,
+        deployment: Deployment,
+        *,
+        data: str,
+        seed: int,
+        picture: str,
+    ) -> None:
+        self._split, self._seed, self._name, self._picture = split, seed, data, picture
+        self._batch, self._steps = recipe.batch, recipe.steps_per_epoch
+        self._deployment = deployment
+        self._preprocess = Preprocessor(deployment.preprocess)
+        self._settings = replace(settings_from(deployment.postprocess), score=EVALUATED_SCORE)
+
+    @property
+    def model_options(self) -> Mapping[str, int | str]:
+        classes = self._split.data.classes
+        return {"num_classes": len(classes), "labels": ",".join(classes)}
+
+    @property
+    def data(self) -> Mapping[str, object]:
+        split = self._split
+        return {
+            "source": self._name,
+            "classes": list(split.data.classes),
+            "training images": len(split.train),
+            "training boxes": sum(split.data.labels[place].objects for place in split.train),
+            "validation images": len(split.validation),
+            "test images": len(split.test),
+            **split.notes,
+        }
+
+    @property
+    def evaluation_images(self) -> tuple[int, int]:
+        """See :class:`edgevis.training.remaining.CountedEvaluations`."""
+        return len(self._split.validation), len(self._split.test)
+
+    @property
+    def drawn_images(self) -> int:
+        """The images of an epoch."""
+        return len(self._split.train)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._steps or max(1, self.drawn_images // self._batch)
+
+    def validate(self, model: nn.Module) -> Evaluation | None:
+        if not self._split.validation:
+            return None
+        figures, _ = self.evaluated(model, self._split.validation)
+        return Evaluation("training images set aside", figures)
+
+    def test(self, model: nn.Module) -> Evaluation | None:
+        if not self._split.test:
+            return None
+        figures, picture = self.evaluated(model, self._split.test)
+        return Evaluation("test images", figures, {self._picture: picture})
+
+    def evaluated(self, model: nn.Module, places: Sequence[int]) -> tuple[Mapping[str, MetricValue], Image]:
+        """The figures by name on some images, and the first of them with what was found."""
+        raise NotImplementedError
+
+
+def drawn_boxes(image: Image, annotated: NDArray[np.float32], detected: DetectedBoxes) -> Image:
+    """The image at one height, with annotated boxes (I, 4) in grey and detections in green."""
+    scale = _SHOWN_SIDE / image.shape[0]
+    picture = resized(image, _SHOWN_SIDE, max(1, round(image.shape[1] * scale)))
+    for table, colour in ((annotated, GIVEN), (detected.boxes[detected.scores >= _SHOWN_SCORE], RIGHT)):
+        for x1, y1, x2, y2 in np.rint(table * scale).astype(int).tolist():
+            cv2.rectangle(picture, (x1, y1), (x2, y2), colour, 2)
+    return picture
