@@ -37,7 +37,7 @@ SCORE = 0.01
 HEADERS = ("detector", "images", "AP", "AP50", "of", "AP", "AP50", "engine ms", "least", "predict ms")
 
 _TIMED_IMAGES = 8
-_Figure = tuple[float, float]
+Figure = tuple[float, float]
 """A figure and the half width of its 95 % interval over images."""
 
 
@@ -60,11 +60,11 @@ class DetectorRow:
     detector: str
     images: int
     classes: int
-    ap: _Figure
-    ap_50: _Figure
+    ap: Figure
+    ap_50: Figure
     label: str
-    label_ap: _Figure
-    label_ap_50: _Figure
+    label_ap: Figure
+    label_ap_50: Figure
     engine_ms: float
     engine_least_ms: float
     predict_ms: float
@@ -74,9 +74,9 @@ class DetectorRow:
         return (
             self.detector,
             str(self.images),
-            *(_text(figure) for figure in (self.ap, self.ap_50)),
+            *(figure_text(figure) for figure in (self.ap, self.ap_50)),
             self.label,
-            *(_text(figure) for figure in (self.label_ap, self.label_ap_50)),
+            *(figure_text(figure) for figure in (self.label_ap, self.label_ap_50)),
             *(f"{ms:.1f}" for ms in (self.engine_ms, self.engine_least_ms, self.predict_ms)),
         )
 
@@ -128,7 +128,7 @@ def measure(
 
 def _accuracy(
     predictor: Predictor, data: DetectionImages, places: Sequence[int], label: str
-) -> tuple[int, _Figure, _Figure, str, _Figure, _Figure]:
+) -> tuple[int, Figure, Figure, str, Figure, Figure]:
     """The columns of :class:`DetectorRow` from ``classes`` to ``label_ap_50``."""
     shared = [name for name in data.classes if name in predictor.labels]
     if label not in shared:
@@ -144,7 +144,7 @@ def _accuracy(
     alone = average_precision(
         [_only(boxes, number) for boxes in truths], [_one_class(item, number) for item in detections], classes=1
     )
-    return len(shared), *_figures(every), label, *_figures(alone)
+    return len(shared), *figures_of(every), label, *figures_of(alone)
 
 
 def _detected(found: Any, classes: Sequence[str]) -> Detected:
@@ -165,7 +165,8 @@ def _one_class(detected: Detected, number: int) -> Detected:
     return boxes[kept], scores[kept], np.zeros(int(kept.sum()), np.int64)
 
 
-def _figures(found: AveragePrecision) -> tuple[_Figure, _Figure]:
+def figures_of(found: AveragePrecision) -> tuple[Figure, Figure]:
+    """AP and AP50, each with the half width of its interval."""
     widths = (
         half_width(np.asarray(samples)) if len(samples) > 1 else float("nan")
         for samples in (found.samples, found.samples_50)
@@ -200,7 +201,8 @@ def _timed(
     }
 
 
-def _text(figure: _Figure) -> str:
+def figure_text(figure: Figure) -> str:
+    """A figure and its half width as a table shows them."""
     return f"{figure[0]:.3f} ± {figure[1]:.3f}"
 
 
