@@ -45,7 +45,7 @@ def read_detection_images(path: Path, *, check: SplitCheck | None = None) -> Det
         SourceError: The data are in none of these layouts, or cannot be read.
     """
     files = open_files(path)
-    layout = _layout_of(files)
+    layout = layout_of(files)
     if layout == "voc":
         return detection_voc.read_voc(files)
     if layout == "tables":
@@ -65,10 +65,11 @@ def holds_boxes(path: Path) -> bool:
     Raises:
         SourceError: There is no such folder or zip, or it cannot be read.
     """
-    return _layout_of(open_files(path)) is not None
+    return layout_of(open_files(path)) is not None
 
 
-def _layout_of(files: Files) -> Literal["voc", "tables", "coco"] | None:
+def layout_of(files: Files) -> Literal["voc", "tables", "coco"] | None:
+    """The layout that files are named as; None where they are named as none."""
     folders = {name.partition("/")[0] for name in files.names if "/" in name}
     if {detection_voc.ANNOTATIONS, detection_voc.IMAGES} <= folders:
         return "voc"

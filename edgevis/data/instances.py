@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from edgevis.data.boxes import boxes_from_instances
 from edgevis.data.detection import BoxLabels, DetectionImages, box_labels, clipped_labels
 from edgevis.data.detection_coco import annotation_files
+from edgevis.data.detection_split import layout_of
 from edgevis.data.detection_tables import BOXES, INSTANCES, SAMPLE
 from edgevis.data.files import by_stem
-from edgevis.data.instances_coco import CocoShapes, read_shapes
+from edgevis.data.instances_coco import CocoShapes, read_shapes, without_masks
 from edgevis.data.masks import read_pair
 from runtime.errors import SourceError
 from runtime.images.decode import Image
@@ -115,6 +116,8 @@ def _reader(data: DetectionImages) -> _Reader:
     if any(len(labels) > _MOST for labels in data.labels):
         raise SourceError(f"{files.path}: an image has more than {_MOST} annotations")
     if not any(name.startswith(f"{INSTANCES}/") for name in files.names):
+        if layout_of(files) != "coco":
+            raise without_masks(files)
         return _drawn(data, read_shapes(files, annotation_files(files)))
     masks = by_stem(files, INSTANCES)
     stems = [name.rpartition("/")[2].rpartition(".")[0] for name in data.names]

@@ -97,11 +97,16 @@ def read_shapes(files: Files, annotations: Sequence[str]) -> list[CocoShapes]:
         for item in data["images"]:
             shapes.append(CocoShapes(tuple(rows[item["id"]])))
     if not any(shape for image in shapes for shape in image.shapes):
-        raise SourceError(
-            f"{files.path} has boxes, but no masks; allowed: instances/STEM.png beside images/, or the segmentation of "
-            "COCO's annotations"
-        )
+        raise without_masks(files)
     return shapes
+
+
+def without_masks(files: Files) -> SourceError:
+    """The error of data whose objects have no pixels."""
+    return SourceError(
+        f"{files.path} has boxes, but no masks; allowed: instances/STEM.png beside images/, or the segmentation of "
+        "COCO's annotations"
+    )
 
 
 def parse_shape(value: object, where: str) -> Shape:

@@ -154,3 +154,21 @@ def test_run_lengths_of_another_size_are_refused(tmp_path: Path) -> None:
 def test_boxes_alone_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="has boxes, but no masks"):
         instances(write_coco(tmp_path, None, []))
+
+
+@pytest.mark.parametrize(
+    ("table", "content"),
+    [
+        ("boxes_xyxy.json", {"a": [[1, 1, 4, 3]]}),
+        (
+            "annotations.json",
+            {"categories": CATEGORIES, "images": {"a": [{"category_id": 7, "box_xyxy": [1, 1, 4, 3]}]}},
+        ),
+    ],
+)
+def test_tables_of_boxes_alone_are_refused(table: str, content: dict[str, Any], tmp_path: Path) -> None:
+    write_image(tmp_path / "images/a.png", 0, SIZE)
+    (tmp_path / table).write_text(json.dumps(content))
+    (tmp_path / "index.csv").write_text("stem\na\n")
+    with pytest.raises(SourceError, match="has boxes, but no masks"):
+        instances(tmp_path)
