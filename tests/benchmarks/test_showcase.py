@@ -11,7 +11,6 @@ import pytest
 
 from benchmarks import showcase
 from edgevis import models
-from export.build import main as build
 from runtime.bundle.bundle import Bundle
 
 from built import small_bundle
@@ -22,9 +21,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("enet")]
 def test_three_bundles_make_a_picture(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finder = tmp_path / "hsnet-hm.edgevis"
-    arguments = ["--model=hsnet-hm", "--option=side=65", "--precision=fp32", f"--output={finder}", "--quiet"]
-    assert build(arguments) == 0
+    finder = small_bundle(tmp_path_factory, "hsnet-hm")
     manifest = Bundle(finder).manifest
     assert manifest.weights.trained
     assert manifest.options == {"backbone": "mobilenetv2", "side": 65}

@@ -31,7 +31,16 @@ from runtime.verification.answers.compare import check_preprocessing, read_answe
 
 from built import small_bundle
 from bundles import needs_openvino
-from model_contract import check_engine, check_portable, check_tensorrt, inputs_of, outputs_of, shape_of, small
+from model_contract import (
+    check_engine,
+    check_portable,
+    check_tensorrt,
+    inputs_of,
+    outputs_of,
+    shape_of,
+    short_variant,
+    small,
+)
 
 pytestmark = [pytest.mark.torch, needs_openvino]
 
@@ -175,7 +184,7 @@ def test_tensorrt_builds_it_in_every_precision(name: str, bundle: Bundle, tmp_pa
 @pytest.mark.parametrize("name", sorted(set(models.names()) - set(BUILT)))
 def test_a_variant_s_graphs_in_every_engine(name: str, tmp_path: Path) -> None:
     """What a variant computes in other ways than the model of its file that is built."""
-    module, deployment = small(name)
+    module, deployment = short_variant(name)
     for graph in deployment.graphs:
         if graph.name in COMMON_GRAPHS.get(models.entry(name).build.__module__, ()):
             continue

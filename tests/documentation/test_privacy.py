@@ -37,6 +37,6 @@ def test_calibration_is_silent(tmp_path: Path) -> None:
 
 
 def test_a_build_is_silent(tmp_path: Path) -> None:
-    arguments = ("--model", "resnet12", "--precision", "fp32", "--output", tmp_path / "r.edgevis", "--quiet")
+    arguments = ("--model", "feat", "--precision", "fp32", "--output", tmp_path / "feat.edgevis", "--quiet")
     process = guarded(tmp_path / "home", "-m", "export.build", *arguments, cwd=ROOT)
     assert_silent(process, tmp_path / "home")

@@ -70,7 +70,9 @@ SMALL: Mapping[str, Mapping[str, int | str]] = {
     "person-detector": {"height": 64, "width": 96},
     "polarmask": {"num_classes": 2, "height": 128, "width": 128, "tower": 1},
     "yolox-nano": {"num_classes": 2, "height": 64, "width": 96},
-    **{name: {"width": 4, "side": 129} for name in models.names() if name.startswith("hsnet")},
+    **{name: {"width": 4, "side": 65} for name in models.names() if name.startswith("hsnet")},
+    # The weights that ship, on a mobile backbone.
+    "hsnet-hm": {"side": 65},
     # Ten rows in three stripes of 4, 4 and 2.
     **{name: {"height": 160} for name in models.names() if name.startswith("epri-net")},
 }

@@ -8,6 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.layers.resnet import ResNet
+from edgevis.models.hsnet import HSNet, HSNetLearner
+
+
+def shorten_hsnet(model: HSNet) -> None:
+    """Give the model a backbone of five blocks instead of sixteen, and a learner for it: quick to export."""
+    model.backbone = ResNet((1, 1, 2, 1), width=4).requires_grad_(False)
+    model.learner = HSNetLearner((1, 2, 1))
+    model.eval()
 
 
 def shrink(model: nn.Module, learner_of: Callable[[ResNet], nn.Module]) -> None:

@@ -20,7 +20,6 @@ from edgevis import models
 from edgevis.layers import correlation_pyramid
 from edgevis.layers.masking import Masking, masked_pyramid
 from edgevis.layers.resize import resize
-from edgevis.layers.resnet import ResNet
 from edgevis.losses import segmentation_loss
 from edgevis.models.hsnet import HSNet, HSNetLearner, load_official_learner
 from export.onnx import onnx_from_module
@@ -30,6 +29,7 @@ from runtime.errors import InputError, ModelError, WeightsError
 from runtime.tasks.few_shot_segment import aggregate_votes
 
 from locations import GOLDEN_FOLDER
+from support_query_models import shorten_hsnet
 
 # What its fixtures export, one worker exports.
 pytestmark = pytest.mark.xdist_group("hsnet-parts")
@@ -75,9 +75,8 @@ def small(masking: Masking = "hm") -> tuple[HSNet, Deployment]:
     """One block per stage: quick to export."""
     torch.manual_seed(0)
     model = HSNet(backbone="resnet50", masking=masking, side=65, width=4)
-    model.backbone = ResNet((1, 1, 2, 1), width=4).requires_grad_(False)
-    model.learner = HSNetLearner((1, 2, 1))
-    return model.eval(), models.deployment_of(models.entry("hsnet"), model)
+    shorten_hsnet(model)
+    return model, models.deployment_of(models.entry("hsnet"), model)
 
 
 def normalised(image: Array) -> Tensor:

@@ -74,14 +74,14 @@ def require_same(first: Path, second: Path) -> None:
 
 def test_a_training_that_is_killed_within_an_epoch_ends_as_an_unbroken_one(masks: Path, tmp_path: Path) -> None:
     """Dropout, batch norm, Adam's moments, the average, the means of an epoch: all go on in the middle of it."""
-    arguments = [*ENET, "--data", masks, "--set", "steps_per_epoch=12", "--epochs", 2, "--output"]
+    arguments = [*ENET, "--data", masks, "--set", "steps_per_epoch=8", "--epochs", 2, "--output"]
     trained(*arguments, tmp_path / "whole")
     broken = [*arguments, tmp_path / "broken", "--resume", "--checkpoint-minutes", 0]
     with process(*broken) as training:
         wait_for(training, tmp_path / "broken", functools.partial(_is_past, (1, 3)))
         training.kill()
         training.communicate(timeout=30)
-    assert 3 <= read_training_state(tmp_path / "broken" / "last.safetensors").step <= 12
+    assert 3 <= read_training_state(tmp_path / "broken" / "last.safetensors").step <= 8
     trained(*broken)
     require_same(tmp_path / "whole", tmp_path / "broken")
 
@@ -89,7 +89,7 @@ def test_a_training_that_is_killed_within_an_epoch_ends_as_an_unbroken_one(masks
 def test_ctrl_c_loses_no_step(masks: Path, tmp_path: Path) -> None:
     """A checkpoint is written, long before the next one would be due; the message says how to go on."""
     output = tmp_path / "run"
-    arguments = [*ENET, "--data", masks, "--set", "steps_per_epoch=40", "--epochs", 2]
+    arguments = [*ENET, "--data", masks, "--set", "steps_per_epoch=16", "--epochs", 2]
     with process(*arguments, "--output", output, start=("-c", LISTENING)) as training:
         wait_for(training, output, functools.partial(_is_past, (1, 0)))
         time.sleep(0.1)
@@ -107,13 +107,13 @@ def test_ctrl_c_loses_no_step(masks: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_stop_together_and_go_on(masks: Path, tmp_path: Path) -> None:
-    arguments = [*ENET, "--data", masks, "--set", "steps_per_epoch=12", "--epochs", 1]
+    arguments = [*ENET, "--data", masks, "--set", "steps_per_epoch=8", "--epochs", 1]
     arguments += ["--accelerator", "cpu", "--devices", 2]
     outputs = [tmp_path / "whole", tmp_path / "broken"]
     for output in outputs:
         with process(*arguments, "--output", output, "--checkpoint-minutes", 0, "--json") as training:
             if output is outputs[1]:
-                wait_for(training, output, functools.partial(_is_past, (0, 5)))
+                wait_for(training, output, functools.partial(_is_past, (0, 3)))
                 training.send_signal(signal.SIGTERM)
             told, errors = training.communicate(timeout=60)
         assert training.returncode == (143 if output is outputs[1] else 0), errors
