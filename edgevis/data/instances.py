@@ -124,14 +124,17 @@ def _reader(data: DetectionImages) -> _Reader:
     lacking = next((stem for stem in stems if stem not in masks), None)
     if lacking is not None:
         raise SourceError(f"{files.path} has no {files.inside}{INSTANCES}/{lacking}.*; each image needs it")
-    tables = _sample_tables(data, stems) if SAMPLE in files.names else None
+    listed = _instances_listed(data, stems) if SAMPLE in files.names else None
 
     def read(index: int) -> tuple[Image, NDArray[np.uint16]]:
         image, stored, _ = read_pair(files, data.names[index], masks[stems[index]])
         if stored.min(initial=0) < 0 or stored.max(initial=0) > _MOST:
             raise SourceError(f"{files.where(masks[stems[index]])} holds numbers beyond 16 bits")
-        if tables is not None:
-            return image, tables[index][stored]
+        if listed is not None:
+            row_of = np.zeros(_MOST + 1, np.uint16)
+            row_of[listed[index]] = np.arange(1, len(listed[index]) + 1)
+            row_of[0] = 0
+            return image, row_of[stored]
         if BOXES in files.names:
             return image, stored.astype(np.uint16)
         _, places = np.unique(np.append(stored.ravel(), 0), return_inverse=True)
@@ -140,22 +143,21 @@ def _reader(data: DetectionImages) -> _Reader:
     return read
 
 
-def _sample_tables(data: DetectionImages, stems: list[str]) -> list[NDArray[np.uint16]]:
-    """Of each image (65536,) uint16: the annotation, counted from 1, of each stored number."""
+def _instances_listed(data: DetectionImages, stems: list[str]) -> list[NDArray[np.uint16]]:
+    """Of each image (I,) uint16: the stored number of each annotation; 0 of one without a mask."""
     content, where = data.files.json(SAMPLE), data.files.where(SAMPLE)
-    tables = []
+    listed = []
     for stem in stems:
-        table = np.zeros(_MOST + 1, np.uint16)
-        for row, item in enumerate(content["images"][stem], start=1):  # whose form read_tables has checked
+        numbers: list[int] = []
+        for item in content["images"][stem]:  # whose form read_tables has checked
             instance = item.get("instance", 0)
-            if type(instance) is not int or not 0 <= instance <= _MOST or table[instance]:
+            if type(instance) is not int or not 0 <= instance <= _MOST or (instance and instance in numbers):
                 raise SourceError(
                     f"{where}: {stem} has the instance {instance!r}; allowed: 0, or a number up to {_MOST} of its own"
                 )
-            if instance:
-                table[instance] = row
-        tables.append(table)
-    return tables
+            numbers.append(instance)
+        listed.append(np.array(numbers, np.uint16))
+    return listed
 
 
 def _drawn(data: DetectionImages, shapes: list[CocoShapes]) -> _Reader:
