@@ -23,22 +23,19 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from benchmarks.accuracy import COMPARISONS
 from benchmarks.report import report
-from edgevis import InputError, models
+from benchmarks.trained_weights import TrainedSegmenter
+from edgevis import InputError
 from edgevis.data.leakage import SplitCheck
 from edgevis.data.mask_split import split_masks
 from edgevis.metrics import difference
 from edgevis.metrics.interval import half_width
 from edgevis.metrics.jackknife import mean_of_ratios
-from edgevis.provenance import read_provenance
 from edgevis.training.resume import BEST
 from runtime.common.command import run_command
-from runtime.images.preprocess import Preprocessor
-from runtime.tasks.segment import segmentation_from_logits
 
 Mask = NDArray[np.bool_]
 
@@ -160,20 +157,10 @@ def _units(trainings: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 def _found(weights: Path, images: Sequence[NDArray[np.uint8]]) -> list[Mask]:
     """The masks of trained weights, each of its image's size."""
-    provenance = read_provenance(weights) if weights.exists() else None
-    if provenance is None:
-        raise InputError(f"{weights} is missing, or does not say which model it is of: train all arms first")
-    entry = models.entry(provenance.model)
-    model = models.module_from(entry, provenance.options).eval()
-    models.load_weights(model, weights)
-    preprocess = Preprocessor(models.deployment_of(entry, model).preprocess)
-    masks = []
-    for image in images:
-        with torch.inference_mode():
-            logits = model(torch.from_numpy(preprocess([image])))[0].numpy()
-        size = (image.shape[0], image.shape[1])
-        masks.append(segmentation_from_logits(logits, size, labels=("object",), threshold=0.5).mask)
-    return masks
+    if not weights.exists():
+        raise InputError(f"{weights} is missing: train all arms first")
+    segment = TrainedSegmenter(weights)
+    return [segment(image) for image in images]
 
 
 def measure(data: Path, runs: Path, seeds: Sequence[int], arms: Sequence[str]) -> list[ErrorRow]:

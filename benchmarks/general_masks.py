@@ -22,10 +22,8 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import sys
-import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +33,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.picture_zip import PictureZip
 from edgevis.data.few_shot_instances import read_instance_classes
 from edgevis.data.files import open_files
 from edgevis.data.masks import IGNORE, read_pair
@@ -77,40 +76,19 @@ class MaskWriter:
     """The zip that is written; all pictures are brought to one size, as the model will stretch them."""
 
     def __init__(self, path: Path, side: int) -> None:
-        self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
-        self._side = side
-        self._rows: list[tuple[str, str]] = []
+        self._zip, self._side = PictureZip(path, masks="masks", columns=("split",)), side
 
     def add(self, picture: MaskedPicture, split: str) -> None:
         size = (self._side, self._side)
         shrinks = max(picture.labels.shape) > self._side
         image = cv2.resize(picture.image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         labels = cv2.resize(picture.labels, size, interpolation=cv2.INTER_NEAREST)
-        stem = f"{len(self._rows):06}"
-        for name, pixels, extra in (
-            (f"images/{stem}.jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 92]),
-            (f"masks/{stem}.png", labels, []),
-        ):
-            _, coded = cv2.imencode(name[-4:], pixels, extra)
-            self._zip.writestr(_entry(name), coded.tobytes())
-        self._rows.append((stem, split))
+        self._zip.add(image, labels, split)
 
     def close(self, classes: dict[str, object]) -> dict[str, int]:
         """How many pictures each split has."""
-        table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows([("stem", "split"), *self._rows])
-        self._zip.writestr(_entry("index.csv"), table.getvalue())
-        self._zip.writestr(_entry("classes.json"), json.dumps(classes))
-        self._zip.close()
-        counts: dict[str, int] = defaultdict(int)
-        for _, split in self._rows:
-            counts[split] += 1
-        return dict(counts)
-
-
-def _entry(name: str) -> zipfile.ZipInfo:
-    """With one date, so that the file is the same each time."""
-    return zipfile.ZipInfo(name)
+        self._zip.close({"classes.json": classes})
+        return dict(Counter(split for _, split in self._zip.rows))
 
 
 def clothing(path: Path) -> Iterator[tuple[MaskedPicture, str]]:

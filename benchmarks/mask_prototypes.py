@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.report import report
+from benchmarks.trained_weights import open_trained
 from edgevis import EnrolmentError, Predictor, Segmentation, models
 from edgevis.data import SegmentationEpisodes
 from edgevis.data.few_shot_masks import ClassMask
@@ -39,7 +39,6 @@ from edgevis.layers.resize import resize
 from edgevis.metrics import SegmentationScore, difference
 from edgevis.metrics.interval import half_width
 from edgevis.models.hsnet import HSNet
-from edgevis.provenance import read_provenance
 from edgevis.training.warm_start import load_backbone
 from runtime.bundle.bundle import Bundle
 from runtime.common.command import run_command
@@ -157,13 +156,7 @@ class Trained:
     """
 
     def __init__(self, path: Path) -> None:
-        provenance = read_provenance(path)
-        if provenance is None:
-            raise InputError(f"{path} does not say which model it is of; allowed: weights that edgevis train wrote")
-        entry = models.entry(provenance.model)
-        self.model: Any = models.module_from(entry, provenance.options).eval()
-        models.load_weights(self.model, path)
-        self._preprocess = Preprocessor(models.deployment_of(entry, self.model).preprocess)
+        self.model, self._preprocess = open_trained(path)
         self._support = functools.cache(self._support_of)
 
     def __call__(self, episode: SegmentationEpisode) -> Mask:

@@ -27,11 +27,7 @@ Hosang, Hein, Schiele, "Simple Does It", CVPR 2017). A second training learns th
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 import sys
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +37,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.person_segmentation import TrainedSegmenter, filled, grab_cut, overlap
+from benchmarks.person_segmentation import filled, grab_cut, overlap
+from benchmarks.picture_zip import PictureZip
+from benchmarks.trained_weights import TrainedSegmenter
 from edgevis.data.files import open_files
 from edgevis.data.masks import read_pair
 from edgevis.data.segmentation import index_rows, masked_images
@@ -157,29 +155,17 @@ class PersonBoxWriter:
     """The zip that is written."""
 
     def __init__(self, path: Path) -> None:
-        self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
-        self._rows: list[tuple[str, str, str, str]] = []
+        self._zip = PictureZip(path, masks="instances", columns=("split", "volume", "source"))
         self._boxes: dict[str, list[list[int]]] = {}
 
     def add(self, picture: PersonPicture, split: str, source: str) -> None:
-        stem = f"{len(self._rows):06}"
-        for name, pixels, extra in (
-            (f"images/{stem}.jpg", picture.image, [cv2.IMWRITE_JPEG_QUALITY, 92]),
-            (f"instances/{stem}.png", picture.ids, []),
-        ):
-            _, coded = cv2.imencode(name[-4:], pixels, extra)
-            self._zip.writestr(zipfile.ZipInfo(name), coded.tobytes())
-        self._rows.append((stem, split, picture.volume, source))
+        stem = self._zip.add(picture.image, picture.ids, split, picture.volume, source)
         self._boxes[stem] = picture.boxes.tolist()
 
     def close(self) -> dict[str, int]:
         """How many pictures each split and source has."""
-        table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows([("stem", "split", "volume", "source"), *self._rows])
-        self._zip.writestr(zipfile.ZipInfo("index.csv"), table.getvalue())
-        self._zip.writestr(zipfile.ZipInfo("boxes_xyxy.json"), json.dumps(self._boxes))
-        self._zip.close()
-        names = [f"{split} {source}" for _, split, _, source in self._rows]
+        self._zip.close({"boxes_xyxy.json": self._boxes})
+        names = [f"{split} {source}" for _, split, _, source in self._zip.rows]
         return {name: names.count(name) for name in sorted(set(names))}
 
 
@@ -221,7 +207,7 @@ def _grabbed(picture: PersonPicture, network: TrainedSegmenter) -> PersonPicture
         scale = np.array([size[0] / width, size[1] / height] * 2)
         first, last = np.floor(picture.boxes * scale)[:, :2], np.ceil(picture.boxes * scale)[:, 2:] - 1
         boxes = np.concatenate([first, last], 1).astype(np.int64)
-        known = network(image, boxes) & filled(image, boxes)
+        known = network(image) & filled(image, boxes)
         cut = grab_cut(image, boxes, known)
         mask = (cut if overlap(cut, known) >= _AGREES else known).astype(np.float32)
         found = cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5

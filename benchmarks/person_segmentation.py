@@ -16,34 +16,31 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from benchmarks.report import report
-from edgevis import Predictor, Segmentation, models
+from benchmarks.trained_weights import TrainedSegmenter
+from edgevis import Predictor, Segmentation
 from edgevis.data.files import open_files
 from edgevis.data.segmentation import InstanceImages, read_instances
 from edgevis.metrics import difference
 from edgevis.metrics.interval import half_width
-from edgevis.provenance import read_provenance
 from runtime.bundle.bundle import Bundle
 from runtime.common.command import run_command
 from runtime.errors import InputError
 from runtime.images.decode import Image
-from runtime.images.preprocess import Preprocessor
-from runtime.tasks.segment import segmentation_from_logits
 from runtime.verification.timing import each_engine
 
 Mask = NDArray[np.bool_]
 Boxes = NDArray[np.int64]
-Find = Callable[[Image, Boxes], Mask]
+Find = Callable[[Image], Mask]
 
 FILLED = "boxes filled"
 _GRABCUT_ROUNDS = 5
@@ -101,29 +98,6 @@ def grab_cut(image: Image, boxes: Boxes, found: Mask | None = None) -> Mask:
     return cut if cut.any() else start
 
 
-class TrainedSegmenter:
-    """Masks of trained weights in PyTorch.
-
-    Args:
-        path: Weights that name their model and options, as all that a training of edgevis writes.
-    """
-
-    def __init__(self, path: Path) -> None:
-        provenance = read_provenance(path)
-        if provenance is None:
-            raise InputError(f"{path} does not say which model it is of; allowed: weights that edgevis train wrote")
-        entry = models.entry(provenance.model)
-        self._model = models.module_from(entry, provenance.options).eval()
-        models.load_weights(self._model, path)
-        self._preprocess = Preprocessor(models.deployment_of(entry, self._model).preprocess)
-
-    def __call__(self, image: Image, boxes: Boxes) -> Mask:
-        with torch.inference_mode():
-            logits = self._model(torch.from_numpy(self._preprocess([image])))[0].numpy()
-        size = (image.shape[0], image.shape[1])
-        return np.asarray(segmentation_from_logits(logits, size, labels=("person",), threshold=0.5).mask, np.bool_)
-
-
 class BundledSegmenter:
     """Masks of one engine of a bundle, through ``Predictor``.
 
@@ -134,7 +108,7 @@ class BundledSegmenter:
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
 
-    def __call__(self, image: Image, boxes: Boxes) -> Mask:
+    def __call__(self, image: Image) -> Mask:
         result = self._predictor.predict(image)
         if not isinstance(result, Segmentation):
             raise InputError("the bundle is not of segmentation")
@@ -147,7 +121,7 @@ def overlap(found: Mask, true: Mask) -> float:
     return np.count_nonzero(found & true) / union if union else 1.0
 
 
-def measure(data: InstanceImages, sources: Sequence[str], methods: dict[str, Find]) -> list[PersonMaskScores]:
+def measure(data: InstanceImages, sources: Sequence[str], methods: Mapping[str, Find]) -> list[PersonMaskScores]:
     """A row per source and method.
 
     Args:
@@ -164,7 +138,7 @@ def measure(data: InstanceImages, sources: Sequence[str], methods: dict[str, Fin
         values[FILLED].append(overlap(inside, true))
         values["GrabCut"].append(overlap(grab_cut(image, boxes), true))
         for name, find in methods.items():
-            found = find(image, boxes)
+            found = find(image)
             values[name].append(overlap(found, true))
             values[f"{name} in the boxes"].append(overlap(found & inside, true))
     rows = []

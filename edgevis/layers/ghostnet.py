@@ -15,7 +15,6 @@ from torch.nn import functional
 from edgevis.layers.mbconv import convolution, initialise, maps_after
 
 EMBEDDING = 1280
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _STEM = 16
 _LAST = 960

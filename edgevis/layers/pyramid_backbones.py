@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from edgevis.layers.efficientnet import EfficientNetTrunk
 from edgevis.layers.ghostnet import GhostNetTrunk
+from edgevis.layers.imagenet import MEAN, STD
 from edgevis.layers.mbconv import initialise
 from edgevis.layers.mobilenetv2 import MobileNetV2Trunk
 from edgevis.layers.regnet import DESIGNS, RegNetTrunk
@@ -20,7 +21,6 @@ BACKBONES = ("efficientnet-b0", "efficientnet-lite0", "mobilenetv2", "ghostnet",
 
 # Their input is -1..1.
 _SIGNED = ("efficientnet-lite0", "mobilenetv2")
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def pyramid_backbone(name: str, *, tensorflow: bool) -> Backbone:
@@ -31,9 +31,18 @@ def pyramid_backbone(name: str, *, tensorflow: bool) -> Backbone:
         tensorflow: EfficientNet-B0 and MobileNetV2 pad as weights that TensorFlow made need; EfficientNet-Lite0 always
             does.
     """
-    backbone = _backbone(name, tensorflow=tensorflow)
-    initialise(backbone)
-    return backbone
+    if name in DESIGNS:
+        return RegNetTrunk(name)
+    if name == "ghostnet":
+        return GhostNetTrunk()
+    lite = name == "efficientnet-lite0"
+    trunk: MobileNetV2Trunk | EfficientNetTrunk = (
+        MobileNetV2Trunk(same=tensorflow)
+        if name == "mobilenetv2"
+        else EfficientNetTrunk(lite=lite, tensorflow=lite or tensorflow)
+    )
+    initialise(trunk)  # those above do so themselves
+    return trunk
 
 
 def pyramid_preprocess(name: str, *, height: int, width: int) -> Preprocess:
@@ -43,21 +52,9 @@ def pyramid_preprocess(name: str, *, height: int, width: int) -> Preprocess:
         height=height,
         width=width,
         color="RGB",
-        mean=(0.5, 0.5, 0.5) if signed else _MEAN,
-        std=(0.5, 0.5, 0.5) if signed else _STD,
+        mean=(0.5, 0.5, 0.5) if signed else MEAN,
+        std=(0.5, 0.5, 0.5) if signed else STD,
         fit="letterbox",
         align="top-left",
         pad_value=114,
     )
-
-
-def _backbone(name: str, *, tensorflow: bool) -> Backbone:
-    if name in DESIGNS:
-        return RegNetTrunk(name)
-    if name == "ghostnet":
-        return GhostNetTrunk()
-    if name == "mobilenetv2":
-        return MobileNetV2Trunk(same=tensorflow)
-    if name == "efficientnet-lite0":
-        return EfficientNetTrunk(lite=True, tensorflow=True)
-    return EfficientNetTrunk(tensorflow=tensorflow)

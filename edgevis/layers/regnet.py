@@ -10,18 +10,18 @@ Licence: this file, as the rest of edgevis.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from edgevis.layers.imagenet import MEAN, STD
 from edgevis.layers.mbconv import initialise
 from edgevis.models.allowed import one_of
 from runtime.errors import InputError
 
 STAGES = 4
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _STEM = 32
 _QUANTUM = 8
@@ -98,7 +98,7 @@ class RegNet(nn.Module):
         ModelError: There is no such variant.
     """
 
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    mean, std = MEAN, STD
 
     def __init__(self, variant: str, *, num_classes: int = 0, last_stride: int = 2) -> None:
         super().__init__()
@@ -134,21 +134,23 @@ class RegNet(nn.Module):
         """The output of each block of the stages before its last ReLU, as of
         :meth:`edgevis.layers.resnet.ResNet.features`: with the signs that hybrid masking asks for.
         """
+        return [maps for number, (maps, _) in enumerate(self._stages(image), start=1) if number in stages]
+
+    def maps(self, image: Tensor) -> tuple[Tensor, ...]:
+        """(N, 3, H, W) -> the maps, >= 0, of the stages at 1/4, 1/8, 1/16 and 1/32 of the image's sides."""
+        return tuple(last for _, last in self._stages(image))
+
+    def _stages(self, image: Tensor) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Of each stage the output of each block before its last ReLU, and of the last block behind it, too."""
         if image.dim() != 4 or image.shape[1] != 3:
             raise InputError(f"image is {tuple(image.shape)}; allowed: (N, 3, H, W)")
-        x, pyramid = self.stem(image), []
+        x = self.stem(image)
         for number in range(1, STAGES + 1):
             maps = []
             for block in self.get_submodule(f"s{number}").children():
                 maps.append(block(x))
                 x = torch.relu(maps[-1])
-            if number in stages:
-                pyramid.append(maps)
-        return pyramid
-
-    def maps(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(N, 3, H, W) -> the maps, >= 0, of the stages at 1/4, 1/8, 1/16 and 1/32 of the image's sides."""
-        return tuple(torch.relu(maps[-1]) for maps in self.features(image, range(1, STAGES + 1)))
+            yield maps, x
 
     def pooled(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, D), >= 0, the mean of the last map."""

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+from edgevis.layers import imagenet
 from edgevis.layers.efficientnet import EfficientNetLite0Backbone
 from edgevis.layers.mobilenetv2 import MobileNetV2Backbone
 from edgevis.layers.regnet import RegNet
@@ -31,8 +32,6 @@ PRECISIONS: tuple[Precision, ...] = ("fp32",)
 # Linear bottlenecks end without ReLU: the sign of a feature hangs on rounding more often than behind one. With
 # MobileNetV2's published weights ONNX Runtime decided 1.1e-5 of the elements otherwise, on 128 photographs.
 _LINEAR_FLIPS = 1e-4
-
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _SIDES = Allowed(
     f"32 k + 1 from 33 to {MAX_SIDE}, such as 417. Only then do the mask's sampling coordinates fall on whole pixels "
@@ -166,8 +165,8 @@ def deployment(
             width=side,
             color="RGB",
             scale=1 / 255,
-            mean=_IMAGENET_MEAN if small is None else small.mean,
-            std=_IMAGENET_STD if small is None else small.std,
+            mean=imagenet.MEAN if small is None else small.mean,
+            std=imagenet.STD if small is None else small.std,
             fit="stretch",
             interpolation="linear",
         ),

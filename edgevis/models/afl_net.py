@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from edgevis.layers.cross_attention import CrossAttention
 from edgevis.layers.resnet12 import CHANNELS, ResNet12Block
 from edgevis.models import efficientnet_lite0, mobilenetv2
+from edgevis.models._encoder import deployment
 from edgevis.models.allowed import CLASSES, one_of
 from edgevis.models.efficientnet_lite0 import EfficientNetLite0
 from edgevis.models.entry import ModelEntry
 from edgevis.models.mobilenetv2 import MobileNetV2
 from edgevis.models.resnet12 import PAPER, PREPROCESS, SMALL
-from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
+from runtime.bundle.spec import Deployment
 
 EMBEDDING = 2 * CHANNELS[3]
 
@@ -36,16 +37,10 @@ Backbone = Literal["resnet12", "mobilenetv2", "efficientnet-lite0"]
 _STEM_STAGES = 4
 
 
-def _deployment(preprocess: Preprocess, embedding: int) -> Deployment:
-    image = TensorSpec("image", "float32", ("N", 3, preprocess.height, preprocess.width))
-    output = TensorSpec("embedding", "float32", ("N", embedding))
-    return Deployment("classify", graphs=(Graph("encode", inputs=(image,), outputs=(output,)),), preprocess=preprocess)
-
-
-DEPLOYMENT = _deployment(PREPROCESS, EMBEDDING)
+DEPLOYMENT = deployment(PREPROCESS, EMBEDDING)
 MOBILE_DEPLOYMENTS = {
-    "mobilenetv2": _deployment(mobilenetv2.DEPLOYMENT.preprocess, 2 * mobilenetv2.EMBEDDING),
-    "efficientnet-lite0": _deployment(efficientnet_lite0.PREPROCESS, 2 * mobilenetv2.EMBEDDING),
+    "mobilenetv2": deployment(mobilenetv2.PREPROCESS, 2 * mobilenetv2.EMBEDDING),
+    "efficientnet-lite0": deployment(efficientnet_lite0.PREPROCESS, 2 * mobilenetv2.EMBEDDING),
 }
 
 

@@ -14,35 +14,30 @@ from dataclasses import replace
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgevis.layers.dynamic_conv import DynamicConv2d, KernelAttention, made_dynamic
 from edgevis.layers.mbconv import initialise
-from edgevis.layers.mobilenetv2 import CHANNELS, stages, stem
+from edgevis.layers.mobilenetv2 import CHANNELS
+from edgevis.models._encoder import SIDE, SIDES, deployment
 from edgevis.models.allowed import CLASSES_OR_NONE, whole
 from edgevis.models.entry import ModelEntry
-from edgevis.models.mobilenetv2 import DEPLOYMENT as STATIC
-from edgevis.models.mobilenetv2 import EMBEDDING, SMALL
-from runtime.bundle.spec import Deployment, Graph, TensorSpec
+from edgevis.models.mobilenetv2 import EMBEDDING, PREPROCESS, SMALL, MobileNetV2
+from runtime.bundle.spec import Deployment
 
 KERNELS, SQUEEZE = 4, 4
 ANNEALED_EPOCHS, HOTTEST = 10.0, 30.0
 """Section 3.3: the softmax's temperature falls linearly from 30 to 1 in the first ten epochs."""
 
-_SIDE = STATIC.preprocess.height
-_SIDES = whole(64, 640, multiple=32)
 _KERNELS = whole(1, 16)
 _SQUEEZES = whole(1, 64)
 
 
 def _deployment(side: int) -> Deployment:
-    image = TensorSpec("image", "float32", ("N", 3, side, side))
-    output = TensorSpec("embedding", "float32", ("N", EMBEDDING))
-    preprocess = replace(STATIC.preprocess, height=side, width=side)
-    return replace(STATIC, graphs=(Graph("encode", inputs=(image,), outputs=(output,)),), preprocess=preprocess)
+    return deployment(replace(PREPROCESS, height=side, width=side), EMBEDDING)
 
 
-class DynamicMobileNetV2(nn.Module):
+class DynamicMobileNetV2(MobileNetV2):
     """MobileNetV2 1.0 whose convolutions mix their kernels for each image.
 
     Input: image (N, 3, side, side) float32, RGB, -1 .. 1. Output of :meth:`encode`: embedding (N, 1280) float32, >= 0,
@@ -56,15 +51,10 @@ class DynamicMobileNetV2(nn.Module):
     """
 
     def __init__(self, *, num_classes: int, side: int, kernels: int, squeeze: int) -> None:
-        super().__init__()
+        super().__init__(num_classes=num_classes, same=False)
         self.side = side
-        self.conv_stem, self.bn1, self.act1 = stem(same=False)
-        self.blocks = stages(same=False)
         made_dynamic(self.blocks, kernels=kernels, squeeze=squeeze)
         self.conv_head = DynamicConv2d(CHANNELS, EMBEDDING, 1, kernels=kernels, hidden=CHANNELS // squeeze)
-        self.bn2 = nn.BatchNorm2d(EMBEDDING)
-        self.act2 = nn.ReLU6()
-        self.classifier = nn.Linear(EMBEDDING, num_classes) if num_classes else nn.Identity()
         initialise(self)
         for module in self.modules():  # a training begins with nearly equal shares
             if isinstance(module, KernelAttention):
@@ -78,25 +68,13 @@ class DynamicMobileNetV2(nn.Module):
                 if isinstance(module, KernelAttention):
                     module.temperature.fill_(hot)
 
-    def encode(self, image: Tensor) -> Tensor:
-        """From image (N, 3, side, side) float32 to embedding (N, 1280) float32."""
-        x = self.blocks(self.act1(self.bn1(self.conv_stem(image))))
-        x = self.act2(self.bn2(self.conv_head(x)))
-        embedding: Tensor = x.mean((2, 3))
-        return embedding
-
-    def forward(self, image: Tensor) -> Tensor:
-        """From image (N, 3, side, side) float32 to logits (N, num_classes) float32."""
-        result: Tensor = self.classifier(self.encode(image))
-        return result
-
 
 def dy_mobilenetv2(
-    *, num_classes: int = 1000, side: int = _SIDE, kernels: int = KERNELS, squeeze: int = SQUEEZE
+    *, num_classes: int = 1000, side: int = SIDE, kernels: int = KERNELS, squeeze: int = SQUEEZE
 ) -> DynamicMobileNetV2:
     """DY-MobileNetV2 1.0; see :class:`DynamicMobileNetV2` for the options."""
     CLASSES_OR_NONE.require("num_classes", num_classes)
-    _SIDES.require("side", side)
+    SIDES.require("side", side)
     _KERNELS.require("kernels", kernels)
     _SQUEEZES.require("squeeze", squeeze)
     return DynamicMobileNetV2(num_classes=num_classes, side=side, kernels=kernels, squeeze=squeeze)
@@ -106,7 +84,7 @@ def _deploy(module: nn.Module) -> Deployment:
     return _deployment(cast(DynamicMobileNetV2, module).side)
 
 
-DEPLOYMENT = _deployment(_SIDE)
+DEPLOYMENT = _deployment(SIDE)
 
 ENTRIES = (
     ModelEntry(

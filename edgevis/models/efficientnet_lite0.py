@@ -18,25 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.layers.efficientnet import HEAD_CHANNELS, STAGE_CHANNELS, EfficientNetB0
+from edgevis.models._encoder import SIDE, SIDES, deployment, preprocess
 from edgevis.models.allowed import CLASSES_OR_NONE, whole
 from edgevis.models.entry import ModelEntry
 from edgevis.models.mobilenetv2 import SMALL
 from edgevis.models.recipe_projection import ProjectionRecipe
-from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
+from runtime.bundle.spec import Deployment
 
-PREPROCESS = Preprocess(
-    height=224,
-    width=224,
-    color="RGB",
-    # (x - 127) / 128 of pixels 0..255, as TensorFlow has it.
-    mean=(127 / 255, 127 / 255, 127 / 255),
-    std=(128 / 255, 128 / 255, 128 / 255),
-    fit="center-crop",
-    interpolation="area",
-)
-
-SIDES = whole(64, 640, multiple=32)
-
+# (x - 127) / 128 of pixels 0..255, as TensorFlow has it.
+PREPROCESS = preprocess(mean=(127 / 255, 127 / 255, 127 / 255), std=(128 / 255, 128 / 255, 128 / 255))
 
 # With 2,048 outputs the projection alone would be as large as all the rest.
 WIDTHS = whole(0, 2048)
@@ -48,14 +38,11 @@ PARTS = (*STAGE_CHANNELS[_FIRST_PART:], HEAD_CHANNELS)
 
 
 def _deployment(side: int, embedding: int = 0, *, rooted: bool = False) -> Deployment:
-    image = TensorSpec("image", "float32", ("N", 3, side, side))
-    output = TensorSpec("embedding", "float32", ("N", embedding or HEAD_CHANNELS))
     # A root is steep near 0, where a rounded projection would be far off.
-    graph = Graph("encode", (image,), (output,), float32_outputs=("embedding",) if rooted else ())
-    return Deployment("classify", graphs=(graph,), preprocess=replace(PREPROCESS, height=side, width=side))
+    return deployment(replace(PREPROCESS, height=side, width=side), embedding or HEAD_CHANNELS, float32=rooted)
 
 
-DEPLOYMENT = _deployment(PREPROCESS.height)
+DEPLOYMENT = _deployment(SIDE)
 
 
 class EfficientNetLite0(EfficientNetB0):
@@ -79,7 +66,7 @@ class EfficientNetLite0(EfficientNetB0):
     power: Tensor | None
 
     def __init__(
-        self, *, num_classes: int = 1000, side: int = PREPROCESS.height, embedding: int = 0, power_percent: int = 100
+        self, *, num_classes: int = 1000, side: int = SIDE, embedding: int = 0, power_percent: int = 100
     ) -> None:
         super().__init__(num_classes=num_classes, lite=True, tensorflow=True)
         self.side = side
@@ -114,7 +101,7 @@ class EfficientNetLite0(EfficientNetB0):
 
 
 def efficientnet_lite0(
-    *, num_classes: int = 1000, side: int = PREPROCESS.height, embedding: int = 0, power_percent: int = 100
+    *, num_classes: int = 1000, side: int = SIDE, embedding: int = 0, power_percent: int = 100
 ) -> EfficientNetLite0:
     """EfficientNet-Lite0 for images of ``side`` x ``side``, with a classifier of ``num_classes`` outputs."""
     CLASSES_OR_NONE.require("num_classes", num_classes)

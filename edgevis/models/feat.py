@@ -20,6 +20,7 @@ from edgevis.layers.drop_block import DropBlock
 from edgevis.layers.resnet12 import ResNet12Block
 from edgevis.layers.set_to_set import SetToSet
 from edgevis.models import efficientnet_lite0, mobilenetv2, resnet12
+from edgevis.models._encoder import encode_graph, preprocess
 from edgevis.models.allowed import CLASSES_OR_NONE, one_of
 from edgevis.models.efficientnet_lite0 import EfficientNetLite0
 from edgevis.models.entry import ModelEntry
@@ -46,16 +47,12 @@ PREPROCESS: dict[Backbone, Preprocess] = {
     # The paper's images are resized to 92 and their centre of 84 is cut; what is enrolled and predicted here is seen
     # whole.
     "convnet": resnet12.PREPROCESS,
-    "resnet12": Preprocess(
-        height=84,
-        width=84,
-        color="RGB",
+    "resnet12": preprocess(
+        84,
         mean=(120.39586422 / 255, 115.59361427 / 255, 104.54012653 / 255),
         std=(70.68188272 / 255, 68.27635443 / 255, 72.54505529 / 255),
-        fit="center-crop",
-        interpolation="area",
     ),
-    "mobilenetv2": mobilenetv2.DEPLOYMENT.preprocess,
+    "mobilenetv2": mobilenetv2.PREPROCESS,
     # As of the weights that ship for it.
     "efficientnet-lite0": replace(efficientnet_lite0.PREPROCESS, height=288, width=288),
 }
@@ -69,21 +66,16 @@ DIMENSIONS: dict[Backbone, int] = {
 
 
 def _deployment(backbone: Backbone) -> Deployment:
-    preprocess, dimension = PREPROCESS[backbone], DIMENSIONS[backbone]
-    encode = Graph(
-        "encode",
-        inputs=(preprocess.input,),
-        outputs=(TensorSpec("embedding", "float32", ("N", dimension)),),
-        # As in that encoder's own deployment: a root is steep near 0.
-        float32_outputs=("embedding",) if backbone == "efficientnet-lite0" else (),
-    )
+    image, dimension = PREPROCESS[backbone], DIMENSIONS[backbone]
+    # As in that encoder's own deployment: a root is steep near 0.
+    encode = encode_graph(image, dimension, float32=backbone == "efficientnet-lite0")
     adapt = Graph(
         "adapt",
         inputs=(TensorSpec("prototypes", "float32", (1, "labels", dimension)),),
         outputs=(TensorSpec("adapted", "float32", (1, "labels", dimension)),),
         set_of="encode/embedding",
     )
-    return Deployment("classify", graphs=(encode, adapt), preprocess=preprocess)
+    return Deployment("classify", graphs=(encode, adapt), preprocess=image)
 
 
 DEPLOYMENT = _deployment("convnet")

@@ -11,32 +11,12 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from edgevis.layers.ghostnet import EMBEDDING, IMAGENET_MEAN, IMAGENET_STD, GhostNet
-from edgevis.models.allowed import CLASSES_OR_NONE, whole
+from edgevis.layers.ghostnet import EMBEDDING, GhostNet
+from edgevis.models._encoder import SIDE, SIDES, deployment, preprocess
+from edgevis.models.allowed import CLASSES_OR_NONE
 from edgevis.models.entry import ModelEntry, PaperCount
 from edgevis.models.mobilenetv2 import SMALL
-from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
-
-_SIDE = 224
-_SIDES = whole(64, 640, multiple=32)
-
-
-def _deployment(side: int) -> Deployment:
-    image = TensorSpec("image", "float32", ("N", 3, side, side))
-    output = TensorSpec("embedding", "float32", ("N", EMBEDDING))
-    return Deployment(
-        task="classify",
-        graphs=(Graph("encode", inputs=(image,), outputs=(output,)),),
-        preprocess=Preprocess(
-            height=side,
-            width=side,
-            color="RGB",
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            fit="center-crop",
-            interpolation="area",
-        ),
-    )
+from runtime.bundle.spec import Deployment
 
 
 class GhostNetEncoder(GhostNet):
@@ -60,18 +40,18 @@ class GhostNetEncoder(GhostNet):
         return self.pooled(image)
 
 
-def ghostnet(*, num_classes: int = 1000, side: int = _SIDE) -> GhostNetEncoder:
+def ghostnet(*, num_classes: int = 1000, side: int = SIDE) -> GhostNetEncoder:
     """GhostNet 1.0 for images of ``side`` x ``side``; see :class:`GhostNetEncoder` for the options."""
     CLASSES_OR_NONE.require("num_classes", num_classes)
-    _SIDES.require("side", side)
+    SIDES.require("side", side)
     return GhostNetEncoder(num_classes=num_classes, side=side)
 
 
 def _deploy(module: nn.Module) -> Deployment:
-    return _deployment(cast(GhostNetEncoder, module).side)
+    return deployment(preprocess(cast(GhostNetEncoder, module).side), EMBEDDING)
 
 
-DEPLOYMENT = _deployment(_SIDE)
+DEPLOYMENT = deployment(preprocess(), EMBEDDING)
 
 ENTRIES = (
     ModelEntry(

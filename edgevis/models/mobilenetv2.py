@@ -14,32 +14,16 @@ from torch import Tensor, nn
 
 from edgevis.layers.mbconv import initialise
 from edgevis.layers.mobilenetv2 import CHANNELS, stages, stem
+from edgevis.models._encoder import deployment, preprocess
 from edgevis.models.allowed import CLASSES
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import EpisodeRecipe
-from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 
 EMBEDDING = 1280
 
-DEPLOYMENT = Deployment(
-    task="classify",
-    graphs=(
-        Graph(
-            "encode",
-            inputs=(TensorSpec("image", "float32", ("N", 3, 224, 224)),),
-            outputs=(TensorSpec("embedding", "float32", ("N", EMBEDDING)),),
-        ),
-    ),
-    preprocess=Preprocess(
-        height=224,
-        width=224,
-        color="RGB",
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        fit="center-crop",
-        interpolation="area",
-    ),
-)
+PREPROCESS = preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+DEPLOYMENT = deployment(PREPROCESS, EMBEDDING)
 
 
 class MobileNetV2(nn.Module):
@@ -49,13 +33,17 @@ class MobileNetV2(nn.Module):
     Output of :meth:`encode`: embedding (N, 1280) float32, >= 0, the pooled vector before the classifier, rows not
     normalised: the runtime L2-normalises them. Output of ``forward``: logits (N, num_classes), or that vector where
     there is no classifier.
+
+    Args:
+        num_classes: Outputs of the classifier, which only ``forward`` uses; 0 leaves it out.
+        same: Pad as TensorFlow does, as weights that it made need.
     """
 
-    def __init__(self, *, num_classes: int = 1000) -> None:
+    def __init__(self, *, num_classes: int = 1000, same: bool = True) -> None:
         super().__init__()
-        self.conv_stem, self.bn1, self.act1 = stem(same=True)
-        self.blocks = stages(same=True)
-        self.conv_head = nn.Conv2d(CHANNELS, EMBEDDING, 1, bias=False)
+        self.conv_stem, self.bn1, self.act1 = stem(same=same)
+        self.blocks = stages(same=same)
+        self.conv_head: nn.Module = nn.Conv2d(CHANNELS, EMBEDDING, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(EMBEDDING)
         self.act2 = nn.ReLU6()
         self.classifier = nn.Linear(EMBEDDING, num_classes) if num_classes else nn.Identity()

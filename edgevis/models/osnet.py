@@ -22,6 +22,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from edgevis.layers import imagenet
 from edgevis.models.allowed import CLASSES_OR_NONE
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import ReIDFineTuningRecipe, ReIDRecipe
@@ -48,8 +49,8 @@ def osnet_deployment(embedding: int) -> Deployment:
             height=256,
             width=128,
             color="RGB",
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
+            mean=imagenet.MEAN,
+            std=imagenet.STD,
             fit="stretch",
             interpolation="linear",
         ),

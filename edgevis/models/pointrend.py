@@ -14,10 +14,11 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from edgevis.layers import imagenet
 from edgevis.layers.fpn import FPN, SemanticFPNHead
 from edgevis.layers.mbconv import initialise
 from edgevis.layers.mobilenetv2 import MobileNetV2Trunk
-from edgevis.layers.regnet import DESIGNS, IMAGENET_MEAN, IMAGENET_STD, RegNet
+from edgevis.layers.regnet import DESIGNS, RegNet
 from edgevis.models import _segmentation as segmentation
 from edgevis.models._point_rend import FLOAT32_OUTPUTS, POINT_REND_FLIPS, PointRefinedModel, deployment_of
 from edgevis.models.allowed import one_of
@@ -74,7 +75,7 @@ class PointRend(PointRefinedModel):
         else:
             self.backbone = RegNet(backbone)
             channels = self.backbone.channels
-            self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+            self.mean, self.std = imagenet.MEAN, imagenet.STD
         self.fpn = FPN(channels, channels=_CHANNELS)
         self.coarse_sem_seg_head = SemanticFPNHead(_CHANNELS, width=_COARSE_WIDTH, classes=classes)
 
@@ -102,8 +103,8 @@ def _deploy(module: nn.Module) -> Deployment:
 
 DEPLOYMENT = _normalised(
     segmentation.deployment(in_channels=3, side=SIDE, max_flipped=POINT_REND_FLIPS, float32_outputs=FLOAT32_OUTPUTS),
-    IMAGENET_MEAN,
-    IMAGENET_STD,
+    imagenet.MEAN,
+    imagenet.STD,
 )
 
 # Section 5: Cityscapes, 65,000 steps of 32 crops.

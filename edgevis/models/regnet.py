@@ -11,34 +11,14 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from edgevis.layers.regnet import IMAGENET_MEAN, IMAGENET_STD, RegNet
-from edgevis.models.allowed import CLASSES_OR_NONE, whole
+from edgevis.layers.regnet import RegNet
+from edgevis.models._encoder import SIDE, SIDES, deployment, preprocess
+from edgevis.models.allowed import CLASSES_OR_NONE
 from edgevis.models.entry import ModelEntry, PaperCount
 from edgevis.models.mobilenetv2 import SMALL
-from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
+from runtime.bundle.spec import Deployment
 
 VARIANT = "regnetx_004"
-
-_SIDE = 224
-_SIDES = whole(64, 640, multiple=32)
-
-
-def _deployment(side: int, embedding: int) -> Deployment:
-    image = TensorSpec("image", "float32", ("N", 3, side, side))
-    output = TensorSpec("embedding", "float32", ("N", embedding))
-    return Deployment(
-        task="classify",
-        graphs=(Graph("encode", inputs=(image,), outputs=(output,)),),
-        preprocess=Preprocess(
-            height=side,
-            width=side,
-            color="RGB",
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            fit="center-crop",
-            interpolation="area",
-        ),
-    )
 
 
 class RegNetEncoder(RegNet):
@@ -68,19 +48,19 @@ class RegNetEncoder(RegNet):
         return self.pooled(image)
 
 
-def regnet(*, variant: str = VARIANT, num_classes: int = 1000, side: int = _SIDE) -> RegNetEncoder:
+def regnet(*, variant: str = VARIANT, num_classes: int = 1000, side: int = SIDE) -> RegNetEncoder:
     """A RegNet for images of ``side`` x ``side``; see :class:`RegNetEncoder` for the options."""
     CLASSES_OR_NONE.require("num_classes", num_classes)
-    _SIDES.require("side", side)
+    SIDES.require("side", side)
     return RegNetEncoder(variant, num_classes=num_classes, side=side)
 
 
 def _deploy(module: nn.Module) -> Deployment:
     encoder = cast(RegNetEncoder, module)
-    return _deployment(encoder.side, encoder.channels[-1])
+    return deployment(preprocess(encoder.side), encoder.channels[-1])
 
 
-DEPLOYMENT = _deployment(_SIDE, 384)
+DEPLOYMENT = deployment(preprocess(), 384)
 
 ENTRIES = (
     ModelEntry(

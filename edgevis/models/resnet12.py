@@ -15,36 +15,18 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from edgevis.layers.resnet12 import CHANNELS, ResNet12
+from edgevis.models._encoder import deployment, preprocess
 from edgevis.models.allowed import CLASSES_OR_NONE
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import EpisodeRecipe
-from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 
 EMBEDDING = CHANNELS[3]
 
 # miniImageNet's images are 84 x 84 already and the paper says no more. The mean and standard deviation, and how images
 # of other sizes are fitted (the short side resized, the centre cut), are those of Meta-Baseline, on which it builds.
-PREPROCESS = Preprocess(
-    height=84,
-    width=84,
-    color="RGB",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-    fit="center-crop",
-    interpolation="area",
-)
+PREPROCESS = preprocess(84)
 
-DEPLOYMENT = Deployment(
-    task="classify",
-    graphs=(
-        Graph(
-            "encode",
-            inputs=(TensorSpec("image", "float32", ("N", 3, 84, 84)),),
-            outputs=(TensorSpec("embedding", "float32", ("N", EMBEDDING)),),
-        ),
-    ),
-    preprocess=PREPROCESS,
-)
+DEPLOYMENT = deployment(PREPROCESS, EMBEDDING)
 
 
 class FewShotResNet12(ResNet12):

@@ -26,14 +26,13 @@ from edgevis.models.recipe_adaptation import AdaptationRecipe
 from edgevis.training.episodes import TRAIN_DRAW, VIEW_DRAW, EpisodeTrainingTask, nearest_prototype
 from edgevis.training.finite import require_finite
 from edgevis.training.task import Batch, MetricValue
+from edgevis.training.view_vectors import PLAIN
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array, unit_rows
 from runtime.errors import InputError
 from runtime.images.decode import Image
 
 _ENCODER = "encoder"
-_BATCH = 32
-_PLAIN = -1  # the view that a predictor sees
 ALONE = "prototypes alone"
 """What the figures of the same episodes without the set function are called."""
 
@@ -60,10 +59,7 @@ class AdaptationTrainingTask(EpisodeTrainingTask):
         super().__init__(split, recipe, deployment, data=data, seed=seed)
         self._adaptation = recipe
         self._frozen = _ENCODER in recipe.frozen
-        self._by_class: dict[int, list[int]] = {}
-        for position in split.train:
-            self._by_class.setdefault(self._targets[position], []).append(position)
-        self._vectors: dict[tuple[int, int], Array] = {}
+        self._vectors = self._view_vectors(lambda model, image: model.features(image))
 
     @property
     def model_options(self) -> Mapping[str, int | str]:
@@ -74,22 +70,22 @@ class AdaptationTrainingTask(EpisodeTrainingTask):
         _adapting(model)
         if self._frozen:
             split, views = self._split, self._adaptation.views
-            keys = [(position, view) for position in split.train for view in range(views) or (_PLAIN,)]
-            keys += [(position, _PLAIN) for position in (*split.validation, *split.novel)]
-            self._encode(model, keys, progress)
+            keys = [(position, view) for position in split.train for view in range(views) or (PLAIN,)]
+            keys += [(position, PLAIN) for position in (*split.validation, *split.novel)]
+            self._vectors.keep(model, keys, progress)
 
     def batch(self, epoch: int, step: int, rank: int) -> Batch:
         """An episode: ``image`` (way * (shot + query), 3, h, w), class-major, or the keys of embeddings; ``way``."""
         recipe, draw = self._adaptation, draw_at(self._seed, TRAIN_DRAW, epoch, step, rank)
-        most = min(recipe.most_way, len(self._by_class))
+        most = min(recipe.most_way, len(self._members))
         least = min(recipe.way, most)
         way = least + below(draw, most - least + 1)
         positions: list[int] = []
-        for target in sample(draw, sorted(self._by_class), way):
-            positions += sample(draw, self._by_class[target], recipe.shot + recipe.query)
+        for target in sample(draw, sorted(self._members), way):
+            positions += sample(draw, self._members[target], recipe.shot + recipe.query)
         episode: dict[str, Tensor] = {"way": torch.tensor([way])}
         if self._frozen:
-            views = [below(draw, recipe.views) if recipe.views else _PLAIN for _ in positions]
+            views = [below(draw, recipe.views) if recipe.views else PLAIN for _ in positions]
             return episode | {"position": torch.tensor(positions), "view": torch.tensor(views)}
         seen = draw_at(self._seed, VIEW_DRAW, epoch, step, rank)
         images = [self._view(position, seen) for position in positions]
@@ -98,7 +94,7 @@ class AdaptationTrainingTask(EpisodeTrainingTask):
     def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         if self._frozen:
             keys = list(zip(batch["position"].tolist(), batch["view"].tolist(), strict=True))
-            features = torch.from_numpy(self._features(model, keys)).to(batch["way"].device)
+            features = torch.from_numpy(self._vectors.of(model, keys)).to(batch["way"].device)
         else:
             features = model.features(batch["image"])
         rows = model.project(features).float()
@@ -134,55 +130,19 @@ class AdaptationTrainingTask(EpisodeTrainingTask):
                     shown = self._picture(episode.shots, episode.queries, adapted)
             name = f"{sampler.way}-way {shot}-shot"
             with_others, without = (tuple(column) for column in zip(*accuracies, strict=True))
-            figures[name] = MetricValue(float(np.mean(with_others)), with_others)
-            alone[f"{name}, {ALONE}"] = MetricValue(float(np.mean(without)), without)
+            figures[name] = MetricValue.mean_of(with_others)
+            alone[f"{name}, {ALONE}"] = MetricValue.mean_of(without)
         return figures | alone, shown
 
     def _embedded_plainly(self, model: Any, among: Sequence[int]) -> Array:
         """(N, d) float32: what a predictor makes of these images, not normalised."""
-        keys = [(position, _PLAIN) for position in among]
-        if self._frozen:
-            features = self._features(model, keys)
-        else:
-            features = np.concatenate([self._run(model, part) for part in _chunks(keys)])
+        keys = [(position, PLAIN) for position in among]
+        features = (self._vectors.of if self._frozen else self._vectors.computed)(model, keys)
         with torch.no_grad():
             tensor = torch.from_numpy(features).to(next(model.parameters()).device)
             rows: Array = model.project(tensor).float().cpu().numpy()
         require_finite(rows, "the model's embeddings")
         return rows
-
-    def _features(self, model: Any, keys: Sequence[tuple[int, int]]) -> Array:
-        """(N, c) float32: what the frozen encoder gives for images' views, each computed once."""
-        self._encode(model, keys)
-        return np.stack([self._vectors[key] for key in keys])
-
-    def _encode(
-        self, model: Any, keys: Sequence[tuple[int, int]], progress: ProgressCallback = lambda done, total: None
-    ) -> None:
-        missing = [key for key in dict.fromkeys(keys) if key not in self._vectors]
-        done = 0
-        for part in _chunks(missing):
-            progress(done, len(missing))
-            self._vectors |= dict(zip(part, self._run(model, part), strict=True))
-            done += len(part)
-        progress(len(missing), len(missing))
-
-    def _run(self, model: Any, keys: Sequence[tuple[int, int]]) -> Array:
-        """(N, c) float32: the encoder on these images' views, in evaluation mode."""
-        images = [self._image(*key) for key in keys]
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        with torch.no_grad():
-            tensor = torch.from_numpy(self._preprocess(images)).to(next(model.parameters()).device)
-            features: Array = model.features(tensor).float().cpu().numpy()
-        for module, training in modes:
-            module.training = training
-        return features
-
-    def _image(self, position: int, view: int) -> Image:
-        if view == _PLAIN:
-            return self._preprocess.fit(self._split.images[position][0])
-        return self._view(position, draw_at(self._seed, VIEW_DRAW, position, view))
 
 
 def adaptation_terms(model: AdaptingModel, members: Tensor, recipe: AdaptationRecipe) -> dict[str, Tensor]:
@@ -218,10 +178,6 @@ def _adapted(model: Any, raw: Array) -> Array:
     with torch.no_grad():
         tensor = torch.from_numpy(np.asarray(raw, np.float32)).to(next(model.parameters()).device)
         return unit_rows(model.adapt(tensor[None])[0].float().cpu().numpy())
-
-
-def _chunks(items: Sequence[Any]) -> list[Sequence[Any]]:
-    return [items[start : start + _BATCH] for start in range(0, len(items), _BATCH)]
 
 
 def _adapting(model: nn.Module) -> None:

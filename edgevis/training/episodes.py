@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,10 @@ from edgevis.losses import AttentionFusionLoss, CosineEpisodeLoss
 from edgevis.models.recipe import EpisodeRecipe, is_custom_loss
 from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.embed import embeddings
-from edgevis.training.images import ImageStore, shrunk
+from edgevis.training.images import ImageStore, for_crops
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, Evaluation, MetricValue, ModelOutputs, ViewBatches, Views
+from edgevis.training.view_vectors import PLAIN, ViewKey, ViewVectors
 from edgevis.training.views import color_jitter, random_horizontal_flip, random_resized_crop
 from edgevis.training.visualize import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from runtime.bundle.spec import Deployment
@@ -30,8 +30,6 @@ from runtime.errors import InputError
 from runtime.images.decode import Image
 from runtime.images.preprocess import Preprocessor
 
-# Larger than the input: a crop of half the area is then still about as large as it.
-_MARGIN = 1.3
 # What each use of the seed draws: no two draw the same numbers.
 TRAIN_DRAW, VIEW_DRAW, VALIDATION_DRAW, TEST_DRAW = range(max(NOVEL_DRAW, HELD_DRAW) + 1, 6)
 
@@ -57,10 +55,12 @@ class EpisodeTrainingTask(ViewBatches):
         target = {label: index for index, label in enumerate(classes)}
         self._targets = [target.get(label, -1) for label in images.labels]
         self._classes = len(classes)
+        self._members: dict[int, list[int]] = {}  # of each class its training images
+        for position in split.train:
+            self._members.setdefault(self._targets[position], []).append(position)
         spec = deployment.preprocess
         self._size = (spec.height, spec.width)
-        short_side = math.ceil(_MARGIN * max(self._size))
-        self._images = ImageStore(lambda index: shrunk(images[index][0], short_side))
+        self._images = ImageStore(lambda index: for_crops(images[index][0], *self._size))
         self._fitted = ImageStore(lambda index: self._preprocess.fit(images[index][0]))
         self._name = data
         # Too few images are better found now than after the last epoch.
@@ -235,6 +235,17 @@ class EpisodeTrainingTask(ViewBatches):
         image = random_horizontal_flip(image, draw) if recipe.flip else image
         return color_jitter(image, draw, strength=recipe.jitter)
 
+    def _view_vectors(self, encode: Callable[[Any, Tensor], Tensor]) -> ViewVectors:
+        """Of this task's images; a view is the same whenever it is made."""
+
+        def image(key: ViewKey) -> Image:
+            position, view = key
+            if view == PLAIN:
+                return self._preprocess.fit(self._split.images[position][0])  # once: its vector is what is kept
+            return self._view(position, draw_at(self._seed, VIEW_DRAW, position, view))
+
+        return ViewVectors(encode, image, self._preprocess)
+
     def _test_sampler(self, among: Sequence[int], shot: int, salt: int, *, whole: bool) -> EpisodeSampler:
         """Episodes to evaluate with; ``whole`` as of :meth:`_episodes`."""
         recipe = self._recipe
@@ -281,7 +292,7 @@ class EpisodeTrainingTask(ViewBatches):
                 accuracies.append(float((predicted == np.arange(len(predicted))[:, None]).mean()))
                 if picture and number == 0 and shot == shots[0]:
                     shown = self._picture(episode.shots, episode.queries, predicted)
-            figures[f"{sampler.way}-way {shot}-shot"] = MetricValue(float(np.mean(accuracies)), tuple(accuracies))
+            figures[f"{sampler.way}-way {shot}-shot"] = MetricValue.mean_of(accuracies)
         return figures, shown
 
     def _embeddings(self, model: Any, among: Sequence[int]) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from runtime.images.decode import Image
 
 MAX_BYTES = 2 << 30
+
+# Larger than the input: a crop of half the area is then still about as large as it.
+_MARGIN = 1.3
 
 Pixels = TypeVar("Pixels", bound=NDArray[Any])
 
@@ -47,6 +51,11 @@ def resized(image: Image, height: int, width: int) -> Image:
     shrinks = image.shape[0] > height or image.shape[1] > width
     result = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return result.astype(np.uint8, copy=False)
+
+
+def for_crops(image: Image, height: int, width: int) -> Image:
+    """The image as :class:`ImageStore` keeps it where random crops become ``height`` x ``width``."""
+    return shrunk(image, math.ceil(_MARGIN * max(height, width)))
 
 
 def shrunk(image: Image, short_side: int) -> Image:

@@ -16,8 +16,8 @@ from edgevis.data.files import images_of, open_files
 from edgevis.data.rng import draw_at, sample
 from edgevis.losses import MomentumContrast, projection_head
 from edgevis.models.recipe_moco import MomentumContrastRecipe
-from edgevis.training.embed import embeddings
-from edgevis.training.images import ImageStore, shrunk
+from edgevis.training.embed import embeddings, recognised
+from edgevis.training.images import ImageStore, for_crops
 from edgevis.training.task import Batch, Evaluation, MetricValue
 from edgevis.training.views import color_jitter, random_horizontal_flip, random_resized_crop
 from runtime.bundle.spec import Deployment
@@ -26,8 +26,6 @@ from runtime.images.decode import Image
 from runtime.images.preprocess import Preprocessor
 
 _KEY = "key_image"
-# Larger than the input, for crops; as of few-shot classification.
-_MARGIN = 1.3
 _HELD_DRAW, _TRAIN_DRAW, _VALIDATION_DRAW = range(3)
 _SIGMA = (0.1, 2.0)
 # Pictures of a group, for a batch norm's variance; pictures held out, for a choice between them.
@@ -79,8 +77,7 @@ class MomentumContrastTask:
                 f"recipe: queue, batch and groups are {recipe.queue}, {recipe.batch} and {recipe.groups}; allowed: a "
                 f"batch that divides the queue and is divided by the groups, of {_LEAST} pictures or more each"
             )
-        short_side = round(_MARGIN * max(self._size))
-        self._images = ImageStore(lambda number: shrunk(files.image(names[number]), short_side))
+        self._images = ImageStore(lambda number: for_crops(files.image(names[number]), *self._size))
         self._steps = recipe.steps_per_epoch or max(1, len(self._trained) // recipe.batch)
         self._criterion: _Criterion | None = None
 
@@ -144,8 +141,7 @@ class MomentumContrastTask:
         views = [[self._view(number, draw) for number in self._held] for _ in range(2)]
         device = next(model.parameters()).device
         first, second = (embeddings(getattr(model, self._graph), part, self._preprocess, device) for part in views)
-        hits = ((first @ second.T).argmax(1) == np.arange(len(first))).astype(np.float64)
-        figure = MetricValue(float(hits.mean()), tuple(hits.tolist()))
+        figure = MetricValue.mean_of(recognised(first, second))
         return Evaluation("pictures held out, two views each", {"rank-1": figure})
 
     def test(self, model: nn.Module) -> Evaluation | None:

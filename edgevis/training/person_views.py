@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgevis.data.person_cutouts import PersonSources, read_person_sources
 from edgevis.models.unlabelled_recipe import BlockwiseDistillationRecipe, SimilarityDistillationRecipe
 from edgevis.training.camera_views import camera_view
-from edgevis.training.embed import embeddings
+from edgevis.training.embed import embeddings, recognised
 from edgevis.training.task import Batch, Evaluation, MetricValue
 from edgevis.training.teacher import Teacher
 from runtime.bundle.spec import Deployment
@@ -183,11 +183,9 @@ class PersonViewsTask(ABC, Generic[R]):
 def per_person(values: Sequence[float] | Array) -> MetricValue:
     """The mean of a value for each of 2 N views, with a sample for each of N persons."""
     means = np.asarray(values, np.float64).reshape(_HELD_OUT_VIEWS, -1).mean(0)
-    return MetricValue(float(means.mean()), tuple(means.tolist()))
+    return MetricValue.mean_of(means.tolist())
 
 
 def _rank1(rows: Array, count: int) -> MetricValue:
     """The share of first views whose nearest second view is of the same person."""
-    first, second = rows[:count], rows[count:]
-    hits = ((first @ second.T).argmax(1) == np.arange(count)).astype(np.float64)
-    return MetricValue(float(hits.mean()), tuple(hits.tolist()))
+    return MetricValue.mean_of(recognised(rows[:count], rows[count:]))

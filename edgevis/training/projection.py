@@ -30,16 +30,13 @@ from edgevis.models import ModelEntry, shipped_weights
 from edgevis.models.efficientnet_lite0 import PARTS
 from edgevis.models.recipe_projection import ProjectionRecipe
 from edgevis.provenance import read_provenance
-from edgevis.training.episodes import TEST_DRAW, TRAIN_DRAW, VALIDATION_DRAW, VIEW_DRAW, EpisodeTrainingTask
+from edgevis.training.episodes import TEST_DRAW, TRAIN_DRAW, VALIDATION_DRAW, EpisodeTrainingTask
 from edgevis.training.finite import require_finite
 from edgevis.training.task import Batch, Evaluation, MetricValue
+from edgevis.training.view_vectors import PLAIN
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array, unit_rows
 from runtime.errors import InputError
-from runtime.images.decode import Image
-
-_BATCH = 32
-_PLAIN = -1  # the view that a predictor sees
 
 
 @runtime_checkable
@@ -130,12 +127,9 @@ class ProjectionTrainingTask(EpisodeTrainingTask):
     ) -> None:
         super().__init__(split, recipe, deployment, data=data, seed=seed)
         self._projection_recipe = recipe
-        self._by_class: dict[int, list[int]] = {}
-        for position in split.train:
-            self._by_class.setdefault(self._targets[position], []).append(position)
         names = {self._targets[position]: self._set_of(position) for position in split.train}
         self._sets = [names[target] for target in range(self._classes)]
-        self._vectors: dict[tuple[int, int], Array] = {}
+        self._vectors = self._view_vectors(lambda model, image: _encoder(model).pooled(image))
         self._criterion: ProjectionLoss | None = None
 
     @property
@@ -157,9 +151,9 @@ class ProjectionTrainingTask(EpisodeTrainingTask):
         The projection begins, and is kept as it began; the classifier begins as each class's mean embedding.
         """
         split, views = self._split, self._projection_recipe.views
-        keys = [(position, _PLAIN) for position in (*split.train, *split.validation, *split.novel)]
+        keys = [(position, PLAIN) for position in (*split.train, *split.validation, *split.novel)]
         keys += [(position, view) for position in split.train for view in range(views)]
-        self._encode(model, keys, progress)
+        self._vectors.keep(model, keys, progress)
         if new:
             self._begin(model)
 
@@ -195,8 +189,8 @@ class ProjectionTrainingTask(EpisodeTrainingTask):
             members = [target for target, owner in enumerate(self._sets) if owner == name]
             count = min(len(members), max(2, round(recipe.way * len(members) / self._classes)))
             for target in sample(draw, members, count):
-                positions += sample(draw, self._by_class[target], recipe.shot + recipe.query)
-        views = [below(draw, recipe.views) if recipe.views else _PLAIN for _ in positions]
+                positions += sample(draw, self._members[target], recipe.shot + recipe.query)
+        views = [below(draw, recipe.views) if recipe.views else PLAIN for _ in positions]
         return {
             "position": torch.tensor(positions),
             "view": torch.tensor(views),
@@ -205,7 +199,7 @@ class ProjectionTrainingTask(EpisodeTrainingTask):
 
     def loss(self, model: Any, criterion: nn.Module, batch: Batch, epoch: int) -> dict[str, Tensor]:
         keys = list(zip(batch["position"].tolist(), batch["view"].tolist(), strict=True))
-        vectors = torch.from_numpy(self._pooled(model, keys)).to(batch["target"].device)
+        vectors = torch.from_numpy(self._vectors.of(model, keys)).to(batch["target"].device)
         terms: dict[str, Tensor] = criterion(model.projection, vectors, batch["target"])
         return terms
 
@@ -215,7 +209,7 @@ class ProjectionTrainingTask(EpisodeTrainingTask):
         shot = min(self._projection_recipe.test_shots)
         figures = self._figures(model, self._split.validation, (shot,), VALIDATION_DRAW)
         samples = [value for figure in figures.values() for value in figure.samples]
-        mean = {f"{shot}-shot": MetricValue(float(np.mean(samples)), tuple(samples))} if len(figures) > 1 else {}
+        mean = {f"{shot}-shot": MetricValue.mean_of(samples)} if len(figures) > 1 else {}
         return Evaluation("training classes set aside", {**mean, **figures})
 
     def test(self, model: Any) -> Evaluation | None:
@@ -249,35 +243,8 @@ class ProjectionTrainingTask(EpisodeTrainingTask):
         return name if slash else ""
 
     def _plain(self, model: Any, among: Sequence[int]) -> Array:
-        return self._pooled(model, [(position, _PLAIN) for position in among])
-
-    def _pooled(self, model: Any, keys: Sequence[tuple[int, int]]) -> Array:
-        """(N, c) float32: the pooled vectors of images' views, each computed once."""
-        self._encode(model, keys)
-        return np.stack([self._vectors[key] for key in keys])
-
-    def _encode(
-        self, model: Any, keys: Sequence[tuple[int, int]], progress: ProgressCallback = lambda done, total: None
-    ) -> None:
-        """Compute the vectors of those that have none yet."""
-        missing = [key for key in dict.fromkeys(keys) if key not in self._vectors]
-        device = next(model.parameters()).device
-        # One block for all: arrays that stay, taken between the encoder's own, would keep the heap from reusing these.
-        rows = np.empty((len(missing), sum(PARTS)), np.float32)
-        for start in range(0, len(missing), _BATCH):
-            part = missing[start : start + _BATCH]
-            progress(start, len(missing))
-            images = [self._image(*key) for key in part]
-            with torch.no_grad():
-                vectors = _encoder(model).pooled(torch.from_numpy(self._preprocess(images)).to(device))
-            rows[start : start + len(part)] = vectors.float().cpu().numpy()
-        self._vectors |= dict(zip(missing, rows, strict=True))
-        progress(len(missing), len(missing))
-
-    def _image(self, position: int, view: int) -> Image:
-        if view == _PLAIN:
-            return self._preprocess.fit(self._split.images[position][0])  # once: its vector is what is kept
-        return self._view(position, draw_at(self._seed, VIEW_DRAW, position, view))
+        """(N, c) float32: the pooled vectors of images as a predictor sees them."""
+        return self._vectors.of(model, [(position, PLAIN) for position in among])
 
 
 def projection_start(

@@ -37,6 +37,11 @@ class MetricValue:
     value: float
     samples: tuple[float, ...] = ()
 
+    @classmethod
+    def mean_of(cls, samples: Sequence[float]) -> MetricValue:
+        """The mean of one sample or more, with them."""
+        return cls(float(np.mean(samples)), tuple(samples))
+
     @property
     def half_width95(self) -> float | None:
         """Half width of the 95 % interval; None with fewer than two samples."""

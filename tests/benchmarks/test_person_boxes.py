@@ -115,7 +115,7 @@ def test_measured_masks(made: Path) -> None:
     )
     rows = {
         (row.source, row.method): row
-        for row in measure(twice, ["clothing", "coco"] * 2, {"true": lambda image, boxes: true[image.shape[:2]]})
+        for row in measure(twice, ["clothing", "coco"] * 2, {"true": lambda image: true[image.shape[:2]]})
     }
     assert rows["clothing", "true"].iou == rows["coco", "true in the boxes"].iou == rows["coco", FILLED].iou == 1
     assert rows["clothing", FILLED].iou == pytest.approx((100 * 30 + 10 * 10) / (100 * 40))

@@ -266,10 +266,7 @@ class SegmentationTrainingTask:
             "IoU": {volume: value / (2 - value) for volume, value in dice.items()},
             "boundary IoU": boundary_iou_per_volume(predictions, targets, volumes),
         }
-        figures = {
-            name: MetricValue(float(np.mean(list(values.values()))), tuple(values.values()))
-            for name, values in by_figure.items()
-        }
+        figures = {name: MetricValue.mean_of(tuple(values.values())) for name, values in by_figure.items()}
         return figures, np.hstack(shown)
 
 
