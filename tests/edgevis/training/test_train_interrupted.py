@@ -94,7 +94,7 @@ def test_ctrl_c_loses_no_step(masks: Path, tmp_path: Path) -> None:
         wait_for(training, output, functools.partial(_is_past, (1, 0)))
         time.sleep(0.1)
         training.send_signal(signal.SIGINT)
-        _, errors = training.communicate(timeout=60)
+        _, errors = training.communicate(timeout=180)
     assert training.returncode == 130
     lines = [line for line in errors.splitlines() if line]
     assert lines[0] == "finishes the step and writes a checkpoint; Ctrl-C again ends at once"
@@ -115,12 +115,12 @@ def test_two_processes_stop_together_and_go_on(masks: Path, tmp_path: Path) -> N
             if output is outputs[1]:
                 wait_for(training, output, functools.partial(_is_past, (0, 3)))
                 training.send_signal(signal.SIGTERM)
-            told, errors = training.communicate(timeout=60)
+            told, errors = training.communicate(timeout=180)
         assert training.returncode == (143 if output is outputs[1] else 0), errors
         assert output is outputs[1] or json.loads(told)["epochs"] == 1
     assert len(read_training_state(outputs[1] / "last.safetensors").sums) == 2
     with process(*arguments, "--output", outputs[1], "--resume") as training:
-        _, errors = training.communicate(timeout=60)
+        _, errors = training.communicate(timeout=180)
     assert training.returncode == 0, errors
     require_same(*outputs)
 
@@ -228,7 +228,7 @@ def test_a_full_disk_within_an_epoch_does_not_end_the_training(masks: Path, tmp_
     whole = (output / "last.safetensors").read_bytes()
     more = ["--epochs", 2, "--resume", "--checkpoint-minutes", 0]
     with process(*arguments, *more, start=("-c", limited)) as training:
-        told, errors = training.communicate(timeout=60)
+        told, errors = training.communicate(timeout=180)
     assert training.returncode == 1
     for step in (1, 2):
         assert f"the checkpoint of epoch 2, step {step} was not written: File too large; that of epoch 1 stays" in told
