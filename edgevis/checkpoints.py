@@ -42,7 +42,7 @@ _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module")
 _HEADS = frozenset(
     (
         *("arcface", "classifier", "classifiers", "cls", "cls_head", "fc", "fc_cls", "head", "heads"),
-        *("last_linear", "linear_head", "logits", "output"),
+        *("last_linear", "linear_head", "logits", "output", "point_head"),
     )
 )
 _KINDS = ".safetensors, or what torch.save writes (.pt, .pth, .tar, .ckpt, .bin)"
