@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from edgevis import models
@@ -13,28 +12,7 @@ from edgevis.layers import SetToSet
 from edgevis.losses import cosine_logits, prototypes, squared_distance_logits
 from runtime.errors import InputError, ModelError
 
-from locations import GOLDEN_FOLDER
-
-GOLDEN = GOLDEN_FOLDER / "feat.npz"
-CASES = ("5w1s", "5w5s")
-NAMES = {
-    "w_q": "w_qs.weight",
-    "w_k": "w_ks.weight",
-    "w_v": "w_vs.weight",
-    "fc_w": "fc.weight",
-    "fc_b": "fc.bias",
-    "ln_w": "layer_norm.weight",
-    "ln_b": "layer_norm.bias",
-}
-
-
-def case_of(name: str) -> tuple[dict[str, NDArray[np.float64]], SetToSet]:
-    golden = np.load(GOLDEN)
-    assert set(golden["names"]) == set(CASES)
-    case = {key.removeprefix(f"{name}/"): golden[key] for key in golden if key.startswith(f"{name}/")}
-    layer = SetToSet(case["emb"].shape[1], attention_dropout=0.0, dropout=0.0).double()
-    layer.load_state_dict({NAMES[key]: torch.from_numpy(case[key]) for key in NAMES})
-    return case, layer
+from set_to_set_cases import CASES, case_of
 
 
 def logits_of(kind: str, queries: Tensor, centres: Tensor, temperature: float) -> Tensor:

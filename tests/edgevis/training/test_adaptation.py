@@ -6,35 +6,24 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from edgevis import models
-from edgevis.layers import SetToSet
 from edgevis.models.feat import FEAT
 from edgevis.models.recipe_adaptation import AdaptationRecipe
 from edgevis.train import main
 from edgevis.training.adaptation import ALONE, adaptation_terms
 from edgevis.training.optimizer import optimizer_of, set_rate
 
-from locations import GOLDEN_FOLDER
+from set_to_set_cases import CASES, case_of
 from training_data import write_classes
 from training_runs import rows, trained
 
 pytestmark = pytest.mark.torch
 
-NAMES = {
-    "w_q": "w_qs.weight",
-    "w_k": "w_ks.weight",
-    "w_v": "w_vs.weight",
-    "fc_w": "fc.weight",
-    "fc_b": "fc.bias",
-    "ln_w": "layer_norm.weight",
-    "ln_b": "layer_norm.bias",
-}
 VALUES = (
     *("way=2", "most_way=4", "query=2", "epochs=2", "steps_per_epoch=3", "held_out=0.3", "schedule=constant"),
     *("test_way=2", "test_query=2", "test_episodes=10", "test_shots=[1,3]"),
@@ -53,13 +42,10 @@ def arguments(data: Path, output: Path, *values: str, recipe: str = "small") -> 
 
 
 @pytest.mark.parametrize("kind", ["euclidean", "cosine"])
-@pytest.mark.parametrize("name", ["5w1s", "5w5s"])
+@pytest.mark.parametrize("name", CASES)
 def test_terms_of_the_reference(name: str, kind: str) -> None:
-    with np.load(GOLDEN_FOLDER / "feat.npz") as golden:
-        case = {key.removeprefix(f"{name}/"): golden[key] for key in golden if key.startswith(f"{name}/")}
+    case, layer = case_of(name)
     way, shot, query = case["way_shot_query"].tolist()
-    layer = SetToSet(case["emb"].shape[1], attention_dropout=0.0, dropout=0.0).double()
-    layer.load_state_dict({NAMES[key]: torch.from_numpy(case[key]) for key in NAMES})
     members = torch.from_numpy(case["emb"]).double().reshape(shot + query, way, -1).transpose(0, 1)
     recipe = AdaptationRecipe(
         loss="adapted",
