@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from runtime.common.closing import Closing
 from runtime.errors import InputError, UnavailableError
 
 VARIABLE = "EDGEVIS_TRITON_PYTHONPATH"
@@ -23,7 +24,7 @@ _INSTALLED = Path("/opt/tritonserver/backends")
 _START_S = 45.0
 
 
-class TritonServer:
+class TritonServer(Closing):
     """A server process on a model repository; a context manager that ends it.
 
     Args:
@@ -71,12 +72,6 @@ class TritonServer:
     def url(self) -> str:
         """Where it answers, ``http://127.0.0.1:PORT``."""
         return f"http://{self.address}"
-
-    def __enter__(self) -> TritonServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the server."""

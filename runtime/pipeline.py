@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
-from types import TracebackType
 from typing import Literal, TypeAlias, cast
 
 import numpy as np
 
 from runtime import tasks
+from runtime.common.closing import Closing
 from runtime.common.forking import holds_up_forks
 from runtime.errors import EdgevisError, InputError
 from runtime.images.decode import Image, as_image
@@ -41,7 +41,7 @@ _PERSON = "person"
 _EXPIRE_EVERY = 256  # frames between two looks for unknowns that are to be forgotten
 
 
-class Pipeline:
+class Pipeline(Closing):
     """Detects, tracks and identifies objects on streams.
 
     One thread streams; others may read :attr:`stats` and :attr:`unknowns`, and rename, merge and forget meanwhile.
@@ -116,14 +116,6 @@ class Pipeline:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Pipeline:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the stream, close the predictors that the pipeline opened, and forget the unknowns.

@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any, overload
 
 import numpy as np
@@ -16,6 +15,7 @@ from runtime import tasks
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.identity import NOT_COVERED
 from runtime.common.arrays import Array
+from runtime.common.closing import Closing
 from runtime.common.forking import fork_waits, holds_up_forks
 from runtime.enrolment.file import LOCK_TIMEOUT_S, MAX_LABEL_LENGTH, EnrolmentEncoder, is_label
 from runtime.enrolment.quality import EnrolmentReport, image_names
@@ -42,7 +42,7 @@ MAX_THREADS = 1024
 """CPU threads that an engine may be asked for: engines make as many as they are told, and fail in many ways."""
 
 
-class Predictor:
+class Predictor(Closing):
     """Runs a bundle. Threads may share it.
 
     Args:
@@ -131,14 +131,6 @@ class Predictor:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Predictor:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         record = self._opened.record

@@ -7,9 +7,9 @@ import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
 
+from runtime.common.closing import Closing
 from runtime.errors import OutputError
 from runtime.monitoring.series import samples
 from runtime.tracking.stats import PipelineStats
@@ -38,7 +38,7 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-class MetricsServer:
+class MetricsServer(Closing):
     """Serves ``/metrics`` by a thread until it is closed.
 
     Args:
@@ -86,14 +86,6 @@ class MetricsServer:
     def port(self) -> int:
         """The port that it listens at."""
         return int(self._server.server_address[1])
-
-    def __enter__(self) -> MetricsServer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop listening."""

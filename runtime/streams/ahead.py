@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Generic, TypeVar
 
+from runtime.common.closing import Closing
 from runtime.common.forking import fork_waits, register
 from runtime.streams.frame import Frame
 from runtime.streams.reader import StreamReader
@@ -20,7 +20,7 @@ Begin = Callable[[list[Frame]], Callable[[], T]]
 """Given the next frames by the thread that iterates, in order; returns the work on them, which any thread may do."""
 
 
-class AheadReader(Generic[T]):
+class AheadReader(Closing, Generic[T]):
     """A reader's lists of frames, each with the result of the work on it: an iterator over pairs.
 
     One thread works on the next list while the program uses the present one, if that list is there already: at most one
@@ -44,14 +44,6 @@ class AheadReader(Generic[T]):
         self._handed_out = -math.inf
         self._work_s = 0.0
         register(self)
-
-    def __enter__(self) -> AheadReader[T]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[tuple[list[Frame], T]]:
         return self

@@ -8,9 +8,9 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import Any
 
+from runtime.common.closing import Closing
 from runtime.errors import EdgevisError, InputError, SourceError
 from runtime.images.decode import Image
 from runtime.streams.feed import Drop, Feed, IterableFeed, StreamSettings, StreamState, ThreadFeed
@@ -27,7 +27,7 @@ _JOIN_S = 0.8
 """How long :meth:`StreamReader.close` waits for all threads together: with what else it does, less than a second."""
 
 
-class StreamReader:
+class StreamReader(Closing):
     """Reads one source or several: an iterator over lists of :class:`Frame`, at most ``batch`` in each.
 
     Cameras, addresses, video files and folders are read by threads, which start with the first frame that is asked for;
@@ -85,14 +85,6 @@ class StreamReader:
         threads = [feed for feed in self._feeds if isinstance(feed, ThreadFeed)]
         # Also when nothing refers to the reader any more, and when the interpreter exits.
         self._stop = weakref.finalize(self, _stop, self._state, threads)
-
-    def __enter__(self) -> StreamReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[list[Frame]]:
         return self

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from runtime.common.closing import Closing
 from runtime.images.decode import Image
 from runtime.streams.ahead import AheadReader
 from runtime.streams.reader import StreamReader
@@ -16,7 +16,7 @@ from runtime.streams.stats import SourceStats
 R = TypeVar("R")
 
 
-class ResultStream(Generic[R]):
+class ResultStream(Closing, Generic[R]):
     """Each frame of a stream with its result: an iterator over pairs.
 
     Of one source the frame is its image, (H, W, 3) uint8 BGR; of several it is a :class:`Frame`, which names its
@@ -38,14 +38,6 @@ class ResultStream(Generic[R]):
         self._reader, self._predict = reader, predict
         self._ahead = AheadReader(reader, lambda frames: partial(prepare, [frame.image for frame in frames]))
         self._ready: deque[tuple[Any, R]] = deque()
-
-    def __enter__(self) -> ResultStream[R]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __iter__(self) -> Iterator[tuple[Any, R]]:
         return self

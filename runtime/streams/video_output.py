@@ -6,10 +6,11 @@ import contextlib
 import os
 import shutil
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 
 import cv2
 
+from runtime.common.closing import Closing
 from runtime.errors import InputError, OutputError
 from runtime.images.decode import Image
 from runtime.streams.opencv import path_for_opencv
@@ -30,7 +31,7 @@ _LONGEST_GAP_S = 5.0
 """A longer pause of a camera is shown as one so long."""
 
 
-class VideoOutput:
+class VideoOutput(Closing):
     """Writes a video under a name of its own and renames it at the end: what is there is always playable.
 
     It is finished when the context ends, also after an error or Ctrl-C, so that what was seen until then is kept. A
@@ -59,14 +60,6 @@ class VideoOutput:
         self._written = 0
         self._first_s: float | None = None
         self._last_s = 0.0
-
-    def __enter__(self) -> VideoOutput:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def write(self, image: Image, *, time_s: float | None = None) -> None:
         """Add one frame, (H, W, 3) uint8 BGR.
