@@ -147,9 +147,9 @@ def _classes(folder: Path) -> Path:
 
 TASKS: tuple[tuple[str, str, Sequence[str], Sequence[str], Callable[[Path], Path]], ...] = (
     (
-        "mobilenetv2",
+        "regnet",
         "small",
-        (),
+        ("variant=regnetx_002", "side=64"),
         ("way=2", "query=2", "test_way=2", "test_query=2", "test_episodes=4", "test_shots=[1]", "held_out=0.3"),
         _classes,
     ),
