@@ -20,7 +20,6 @@ from runtime.predictor import Predictor
 
 from bundles import GRAPHS, Tiny, write_tiny_bundle
 from logs import WATCH
-from quick_export import skip_other_operators
 
 # The same examples in every run: a red build means a changed program. HYPOTHESIS_PROFILE=search looks for new ones.
 for _name, _derandomize in (("repeatable", True), ("search", False)):
@@ -67,13 +66,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEVIS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def quick_exports() -> None:
-    """The tests that export have imported the exporter by now."""
-    if "onnxscript" in sys.modules:
-        skip_other_operators()
 
 
 def _seed_torch(name: str) -> None:
