@@ -169,15 +169,16 @@ PAPER = InstanceRecipe(
 # From a published backbone to one's own pictures, some hundreds of them.
 SMALL = InstanceRecipe(
     epochs=12,
-    batch=8,
+    batch=4,
     optimizer="adamw",
-    learning_rate=1e-3,
+    learning_rate=2e-3,
     weight_decay=0.01,
     decay_vectors=False,
     schedule="cosine",
     warm_up_epochs=1,
     clip_norm=10.0,
     ema_decay=0.99,
+    scale=(0.7, 1.5),
 )
 
 DEPLOYMENT = _deployment(SIDE, SIDE, COCO_LABELS, _BACKBONE)
