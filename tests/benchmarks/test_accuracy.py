@@ -91,11 +91,3 @@ def test_what_is_missing_is_said(
 ) -> None:
     assert main([*arguments, "--data", str(tmp_path), "--output", str(tmp_path / "variants")]) == 1
     assert message in capsys.readouterr().err
-
-
-def test_every_arm_can_be_made() -> None:
-    for comparison in COMPARISONS.values():
-        for variant in comparison.variants:
-            entry = models.entry(variant.model)
-            entry.recipes["small"].with_values({**comparison.values, **variant.values})
-            models.module_from(entry, variant.options)
