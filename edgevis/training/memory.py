@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -16,6 +15,8 @@ from torch import nn
 # Of malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _PAD = 1 << 28
+# A convolution's weight and an image: the only tensors that channels-last is an order of.
+_IMAGE_AXES = 4
 
 
 def keep_freed_memory() -> None:
@@ -29,6 +30,11 @@ def keep_freed_memory() -> None:
 
 
 def use_channels_last(module: nn.Module) -> None:
-    """Move the module's four-dimensional parameters into channels-last order, in place."""
-    move: Callable[..., object] = module.to  # the overloads of PyTorch 2.13 lack memory_format
-    move(memory_format=torch.channels_last)
+    """Move the module's four-dimensional parameters and buffers into channels-last order, in place.
+
+    Others stay: ``module.to(memory_format=...)`` refuses a dynamic convolution's, which have five.
+    """
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.ndim == _IMAGE_AXES:
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
