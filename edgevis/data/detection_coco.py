@@ -209,15 +209,18 @@ def _name(item: Mapping[str, Any], where: str) -> str:
     return value
 
 
-def _number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= _LARGEST  # type: ignore[arg-type]
+def is_coordinate(value: object) -> bool:
+    """Whether a value of JSON is a finite number that an image can have."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return math.isfinite(value) and abs(value) <= _LARGEST
 
 
 def _box(item: Mapping[str, Any], category: int, where: str) -> tuple[list[float], int, float, bool]:
     box, score, crowd = item.get("bbox"), item.get("score", 1.0), item.get("iscrowd", 0)
-    if not (isinstance(box, list) and len(box) == 4 and all(map(_number, box)) and min(box[2:]) >= 0):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(is_coordinate, box)) and min(box[2:]) >= 0):
         raise SourceError(f"{where} has the bbox {box!r}; allowed: [x, y, width, height], finite, sides of 0 or more")
-    if not (_number(score) and 0 <= score <= 1):
+    if not (is_coordinate(score) and 0 <= score <= 1):
         raise SourceError(f"{where} has the score {score!r}; allowed: 0 to 1")
     if crowd not in (0, 1):
         raise SourceError(f"{where} has iscrowd {crowd!r}; allowed: 0, 1")

@@ -8,14 +8,13 @@ Provenance: our own code. Licence: as the rest of edgevis.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevis.data.detection_coco import read_json
+from edgevis.data.detection_coco import is_coordinate, read_json
 from edgevis.data.files import Files
 from runtime.errors import SourceError
 from runtime.images.polygons import polygon_patch
@@ -23,7 +22,6 @@ from runtime.images.polygons import polygon_patch
 MAX_VERTICES = 20_000
 """The largest number of vertices of an annotation."""
 
-_LARGEST = 1e6
 _MAX_RUNS = 10_000_000
 _FIRST, _LAST, _BITS = 48, 111, 5
 
@@ -70,10 +68,12 @@ class CocoShapes:
         Raises:
             SourceError: Run lengths are of another size.
         """
-        areas = [int(_mask(shape, size, where).sum()) for shape in self.shapes]
-        ids = np.zeros(size, np.uint16)
-        for place in sorted(range(len(areas)), key=lambda place: -areas[place]):
-            ids[_mask(self.shapes[place], size, where)] = place + 1
+        ids, area_of = np.zeros(size, np.uint16), np.full(size, np.prod(size) + 1)
+        for number, shape in enumerate(self.shapes, start=1):
+            mask = _mask(shape, size, where)
+            area = int(mask.sum())
+            mask &= area <= area_of
+            ids[mask], area_of[mask] = number, area
         return ids
 
 
@@ -123,7 +123,7 @@ def parse_shape(value: object, where: str) -> Shape:
         raise SourceError(f"{where} has a segmentation that is neither polygons, of {MAX_VERTICES} vertices, nor a run")
     polygons = []
     for part in value:
-        if not (isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 and all(map(_coordinate, part))):
+        if not (isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 and all(map(is_coordinate, part))):
             raise SourceError(f"{where} has a polygon that is not [x, y, …] with three or more finite vertices")
         polygons.append(np.array(part, np.float32).reshape(-1, 2))
     return tuple(polygons)
@@ -164,10 +164,6 @@ def _run_lengths(value: dict[str, object], where: str) -> RunLengths:
 
 def _whole(values: list[object], *, below: int) -> bool:
     return all(type(value) is int and 0 <= value < below for value in values)  # type(): True is an int, too
-
-
-def _coordinate(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= _LARGEST  # type: ignore[arg-type]
 
 
 def _mask(shape: Shape, size: tuple[int, int], where: str) -> NDArray[np.bool_]:

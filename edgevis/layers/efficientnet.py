@@ -22,6 +22,9 @@ from edgevis.layers.mbconv import (
     maps_after,
 )
 
+LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
+"""Of the published weights of EfficientNet-Lite0, for images 0..1: (x - 127) / 128 of 0..255, as TensorFlow has it."""
+
 HEAD_CHANNELS = 1280
 STAGE_CHANNELS = (16, 24, 40, 80, 112, 192, 320)
 
@@ -106,8 +109,7 @@ class EfficientNetLite0Backbone(MobileBackbone, EfficientNetTrunk):
     places = _OF_BACKBONE
     depths = tuple(_STAGES[place - 1][1] for place in _OF_BACKBONE)
     channels = tuple(_STAGES[place - 1][0] for place in _OF_BACKBONE)
-    mean = (127 / 255,) * 3
-    std = (128 / 255,) * 3
+    mean, std = LITE_MEAN, LITE_STD
 
     def __init__(self) -> None:
         super().__init__(lite=True)

@@ -42,7 +42,7 @@ class FPN(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                nn.init.zeros_(module.get_parameter("bias"))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         merged = self.get_submodule(f"fpn_lateral{FPN_LEVELS[-1]}")(maps[-1])
@@ -78,7 +78,7 @@ class SemanticFPNHead(nn.Module):
         self.predictor = nn.Conv2d(width, classes, 1)
         # He's initialisation over outputs, as in detectron2, would make logits of 8 times the features' size here.
         nn.init.normal_(self.predictor.weight, std=width**-0.5)
-        nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.predictor.get_parameter("bias"))
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         chains = [self.get_submodule(f"p{level}") for level in FPN_LEVELS]

@@ -58,12 +58,12 @@ class PointHead(nn.Module):
         for number in range(1, 4):
             layer = nn.Conv1d(incoming, width, 1)
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.get_parameter("bias"))
             self.add_module(f"fc{number}", layer)
             incoming = width + (classes if coarse_each_layer else 0)
         self.predictor = nn.Conv1d(incoming, classes, 1)
         nn.init.normal_(self.predictor.weight, std=0.001)
-        nn.init.zeros_(self.predictor.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.predictor.get_parameter("bias"))
 
     def forward(self, fine: Tensor, coarse: Tensor) -> Tensor:
         """Fine features (N, inputs, P) and coarse logits (N, classes, P) of P points -> logits (N, classes, P)."""

@@ -39,7 +39,7 @@ class PolarNeck(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                nn.init.zeros_(module.get_parameter("bias"))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         sums: list[Tensor] = []

@@ -9,12 +9,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgevis.data.masks import IGNORE
 from edgevis.layers.point_rend import point_labels
 from edgevis.losses._checks import check_values
 from runtime.errors import InputError
-
-IGNORED = 255
-"""The label of what is not counted."""
 
 
 def point_rend_loss(logits: Tensor, xy: Tensor, labels: Tensor) -> Tensor:
@@ -24,7 +22,7 @@ def point_rend_loss(logits: Tensor, xy: Tensor, labels: Tensor) -> Tensor:
         logits: (N, classes, P) float, of the points; with one class it is told from the background.
         xy: (N, P, 2) float: x, y; 0..1 is the image.
         labels: (N, H, W) of integers or whole numbers: with one class 0 or 1, else 0 to classes - 1; points on
-            :data:`IGNORED` are left out.
+            :data:`edgevis.data.masks.IGNORE` are left out.
 
     Returns:
         () float.
@@ -41,7 +39,7 @@ def point_rend_loss(logits: Tensor, xy: Tensor, labels: Tensor) -> Tensor:
     check_values("the points' logits", logits)
     targets = point_labels(labels, xy).long()
     if logits.shape[1] > 1:
-        return F.cross_entropy(logits, targets, ignore_index=IGNORED)
-    counted = (targets != IGNORED).to(logits.dtype)
+        return F.cross_entropy(logits, targets, ignore_index=IGNORE)
+    counted = (targets != IGNORE).to(logits.dtype)
     of_points = F.binary_cross_entropy_with_logits(logits[:, 0], targets.to(logits.dtype), reduction="none")
     return (of_points * counted).sum() / counted.sum().clamp(min=1)

@@ -17,7 +17,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from edgevis.layers.efficientnet import HEAD_CHANNELS, STAGE_CHANNELS, EfficientNetB0
+from edgevis.layers.efficientnet import HEAD_CHANNELS, LITE_MEAN, LITE_STD, STAGE_CHANNELS, EfficientNetB0
 from edgevis.models._encoder import SIDE, SIDES, deployment, preprocess
 from edgevis.models.allowed import CLASSES_OR_NONE, whole
 from edgevis.models.entry import ModelEntry
@@ -25,8 +25,7 @@ from edgevis.models.mobilenetv2 import SMALL
 from edgevis.models.recipe_projection import ProjectionRecipe
 from runtime.bundle.spec import Deployment
 
-# (x - 127) / 128 of pixels 0..255, as TensorFlow has it.
-PREPROCESS = preprocess(mean=(127 / 255, 127 / 255, 127 / 255), std=(128 / 255, 128 / 255, 128 / 255))
+PREPROCESS = preprocess(mean=LITE_MEAN, std=LITE_STD)
 
 # With 2,048 outputs the projection alone would be as large as all the rest.
 WIDTHS = whole(0, 2048)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.layers import imagenet
-from edgevis.layers.efficientnet import HEAD_CHANNELS, STAGE_CHANNELS, EfficientNetB0
+from edgevis.layers.efficientnet import HEAD_CHANNELS, LITE_MEAN, LITE_STD, STAGE_CHANNELS, EfficientNetB0
 from edgevis.layers.position_attention import PositionAttention
 from edgevis.layers.regnet import DESIGNS, STAGES, RegNet
 from edgevis.models.allowed import CLASSES_OR_NONE, one_of, whole
@@ -57,7 +57,7 @@ _LITE = "efficientnet-lite0"
 
 def _deployment(embedding: int, height: int, backbone: str = BACKBONES[0]) -> Deployment:
     # As the published weights have it.
-    mean, std = ((127 / 255,) * 3, (128 / 255,) * 3) if backbone == _LITE else (imagenet.MEAN, imagenet.STD)
+    mean, std = (LITE_MEAN, LITE_STD) if backbone == _LITE else (imagenet.MEAN, imagenet.STD)
     return Deployment(
         task="reid",
         graphs=(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgevis.layers.efficientnet import STAGE_CHANNELS, EfficientNetTrunk
+from edgevis.layers.efficientnet import LITE_MEAN, LITE_STD, STAGE_CHANNELS, EfficientNetTrunk
 from edgevis.layers.mbconv import maps_after
 from edgevis.models import _segmentation as segmentation
 from edgevis.models._segmentation import SegmentationModel
@@ -38,7 +38,6 @@ _CHANNELS = tuple(STAGE_CHANNELS[place] for place in _PLACES)
 # The decoder's channels at these scales.
 _WIDTHS = (24, 32, 48, 64)
 _DILATIONS = (2, 4, 1)
-_MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 class LiteTrunk(EfficientNetTrunk):
@@ -134,7 +133,7 @@ def _deployment(side: int) -> Deployment:
     declared = segmentation.deployment(in_channels=3, side=side)
     return replace(
         declared,
-        preprocess=replace(declared.preprocess, mean=_MEAN, std=_STD),
+        preprocess=replace(declared.preprocess, mean=LITE_MEAN, std=LITE_STD),
         postprocess=to_json(SegmentationSettings(("person",))),
     )
 

@@ -91,7 +91,8 @@ def rounded_weight(weight: Tensor) -> Tensor:
 def _range(values: Tensor) -> float:
     """The magnitude that 127 stands for; 1 for zeros."""
     counted = values.flatten()[:: values.numel() // _COUNTED | 1].abs()
-    peak = float(values.abs().amax())
+    lowest, highest = values.aminmax()
+    peak = max(float(highest), -float(lowest))
     if peak == 0.0:
         return 1.0
     cuts = peak * torch.linspace(_SMALLEST_SHARE, 1.0, _CANDIDATES, device=values.device)[:, None]

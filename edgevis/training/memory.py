@@ -34,7 +34,6 @@ def use_channels_last(module: nn.Module) -> None:
 
     Others stay: ``module.to(memory_format=...)`` refuses a dynamic convolution's, which have five.
     """
-    with torch.no_grad():
-        for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.ndim == _IMAGE_AXES:
-                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == _IMAGE_AXES:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)

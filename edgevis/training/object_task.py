@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from edgevis.data.detection_split import DetectionSplit
+from edgevis.data.detection_split import DetectionSplit, split_detection
 from edgevis.data.image_split import HELD_DRAW, TEST_DRAW
+from edgevis.data.leakage import SplitCheck
+from edgevis.metrics.average_precision import require_pycocotools
 from edgevis.models.recipe_detection import ObjectRecipe
 from edgevis.training.images import resized
 from edgevis.training.task import Evaluation, MetricValue
@@ -35,7 +39,25 @@ SHOWN = 6
 _SHOWN_SCORE, _SHOWN_SIDE = 0.3, 320
 
 
-class ObjectTask:
+def split_of(data: Path, recipe: ObjectRecipe, *, seed: int, check: SplitCheck | None) -> DetectionSplit:
+    """The images of a training, as its recipe divides them.
+
+    Raises:
+        MissingDependencyError: pycocotools, by which they are evaluated, is not installed.
+        SourceError, InputError: As of :func:`edgevis.data.detection_split.split_detection`.
+    """
+    require_pycocotools()
+    return split_detection(
+        data,
+        classes=recipe.classes,
+        where=recipe.where,
+        held_out=recipe.held_out,
+        seed=seed,
+        check=check or SplitCheck(),
+    )
+
+
+class ObjectTask(ABC):
     """A part of :class:`edgevis.training.task.TrainingTask`. Subclasses evaluate.
 
     Args:
@@ -107,9 +129,9 @@ class ObjectTask:
         figures, picture = self.evaluated(model, self._split.test)
         return Evaluation("test images", figures, {self._picture: picture})
 
+    @abstractmethod
     def evaluated(self, model: nn.Module, places: Sequence[int]) -> tuple[Mapping[str, MetricValue], Image]:
         """The figures by name on some images, and the first of them with what was found."""
-        raise NotImplementedError
 
 
 def drawn_boxes(image: Image, annotated: NDArray[np.float32], detected: DetectedBoxes) -> Image:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import TypeVar
 
 _Resource = TypeVar("_Resource", bound="Closing")
 
 
-class Closing:
+class Closing(ABC):
     """A base of what holds a resource until :meth:`close`, or the end of its ``with`` block."""
 
     def __enter__(self: _Resource) -> _Resource:
@@ -19,6 +20,6 @@ class Closing:
     ) -> None:
         self.close()
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of what is held."""
-        raise NotImplementedError

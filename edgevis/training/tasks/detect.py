@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.data.detection import BoxLabels
-from edgevis.data.detection_split import DetectionSplit, split_detection
+from edgevis.data.detection_split import DetectionSplit
 from edgevis.data.image_split import is_blank
 from edgevis.data.leakage import Side, SplitCheck
 from edgevis.data.pseudo_labelled import read_pseudo_labelled
 from edgevis.data.rng import below, draw_at
 from edgevis.losses import EfficientDetLoss, YOLOXLoss
-from edgevis.metrics.average_precision import AveragePrecision, Detected, average_precision, require_pycocotools
+from edgevis.metrics.average_precision import AveragePrecision, Detected, average_precision
 from edgevis.models.recipe import Recipe, is_custom_loss, recipe_of
 from edgevis.models.recipe_detection import DetectionRecipe
 from edgevis.training.box_images import BoxImages
@@ -39,6 +39,7 @@ from edgevis.training.object_task import (
     VIEW_DRAW,
     ObjectTask,
     drawn_boxes,
+    split_of,
 )
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, MetricValue
@@ -59,15 +60,7 @@ def training_task(
 ) -> DetectionTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
     detection_recipe = recipe_of(DetectionRecipe, recipe)
-    require_pycocotools()
-    split = split_detection(
-        data,
-        classes=detection_recipe.classes,
-        where=detection_recipe.where,
-        held_out=detection_recipe.held_out,
-        seed=seed,
-        check=check or SplitCheck(),
-    )
+    split = split_of(data, detection_recipe, seed=seed, check=check)
     return DetectionTrainingTask(split, detection_recipe, deployment, data=data.name, seed=seed)
 
 

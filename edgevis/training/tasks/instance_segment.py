@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgevis.data.detection import BoxLabels
-from edgevis.data.detection_split import DetectionSplit, split_detection
+from edgevis.data.detection_split import DetectionSplit
 from edgevis.data.instances import Instances, LabelledInstances
 from edgevis.data.leakage import SplitCheck
 from edgevis.data.polar_targets import BACKGROUND, IGNORED, outer_contour, polar_targets
@@ -30,14 +30,13 @@ from edgevis.metrics.average_precision import (
     InstanceMasks,
     average_precision,
     encoded_mask,
-    require_pycocotools,
 )
 from edgevis.models.recipe import Recipe, is_custom_loss, recipe_of
 from edgevis.models.recipe_detection import InstanceRecipe
 from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.finite import require_finite
 from edgevis.training.instance_images import InstanceStore, random_view
-from edgevis.training.object_task import ORDER_DRAW, PREDICT_BATCH, SHOWN, VIEW_DRAW, ObjectTask, drawn_boxes
+from edgevis.training.object_task import ORDER_DRAW, PREDICT_BATCH, SHOWN, VIEW_DRAW, ObjectTask, drawn_boxes, split_of
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, MetricValue
 from edgevis.training.views import color_jitter
@@ -58,15 +57,7 @@ def training_task(
 ) -> InstanceTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
     instance_recipe = recipe_of(InstanceRecipe, recipe)
-    require_pycocotools()
-    split = split_detection(
-        data,
-        classes=instance_recipe.classes,
-        where=instance_recipe.where,
-        held_out=instance_recipe.held_out,
-        seed=seed,
-        check=check or SplitCheck(),
-    )
+    split = split_of(data, instance_recipe, seed=seed, check=check)
     return InstanceTrainingTask(split, instance_recipe, deployment, data=data.name, seed=seed)
 
 
