@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import closing
 from dataclasses import replace
 from http.client import HTTPConnection, HTTPException
 
@@ -51,13 +52,10 @@ def test_the_text_has_each_series_once_with_help_and_type() -> None:
 
 def fetched(port: int, path: str) -> tuple[int, str | None, str]:
     """Status, content type and text."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.status, answer.getheader("Content-Type"), answer.read().decode()
-    finally:
-        connection.close()
 
 
 def test_the_server_answers_on_this_machine_until_it_is_closed() -> None:
