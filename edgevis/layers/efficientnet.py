@@ -146,9 +146,13 @@ class EfficientNetB0(EfficientNetTrunk):
         result: Tensor = self.act2(self.bn2(self.conv_head(x)))
         return result
 
+    def pooled_head(self, image: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 1280), the mean of the head's map."""
+        return self.head(self.blocks(self.stem(image))).mean((2, 3))
+
     def forward(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, num_classes) logits, or (N, 1280) without a classifier."""
-        result: Tensor = self.classifier(self.head(self.blocks(self.stem(image))).mean((2, 3)))
+        result: Tensor = self.classifier(self.pooled_head(image))
         return result
 
 

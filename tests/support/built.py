@@ -60,6 +60,7 @@ SMALL: Mapping[str, Mapping[str, int | str]] = {
     "enet": {"side": 64},
     "residual-unet": {"side": 64},
     "dy-mobilenetv2": {"side": 64, "kernels": 2},
+    "efficientnet-b0": {"side": 64},
     "efficientnet-lite0": {"side": 64},
     "ghostnet": {"side": 64},
     "regnet": {"variant": "regnetx_002", "side": 64},

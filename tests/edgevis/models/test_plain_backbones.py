@@ -1,4 +1,4 @@
-"""RegNet and GhostNet against timm's outputs: names, counts, widths, pooled vectors, logits, and what they are part of.
+"""RegNet, GhostNet and EfficientNet-b0 against timm's outputs: names, counts, widths, embeddings, logits; their users.
 
 The reference's weights follow from the parameters' names, so equal outputs mean equal names.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from edgevis import models
-from edgevis.layers.ghostnet import GhostNet
+from edgevis.layers.efficientnet import EfficientNetB0
 from edgevis.layers.regnet import DESIGNS, RegNet
 from runtime.common.arrays import Array
 from runtime.errors import InputError, ModelError
@@ -22,6 +22,9 @@ from locations import GOLDEN_FOLDER
 from recipe_weights import load_recipe_weights
 
 pytestmark = pytest.mark.torch
+
+OTHERS = {"ghostnet_100": "ghostnet", "efficientnet_b0": "efficientnet-b0"}
+"""Models by timm's names."""
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +38,14 @@ def assert_near(actual: torch.Tensor, expected: Array) -> None:
     assert np.abs(actual.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", [*DESIGNS, "ghostnet_100"])
+@pytest.mark.parametrize("name", [*DESIGNS, *OTHERS])
 def test_the_published_network(name: str, golden: dict[str, Array]) -> None:
-    network = GhostNet(num_classes=1000) if name == "ghostnet_100" else RegNet(name, num_classes=1000)
+    network = models.create(OTHERS[name]) if name in OTHERS else models.create("regnet", variant=name)
     load_recipe_weights(network, seed=int(golden["seed"]), gain=float(golden[f"{name}/gain"]))
     assert models.parameters(network) == golden[f"{name}/params"]
     image = torch.from_numpy(golden["image"].astype(np.float32))
     with torch.no_grad():
-        assert_near(network.eval().pooled(image), golden[f"{name}/pooled"])
+        assert_near(network.encode(image), golden[f"{name}/pooled"])  # type: ignore[operator]
         assert_near(network(image)[:, :32], golden[f"{name}/logits_first32"])
         if isinstance(network, RegNet):
             assert [*network.channels, *network.depths] == list(golden[f"{name}/widths_depths_group_stem"][:8])
@@ -70,6 +73,22 @@ def test_a_detector_on_it(backbone: str, channels: tuple[int, ...]) -> None:
     with torch.no_grad():
         scores, boxes = model.detect(torch.rand(2, 3, 128, 128))  # type: ignore[operator]
     assert (scores.shape, boxes.shape) == ((2, 3069, 2), (2, 3069, 4))
+
+
+def test_epri_net_on_it() -> None:
+    """The encoder's weights begin EPRI-Net's backbone, whose maps are the same up to the stage of another stride."""
+    encoder = models.create("efficientnet-b0", num_classes=0, side=64)
+    assert isinstance(encoder, EfficientNetB0)
+    backbone = models.create("epri-net-baseline", height=128, num_identities=0).backbone
+    assert isinstance(backbone, EfficientNetB0)
+    backbone.load_state_dict(encoder.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(encoder.pyramid(image)[1], backbone.pyramid(image)[1])
+        assert backbone.pyramid(image)[2].shape == (1, 320, 4, 4)
+    deployment = models.deployment_of(models.entry("efficientnet-b0"), encoder)
+    assert deployment.preprocess.height == 64
+    assert deployment.graphs[0].outputs[0].shape == ("N", 1280)
 
 
 def test_few_shot_segmentation_on_it() -> None:

@@ -1,0 +1,70 @@
+"""EfficientNet-b0: an encoder for few-shot classification by prototypes, 5.3 million parameters.
+
+Paper: Tan, Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019.
+Provenance: our own code, see :mod:`edgevis.layers.efficientnet`; the weights that timm publishes as ``efficientnet_b0``
+load strictly. None ship.
+Licence: this file, as the rest of edgevis.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from edgevis.layers.efficientnet import HEAD_CHANNELS, EfficientNetB0
+from edgevis.models._encoder import SIDE, SIDES, deployment, preprocess
+from edgevis.models.allowed import CLASSES_OR_NONE
+from edgevis.models.entry import ModelEntry, PaperCount
+from edgevis.models.mobilenetv2 import SMALL
+from runtime.bundle.spec import Deployment
+
+
+class EfficientNetB0Encoder(EfficientNetB0):
+    """An EfficientNet-b0 whose vector before the classifier is the embedding.
+
+    Input: image (N, 3, side, side) float32 RGB, ImageNet mean and standard deviation. Output of :meth:`encode`:
+    embedding (N, 1280) float32, above -0.28, rows not normalised: the runtime L2-normalises them. Output of
+    ``forward``: logits (N, num_classes).
+
+    Args:
+        num_classes: Outputs of the classifier, which only ``forward`` uses; 0 leaves it out.
+        side: Of the images, a multiple of 32; 224 as published. No parameter depends on it.
+    """
+
+    def __init__(self, *, num_classes: int, side: int) -> None:
+        super().__init__(num_classes=num_classes)
+        self.side = side
+
+    def encode(self, image: Tensor) -> Tensor:
+        """From image (N, 3, side, side) float32 to embedding (N, 1280) float32."""
+        return self.pooled_head(image)
+
+
+def efficientnet_b0(*, num_classes: int = 1000, side: int = SIDE) -> EfficientNetB0Encoder:
+    """EfficientNet-b0 for images of ``side`` x ``side``; see :class:`EfficientNetB0Encoder` for the options."""
+    CLASSES_OR_NONE.require("num_classes", num_classes)
+    SIDES.require("side", side)
+    return EfficientNetB0Encoder(num_classes=num_classes, side=side)
+
+
+def _deploy(module: nn.Module) -> Deployment:
+    return deployment(preprocess(cast(EfficientNetB0Encoder, module).side), HEAD_CHANNELS)
+
+
+DEPLOYMENT = deployment(preprocess(), HEAD_CHANNELS)
+
+ENTRIES = (
+    ModelEntry(
+        name="efficientnet-b0",
+        build=efficientnet_b0,
+        deployment=DEPLOYMENT,
+        paper="Tan, Le: EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, ICML 2019",
+        licence="Apache-2.0",
+        parameters=5_288_548,
+        deploy=_deploy,
+        classifier=("classifier.",),
+        printed=PaperCount("5.3 M", 5_300_000, "total", "table 2"),
+        recipes={"small": SMALL},
+    ),
+)
