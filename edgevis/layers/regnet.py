@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from edgevis.layers.mbconv import initialise
 from edgevis.models.allowed import one_of
 from runtime.errors import InputError
 
-STAGES = 4
+_STAGES = 4
 
 _STEM = 32
 _QUANTUM = 8
@@ -110,7 +111,7 @@ class RegNet(nn.Module):
         self.stem = _ConvNorm(3, _STEM, 3, stride=2, relu=True)
         inputs = _STEM
         for place, (width, depth) in enumerate(stages):
-            stride = last_stride if place == STAGES - 1 else 2
+            stride = last_stride if place == _STAGES - 1 else 2
             stage = nn.Sequential()
             for block in range(depth):
                 stage.add_module(
@@ -134,23 +135,37 @@ class RegNet(nn.Module):
         """The output of each block of the stages before its last ReLU, as of
         :meth:`edgevis.layers.resnet.ResNet.features`: with the signs that hybrid masking asks for.
         """
-        return [maps for number, (maps, _) in enumerate(self._stages(image), start=1) if number in stages]
+        return [sums for number, (sums, _) in enumerate(self.stages(image), start=1) if number in stages]
 
     def maps(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> the maps, >= 0, of the stages at 1/4, 1/8, 1/16 and 1/32 of the image's sides."""
-        return tuple(last for _, last in self._stages(image))
+        return tuple(maps[-1] for _, maps in self.stages(image))
 
-    def _stages(self, image: Tensor) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Of each stage the output of each block before its last ReLU, and of the last block behind it, too."""
+    def stages(
+        self, image: Tensor, *, after: Mapping[str, nn.Module] = MappingProxyType({})
+    ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Of each stage the output of each block, before its last ReLU and behind it.
+
+        Args:
+            image: (N, 3, H, W) float32.
+            after: Modules that take what is behind the ReLU of a block, by the block's name, such as ``s3.b1``; the
+                next block takes what they give, and so does the result.
+
+        Raises:
+            InputError: The image has another shape.
+        """
         if image.dim() != 4 or image.shape[1] != 3:
             raise InputError(f"image is {tuple(image.shape)}; allowed: (N, 3, H, W)")
         x = self.stem(image)
-        for number in range(1, STAGES + 1):
-            maps = []
-            for block in self.get_submodule(f"s{number}").children():
-                maps.append(block(x))
-                x = torch.relu(maps[-1])
-            yield maps, x
+        for number in range(1, _STAGES + 1):
+            sums, maps = [], []
+            for name, block in self.get_submodule(f"s{number}").named_children():
+                sums.append(block(x))
+                x = torch.relu(sums[-1])
+                if (module := after.get(f"s{number}.{name}")) is not None:
+                    x = module(x)
+                maps.append(x)
+            yield sums, maps
 
     def pooled(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, D), >= 0, the mean of the last map."""

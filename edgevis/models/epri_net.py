@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from edgevis.layers import imagenet
 from edgevis.layers.efficientnet import HEAD_CHANNELS, LITE_MEAN, LITE_STD, STAGE_CHANNELS, EfficientNetB0
 from edgevis.layers.position_attention import PositionAttention
-from edgevis.layers.regnet import DESIGNS, STAGES, RegNet
+from edgevis.layers.regnet import DESIGNS, RegNet
 from edgevis.models.allowed import CLASSES_OR_NONE, one_of, whole
 from edgevis.models.entry import ModelEntry, PaperCount
 from edgevis.models.recipe import ReIDRecipe
@@ -243,15 +243,8 @@ class EPRINet(nn.Module):
         return self.backbone.head(x), kept[_STAGE_320], kept[_STAGE_192]
 
     def _regnet_levels(self, backbone: RegNet, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = backbone.stem(image)
-        stages: list[list[Tensor]] = []
-        for number in range(1, STAGES + 1):
-            stages.append([])
-            for index, block in enumerate(backbone.get_submodule(f"s{number}").children()):
-                x = torch.relu(block(x))
-                if (number, index) == (_REGNET_STAGE, 0) and self.attention is not None:
-                    x = self.attention(x)
-                stages[-1].append(x)
+        after = {} if self.attention is None else {f"s{_REGNET_STAGE}.b1": self.attention}
+        stages = [maps for _, maps in backbone.stages(image, after=after)]
         last = stages[-1]
         return last[-1], last[(len(last) - 1) // 2], stages[_REGNET_STAGE - 1][-1]
 
