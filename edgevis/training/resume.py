@@ -63,7 +63,7 @@ def only_training(output: Path) -> Iterator[None]:
 
 
 def begin(
-    output: Path, identity: Mapping[str, Any], data: Path | None, *, resume: bool
+    output: Path, identity: Mapping[str, Any], data: Path | None, *, recipe: type[Recipe], resume: bool
 ) -> tuple[TrainingState, tuple[DataFile, ...]]:
     """The state of the folder's training, and the files of its data.
 
@@ -71,6 +71,8 @@ def begin(
         output: The training's folder.
         identity: What must be the same; of the recipe's ``epochs`` there may be more than before.
         data: The data, whose contents must be the same, too; None where another process looks at them.
+        recipe: The kind of the recipe. What a checkpoint's recipe lacks, because it was begun before there was such a
+            field, counts as the default.
         resume: Whether to go on where there is something to go on from. Otherwise a folder with a training is
             refused, so that a command given twice destroys nothing.
 
@@ -96,6 +98,7 @@ def begin(
     if state is None:
         return TrainingState(identity, 0, 0.0, None, ()), listing
     was = {name: state.identity.get(name) for name in identity}
+    was["recipe"] = {**recipe.defaults(), **(was["recipe"] or {})}
     changes = list(differences(_compared(was), _compared(identity)))
     if was.get(FILES) != identity.get(FILES):
         changed = changed_files(known, listing) if known else "the files have changed"

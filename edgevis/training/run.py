@@ -144,6 +144,7 @@ def _train(
         request.output,
         _identity(request, provenance, fabric),
         request.data if fabric.is_global_zero else None,
+        recipe=type(recipe),
         resume=request.resume,
     )
     if fabric.is_global_zero and not state.begun:
