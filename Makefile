@@ -18,7 +18,7 @@ SOURCES := $(shell find edgevis runtime export calibration -name '*.py' -o -name
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED) $(addsuffix .edgevis/manifest.json,$(addprefix bundles/,osnet-x0-25 efficientnet-lite0 prior-net enet))
-	$(RUN) -m benchmarks.demo --bundle bundles/osnet-x0-25.edgevis --timed bundles/efficientnet-lite0.edgevis bundles/enet.edgevis --output demo $(if $(VIDEO),--video "$(VIDEO)")
+	$(RUN) -m benchmarks.demo --timed bundles/osnet-x0-25.edgevis bundles/efficientnet-lite0.edgevis bundles/enet.edgevis --output demo $(if $(VIDEO),--video "$(VIDEO)")
 	$(RUN) -m benchmarks.showcase --classify bundles/efficientnet-lite0.edgevis --find bundles/prior-net.edgevis --segment bundles/enet.edgevis --output demo
 
 bundles/%.edgevis/manifest.json: $(SOURCES) | $(INSTALLED)

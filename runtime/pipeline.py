@@ -33,7 +33,7 @@ from runtime.tracking.records import SeenTrack, SourceTracks, TrackRecord
 from runtime.tracking.settings import PipelineSettings
 from runtime.tracking.stats import PipelineCounters, PipelineStats
 
-DETECTOR, IDENTIFIER = "person-detector", "osnet-x0-25"
+DETECTOR, IDENTIFIER = "person-detector", "osnet-in-x0-5"
 """The bundles that come with edgevis."""
 
 _Detected: TypeAlias = tuple[list[Detections | None], float]

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks import demo
-from benchmarks.video_scenes import PhotoPan
+from benchmarks.video_scenes import PhotoPan, by_another_camera
 from runtime.images.decode import read_image
+from runtime.pipeline import IDENTIFIER
+from runtime.predictor import Predictor
 from runtime.streams.reader import frames
 
 from detection_bundles import write_detector
@@ -35,6 +37,18 @@ def test_the_demo_writes_all_it_promises(
     assert ("Enrolled: Grace Hopper, 8 crops" in out) == (over == "photographs")
     # In so few frames of the photographs nobody else is seen long enough to be given a number.
     assert ("unknown-1" if over == "video" else "unknown ") in out
+
+
+def test_the_stranger_of_the_demo_is_not_taken_for_the_enrolled() -> None:
+    pan = PhotoPan()
+    with Predictor(IDENTIFIER) as predictor:
+        for label, crops in pan.examples():
+            predictor.enroll(label, crops)
+        seen = {person: box.crop(pan.canvas) for person, box in pan.persons}
+        for light in (0.7, 1.0, 1.2):
+            views = (np.clip(crop * light, 0, 255).astype(np.uint8) for crop in seen.values())
+            found = [result.label for result in predictor.predict(list(by_another_camera(views)))]
+            assert found == ["Eileen Collins", None, "Grace Hopper"]
 
 
 def test_the_demo_times_its_bundles(tiny_bundle: Path, tmp_path: Path) -> None:
