@@ -48,9 +48,18 @@ class DynamicMobileNetV2(MobileNetV2):
         side: Of the images, a multiple of 32. No parameter depends on it.
         kernels: Of each convolution.
         squeeze: A layer's input channels by the hidden width of its attention.
+
+    Raises:
+        ModelError: An option is not as described.
     """
 
-    def __init__(self, *, num_classes: int, side: int, kernels: int, squeeze: int) -> None:
+    def __init__(
+        self, *, num_classes: int = 1000, side: int = SIDE, kernels: int = KERNELS, squeeze: int = SQUEEZE
+    ) -> None:
+        CLASSES_OR_NONE.require("num_classes", num_classes)
+        SIDES.require("side", side)
+        _KERNELS.require("kernels", kernels)
+        _SQUEEZES.require("squeeze", squeeze)
         super().__init__(num_classes=num_classes, same=False)
         self.side = side
         made_dynamic(self.blocks, kernels=kernels, squeeze=squeeze)
@@ -69,17 +78,6 @@ class DynamicMobileNetV2(MobileNetV2):
                     module.temperature.fill_(hot)
 
 
-def dy_mobilenetv2(
-    *, num_classes: int = 1000, side: int = SIDE, kernels: int = KERNELS, squeeze: int = SQUEEZE
-) -> DynamicMobileNetV2:
-    """DY-MobileNetV2 1.0; see :class:`DynamicMobileNetV2` for the options."""
-    CLASSES_OR_NONE.require("num_classes", num_classes)
-    SIDES.require("side", side)
-    _KERNELS.require("kernels", kernels)
-    _SQUEEZES.require("squeeze", squeeze)
-    return DynamicMobileNetV2(num_classes=num_classes, side=side, kernels=kernels, squeeze=squeeze)
-
-
 def _deploy(module: nn.Module) -> Deployment:
     return _deployment(cast(DynamicMobileNetV2, module).side)
 
@@ -89,7 +87,7 @@ DEPLOYMENT = _deployment(SIDE)
 ENTRIES = (
     ModelEntry(
         name="dy-mobilenetv2",
-        build=dy_mobilenetv2,
+        build=DynamicMobileNetV2,
         deployment=DEPLOYMENT,
         paper="Chen, Dai, Liu, Chen, Yuan, Liu: Dynamic Convolution: Attention over Convolution Kernels, CVPR 2020",
         licence="Apache-2.0",

@@ -118,18 +118,6 @@ def rows_of(maps: list[Tensor], columns: int) -> Tensor:
     return torch.cat([x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, columns) for x in maps], dim=1)
 
 
-def efficientdet_d0(
-    *,
-    num_classes: int = _COCO_IDS,
-    size: int = SIZE,
-    variant: str = "pytorch",
-    backbone: str = "efficientnet-b0",
-    labels: str = "",
-) -> EfficientDet:
-    """An EfficientDet-D0; see :class:`EfficientDet` for the options."""
-    return EfficientDet(num_classes=num_classes, size=size, variant=variant, backbone=backbone, labels=labels)
-
-
 def _deploy(module: nn.Module) -> Deployment:
     if not isinstance(module, EfficientDet):
         raise ModelError(f"a {type(module).__name__} is no EfficientDet")
@@ -180,7 +168,7 @@ DEPLOYMENT = _deployment(SIZE, labels_of(_COCO_IDS), BACKBONES[0])
 ENTRIES = (
     ModelEntry(
         name="efficientdet-d0",
-        build=efficientdet_d0,
+        build=EfficientDet,
         deployment=DEPLOYMENT,
         paper="Tan, Pang, Le: EfficientDet: Scalable and Efficient Object Detection, CVPR 2020",
         licence="Apache-2.0",

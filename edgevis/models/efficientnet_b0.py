@@ -30,22 +30,20 @@ class EfficientNetB0Encoder(EfficientNetB0):
     Args:
         num_classes: Outputs of the classifier, which only ``forward`` uses; 0 leaves it out.
         side: Of the images, a multiple of 32; 224 as published. No parameter depends on it.
+
+    Raises:
+        ModelError: An option is not as described.
     """
 
-    def __init__(self, *, num_classes: int, side: int) -> None:
+    def __init__(self, *, num_classes: int = 1000, side: int = SIDE) -> None:
+        CLASSES_OR_NONE.require("num_classes", num_classes)
+        SIDES.require("side", side)
         super().__init__(num_classes=num_classes)
         self.side = side
 
     def encode(self, image: Tensor) -> Tensor:
         """From image (N, 3, side, side) float32 to embedding (N, 1280) float32."""
         return self.pooled_head(image)
-
-
-def efficientnet_b0(*, num_classes: int = 1000, side: int = SIDE) -> EfficientNetB0Encoder:
-    """EfficientNet-b0 for images of ``side`` x ``side``; see :class:`EfficientNetB0Encoder` for the options."""
-    CLASSES_OR_NONE.require("num_classes", num_classes)
-    SIDES.require("side", side)
-    return EfficientNetB0Encoder(num_classes=num_classes, side=side)
 
 
 def _deploy(module: nn.Module) -> Deployment:
@@ -57,7 +55,7 @@ DEPLOYMENT = deployment(preprocess(), HEAD_CHANNELS)
 ENTRIES = (
     ModelEntry(
         name="efficientnet-b0",
-        build=efficientnet_b0,
+        build=EfficientNetB0Encoder,
         deployment=DEPLOYMENT,
         paper="Tan, Le: EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, ICML 2019",
         licence="Apache-2.0",

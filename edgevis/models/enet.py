@@ -240,11 +240,6 @@ class ENet(PointRefinedModel):
         return self.activation2(x + self.enlarge2(torch.cat([x, initial], dim=1))), initial
 
 
-def enet(*, in_channels: int = 1, classes: int = 1, side: int = SIDE, points: int = 0) -> ENet:
-    """An ENet; see :class:`ENet` for the options."""
-    return ENet(in_channels=in_channels, classes=classes, side=side, points=points)
-
-
 def _deploy(module: nn.Module) -> Deployment:
     return deployment_of(module, max_flipped=_FLIPS)
 
@@ -257,7 +252,7 @@ _PAPER = replace(PAPER, learning_rate=5e-4, batch=80, flip=False)
 ENTRIES = (
     ModelEntry(
         "enet",
-        enet,
+        ENet,
         DEPLOYMENT,
         "Paszke, Chaurasia, Kim, Culurciello: ENet, 2016, in the variant of Wang, Xia: Bounding Box Tightness Prior "
         "for Weakly Supervised Image Segmentation, MICCAI 2021",

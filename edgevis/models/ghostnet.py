@@ -29,22 +29,20 @@ class GhostNetEncoder(GhostNet):
     Args:
         num_classes: Outputs of the classifier, which only ``forward`` uses; 0 leaves it out.
         side: Of the images, a multiple of 32. No parameter depends on it.
+
+    Raises:
+        ModelError: An option is not as described.
     """
 
-    def __init__(self, *, num_classes: int, side: int) -> None:
+    def __init__(self, *, num_classes: int = 1000, side: int = SIDE) -> None:
+        CLASSES_OR_NONE.require("num_classes", num_classes)
+        SIDES.require("side", side)
         super().__init__(num_classes=num_classes)
         self.side = side
 
     def encode(self, image: Tensor) -> Tensor:
         """From image (N, 3, side, side) float32 to embedding (N, 1280) float32."""
         return self.pooled(image)
-
-
-def ghostnet(*, num_classes: int = 1000, side: int = SIDE) -> GhostNetEncoder:
-    """GhostNet 1.0 for images of ``side`` x ``side``; see :class:`GhostNetEncoder` for the options."""
-    CLASSES_OR_NONE.require("num_classes", num_classes)
-    SIDES.require("side", side)
-    return GhostNetEncoder(num_classes=num_classes, side=side)
 
 
 def _deploy(module: nn.Module) -> Deployment:
@@ -56,7 +54,7 @@ DEPLOYMENT = deployment(preprocess(), EMBEDDING)
 ENTRIES = (
     ModelEntry(
         name="ghostnet",
-        build=ghostnet,
+        build=GhostNetEncoder,
         deployment=DEPLOYMENT,
         paper="Han, Wang, Tian, Guo, Xu, Xu: GhostNet: More Features from Cheap Operations, CVPR 2020",
         licence="Apache-2.0",

@@ -124,11 +124,6 @@ def _doubled(x: Tensor) -> Tensor:
     return functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
-def person_segmenter(*, side: int = SIDE) -> PersonSegmenter:
-    """A segmenter of persons; see :class:`PersonSegmenter` for the options."""
-    return PersonSegmenter(side=side)
-
-
 def _deployment(side: int) -> Deployment:
     declared = segmentation.deployment(in_channels=3, side=side)
     return replace(
@@ -168,7 +163,7 @@ SMALL = SegmentationRecipe(
 ENTRIES = (
     ModelEntry(
         "person-segmenter",
-        person_segmenter,
+        PersonSegmenter,
         DEPLOYMENT,
         "Wang, Xia: Bounding Box Tightness Prior for Weakly Supervised Image Segmentation, MICCAI 2021 (the loss)",
         "Apache-2.0",

@@ -85,11 +85,6 @@ class PointRend(PointRefinedModel):
         return self.coarse_sem_seg_head(maps), maps[0]
 
 
-def pointrend(*, classes: int = 1, side: int = SIDE, points: int = POINTS, backbone: str = BACKBONE) -> PointRend:
-    """A PointRend; see :class:`PointRend` for the options."""
-    return PointRend(classes=classes, side=side, points=points, backbone=backbone)
-
-
 def _normalised(deployment: Deployment, mean: tuple[float, ...], std: tuple[float, ...]) -> Deployment:
     return replace(deployment, preprocess=replace(deployment.preprocess, mean=mean, std=std))
 
@@ -137,7 +132,7 @@ SMALL = replace(
 ENTRIES = (
     ModelEntry(
         "pointrend",
-        pointrend,
+        PointRend,
         DEPLOYMENT,
         "Kirillov, Wu, He, Girshick: PointRend: Image Segmentation as Rendering, CVPR 2020",
         "Apache-2.0",

@@ -116,28 +116,6 @@ class PolarMask(nn.Module):
         return self.heads(image)
 
 
-def polarmask(
-    *,
-    num_classes: int = len(COCO_LABELS),
-    height: int = SIDE,
-    width: int = SIDE,
-    backbone: str = _BACKBONE,
-    channels: int = _CHANNELS,
-    tower: int = _TOWER,
-    labels: str = "",
-) -> PolarMask:
-    """A PolarMask; see :class:`PolarMask` for the options."""
-    return PolarMask(
-        num_classes=num_classes,
-        height=height,
-        width=width,
-        backbone=backbone,
-        channels=channels,
-        tower=tower,
-        labels=labels,
-    )
-
-
 def _deploy(module: nn.Module) -> Deployment:
     if not isinstance(module, PolarMask):
         raise ModelError(f"a {type(module).__name__} is no PolarMask")
@@ -186,7 +164,7 @@ DEPLOYMENT = _deployment(SIDE, SIDE, COCO_LABELS, _BACKBONE)
 ENTRIES = (
     ModelEntry(
         name="polarmask",
-        build=polarmask,
+        build=PolarMask,
         deployment=DEPLOYMENT,
         paper="Xie et al.: PolarMask: Single Shot Instance Segmentation With Polar Representation, CVPR 2020",
         licence="Apache-2.0",

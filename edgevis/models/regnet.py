@@ -32,9 +32,14 @@ class RegNetEncoder(RegNet):
         variant: One of :data:`edgevis.layers.regnet.DESIGNS`.
         num_classes: Outputs of the classifier, which only ``forward`` uses; 0 leaves it out.
         side: Of the images, a multiple of 32. No parameter depends on it.
+
+    Raises:
+        ModelError: An option is not as described.
     """
 
-    def __init__(self, variant: str, *, num_classes: int, side: int) -> None:
+    def __init__(self, *, variant: str = VARIANT, num_classes: int = 1000, side: int = SIDE) -> None:
+        CLASSES_OR_NONE.require("num_classes", num_classes)
+        SIDES.require("side", side)
         super().__init__(variant, num_classes=num_classes)
         self.side = side
 
@@ -48,13 +53,6 @@ class RegNetEncoder(RegNet):
         return self.pooled(image)
 
 
-def regnet(*, variant: str = VARIANT, num_classes: int = 1000, side: int = SIDE) -> RegNetEncoder:
-    """A RegNet for images of ``side`` x ``side``; see :class:`RegNetEncoder` for the options."""
-    CLASSES_OR_NONE.require("num_classes", num_classes)
-    SIDES.require("side", side)
-    return RegNetEncoder(variant, num_classes=num_classes, side=side)
-
-
 def _deploy(module: nn.Module) -> Deployment:
     encoder = cast(RegNetEncoder, module)
     return deployment(preprocess(encoder.side), encoder.channels[-1])
@@ -65,7 +63,7 @@ DEPLOYMENT = deployment(preprocess(), 384)
 ENTRIES = (
     ModelEntry(
         name="regnet",
-        build=regnet,
+        build=RegNetEncoder,
         deployment=DEPLOYMENT,
         paper="Radosavovic, Kosaraju, Girshick, He, Dollár: Designing Network Design Spaces, CVPR 2020",
         licence="Apache-2.0",

@@ -141,11 +141,6 @@ class ResidualUNet(PointRefinedModel):
         return decoded
 
 
-def residual_unet(*, in_channels: int = 1, classes: int = 1, side: int = SIDE, points: int = 0) -> ResidualUNet:
-    """A residual U-Net; see :class:`ResidualUNet` for the options."""
-    return ResidualUNet(in_channels=in_channels, classes=classes, side=side, points=points)
-
-
 DEPLOYMENT = deployment()
 
 # Section 3.2, PROMISE12; the number of epochs is not stated. Its best row: softmax, alpha 6, angles -40 to 40 by 20.
@@ -157,7 +152,7 @@ SMALL = replace(PAPER, epochs=20, learning_rate=5e-4, schedule="cosine", warm_up
 ENTRIES = (
     ModelEntry(
         "residual-unet",
-        residual_unet,
+        ResidualUNet,
         DEPLOYMENT,
         "Wang, Xia: Bounding Box Tightness Prior for Weakly Supervised Image Segmentation, MICCAI 2021",
         "Apache-2.0",

@@ -177,18 +177,6 @@ def _doubled(x: Tensor) -> Tensor:
     return functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
-def yolox_nano(
-    *,
-    num_classes: int = len(COCO_LABELS),
-    height: int = SIDE,
-    width: int = SIDE,
-    labels: str = "",
-    activation: str = "silu",
-) -> YOLOX:
-    """A YOLOX-nano; see :class:`YOLOX` for the options."""
-    return YOLOX(num_classes=num_classes, height=height, width=width, labels=labels, activation=activation)
-
-
 def deployment_of_module(module: nn.Module) -> Deployment:
     """The deployment of a :class:`YOLOX` with its own size and labels; ModelError for another module."""
     if not isinstance(module, YOLOX):
@@ -243,7 +231,7 @@ DEPLOYMENT = yolox_deployment(SIDE, SIDE, COCO_LABELS)
 ENTRIES = (
     ModelEntry(
         name="yolox-nano",
-        build=yolox_nano,
+        build=YOLOX,
         deployment=DEPLOYMENT,
         paper="Ge, Liu, Wang, Li, Sun: YOLOX: Exceeding YOLO Series in 2021, 2021",
         licence="Apache-2.0",

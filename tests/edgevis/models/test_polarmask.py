@@ -8,7 +8,7 @@ from torch import nn
 
 from edgevis import models
 from edgevis.layers.polar_code import point_count, polar_points
-from edgevis.models.polarmask import PolarMask, polarmask
+from edgevis.models.polarmask import PolarMask
 from runtime.errors import InputError, ModelError
 
 pytestmark = pytest.mark.torch
@@ -21,13 +21,13 @@ def count(module: nn.Module) -> int:
 @pytest.fixture(scope="module")
 def model() -> PolarMask:
     torch.manual_seed(0)
-    return polarmask(num_classes=2, height=128, width=256, tower=1).eval()
+    return PolarMask(num_classes=2, height=128, width=256, tower=1).eval()
 
 
 def test_neck_and_head_have_the_edge_size_and_the_head_the_paper_s() -> None:
     with torch.device("meta"):
-        small, paper = polarmask(num_classes=1), polarmask(channels=256, tower=4)
-        regnet = polarmask(backbone="regnetx_004")
+        small, paper = PolarMask(num_classes=1), PolarMask(channels=256, tower=4)
+        regnet = PolarMask(backbone="regnetx_004")
     assert count(small.neck) + count(small.bbox_head) == 1_730_356
     assert count(paper.bbox_head) == 7_362_947
     assert count(regnet) == 6_614_435
@@ -57,7 +57,7 @@ def test_the_graph_is_what_the_heads_say(model: PolarMask) -> None:
 
 
 def test_distances_of_untrained_weights_stay_finite(model: PolarMask) -> None:
-    large = polarmask(num_classes=1, height=128, width=128, tower=1).eval()
+    large = PolarMask(num_classes=1, height=128, width=128, tower=1).eval()
     with torch.no_grad():
         large.bbox_head.polar_mask.bias.fill_(1e4)  # type: ignore[union-attr]
         scores, boxes, polygons = large.outline(torch.zeros(1, 3, 128, 128))
