@@ -101,8 +101,11 @@ class InstanceRecipe(ObjectRecipe):
     Attributes:
         loss: ``polarmask``. One's own takes the raw rows (B, P, 41 + C) and the targets (B, P, 41), see
             :class:`edgevis.losses.PolarMaskLoss`.
+        rays: What ends the rays that are learned: ``pixels`` of the contour, as the paper's code has it, or the
+            ``edges`` between them, see :data:`edgevis.data.polar_targets.RayEnds`.
     """
 
     loss: str = "polarmask"
+    rays: Literal["pixels", "edges"] = "pixels"
 
     ALLOWED: ClassVar[Mapping[str, Allowed]] = {"loss": known_losses("polarmask")}

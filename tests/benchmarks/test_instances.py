@@ -59,6 +59,20 @@ def test_outlines_are_measured_by_their_pixels(tmp_path: Path, capsys: pytest.Ca
     assert 0 < row["mask_ap"][0] < 1  # type: ignore[index, operator]
 
 
+def test_differences_are_to_the_first_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = str(write_outliner(tmp_path / "cells.edgevis"))
+    image = board((1, 2, RED), (3, 6, GREEN), rows=4, side=16)
+    with Predictor(bundle) as predictor:
+        masks = list(predictor.predict(image).masks)
+    data = write_data(tmp_path / "data", image, masks)
+    (data / "index.csv").write_text("stem,split\na,val\nb,val\n")
+    first, second = rows_of(capsys, "--bundle", bundle, bundle, "--data", str(data))
+    assert first["mask_difference"] is first["mask_difference_50"] is None
+    assert second["mask_difference"] == second["mask_difference_50"] == [0.0, 0.0]
+    assert main(["--bundle", bundle, bundle, "--data", str(data)]) == 0
+    assert "+0.000 ± 0.000" in capsys.readouterr().out
+
+
 def test_regions_of_a_mask_are_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = write(tmp_path / "bright.edgevis", FIXED, {"segment": fixed_onnx()["segment"]}, "onnxruntime")
     places = [(8, 8), (40, 40)]

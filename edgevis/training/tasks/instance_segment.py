@@ -21,7 +21,7 @@ from edgevis.data.detection import BoxLabels
 from edgevis.data.detection_split import DetectionSplit
 from edgevis.data.instances import Instances, LabelledInstances
 from edgevis.data.leakage import SplitCheck
-from edgevis.data.polar_targets import BACKGROUND, IGNORED, outer_contour, polar_targets
+from edgevis.data.polar_targets import BACKGROUND, IGNORED, RayEnds, outer_contour, polar_targets
 from edgevis.data.rng import draw_at
 from edgevis.layers.polar_code import polar_points
 from edgevis.losses import PolarMaskLoss
@@ -86,7 +86,7 @@ class InstanceTrainingTask(ObjectTask):
             view = self._images[self._images.drawn(epoch, step * recipe.batch + row, rank)]
             view = random_view(view, draw, spec, scale=recipe.scale, visible=recipe.visible, flip=recipe.flip)
             images.append(color_jitter(view.image, draw, strength=recipe.jitter))
-            targets.append(targets_of(view, self._points, self._strides))
+            targets.append(targets_of(view, self._points, self._strides, ends=recipe.rays))
         return {
             "image": torch.from_numpy(self._preprocess(images)),
             "targets": torch.from_numpy(np.stack(targets)),
@@ -144,7 +144,9 @@ class _Found(NamedTuple):
     masks: list[EncodedMask]
 
 
-def targets_of(view: Instances, points: NDArray[np.float32], strides: NDArray[np.float32]) -> NDArray[np.float32]:
+def targets_of(
+    view: Instances, points: NDArray[np.float32], strides: NDArray[np.float32], *, ends: RayEnds = "pixels"
+) -> NDArray[np.float32]:
     """(P, 41) float32: what each point learns, see :func:`edgevis.data.polar_targets.polar_targets`.
 
     Points on ignored pixels that learn no object learn nothing.
@@ -157,7 +159,7 @@ def targets_of(view: Instances, points: NDArray[np.float32], strides: NDArray[np
             contour = outer_contour((view.ids[y1:y2, x1:x2] == number).astype(np.uint8))
             contours.append(contour + np.array([x1, y1]))
             classes.append(label)
-    targets = polar_targets(points, strides, contours, np.array(classes, np.int64))
+    targets = polar_targets(points, strides, contours, np.array(classes, np.int64), ends=ends)
     x, y = points.astype(int).T
     unseen = np.append(False, view.ignored)[view.ids[y, x]]
     targets[unseen & (targets[:, 0] == BACKGROUND), 0] = IGNORED

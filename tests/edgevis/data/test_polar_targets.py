@@ -95,3 +95,58 @@ def test_nothing_is_learned_where_nothing_is() -> None:
     targets = polar_targets(points, strides, [], np.zeros(0, np.int64))
     assert (targets[:, 0] == BACKGROUND).all()
     assert not targets[:, 1:].any()
+
+
+def square_contour(*, half: int) -> Array:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[32 - half : 33 + half, 32 - half : 33 + half] = 1
+    return outer_contour(mask)
+
+
+@pytest.mark.parametrize("half", [2, 5, 20])
+def test_edges_end_every_ray_of_a_square(half: int) -> None:
+    point = np.array([[32, 32]], np.float32)
+    rays = ray_lengths(square_contour(half=half), point, ends="edges")[0]
+    angles = np.deg2rad(10 * np.arange(36))
+    np.testing.assert_allclose(rays, half / np.maximum(abs(np.sin(angles)), abs(np.cos(angles))), rtol=1e-6)
+
+
+def test_pixels_end_few_rays_of_a_small_square() -> None:
+    point = np.array([[32, 32]], np.float32)
+    missing = {half: (ray_lengths(square_contour(half=half), point) == np.float32(MISSING)).sum() for half in (2, 20)}
+    assert missing[2] > 18
+    assert missing[20] == 0
+
+
+def test_of_several_edges_the_farthest_ends_a_ray() -> None:
+    """A U that opens downwards: from its left arm to the right the ray crosses both arms."""
+    mask = np.zeros((32, 32), np.uint8)
+    mask[4:24, 4:24] = 1
+    mask[10:24, 9:19] = 0
+    rays = ray_lengths(outer_contour(mask), np.array([[6, 18]], np.float32), ends="edges")[0]
+    assert rays[9] == 23 - 6
+    assert rays[27] == 6 - 4
+    assert rays[0] == 23 - 18
+
+
+def test_edges_end_rays_along_a_line_and_none_beside_it() -> None:
+    mask = np.zeros((8, 32), np.uint8)
+    mask[3, 4:20] = 1
+    rays = ray_lengths(outer_contour(mask), np.array([[8, 3]], np.float32), ends="edges")[0]
+    assert rays[9] == 11
+    assert rays[27] == 4
+    assert (np.delete(rays, [9, 27]) == np.float32(MISSING)).all()
+
+
+def test_targets_have_the_rays_that_are_asked_for() -> None:
+    points, strides = points_of(128, 128)
+    contour = square_contour(half=5)
+    targets = {
+        ends: polar_targets(points, strides, [contour], np.zeros(1, np.int64), ends=ends)
+        for ends in ("pixels", "edges")
+    }
+    learns = targets["edges"][:, 0] == 0
+    assert learns.any()
+    np.testing.assert_array_equal(targets["pixels"][:, :5], targets["edges"][:, :5])
+    assert (targets["edges"][learns, 5:] > 1e-3).all()
+    assert not (targets["pixels"][learns, 5:] > 1e-3).all()
