@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from edgevis.models.allowed import SWITCH, TEXT, Allowed, number, one_of, or_null, several, whole
@@ -139,11 +139,6 @@ class Recipe:
         """The allowed values of each field."""
         stated = {name: rule for kind in reversed(cls.__mro__) for name, rule in vars(kind).get("ALLOWED", {}).items()}
         return {item.name: stated.get(item.name) or _by_type(_hints(cast(Any, cls))[item.name]) for item in fields(cls)}
-
-    @classmethod
-    def defaults(cls) -> dict[str, Any]:
-        """The default value of each field that has one, as plain JSON data."""
-        return {item.name: to_json(item.default) for item in fields(cls) if item.default is not MISSING}
 
     def with_values(self, values: Mapping[str, Any]) -> Recipe:
         """The recipe with other values for some fields.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from edgevis.training.identity import (
     summary_of,
 )
 from runtime.common.files import write_lock
+from runtime.common.json_data import to_json
 from runtime.errors import EdgevisError, InputError
 
 LAST, BEST, REPORT = "last.safetensors", "best.safetensors", "report.json"
@@ -98,7 +99,7 @@ def begin(
     if state is None:
         return TrainingState(identity, 0, 0.0, None, ()), listing
     was = {name: state.identity.get(name) for name in identity}
-    was["recipe"] = {**recipe.defaults(), **(was["recipe"] or {})}
+    was["recipe"] = {**_defaults(recipe), **(was["recipe"] or {})}
     changes = list(differences(_compared(was), _compared(identity)))
     if was.get(FILES) != identity.get(FILES):
         changed = changed_files(known, listing) if known else "the files have changed"
@@ -148,6 +149,11 @@ def growth_note(recipe: Recipe, was: int, done: int) -> str:
         f"{recipe.rate(float(done)):.3g} where the shorter one had come down to {before:.3g}; a training begun with "
         f"{recipe.epochs} epochs is another one"
     )
+
+
+def _defaults(recipe: type[Recipe]) -> dict[str, Any]:
+    """The default of each field that has one, as a checkpoint gives it back."""
+    return {item.name: to_json(item.default) for item in fields(recipe) if item.default is not MISSING}
 
 
 def _compared(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from torch import nn
 
 from edgevis import models
 from edgevis.models.recipe import SegmentationRecipe
-from edgevis.provenance import KEY, Provenance, metadata
+from edgevis.provenance import Provenance
 from edgevis.train import main
 from edgevis.training.checkpoint import TrainingState, read_state, read_training_state, write_halved, write_state
 from edgevis.training.finite import TrainingError, require_finite
@@ -100,39 +99,6 @@ def test_a_training_is_resumed_as_what_it_was_begun(
     report = json.loads((output / "report.json").read_text())
     assert (report["precision"], [s["first_epoch"] for s in report["sessions"]]) == ("32-true", [1])
     assert report["weights"]["sha256"] == contents(output)["best.safetensors"]
-
-
-def rewrite_recipe(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change the recipe that a checkpoint says it was begun with."""
-    text = json.loads(metadata(path)[KEY])
-    change(text["state"]["identity"]["recipe"])
-    save_file(load_file(path), path, metadata={KEY: json.dumps(text)})
-
-
-def test_fields_that_are_newer_than_the_checkpoint_have_their_defaults(
-    masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "run"
-    last = output / "last.safetensors"
-    assert run(masks, output, "--epochs", 1) == 0
-    again = ("--resume", "--epochs", 2)
-
-    def older(recipe: dict[str, Any]) -> None:
-        del recipe["int8_epochs"], recipe["frozen"]
-
-    rewrite_recipe(last, older)
-    for value, said in (("int8_epochs=1", "int8_epochs was 0, is 1"), ('frozen=["initial"]', "frozen was [], is [")):
-        assert run(masks, output, *again, "--set", value) == 1
-        error = capsys.readouterr().err
-        assert f"is of another training: recipe.{said}" in error
-        assert ";" not in error
-    rewrite_recipe(last, lambda recipe: recipe.update(gone=3))
-    assert run(masks, output, *again) == 1
-    assert "is of another training: recipe.gone was 3, is none." in capsys.readouterr().err
-    rewrite_recipe(last, lambda recipe: recipe.pop("gone"))
-    assert run(masks, output, *again) == 0
-    state = read_training_state(last)
-    assert (state.epochs, state.identity["recipe"]["int8_epochs"]) == (2, 0)
 
 
 def test_starting_weights_must_stay(masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
