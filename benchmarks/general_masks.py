@@ -96,13 +96,13 @@ def clothing(path: Path) -> Iterator[tuple[MaskedPicture, str]]:
     files = open_files(path)
     rows = index_rows(files)
     data = masked_images(files, rows)
-    for row, names in zip(rows, zip(data.images, data.masks, strict=True), strict=True):
-        image, labels, _ = read_pair(files, *names)
+    for index, row in enumerate(rows):
+        image, labels = data[index]
         split = "train"
         if row["split"] != "train":
             novel = any((labels == value).mean() > 0.01 for value in _NOVEL_CLOTHES)
             split = "test" if novel else "val"
-        yield MaskedPicture(image, labels.astype(np.uint8)), split
+        yield MaskedPicture(image, labels), split
 
 
 def things(path: Path) -> Iterator[tuple[MaskedPicture, str]]:

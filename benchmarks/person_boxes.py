@@ -117,8 +117,8 @@ def clothing(path: Path) -> Iterator[tuple[PersonPicture, str]]:
     files = open_files(path)
     rows = index_rows(files)
     data = masked_images(files, rows)
-    for row, names in zip(rows, zip(data.images, data.masks, strict=True), strict=True):
-        image, labels, _ = read_pair(files, *names)
+    for index, row in enumerate(rows):
+        image, labels = data[index]
         down, right = (np.flatnonzero((labels != 0).any(axis)) for axis in (1, 0))
         if not len(down):  # one photograph has no labels
             continue

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from edgevis.models._image import require_image
 from edgevis.models.allowed import Allowed, one_of, whole
 from runtime.bundle.spec import MAX_SIDE, Deployment, Graph, Preprocess, TensorSpec
 from runtime.common.json_data import to_json
-from runtime.errors import InputError, ModelError
+from runtime.errors import ModelError
 from runtime.tasks.segment import SegmentationSettings
 
 SIDE = 256
@@ -49,15 +50,7 @@ class SegmentationModel(nn.Module):
 
     def check_image(self, image: Tensor) -> None:
         """InputError unless the image is (N, in_channels, H, W) with sides that are such multiples."""
-        if (
-            image.ndim != 4
-            or image.shape[1] != self.in_channels
-            or any(size % self.multiple for size in image.shape[2:])
-        ):
-            raise InputError(
-                f"image has shape {tuple(image.shape)}; the model takes (N, {self.in_channels}, H, W), "
-                f"H and W multiples of {self.multiple}"
-            )
+        require_image(image, multiple=self.multiple, channels=self.in_channels)
 
 
 def deployment(

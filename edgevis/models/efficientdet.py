@@ -10,6 +10,7 @@ Licence: this file, as the rest of edgevis. No weights ship.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,13 @@ from edgevis.layers.bifpn import LEVELS, BiFPN
 from edgevis.layers.pyramid_backbones import BACKBONES, pyramid_backbone, pyramid_preprocess
 from edgevis.layers.shared_head import SharedHead
 from edgevis.models._detection import MAX_CLASSES, deployment, labels_of
+from edgevis.models._image import require_image
 from edgevis.models.allowed import TEXT, one_of, whole
 from edgevis.models.entry import ModelEntry, PaperCount
 from edgevis.models.recipe_detection import DetectionRecipe
+from edgevis.models.yolox import FINE_TUNE as YOLOX_FINE_TUNE
 from runtime.bundle.spec import MAX_SIDE, Deployment
-from runtime.errors import InputError, ModelError
+from runtime.errors import ModelError
 
 SIZE = 512
 MULTIPLE = 2 ** LEVELS[-1]
@@ -94,10 +97,7 @@ class EfficientDet(nn.Module):
         Raises:
             InputError: The image's channels or sides do not fit.
         """
-        if image.ndim != 4 or image.shape[1] != 3 or any(size % MULTIPLE for size in image.shape[2:]):
-            raise InputError(
-                f"image has shape {tuple(image.shape)}; the model takes (N, 3, H, W), H and W multiples of {MULTIPLE}"
-            )
+        require_image(image, multiple=MULTIPLE)
         maps = self.fpn(self.backbone.pyramid(image))
         return self.class_net(maps), self.box_net(maps)
 
@@ -148,20 +148,7 @@ PAPER = DetectionRecipe(
     jitter=0.0,
 )
 # From published weights, or a published backbone, to other classes or one's own pictures.
-FINE_TUNE = DetectionRecipe(
-    loss="efficientdet",
-    epochs=30,
-    batch=8,
-    optimizer="adamw",
-    learning_rate=2e-4,
-    weight_decay=0.01,
-    decay_vectors=False,
-    schedule="cosine",
-    warm_up_epochs=1,
-    clip_norm=10.0,
-    ema_decay=0.998,
-    scale=(0.5, 1.5),
-)
+FINE_TUNE = replace(YOLOX_FINE_TUNE, loss="efficientdet", batch=8, learning_rate=2e-4, mosaic=0.0, l1_epochs=0)
 
 DEPLOYMENT = _deployment(SIZE, labels_of(_COCO_IDS), BACKBONES[0])
 

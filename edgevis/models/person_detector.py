@@ -10,9 +10,10 @@ Licence: this file, as the rest of edgevis.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgevis.models.entry import ModelEntry
-from edgevis.models.recipe_detection import DetectionRecipe
-from edgevis.models.yolox import YOLOX, deployment_of_module, yolox_deployment
+from edgevis.models.yolox import FINE_TUNE, YOLOX, deployment_of_module, yolox_deployment
 
 HEIGHT, WIDTH = 352, 480
 
@@ -26,22 +27,15 @@ def person_detector(
 
 # The student begins with its teacher's weights; the teacher's maps hold it where the pictures teach nothing. Some 1,500
 # pictures are too few kinds of scenes to move a backbone and batch norms that learned from 118,000.
-_NOISY_STUDENT = DetectionRecipe(
+_NOISY_STUDENT = replace(
+    FINE_TUNE,
     epochs=6,
-    batch=16,
-    optimizer="adamw",
     learning_rate=3e-4,
-    weight_decay=0.01,
-    decay_vectors=False,
-    schedule="cosine",
-    warm_up_epochs=1,
-    clip_norm=10.0,
     ema_decay=0.99,
     frozen=("backbone",),
     frozen_norms=True,
     scale=(0.6, 1.6),
     jitter=0.4,
-    mosaic=0.5,
     l1_epochs=1,
     distill=0.5,
 )

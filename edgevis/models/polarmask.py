@@ -19,11 +19,12 @@ from edgevis.layers.polar_head import PolarHead, PolarMaps
 from edgevis.layers.polar_neck import PolarNeck
 from edgevis.layers.pyramid_backbones import BACKBONES, pyramid_backbone, pyramid_preprocess
 from edgevis.models._detection import COCO_LABELS, MAX_CLASSES, instance_deployment, labels_of
+from edgevis.models._image import require_image
 from edgevis.models.allowed import TEXT, one_of, whole
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe_detection import InstanceRecipe
 from runtime.bundle.spec import MAX_SIDE, Deployment
-from runtime.errors import InputError, ModelError
+from runtime.errors import ModelError
 
 SIDE = 512
 MULTIPLE = STRIDES[-1]
@@ -87,10 +88,7 @@ class PolarMask(nn.Module):
         Raises:
             InputError: The image's channels or sides do not fit.
         """
-        if image.ndim != 4 or image.shape[1] != 3 or any(size % MULTIPLE for size in image.shape[2:]):
-            raise InputError(
-                f"image has shape {tuple(image.shape)}; the model takes (N, 3, H, W), H and W multiples of {MULTIPLE}"
-            )
+        require_image(image, multiple=MULTIPLE)
         maps: PolarMaps = self.bbox_head(self.neck(self.backbone.pyramid(image)))
         return maps
 

@@ -25,11 +25,12 @@ from edgevis.layers.csp_darknet import (
 )
 from edgevis.layers.grid_boxes import cell_grid, decode_cells
 from edgevis.models._detection import COCO_LABELS, MAX_CLASSES, deployment, labels_of
+from edgevis.models._image import require_image
 from edgevis.models.allowed import TEXT, one_of, whole
 from edgevis.models.entry import ModelEntry, PaperCount
 from edgevis.models.recipe_detection import DetectionRecipe
 from runtime.bundle.spec import MAX_SIDE, Deployment, Preprocess
-from runtime.errors import InputError, ModelError
+from runtime.errors import ModelError
 
 STRIDES = (8, 16, 32)
 SIDE = 416
@@ -145,11 +146,7 @@ class YOLOX(nn.Module):
         Raises:
             InputError: The image's channels or sides do not fit.
         """
-        if image.ndim != 4 or image.shape[1] != 3 or any(size % STRIDES[-1] for size in image.shape[2:]):
-            raise InputError(
-                f"image has shape {tuple(image.shape)}; the model takes (N, 3, H, W), H and W multiples of "
-                f"{STRIDES[-1]}"
-            )
+        require_image(image, multiple=STRIDES[-1])
         maps: list[Tensor] = self.head(self.backbone(image))
         return maps
 
