@@ -3,8 +3,9 @@ r"""Borders of masks and milliseconds, bundles side by side: a refined network b
     python -m benchmarks.boundaries upsampled.edgevis pointrend.edgevis --data ccp_dev.zip
 
 Every engine of every bundle finds the object on the pictures of the split ``val``, through ``Predictor``. Boundary IoU
-(:mod:`edgevis.metrics.boundary`) and IoU are means over images with 95 % intervals, the differences are to the same
-engine of the first bundle on the same images. All engines are timed in turn, on one picture.
+(:mod:`edgevis.metrics.boundary`) and IoU are means over images with 95 % intervals. Differences are on the same images:
+to the same engine of the first bundle, and to the first engine of the same bundle, which is what a precision costs. All
+engines are timed in turn, on one picture.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from runtime.parity.latency import interleaved
 from runtime.verification.timing import each_engine
 
 _SPLIT = "val"
+_COMPARED = ("to the first bundle", "to the first engine")
 Mask = NDArray[np.bool_]
 Values = NDArray[np.float64]
 
@@ -48,6 +50,7 @@ class BoundaryRow:
         iou, boundary_iou: Means, 0 to 1, with the half widths of their 95 % intervals over images.
         iou_difference, boundary_difference: To the first bundle's engine of that name with their half widths; None for
             itself, and where it has none.
+        iou_to_first_engine, boundary_to_first_engine: To the bundle's first engine; None for itself.
         p50_ms: The median of one prediction, preprocessing included.
     """
 
@@ -58,6 +61,8 @@ class BoundaryRow:
     boundary_iou: tuple[float, float]
     iou_difference: tuple[float, float] | None
     boundary_difference: tuple[float, float] | None
+    iou_to_first_engine: tuple[float, float] | None
+    boundary_to_first_engine: tuple[float, float] | None
     p50_ms: float
 
 
@@ -88,21 +93,35 @@ def measure(
         calls = {" ".join(key): partial(predictor.predict, pairs[0][0]) for key, predictor in opened.items()}
         latencies = interleaved(calls, seconds=seconds * len(calls))
     first = bundles[0].stem
+    first_engines: dict[str, tuple[str, str]] = {}
     rows = []
-    for key, (iou, borders) in scores.items():
+    for key, own in scores.items():
+        iou, borders = own
         reference = scores.get((first, key[1])) if key[0] != first else None
+        first_engine = first_engines.setdefault(key[0], key)
+        same_bundle = scores[first_engine] if key != first_engine else None
         rows.append(
             BoundaryRow(
                 *key,
                 len(pairs),
                 (float(iou.mean()), half_width(iou)),
                 (float(borders.mean()), half_width(borders)),
-                None if reference is None else difference(iou, reference[0]),
-                None if reference is None else difference(borders, reference[1]),
+                *_differences(own, reference),
+                *_differences(own, same_bundle),
                 latencies[" ".join(key)].p50_ms,
             )
         )
     return rows
+
+
+def _differences(
+    own: tuple[Values, Values], other: tuple[Values, Values] | None
+) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+    """Of IoU and boundary IoU."""
+    if other is None:
+        return None, None
+    iou, borders = (difference(one, reference) for one, reference in zip(own, other, strict=True))
+    return iou, borders
 
 
 def _pictures(data: Path) -> list[tuple[Image, Mask]]:
@@ -140,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     return report(
         lambda: measure(arguments.bundles, arguments.data, seconds=arguments.seconds, threads=arguments.threads),
-        headers=("bundle", "engine", "IoU", "to the first", "boundary IoU", "to the first", "ms"),
+        headers=("bundle", "engine", "IoU", *_COMPARED, "boundary IoU", *_COMPARED, "ms"),
         cells=_cells,
         as_json=arguments.json,
     )
@@ -155,8 +174,10 @@ def _cells(row: BoundaryRow) -> tuple[str, ...]:
         row.engine,
         shown(row.iou),
         shown(row.iou_difference, "+"),
+        shown(row.iou_to_first_engine, "+"),
         shown(row.boundary_iou),
         shown(row.boundary_difference, "+"),
+        shown(row.boundary_to_first_engine, "+"),
         f"{row.p50_ms:.1f}",
     )
 

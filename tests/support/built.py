@@ -58,7 +58,8 @@ SMALL: Mapping[str, Mapping[str, int | str]] = {
     "asnet-hm": {"width": 4, "side": 257, "pooled_from": 33},
     "vat-hm": {"width": 4, "side": 65, "grid": 4},
     "enet": {"side": 64},
-    "residual-unet": {"side": 64},
+    # Of its points all that its engines compute without them is a part, but for the last stage up.
+    "residual-unet": {"side": 64, "points": 64},
     "dy-mobilenetv2": {"side": 64, "kernels": 2},
     "efficientnet-b0": {"side": 64},
     "efficientnet-lite0": {"side": 64},

@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime.bundle.identity import encoder_identity
 from runtime.bundle.manifest import EngineRecord, GraphParity, Manifest, ParityReport, Weights
-from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
+from runtime.bundle.spec import Deployment, Graph, Precision, Preprocess, TensorSpec
 
 from bundles import Array, write_bundle, write_model
 
@@ -135,14 +135,28 @@ def onnx_of(graph: Graph, nodes: list[tuple[str, list[str], str]], *, axis: int 
     return model
 
 
-def write(path: Path, deployment: Deployment, models: Mapping[str, Any], backend: str) -> Path:
+def write(
+    path: Path,
+    deployment: Deployment,
+    models: Mapping[str, Any],
+    backend: str,
+    *,
+    int8: Mapping[str, Any] | None = None,
+) -> Path:
+    """A bundle with an FP32 engine, and with one of other graphs that is called INT8."""
+
     def fill(folder: Path) -> Manifest:
-        files = {}
-        for name, model in models.items():
-            place = folder / "engines" / f"{backend}-fp32"
-            place.mkdir(parents=True, exist_ok=True)
-            files[name] = write_model(place / f"{name}.onnx", model, backend).relative_to(folder).as_posix()
         report = ParityReport(True, "none", "drawn", tuple(GraphParity(name, (1,), 0.0, 1.0, 1.0) for name in models))
+        engines = []
+        given: tuple[tuple[Precision, Mapping[str, Any] | None], ...] = (("fp32", models), ("int8", int8))
+        for precision, graphs in given:
+            files = {}
+            for name, model in (graphs or {}).items():
+                place = folder / "engines" / f"{backend}-{precision}"
+                place.mkdir(parents=True, exist_ok=True)
+                files[name] = write_model(place / f"{name}.onnx", model, backend).relative_to(folder).as_posix()
+            if graphs is not None:
+                engines.append(EngineRecord(backend, precision, "cpu", files, 1.0, report))
         return Manifest(
             name=path.stem,
             model="colours",
@@ -151,7 +165,7 @@ def write(path: Path, deployment: Deployment, models: Mapping[str, Any], backend
             encoder_identity=encoder_identity("colours", deployment, "0" * 64),
             weights=Weights(True, "written by hand", "0" * 64),
             parameters=0,
-            engines=(EngineRecord(backend, "fp32", "cpu", files, 1.0, report),),
+            engines=tuple(engines),
             files={},
         )
 
