@@ -1,6 +1,6 @@
 """The rules that select the nodes of a graph that may become int8; nodes that decisions depend on stay float.
 
-Four rules exclude a node:
+Five rules exclude a node:
 
 - what the comparison of ``edgevis::HybridMask`` depends on. ``feature * mask > 0`` is a discontinuity: a rounding error
   moves a place from one branch to the other. So the whole path to it stays float, not only the comparison; it runs when
@@ -8,7 +8,9 @@ Four rules exclude a node:
 - the gate of ``edgevis::CrossAttention``: its two matrix products work on one vector, and a sigmoid spreads their error
   over all places of a channel;
 - the matrix products that make the logits of a softmax or weigh by it: attention's probabilities are far from evenly
-  spread, and seven bits of them lose the small ones;
+  spread, and seven bits of them lose the small ones. So do those of a soft maximum, the logarithm of a sum of
+  exponentials, which divides similarities by a temperature;
+- products of two activations of which one is a single vector, such as the similarity to a mean: little work as well;
 - convolutions that make a single place, as in squeeze-and-excitation: they are a thousandth of the work, and every
   place of a channel is multiplied by the error of their result.
 """
@@ -100,6 +102,8 @@ def prepare(model: ModelProto, operators: tuple[str, ...], float32_outputs: Coll
             excluded[name] = "gate of cross-attention"
         elif node in attention:
             excluded[name] = "beside a softmax"
+        elif _is_with_vector(node):
+            excluded[name] = "a product with one vector"
         elif node.op_type == "Conv" and _sizes(node.outputs[0])[2:] == (1, 1):
             excluded[name] = "works on a single place"
         else:
@@ -181,13 +185,23 @@ def _forget_inner_types(nodes: Iterable[ir.Node]) -> None:
 
 
 def _attention(nodes: Sequence[ir.Node]) -> frozenset[ir.Node]:
-    """The matrix products before or after a softmax, through scales and reshapes."""
-    products: set[ir.Node] = set()
-    for softmax in (node for node in nodes if node.op_type == "Softmax"):
-        for neighbours in (ir.Node.predecessors, ir.Node.successors):
-            reached = _reached([softmax], neighbours, passing=_PASSING)
-            products |= {node for node in reached if node.op_type in ("MatMul", "Gemm")}
-    return frozenset(products)
+    """The matrix products before or after a softmax, through scales and reshapes, and before a soft maximum."""
+    softmaxes = [node for node in nodes if node.op_type == "Softmax"]
+    exponentials = [
+        node
+        for node in nodes
+        if node.op_type == "Exp" and any(after.op_type == "ReduceSum" for after in node.successors())
+    ]
+    reached = _reached([*softmaxes, *exponentials], ir.Node.predecessors, passing=_PASSING)
+    reached |= _reached(softmaxes, ir.Node.successors, passing=_PASSING)
+    return frozenset(node for node in reached if node.op_type in ("MatMul", "Gemm"))
+
+
+def _is_with_vector(node: ir.Node) -> bool:
+    """Whether a node multiplies two activations, one of which has a single row or column."""
+    if node.op_type != "MatMul" or any(value is None or value.is_initializer() for value in node.inputs):
+        return False
+    return 1 in (*_sizes(node.inputs[0])[-2:-1], *_sizes(node.inputs[1])[-1:])
 
 
 def _reached(

@@ -117,6 +117,35 @@ def test_matrix_products_beside_a_softmax_stay_float() -> None:
     assert [layer.macs for layer in prepared.layers] == [6 * 8 * 8] * 2
 
 
+def test_products_of_a_soft_maximum_and_with_one_vector_stay_float() -> None:
+    text = """
+        <ir_version: 10, opset_import: ["" : 18]>
+        g (float[N, 6, 8] image, float[N, 8, 6] places) => (float[N, 6] soft, float[N, 1, 6] y, float[N, 6, 6] z)
+        <float[8, 8] w, float temperature = {0.1}, int64[1] last = {2}>
+        {
+            q = MatMul(image, w)
+            similar = MatMul(q, places)
+            logits = Div(similar, temperature)
+            most = ReduceMax <keepdims: int = 1> (logits, last)
+            less = Sub(logits, most)
+            grown = Exp(less)
+            soft = ReduceSum <keepdims: int = 0> (grown, last)
+            mean = ReduceMean <keepdims: int = 1> (places, last)
+            one = Transpose <perm: ints = [0, 2, 1]> (mean)
+            y = MatMul(one, places)
+            z = MatMul(image, places)
+        }
+    """
+    model = onnx.parser.parse_model(text)
+    fill(model)
+    prepared = prepare(model, OPERATORS)
+    assert [layer.name for layer in prepared.layers] == ["MatMul_q", "MatMul_z"]
+    assert prepared.excluded_by_rule == {
+        "MatMul_similar": "beside a softmax",
+        "MatMul_y": "a product with one vector",
+    }
+
+
 def test_squeeze_and_excitation_stays_float() -> None:
     text = """
         <ir_version: 10, opset_import: ["" : 18]>
