@@ -155,6 +155,7 @@ SMALL = InstanceRecipe(
     clip_norm=10.0,
     ema_decay=0.99,
     scale=(0.7, 1.5),
+    rays="edges",
 )
 
 DEPLOYMENT = _deployment(SIDE, SIDE, COCO_LABELS, _BACKBONE)

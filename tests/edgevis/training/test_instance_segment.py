@@ -18,7 +18,7 @@ pytest.importorskip("pycocotools")
 from edgevis import models
 from edgevis.data.instances import Instances
 from edgevis.data.leakage import SplitCheck
-from edgevis.data.polar_targets import BACKGROUND, COLUMNS, IGNORED
+from edgevis.data.polar_targets import BACKGROUND, COLUMNS, IGNORED, MISSING
 from edgevis.data.rng import draw_at
 from edgevis.layers.polar_code import point_count, polar_points
 from edgevis.layers.polar_head import PolarHead, PolarMaps
@@ -88,6 +88,17 @@ def test_batches_depend_on_seed_epoch_step_and_rank_only(data: Path) -> None:
         assert one["targets"].shape == (3, point_count((SIDE, SIDE)), COLUMNS)
         assert (one["targets"][..., 0] >= 0).any()
     assert len({batch["image"].sum().item() for batch in first}) == len(places)
+
+
+def test_rays_end_where_the_recipe_says(data: Path) -> None:
+    """At a quarter of their size discs have too few pixels for 36 rays, and edges enough."""
+    missing = {}
+    for rays in ("pixels", "edges"):
+        targets = task_of(data, classes="disc", rays=rays, scale=(0.25, 0.25)).batch(0, 0, 0)["targets"]
+        learned = targets[targets[..., 0] >= 0]
+        assert len(learned)
+        missing[rays] = bool((learned[:, 5:] <= MISSING).any())
+    assert missing == {"pixels": True, "edges": False}
 
 
 def square(*, ignored: bool = False) -> Instances:
