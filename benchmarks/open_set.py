@@ -8,6 +8,8 @@ Of labelled images some labels are enrolled, the others are strangers, many time
 - ``calibrated``: after ``calibrate`` on 100 images of some of the strangers, asked by the others; and with twice as
   many labels as were enrolled when it was calibrated.
 
+With ``--strangers-by same`` the strangers are seen by the camera that the labels are enrolled from, not by another.
+
 Data are FILE[:SPLIT[+SPLIT][:even|odd]], as ``python -m edgevis.open_set`` takes them. ``--output`` draws DET curves.
 """
 
@@ -18,6 +20,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -25,7 +28,7 @@ from benchmarks.det_curves import Curve, draw
 from benchmarks.report import report
 from edgevis import InputError, Predictor
 from edgevis.open_set.embeddings import Part, in_batches, labelled_images
-from edgevis.open_set.enrolments import Scene, Selection, selections
+from edgevis.open_set.enrolments import Scene, Selection, StrangersBy, selections
 from runtime.bundle.bundle import Bundle
 from runtime.common.arrays import Array
 from runtime.common.files import atomic_write
@@ -147,10 +150,20 @@ def thresholds(open_set: OpenSet) -> list[float]:
 
 
 def measure(
-    measured: SceneEvaluation, *, data: str, engine: str, labels: int, images: int, enrolments: int, seed: int
+    measured: SceneEvaluation,
+    *,
+    data: str,
+    engine: str,
+    labels: int,
+    images: int,
+    enrolments: int,
+    seed: int,
+    strangers_by: StrangersBy,
 ) -> tuple[list[OpenSetRow], list[Curve]]:
     """All rows of one scene and engine, and the curves of raw and of normalised scores."""
-    chosen_all = list(selections(measured.raw, labels=labels, images=images, count=enrolments, seed=seed))
+    chosen_all = list(
+        selections(measured.raw, labels=labels, images=images, count=enrolments, seed=seed, strangers_by=strangers_by)
+    )
     if not chosen_all:
         raise InputError(f"{data} has too few labels to enrol {labels} of them and have four strangers")
     rates: dict[tuple[str, float], list[tuple[float, float]]] = {}
@@ -248,6 +261,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, help="how many of each (default: 8 and 5)")
     parser.add_argument("--enrolments", type=int, default=30, help="how often to draw (default: 30)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--strangers-by",
+        choices=get_args(StrangersBy),
+        default="other",
+        help="the camera that shows strangers: another than that of the enrolment (default), or the same",
+    )
     parser.add_argument("--output", type=Path, help="a folder for det.svg")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
@@ -284,6 +303,7 @@ def _measure(arguments: argparse.Namespace, curves: list[Curve]) -> Iterator[Ope
                     images=images,
                     enrolments=arguments.enrolments,
                     seed=arguments.seed,
+                    strangers_by=arguments.strangers_by,
                 )
                 curves += scene_curves
                 yield from rows

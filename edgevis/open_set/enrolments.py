@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from runtime.common.arrays import Array
 from runtime.open_set.enrolled import Features, best_of_others, features_of, label_scores
 from runtime.open_set.space import ScoreSpace
+
+StrangersBy = Literal["other", "same"]
+"""The camera that shows strangers where there are several: another than the one that the labels are enrolled from, or
+the same, with whose background, light and point of view they look more like the enrolled."""
 
 SIZES = (1, 2, 3, 5, 8, 10, 15, 20)
 IMAGES = (1, 2, 3, 5, 8)
@@ -90,7 +95,7 @@ class Selection:
         positions: (M,) the images that are enrolled, those of one label next to each other.
         counts: (L,) how many each label has.
         queries: (Q,) the other images of these labels, by the other cameras where there are several.
-        strangers: (S,) positions of the images of the other labels.
+        strangers: (S,) positions of the images of the other labels, see :data:`StrangersBy`.
     """
 
     enrolled: Array
@@ -100,7 +105,9 @@ class Selection:
     strangers: Array
 
 
-def selections(scene: Scene, *, labels: int, images: int, count: int, seed: int) -> Iterator[Selection]:
+def selections(
+    scene: Scene, *, labels: int, images: int, count: int, seed: int, strangers_by: StrangersBy = "other"
+) -> Iterator[Selection]:
     """Random enrolments of a scene; none if it has too few labels.
 
     Args:
@@ -108,6 +115,7 @@ def selections(scene: Scene, *, labels: int, images: int, count: int, seed: int)
         labels, images: The number of labels to enrol, and the most images of each.
         count: The number of enrolments.
         seed: The seed of the random choice.
+        strangers_by: The camera that shows the strangers; without an effect where there is one.
     """
     known = np.unique(scene.labels)
     if len(known) - labels < _MIN_STRANGERS:
@@ -129,11 +137,13 @@ def selections(scene: Scene, *, labels: int, images: int, count: int, seed: int)
         positions = np.concatenate(chosen)
         queries = np.ones(len(scene.labels), bool)
         queries[positions] = False
+        seen = queries
         if scene.cameras is not None:
+            seen = cameras == camera if strangers_by == "same" else cameras != camera
             queries &= cameras != camera
         own_labels = np.isin(scene.labels, enrolled)
         yield Selection(
-            enrolled, positions, counts, np.flatnonzero(queries & own_labels), np.flatnonzero(queries & ~own_labels)
+            enrolled, positions, counts, np.flatnonzero(queries & own_labels), np.flatnonzero(seen & ~own_labels)
         )
 
 

@@ -14,7 +14,7 @@ from benchmarks import open_set as benchmark
 from edgevis import InputError, Predictor, WeightsError, models
 from edgevis.open_set.__main__ import main
 from edgevis.open_set.embeddings import Part
-from edgevis.open_set.enrolments import Drawn, Scene, draws, selections
+from edgevis.open_set.enrolments import Drawn, Scene, StrangersBy, draws, selections
 from edgevis.open_set.fit import RATES, fit, same_cosine
 from edgevis.open_set.sidecar import SHIPPED, read_sidecar, sidecar_of, weights_digest, write_sidecar
 from edgevis.open_set.space import space_of, whitening_of
@@ -73,10 +73,10 @@ def test_a_space_recognises_more_at_the_same_rate() -> None:
     assert tpir(spaced, 0.05) > tpir(plain, 0.05) + 0.1
 
 
-@pytest.mark.parametrize("cameras", [1, 2])
-def test_whom_an_enrolment_takes(cameras: int) -> None:
+@pytest.mark.parametrize(("cameras", "strangers_by"), [(1, "other"), (2, "other"), (2, "same")])
+def test_whom_an_enrolment_takes(cameras: int, strangers_by: StrangersBy) -> None:
     found = scene(cameras=cameras)
-    for chosen in selections(found, labels=5, images=3, count=4, seed=2):
+    for chosen in selections(found, labels=5, images=3, count=4, seed=2, strangers_by=strangers_by):
         assert len(chosen.enrolled) == 5
         assert chosen.counts.tolist() == [3] * 5
         assert found.labels[chosen.positions].tolist() == np.repeat(chosen.enrolled, 3).tolist()
@@ -86,6 +86,8 @@ def test_whom_an_enrolment_takes(cameras: int) -> None:
         if found.cameras is not None:
             assert len(set(found.cameras[chosen.positions])) == 1
             assert not set(found.cameras[chosen.positions]) & set(found.cameras[chosen.queries])
+            by_one = set(found.cameras[chosen.strangers]) == set(found.cameras[chosen.positions])
+            assert by_one == (strangers_by == "same")
     assert not list(selections(found, labels=21, images=3, count=4, seed=2))
 
 
