@@ -8,7 +8,8 @@ Of labelled images some labels are enrolled, the others are strangers, many time
 - ``calibrated``: after ``calibrate`` on 100 images of some of the strangers, asked by the others; and with twice as
   many labels as were enrolled when it was calibrated.
 
-With ``--strangers-by same`` the strangers are seen by the camera that the labels are enrolled from, not by another.
+With ``--strangers-by same`` the strangers are seen by the camera that the labels are enrolled from, not by another,
+with ``any`` by all.
 
 Data are FILE[:SPLIT[+SPLIT][:even|odd]], as ``python -m edgevis.open_set`` takes them. ``--output`` draws DET curves.
 """
@@ -20,7 +21,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from benchmarks.det_curves import Curve, draw
 from benchmarks.report import report
 from edgevis import InputError, Predictor
 from edgevis.open_set.embeddings import Part, in_batches, labelled_images
-from edgevis.open_set.enrolments import Scene, Selection, StrangersBy, selections
+from edgevis.open_set.enrolments import Scene, Selection, add_strangers_by, selections
 from runtime.bundle.bundle import Bundle
 from runtime.common.arrays import Array
 from runtime.common.files import atomic_write
@@ -150,20 +150,10 @@ def thresholds(open_set: OpenSet) -> list[float]:
 
 
 def measure(
-    measured: SceneEvaluation,
-    *,
-    data: str,
-    engine: str,
-    labels: int,
-    images: int,
-    enrolments: int,
-    seed: int,
-    strangers_by: StrangersBy,
+    measured: SceneEvaluation, *, data: str, engine: str, labels: int, images: int, enrolments: int, seed: int
 ) -> tuple[list[OpenSetRow], list[Curve]]:
     """All rows of one scene and engine, and the curves of raw and of normalised scores."""
-    chosen_all = list(
-        selections(measured.raw, labels=labels, images=images, count=enrolments, seed=seed, strangers_by=strangers_by)
-    )
+    chosen_all = list(selections(measured.raw, labels=labels, images=images, count=enrolments, seed=seed))
     if not chosen_all:
         raise InputError(f"{data} has too few labels to enrol {labels} of them and have four strangers")
     rates: dict[tuple[str, float], list[tuple[float, float]]] = {}
@@ -261,12 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, help="how many of each (default: 8 and 5)")
     parser.add_argument("--enrolments", type=int, default=30, help="how often to draw (default: 30)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--strangers-by",
-        choices=get_args(StrangersBy),
-        default="other",
-        help="the camera that shows strangers: another than that of the enrolment (default), or the same",
-    )
+    add_strangers_by(parser)
     parser.add_argument("--output", type=Path, help="a folder for det.svg")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
@@ -295,15 +280,15 @@ def _measure(arguments: argparse.Namespace, curves: list[Curve]) -> Iterator[Ope
     for name, predictor in each_engine(bundle):
         with predictor:
             for part in arguments.data:
+                scene = replace(scene_by(predictor, part, task), strangers_by=arguments.strangers_by)
                 rows, scene_curves = measure(
-                    SceneEvaluation(bundle, scene_by(predictor, part, task)),
+                    SceneEvaluation(bundle, scene),
                     data=str(part),
                     engine=name,
                     labels=labels,
                     images=images,
                     enrolments=arguments.enrolments,
                     seed=arguments.seed,
-                    strangers_by=arguments.strangers_by,
                 )
                 curves += scene_curves
                 yield from rows

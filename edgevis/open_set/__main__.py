@@ -14,10 +14,12 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edgevis import models
 from edgevis.open_set.embeddings import Part, background_of, embedder_of, scene_of
+from edgevis.open_set.enrolments import add_strangers_by
 from edgevis.open_set.fit import choose_space, fit, same_cosine
 from edgevis.open_set.sidecar import SUFFIX, SidecarHeader, weights_digest, write_sidecar
 from runtime.common.command import run_command
@@ -36,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, help="its weights (default: those that ship)")
     parser.add_argument("--background", type=Part.parse, nargs="+", required=True, help="images that nobody enrols")
     parser.add_argument("--scenes", type=Part.parse, nargs="+", required=True, help="images with labels to enrol")
+    add_strangers_by(parser)
     parser.add_argument("--views", type=int, default=6, help="views of each person of the background (default: 6)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="a file, or a folder for NAME.DIGEST.open_set.npz")
@@ -61,7 +64,7 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
         raise InputError(f"no weights of {declared.name} ship; name some with --weights")
     embed, module = embedder_of(declared, weights)
     scoring: Scoring = "blend" if embed.task == "reid" else "prototype"
-    scenes = [scene_of(embed, part) for part in arguments.scenes]
+    scenes = [replace(scene_of(embed, part), strangers_by=arguments.strangers_by) for part in arguments.scenes]
     say(f"{sum(len(scene.labels) for scene in scenes)} images of {len(scenes)} scenes embedded")
     rows, owners = background_of(embed, arguments.background, views=arguments.views, seed=arguments.seed)
     say(f"{len(rows)} images of the background embedded")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -12,13 +13,23 @@ from runtime.common.arrays import Array
 from runtime.open_set.enrolled import Features, best_of_others, features_of, label_scores
 from runtime.open_set.space import ScoreSpace
 
-StrangersBy = Literal["other", "same"]
-"""The camera that shows strangers where there are several: another than the one that the labels are enrolled from, or
-the same, with whose background, light and point of view they look more like the enrolled."""
+StrangersBy = Literal["other", "same", "any"]
+"""The cameras that show strangers where there are several: others than the one that the labels are enrolled from; the
+same, with whose background, light and point of view they look more like the enrolled; or all."""
 
 SIZES = (1, 2, 3, 5, 8, 10, 15, 20)
 IMAGES = (1, 2, 3, 5, 8)
 _MIN_STRANGERS = 4  # labels
+
+
+def add_strangers_by(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--strangers-by``, see :data:`StrangersBy`."""
+    parser.add_argument(
+        "--strangers-by",
+        choices=get_args(StrangersBy),
+        default="other",
+        help="the cameras that show strangers: others than that of the enrolment (default), the same, or any",
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,26 +41,28 @@ class Scene:
         rows: (N, D) float32 unit rows as the model makes them.
         labels: (N,) int64.
         cameras: (N,) int64; labels are enrolled from one camera and asked for by the others. None where there is one.
+        strangers_by: The cameras that show the strangers of an enrolment; without an effect where there is one.
     """
 
     name: str
     rows: Array
     labels: Array
     cameras: Array | None = None
+    strangers_by: StrangersBy = "other"
 
     def only(self, labels: Array) -> Scene:
         """The scene restricted to these labels."""
         selected = np.isin(self.labels, labels)
-        return Scene(
-            self.name,
-            self.rows[selected],
-            self.labels[selected],
-            None if self.cameras is None else self.cameras[selected],
+        return replace(
+            self,
+            rows=self.rows[selected],
+            labels=self.labels[selected],
+            cameras=None if self.cameras is None else self.cameras[selected],
         )
 
     def projected(self, space: ScoreSpace | None) -> Scene:
         """The scene with its rows projected into a score space."""
-        return self if space is None else Scene(self.name, space.project(self.rows), self.labels, self.cameras)
+        return self if space is None else replace(self, rows=space.project(self.rows))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,9 +118,7 @@ class Selection:
     strangers: Array
 
 
-def selections(
-    scene: Scene, *, labels: int, images: int, count: int, seed: int, strangers_by: StrangersBy = "other"
-) -> Iterator[Selection]:
+def selections(scene: Scene, *, labels: int, images: int, count: int, seed: int) -> Iterator[Selection]:
     """Random enrolments of a scene; none if it has too few labels.
 
     Args:
@@ -115,7 +126,6 @@ def selections(
         labels, images: The number of labels to enrol, and the most images of each.
         count: The number of enrolments.
         seed: The seed of the random choice.
-        strangers_by: The camera that shows the strangers; without an effect where there is one.
     """
     known = np.unique(scene.labels)
     if len(known) - labels < _MIN_STRANGERS:
@@ -139,8 +149,8 @@ def selections(
         queries[positions] = False
         seen = queries
         if scene.cameras is not None:
-            seen = cameras == camera if strangers_by == "same" else cameras != camera
-            queries &= cameras != camera
+            seen = {"other": cameras != camera, "same": cameras == camera, "any": seen}[scene.strangers_by]
+            queries = queries & (cameras != camera)
         own_labels = np.isin(scene.labels, enrolled)
         yield Selection(
             enrolled, positions, counts, np.flatnonzero(queries & own_labels), np.flatnonzero(seen & ~own_labels)

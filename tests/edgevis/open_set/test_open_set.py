@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,10 @@ def test_a_space_recognises_more_at_the_same_rate() -> None:
     assert tpir(spaced, 0.05) > tpir(plain, 0.05) + 0.1
 
 
-@pytest.mark.parametrize(("cameras", "strangers_by"), [(1, "other"), (2, "other"), (2, "same")])
+@pytest.mark.parametrize(("cameras", "strangers_by"), [(1, "other"), (2, "other"), (2, "same"), (2, "any")])
 def test_whom_an_enrolment_takes(cameras: int, strangers_by: StrangersBy) -> None:
-    found = scene(cameras=cameras)
-    for chosen in selections(found, labels=5, images=3, count=4, seed=2, strangers_by=strangers_by):
+    found = replace(scene(cameras=cameras), strangers_by=strangers_by)
+    for chosen in selections(found, labels=5, images=3, count=4, seed=2):
         assert len(chosen.enrolled) == 5
         assert chosen.counts.tolist() == [3] * 5
         assert found.labels[chosen.positions].tolist() == np.repeat(chosen.enrolled, 3).tolist()
@@ -86,8 +87,9 @@ def test_whom_an_enrolment_takes(cameras: int, strangers_by: StrangersBy) -> Non
         if found.cameras is not None:
             assert len(set(found.cameras[chosen.positions])) == 1
             assert not set(found.cameras[chosen.positions]) & set(found.cameras[chosen.queries])
-            by_one = set(found.cameras[chosen.strangers]) == set(found.cameras[chosen.positions])
-            assert by_one == (strangers_by == "same")
+            own = set(found.cameras[chosen.positions])
+            by = {"other": {0, 1} - own, "same": own, "any": {0, 1}}
+            assert set(found.cameras[chosen.strangers]) == by[strangers_by]
     assert not list(selections(found, labels=21, images=3, count=4, seed=2))
 
 
