@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.report import report
+from benchmarks.report import figure_text, report
 from edgevis import Predictor, Segmentation
 from edgevis.data.files import open_files
 from edgevis.data.segmentation import index_rows, instance_images, masked_images
@@ -166,18 +166,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _cells(row: BoundaryRow) -> tuple[str, ...]:
-    def shown(pair: tuple[float, float] | None, sign: str = "") -> str:
-        return "" if pair is None else f"{pair[0]:{sign}.3f} ± {pair[1]:.3f}"
-
     return (
         row.bundle,
         row.engine,
-        shown(row.iou),
-        shown(row.iou_difference, "+"),
-        shown(row.iou_to_first_engine, "+"),
-        shown(row.boundary_iou),
-        shown(row.boundary_difference, "+"),
-        shown(row.boundary_to_first_engine, "+"),
+        figure_text(row.iou),
+        figure_text(row.iou_difference, sign="+"),
+        figure_text(row.iou_to_first_engine, sign="+"),
+        figure_text(row.boundary_iou),
+        figure_text(row.boundary_difference, sign="+"),
+        figure_text(row.boundary_to_first_engine, sign="+"),
         f"{row.p50_ms:.1f}",
     )
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import report
+from benchmarks.report import figure_text, report
 from edgevis import InputError, Predictor
 from edgevis.data.detection import BoxLabels, DetectionImages, chosen_classes
 from edgevis.data.detection_split import read_detection_images
@@ -199,11 +199,6 @@ def _timed(
         name: (statistics.median(call.engine_ms), min(call.engine_ms), latencies[name].p50_ms)
         for name, call in calls.items()
     }
-
-
-def figure_text(figure: Figure) -> str:
-    """A figure and its half width as a table shows them."""
-    return f"{figure[0]:.3f} ± {figure[1]:.3f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

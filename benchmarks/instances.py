@@ -23,8 +23,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.detection import Figure, figure_text, figures_of
-from benchmarks.report import report
+from benchmarks.detection import Figure, figures_of
+from benchmarks.report import figure_text, report
 from edgevis import InputError, InstanceSegmentation, Predictor
 from edgevis.data.detection import box_labels
 from edgevis.data.detection_split import read_detection_images
@@ -87,9 +87,9 @@ class InstanceRow:
             self.bundle,
             str(self.images),
             figure_text(self.mask_ap),
-            _difference_text(self.mask_difference),
+            figure_text(self.mask_difference, sign="+"),
             figure_text(self.mask_ap_50),
-            _difference_text(self.mask_difference_50),
+            figure_text(self.mask_difference_50, sign="+"),
             figure_text(self.box_ap),
             figure_text(self.box_ap_50),
             f"{self.predict_ms:.1f}",
@@ -178,10 +178,6 @@ def _row(
             difference(by_masks.samples_50, first.samples_50),
         )
     return InstanceRow(name, len(places), *figures, *differences, float(np.median(times))), by_masks
-
-
-def _difference_text(figure: Figure | None) -> str:
-    return "" if figure is None else f"{figure[0]:+.3f} ± {figure[1]:.3f}"
 
 
 def _found(result: Any) -> tuple[Detected, list[EncodedMask]]:

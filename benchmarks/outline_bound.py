@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.detection import Figure, figure_text, figures_of
+from benchmarks.detection import Figure, figures_of
 from benchmarks.instances import evaluated_instances
-from benchmarks.report import report
+from benchmarks.report import figure_text, report
 from edgevis import InputError
 from edgevis.data.detection import box_labels
 from edgevis.data.instances import Instances

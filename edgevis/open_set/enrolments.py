@@ -145,16 +145,13 @@ def selections(scene: Scene, *, labels: int, images: int, count: int, seed: int)
         if not counts.all():
             continue
         positions = np.concatenate(chosen)
-        queries = np.ones(len(scene.labels), bool)
-        queries[positions] = False
-        seen = queries
-        if scene.cameras is not None:
-            seen = {"other": cameras != camera, "same": cameras == camera, "any": seen}[scene.strangers_by]
-            queries = queries & (cameras != camera)
-        own_labels = np.isin(scene.labels, enrolled)
-        yield Selection(
-            enrolled, positions, counts, np.flatnonzero(queries & own_labels), np.flatnonzero(seen & ~own_labels)
-        )
+        left = np.ones(len(scene.labels), bool)
+        left[positions] = False
+        here = left & (cameras == camera)
+        elsewhere = left if scene.cameras is None else left & (cameras != camera)
+        strangers = {"other": elsewhere, "same": here, "any": left}[scene.strangers_by]
+        own = np.isin(scene.labels, enrolled)
+        yield Selection(enrolled, positions, counts, np.flatnonzero(elsewhere & own), np.flatnonzero(strangers & ~own))
 
 
 def draws(
