@@ -19,8 +19,8 @@ from torch import nn
 from edgevis.layers.dynamic_conv import DynamicConv2d, KernelAttention, made_dynamic
 from edgevis.layers.mbconv import initialise
 from edgevis.layers.mobilenetv2 import CHANNELS
-from edgevis.models._encoder import SIDE, SIDES, deployment
-from edgevis.models.allowed import CLASSES_OR_NONE, whole
+from edgevis.models._encoder import SIDE, deployment
+from edgevis.models.allowed import whole
 from edgevis.models.entry import ModelEntry
 from edgevis.models.mobilenetv2 import EMBEDDING, PREPROCESS, SMALL, MobileNetV2
 from runtime.bundle.spec import Deployment
@@ -53,15 +53,14 @@ class DynamicMobileNetV2(MobileNetV2):
         ModelError: An option is not as described.
     """
 
+    same = False
+
     def __init__(
         self, *, num_classes: int = 1000, side: int = SIDE, kernels: int = KERNELS, squeeze: int = SQUEEZE
     ) -> None:
-        CLASSES_OR_NONE.require("num_classes", num_classes)
-        SIDES.require("side", side)
         _KERNELS.require("kernels", kernels)
         _SQUEEZES.require("squeeze", squeeze)
-        super().__init__(num_classes=num_classes, same=False)
-        self.side = side
+        super().__init__(num_classes=num_classes, side=side)
         made_dynamic(self.blocks, kernels=kernels, squeeze=squeeze)
         self.conv_head = DynamicConv2d(CHANNELS, EMBEDDING, 1, kernels=kernels, hidden=CHANNELS // squeeze)
         initialise(self)

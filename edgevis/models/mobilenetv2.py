@@ -10,14 +10,18 @@ Licence: this file, as the rest of edgevis.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import ClassVar, cast
+
 from torch import Tensor, nn
 
 from edgevis.layers.mbconv import initialise
 from edgevis.layers.mobilenetv2 import CHANNELS, stages, stem
-from edgevis.models._encoder import deployment, preprocess
-from edgevis.models.allowed import CLASSES
+from edgevis.models._encoder import SIDE, SIDES, deployment, preprocess
+from edgevis.models.allowed import CLASSES_OR_NONE
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import EpisodeRecipe
+from runtime.bundle.spec import Deployment
 
 EMBEDDING = 1280
 
@@ -29,20 +33,30 @@ DEPLOYMENT = deployment(PREPROCESS, EMBEDDING)
 class MobileNetV2(nn.Module):
     """MobileNetV2 with width 1.
 
-    Input: image (N, 3, 224, 224) float32, RGB, -1 .. 1 (mean = std = 0.5); other sides must be multiples of 32.
-    Output of :meth:`encode`: embedding (N, 1280) float32, >= 0, the pooled vector before the classifier, rows not
-    normalised: the runtime L2-normalises them. Output of ``forward``: logits (N, num_classes), or that vector where
-    there is no classifier.
+    Input: image (N, 3, side, side) float32, RGB, -1 .. 1 (mean = std = 0.5). Output of :meth:`encode`: embedding
+    (N, 1280) float32, >= 0, the pooled vector before the classifier, rows not normalised: the runtime L2-normalises
+    them. Output of ``forward``: logits (N, num_classes), or that vector where there is no classifier.
 
     Args:
         num_classes: Outputs of the classifier, which only ``forward`` uses; 0 leaves it out.
-        same: Pad as TensorFlow does, as weights that it made need.
+        side: Of the images, a multiple of 32; 224 as published. No parameter depends on it.
+
+    Attributes:
+        same: Whether it pads as TensorFlow does, as weights that it made need.
+
+    Raises:
+        ModelError: An option is not as described.
     """
 
-    def __init__(self, *, num_classes: int = 1000, same: bool = True) -> None:
+    same: ClassVar[bool] = True
+
+    def __init__(self, *, num_classes: int = 1000, side: int = SIDE) -> None:
+        CLASSES_OR_NONE.require("num_classes", num_classes)
+        SIDES.require("side", side)
         super().__init__()
-        self.conv_stem, self.bn1, self.act1 = stem(same=same)
-        self.blocks = stages(same=same)
+        self.side = side
+        self.conv_stem, self.bn1, self.act1 = stem(same=self.same)
+        self.blocks = stages(same=self.same)
         self.conv_head: nn.Module = nn.Conv2d(CHANNELS, EMBEDDING, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(EMBEDDING)
         self.act2 = nn.ReLU6()
@@ -50,14 +64,14 @@ class MobileNetV2(nn.Module):
         initialise(self)
 
     def encode(self, image: Tensor) -> Tensor:
-        """From image (N, 3, 224, 224) float32 to embedding (N, 1280) float32."""
+        """From image (N, 3, side, side) float32 to embedding (N, 1280) float32."""
         x = self.blocks(self.act1(self.bn1(self.conv_stem(image))))
         x = self.act2(self.bn2(self.conv_head(x)))
         embedding: Tensor = x.mean((2, 3))
         return embedding
 
     def forward(self, image: Tensor) -> Tensor:
-        """From image (N, 3, 224, 224) float32 to logits (N, num_classes) float32.
+        """From image (N, 3, side, side) float32 to logits (N, num_classes) float32.
 
         With the published weights they are in ImageNet-1k's order.
         """
@@ -65,10 +79,9 @@ class MobileNetV2(nn.Module):
         return result
 
 
-def mobilenetv2(*, num_classes: int = 1000) -> MobileNetV2:
-    """MobileNetV2 1.0 with a classifier of ``num_classes`` outputs, which only ``forward`` uses."""
-    CLASSES.require("num_classes", num_classes)
-    return MobileNetV2(num_classes=num_classes)
+def _deploy(module: nn.Module) -> Deployment:
+    side = cast(MobileNetV2, module).side
+    return deployment(replace(PREPROCESS, height=side, width=side), EMBEDDING)
 
 
 # Fine-tuning of the published weights; the paper of the network has no few-shot training.
@@ -88,11 +101,12 @@ SMALL = EpisodeRecipe(
 ENTRIES = (
     ModelEntry(
         name="mobilenetv2",
-        build=mobilenetv2,
+        build=MobileNetV2,
         deployment=DEPLOYMENT,
         paper="Sandler et al.: MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018",
         licence="Apache-2.0",
         parameters=3_504_872,
+        deploy=_deploy,
         classifier=("classifier.",),
         recipes={"small": SMALL},
     ),

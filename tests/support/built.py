@@ -64,6 +64,7 @@ SMALL: Mapping[str, Mapping[str, int | str]] = {
     "efficientnet-b0": {"side": 64},
     "efficientnet-lite0": {"side": 64},
     "ghostnet": {"side": 64},
+    "mobilenetv2": {"side": 64},
     "regnet": {"variant": "regnetx_002", "side": 64},
     "pointrend": {"backbone": "regnetx_002", "side": 64, "points": 64},
     "prior-net": {"side": 65},

@@ -1,4 +1,5 @@
 """RegNet, GhostNet and EfficientNet-b0 against timm's outputs: names, counts, widths, embeddings, logits; their users.
+MobileNetV2 at other sides.
 
 The reference's weights follow from the parameters' names, so equal outputs mean equal names.
 """
@@ -6,6 +7,7 @@ The reference's weights follow from the parameters' names, so equal outputs mean
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,3 +121,16 @@ def test_variants_and_their_deployments() -> None:
     assert not any(isinstance(module, nn.Linear) for module in model.modules())
     with pytest.raises(ModelError, match="variant is 'regnetx_400'; allowed: regnetx_002, "):
         models.create("regnet", variant="regnetx_400")
+
+
+def test_mobilenetv2_at_another_side() -> None:
+    """No parameter depends on the side: the same weights load strictly."""
+    declared, small = models.entry("mobilenetv2"), models.create("mobilenetv2", side=64)
+    small.load_state_dict(models.create("mobilenetv2").state_dict())
+    deployment = models.deployment_of(declared, small)
+    assert deployment.graphs[0].inputs[0].shape == ("N", 3, 64, 64)
+    assert deployment.preprocess == replace(declared.deployment.preprocess, height=64, width=64)
+    with torch.no_grad():
+        assert small.encode(torch.rand(1, 3, 64, 64)).shape == (1, 1280)  # type: ignore[operator]
+    with pytest.raises(ModelError, match="side is 100; allowed: multiples of 32 from 64 to 640"):
+        models.create("mobilenetv2", side=100)
