@@ -68,11 +68,8 @@ class GhostNetTrunk(nn.Module):
                 stage.append(_Block(inputs, middle, outputs, kernel=kernel, stride=stride, excite=excite))
                 inputs = outputs
             self.blocks.append(stage)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        """As :func:`initialise`, with half the variance where no ReLU follows: 16 blocks would multiply a signal."""
         initialise(self)
+        # Half the variance where no ReLU follows: 16 blocks would multiply a signal.
         with torch.no_grad():
             for name, module in self.named_modules():
                 if isinstance(module, nn.Conv2d) and any(part in name for part in _LINEAR):
@@ -103,7 +100,8 @@ class GhostNet(GhostNetTrunk):
         self.blocks.append(nn.Sequential(last))
         self.conv_head = nn.Conv2d(_LAST, EMBEDDING, 1)
         self.classifier = nn.Linear(EMBEDDING, num_classes) if num_classes else nn.Identity()
-        self._initialise()
+        for added in (last, self.conv_head, self.classifier):
+            initialise(added)
 
     def pooled(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 1280), >= 0, what the classifier sees."""

@@ -63,10 +63,10 @@ class DynamicMobileNetV2(MobileNetV2):
         super().__init__(num_classes=num_classes, side=side)
         made_dynamic(self.blocks, kernels=kernels, squeeze=squeeze)
         self.conv_head = DynamicConv2d(CHANNELS, EMBEDDING, 1, kernels=kernels, hidden=CHANNELS // squeeze)
-        initialise(self)
-        for module in self.modules():  # a training begins with nearly equal shares
+        for module in self.modules():
             if isinstance(module, KernelAttention):
-                nn.init.normal_(module.fc2.weight, std=0.01)
+                initialise(module)
+                nn.init.normal_(module.fc2.weight, std=0.01)  # a training begins with nearly equal shares
 
     def begin_step(self, step: int, *, epochs: float) -> None:
         """See :class:`edgevis.training.task.StepDependentModel`: shares are nearly equal at first: all learn."""

@@ -17,7 +17,9 @@ from torch import nn
 
 from edgevis import models
 from edgevis.layers.efficientnet import EfficientNetB0
+from edgevis.layers.ghostnet import GhostNetTrunk
 from edgevis.layers.regnet import DESIGNS, RegNet
+from edgevis.models.mobilenetv2 import MobileNetV2
 from runtime.common.arrays import Array
 from runtime.errors import InputError, ModelError
 
@@ -134,3 +136,17 @@ def test_mobilenetv2_at_another_side() -> None:
         assert small.encode(torch.rand(1, 3, 64, 64)).shape == (1, 1280)  # type: ignore[operator]
     with pytest.raises(ModelError, match="side is 100; allowed: multiples of 32 from 64 to 640"):
         models.create("mobilenetv2", side=100)
+
+
+@pytest.mark.parametrize(
+    ("part", "whole"), [(GhostNetTrunk, "ghostnet"), (MobileNetV2, "dy-mobilenetv2")], ids=["ghostnet", "dy-mobilenetv2"]
+)
+def test_what_a_network_begins_with_is_drawn_once(part: type[nn.Module], whole: str) -> None:
+    """Parameters that it shares with the network that it builds on are what that one drew from the same seed."""
+    torch.manual_seed(0)
+    first = part().state_dict()
+    torch.manual_seed(0)
+    second = models.create(whole).state_dict()
+    shared = [name for name in first if name in second and first[name].shape == second[name].shape]
+    assert "conv_stem.weight" in shared
+    assert all(torch.equal(first[name], second[name]) for name in shared)
