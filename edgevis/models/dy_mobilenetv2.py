@@ -11,7 +11,6 @@ Licence: this file, as the rest of edgevis.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import nn
@@ -19,11 +18,10 @@ from torch import nn
 from edgevis.layers.dynamic_conv import DynamicConv2d, KernelAttention, made_dynamic
 from edgevis.layers.mbconv import initialise
 from edgevis.layers.mobilenetv2 import CHANNELS
-from edgevis.models._encoder import SIDE, deployment
+from edgevis.models._encoder import SIDE, deployment_by_side
 from edgevis.models.allowed import whole
 from edgevis.models.entry import ModelEntry
-from edgevis.models.mobilenetv2 import EMBEDDING, PREPROCESS, SMALL, MobileNetV2
-from runtime.bundle.spec import Deployment
+from edgevis.models.mobilenetv2 import DEPLOYMENT, EMBEDDING, PREPROCESS, SMALL, MobileNetV2
 
 KERNELS, SQUEEZE = 4, 4
 ANNEALED_EPOCHS, HOTTEST = 10.0, 30.0
@@ -31,10 +29,6 @@ ANNEALED_EPOCHS, HOTTEST = 10.0, 30.0
 
 _KERNELS = whole(1, 16)
 _SQUEEZES = whole(1, 64)
-
-
-def _deployment(side: int) -> Deployment:
-    return deployment(replace(PREPROCESS, height=side, width=side), EMBEDDING)
 
 
 class DynamicMobileNetV2(MobileNetV2):
@@ -77,12 +71,6 @@ class DynamicMobileNetV2(MobileNetV2):
                     module.temperature.fill_(hot)
 
 
-def _deploy(module: nn.Module) -> Deployment:
-    return _deployment(cast(DynamicMobileNetV2, module).side)
-
-
-DEPLOYMENT = _deployment(SIDE)
-
 ENTRIES = (
     ModelEntry(
         name="dy-mobilenetv2",
@@ -91,7 +79,7 @@ ENTRIES = (
         paper="Chen, Dai, Liu, Chen, Yuan, Liu: Dynamic Convolution: Attention over Convolution Kernels, CVPR 2020",
         licence="Apache-2.0",
         parameters=12_400_596,
-        deploy=_deploy,
+        deploy=deployment_by_side(PREPROCESS, EMBEDDING),
         classifier=("classifier.",),
         recipes={"small": replace(SMALL, loss="global", epochs=30, learning_rate=1e-3)},
     ),

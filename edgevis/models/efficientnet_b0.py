@@ -8,16 +8,12 @@ Licence: this file, as the rest of edgevis.
 
 from __future__ import annotations
 
-from typing import cast
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgevis.layers.efficientnet import HEAD_CHANNELS, EfficientNetB0
-from edgevis.models._encoder import SIDE, SIDES, deployment, preprocess
-from edgevis.models.allowed import CLASSES_OR_NONE
+from edgevis.models._encoder import SIDE, check_options, deployment, deployment_by_side, preprocess
 from edgevis.models.entry import ModelEntry, PaperCount
 from edgevis.models.mobilenetv2 import SMALL
-from runtime.bundle.spec import Deployment
 
 
 class EfficientNetB0Encoder(EfficientNetB0):
@@ -36,8 +32,7 @@ class EfficientNetB0Encoder(EfficientNetB0):
     """
 
     def __init__(self, *, num_classes: int = 1000, side: int = SIDE) -> None:
-        CLASSES_OR_NONE.require("num_classes", num_classes)
-        SIDES.require("side", side)
+        check_options(num_classes=num_classes, side=side)
         super().__init__(num_classes=num_classes)
         self.side = side
 
@@ -46,11 +41,9 @@ class EfficientNetB0Encoder(EfficientNetB0):
         return self.pooled_head(image)
 
 
-def _deploy(module: nn.Module) -> Deployment:
-    return deployment(preprocess(cast(EfficientNetB0Encoder, module).side), HEAD_CHANNELS)
+PREPROCESS = preprocess()
 
-
-DEPLOYMENT = deployment(preprocess(), HEAD_CHANNELS)
+DEPLOYMENT = deployment(PREPROCESS, HEAD_CHANNELS)
 
 ENTRIES = (
     ModelEntry(
@@ -60,7 +53,7 @@ ENTRIES = (
         paper="Tan, Le: EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, ICML 2019",
         licence="Apache-2.0",
         parameters=5_288_548,
-        deploy=_deploy,
+        deploy=deployment_by_side(PREPROCESS, HEAD_CHANNELS),
         classifier=("classifier.",),
         printed=PaperCount("5.3 M", 5_300_000, "total", "table 2"),
         recipes={"small": SMALL},

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.layers.efficientnet import HEAD_CHANNELS, LITE_MEAN, LITE_STD, STAGE_CHANNELS, EfficientNetB0
-from edgevis.models._encoder import SIDE, SIDES, deployment, preprocess
-from edgevis.models.allowed import CLASSES_OR_NONE, whole
+from edgevis.models._encoder import SIDE, check_options, deployment, preprocess
+from edgevis.models.allowed import whole
 from edgevis.models.entry import ModelEntry
 from edgevis.models.mobilenetv2 import SMALL
 from edgevis.models.recipe_projection import ProjectionRecipe
@@ -103,8 +103,7 @@ def efficientnet_lite0(
     *, num_classes: int = 1000, side: int = SIDE, embedding: int = 0, power_percent: int = 100
 ) -> EfficientNetLite0:
     """EfficientNet-Lite0 for images of ``side`` x ``side``, with a classifier of ``num_classes`` outputs."""
-    CLASSES_OR_NONE.require("num_classes", num_classes)
-    SIDES.require("side", side)
+    check_options(num_classes=num_classes, side=side)
     WIDTHS.require("embedding", embedding)
     PERCENT.require("power_percent", power_percent)
     return EfficientNetLite0(num_classes=num_classes, side=side, embedding=embedding, power_percent=power_percent)

@@ -7,16 +7,12 @@ Licence: this file, as the rest of edgevis.
 
 from __future__ import annotations
 
-from typing import cast
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgevis.layers.ghostnet import EMBEDDING, GhostNet
-from edgevis.models._encoder import SIDE, SIDES, deployment, preprocess
-from edgevis.models.allowed import CLASSES_OR_NONE
+from edgevis.models._encoder import SIDE, check_options, deployment, deployment_by_side, preprocess
 from edgevis.models.entry import ModelEntry, PaperCount
 from edgevis.models.mobilenetv2 import SMALL
-from runtime.bundle.spec import Deployment
 
 
 class GhostNetEncoder(GhostNet):
@@ -35,8 +31,7 @@ class GhostNetEncoder(GhostNet):
     """
 
     def __init__(self, *, num_classes: int = 1000, side: int = SIDE) -> None:
-        CLASSES_OR_NONE.require("num_classes", num_classes)
-        SIDES.require("side", side)
+        check_options(num_classes=num_classes, side=side)
         super().__init__(num_classes=num_classes)
         self.side = side
 
@@ -45,11 +40,9 @@ class GhostNetEncoder(GhostNet):
         return self.pooled(image)
 
 
-def _deploy(module: nn.Module) -> Deployment:
-    return deployment(preprocess(cast(GhostNetEncoder, module).side), EMBEDDING)
+PREPROCESS = preprocess()
 
-
-DEPLOYMENT = deployment(preprocess(), EMBEDDING)
+DEPLOYMENT = deployment(PREPROCESS, EMBEDDING)
 
 ENTRIES = (
     ModelEntry(
@@ -59,7 +52,7 @@ ENTRIES = (
         paper="Han, Wang, Tian, Guo, Xu, Xu: GhostNet: More Features from Cheap Operations, CVPR 2020",
         licence="Apache-2.0",
         parameters=5_182_508,
-        deploy=_deploy,
+        deploy=deployment_by_side(PREPROCESS, EMBEDDING),
         classifier=("classifier.",),
         printed=PaperCount("5.2 M", 5_200_000, "total", "table 6"),
         recipes={"small": SMALL},

@@ -10,18 +10,15 @@ Licence: this file, as the rest of edgevis.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from edgevis.layers.mbconv import initialise
 from edgevis.layers.mobilenetv2 import CHANNELS, stages, stem
-from edgevis.models._encoder import SIDE, SIDES, deployment, preprocess
-from edgevis.models.allowed import CLASSES_OR_NONE
+from edgevis.models._encoder import SIDE, check_options, deployment, deployment_by_side, preprocess
 from edgevis.models.entry import ModelEntry
 from edgevis.models.recipe import EpisodeRecipe
-from runtime.bundle.spec import Deployment
 
 EMBEDDING = 1280
 
@@ -51,8 +48,7 @@ class MobileNetV2(nn.Module):
     same: ClassVar[bool] = True
 
     def __init__(self, *, num_classes: int = 1000, side: int = SIDE) -> None:
-        CLASSES_OR_NONE.require("num_classes", num_classes)
-        SIDES.require("side", side)
+        check_options(num_classes=num_classes, side=side)
         super().__init__()
         self.side = side
         self.conv_stem, self.bn1, self.act1 = stem(same=self.same)
@@ -79,11 +75,6 @@ class MobileNetV2(nn.Module):
         return result
 
 
-def _deploy(module: nn.Module) -> Deployment:
-    side = cast(MobileNetV2, module).side
-    return deployment(replace(PREPROCESS, height=side, width=side), EMBEDDING)
-
-
 # Fine-tuning of the published weights; the paper of the network has no few-shot training.
 SMALL = EpisodeRecipe(
     loss="local",
@@ -106,7 +97,7 @@ ENTRIES = (
         paper="Sandler et al.: MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018",
         licence="Apache-2.0",
         parameters=3_504_872,
-        deploy=_deploy,
+        deploy=deployment_by_side(PREPROCESS, EMBEDDING),
         classifier=("classifier.",),
         recipes={"small": SMALL},
     ),

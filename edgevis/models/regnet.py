@@ -12,8 +12,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from edgevis.layers.regnet import RegNet
-from edgevis.models._encoder import SIDE, SIDES, deployment, preprocess
-from edgevis.models.allowed import CLASSES_OR_NONE
+from edgevis.models._encoder import SIDE, check_options, deployment, preprocess
 from edgevis.models.entry import ModelEntry, PaperCount
 from edgevis.models.mobilenetv2 import SMALL
 from runtime.bundle.spec import Deployment
@@ -38,8 +37,7 @@ class RegNetEncoder(RegNet):
     """
 
     def __init__(self, *, variant: str = VARIANT, num_classes: int = 1000, side: int = SIDE) -> None:
-        CLASSES_OR_NONE.require("num_classes", num_classes)
-        SIDES.require("side", side)
+        check_options(num_classes=num_classes, side=side)
         super().__init__(variant, num_classes=num_classes)
         self.side = side
 
