@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from edgevis.provenance import unreadable
 from edgevis.state_dict import non_finite
 from runtime.errors import WeightsError
 
@@ -166,8 +167,10 @@ def _read(path: Path) -> Any:
                 f"where you trust it, {_SAVE}"
             ) from error
         raise WeightsError(f"cannot read {path}: it is damaged, or no checkpoint") from error
+    except SafetensorError as error:
+        raise unreadable(path, error) from error
     # torch.load reports a broken archive as RuntimeError, a broken pickle as any of the others.
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, TypeError, KeyError, IndexError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, TypeError, KeyError, IndexError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"cannot read {path}: {reason}") from error
 

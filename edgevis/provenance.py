@@ -64,4 +64,13 @@ def metadata(path: Path) -> dict[str, str]:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"cannot read {path}: {error}") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError | SafetensorError) -> WeightsError:
+    """The error about a safetensors file that the system or safetensors does not read."""
+    if isinstance(error, OSError):
+        return WeightsError(f"cannot read {path}: {error}")
+    return WeightsError(
+        f"cannot read {path}: it is cut short, damaged, or no safetensors file ({error}): copy or download it again"
+    )

@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         words = [*(sys.argv[1:] if argv is None else argv)]  # `list` is a verb here
         parser, modules = _parser()
+        if empty := _empty_argument(words):
+            parser.error(f"{empty}; a shell makes one of a variable that is not set")
         if words and (spoken := words[0].replace("_", "-")) in modules:
             words[0] = spoken
         arguments = parser.parse_args(words)
@@ -59,6 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
 
     return run_command(run)  # the imports, too: Ctrl-C in the middle of one is no traceback
+
+
+def _empty_argument(words: Sequence[str]) -> str:
+    """The complaint about an argument that is an empty text; empty where all say something.
+
+    No verb has a use for one, and where an option may be left out it would pass for that: `--enrolment "$FILE"`.
+    """
+    for number, word in enumerate(words):
+        if word == "":
+            before = words[number - 1] if number else "edgevis"
+            return f"the argument after {before} is an empty text"
+        if word.startswith("--") and word.endswith("=") and word.count("=") == 1:
+            return f"{word[:-1]} is given an empty text"
+    return ""
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, Verb]]:

@@ -150,11 +150,8 @@ def image_paths(arguments: list[str], *, drawings: bool = False) -> list[Path]:
             where it is named, as by ``*.jpg``. Where nothing else is named it is taken.
 
     Raises:
-        InputError: A name is empty: as a path it would be the working folder.
         SourceError: A folder holds none, or cannot be listed.
     """
-    if "" in arguments:
-        raise InputError("one of the names is an empty text; allowed: files and folders")
     paths: list[Path] = []
     drawn: list[Path] = []
     for argument in map(Path, arguments):

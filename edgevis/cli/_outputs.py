@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgevis import OutputError
+from edgevis.cli._streams import check_folder_name
 from runtime.images.picture_files import may_be_drawn, write_drawing
 
 
@@ -35,6 +36,7 @@ class Outputs:
         self.folder = Path(folder)
         self._places: dict[Path, Path] = {}
         self._checked: set[Path] = set()
+        check_folder_name(self.folder)
         try:
             self._plan(suffix, inputs)
         except OutputError:  # is an OSError, too

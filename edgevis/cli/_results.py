@@ -132,5 +132,6 @@ class _Object(ResultsBase):
     ) -> None:
         if isinstance(error, OSError) and not isinstance(error, EdgevisError):
             return  # most likely from standard output itself
-        stopped = "" if error is None else f',\n  "stopped": {json_text(str(error) or type(error).__name__)}'
+        ended = "interrupted" if kind is KeyboardInterrupt else str(error) or type(error).__name__
+        stopped = "" if error is None else f',\n  "stopped": {json_text(ended)}'
         sys.stdout.write(("\n  ]" if self._count else "]") + f',\n  "failed": {self._failed}{stopped}\n}}\n')

@@ -11,12 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from edgevis import InputError, Predictor, SourceError
+from edgevis import InputError, OutputError, Predictor, SourceError
 from edgevis.cli._formats import format_writer
 from edgevis.cli._results import results_for
 from edgevis.cli._text import HEADERS, drawn, result_widths
 from runtime.common.addresses import without_password
-from runtime.images.decode import Image
+from runtime.images.decode import SUFFIXES, Image
 from runtime.images.picture_files import write_drawing
 from runtime.streams.video_file import frames_per_second
 from runtime.streams.video_output import CODECS, FRAMES_PER_SECOND, VideoOutput
@@ -173,7 +173,18 @@ def _output(path: Path, stream: Stream) -> _Output:
         return _Video(path, frame_rate_of(stream))
     if suffix in VIDEO_SUFFIXES:
         raise InputError(f"--output {path}: videos are written as {', '.join(sorted(CODECS))}; or name a folder")
+    check_folder_name(path)
     return _Pictures(path)
+
+
+def check_folder_name(folder: Path) -> None:
+    """Refuse the name of a picture or video for a folder that is not there yet: it was meant to be a file.
+
+    Raises:
+        OutputError: It is one.
+    """
+    if folder.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES and not os.path.lexists(folder):
+        raise OutputError(f"pictures are written into a folder, and {folder} is the name of a file; name a folder")
 
 
 def frame_rate_of(stream: Stream) -> float:

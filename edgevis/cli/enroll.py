@@ -104,7 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
             }
         )
         return 0
-    print(f"{arguments.enrolment}: {added} images added to {arguments.label!r}; enrolled: {', '.join(labels)}")
+    text = f"{added} image{'s' if added != 1 else ''} added to {arguments.label!r}"
+    print(f"{arguments.enrolment}: {text}; enrolled: {', '.join(labels)}")
     for line in judged.warnings:
         print(f"  {line}")
     print(f"next: edgevis predict {arguments.bundle} IMAGE --enrolment {arguments.enrolment}")

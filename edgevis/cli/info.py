@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = Bundle(arguments.bundle)
     try:
         with open_predictor(arguments) as predictor:
-            if arguments.enrolment:
+            if arguments.enrolment is not None:
                 predictor.load(arguments.enrolment)
             running, reason = predictor.info, ""
     except BackendError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgevis import Detections, EngineError, InputError, Predictor, Segmentation, SourceError
+from edgevis import Detections, EngineError, Identification, InputError, Predictor, Segmentation, SourceError
 from edgevis.cli._common import (
     add_engine_arguments,
     add_output_arguments,
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise InputError("--masks is for segmentation; this model's results have no label map")
         if pictures is not None and (segments or issubclass(result, Detections)):
             raise InputError("--pictures are for models that rank what is enrolled; this one's results are no ranking")
-        if arguments.enrolment:
+        if arguments.enrolment is not None:
             predictor.load(arguments.enrolment)
         set_threshold(predictor, arguments)
         if stream is not None:
@@ -121,6 +121,9 @@ def run(arguments: argparse.Namespace) -> int:
         )
         with writer as results:
             failed = _predict(predictor, paths, arguments.top_k, results, plots, masks, pictures)
+        told = arguments.format == "table" and failed < len(paths)
+        if told and issubclass(result, Identification) and not predictor.labels:
+            print(f"nothing is enrolled; next: edgevis enroll {arguments.bundle} LABEL IMAGE --enrolment FILE")
     if failed and len(paths) > 1:
         report(f"{failed} of {len(paths)} images could not be read or used; the results of the others are complete")
     return 1 if failed else 0

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgevis.data.files import Files, by_stem, open_files
 from edgevis.data.masks import as_class_ids, read_pair
 from edgevis.data.splits import rows_of_split
+from runtime.common.json_data import shown
 from runtime.errors import SourceError
 from runtime.images.decode import Image
 from runtime.images.header import read_header
@@ -190,13 +191,14 @@ def _paths(files: Files, folder: str, stems: Sequence[str]) -> tuple[str, ...]:
 
 def _inclusive(boxes: object, where: str) -> NDArray[np.int64]:
     allowed = "a list of [x0, y0, x1, y1], whole numbers with 0 <= x0 < x1 and 0 <= y0 < y1"
+    refused = SourceError(f"the boxes of {where} are not {allowed}: {shown(boxes)}")
     if not isinstance(boxes, list) or not all(isinstance(box, list) and len(box) == 4 for box in boxes):
-        raise SourceError(f"the boxes of {where} are not {allowed}")
+        raise refused
     # type(), not isinstance: True is an int, too. The bound keeps them within an int64.
     if not all(type(value) is int and 0 <= value < 1 << 31 for box in boxes for value in box):
-        raise SourceError(f"the boxes of {where} are not {allowed}")
+        raise refused
     table = np.array(boxes, np.int64).reshape(-1, 4)
     if (table[:, 2:] <= table[:, :2]).any():
-        raise SourceError(f"the boxes of {where} are not {allowed}")
+        raise refused
     table[:, 2:] -= 1
     return table

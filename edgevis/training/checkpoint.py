@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn, optim
 
-from edgevis.provenance import KEY, Provenance, metadata
+from edgevis.provenance import KEY, Provenance, metadata, unreadable
 from edgevis.state_dict import non_finite
 from runtime.common.files import atomic_write
 from runtime.common.json_data import from_json, parse_json, to_json
@@ -129,7 +129,7 @@ def read_state(path: Path, modules: Mapping[str, nn.Module], optimizer: optim.Op
     try:
         tensors = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"cannot read {path}: {error}") from error
+        raise unreadable(path, error) from error
     if said := non_finite(tensors):
         raise WeightsError(f"{path}: {said}: that training has failed; begin it again in another --output")
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in numbers.items()}

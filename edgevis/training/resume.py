@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgevis.models.recipe import Recipe
+from edgevis.precision import TRAINING_PRECISIONS
 from edgevis.provenance import read_provenance
 from edgevis.training.checkpoint import TrainingState, read_training_state
 from edgevis.training.finite import TrainingError
@@ -160,7 +161,10 @@ def _compared(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The identity without epochs, data files (which have separate messages) and the data's name (which may change)."""
     recipe = {name: value for name, value in (identity.get("recipe") or {}).items() if name != _EPOCHS}
     data = {name: value for name, value in (identity.get("data") or {}).items() if name != "source"}
-    return {name: value for name, value in {**identity, "recipe": recipe, "data": data}.items() if name != FILES}
+    precision = identity.get("precision")  # Fabric's name; the command line has another one
+    precision = next((name for name, value in TRAINING_PRECISIONS.items() if value == precision), precision)
+    compared = {**identity, "recipe": recipe, "data": data, "precision": precision}
+    return {name: value for name, value in compared.items() if name != FILES}
 
 
 def _require_unfinished(output: Path, identity: Mapping[str, Any], *, resume: bool) -> None:

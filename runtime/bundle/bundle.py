@@ -25,6 +25,9 @@ MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 MAX_FILE_BYTES = 8 << 30
 
+_ARCHIVES = frozenset({".zip", ".tar", ".tgz", ".gz", ".xz", ".zst"})
+_SHOWN = 5
+
 
 class Bundle:
     """A bundle on disk whose manifest has been read; a file is checked when it is requested.
@@ -187,11 +190,20 @@ class Bundle:
                 f"or name one of the ready ones: {', '.join(ready.names()) or 'there are none here'}"
             )
         if not manifest.is_file():
-            raise BundleNotFoundError(f"{self.path} is not a bundle: it is no folder with a {MANIFEST}")
+            raise BundleNotFoundError(f"{self.path} is not a bundle: it is no folder with a {MANIFEST}{self._meant()}")
         size = manifest.stat().st_size
         if size > MAX_MANIFEST_BYTES:
             raise SchemaError(f"{manifest} has {size} bytes; at most {MAX_MANIFEST_BYTES} are read")
         return manifest.read_bytes()
+
+    def _meant(self) -> str:
+        """The advice about a path beside a bundle's."""
+        if self.path.name == MANIFEST:
+            return "; name the folder that it lies in"
+        if self.path.suffix.lower() in _ARCHIVES:
+            return "; unpack it, and name the folder that comes out"
+        inside = sorted(path.parent.name for path in self.path.glob(f"*/{MANIFEST}"))
+        return f"; it holds {', '.join(inside[:_SHOWN])}{' …' if len(inside) > _SHOWN else ''}" if inside else ""
 
     def _check_file(self, path: Path, name: str, record: FileRecord) -> None:
         if not path.is_file():

@@ -53,7 +53,13 @@ def read_arrays(
         error: The file is missing, truncated, not an ``.npz``, too large, or holds objects instead of numbers.
     """
     try:
-        with open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
+        opened = open_regular(path)
+    except FileNotFoundError as cause:
+        raise error(f"there is no file {path}") from cause
+    except OSError as cause:  # a folder, a pipe, or a file that this user may not read
+        raise error(f"{path} cannot be read: {cause.strerror}") from cause
+    try:
+        with opened, zipfile.ZipFile(opened) as archive:
             unpacked = sum(item.file_size for item in archive.infolist())
             if unpacked > max_bytes:
                 cure = f": raise {variable}" if variable else ""
@@ -71,8 +77,6 @@ def read_arrays(
             return {name: file[name] for name in file.files}
     except EdgevisError:
         raise
-    except FileNotFoundError as cause:
-        raise error(f"there is no file {path}") from cause
     except Exception as cause:  # zipfile, zlib and NumPy's parser raise a dozen classes on a damaged file
         raise error(f"{path} is damaged or not an .npz file of plain arrays: {cause}") from cause
 

@@ -34,7 +34,7 @@ class Terminated(KeyboardInterrupt):
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(number)
+        super().__init__(f"terminated by {signal.Signals(number).name}")
         self.number = number
 
 

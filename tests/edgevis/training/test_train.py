@@ -241,7 +241,7 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no part of this training"):
         read_state(tmp_path / "s.safetensors", {"other": again}, other)
     (tmp_path / "broken.safetensors").write_bytes(b"{}")
-    with pytest.raises(WeightsError, match="cannot read"):
+    with pytest.raises(WeightsError, match=r"cannot read .*: it is cut short, damaged"):
         read_training_state(tmp_path / "broken.safetensors")
     save_file({"x": torch.ones(1)}, tmp_path / "plain.safetensors")
     with pytest.raises(InputError, match="is no checkpoint of a training"):

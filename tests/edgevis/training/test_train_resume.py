@@ -75,7 +75,7 @@ def test_a_training_is_resumed_as_what_it_was_begun(
         assert contents(output) == before
         return error
 
-    assert "precision was '32-true', is 'bf16-mixed'" in refused("--precision", "bf16-mixed")
+    assert "precision was 'fp32', is 'bf16'" in refused("--precision", "bf16-mixed")
     assert "seed was 0, is 1" in refused("--seed", 1)
     assert "recipe.learning_rate was" in refused("--set", "learning_rate=0.5")
     assert "weights was none, is '" in refused("--weights", weights)

@@ -77,6 +77,18 @@ def test_what_is_not_a_bundle(tmp_path: Path) -> None:
             Bundle(path)
 
 
+def test_what_lies_beside_a_bundle_is_told(tiny_bundle: Path) -> None:
+    archive = tiny_bundle.with_suffix(".zip")
+    archive.touch()
+    for path, advice in (
+        (tiny_bundle / "manifest.json", "name the folder that it lies in"),
+        (tiny_bundle.parent, f"it holds {tiny_bundle.name}"),
+        (archive, "unpack it"),
+    ):
+        with pytest.raises(BundleNotFoundError, match=f"is not a bundle: .*; {advice}"):
+            Bundle(path)
+
+
 def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 

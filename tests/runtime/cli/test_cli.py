@@ -145,7 +145,9 @@ def test_predict_without_enrolment_knows_nobody(
     tiny_bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", str(tiny_bundle), str(photos / "red" / "0.png")]) == 0
-    assert "unknown" in capsys.readouterr().out
+    row, advice = capsys.readouterr().out.splitlines()[2:]
+    assert "unknown" in row
+    assert advice.startswith("nothing is enrolled; next: edgevis enroll")
 
 
 def test_info_says_loudly_that_weights_are_random(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,7 +214,7 @@ def test_bench_times_every_engine_at_every_batch(tiny_bundle: Path, capsys: pyte
     assert "images/s" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("batch", ["0", "1,x", "", "9999"])
+@pytest.mark.parametrize("batch", ["0", "1,x", ",", "9999"])
 def test_bench_refuses_batch_sizes(tiny_bundle: Path, batch: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(tiny_bundle), "--batch", batch]) == 1
     assert "allowed: sizes of 1 to 4096" in capsys.readouterr().err
@@ -225,6 +227,8 @@ def test_bench_refuses_batch_sizes(tiny_bundle: Path, batch: str, capsys: pytest
         (["predict", "{bundle}", "nowhere.jpg"], "there is no image file nowhere.jpg"),
         (["predict", "{bundle}", "{empty}"], "holds no images"),
         (["predict", "{bundle}", "{photo}", "--enrolment", "nowhere.enrolment"], "there is no file nowhere.enrolment"),
+        (["predict", "{bundle}", "{photo}", "--enrolment", "{empty}"], "empty cannot be read: Is a directory"),
+        (["predict", "{bundle}", "{photo}", "--output", "drawn.jpg"], "drawn.jpg is the name of a file; name a folder"),
         (["predict", "{bundle}", "{photo}", "--backend", "caffe"], "there is no backend 'caffe'"),
         (["enroll", "{bundle}", " ", "{photo}", "--enrolment", "x.enrolment"], "label ' ' is not allowed"),
     ],

@@ -116,6 +116,7 @@ def test_what_is_there_already_is_left_alone(
         (["{video}", "--masks", "m"], "--masks is for images"),
         (["{video}", "--frames", "0"], "--frames is 0; allowed"),
         (["{video}", "--output", "x.wmv"], "videos are written as .avi, .mkv, .mp4"),
+        (["{video}", "--output", "x.jpg"], "x.jpg is the name of a file; name a folder"),
         (["{video}", "--threshold", "0.5", "--false-accept-rate", "0.1"], "give one of them"),
         (["file:///nowhere.avi"], "there is no file /nowhere.avi"),
     ],

@@ -299,7 +299,6 @@ def test_metrics_can_be_read_while_it_watches(
         (["--threads", "0"], "threads is 0; allowed"),
         (["--precision", "bf16"], "has no engine for"),
         (["--identify", "none", "--enrolment", "x"], "--identify none only tracks"),
-        (["--detect", ""], "is not a bundle"),
         (["--drop", "oldest", "--timeout", "0"], "timeout_s is 0"),
     ],
 )

@@ -76,6 +76,16 @@ def test_every_verb_takes_the_same_switches(verb: str, capsys: pytest.CaptureFix
     assert all(switch in text for switch in ("--json", "-v, --verbose", "-q, --quiet"))
 
 
+@pytest.mark.parametrize("words", [["predict", "bundle", "image", "--enrolment", ""], ["info", "x", "--enrolment="]])
+def test_an_empty_argument_does_not_pass_for_none(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "--enrolment is" in error
+    assert "an empty text" in error
+
+
 @pytest.mark.parametrize(
     ("code", "extra"),
     [

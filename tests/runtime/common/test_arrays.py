@@ -168,7 +168,7 @@ def test_an_unknown_compression(path: Path) -> None:
 
 
 def test_a_folder_is_not_a_file_of_arrays(tmp_path: Path) -> None:
-    assert "damaged" in refused(tmp_path)
+    assert "cannot be read: Is a directory" in refused(tmp_path)
 
 
 def test_a_single_array_is_not_an_npz(tmp_path: Path) -> None:
