@@ -32,12 +32,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
+from benchmarks.figure import Figure, figure_text
 from benchmarks.report import report
 from edgevis import EdgevisError, InputError, models
-from edgevis.metrics import difference
-from edgevis.metrics.interval import half_width
 from edgevis.precision import TRAINING_PRECISIONS, training_precision
 from edgevis.settings import setting
 from edgevis.training.progress import ConsoleProgress
@@ -91,19 +88,15 @@ class VariantRow:
 
     Attributes:
         value: With several seeds the mean of the trainings.
-        half_width95: Of the figure's 95 % interval.
-        difference: To the same figure of the first variant; None for the first.
-        difference_half_width95: Of its 95 % interval, on the same units.
+        difference: To the same figure of the first variant, on the same units; None for the first.
         seconds: The training's; of several the sum.
     """
 
     variant: str
     parameters: int
     figure: str
-    value: float
-    half_width95: float
-    difference: float | None
-    difference_half_width95: float | None
+    value: Figure
+    difference: Figure | None
     epochs: int
     seconds: float
 
@@ -302,15 +295,12 @@ def over_trainings(rows: Sequence[Sequence[VariantRow]]) -> list[VariantRow]:
         return list(rows[0])
     together = []
     for row in zip(*rows, strict=True):
-        values = np.array([one.value for one in row])
-        differences = np.array([one.difference for one in row if one.difference is not None])
+        differences = [one.difference.value for one in row if one.difference is not None]
         together.append(
             replace(
                 row[0],
-                value=float(values.mean()),
-                half_width95=half_width(values),
-                difference=float(differences.mean()) if len(differences) else None,
-                difference_half_width95=half_width(differences) if len(differences) else None,
+                value=Figure.mean_of([one.value.value for one in row]),
+                difference=Figure.mean_of(differences) if differences else None,
                 seconds=sum(one.seconds for one in row),
             )
         )
@@ -351,16 +341,13 @@ def _rows(comparison: Comparison, output: Path) -> list[VariantRow]:
         record, samples = _read(output / variant.name / REPORT), _read(output / variant.name / SAMPLES)
         parameters = models.parameters(models.module_from(models.entry(variant.model), record["options"]))
         for name, figure in record["evaluation"]["figures"].items():
-            by, width = difference(samples[name], first[name]) if number else (None, None)
             rows.append(
                 VariantRow(
                     variant.name,
                     parameters,
                     name,
-                    figure["value"],
-                    figure["half_width95"],
-                    by,
-                    width,
+                    Figure.of(figure["value"], samples[name]),
+                    Figure.difference(samples[name], first[name]) if number else None,
                     record["epochs"],
                     record["seconds"],
                 )
@@ -377,8 +364,8 @@ def _cells(row: VariantRow) -> tuple[str, ...]:
         row.variant,
         f"{row.parameters:,}",
         row.figure,
-        f"{row.value:.3f} ± {row.half_width95:.3f}",
-        "" if row.difference is None else f"{row.difference:+.3f} ± {row.difference_half_width95:.3f}",
+        figure_text(row.value),
+        figure_text(row.difference, sign="+"),
         str(row.epochs),
         f"{row.seconds / 60:.1f}",
     )

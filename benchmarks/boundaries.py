@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.report import figure_text, report
+from benchmarks.figure import Figure, figure_text
+from benchmarks.report import report
 from edgevis import Predictor, Segmentation
 from edgevis.data.files import open_files
 from edgevis.data.segmentation import index_rows, instance_images, masked_images
-from edgevis.metrics import boundary_iou_per_volume, dice_per_volume, difference
-from edgevis.metrics.interval import half_width
+from edgevis.metrics import boundary_iou_per_volume, dice_per_volume
 from runtime.bundle.bundle import Bundle
 from runtime.common.command import run_command
 from runtime.errors import InputError
@@ -47,9 +47,9 @@ class BoundaryRow:
     Attributes:
         bundle, engine: Their names.
         images: How many were measured.
-        iou, boundary_iou: Means, 0 to 1, with the half widths of their 95 % intervals over images.
-        iou_difference, boundary_difference: To the first bundle's engine of that name with their half widths; None for
-            itself, and where it has none.
+        iou, boundary_iou: Means, 0 to 1, with intervals over images.
+        iou_difference, boundary_difference: To the first bundle's engine of that name; None for itself, and where it
+            has none.
         iou_to_first_engine, boundary_to_first_engine: To the bundle's first engine; None for itself.
         p50_ms: The median of one prediction, preprocessing included.
     """
@@ -57,12 +57,12 @@ class BoundaryRow:
     bundle: str
     engine: str
     images: int
-    iou: tuple[float, float]
-    boundary_iou: tuple[float, float]
-    iou_difference: tuple[float, float] | None
-    boundary_difference: tuple[float, float] | None
-    iou_to_first_engine: tuple[float, float] | None
-    boundary_to_first_engine: tuple[float, float] | None
+    iou: Figure
+    boundary_iou: Figure
+    iou_difference: Figure | None
+    boundary_difference: Figure | None
+    iou_to_first_engine: Figure | None
+    boundary_to_first_engine: Figure | None
     p50_ms: float
 
 
@@ -96,7 +96,6 @@ def measure(
     first_engines: dict[str, tuple[str, str]] = {}
     rows = []
     for key, own in scores.items():
-        iou, borders = own
         reference = scores.get((first, key[1])) if key[0] != first else None
         first_engine = first_engines.setdefault(key[0], key)
         same_bundle = scores[first_engine] if key != first_engine else None
@@ -104,8 +103,8 @@ def measure(
             BoundaryRow(
                 *key,
                 len(pairs),
-                (float(iou.mean()), half_width(iou)),
-                (float(borders.mean()), half_width(borders)),
+                Figure.mean_of(own[0]),
+                Figure.mean_of(own[1]),
                 *_differences(own, reference),
                 *_differences(own, same_bundle),
                 latencies[" ".join(key)].p50_ms,
@@ -116,11 +115,11 @@ def measure(
 
 def _differences(
     own: tuple[Values, Values], other: tuple[Values, Values] | None
-) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+) -> tuple[Figure | None, Figure | None]:
     """Of IoU and boundary IoU."""
     if other is None:
         return None, None
-    iou, borders = (difference(one, reference) for one, reference in zip(own, other, strict=True))
+    iou, borders = (Figure.difference(one, reference) for one, reference in zip(own, other, strict=True))
     return iou, borders
 
 

@@ -26,13 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.accuracy import COMPARISONS
+from benchmarks.figure import Figure, figure_text
 from benchmarks.report import report
 from benchmarks.trained_weights import TrainedSegmenter
 from edgevis import InputError
 from edgevis.data.leakage import SplitCheck
 from edgevis.data.mask_split import split_masks
-from edgevis.metrics import difference
-from edgevis.metrics.interval import half_width
 from edgevis.metrics.jackknife import mean_of_ratios
 from edgevis.training.resume import BEST
 from runtime.common.command import run_command
@@ -58,7 +57,7 @@ class ErrorRow:
         bin: One of :data:`BINS`.
         missed, false: Pixels for every hundred of the true object's (of the size's objects in a bin of sizes); means
             over the trainings.
-        both: Their sum, and the half width of its 95 % interval over trainings, or over volumes of a single one.
+        both: Their sum, with its interval over trainings, or over volumes of a single one.
         difference: Of the sum to the first arm's; None for that arm.
     """
 
@@ -66,10 +65,8 @@ class ErrorRow:
     bin: str
     missed: float
     false: float
-    both: float
-    both_half_width95: float
-    difference: float | None
-    difference_half_width95: float | None
+    both: Figure
+    difference: Figure | None
 
 
 def angle_to_sides(true: Mask) -> NDArray[np.float64]:
@@ -192,8 +189,8 @@ def measure(data: Path, runs: Path, seeds: Sequence[int], arms: Sequence[str]) -
         units = {arm: _units([one[name] for one in values[arm]]) for arm in arms}
         for arm in arms:
             missed, false = np.mean([_of_hundred(one[name]) for one in values[arm]], 0).tolist()
-            by, width = (None, None) if arm == arms[0] else difference(units[arm], units[arms[0]])
-            rows.append(ErrorRow(arm, name, missed, false, missed + false, half_width(units[arm]), by, width))
+            by = None if arm == arms[0] else Figure.difference(units[arm], units[arms[0]])
+            rows.append(ErrorRow(arm, name, missed, false, Figure.of(missed + false, units[arm]), by))
     return rows
 
 
@@ -224,8 +221,8 @@ def _cells(row: ErrorRow) -> tuple[str, ...]:
         row.arm,
         f"{row.missed:.1f}",
         f"{row.false:.1f}",
-        f"{row.both:.1f} ± {row.both_half_width95:.1f}",
-        "" if row.difference is None else f"{row.difference:+.1f} ± {row.difference_half_width95:.1f}",
+        figure_text(row.both, digits=1),
+        figure_text(row.difference, sign="+", digits=1),
     )
 
 

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.report import figure_text, report
+from benchmarks.figure import Figure, figure_text
+from benchmarks.report import report
 from edgevis import InputError, Predictor
 from edgevis.data.detection import BoxLabels, DetectionImages, chosen_classes
 from edgevis.data.detection_split import read_detection_images
 from edgevis.metrics.average_precision import AveragePrecision, Detected, average_precision
-from edgevis.metrics.interval import half_width
 from runtime.bundle.bundle import Bundle
 from runtime.images.decode import Image
 from runtime.parity.latency import interleaved
@@ -37,8 +37,6 @@ SCORE = 0.01
 HEADERS = ("detector", "images", "AP", "AP50", "of", "AP", "AP50", "engine ms", "least", "predict ms")
 
 _TIMED_IMAGES = 8
-Figure = tuple[float, float]
-"""A figure and the half width of its 95 % interval over images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +164,8 @@ def _one_class(detected: Detected, number: int) -> Detected:
 
 
 def figures_of(found: AveragePrecision) -> tuple[Figure, Figure]:
-    """AP and AP50, each with the half width of its interval."""
-    widths = (
-        half_width(np.asarray(samples)) if len(samples) > 1 else float("nan")
-        for samples in (found.samples, found.samples_50)
-    )
-    first, second = widths
-    return (found.value, first), (found.at_50, second)
+    """AP and AP50 with their intervals over images."""
+    return Figure.of(found.value, found.samples), Figure.of(found.at_50, found.samples_50)
 
 
 class _TimedDetector:

@@ -23,10 +23,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from benchmarks.figure import Figure, figure_text
 from benchmarks.report import report
 from edgevis import EnrolmentRefusedError, InputError, Predictor
 from edgevis.data.files import open_files
-from edgevis.metrics.interval import half_width
 from runtime.common.arrays import Array
 from runtime.gallery.embedded import EmbeddedGallery
 from runtime.gallery.state import Scoring
@@ -41,7 +41,7 @@ _BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class QualityRow:
-    """The figures of one way of enrolling: means over draws, with the half widths of their 95 % intervals.
+    """The figures of one way of enrolling: means over draws, rates with their intervals.
 
     Attributes:
         data: The data's file name.
@@ -58,14 +58,10 @@ class QualityRow:
     enrolled: str
     labels: float
     images: float
-    fpir: float
-    fpir_interval95: float
-    tpir: float
-    tpir_interval95: float
-    fpir_damaged: float
-    fpir_damaged_interval95: float
-    tpir_again: float
-    tpir_again_interval95: float
+    fpir: Figure
+    tpir: Figure
+    fpir_damaged: Figure
+    tpir_again: Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +176,8 @@ def measure(predictor: Predictor, name: str, data: Data, protocol: Protocol) -> 
                 )
         for enrolled, samples in values.items():
             columns = np.array(samples, np.float64).T
-            measured = [part for column in columns[2:] for part in (float(column.mean()), half_width(column))]
-            yield QualityRow(name, damage, enrolled, float(columns[0].mean()), float(columns[1].mean()), *measured)
+            rates = map(Figure.mean_of, columns[2:])
+            yield QualityRow(name, damage, enrolled, float(columns[0].mean()), float(columns[1].mean()), *rates)
 
 
 def pass_gate(predictor: Predictor, label: str, images: Sequence[Image]) -> list[int]:
@@ -347,10 +343,7 @@ def _cells(row: QualityRow) -> tuple[str, ...]:
         row.damage,
         row.enrolled,
         f"{row.images:.2f}",
-        f"{row.fpir:.3f} ± {row.fpir_interval95:.3f}",
-        f"{row.tpir:.3f} ± {row.tpir_interval95:.3f}",
-        f"{row.fpir_damaged:.3f} ± {row.fpir_damaged_interval95:.3f}",
-        f"{row.tpir_again:.3f} ± {row.tpir_again_interval95:.3f}",
+        *map(figure_text, (row.fpir, row.tpir, row.fpir_damaged, row.tpir_again)),
     )
 
 

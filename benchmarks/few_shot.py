@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.figure import Figure, figure_text
 from benchmarks.report import report
 from edgevis import Classification, InputError, Predictor
 from edgevis.data import Episode, EpisodeSampler
@@ -35,15 +36,14 @@ Rows = Array
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Mean accuracy over episodes and the half width of its 95 % interval."""
+    """Mean accuracy over episodes."""
 
     data: str
     engine: str
     way: int
     shot: int
     episodes: int
-    accuracy: float
-    interval95: float
+    accuracy: Figure
 
 
 def episodes(
@@ -108,9 +108,9 @@ def from_images(predictor: Predictor, images: Sequence[Image]) -> Callable[[Epis
 
 
 def summary(data: str, engine: str, way: int, shot: int, values: Sequence[float]) -> Accuracy:
-    """Mean and half width of the 95 % interval."""
+    """Mean over episodes."""
     accuracy = episode_accuracy(values)
-    return Accuracy(data, engine, way, shot, accuracy.episodes, accuracy.mean, accuracy.half_width95)
+    return Accuracy(data, engine, way, shot, accuracy.episodes, Figure(accuracy.mean, accuracy.half_width95))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,8 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _cells(item: Accuracy) -> tuple[str, ...]:
-    accuracy = f"{item.accuracy:.3f} ± {item.interval95:.3f}"
-    return (item.data, item.engine, str(item.way), str(item.shot), str(item.episodes), accuracy)
+    numbers = (str(number) for number in (item.way, item.shot, item.episodes))
+    return (item.data, item.engine, *numbers, figure_text(item.accuracy))
 
 
 def _measure(arguments: argparse.Namespace) -> Iterator[Accuracy]:

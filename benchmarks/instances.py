@@ -23,13 +23,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.detection import Figure, figures_of
-from benchmarks.report import figure_text, report
+from benchmarks.detection import figures_of
+from benchmarks.figure import Figure, figure_text
+from benchmarks.report import report
 from edgevis import InputError, InstanceSegmentation, Predictor
 from edgevis.data.detection import box_labels
 from edgevis.data.detection_split import read_detection_images
 from edgevis.data.instances import LabelledInstances
-from edgevis.metrics import difference
 from edgevis.metrics.average_precision import (
     MAX_DETECTIONS,
     AveragePrecision,
@@ -174,8 +174,8 @@ def _row(
     differences: tuple[Figure | None, Figure | None] = (None, None)
     if first is not None and len(places) > 1:
         differences = (
-            difference(by_masks.samples, first.samples),
-            difference(by_masks.samples_50, first.samples_50),
+            Figure.difference(by_masks.samples, first.samples),
+            Figure.difference(by_masks.samples_50, first.samples_50),
         )
     return InstanceRow(name, len(places), *figures, *differences, float(np.median(times))), by_masks
 

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.figure import Figure, figure_text
 from benchmarks.report import report
 from benchmarks.trained_weights import open_trained
 from edgevis import EnrolmentError, Predictor, Segmentation, models
@@ -36,8 +37,7 @@ from edgevis.data.leakage import SplitCheck
 from edgevis.data.segmentation_episodes import SegmentationEpisode
 from edgevis.layers.correlation import unit_channels
 from edgevis.layers.resize import resize
-from edgevis.metrics import SegmentationScore, difference
-from edgevis.metrics.interval import half_width
+from edgevis.metrics import SegmentationScore
 from edgevis.models.hsnet import HSNet
 from edgevis.training.warm_start import load_backbone
 from runtime.bundle.bundle import Bundle
@@ -68,7 +68,7 @@ class MaskScores:
         method: What found the masks.
         shots: Examples per episode.
         episodes, classes: Numbers of them.
-        mean_iou, fb_iou: 0 to 1, each followed by the half width of its 95 % interval over episodes.
+        mean_iou, fb_iou: 0 to 1, with intervals over episodes.
         difference: Of the mIoU to the prototypes'; None for themselves.
     """
 
@@ -76,12 +76,9 @@ class MaskScores:
     shots: int
     episodes: int
     classes: int
-    mean_iou: float
-    mean_iou_half_width95: float
-    fb_iou: float
-    fb_iou_half_width95: float
-    difference: float | None
-    difference_half_width95: float | None
+    mean_iou: Figure
+    fb_iou: Figure
+    difference: Figure | None
 
 
 class Prototypes:
@@ -247,18 +244,14 @@ def measure(
         first = next(iter(methods))
         for name, score in scores.items():
             own = samples[name]
-            by, width = (None, None) if name == first else difference(own["mIoU"], samples[first]["mIoU"])
             yield MaskScores(
                 name,
                 shot,
                 len(drawn),
                 len(score.class_iou),
-                score.mean_iou,
-                half_width(own["mIoU"]),
-                score.fb_iou,
-                half_width(own["FB-IoU"]),
-                by,
-                width,
+                Figure.of(score.mean_iou, own["mIoU"]),
+                Figure.of(score.fb_iou, own["FB-IoU"]),
+                None if name == first else Figure.difference(own["mIoU"], samples[first]["mIoU"]),
             )
 
 
@@ -325,9 +318,9 @@ def _cells(row: MaskScores) -> tuple[str, ...]:
     return (
         row.method,
         str(row.shots),
-        f"{row.mean_iou:.3f} ± {row.mean_iou_half_width95:.3f}",
-        f"{row.fb_iou:.3f} ± {row.fb_iou_half_width95:.3f}",
-        "" if row.difference is None else f"{row.difference:+.3f} ± {row.difference_half_width95:.3f}",
+        figure_text(row.mean_iou),
+        figure_text(row.fb_iou),
+        figure_text(row.difference, sign="+"),
     )
 
 

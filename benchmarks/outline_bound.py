@@ -26,9 +26,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.detection import Figure, figures_of
+from benchmarks.detection import figures_of
+from benchmarks.figure import Figure, figure_text
 from benchmarks.instances import evaluated_instances
-from benchmarks.report import figure_text, report
+from benchmarks.report import report
 from edgevis import InputError
 from edgevis.data.detection import box_labels
 from edgevis.data.instances import Instances
@@ -36,7 +37,6 @@ from edgevis.data.polar_targets import RayEnds, contour_centre, outer_contour, p
 from edgevis.layers.polar_code import decode_polygons, polar_points
 from edgevis.layers.pyramid_backbones import pyramid_preprocess
 from edgevis.metrics.average_precision import InstanceMasks, average_precision, encoded_mask
-from edgevis.metrics.interval import half_width
 from edgevis.metrics.jackknife import grouped_mean
 from edgevis.models.polarmask import MULTIPLE, SIDE
 from edgevis.training.box_views import Axis, Placement
@@ -193,7 +193,7 @@ def _row(ends: RayEnds, side: int, images: Sequence[TrueOutlines]) -> BoundRow:
         masks=InstanceMasks(encoded, found),
     )
     learned = np.concatenate([item.learned for item in images])
-    figures = ((iou, half_width(samples)), *figures_of(by_masks))
+    figures = (Figure.of(iou, samples), *figures_of(by_masks))
     return BoundRow(ends, side, len(images), len(learned), int((~learned).sum()), *figures)
 
 

@@ -22,12 +22,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.figure import Figure, figure_text
 from benchmarks.report import report
 from edgevis.data.detection import BoxLabels, box_labels, chosen_classes
 from edgevis.data.detection_split import read_detection_images
 from edgevis.data.files import open_files
 from edgevis.metrics.average_precision import AveragePrecision, average_precision
-from edgevis.metrics.interval import half_width
 from edgevis.metrics.jackknife import mean_of_ratios
 from edgevis.pseudo_labels.box_fusion import box_iou
 from edgevis.pseudo_labels.pictures import PictureSource, pictures_of
@@ -47,7 +47,7 @@ class PersonScores:
     Attributes:
         detector: Its name.
         photos: Photographs.
-        photos_ap, photos_ap50: With the half widths of their intervals.
+        photos_ap, photos_ap50: With their intervals over photographs.
         near: Photographs of near persons.
         near_ap50: Likewise.
         near_recall: The share of the annotated persons that are found at score 0.5 and IoU 0.5.
@@ -59,13 +59,13 @@ class PersonScores:
 
     detector: str
     photos: int = 0
-    photos_ap: tuple[float, float] | None = None
-    photos_ap50: tuple[float, float] | None = None
+    photos_ap: Figure | None = None
+    photos_ap50: Figure | None = None
     near: int = 0
-    near_ap50: tuple[float, float] | None = None
+    near_ap50: Figure | None = None
     near_recall: float | None = None
     boxes: int = 0
-    recall: tuple[float, float] | None = None
+    recall: Figure | None = None
     empty: int = 0
     false_boxes: int | None = None
 
@@ -176,14 +176,14 @@ def measure(detector: LabellingTeacher, arguments: argparse.Namespace) -> Person
         result, _ = _precision(detector, photographs(arguments.photos))
         values |= {
             "photos": len(result.samples),
-            "photos_ap": (result.value, half_width(np.array(result.samples))),
-            "photos_ap50": (result.at_50, half_width(np.array(result.samples_50))),
+            "photos_ap": Figure.of(result.value, result.samples),
+            "photos_ap50": Figure.of(result.at_50, result.samples_50),
         }
     if arguments.near:
         result, recall = _precision(detector, near_persons(arguments.near))
         values |= {
             "near": len(result.samples),
-            "near_ap50": (result.at_50, half_width(np.array(result.samples_50))),
+            "near_ap50": Figure.of(result.at_50, result.samples_50),
             "near_recall": recall,
         }
     if arguments.video:
@@ -192,7 +192,7 @@ def measure(detector: LabellingTeacher, arguments: argparse.Namespace) -> Person
         share, samples = mean_of_ratios(counts.true_positives[:, None], counts.annotated[:, None])
         values |= {
             "boxes": int(counts.annotated.sum()),
-            "recall": (share, half_width(samples)),
+            "recall": Figure.of(share, samples),
             "empty": int(counts.empty.sum()),
             "false_boxes": int(counts.boxes[counts.empty].sum()),
         }
@@ -239,16 +239,13 @@ def _rows(arguments: argparse.Namespace) -> Iterator[PersonScores]:
 
 
 def _cells(row: PersonScores) -> tuple[str, ...]:
-    def shown(value: tuple[float, float] | None) -> str:
-        return "" if value is None else f"{value[0]:.3f} ± {value[1]:.3f}"
-
     return (
         row.detector,
-        shown(row.photos_ap),
-        shown(row.photos_ap50),
-        shown(row.near_ap50),
+        figure_text(row.photos_ap),
+        figure_text(row.photos_ap50),
+        figure_text(row.near_ap50),
         "" if row.near_recall is None else f"{row.near_recall:.3f}",
-        shown(row.recall),
+        figure_text(row.recall),
         "" if row.false_boxes is None else f"{row.false_boxes} on {row.empty}",
     )
 

@@ -25,13 +25,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.figure import Figure, figure_text
 from benchmarks.report import report
 from benchmarks.trained_weights import TrainedSegmenter
 from edgevis import Predictor, Segmentation
 from edgevis.data.files import open_files
 from edgevis.data.segmentation import InstanceImages, read_instances
-from edgevis.metrics import difference
-from edgevis.metrics.interval import half_width
 from runtime.bundle.bundle import Bundle
 from runtime.common.command import run_command
 from runtime.errors import InputError
@@ -55,7 +54,7 @@ class PersonMaskScores:
         source: Where the photographs are from.
         method: What found the masks.
         pictures, photographs: Numbers of them; several pictures may be parts of one photograph.
-        iou: 0 to 1, and the half width of its 95 % interval over photographs.
+        iou: 0 to 1, with its interval over photographs.
         difference: To the boxes filled; None for themselves.
     """
 
@@ -63,10 +62,8 @@ class PersonMaskScores:
     method: str
     pictures: int
     photographs: int
-    iou: float
-    iou_half_width95: float
-    difference: float | None
-    difference_half_width95: float | None
+    iou: Figure
+    difference: Figure | None
 
 
 def filled(image: Image, boxes: Boxes) -> Mask:
@@ -152,12 +149,8 @@ def measure(data: InstanceImages, sources: Sequence[str], methods: Mapping[str, 
             for name, scores in values.items()
         }
         for name, unit in units.items():
-            by, width = (None, None) if name == FILLED else difference(unit, units[FILLED])
-            rows.append(
-                PersonMaskScores(
-                    source, name, len(places), len(photographs), float(unit.mean()), half_width(unit), by, width
-                )
-            )
+            by = None if name == FILLED else Figure.difference(unit, units[FILLED])
+            rows.append(PersonMaskScores(source, name, len(places), len(photographs), Figure.mean_of(unit), by))
     return rows
 
 
@@ -199,8 +192,8 @@ def _cells(row: PersonMaskScores) -> tuple[str, ...]:
         f"{row.photographs} {row.source}",
         row.method,
         str(row.pictures),
-        f"{row.iou:.3f} ± {row.iou_half_width95:.3f}",
-        "" if row.difference is None else f"{row.difference:+.3f} ± {row.difference_half_width95:.3f}",
+        figure_text(row.iou),
+        figure_text(row.difference, sign="+"),
     )
 
 

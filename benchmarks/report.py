@@ -14,11 +14,6 @@ from runtime.common.text import text_table
 T = TypeVar("T")
 
 
-def figure_text(figure: tuple[float, float] | None, *, sign: str = "") -> str:
-    """A figure and the half width of its interval as a table shows them; empty for None. ``sign="+"``: a difference."""
-    return "" if figure is None else f"{figure[0]:{sign}.3f} ± {figure[1]:.3f}"
-
-
 def report(
     measure: Callable[[], Sequence[T]],
     *,

@@ -50,4 +50,4 @@ def test_mobilenetv2_learns_groceries_from_few_shots(tmp_path_factory: pytest.Te
     for shot, known, tolerance in ((1, 0.828, 0.015), (5, 0.947, 0.01)):
         drawn = few_shot.episodes(labels, way=5, shot=shot, query=10, count=1000, seed=0)
         measured = few_shot.summary("", "", 5, shot, [by_embedding(episode) for episode in drawn])
-        assert measured.accuracy == pytest.approx(known, abs=tolerance)
+        assert measured.accuracy.value == pytest.approx(known, abs=tolerance)
