@@ -19,7 +19,7 @@ from pathlib import Path
 
 from edgevis import models
 from edgevis.open_set.embeddings import Part, background_of, embedder_of, scene_of
-from edgevis.open_set.enrolments import add_strangers_by
+from edgevis.open_set.enrolments import STRANGERS_BY, add_strangers_by
 from edgevis.open_set.fit import choose_space, fit, same_cosine
 from edgevis.open_set.sidecar import SUFFIX, SidecarHeader, weights_digest, write_sidecar
 from runtime.common.command import run_command
@@ -70,7 +70,7 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
     say(f"{len(rows)} images of the background embedded")
     space = choose_space(rows, owners, scenes, scoring, whiten=embed.task == "reid")
     say(f"score space: {space.neighbours} neighbours, strength {space.strength}")
-    source = f"background {', '.join(map(str, arguments.background))}; scenes {', '.join(map(str, arguments.scenes))}"
+    source = _source(arguments)
     same = same_cosine(scenes, space)
     statistics = fit(scenes, space, scoring, same=same, source=source, seed=arguments.seed)
     digest = weights_digest(module)
@@ -82,6 +82,14 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
     if not arguments.quiet:
         _report(statistics)
     return 0
+
+
+def _source(arguments: argparse.Namespace) -> str:
+    """On what was measured; ``strangers_by`` where it is not the default, as in files from before there was any."""
+    text = f"background {', '.join(map(str, arguments.background))}; scenes {', '.join(map(str, arguments.scenes))}"
+    if arguments.strangers_by != STRANGERS_BY:
+        text += f"; strangers by {arguments.strangers_by}"
+    return text
 
 
 def _report(statistics: OpenSetStatistics) -> None:

@@ -16,6 +16,8 @@ from runtime.open_set.space import ScoreSpace
 StrangersBy = Literal["other", "same", "any"]
 """The cameras that show strangers where there are several: others than the one that the labels are enrolled from; the
 same, with whose background, light and point of view they look more like the enrolled; or all."""
+STRANGERS_BY: StrangersBy = "other"
+"""Unless something else is asked for."""
 
 SIZES = (1, 2, 3, 5, 8, 10, 15, 20)
 IMAGES = (1, 2, 3, 5, 8)
@@ -27,7 +29,7 @@ def add_strangers_by(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strangers-by",
         choices=get_args(StrangersBy),
-        default="other",
+        default=STRANGERS_BY,
         help="the cameras that show strangers: others than that of the enrolment (default), the same, or any",
     )
 
@@ -48,7 +50,7 @@ class Scene:
     rows: Array
     labels: Array
     cameras: Array | None = None
-    strangers_by: StrangersBy = "other"
+    strangers_by: StrangersBy = STRANGERS_BY
 
     def only(self, labels: Array) -> Scene:
         """The scene restricted to these labels."""

@@ -176,6 +176,10 @@ def test_the_command_measures_weights(tmp_path: Path, capsys: pytest.CaptureFixt
     found = read_sidecar(output)
     assert found.header.model == "efficientnet-lite0"
     assert str(tmp_path) not in json.dumps(found.header.command)
+    assert found.header.statistics.source == "background data:base; scenes data"
+    assert main([*arguments, "--strangers-by", "any"]) == 0
+    assert read_sidecar(output).header.statistics.source.endswith("; scenes data; strangers by any")
+    capsys.readouterr()
     assert main(["enet", *arguments[3:]]) == 1
     assert "makes no embeddings" in capsys.readouterr().err
 
