@@ -63,7 +63,7 @@ def graph_config(
     *,
     spec: BuildSpec | None,
     plan: bool,
-    cache: str,
+    cache: str | None,
     count: int,
 ) -> list[str]:
     """The configuration of a model that is one graph of an engine.
@@ -75,7 +75,7 @@ def graph_config(
         record: The engine.
         spec: The shapes that a TensorRT engine is built for; None where they are not known.
         plan: Whether a TensorRT plan is served instead of the graph.
-        cache: The folder, on the server, of what ONNX Runtime's TensorRT provider builds.
+        cache: The folder, on the server, where ONNX Runtime's TensorRT provider keeps what it builds; None for none.
         count: How many instances there are, on each GPU if it is on those.
 
     Returns:
@@ -97,19 +97,17 @@ def graph_config(
     ]
 
 
-def _tensorrt_in_onnxruntime(record: EngineRecord, spec: BuildSpec | None, cache: str) -> list[str]:
+def _tensorrt_in_onnxruntime(record: EngineRecord, spec: BuildSpec | None, cache: str | None) -> list[str]:
     """ONNX Runtime's TensorRT provider: the server builds an engine when it starts, and no plan has to fit its GPU.
 
-    One engine for the whole range of shapes, kept for the next start. Without a range the provider builds one for the
-    first shape, and another whenever a larger one comes.
+    One engine for the whole range of shapes, kept for the next start where there is a cache. Without a range the
+    provider builds one for the first shape, and another whenever a larger one comes.
     """
-    parameters = {
-        "precision_mode": {"fp16": "FP16"}.get(record.precision, "FP32"),
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": cache,
-        "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": cache,
-    }
+    parameters = {"precision_mode": {"fp16": "FP16"}.get(record.precision, "FP32")}
+    if cache is not None:
+        for kind in ("engine", "timing"):
+            parameters[f"trt_{kind}_cache_enable"] = "1"
+            parameters[f"trt_{kind}_cache_path"] = cache
     if spec is not None:
         if spec.workspace_bytes is not None:
             parameters["max_workspace_size_bytes"] = str(spec.workspace_bytes)

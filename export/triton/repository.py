@@ -21,7 +21,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from export.triton.config import embedding_output, graph_config, predictor_config
 from runtime.backends import load as load_backend
@@ -39,8 +39,6 @@ FOLDER = "triton"
 MAX_PIXELS = 7680 * 4320
 """The default bound on a picture's pixels: 8K video. Four requests at once of the runtime's own bound, which is for
 files of one's own, would take gigabytes."""
-ENGINE_CACHE = "/tmp/edgevis-tensorrt"  # noqa: S108 - on the server, where nothing is known of any other folder
-"""The default folder, on the server, of the engines that ONNX Runtime's TensorRT provider builds."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -103,7 +101,7 @@ def write_graphs(
     files: Mapping[str, Path],
     plans: Mapping[str, bytes] | None = None,
     instances: int = 1,
-    engine_cache: str = ENGINE_CACHE,
+    engine_cache: str | None = None,
 ) -> tuple[Path, ...]:
     """Write one model for each graph of an engine, ``NAME-GRAPH``.
 
@@ -119,14 +117,18 @@ def write_graphs(
         plans: Graph name to a TensorRT plan to serve instead of the graph; it must have been built on a machine like
             the server's.
         instances: How many run at once on each GPU.
-        engine_cache: The folder, as the server sees it, of the engines that ONNX Runtime's TensorRT provider builds.
+        engine_cache: An absolute path on the server, where ONNX Runtime's TensorRT provider keeps the engines that it
+            builds. It loads what lies there under an engine's name, whoever wrote it, so only the server's user may
+            write there. None: nothing is kept, each start builds the engines.
 
     Returns:
         The models' folders.
 
     Raises:
         ExportError: The engine is one that Triton has no backend for, or a name is not allowed.
+        InputError: ``engine_cache`` is no absolute path.
     """
+    _check_engine_cache(engine_cache)
     written = []
     for graph in deployment.graphs:
         source = files[graph.name]
@@ -194,8 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--engine-cache",
         metavar="DIR",
-        default=ENGINE_CACHE,
-        help="with --graphs, on the server: what TensorRT builds stays there (default: %(default)s)",
+        help="with --graphs, an absolute path on the server that only its user may write: what TensorRT builds stays "
+        "there (default: each start builds it)",
     )
     parser.add_argument(
         "--graphs", action="store_true", help="also the engine's graphs, tensors in and tensors out; needs --engine"
@@ -213,6 +215,7 @@ def _run(arguments: argparse.Namespace) -> int:
             raise InputError(f"--{option.replace('_', '-')} is {value}; allowed: 1 or more")
     if (arguments.graphs and not arguments.engine) or (arguments.plans and not arguments.graphs):
         raise InputError("--graphs needs --engine, and --plans needs --graphs")
+    _check_engine_cache(arguments.engine_cache)
     bundle = Bundle(arguments.bundle)
     bundle.verify_files()
     manifest, folder = bundle.manifest, Path(arguments.output)
@@ -252,6 +255,9 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     for place in written:
         sys.stdout.write(f"{place}\n")
+    builds = arguments.graphs and not arguments.plans and record is not None and record.backend == "tensorrt"
+    if builds and arguments.engine_cache is None:
+        sys.stdout.write("each start of the server builds the TensorRT engines; to keep them: --engine-cache DIR\n")
     sys.stdout.write(f"next: tritonserver --model-repository={folder}\n")
     return 0
 
@@ -274,6 +280,15 @@ def _check_enrolment(bundle: Bundle, record: EngineRecord | None, path: str) -> 
         _space_of(bundle),
     )
     check_encoder(made_by, running, path)
+
+
+def _check_engine_cache(path: str | None) -> None:
+    # A relative one would be anywhere: the server takes it from the folder that it was started in.
+    if path is not None and not PurePosixPath(path).is_absolute():
+        raise InputError(
+            f"--engine-cache is {path!r}; allowed: an absolute path, of a folder on the server that only the server's "
+            "user may write"
+        )
 
 
 def _space_of(bundle: Bundle) -> str:

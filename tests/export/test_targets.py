@@ -27,6 +27,7 @@ from export.report import engines_table
 from export.request import BuildRequest
 from export.stages import build_bundle
 from export.targets import PlanSettings
+from export.triton.repository import main as export_triton
 from runtime.backends._tensorrt.spec import BuildSpec, spec_path
 from runtime.bundle.build_report import measured_text
 from runtime.bundle.bundle import Bundle
@@ -167,6 +168,19 @@ def test_datacenter_has_a_triton_repository(built: Mapping[str, tuple[Bundle, Re
         config = (bundle.path / "triton" / model / "config.pbtxt").read_text()
         assert "max_batch_size: 4" in config
     assert "triton/tiny/config.pbtxt" in bundle.manifest.files
+
+
+def test_engines_of_graphs_are_kept_where_the_command_says(
+    built: Mapping[str, tuple[Bundle, Recorder]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(built["datacenter"][0].path), "--output", str(tmp_path), "--engine", "tensorrt-fp16", "--graphs"]
+    config = tmp_path / "tiny-embed" / "config.pbtxt"
+    assert export_triton(command) == 0
+    assert "to keep them: --engine-cache DIR" in capsys.readouterr().out
+    assert "cache" not in config.read_text()
+    assert export_triton([*command, "--engine-cache", "/var/lib/edgevis/tensorrt"]) == 0
+    assert "--engine-cache" not in capsys.readouterr().out
+    assert 'key: "trt_engine_cache_path" value: "/var/lib/edgevis/tensorrt"' in config.read_text()
 
 
 @pytest.mark.parametrize(

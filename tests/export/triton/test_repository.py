@@ -19,7 +19,7 @@ from export.triton.repository import main, write_graphs, write_predictor, write_
 from runtime.backends._tensorrt.spec import BuildSpec, spec_path
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.spec import Deployment, Graph, TensorSpec
-from runtime.errors import ExportError
+from runtime.errors import ExportError, InputError
 from runtime.predictor import Predictor
 
 from bundles import Tiny, picture, tiny_weights, write_tiny_bundle
@@ -132,13 +132,15 @@ def test_graphs_of_an_engine(tiny_bundle: Path, tmp_path: Path) -> None:
     config = config_of(place)  # of a graph whose shapes are not known
     (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert (config.backend, config.max_batch_size) == ("onnxruntime", 4)
-    assert accelerator.parameters["trt_engine_cache_enable"] == "1"
-    assert "trt_profile_max_shapes" not in accelerator.parameters
+    # Nor is anything read from a folder that the user did not name.
+    assert dict(accelerator.parameters) == {"precision_mode": "FP16"}
     spec_path(graph).write_text(BuildSpec(shapes, workspace_bytes=1 << 30).dumps())
     files = {"embed": graph}
     (place,) = write_graphs(
         tmp_path, name="gpu", deployment=deployment, record=on_gpu, files=files, engine_cache="/cache"
     )
+    with pytest.raises(InputError, match="--engine-cache is 'cache'; allowed: an absolute path"):
+        write_graphs(tmp_path, name="gpu", deployment=deployment, record=on_gpu, files=files, engine_cache="cache")
     config = config_of(place)
     (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator.name == "tensorrt"
@@ -213,6 +215,7 @@ def test_the_command(tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["--engine", "x"], "has no engine 'x'; it has onnxruntime-fp32"),
         (["--instances", "0"], "--instances is 0"),
         (["--max-pixels", "0"], "--max-pixels is 0"),
+        (["--engine-cache", "cache"], "--engine-cache is 'cache'; allowed: an absolute path"),
         (["--enrolment", "nowhere.enrolment"], "nowhere.enrolment"),
         (["--engine", "onnxruntime-fp32", "--graphs", "--plans"], "--plans needs an engine of tensorrt"),
     ):
