@@ -139,7 +139,9 @@ def test_mobilenetv2_at_another_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "whole"), [(GhostNetTrunk, "ghostnet"), (MobileNetV2, "dy-mobilenetv2")], ids=["ghostnet", "dy-mobilenetv2"]
+    ("part", "whole"),
+    [(GhostNetTrunk, "ghostnet"), (MobileNetV2, "dy-mobilenetv2")],
+    ids=["ghostnet", "dy-mobilenetv2"],
 )
 def test_what_a_network_begins_with_is_drawn_once(part: type[nn.Module], whole: str) -> None:
     """Parameters that it shares with the network that it builds on are what that one drew from the same seed."""
