@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +34,7 @@ def print_report(bundle: Bundle, reporter: Reporter, *, seconds: float, as_json:
         reporter.write(f"{summary}\n")
     if not bundle.manifest.weights.trained:
         reporter.write(f"\n{UNTRAINED}\n")
-    reporter.write(f"\nnext: edgevis info {bundle.path}\n")
+    reporter.write(f"\nnext: edgevis info {shlex.quote(str(bundle.path))}\n")
 
 
 def list_all(*, as_json: bool) -> int:

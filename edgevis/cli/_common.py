@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -163,6 +164,11 @@ def image_paths(arguments: list[str], *, drawings: bool = False) -> list[Path]:
         more = f" and {len(drawn) - 1} more" if len(drawn) > 1 else ""
         _log.warning("%s%s left out: edgevis drew it", shown(drawn[0]), more)
     return paths or drawn
+
+
+def print_next(*words: object) -> None:
+    """Print the command that comes next, so that a shell takes it as it stands."""
+    print(f"next: {shlex.join(map(str, words))}")
 
 
 def print_json(data: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgevis import BackendError, MissingDependencyError, UnavailableError
-from edgevis.cli._common import add_output_arguments, print_json
+from edgevis.cli._common import add_output_arguments, print_json, print_next
 from runtime.backends import DeviceBuildResult
 from runtime.bundle.bundle import Bundle
 from runtime.bundle.manifest import EngineRecord
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         for outcome in outcomes:
             if outcome.reason:
                 print(f"{outcome.engine} {outcome.status}: {outcome.reason}")
-        print(f"next: edgevis info {bundle.path}")
+        print_next("edgevis", "info", bundle.path)
     return 0 if passed else 1
 
 

@@ -21,6 +21,7 @@ from edgevis.cli._common import (
     image_paths,
     open_predictor,
     print_json,
+    print_next,
     set_threshold,
 )
 from edgevis.cli._streams import stream_of
@@ -108,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{arguments.enrolment}: {text}; enrolled: {', '.join(labels)}")
     for line in judged.warnings:
         print(f"  {line}")
-    print(f"next: edgevis predict {arguments.bundle} IMAGE --enrolment {arguments.enrolment}")
+    print_next("edgevis", "predict", arguments.bundle, "IMAGE", "--enrolment", arguments.enrolment)
     return 0
 
 
@@ -132,8 +133,8 @@ def _enroll_track(arguments: argparse.Namespace) -> int:
     print(f"{arguments.enrolment}: {text}; enrolled: {', '.join(labels)}")
     for line in judged.warnings:
         print(f"  {line}")
-    shown_source = without_password(source)
-    print(f"next: edgevis watch {shown_source} --identify {arguments.bundle} --enrolment {arguments.enrolment}")
+    command = ("edgevis", "watch", without_password(source), "--identify", arguments.bundle)
+    print_next(*command, "--enrolment", arguments.enrolment)
     return 0
 
 

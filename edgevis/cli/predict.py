@@ -15,6 +15,7 @@ from edgevis.cli._common import (
     add_threshold_argument,
     image_paths,
     open_predictor,
+    print_next,
     set_threshold,
     shown,
 )
@@ -123,7 +124,8 @@ def run(arguments: argparse.Namespace) -> int:
             failed = _predict(predictor, paths, arguments.top_k, results, plots, masks, pictures)
         told = arguments.format == "table" and failed < len(paths)
         if told and issubclass(result, Identification) and not predictor.labels:
-            print(f"nothing is enrolled; next: edgevis enroll {arguments.bundle} LABEL IMAGE --enrolment FILE")
+            print("nothing is enrolled")
+            print_next("edgevis", "enroll", arguments.bundle, "LABEL", "IMAGE", "--enrolment", "FILE")
     if failed and len(paths) > 1:
         report(f"{failed} of {len(paths)} images could not be read or used; the results of the others are complete")
     return 1 if failed else 0

@@ -10,6 +10,7 @@ from edgevis.cli._common import (
     add_rate_argument,
     open_bundle,
     print_json,
+    print_next,
     shown,
 )
 from edgevis.cli._tracks import add_seconds_argument, tracks_of
@@ -46,5 +47,6 @@ def run(arguments: argparse.Namespace) -> int:
     rows = [(str(track.number), shown(track.identity), str(track.frames), track.times) for track in tracks]
     print(text_table(("track", "identity", "frames", "there"), rows) if rows else f"{source} shows nobody")
     if rows:
-        print(f"next: edgevis enroll {arguments.identify} LABEL {shown(source)} --from-track TRACK --enrolment FILE")
+        command = ("edgevis", "enroll", arguments.identify, "LABEL", source, "--from-track", "TRACK")
+        print_next(*command, "--enrolment", "FILE")
     return 0

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -258,7 +259,7 @@ def _run(arguments: argparse.Namespace) -> int:
     builds = arguments.graphs and not arguments.plans and record is not None and record.backend == "tensorrt"
     if builds and arguments.engine_cache is None:
         sys.stdout.write("each start of the server builds the TensorRT engines; to keep them: --engine-cache DIR\n")
-    sys.stdout.write(f"next: tritonserver --model-repository={folder}\n")
+    sys.stdout.write(f"next: tritonserver --model-repository={shlex.quote(str(folder))}\n")
     return 0
 
 

@@ -79,11 +79,11 @@ def enrolment(tiny_bundle: Path, photos: Path, tmp_path: Path) -> Path:
 def test_enroll_extends_the_file_and_says_what_next(
     tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "lobby.enrolment"
+    path = tmp_path / "main lobby.enrolment"
     assert main(["enroll", str(tiny_bundle), "red", str(photos / "red"), "--enrolment", str(path)]) == 0
     text = capsys.readouterr().out
     assert "2 images added to 'red'" in text
-    assert f"next: edgevis predict {tiny_bundle} IMAGE --enrolment {path}" in text
+    assert f"next: edgevis predict {tiny_bundle} IMAGE --enrolment '{path}'" in text
     assert main(["enroll", str(tiny_bundle), "blue", str(photos / "blue"), "--enrolment", str(path), "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["labels"] == ["red", "blue"]
@@ -145,9 +145,10 @@ def test_predict_without_enrolment_knows_nobody(
     tiny_bundle: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["predict", str(tiny_bundle), str(photos / "red" / "0.png")]) == 0
-    row, advice = capsys.readouterr().out.splitlines()[2:]
+    row, note, advice = capsys.readouterr().out.splitlines()[2:]
     assert "unknown" in row
-    assert advice.startswith("nothing is enrolled; next: edgevis enroll")
+    assert note == "nothing is enrolled"
+    assert advice.startswith("next: edgevis enroll")
 
 
 def test_info_says_loudly_that_weights_are_random(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

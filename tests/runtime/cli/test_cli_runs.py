@@ -101,7 +101,7 @@ def test_a_bad_picture_is_reported_and_the_others_have_their_results(
 ) -> None:
     assert main(["predict", str(tiny_bundle), str(folder)]) == 1
     output = capsys.readouterr()
-    rows = [line.split()[0] for line in output.out.splitlines()[2:-1]]
+    rows = [line.split()[0] for line in output.out.splitlines()[2:-2]]
     assert rows == ["a.jpg", "b.png", "c.jpg", "e.jpg", "sub/a.jpg"]
     assert "d.jpg" in output.err.splitlines()[0]
     assert output.err.splitlines()[-1] == (
