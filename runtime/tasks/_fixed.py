@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
+from runtime.bundle.spec import Graph, TensorSpec
 from runtime.common.arrays import Array
+from runtime.enrolment.quality import EnrolmentReport
 from runtime.errors import EnrolmentError, InputError, SchemaError, UnknownLabelError
+from runtime.images.decode import Image
+from runtime.images.masks import Mask
+from runtime.tasks import Context
 
 FIXED = "this model finds the classes that it was trained for; nothing can be enrolled or forgotten"
 
@@ -29,6 +35,56 @@ class FixedLabels:
 
     def replace(self, rows: Mapping[str, Array]) -> None:
         raise EnrolmentError(FIXED)
+
+
+class FixedLabelsTask(ABC):
+    """A part of :class:`runtime.tasks.Task`: the checks of the graph, and the refusals. Subclasses predict.
+
+    Args:
+        context: The open model.
+        labels: One name for each class.
+
+    Attributes:
+        GRAPH: The graph's name.
+        MAKES: What it makes, in words.
+
+    Raises:
+        SchemaError: The graph is not of the task's form.
+    """
+
+    GRAPH: ClassVar[str]
+    MAKES: ClassVar[str]
+
+    open_set = None
+    """The scores are those of trained classes; there are no strangers."""
+
+    def __init__(self, context: Context, labels: tuple[str, ...]) -> None:
+        spec, image = context.deployment.graph(self.GRAPH), context.deployment.preprocess.input
+        expected, shapes = self.expected_outputs(spec, labels)
+        if spec.inputs != (image,) or spec.outputs != expected:
+            raise SchemaError(f"graph {self.GRAPH!r} maps {image} to {shapes}; the bundle has {spec}")
+        self.gallery = FixedLabels(labels)
+        self._session = context.sessions[self.GRAPH]
+        self._preprocess = context.preprocess
+        self._chunk = context.deployment.max_batch
+
+    @abstractmethod
+    def expected_outputs(self, spec: Graph, labels: tuple[str, ...]) -> tuple[tuple[TensorSpec, ...], str]:
+        """The outputs of a graph like ``spec`` with these labels, and the same in words."""
+
+    def enroll(
+        self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None, *, names: Sequence[str], strict: bool
+    ) -> EnrolmentReport:
+        raise EnrolmentError(FIXED)
+
+    def embed(self, images: Sequence[Image]) -> Array:
+        raise InputError(f"{self.MAKES}, not embeddings; there is nothing to embed")
+
+    scored_rows = embed
+
+    def batches(self, images: Sequence[Image]) -> Iterator[Sequence[Image]]:
+        """The images in batches that the graph takes."""
+        return (images[start : start + self._chunk] for start in range(0, len(images), self._chunk))
 
 
 def checked_threshold(score: float) -> float:

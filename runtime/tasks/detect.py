@@ -17,15 +17,13 @@ from runtime.bundle.manifest import Decisions
 from runtime.bundle.spec import Graph, TensorSpec
 from runtime.common.arrays import Array
 from runtime.detection.postprocess import DetectedRows, DetectionSettings, detected_rows
-from runtime.enrolment.quality import EnrolmentReport
-from runtime.errors import EngineError, EnrolmentError, InputError, SchemaError
+from runtime.errors import EngineError
 from runtime.images.decode import Image
-from runtime.images.masks import Mask
 from runtime.images.preprocess import InputGeometry
 from runtime.parity.detections import detection_agreement
 from runtime.results import Detections
 from runtime.tasks import Context, Result, Task, TaskTraits
-from runtime.tasks._fixed import FIXED, FixedLabels, checked_threshold, count_from, labels_from, share_from
+from runtime.tasks._fixed import FixedLabelsTask, checked_threshold, count_from, labels_from, share_from
 from runtime.tasks._timing import StageTimer
 
 __all__ = ["BOXES", "SCORES", "TRAITS", "DetectionSettings", "DetectionTask", "agreement", "open_task", "settings_from"]
@@ -65,7 +63,7 @@ def agreement(reference: Mapping[str, Array], actual: Mapping[str, Array]) -> De
     return detection_agreement((reference[SCORES], reference[BOXES]), (actual[SCORES], actual[BOXES]))
 
 
-class DetectionTask:
+class DetectionTask(FixedLabelsTask):
     """Graph ``detect``: ``image`` -> ``scores`` and ``boxes``.
 
     A task whose graph gives more than a box of each object is made of this one: it names its :attr:`GRAPH` and has its
@@ -73,32 +71,19 @@ class DetectionTask:
     """
 
     GRAPH: ClassVar[str] = "detect"
-
-    open_set = None
-    """The scores are those of trained classes; there are no strangers."""
+    MAKES: ClassVar[str] = "detection makes boxes"
 
     def __init__(self, context: Context) -> None:
-        spec = context.deployment.graph(self.GRAPH)
         self._declared = self._settings = settings_from(context.deployment.postprocess)
-        labels = self._settings.labels
-        expected, shapes = self.expected_outputs(spec, len(labels))
-        if spec.inputs != (context.deployment.preprocess.input,) or spec.outputs != expected:
-            raise SchemaError(
-                f"graph {self.GRAPH!r} maps {context.deployment.preprocess.input} to {shapes}; the bundle has {spec}"
-            )
-        self.gallery = FixedLabels(labels)
-        self._session = context.sessions[self.GRAPH]
-        self._preprocess = context.preprocess
-        self._chunk = context.deployment.max_batch
+        super().__init__(context, self._settings.labels)
 
-    def expected_outputs(self, spec: Graph, labels: int) -> tuple[tuple[TensorSpec, ...], str]:
-        """The outputs of a graph like ``spec`` with that many labels, and the same in words."""
-        rows = spec.outputs[0].shape[1:2]
+    def expected_outputs(self, spec: Graph, labels: tuple[str, ...]) -> tuple[tuple[TensorSpec, ...], str]:
+        rows, count = spec.outputs[0].shape[1:2], len(labels)
         outputs = (
-            TensorSpec("scores", "float32", ("N", *rows, labels)),
+            TensorSpec("scores", "float32", ("N", *rows, count)),
             TensorSpec("boxes", "float32", ("N", *rows, 4)),
         )
-        return outputs, f"'scores', float32 (N, A, {labels}) for its {labels} labels, and 'boxes', float32 (N, A, 4)"
+        return outputs, f"'scores', float32 (N, A, {count}) for its {count} labels, and 'boxes', float32 (N, A, 4)"
 
     @property
     def threshold(self) -> float:
@@ -107,27 +92,13 @@ class DetectionTask:
     def set_threshold(self, score: float | None) -> None:
         self._settings = self._declared if score is None else replace(self._declared, score=checked_threshold(score))
 
-    def enroll(
-        self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None, *, names: Sequence[str], strict: bool
-    ) -> EnrolmentReport:
-        raise EnrolmentError(FIXED)
-
-    def embed(self, images: Sequence[Image]) -> Array:
-        raise InputError("detection makes boxes, not embeddings; there is nothing to embed")
-
-    scored_rows = embed
-
     def predict(self, images: Sequence[Image], *, top_k: int) -> list[Result]:
         return [*self.detect(images)]
 
     def detect(self, images: Sequence[Image], *, score: float | None = None) -> list[Detections]:
         """One result for each image; ``score`` takes the place of the bundle's least score, 0..1."""
         settings = self._settings if score is None else replace(self._settings, score=score)
-        return [
-            result
-            for start in range(0, len(images), self._chunk)
-            for result in self._detect(images[start : start + self._chunk], settings)
-        ]
+        return [result for batch in self.batches(images) for result in self._detect(batch, settings)]
 
     def _detect(self, images: Sequence[Image], settings: DetectionSettings) -> list[Detections]:
         timer = StageTimer()

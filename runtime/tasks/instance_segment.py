@@ -59,7 +59,7 @@ class InstanceTask(DetectionTask):
 
     GRAPH: ClassVar[str] = "outline"
 
-    def expected_outputs(self, spec: Graph, labels: int) -> tuple[tuple[TensorSpec, ...], str]:
+    def expected_outputs(self, spec: Graph, labels: tuple[str, ...]) -> tuple[tuple[TensorSpec, ...], str]:
         outputs, words = super().expected_outputs(spec, labels)
         rows, vertices = outputs[0].shape[1:-1], spec.outputs[-1].shape[2:3]
         least = tuple(max(number, MIN_VERTICES) if isinstance(number, int) else number for number in vertices)

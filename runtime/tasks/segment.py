@@ -8,24 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from runtime.bundle.manifest import Decisions
-from runtime.bundle.spec import TensorSpec
+from runtime.bundle.spec import Graph, TensorSpec
 from runtime.common.arrays import Array
-from runtime.enrolment.quality import EnrolmentReport
-from runtime.errors import EnrolmentError, InputError, SchemaError
 from runtime.images.decode import Image
-from runtime.images.masks import Mask
 from runtime.images.resize import rows_linear
 from runtime.parity.compare import mask_agreement
 from runtime.results import Segmentation
 from runtime.tasks import Context, Result, SingleGraph, Task, TaskTraits
-from runtime.tasks._fixed import FIXED, FixedLabels, checked_threshold, labels_from, share_from
+from runtime.tasks._fixed import FixedLabelsTask, checked_threshold, labels_from, share_from
 from runtime.tasks._maps import probability_of, segmentation_of, size_of, stretched, strips
 from runtime.tasks._timing import StageTimer
 
@@ -60,29 +57,23 @@ def agreement(reference: Mapping[str, Array], actual: Mapping[str, Array]) -> De
     return mask_agreement(reference[_LOGITS], actual[_LOGITS]) if _LOGITS in actual else None
 
 
-class SegmentationTask:
+class SegmentationTask(FixedLabelsTask):
     """Graph ``segment``: ``image`` -> ``logits`` (N, classes, h, w)."""
 
-    open_set = None
-    """There is no score between labels."""
+    GRAPH: ClassVar[str] = "segment"
+    MAKES: ClassVar[str] = "segmentation makes maps"
 
     def __init__(self, context: Context) -> None:
-        spec = context.deployment.graph("segment")
         stretched(context.deployment.preprocess)
         settings = settings_from(context.deployment.postprocess)
-        labels = settings.labels
         self._declared = self._threshold = settings.threshold
-        shape = spec.outputs[0].shape
-        logits = TensorSpec("logits", "float32", ("N", len(labels), *shape[2:]))
-        if spec.inputs != (context.deployment.preprocess.input,) or spec.outputs != (logits,) or len(shape) != 4:
-            raise SchemaError(
-                f"graph 'segment' maps {context.deployment.preprocess.input} to 'logits', float32 (N, {len(labels)}, "
-                f"h, w), one map for each of the labels {', '.join(labels)}; the bundle has {spec}"
-            )
-        self.gallery = FixedLabels(labels)
-        self._session = context.sessions["segment"]
-        self._preprocess = context.preprocess
-        self._chunk = context.deployment.max_batch
+        super().__init__(context, settings.labels)
+
+    def expected_outputs(self, spec: Graph, labels: tuple[str, ...]) -> tuple[tuple[TensorSpec, ...], str]:
+        height, width = (*spec.outputs[0].shape[2:4], "h", "w")[:2]
+        logits = TensorSpec("logits", "float32", ("N", len(labels), height, width))
+        maps = f"'logits', float32 (N, {len(labels)}, h, w), one map for each of the labels {', '.join(labels)}"
+        return (logits,), maps
 
     @property
     def threshold(self) -> float:
@@ -91,22 +82,8 @@ class SegmentationTask:
     def set_threshold(self, score: float | None) -> None:
         self._threshold = self._declared if score is None else checked_threshold(score)
 
-    def enroll(
-        self, label: str, images: Sequence[Image], masks: Sequence[Mask] | None, *, names: Sequence[str], strict: bool
-    ) -> EnrolmentReport:
-        raise EnrolmentError(FIXED)
-
-    def embed(self, images: Sequence[Image]) -> Array:
-        raise InputError("segmentation makes maps, not embeddings; there is nothing to embed")
-
-    scored_rows = embed
-
     def predict(self, images: Sequence[Image], *, top_k: int) -> list[Result]:
-        return [
-            result
-            for start in range(0, len(images), self._chunk)
-            for result in self._predict(images[start : start + self._chunk])
-        ]
+        return [result for batch in self.batches(images) for result in self._predict(batch)]
 
     def _predict(self, images: Sequence[Image]) -> list[Result]:
         timer = StageTimer()
