@@ -9,7 +9,6 @@ turns, and their results are compared first.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.report import report
 from edgevis import EdgevisError, models
 from edgevis.layers import CenterPivotConv4d
 from edgevis.models.hsnet import SIDE, HSNet
@@ -33,9 +33,6 @@ from runtime.bundle.engine_files import read_engine
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
 from runtime.common.command import run_command
-from runtime.common.files import atomic_write
-from runtime.common.json_data import to_json
-from runtime.common.text import markdown_table, text_table
 from runtime.errors import MissingDependencyError
 from runtime.parity.latency import Latency, interleaved
 from runtime.sessions.session import Session
@@ -184,32 +181,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     side, width, seconds, rounds = (65, 8, 0.0, 2) if arguments.quick else (arguments.side, 64, arguments.seconds, 3)
-    try:
-        rows = [
+    return report(
+        lambda: [
             *layers(side, seconds=seconds / 60, rounds=rounds),
             *frames(side, width=width, seconds=seconds, rounds=rounds),
-        ]
-        if arguments.output is not None:
-            arguments.output.mkdir(parents=True, exist_ok=True)
-            for suffix, text in (
-                ("md", f"{_title(rows)}\n\n{markdown_table(HEADERS, [_cells(item) for item in rows])}"),
-                ("json", json.dumps(to_json(rows), indent=2)),
-            ):
-                with atomic_write(arguments.output / f"few_shot_segmentation.{suffix}") as file:
-                    file.write(f"{text}\n".encode())
-    except (EdgevisError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if arguments.json:
-        print(json.dumps(to_json(rows), indent=2))
-    else:
-        print(_title(rows))
-        print(text_table(HEADERS, [_cells(item) for item in rows]))
-    return 0
+        ],
+        headers=HEADERS,
+        cells=_cells,
+        as_json=arguments.json,
+        title=_title,
+        files=arguments.output and arguments.output / "few_shot_segmentation",
+    )
 
 
-def _title(rows: Sequence[Speed]) -> str:
-    first = rows[0]
+def _title(first: Speed) -> str:
     return (
         f"HSNet, images of {first.side} x {first.side}, one shot, {first.threads} thread(s); rows without a number in "
         "the last column are what those below them are compared with"

@@ -8,7 +8,6 @@ what is said of ``Predictor`` is said against its interest: PyTorch's share of p
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -23,14 +22,12 @@ import torch
 from benchmarks import cold_start
 from benchmarks.latency_chart import draw
 from benchmarks.latency_row import EAGER, HEADERS, LatencyRow
-from edgevis import EdgevisError, ExportError, InputError, Predictor, models
+from benchmarks.report import report
+from edgevis import ExportError, InputError, Predictor, models
 from runtime.bundle.bundle import SUFFIX, Bundle
 from runtime.bundle.manifest import EngineRecord, Manifest
 from runtime.common.arrays import Array
 from runtime.common.command import run_command
-from runtime.common.files import atomic_write
-from runtime.common.json_data import to_json
-from runtime.common.text import markdown_table, text_table
 from runtime.errors import BackendError
 from runtime.images.preprocess import Preprocessor
 from runtime.parity.latency import interleaved
@@ -147,18 +144,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not arguments.model and not arguments.bundle:
         parser.error("give --model or --bundle")
-    try:
-        rows = list(_measure(arguments))
-        if arguments.output is not None:
-            _save(arguments.output, rows)
-    except (EdgevisError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    if arguments.json:
-        print(json.dumps(to_json(rows), indent=2))
-    else:
-        print(text_table(HEADERS, [row.cells() for row in rows]))
-    return 0
+    return report(
+        lambda: list(_measure(arguments)),
+        headers=HEADERS,
+        cells=LatencyRow.cells,
+        as_json=arguments.json,
+        files=arguments.output and arguments.output / "latency",
+        draw=draw,
+    )
 
 
 def _measure(arguments: argparse.Namespace) -> Iterator[LatencyRow]:
@@ -220,17 +213,6 @@ def _forward(module: torch.nn.Module, graph: str, tensor: Array, shots: Mapping[
             getattr(module, graph)(*inputs)
 
     return run
-
-
-def _save(folder: Path, rows: Sequence[LatencyRow]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (
-        ("latency.md", f"{markdown_table(HEADERS, [row.cells() for row in rows])}\n".encode()),
-        ("latency.json", f"{json.dumps(to_json(rows), indent=2)}\n".encode()),
-        ("latency.svg", draw(rows)),
-    ):
-        with atomic_write(folder / name) as file:
-            file.write(content)
 
 
 if __name__ == "__main__":

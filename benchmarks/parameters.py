@@ -7,7 +7,6 @@ addition being two; they are counted on shapes alone, so that nothing is compute
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,14 +14,13 @@ from pathlib import Path
 
 import torch
 
-from edgevis import EdgevisError, models
+from benchmarks.report import report
+from edgevis import models
 from edgevis.flops import graph_flops
 from edgevis.layers.regnet import DESIGNS
 from edgevis.models import ModelEntry
 from edgevis.models.regnet import VARIANT
-from runtime.common.files import atomic_write
-from runtime.common.json_data import to_json
-from runtime.common.text import markdown_table, text_table
+from runtime.common.text import markdown_table
 
 # What a model's options offer besides its default build: other backbones and data sets.
 VARIANTS: Mapping[str, Sequence[Mapping[str, int | str]]] = {
@@ -88,20 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", metavar="DIR", type=Path, help="also write parameters.md and parameters.json there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
-    try:
-        counts = counted(arguments.model or [name for name in models.names() if name not in ALIASES])
-        if arguments.output is not None:
-            arguments.output.mkdir(parents=True, exist_ok=True)
-            _write(arguments.output / "parameters.md", markdown(counts))
-            _write(arguments.output / "parameters.json", json.dumps(to_json(counts), indent=2))
-    except (EdgevisError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if arguments.json:
-        print(json.dumps(to_json(counts), indent=2))
-    else:
-        print(text_table(HEADERS, [_cells(count) for count in counts]))
-    return 0
+    return report(
+        lambda: counted(arguments.model or [name for name in models.names() if name not in ALIASES]),
+        headers=HEADERS,
+        cells=_cells,
+        as_json=arguments.json,
+        files=arguments.output and arguments.output / "parameters",
+    )
 
 
 def counted(names: Sequence[str]) -> list[Count]:
@@ -151,11 +142,6 @@ def _cells(count: Count) -> tuple[str, ...]:
         "–" if count.difference is None else f"{count.difference:+,}",
         ", ".join(f"{graph} {value:.2f}" for graph, value in count.gflops.items()),
     )
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(f"{text.rstrip()}\n".encode())
 
 
 if __name__ == "__main__":
