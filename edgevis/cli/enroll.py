@@ -129,7 +129,7 @@ def _enroll_track(arguments: argparse.Namespace) -> int:
         data = {"enrolment": arguments.enrolment, "labels": list(labels), "added": judged.enrolled, "skipped": []}
         print_json({**data, "threshold": threshold, "track": track.to_dict(), "report": judged.to_dict()})
         return 0
-    text = f"{judged.enrolled} views of {track} added to {arguments.label!r}"
+    text = f"{judged.enrolled} view{'s' if judged.enrolled != 1 else ''} of {track} added to {arguments.label!r}"
     print(f"{arguments.enrolment}: {text}; enrolled: {', '.join(labels)}")
     for line in judged.warnings:
         print(f"  {line}")

@@ -50,6 +50,8 @@ class Bundle:
         manifest = self.path / MANIFEST
         try:
             self.manifest = Manifest.loads(self._read_manifest(manifest))
+        except (SchemaError, IntegrityError) as error:
+            raise type(error)(f"{self.path}: {error}") from error
         except OSError as error:
             raise BundleNotFoundError(f"{manifest} cannot be read: {error}") from error
         if digest is not None:
@@ -193,7 +195,7 @@ class Bundle:
             raise BundleNotFoundError(f"{self.path} is not a bundle: it is no folder with a {MANIFEST}{self._meant()}")
         size = manifest.stat().st_size
         if size > MAX_MANIFEST_BYTES:
-            raise SchemaError(f"{manifest} has {size} bytes; at most {MAX_MANIFEST_BYTES} are read")
+            raise SchemaError(f"{MANIFEST} has {size} bytes; at most {MAX_MANIFEST_BYTES} are read")
         return manifest.read_bytes()
 
     def _meant(self) -> str:

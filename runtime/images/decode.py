@@ -249,8 +249,11 @@ def read_image_file(path: str | os.PathLike[str]) -> bytes:
     path = Path(path)
     most = max_file_bytes()
     try:
+        if path.is_dir():
+            raise SourceError(f"{path} is a folder; give its images, or the folder to stream()")
         if not path.is_file():
-            raise SourceError(f"there is no image file {path}")
+            there = path.exists()
+            raise SourceError(f"{path} is not a regular file" if there else f"there is no image file {path}")
         size = path.stat().st_size
         if size > most:
             raise SourceError(

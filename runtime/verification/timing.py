@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -52,14 +53,17 @@ def time_engines(
     Args:
         bundle: The bundle.
         batches: The batch sizes.
-        seconds: The measuring time for each batch size, all engines together.
+        seconds: The measuring time for each batch size, all engines together, above 0.
         threads: CPU threads for each engine.
         precision: Time only the engines of this precision; None times all.
 
     Raises:
+        InputError: ``seconds`` is no such number.
         BackendError: No engine opens.
         UnknownBackendError: No engine has that precision; the message lists those it has.
     """
+    if not 0 < seconds < math.inf:
+        raise InputError(f"seconds is {seconds:g}; allowed: a number > 0")
     image = example_image()
     timings = []
     with ExitStack() as stack:

@@ -192,7 +192,7 @@ BAD_IMAGES: dict[str, tuple[Callable[[], Any], type[EdgevisError], str]] = {
     "a list in a list": (lambda: [[PICTURES[0]]], InputError, "image 0 of 1 is a list"),
     "grey stack": (lambda: np.zeros((2, 8, 8, 1), np.uint8), InputError, r"image 0 of 2 has shape \(8, 8, 1\)"),
     "missing file": (lambda: "missing.png", SourceError, r"there is no image file missing\.png"),
-    "a folder": (lambda: Path(), SourceError, "there is no image file"),
+    "a folder": (lambda: Path(), SourceError, "is a folder; give its images"),
     "an empty PIL image": (lambda: PIL.Image.new("RGB", (0, 3)), InputError, "it has no pixels"),
 }
 

@@ -215,6 +215,11 @@ def test_bench_times_every_engine_at_every_batch(tiny_bundle: Path, capsys: pyte
     assert "images/s" in capsys.readouterr().out
 
 
+def test_bench_refuses_no_time(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(tiny_bundle), "--seconds", "nan"]) == 1
+    assert "seconds is nan; allowed: a number > 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("batch", ["0", "1,x", ",", "9999"])
 def test_bench_refuses_batch_sizes(tiny_bundle: Path, batch: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(tiny_bundle), "--batch", batch]) == 1

@@ -193,9 +193,10 @@ def test_truncated_pictures_never_raise_another_error(tmp_path: Path) -> None:
 def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
     for path, message in [
         (tmp_path / "missing.png", "there is no image file"),
-        (tmp_path, "there is no image file"),
+        (tmp_path, "is a folder; give its images"),
+        ("/dev/null", "is not a regular file"),
         (tmp_path / ("x" * 300), "cannot be read: .*File name too long"),
-        ("", "there is no image file"),
+        ("", "is a folder"),
         ("nul\0", "there is no image file"),
     ]:
         with pytest.raises(SourceError, match=message):
