@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from edgevis.data.detection_split import DetectionSplit, split_detection
 from edgevis.data.image_split import HELD_DRAW, TEST_DRAW
 from edgevis.data.leakage import SplitCheck
-from edgevis.metrics.average_precision import require_pycocotools
+from edgevis.metrics.average_precision import AveragePrecision, require_pycocotools
 from edgevis.models.recipe_detection import ObjectRecipe
+from edgevis.training.finite import require_finite
 from edgevis.training.images import resized
 from edgevis.training.task import Evaluation, MetricValue
 from edgevis.training.visualize import GIVEN, RIGHT
 from runtime.bundle.spec import Deployment
+from runtime.common.arrays import Array
 from runtime.detection.postprocess import DetectedBoxes
 from runtime.images.decode import Image
-from runtime.images.preprocess import Preprocessor
+from runtime.images.preprocess import InputGeometry, Preprocessor
 from runtime.tasks.detect import settings_from
 
 EVALUATED_SCORE = 0.001
 """The least score of detections that average precision is computed from."""
 
-PREDICT_BATCH = 8
+_PREDICT_BATCH = 8
 ORDER_DRAW, VIEW_DRAW, PSEUDO_DRAW = range(max(TEST_DRAW, HELD_DRAW) + 1, 5)
 """What the seed draws here, beside what it draws of the splits."""
 
@@ -129,9 +132,41 @@ class ObjectTask(ABC):
         figures, picture = self.evaluated(model, self._split.test)
         return Evaluation("test images", figures, {self._picture: picture})
 
+    def outputs(
+        self, model: nn.Module, graph: str, read: Callable[[int], Image], places: Sequence[int]
+    ) -> Iterator[tuple[tuple[Array, ...], InputGeometry, tuple[int, int]]]:
+        """What a graph makes of each image: its rows of the outputs, float32, scores first; where it lies; (H, W).
+
+        Args:
+            model: The model, on any device.
+            graph: The name of its method.
+            read: From a position to the image.
+            places: Positions of the images.
+
+        Raises:
+            TrainingError: A score is not finite.
+        """
+        device = next(model.parameters()).device
+        for start in range(0, len(places), _PREDICT_BATCH):
+            images = [read(place) for place in places[start : start + _PREDICT_BATCH]]
+            tensors = getattr(model, graph)(torch.from_numpy(self._preprocess(images)).to(device))
+            arrays = [tensor.float().cpu().numpy() for tensor in tensors]
+            require_finite(arrays[0], "the model's scores")
+            for image, *rows in zip(images, *arrays, strict=True):
+                size = (image.shape[0], image.shape[1])
+                yield tuple(rows), self._preprocess.geometry(size), size
+
     @abstractmethod
     def evaluated(self, model: nn.Module, places: Sequence[int]) -> tuple[Mapping[str, MetricValue], Image]:
         """The figures by name on some images, and the first of them with what was found."""
+
+
+def figures_of(result: AveragePrecision, prefix: str = "") -> dict[str, MetricValue]:
+    """AP and AP50 by their names, with ``prefix`` in front."""
+    return {
+        f"{prefix}AP": MetricValue(result.value, result.samples),
+        f"{prefix}AP50": MetricValue(result.at_50, result.samples_50),
+    }
 
 
 def drawn_boxes(image: Image, annotated: NDArray[np.float32], detected: DetectedBoxes) -> Image:

@@ -24,21 +24,20 @@ from edgevis.data.leakage import Side, SplitCheck
 from edgevis.data.pseudo_labelled import read_pseudo_labelled
 from edgevis.data.rng import below, draw_at
 from edgevis.losses import EfficientDetLoss, YOLOXLoss
-from edgevis.metrics.average_precision import AveragePrecision, Detected, average_precision
+from edgevis.metrics.average_precision import Detected, average_precision
 from edgevis.models.recipe import Recipe, is_custom_loss, recipe_of
 from edgevis.models.recipe_detection import DetectionRecipe
 from edgevis.training.box_images import BoxImages
 from edgevis.training.box_views import BoxView, flipped_view, mosaic, random_scale_crop
 from edgevis.training.custom_loss import custom_loss, custom_terms
-from edgevis.training.finite import require_finite
 from edgevis.training.object_task import (
     ORDER_DRAW,
-    PREDICT_BATCH,
     PSEUDO_DRAW,
     SHOWN,
     VIEW_DRAW,
     ObjectTask,
     drawn_boxes,
+    figures_of,
     split_of,
 )
 from edgevis.training.precision import in_float32
@@ -178,20 +177,13 @@ class DetectionTrainingTask(ObjectTask):
             if len(shown) < SHOWN:
                 shown.append(drawn_boxes(view.image, view.labels.boxes[~view.labels.ignored], detected))
         result = average_precision(truths, detections, classes=len(self._split.data.classes))
-        return _figures(result), np.hstack(shown)
+        return figures_of(result), np.hstack(shown)
 
-    def _detections(self, model: Any, places: Sequence[int]) -> Iterator[DetectedBoxes]:
+    def _detections(self, model: nn.Module, places: Sequence[int]) -> Iterator[DetectedBoxes]:
         """What the predictor finds, at a low threshold, of each image."""
-        device = next(model.parameters()).device
-        for start in range(0, len(places), PREDICT_BATCH):
-            images = [self._images[place].image for place in places[start : start + PREDICT_BATCH]]
-            scores, boxes = model.detect(torch.from_numpy(self._preprocess(images)).to(device))
-            rows, corners = scores.float().cpu().numpy(), boxes.float().cpu().numpy()
-            require_finite(rows, "the model's scores")
-            for image, score, box in zip(images, rows, corners, strict=True):
-                size = (image.shape[0], image.shape[1])
-                geometry = self._preprocess.geometry(size)
-                yield detected_boxes(score, box, self._settings, geometry=geometry, size=size)
+        rows = self.outputs(model, "detect", lambda place: self._images[place].image, places)
+        for (scores, boxes), geometry, size in rows:
+            yield detected_boxes(scores, boxes, self._settings, geometry=geometry, size=size)
 
 
 def targets_of(labels: Sequence[BoxLabels]) -> Tensor:
@@ -220,7 +212,3 @@ def raw_rows(heads: Any, *, classes: int) -> Tensor:
         for maps, width in zip(heads, (classes, 4), strict=True)
     ]
     return torch.cat(parts[::-1], 2)
-
-
-def _figures(result: AveragePrecision) -> dict[str, MetricValue]:
-    return {"AP": MetricValue(result.value, result.samples), "AP50": MetricValue(result.at_50, result.samples_50)}

@@ -34,9 +34,8 @@ from edgevis.metrics.average_precision import (
 from edgevis.models.recipe import Recipe, is_custom_loss, recipe_of
 from edgevis.models.recipe_detection import InstanceRecipe
 from edgevis.training.custom_loss import custom_loss, custom_terms
-from edgevis.training.finite import require_finite
 from edgevis.training.instance_images import InstanceStore, random_view
-from edgevis.training.object_task import ORDER_DRAW, PREDICT_BATCH, SHOWN, VIEW_DRAW, ObjectTask, drawn_boxes, split_of
+from edgevis.training.object_task import ORDER_DRAW, SHOWN, VIEW_DRAW, ObjectTask, drawn_boxes, figures_of, split_of
 from edgevis.training.precision import in_float32
 from edgevis.training.task import Batch, MetricValue
 from edgevis.training.views import color_jitter
@@ -112,29 +111,21 @@ class InstanceTrainingTask(ObjectTask):
             found.append(detected)
             if len(shown) < SHOWN:
                 shown.append(drawn_boxes(view.image, labels.boxes[~labels.ignored], detected.boxes))
-        figures = {}
+        figures: dict[str, MetricValue] = {}
         for kind, encoded in (("mask", InstanceMasks(masks, [item.masks for item in found])), ("box", None)):
             result = average_precision(
                 truths, [item.boxes for item in found], classes=len(self._split.data.classes), masks=encoded
             )
-            figures[f"{kind} AP"] = MetricValue(result.value, result.samples)
-            figures[f"{kind} AP50"] = MetricValue(result.at_50, result.samples_50)
+            figures |= figures_of(result, f"{kind} ")
         return figures, np.hstack(shown)
 
-    def _found(self, model: Any, places: Sequence[int]) -> Iterator[_Found]:
+    def _found(self, model: nn.Module, places: Sequence[int]) -> Iterator[_Found]:
         """What the predictor finds, at a low threshold, in each image."""
-        device = next(model.parameters()).device
-        for start in range(0, len(places), PREDICT_BATCH):
-            images = [self._images[place].image for place in places[start : start + PREDICT_BATCH]]
-            tensors = model.outline(torch.from_numpy(self._preprocess(images)).to(device))
-            outputs = [tensor.float().cpu().numpy() for tensor in tensors]
-            require_finite(outputs[0], "the model's scores")
-            for image, scores, boxes, polygons in zip(images, *outputs, strict=True):
-                size = (image.shape[0], image.shape[1])
-                geometry = self._preprocess.geometry(size)
-                kept = detected_rows(scores, boxes, self._settings, geometry=geometry, size=size)
-                outlines = placed(polygons[kept.rows], geometry=geometry, size=size)
-                yield _Found(kept.detected, [encoded_mask(polygon_mask(outline, size)) for outline in outlines])
+        rows = self.outputs(model, "outline", lambda place: self._images[place].image, places)
+        for (scores, boxes, polygons), geometry, size in rows:
+            kept = detected_rows(scores, boxes, self._settings, geometry=geometry, size=size)
+            outlines = placed(polygons[kept.rows], geometry=geometry, size=size)
+            yield _Found(kept.detected, [encoded_mask(polygon_mask(outline, size)) for outline in outlines])
 
 
 class _Found(NamedTuple):
