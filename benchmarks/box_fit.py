@@ -61,6 +61,7 @@ def measured(
     from edgevis.provenance import Provenance
     from edgevis.training.checkpoint import TrainingState
     from edgevis.training.loop import Run, evaluated, fit
+    from edgevis.training.task import TaskRequest
     from edgevis.training.tasks.segment import training_task
     from runtime.common.json_data import to_json
 
@@ -70,7 +71,7 @@ def measured(
     model = models.module_from(entry, options)
     deployment = models.deployment_of(entry, model)
     boxes, masks = (
-        training_task(data, recipe.with_values(changed), deployment, options=options, seed=seed)
+        training_task(TaskRequest(data, recipe.with_values(changed), deployment, options, seed))
         for changed in ({}, {"supervision": "masks"})  # the same images are set aside
     )
     epochs: list[EpochFigures] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,12 +14,11 @@ from torch import nn
 
 from edgevis.data.detection_split import DetectionSplit, split_detection
 from edgevis.data.image_split import HELD_DRAW, TEST_DRAW
-from edgevis.data.leakage import SplitCheck
 from edgevis.metrics.average_precision import AveragePrecision, require_pycocotools
 from edgevis.models.recipe_detection import ObjectRecipe
 from edgevis.training.finite import require_finite
 from edgevis.training.images import resized
-from edgevis.training.task import Evaluation, MetricValue
+from edgevis.training.task import Evaluation, MetricValue, TaskRequest
 from edgevis.training.visualize import GIVEN, RIGHT
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
@@ -42,8 +40,8 @@ SHOWN = 6
 _SHOWN_SCORE, _SHOWN_SIDE = 0.3, 320
 
 
-def split_of(data: Path, recipe: ObjectRecipe, *, seed: int, check: SplitCheck | None) -> DetectionSplit:
-    """The images of a training, as its recipe divides them.
+def split_of(request: TaskRequest, recipe: ObjectRecipe) -> DetectionSplit:
+    """The images of a training, as its recipe, here of its own type, divides them.
 
     Raises:
         MissingDependencyError: pycocotools, by which they are evaluated, is not installed.
@@ -51,12 +49,12 @@ def split_of(data: Path, recipe: ObjectRecipe, *, seed: int, check: SplitCheck |
     """
     require_pycocotools()
     return split_detection(
-        data,
+        request.data,
         classes=recipe.classes,
         where=recipe.where,
         held_out=recipe.held_out,
-        seed=seed,
-        check=check or SplitCheck(),
+        seed=request.seed,
+        check=request.check,
     )
 
 

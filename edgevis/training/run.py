@@ -53,7 +53,7 @@ from edgevis.training.resume import (
     only_training,
 )
 from edgevis.training.similarity import SimilarityDistillationTask
-from edgevis.training.task import Evaluation, SelfTrainingTask, TrainingTask
+from edgevis.training.task import Evaluation, SelfTrainingTask, TaskRequest, TrainingTask
 from edgevis.training.teacher import Teacher, open_teacher, teacher_file
 from edgevis.training.unlabelled import with_unlabelled
 from edgevis.training.validation import require_validation
@@ -208,7 +208,7 @@ def _task(
         task: TrainingTask = taught_alone.read(request.data, cast(Any, recipe), deployment, teacher, seed=request.seed)
         return _with_pseudo_labels(task, request, check), teacher
     student_task: TrainingTask = tasks.load(deployment.task).training_task(
-        request.data, recipe, deployment, options=request.options, seed=request.seed, check=check
+        TaskRequest(request.data, recipe, deployment, request.options, request.seed, check)
     )
     student_task = _with_pseudo_labels(student_task, request, check)
     if teacher is not None and detection is not None:

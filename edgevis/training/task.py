@@ -289,28 +289,32 @@ class DistillableTask(TrainingTask, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class TaskRequest:
+    """The training that a task is opened for.
+
+    Attributes:
+        data: A folder or zip.
+        recipe: Of the kind that the task takes.
+        deployment: The model's.
+        options: The model's options, as far as they are given.
+        seed: Of batches and splits.
+        check: Compares what trains with what evaluates; what it lets pass stands in :attr:`TrainingTask.data`.
+    """
+
+    data: Path
+    recipe: Recipe
+    deployment: Deployment
+    options: Mapping[str, int | str] = field(default_factory=dict)
+    seed: int = 0
+    check: SplitCheck = field(default_factory=SplitCheck)
+
+
 class TaskFactory(Protocol):
     """A module in ``edgevis/training/tasks/``, named as :attr:`runtime.bundle.spec.Deployment.task`."""
 
-    def training_task(
-        self,
-        data: Path,
-        recipe: Recipe,
-        deployment: Deployment,
-        *,
-        options: Mapping[str, int | str],
-        seed: int,
-        check: SplitCheck,
-    ) -> TrainingTask:
+    def training_task(self, request: TaskRequest) -> TrainingTask:
         """Open the data.
-
-        Args:
-            data: A folder or zip.
-            recipe: Of the kind that the task takes.
-            deployment: The model's.
-            options: The model's options, as far as they are given.
-            seed: Of batches and splits.
-            check: Compares what trains with what evaluates; what it lets pass stands in :attr:`TrainingTask.data`.
 
         Raises:
             SourceError, InputError: The data cannot be read, do not suffice, or share what they must not.

@@ -7,36 +7,24 @@ Data: a folder or zip with one folder for each class, or with ``labels.csv`` (``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from edgevis.data.class_split import split_classes
-from edgevis.data.leakage import SplitCheck
-from edgevis.models.recipe import EpisodeRecipe, Recipe, recipe_of
+from edgevis.models.recipe import EpisodeRecipe, recipe_of
 from edgevis.models.recipe_adaptation import AdaptationRecipe
 from edgevis.models.recipe_projection import ProjectionRecipe
 from edgevis.training.adaptation import AdaptationTrainingTask
 from edgevis.training.episodes import EpisodeTrainingTask
 from edgevis.training.projection import ProjectionTrainingTask
-from runtime.bundle.spec import Deployment
+from edgevis.training.task import TaskRequest
 
 
-def training_task(
-    data: Path,
-    recipe: Recipe,
-    deployment: Deployment,
-    *,
-    options: Mapping[str, int | str],
-    seed: int,
-    check: SplitCheck | None = None,
-) -> EpisodeTrainingTask:
+def training_task(request: TaskRequest) -> EpisodeTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
-    episode_recipe = recipe_of(EpisodeRecipe, recipe)
+    recipe = recipe_of(EpisodeRecipe, request.recipe)
     split = split_classes(
-        data, held_out=episode_recipe.held_out, mixed=episode_recipe.mixed, seed=seed, check=check or SplitCheck()
+        request.data, held_out=recipe.held_out, mixed=recipe.mixed, seed=request.seed, check=request.check
     )
-    if isinstance(episode_recipe, AdaptationRecipe):
-        return AdaptationTrainingTask(split, episode_recipe, deployment, data=data.name, seed=seed)
-    if isinstance(episode_recipe, ProjectionRecipe):
-        return ProjectionTrainingTask(split, episode_recipe, deployment, data=data.name, seed=seed)
-    return EpisodeTrainingTask(split, episode_recipe, deployment, data=data.name, seed=seed)
+    if isinstance(recipe, AdaptationRecipe):
+        return AdaptationTrainingTask(split, recipe, request.deployment, data=request.data.name, seed=request.seed)
+    if isinstance(recipe, ProjectionRecipe):
+        return ProjectionTrainingTask(split, recipe, request.deployment, data=request.data.name, seed=request.seed)
+    return EpisodeTrainingTask(split, recipe, request.deployment, data=request.data.name, seed=request.seed)

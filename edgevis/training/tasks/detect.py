@@ -25,7 +25,7 @@ from edgevis.data.pseudo_labelled import read_pseudo_labelled
 from edgevis.data.rng import below, draw_at
 from edgevis.losses import EfficientDetLoss, YOLOXLoss
 from edgevis.metrics.average_precision import Detected, average_precision
-from edgevis.models.recipe import Recipe, is_custom_loss, recipe_of
+from edgevis.models.recipe import is_custom_loss, recipe_of
 from edgevis.models.recipe_detection import DetectionRecipe
 from edgevis.training.box_images import BoxImages
 from edgevis.training.box_views import BoxView, flipped_view, mosaic, random_scale_crop
@@ -41,26 +41,18 @@ from edgevis.training.object_task import (
     split_of,
 )
 from edgevis.training.precision import in_float32
-from edgevis.training.task import Batch, MetricValue
+from edgevis.training.task import Batch, MetricValue, TaskRequest
 from edgevis.training.views import color_jitter, random_degradation
 from runtime.bundle.spec import Deployment
 from runtime.detection.postprocess import DetectedBoxes, detected_boxes
 from runtime.images.decode import Image
 
 
-def training_task(
-    data: Path,
-    recipe: Recipe,
-    deployment: Deployment,
-    *,
-    options: Mapping[str, int | str],
-    seed: int,
-    check: SplitCheck | None = None,
-) -> DetectionTrainingTask:
+def training_task(request: TaskRequest) -> DetectionTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
-    detection_recipe = recipe_of(DetectionRecipe, recipe)
-    split = split_of(data, detection_recipe, seed=seed, check=check)
-    return DetectionTrainingTask(split, detection_recipe, deployment, data=data.name, seed=seed)
+    recipe = recipe_of(DetectionRecipe, request.recipe)
+    split = split_of(request, recipe)
+    return DetectionTrainingTask(split, recipe, request.deployment, data=request.data.name, seed=request.seed)
 
 
 class DetectionTrainingTask(ObjectTask):

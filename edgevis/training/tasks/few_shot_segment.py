@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -22,17 +21,16 @@ from torch import Tensor, nn
 from edgevis.data import ClassMasks, SegmentationEpisodes
 from edgevis.data.few_shot_masks import ClassMask
 from edgevis.data.few_shot_split import CLASS_DRAW, FewShotSplit, split_masked_classes
-from edgevis.data.leakage import SplitCheck
 from edgevis.data.rng import draw_at
 from edgevis.data.segmentation_episodes import Queries
 from edgevis.losses import dice_loss, segmentation_loss
 from edgevis.metrics import SegmentationScore
-from edgevis.models.recipe import FewShotSegmentationRecipe, Recipe, is_custom_loss, recipe_of
+from edgevis.models.recipe import FewShotSegmentationRecipe, is_custom_loss, recipe_of
 from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.finite import require_finite
 from edgevis.training.images import resized
 from edgevis.training.precision import in_float32
-from edgevis.training.task import Batch, Evaluation, MetricValue
+from edgevis.training.task import Batch, Evaluation, MetricValue, TaskRequest
 from edgevis.training.views import color_jitter
 from edgevis.training.visualize import RIGHT, Colour, beside, painted
 from runtime.bundle.spec import Deployment
@@ -50,27 +48,19 @@ _TRUTH: Colour = (240, 160, 60)
 _VIEW_DRAW, _VALIDATION_DRAW, _TEST_DRAW = range(CLASS_DRAW + 1, 4)
 
 
-def training_task(
-    data: Path,
-    recipe: Recipe,
-    deployment: Deployment,
-    *,
-    options: Mapping[str, int | str],
-    seed: int,
-    check: SplitCheck | None = None,
-) -> FewShotSegmentationTrainingTask:
+def training_task(request: TaskRequest) -> FewShotSegmentationTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
-    few_shot_recipe = recipe_of(FewShotSegmentationRecipe, recipe)
+    recipe = recipe_of(FewShotSegmentationRecipe, request.recipe)
     split = split_masked_classes(
-        data,
-        fold=few_shot_recipe.fold,
-        shots=max(few_shot_recipe.test_shots),
-        size=(deployment.preprocess.height, deployment.preprocess.width),
-        seed=seed,
-        check=check or SplitCheck(),
-        where=few_shot_recipe.where,
+        request.data,
+        fold=recipe.fold,
+        shots=max(recipe.test_shots),
+        size=(request.deployment.preprocess.height, request.deployment.preprocess.width),
+        seed=request.seed,
+        check=request.check,
+        where=recipe.where,
     )
-    return FewShotSegmentationTrainingTask(split, few_shot_recipe, deployment, data=data.name, seed=seed)
+    return FewShotSegmentationTrainingTask(split, recipe, request.deployment, data=request.data.name, seed=request.seed)
 
 
 class FewShotSegmentationTrainingTask:

@@ -9,7 +9,6 @@ threshold.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from edgevis.data.detection import BoxLabels
 from edgevis.data.detection_split import DetectionSplit
 from edgevis.data.instances import Instances, LabelledInstances
-from edgevis.data.leakage import SplitCheck
 from edgevis.data.polar_targets import BACKGROUND, IGNORED, RayEnds, outer_contour, polar_targets
 from edgevis.data.rng import draw_at
 from edgevis.layers.polar_code import polar_points
@@ -31,13 +29,13 @@ from edgevis.metrics.average_precision import (
     average_precision,
     encoded_mask,
 )
-from edgevis.models.recipe import Recipe, is_custom_loss, recipe_of
+from edgevis.models.recipe import is_custom_loss, recipe_of
 from edgevis.models.recipe_detection import InstanceRecipe
 from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.instance_images import InstanceStore, random_view
 from edgevis.training.object_task import ORDER_DRAW, SHOWN, VIEW_DRAW, ObjectTask, drawn_boxes, figures_of, split_of
 from edgevis.training.precision import in_float32
-from edgevis.training.task import Batch, MetricValue
+from edgevis.training.task import Batch, MetricValue, TaskRequest
 from edgevis.training.views import color_jitter
 from runtime.bundle.spec import Deployment
 from runtime.detection.postprocess import DetectedBoxes, detected_rows, placed
@@ -45,19 +43,11 @@ from runtime.images.decode import Image
 from runtime.images.polygons import polygon_mask
 
 
-def training_task(
-    data: Path,
-    recipe: Recipe,
-    deployment: Deployment,
-    *,
-    options: Mapping[str, int | str],
-    seed: int,
-    check: SplitCheck | None = None,
-) -> InstanceTrainingTask:
+def training_task(request: TaskRequest) -> InstanceTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
-    instance_recipe = recipe_of(InstanceRecipe, recipe)
-    split = split_of(data, instance_recipe, seed=seed, check=check)
-    return InstanceTrainingTask(split, instance_recipe, deployment, data=data.name, seed=seed)
+    recipe = recipe_of(InstanceRecipe, request.recipe)
+    split = split_of(request, recipe)
+    return InstanceTrainingTask(split, recipe, request.deployment, data=request.data.name, seed=request.seed)
 
 
 class InstanceTrainingTask(ObjectTask):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from edgevis.data import IdentitySampler, PersonImages
-from edgevis.data.leakage import Side, SplitCheck
+from edgevis.data.leakage import Side
 from edgevis.data.person_split import HELD_DRAW, PersonSplit, split_persons
 from edgevis.data.rng import draw_at
 from edgevis.losses import ReIDLoss
 from edgevis.metrics import grouped_mean, reid_queries
-from edgevis.models.recipe import Recipe, ReIDRecipe, is_custom_loss, recipe_of
+from edgevis.models.recipe import ReIDRecipe, is_custom_loss, recipe_of
 from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.embed import embeddings
 from edgevis.training.images import ImageStore
 from edgevis.training.precision import in_float32
-from edgevis.training.task import Batch, Evaluation, MetricValue, ModelOutputs, ViewBatches, Views
+from edgevis.training.task import Batch, Evaluation, MetricValue, ModelOutputs, TaskRequest, ViewBatches, Views
 from edgevis.training.views import color_jitter, random_crop, random_erasing, random_horizontal_flip
 from edgevis.training.visualize import GIVEN, RIGHT, WRONG, Colour, beside, tile
 from runtime.bundle.spec import Deployment
@@ -42,19 +41,11 @@ _QUERIES_SHOWN = 6
 _VIEW_DRAW = HELD_DRAW + 1
 
 
-def training_task(
-    data: Path,
-    recipe: Recipe,
-    deployment: Deployment,
-    *,
-    options: Mapping[str, int | str],
-    seed: int,
-    check: SplitCheck | None = None,
-) -> ReIDTrainingTask:
+def training_task(request: TaskRequest) -> ReIDTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
-    reid_recipe = recipe_of(ReIDRecipe, recipe)
-    split = split_persons(data, held_out=reid_recipe.held_out, seed=seed, check=check or SplitCheck())
-    return ReIDTrainingTask(split, reid_recipe, deployment, data=data.name, seed=seed)
+    recipe = recipe_of(ReIDRecipe, request.recipe)
+    split = split_persons(request.data, held_out=recipe.held_out, seed=request.seed, check=request.check)
+    return ReIDTrainingTask(split, recipe, request.deployment, data=request.data.name, seed=request.seed)
 
 
 class ReIDTrainingTask(ViewBatches):

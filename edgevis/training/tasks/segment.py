@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 import cv2
@@ -20,19 +19,18 @@ from torch import Tensor, nn
 
 from edgevis.data import InstanceImages, MaskedImages, boxes_from_class_ids
 from edgevis.data.image_split import HELD_DRAW, TEST_DRAW
-from edgevis.data.leakage import SplitCheck
 from edgevis.data.mask_split import split_masks
 from edgevis.data.rng import below, draw_at
 from edgevis.layers.point_rend import PointLogits
 from edgevis.losses import BoxTightnessLoss, MILBaselineLoss, point_rend_loss
 from edgevis.metrics import boundary_iou_per_volume, box_fit_per_volume, dice_per_volume
 from edgevis.metrics import box_fit as box_fit  # measured by scripts under this name
-from edgevis.models.recipe import Recipe, SegmentationRecipe, is_custom_loss, recipe_of
+from edgevis.models.recipe import SegmentationRecipe, is_custom_loss, recipe_of
 from edgevis.training.custom_loss import custom_loss, custom_terms
 from edgevis.training.finite import require_finite
 from edgevis.training.images import resized
 from edgevis.training.precision import in_float32
-from edgevis.training.task import Batch, Evaluation, MetricValue, PointTrainedModel
+from edgevis.training.task import Batch, Evaluation, MetricValue, PointTrainedModel, TaskRequest
 from edgevis.training.visualize import RIGHT, painted
 from runtime.bundle.spec import Deployment
 from runtime.common.arrays import Array
@@ -74,22 +72,16 @@ class Examples:
     volumes: tuple[str, ...]
 
 
-def training_task(
-    data: Path,
-    recipe: Recipe,
-    deployment: Deployment,
-    *,
-    options: Mapping[str, int | str],
-    seed: int,
-    check: SplitCheck | None = None,
-) -> SegmentationTrainingTask:
+def training_task(request: TaskRequest) -> SegmentationTrainingTask:
     """See :class:`edgevis.training.task.TaskFactory`."""
-    segmentation_recipe = recipe_of(SegmentationRecipe, recipe)
-    if options.get("classes", 1) != 1:
-        raise InputError(f"classes is {options['classes']!r}; training knows one kind of object: leave the option out")
-    from_boxes = segmentation_recipe.supervision != "masks"
+    recipe = recipe_of(SegmentationRecipe, request.recipe)
+    if request.options.get("classes", 1) != 1:
+        raise InputError(
+            f"classes is {request.options['classes']!r}; training knows one kind of object: leave the option out"
+        )
+    from_boxes = recipe.supervision != "masks"
     split = split_masks(
-        data, held_out=segmentation_recipe.held_out, from_boxes=from_boxes, seed=seed, check=check or SplitCheck()
+        request.data, held_out=recipe.held_out, from_boxes=from_boxes, seed=request.seed, check=request.check
     )
     examples = _examples(split.data)
     return SegmentationTrainingTask(
@@ -97,10 +89,10 @@ def training_task(
         split.train,
         split.validation,
         (examples, split.test),
-        segmentation_recipe,
-        deployment,
-        data=data.name,
-        seed=seed,
+        recipe,
+        request.deployment,
+        data=request.data.name,
+        seed=request.seed,
         notes=split.notes,
     )
 

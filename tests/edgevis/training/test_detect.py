@@ -23,7 +23,7 @@ from edgevis.models.recipe_detection import DetectionRecipe
 from edgevis.provenance import Provenance
 from edgevis.train import main
 from edgevis.training.checkpoint import write_weights
-from edgevis.training.task import SelfTrainingTask, TrainingTask
+from edgevis.training.task import SelfTrainingTask, TaskRequest, TrainingTask
 from edgevis.training.tasks.detect import DetectionTrainingTask, raw_rows, targets_of, training_task
 from edgevis.training.warm_start import load_matching
 from runtime.errors import InputError
@@ -61,7 +61,7 @@ def task_of(data: Path, check: SplitCheck | None = None, **values: object) -> De
     with torch.device("meta"):
         deployment = models.deployment_of(entry, models.module_from(entry, SMALL))
     recipe = DetectionRecipe(**{"epochs": 4, "learning_rate": 1e-3, "batch": 3, "held_out": 0.0, **values})
-    return training_task(data, recipe, deployment, options=SMALL, seed=5, check=check)
+    return training_task(TaskRequest(data, recipe, deployment, SMALL, seed=5, check=check or SplitCheck()))
 
 
 @pytest.fixture(scope="module")

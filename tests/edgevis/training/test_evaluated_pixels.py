@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from edgevis import Predictor, models
 from edgevis.metrics import SegmentationScore, box_fit, dice_per_volume
 from edgevis.training.loop import evaluated
+from edgevis.training.task import TaskRequest
 from edgevis.training.tasks import classify, few_shot_segment, reid, segment
 from runtime.bundle.spec import Deployment, Graph, Preprocess, TensorSpec
 from runtime.images.preprocess import Preprocessor
@@ -84,7 +85,7 @@ def test_persons(tmp_path: Path) -> None:
         rows.append((name, person, camera, split))
     _table(data / "labels.csv", ("path", "pid", "camid", "split"), rows)
     recipe = models.entry("osnet-x0-25").recipes["small"].with_values({"held_out": 0.0})
-    task = reid.training_task(data, recipe, tiny.deployment, options={}, seed=0)
+    task = reid.training_task(TaskRequest(data, recipe, tiny.deployment))
     model = Embedder(tiny)
     assert evaluated(model, task.test) is not None
     paths = [data / row[0] for split in ("query", "gallery") for row in rows if row[3] == split]
@@ -107,7 +108,7 @@ def test_classes(fit: Any, interpolation: Any, tmp_path: Path) -> None:
     _table(data / "labels.csv", ("path", "class_name", "split"), rows)
     values = {"held_out": 0.0, "test_shots": [1], "test_episodes": 2, "test_query": 2, "way": 2, "shot": 1, "query": 1}
     recipe = models.entry("mobilenetv2").recipes["small"].with_values(values)
-    task = classify.training_task(data, recipe, tiny.deployment, options={}, seed=0)
+    task = classify.training_task(TaskRequest(data, recipe, tiny.deployment))
     model = Embedder(tiny)
     assert evaluated(model, task.test) is not None
     expected = _predicted(
@@ -156,7 +157,7 @@ def test_masks(tmp_path: Path) -> None:
     targets = [cv2.imread(str(data / "masks" / path.name), cv2.IMREAD_UNCHANGED) > 0 for path in paths]
     expected = dice_per_volume(found[2:], targets[2:], [path.stem for path in paths[2:]])
     recipe = models.entry("enet").recipes["small"].with_values({"held_out": 0.5})
-    task = segment.training_task(data, recipe, SEGMENT, options={}, seed=0)
+    task = segment.training_task(TaskRequest(data, recipe, SEGMENT))
     test = evaluated(Levels(), task.test)
     assert test is not None
     # The last digit of a logit may put a pixel on the other side of the threshold.
@@ -211,7 +212,7 @@ def test_few_shot_masks(tmp_path: Path) -> None:
                 score.add(predictor.predict(str(query)).mask, masks[query], class_id)
     values = {"fold": 0, "test_shots": [1], "test_episodes": 4}
     recipe = models.entry("hsnet-hm").recipes["small"].with_values(values)
-    task = few_shot_segment.training_task(data, recipe, FEW_SHOT, options={}, seed=0)
+    task = few_shot_segment.training_task(TaskRequest(data, recipe, FEW_SHOT))
     found = evaluated(Colours(), task.test)
     assert found is not None
     assert found.split == "novel classes", "all were asked for"

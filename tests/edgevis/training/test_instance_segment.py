@@ -26,7 +26,7 @@ from edgevis.models.polarmask import PolarMask
 from edgevis.models.recipe_detection import InstanceRecipe
 from edgevis.train import main
 from edgevis.training.instance_images import random_view
-from edgevis.training.task import TrainingTask
+from edgevis.training.task import TaskRequest, TrainingTask
 from edgevis.training.tasks.instance_segment import InstanceTrainingTask, targets_of, training_task
 from runtime.bundle.spec import Preprocess
 from runtime.errors import InputError
@@ -66,7 +66,7 @@ def task_of(data: Path, check: SplitCheck | None = None, **values: object) -> In
     with torch.device("meta"):
         deployment = models.deployment_of(entry, models.module_from(entry, OPTIONS))
     recipe = InstanceRecipe(**{"epochs": 4, "learning_rate": 1e-3, "batch": 3, "held_out": 0.0, **values})
-    return training_task(data, recipe, deployment, options=OPTIONS, seed=5, check=check)
+    return training_task(TaskRequest(data, recipe, deployment, OPTIONS, seed=5, check=check or SplitCheck()))
 
 
 @pytest.fixture(scope="module")
@@ -214,4 +214,4 @@ def test_data_without_a_part_that_validates_are_refused(
 def test_another_task_s_recipe_is_refused(data: Path) -> None:
     entry = models.entry("yolox-nano")
     with pytest.raises(InputError, match="InstanceRecipe"):
-        training_task(data, entry.recipes["paper"], replace(entry.deployment), options={}, seed=0)
+        training_task(TaskRequest(data, entry.recipes["paper"], replace(entry.deployment)))

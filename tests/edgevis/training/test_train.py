@@ -26,6 +26,7 @@ from edgevis.training.checkpoint import TrainingState, read_state, read_training
 from edgevis.training.episodes import nearest_prototype
 from edgevis.training.loop import evaluated
 from edgevis.training.publish import main as publish
+from edgevis.training.task import TaskRequest
 from edgevis.training.tasks import classify, few_shot_segment
 from export.build import main as build
 from runtime.errors import InputError, SchemaError, WeightsError
@@ -50,12 +51,12 @@ def test_the_first_pictures_size_decides_nothing(side: int, tmp_path: Path) -> N
     data = write_six_classes(tmp_path / "data")
     recipe = models.entry("hsnet-hm").recipes["small"].with_values({"test_shots": [1]})
     deployment = models.entry("hsnet-hm").deployment
-    usual = few_shot_segment.training_task(data, recipe, deployment, options={}, seed=0).data
+    usual = few_shot_segment.training_task(TaskRequest(data, recipe, deployment)).data
     for folder in ("images", "masks"):
         path = str(data / folder / "000.png")
         picture = cv2.imread(path, cv2.IMREAD_UNCHANGED)
         cv2.imwrite(path, cv2.resize(picture, (side, side), interpolation=cv2.INTER_NEAREST))
-    assert few_shot_segment.training_task(data, recipe, deployment, options={}, seed=0).data == usual
+    assert few_shot_segment.training_task(TaskRequest(data, recipe, deployment)).data == usual
 
 
 def test_classes_that_no_image_shows_enough_of(tmp_path: Path) -> None:
@@ -68,7 +69,7 @@ def test_classes_that_no_image_shows_enough_of(tmp_path: Path) -> None:
     recipe = models.entry("hsnet-hm").recipes["small"].with_values({"test_shots": [1]})
     deployment = models.entry("hsnet-hm").deployment
     with pytest.raises(InputError, match=r"0 classes of which 2 or more images of each split show 0\.01 of its pixels"):
-        few_shot_segment.training_task(data, recipe, deployment, options={}, seed=0)
+        few_shot_segment.training_task(TaskRequest(data, recipe, deployment))
 
 
 # --- every task
@@ -163,14 +164,14 @@ def test_mixed_tasks_draw_base_classes_too(tmp_path: Path, monkeypatch: pytest.M
                 sampled.add((shot, query))
 
     monkeypatch.setattr(episodes, "EpisodeSampler", Recorded)
-    task = classify.training_task(data, recipe, entry.deployment, options={}, seed=0)
+    task = classify.training_task(TaskRequest(data, recipe, entry.deployment))
     assert (task.data["novel classes"], task.data["mixed classes"]) == (2, 4)
     found = evaluated(models.create("resnet12", num_classes=6), task.test)
     assert found is not None
     assert list(found.figures) == [f"{kind}2-way {shot}-shot" for kind in ("", "mixed ") for shot in (1, 5)]
     assert sampled == {(1, 7), (5, 7)} | {(1, 5), (5, 1)}, "shots and queries of novel classes, and of mixed ones"
     with pytest.raises(InputError, match="0 classes have 51 images or more"):  # before training, not after it
-        classify.training_task(data, replace(recipe, test_query=50), entry.deployment, options={}, seed=0)
+        classify.training_task(TaskRequest(data, replace(recipe, test_query=50), entry.deployment))
 
 
 def test_a_build_takes_the_options_that_the_weights_were_trained_with(

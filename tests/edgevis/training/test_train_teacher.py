@@ -21,6 +21,7 @@ from edgevis.training.episodes import EpisodeTrainingTask
 from edgevis.training.progress import StepProgress
 from edgevis.training.request import TrainingRequest
 from edgevis.training.run import train
+from edgevis.training.task import TaskRequest
 from edgevis.training.tasks.classify import training_task
 from edgevis.training.teacher import Teacher, open_teacher
 from runtime.bundle.bundle import sha256
@@ -146,7 +147,7 @@ def test_networks_of_one_and_two_branches_are_asked_for_the_same(classes: Path) 
     image = torch.zeros(2, 3, 84, 84)
     entry = models.entry("resnet12")
     recipe = entry.recipes["small"].with_values({**CLASSES, "loss": "global"})
-    task: EpisodeTrainingTask = training_task(classes, recipe, entry.deployment, options={}, seed=0)
+    task: EpisodeTrainingTask = training_task(TaskRequest(classes, recipe, entry.deployment))
     for name, width in (("resnet12", 512), ("afl-net", 1024)):
         outputs = task.outputs(models.create(name, num_classes=3), image, logits=True)
         assert (outputs.embedding.shape, [tuple(x.shape) for x in outputs.logits]) == ((2, width), [(2, 3)])
