@@ -81,8 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError("--detect and --seconds are for one video, camera or address; of images all is enrolled")
     paths = image_paths(arguments.images)
     masks = image_paths(arguments.masks, drawings=True) if arguments.masks else None
-    if masks is not None and len(masks) != len(paths):
-        raise InputError(f"{len(masks)} masks for {len(paths)} images; give one mask for each image")
+    if masks is not None:
+        _check_masks(paths, masks)
     with open_predictor(arguments) as predictor:
         if enrolment_exists(arguments.enrolment):
             predictor.load(arguments.enrolment)
@@ -136,6 +136,19 @@ def _enroll_track(arguments: argparse.Namespace) -> int:
     command = ("edgevis", "watch", without_password(source), "--identify", arguments.bundle)
     print_next(*command, "--enrolment", arguments.enrolment)
     return 0
+
+
+def _check_masks(paths: list[Path], masks: list[Path]) -> None:
+    """Refuse masks that are too few or too many, or out of step: one that is named as another image than its own."""
+    if len(masks) != len(paths):
+        raise InputError(f"{len(masks)} masks for {len(paths)} images; give one mask for each image")
+    images = {name: path for path in paths for name in (path.stem, path.name)}
+    for path, mask in zip(paths, masks, strict=True):
+        if mask.stem in images and mask.stem not in (path.stem, path.name):
+            raise InputError(
+                f"masks are taken in the order of the images, and the mask of {path} would be {mask}, which is named "
+                f"as {images[mask.stem]}; give one mask for each image, in the same order"
+            )
 
 
 def _enroll(

@@ -124,9 +124,11 @@ class VideoOutput(Closing):
             free = shutil.disk_usage(self._partial.parent).free
         except OSError as error:  # the folder has gone
             raise OutputError(f"{self.path} cannot be written: {error}") from error
-        if free < _RESERVE_BYTES + _INDEX_BYTES * self._written:
+        needed = _RESERVE_BYTES + _INDEX_BYTES * self._written
+        if free < needed:
+            kept = "what was written until now is kept" if self._written else "nothing was written"
             raise OutputError(
-                f"the disk of {self.path} is full: {free} bytes are free; what was written until now is kept"
+                f"the disk of {self.path} is full: {free} bytes are free, and to finish a video takes {needed}; {kept}"
             )
 
     def _check_file(self) -> tuple[float, bool]:

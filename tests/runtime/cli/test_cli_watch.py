@@ -113,7 +113,7 @@ def test_a_track_gets_a_name_and_is_then_identified(
     enrolment = tmp_path / "hall.enrolment"
     command = ["enroll", bundles[3], "ann", str(video), "--enrolment", str(enrolment), *bundles[:2]]
     assert main([*command, "--from-track", "2"]) == 0
-    assert "views of track 2 (unknown-2, 1.1-2.9 s) added to 'ann'" in capsys.readouterr().out
+    assert "of track 2 (unknown-2, 1.1-2.9 s) added to 'ann'" in capsys.readouterr().out
     assert len(load_enrolment(enrolment).rows["ann"]) <= 12
     assert main(["watch", str(video), *bundles, "--enrolment", str(enrolment), "--events", "jsonl"]) == 0
     events = events_of(capsys.readouterr().out)
@@ -207,7 +207,7 @@ def test_a_camera_is_enrolled_from_for_some_seconds(
         assert main([*command, "--seconds", "1.5"]) == 0
         server.shutdown()
     out, err = capsys.readouterr()
-    assert "views of track 1 (unknown-1, " in out
+    assert "of track 1 (unknown-1, " in out
     assert "secret" not in out + err
     assert list(load_enrolment(enrolment).rows) == ["ann"]
 

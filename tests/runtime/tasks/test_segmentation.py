@@ -282,6 +282,21 @@ def test_command_line(few_shot: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out)["results"][0]["found"][0]["label"] == "red"
 
 
+def test_masks_out_of_step_with_their_images_are_refused(
+    few_shot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, names in (("images", "abc"), ("masks", "bcd")):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            assert cv2.imwrite(str(tmp_path / folder / f"{name}.png"), square(8, 8).astype(np.uint8))
+    images, masks, enrolment = (tmp_path / name for name in ("images", "masks", "x.enrolment"))
+    command = ["enroll", str(few_shot), "red", str(images), "--masks", str(masks), "--enrolment", str(enrolment)]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert f"the mask of {images / 'a.png'} would be {masks / 'b.png'}, which is named as {images / 'b.png'}" in error
+    assert not enrolment.exists()
+
+
 def test_bench_times_what_a_frame_costs(few_shot: Path, fixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for bundle in (few_shot, fixed):
         assert main(["bench", str(bundle), "--batch", "1,3", "--seconds", "0.1", "--json"]) == 0
