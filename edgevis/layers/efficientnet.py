@@ -12,15 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from edgevis.layers.mbconv import (
-    DepthwiseSeparable,
-    InvertedResidual,
-    MobileBackbone,
-    MobileTrunk,
-    convolution,
-    initialise,
-    maps_after,
-)
+from edgevis.layers.mbconv import MobileBackbone, MobileTrunk, convolution, initialise, maps_after, mobile_stages
 
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 """Of the published weights of EfficientNet-Lite0, for images 0..1: (x - 127) / 128 of 0..255, as TensorFlow has it."""
@@ -28,6 +20,7 @@ LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 HEAD_CHANNELS = 1280
 STAGE_CHANNELS = (16, 24, 40, 80, 112, 192, 320)
 
+_STEM = 32
 # Per stage after the first: channels, blocks, kernel, stride of the first block.
 _STAGES = ((24, 2, 3, 2), (40, 2, 5, 2), (80, 3, 3, 2), (112, 3, 5, 1), (192, 4, 5, 2), (320, 1, 3, 1))
 _STRIDED_192 = 192
@@ -56,43 +49,19 @@ class EfficientNetTrunk(MobileTrunk):
     def __init__(self, *, lite: bool = False, tensorflow: bool = False, last_stride: int = 2) -> None:
         super().__init__()
         self._activation = nn.ReLU6 if lite else nn.SiLU
-        self._excite, self._same = not lite, tensorflow
-        self.conv_stem = convolution(3, 32, 3, stride=2, same=tensorflow)
-        self.bn1 = nn.BatchNorm2d(32)
+        self.conv_stem = convolution(3, _STEM, 3, stride=2, same=tensorflow)
+        self.bn1 = nn.BatchNorm2d(_STEM)
         self.act1 = self._activation()
-        first = DepthwiseSeparable(
-            32, 16, kernel=3, stride=1, activation=self._activation, excite=self._excite, same=self._same
+        rows = ((*row[:3], last_stride if row[0] == _STRIDED_192 else row[3]) for row in _STAGES)
+        self.blocks = mobile_stages(
+            _STEM, STAGE_CHANNELS[0], rows, activation=self._activation, excite=not lite, same=tensorflow
         )
-        stages = [nn.Sequential(first)]
-        inputs = 16
-        for outputs, blocks, kernel, stride in _STAGES:
-            stride = last_stride if outputs == _STRIDED_192 else stride
-            stages.append(self._stage(inputs, outputs, blocks=blocks, kernel=kernel, stride=stride))
-            inputs = outputs
-        self.blocks = nn.Sequential(*stages)
         if tensorflow:
             _set_tensorflow_eps(self)
 
     def pyramid(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> maps (N, 40, H/8, W/8), (N, 112, H/16, W/16), (N, 320, H/32, W/32)."""
         return maps_after(self.blocks, self.stem(image), _OF_PYRAMID)
-
-    def _stage(self, inputs: int, outputs: int, *, blocks: int, kernel: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(
-            *(
-                InvertedResidual(
-                    inputs if index == 0 else outputs,
-                    outputs,
-                    expansion=6,
-                    kernel=kernel,
-                    stride=stride if index == 0 else 1,
-                    activation=self._activation,
-                    excite=self._excite,
-                    same=self._same,
-                )
-                for index in range(blocks)
-            )
-        )
 
 
 class EfficientNetLite0Backbone(MobileBackbone, EfficientNetTrunk):

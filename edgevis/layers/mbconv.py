@@ -136,6 +136,47 @@ def initialise(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def mobile_stages(
+    inputs: int,
+    first: int,
+    rows: Iterable[tuple[int, int, int, int]],
+    *,
+    activation: type[nn.Module],
+    excite: bool,
+    same: bool,
+) -> nn.Sequential:
+    """The stages of MobileNetV2 and of what was made of it: (N, inputs, h, w) -> the map after the last one.
+
+    Args:
+        inputs: Channels of the stem.
+        first: Channels of the first stage, one :class:`DepthwiseSeparable`.
+        rows: Of each further stage: channels, blocks, kernel, stride of the first block. Blocks expand by 6.
+        activation: Of all blocks.
+        excite: Whether blocks have squeeze-and-excitation.
+        same: Pad as TensorFlow does for even sides.
+    """
+    stage = DepthwiseSeparable(inputs, first, kernel=3, stride=1, activation=activation, excite=excite, same=same)
+    stages = nn.Sequential(nn.Sequential(stage))
+    inputs = first
+    for outputs, blocks, kernel, stride in rows:
+        stage_blocks = nn.Sequential()
+        for index in range(blocks):
+            block = InvertedResidual(
+                outputs if index else inputs,
+                outputs,
+                expansion=6,
+                kernel=kernel,
+                stride=1 if index else stride,
+                activation=activation,
+                excite=excite,
+                same=same,
+            )
+            stage_blocks.append(block)
+        stages.append(stage_blocks)
+        inputs = outputs
+    return stages
+
+
 def maps_after(stages: Iterable[nn.Module], image: Tensor, places: Collection[int]) -> tuple[Tensor, ...]:
     """The outputs of the stages at ``places``, from 0, of all stages one after another."""
     maps = []

@@ -9,20 +9,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from edgevis.layers.mbconv import (
-    DepthwiseSeparable,
-    InvertedResidual,
-    MobileBackbone,
-    MobileTrunk,
-    convolution,
-    initialise,
-    maps_after,
-)
+from edgevis.layers.mbconv import MobileBackbone, MobileTrunk, convolution, initialise, maps_after, mobile_stages
 
 CHANNELS = 320
 """Output channels of the last stage."""
 
-_STEM = 32
+_STEM, _FIRST = 32, 16
 # Per stage after the first: channels, blocks, stride of the first block.
 _STAGES = ((24, 2, 2), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (CHANNELS, 1, 1))
 # Which of them are a backbone's stages 1 to 4, at a 4th, an 8th, a 16th and a 32nd of the image's sides: of each scale
@@ -39,13 +31,8 @@ def stem(*, same: bool) -> tuple[nn.Module, nn.Module, nn.Module]:
 
 def stages(*, same: bool, count: int = len(_STAGES) + 1) -> nn.Sequential:
     """The first ``count`` stages; ``same`` pads as TensorFlow does for even sides."""
-    first = DepthwiseSeparable(_STEM, 16, kernel=3, stride=1, activation=nn.ReLU6, excite=False, same=same)
-    modules: list[nn.Module] = [nn.Sequential(first)]
-    inputs = 16
-    for outputs, blocks, stride in _STAGES[: count - 1]:
-        modules.append(_stage(inputs, outputs, blocks=blocks, stride=stride, same=same))
-        inputs = outputs
-    return nn.Sequential(*modules)
+    rows = ((channels, blocks, 3, stride) for channels, blocks, stride in _STAGES[: count - 1])
+    return mobile_stages(_STEM, _FIRST, rows, activation=nn.ReLU6, excite=False, same=same)
 
 
 class MobileNetV2Backbone(MobileBackbone):
@@ -95,21 +82,3 @@ class MobileNetV2Trunk(MobileTrunk):
     def pyramid(self, image: Tensor) -> tuple[Tensor, ...]:
         """(N, 3, H, W) -> maps (N, 32, H/8, W/8), (N, 96, H/16, W/16), (N, 320, H/32, W/32)."""
         return self.maps(image)[1:]
-
-
-def _stage(inputs: int, outputs: int, *, blocks: int, stride: int, same: bool) -> nn.Sequential:
-    return nn.Sequential(
-        *(
-            InvertedResidual(
-                inputs if index == 0 else outputs,
-                outputs,
-                expansion=6,
-                kernel=3,
-                stride=stride if index == 0 else 1,
-                activation=nn.ReLU6,
-                excite=False,
-                same=same,
-            )
-            for index in range(blocks)
-        )
-    )
