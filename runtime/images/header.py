@@ -191,9 +191,9 @@ def _tiff(data: bytes) -> ImageHeader:
         unread = "a TIFF with an alpha or extra channel beside grey or CMYK; save it as PNG"
     elif bits not in (1, 2, 4, 8, 16) or tag(339, 1) != 1:
         form = {2: "signed", 3: "floating point"}.get(tag(339, 1), "whole")
+        cure = "as (image * 255).round().astype('uint8') of 0..1" if form == "floating point" else "scaled to 0..255"
         unread = (
-            f"a TIFF with {form} numbers of {bits} bits, whose range it does not say; save it with 8 bits a channel, "
-            "as (image * 255).round().astype('uint8') of 0..1"
+            f"a TIFF with {form} numbers of {bits} bits, whose range it does not say; save 8 bits a channel, {cure}"
         )
     elif bits == 16 and photometric not in (1, 2):
         unread = "a TIFF of 16 bits that is neither grey nor RGB; save it with 8 bits a channel"
