@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from typing import Literal, TypeAlias, cast
@@ -17,6 +19,7 @@ from runtime.common.closing import Closing
 from runtime.common.forking import holds_up_forks
 from runtime.errors import EdgevisError, InputError
 from runtime.images.decode import Image, as_image
+from runtime.open_set.decision import OpenSetInfo
 from runtime.predictor import Predictor
 from runtime.results import Detections
 from runtime.streams.ahead import AheadReader
@@ -32,12 +35,15 @@ from runtime.tracking.objects import UNKNOWN, TrackedObject, draw_objects
 from runtime.tracking.records import SeenTrack, SourceTracks, TrackRecord
 from runtime.tracking.settings import PipelineSettings
 from runtime.tracking.stats import PipelineCounters, PipelineStats
+from runtime.tracking.strangers import StrangerViews
 
 DETECTOR, IDENTIFIER = "person-detector", "osnet-in-x0-5"
 """The bundles that come with edgevis."""
 
 _Detected: TypeAlias = tuple[list[Detections | None], float]
 _PERSON = "person"
+_STRANGERS_EVERY = 5  # frames: those between show the same
+_LIVE_S = 60.0
 _EXPIRE_EVERY = 256  # frames between two looks for unknowns that are to be forgotten
 
 
@@ -269,6 +275,43 @@ class Pipeline(Closing):
         """The names of the unknowns that are remembered, in the order in which they came."""
         return () if self._identifier is None else tuple(self._identifier.unknowns)
 
+    def calibrate(self, source: Source, *, seconds: float | None = None, without: Collection[int] = ()) -> OpenSetInfo:
+        """Measure the open-set threshold on the persons, or objects, that a source shows; none of them is enrolled.
+
+        As :meth:`edgevis.Predictor.calibrate`, by views of tracks in every fifth frame; of one with whole views, by
+        those. The source is streamed as by :meth:`stream`.
+
+        Args:
+            source: A minute of the camera's own video, a camera, an address, or whatever else :meth:`stream` takes.
+            seconds: Watch it for so long; None for a video to its end, a live source for a minute.
+            without: Numbers of tracks that are enrolled, and so no strangers.
+
+        Returns:
+            The operating point, as the predictor's ``info.open_set``.
+
+        Raises:
+            InputError: Fewer than 20 views, no such track, or an argument is not allowed.
+            SourceError: The source cannot be read; the calibration is as before.
+        """
+        _, predictor = self._identified()
+        if seconds is not None and not 0 < seconds < math.inf:
+            raise InputError(f"seconds is {seconds:g}; allowed: a number > 0")
+        views, seen = StrangerViews(predictor.task.scored_rows), set[int]()
+        first: float | None = None
+        with closing(self.stream(source)) as stream:
+            for frame, objects in stream:
+                first = frame.time_s if first is None else first
+                limit = seconds or (_LIVE_S if self._reader is not None and self._reader.live else math.inf)
+                if frame.time_s - first > limit:
+                    break
+                seen.update(item.track for item in objects)
+                if frame.index % _STRANGERS_EVERY == 0:
+                    views.add(frame.image, objects)
+        if unknown := sorted(set(without) - seen):
+            shown = ", ".join(map(str, sorted(seen))) or "none"
+            raise InputError(f"there is no track {unknown[0]} to leave out; the tracks of this source: {shown}")
+        return predictor.calibrate_rows(views.rows(without=frozenset(without)))
+
     def rename(self, unknown: str, label: str) -> None:
         """Enrol an unknown under a label, by the embeddings that are kept of it; tracks of it get the label.
 
@@ -340,12 +383,12 @@ class Pipeline(Closing):
         return [record for source in self._sources.values() for record in source.records if record.present]
 
     def _expire(self, frames: int, now: float) -> None:
-        """Forget unknowns now and then."""
+        """Forget now and then who was not seen for long."""
         self._since_expiry += frames
         if self._identifier is not None and self._since_expiry >= _EXPIRE_EVERY:
             self._since_expiry = 0
             kept = {record.unknown for source in self._sources.values() for record in source.records if record.unknown}
-            self._identifier.unknowns.expire(now, present=kept)
+            self._identifier.expire(now, present=kept)
 
     def _decide_again(self, names: Mapping[str, str | None]) -> None:
         """Give the tracks of these unknowns their new names, or decide for them again."""

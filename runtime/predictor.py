@@ -319,8 +319,14 @@ class Predictor(Closing):
             SourceError: An image or the video cannot be read; the calibration is as before.
         """
         self._check_open()
-        open_set = self._scored("calibration")
+        self._scored("calibration")
         rows = None if strangers is None else sampled_rows(frames(strangers, live_s=60.0), self._task.scored_rows)
+        return self.calibrate_rows(rows)
+
+    def calibrate_rows(self, rows: Array | None) -> OpenSetInfo:
+        """As :meth:`calibrate`, by (S, D) float32 unit rows of the gallery's space, as a pipeline has of its tracks."""
+        self._check_open()
+        open_set = self._scored("calibration")
         with fork_waits():
             open_set.calibrate(rows)
             self._enrolment.settings_changed()

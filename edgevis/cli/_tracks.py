@@ -11,16 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from edgevis import Frame, InputError, Pipeline, Predictor, TrackedObject
 from edgevis.cli._common import open_bundle
 from runtime.common.addresses import without_password
 from runtime.images.decode import Image
 from runtime.pipeline import DETECTOR
 from runtime.streams.sources import source_spec
-from runtime.tracking.objects import UNKNOWN
-from runtime.tracking.views import GOOD, view_weights
+from runtime.tracking.objects import UNKNOWN, crop_of, weights_in
+from runtime.tracking.views import GOOD
 
 _CROPS = 12
 """Crops that a label is enrolled with."""
@@ -124,11 +122,9 @@ def track_of(detector: str | None, predictor: Predictor, source: str, arguments:
     with _tracked(detector, predictor, source, arguments) as frames:
         for frame, objects in frames:
             _note(tracks, frame, objects)
-            weights = _weights(objects, frame.image.shape[:2])
-            for item, weight in zip(objects, weights, strict=True):
+            for item, weight in zip(objects, weights_in(frame.image, objects), strict=True):
                 if item.detected and weight > 0 and wanted in (None, str(item.track), item.identity):
-                    x0, y0, x1, y1 = (round(float(value)) for value in item.box_xyxy)
-                    tracks[item.track].add_view(weight, frame.image[y0:y1, x0:x1].copy())
+                    tracks[item.track].add_view(weight, crop_of(frame.image, item))
             if wanted is None and len({track.identity for track in named(tracks.values())}) > 1:
                 for track in tracks.values():
                     track.views.clear()  # it will be refused; long videos show many
@@ -194,10 +190,3 @@ def _note(tracks: dict[int, VideoTrack], frame: Frame, objects: Sequence[Tracked
 def _listed(tracks: Sequence[VideoTrack]) -> str:
     more = f" and {len(tracks) - _LISTED} more" if len(tracks) > _LISTED else ""
     return (", ".join(map(str, tracks[:_LISTED])) or "none") + more
-
-
-def _weights(objects: Sequence[TrackedObject], size: tuple[int, ...]) -> list[float]:
-    if not objects:
-        return []
-    weights = view_weights(np.stack([item.box_xyxy for item in objects]), (size[0], size[1]))
-    return [float(weight) for weight in weights]

@@ -38,6 +38,7 @@ _LARGE_SAMPLE = 128  # rows that stand for an enrolment that is not looked at as
 _PER_LABEL = 8  # of the rows of each of its labels
 _GROWTH = 1.25  # of a large enrolment before its statistics are taken again
 _BELOW = 1e-4  # the threshold stays so far below what is enrolled, whose own score has rounding errors
+_BY_CHANCE = 0.01  # of strangers, who may look like somebody enrolled
 _ALIKE = 0.98  # labels whose images reach such scores against each other cannot be told apart
 
 
@@ -182,6 +183,13 @@ class OpenSet:
             known = self._fitted = (key, self._fit(strangers))
         return known[1]
 
+    def verification_threshold(self, rate: float) -> float | None:
+        """The score from which an image and one label are taken for the same at a false match rate (1:1 comparison).
+
+        By what was measured of the weights, whatever is enrolled, calibrated or set by hand; None if nothing is known.
+        """
+        return self._known.threshold(Features.of_one_label(), rate)
+
     @property
     def info(self) -> OpenSetInfo:
         """The operating point and its expected rates."""
@@ -203,6 +211,11 @@ class OpenSet:
             fpir = rate_interval(rate, strangers.effective)
             worth = f"{strangers.effective:.0f} independent ones"
             note = f"measured on {count} images of strangers of this scene, worth {worth}"
+            if alike := self._like_enrolled(strangers, features):
+                note += (
+                    f"; {alike} of them score as high as the images of a label do against each other: is somebody "
+                    "enrolled among them? Leave those out"
+                )
         else:
             method = "estimated" if self._statistics else "generic"
             rates = self._known.expected(features.labels, features.images, rate)
@@ -222,6 +235,14 @@ class OpenSet:
             rates = self._known.expected(features.labels, features.images, rate)
             tpir = rates[1] if rates is not None else None
         return OpenSetInfo(threshold, method, strangers is not None, rate, fpir, tpir, count, distinct, note)
+
+    @staticmethod
+    def _like_enrolled(strangers: _Strangers, features: Features) -> int:
+        """How many strangers score like images of the labels themselves; 0 where it is no more than chance."""
+        if features.genuine_low is None:
+            return 0
+        alike = int((strangers.scores() >= features.genuine_low).sum())
+        return alike if alike > _BY_CHANCE * len(strangers.rows) else 0
 
     def features(self) -> Features | None:
         """The features of the enrolment; None when nothing is enrolled."""

@@ -40,6 +40,11 @@ class Features:
     recognised: float
     closest: float | None
 
+    @classmethod
+    def of_one_label(cls) -> Features:
+        """One label with one image, of which nothing else is known."""
+        return cls(1, 1.0, None, None, None, None, 1.0, None)
+
     def value(self, name: str) -> float | None:
         """The value of one of :data:`FEATURES`; None if the enrolment is too small for it."""
         if name == "log_labels":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from runtime.images.decode import Image
 from runtime.results import Match
 from runtime.tracking.drift import DriftMonitor
 from runtime.tracking.evidence import decided_label
+from runtime.tracking.holders import Holders
 from runtime.tracking.identities import RowSpace, Unknowns
 from runtime.tracking.objects import UNKNOWN
 from runtime.tracking.records import TrackRecord, ViewRequest
@@ -41,19 +42,32 @@ class Identifier:
         model: The task, with what is enrolled.
         unknowns: The identities of all others.
         settings: The pipeline's.
-        unique: Whether a label is one individual, which is not in two places of one frame.
+        unique: Whether a label is one individual, which is not in two places of one frame, and of which
+            :mod:`runtime.tracking.holders` knows the best views.
     """
 
     def __init__(self, model: EmbeddingModel, unknowns: Unknowns, settings: PipelineSettings, *, unique: bool) -> None:
         self._model, self._settings, self._unique = model, settings, unique
         self.unknowns = unknowns
         self.drift = DriftMonitor(model)
+        self._holders = Holders(
+            model,
+            margin=settings.holder_margin,
+            limit=settings.max_unknowns,
+            forget_after_s=settings.forget_unknown_after_s,
+        )
         self.embedded = 0
 
     def clear(self) -> None:
         """Forget all that was seen."""
         self.unknowns.clear()
         self.drift.clear()
+        self._holders.clear()
+
+    def expire(self, now: float, *, present: Collection[str]) -> None:
+        """Forget who was not seen for long, see :meth:`runtime.tracking.identities.Unknowns.expire`."""
+        self.unknowns.expire(now, present=present)
+        self._holders.expire(now)
 
     def identify(
         self, requests: Sequence[ViewRequest], present: Sequence[TrackRecord], *, now: float
@@ -112,22 +126,30 @@ class Identifier:
         for record, ranking in zip(with_views, self._mean_rankings(with_views), strict=True):
             record.matches = ranking
             others = self._others(record, present)
-            self._decide_label(record, others)
+            self._decide_label(record, others, now)
             beaten = [other for other in others if record.label is not None and other.label == record.label]
             for undecided in (record, *beaten):
                 if undecided is not record:
-                    self._decide_label(undecided, self._others(undecided, present))
+                    self._decide_label(undecided, self._others(undecided, present), now)
                 if undecided.label is None:
                     self._decide_unknown(undecided, present, newest.get(id(undecided)), now)
 
-    def _decide_label(self, record: TrackRecord, others: Sequence[TrackRecord]) -> None:
-        """Decide for one of the labels that no other track of the frame has a better claim to."""
+    def _decide_label(self, record: TrackRecord, others: Sequence[TrackRecord], now: float) -> None:
+        """Decide for one of the labels to which nobody else has a better claim: in the frame, or before the camera."""
         claims = {other.label: dict(other.matches).get(other.label, 1.0) for other in others if other.label is not None}
         free = tuple(match for match in record.matches if match.score > claims.get(match.label, -np.inf))
         threshold, views = self._model.open_set.threshold, len(record.evidence.rows)
         if record.label is None and views < self._settings.first_views and not self._waited(record):
             return
-        record.label = decided_label(record.label, free, threshold, views=views)
+        record.label = decided_label(record.label, self._not_held(record, free), threshold, views=views)
+        if self._unique and record.label is not None:
+            self._holders.learn(record, now)
+
+    def _not_held(self, record: TrackRecord, matches: tuple[Match, ...]) -> tuple[Match, ...]:
+        """The matches but those with labels that belong to another object."""
+        if not self._unique:
+            return matches
+        return tuple(match for match in matches if not self._holders.refuses(match, record))
 
     def _usable(self, requests: Sequence[ViewRequest]) -> list[tuple[ViewRequest, Image, float]]:
         """The requests with their crops and weights, but those whose crop shows nothing."""

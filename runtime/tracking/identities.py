@@ -30,7 +30,7 @@ MAX_ROWS = 12
 _REPEATED = 0.95  # a view so much like one that is kept adds nothing
 _TOP_K = 8
 _RATE = 0.01  # of the new ones that may be taken for one who was seen before (FPIR)
-_SAME_CAMERA = 0.15
+SAME_CAMERA = 0.15
 """What views by one camera must exceed the threshold by: they share background, light and viewpoint, so that others
 score higher, too. Measured with the Re-ID weights that ship on 54 persons of PKU-Reid, the mean of four views: by one
 camera others reach 0.44 in 10 of 100 pairs and 0.58 in one, the same person 0.67 in 98; by two cameras others reach
@@ -92,7 +92,7 @@ class Unknowns:
     def threshold(self, *, same_camera: bool) -> float:
         """The mean score, -1..1, from which an object is taken for an unknown that this or another camera has seen."""
         threshold = self._space.open_set.threshold
-        return min(1.0, (1.0 if threshold is None else threshold) + (_SAME_CAMERA if same_camera else 0.0))
+        return min(1.0, (1.0 if threshold is None else threshold) + (SAME_CAMERA if same_camera else 0.0))
 
     def has_views(self, name: str) -> bool:
         """Whether more is known of an unknown than that it is there."""
@@ -132,12 +132,9 @@ class Unknowns:
         unknown = self._known[name]
         unknown.seen_s = max(unknown.seen_s, now)
         known = unknown.rows.get(camera, [])
-        fresh = list(known)
-        for row in rows:
-            if not fresh or max(float(row @ other) for other in fresh) < _REPEATED:
-                fresh.append(np.asarray(row, np.float32))
-        if len(fresh) > len(known):
-            self._replace(name, camera, fresh)
+        kept = with_new_views(known, rows)
+        if kept is not known:
+            self._replace(name, camera, kept)
 
     def seen(self, name: str, now: float) -> None:
         """Note that an unknown is being seen."""
@@ -194,6 +191,18 @@ class Unknowns:
             self._space.gallery.remove(label)
         known[camera] = _spread(rows)
         self._space.gallery.add(label, np.stack(known[camera]))
+
+
+def with_new_views(known: list[npt.NDArray[np.float32]], rows: Array) -> list[npt.NDArray[np.float32]]:
+    """The (D,) rows that are kept of an object, and those of (N, D) new ones that show something new.
+
+    At most :data:`MAX_ROWS`, which are as unlike as can be; ``known`` itself where nothing is new.
+    """
+    fresh = list(known)
+    for row in rows:
+        if not fresh or max(float(row @ other) for other in fresh) < _REPEATED:
+            fresh.append(np.asarray(row, np.float32))
+    return _spread(fresh) if len(fresh) > len(known) else known
 
 
 def is_unknown_name(text: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from runtime.common.json_data import to_json
 from runtime.images.decode import Image
 from runtime.images.draw import color_of, draw_tag, drawable, tag_scale
 from runtime.results import Match
+from runtime.tracking.views import view_weights
 
 UNKNOWN = "unknown"
 """The identity of an object of which no view could be used yet."""
@@ -69,3 +70,15 @@ def draw_objects(image: Image, objects: Iterable[TrackedObject]) -> Image:
         score = f" {item.score:.2f}" if item.label is not None else ""
         draw_tag(picture, f"{item.identity}{score}", (left, top), color, scale)
     return picture
+
+
+def weights_in(image: Image, objects: Sequence[TrackedObject]) -> npt.NDArray[np.float64]:
+    """(N,) what each object's view in (H, W, 3) ``image`` is worth, see :func:`runtime.tracking.views.view_weights`."""
+    boxes = np.stack([item.box_xyxy for item in objects]) if objects else np.empty((0, 4), np.float32)
+    return view_weights(boxes, (image.shape[0], image.shape[1]))
+
+
+def crop_of(image: Image, item: TrackedObject) -> Image:
+    """A copy of what (H, W, 3) uint8 BGR ``image`` shows of an object, as it is embedded."""
+    x0, y0, x1, y1 = (round(float(value)) for value in item.box_xyxy)
+    return np.asarray(image[y0:y1, x0:x1].copy())

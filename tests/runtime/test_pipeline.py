@@ -184,6 +184,48 @@ def test_a_label_of_one_frame_is_one_individual(folder: Path) -> None:
         assert found[5, 5] not in (found[2, 2], "unknown")
 
 
+@pytest.mark.parametrize(("margin", "after"), [(0.15, "unknown-1"), (2.0, "ann")])
+def test_a_label_before_a_camera_is_one_individual(folder: Path, margin: float, after: str) -> None:
+    with Predictor(folder / "reid.edgevis") as predictor:
+        predictor.enroll("ann", person(ANN))
+        predictor.threshold = -1.0  # everybody is like enough
+        settings = PipelineSettings(holder_margin=margin, reassociate_s=0.0)
+        with Pipeline(folder / "squares.edgevis", predictor, settings=settings) as pipeline:
+            camera = Camera()
+            assert identities(last(pipeline, camera.show({ANN: (2, 2)}, 10))) == {(2, 2): "ann"}
+            assert last(pipeline, camera.show({}, 40)) == ()
+            assert identities(last(pipeline, camera.show({BOB: (5, 5)}, 10))) == {(5, 5): after}
+            assert identities(last(pipeline, Camera(1).show({BOB: (5, 5)}, 10))) == {(5, 5): "ann"}
+
+
+def test_the_threshold_is_measured_on_whom_a_source_shows(folder: Path) -> None:
+    with Predictor(folder / "reid.edgevis") as predictor:
+        predictor.enroll("ann", person(ANN))
+        with Pipeline(folder / "squares.edgevis", predictor) as pipeline:
+            both = [image({BOB: (2, 2), EVE: (5, 5)})] * 60
+            found = pipeline.calibrate(both)
+            assert (found.calibrated, found.strangers) == (True, 2 * 12)
+            with pytest.raises(InputError, match=r"no track 9 to leave out; the tracks of this source: 3, 4$"):
+                pipeline.calibrate(both, without=[9])
+            assert pipeline.calibrate(both * 2, without=[5]).strangers == 24
+            with pytest.raises(InputError, match="4 images of strangers; at least 20 are needed"):
+                pipeline.calibrate(both[:9])
+            with pytest.raises(InputError, match="seconds is 0"):
+                pipeline.calibrate(both, seconds=0.0)
+            assert predictor.info.open_set is not None
+            assert predictor.info.open_set.strangers == 24  # as it was
+            with_ann = pipeline.calibrate([image({ANN: (2, 2), EVE: (5, 5)})] * 60)
+            assert "is somebody enrolled among them?" not in with_ann.note  # of one image nothing is known
+            predictor.enroll("ann", [person(ANN)[:, :38], person(ANN)[2:]])
+            found = pipeline.calibrate([image({ANN: (2, 2), EVE: (5, 5)})] * 60)
+            assert "12 of them score as high as the images of a label do against each other" in found.note
+    with (
+        Pipeline(folder / "squares.edgevis", identify=False) as pipeline,
+        pytest.raises(InputError, match="identities"),
+    ):
+        pipeline.calibrate(both)
+
+
 def test_crops_are_embedded_when_a_track_needs_it(pipeline: Pipeline) -> None:
     camera = Camera()
     last(pipeline, camera.show({ANN: (2, 2)}, 61))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from benchmarks.video_scenes import PhotoPan
+from benchmarks.video_scenes import PhotoPan, photograph
 from calibration.data.samples import samples_from_photographs
 from runtime.images.decode import Image
 
@@ -41,7 +41,9 @@ def write_scenery(folder: Path) -> Path:
         for label, image in zip(others.labels, others.images, strict=True)
         if label not in ("astronaut", "grace_hopper")  # who are enrolled
     ]
-    _video(folder / "empty-hour.mp4", [cv2.resize(image, (240, 480)) for image in strangers])
+    for number, image in enumerate(strangers):
+        _write(folder / "strangers" / f"{number}.jpg", cv2.resize(image, (240, 480)))
+    _video(folder / "empty-hour.mp4", list(_strangers_hour()))
     objects = samples_from_photographs(height=120, width=160, count=3).with_masks()
     for name, image, mask in zip(("mug-1", "mug-2", "desk"), objects.images, objects.masks, strict=True):
         _write(folder / f"{name}.jpg", image)
@@ -55,6 +57,14 @@ def write_scenery(folder: Path) -> Path:
     _write(folder / "cells.png", objects.images[0])
     write_boxes(folder / "shelf")
     return folder
+
+
+def _strangers_hour(length: int = 110) -> Iterator[Image]:
+    """(432, 640, 3) frames of a camera that pans over a cameraman and his mirror image; nobody enrolled is seen."""
+    photo = cv2.resize(photograph("skimage", "data/camera.png"), (432, 432))
+    canvas = np.hstack([photo, photo[:, ::-1]])
+    for left in np.linspace(0, canvas.shape[1] - 640, length).round().astype(int).tolist():
+        yield np.asarray(canvas[:, left : left + 640], np.uint8)
 
 
 def link_bundles(factory: pytest.TempPathFactory, folder: Path, names: Sequence[str] = BUNDLES) -> None:

@@ -125,6 +125,37 @@ def test_a_track_gets_a_name_and_is_then_identified(
     assert enrolment.read_bytes() == before
 
 
+def test_the_threshold_is_measured_on_the_persons_of_a_video(
+    bundles: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "empty-hour.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (320, 320))
+    for _ in range(60):
+        frame = np.zeros((320, 320, 3), np.uint8)
+        for place, blue in ((2, 0), (5, 250)):
+            frame[place * SIDE : (place + 1) * SIDE, place * SIDE : (place + 1) * SIDE] = square(blue)
+        writer.write(frame)
+    writer.release()
+    enrolment = tmp_path / "hall.enrolment"
+    with Predictor(bundles[3]) as predictor:
+        predictor.enroll("ann", square(120))
+        predictor.save(enrolment)
+    command = ["calibrate", bundles[3], "--enrolment", str(enrolment)]
+    told = [*command, "--strangers", str(path), *bundles[:2], "--json"]
+    assert main(told) == 0
+    assert json.loads(capsys.readouterr().out)["open_set"]["strangers"] == 24  # of 60 whole frames, nothing
+    assert main([*told, "--seconds", "5.6", "--except-track", "1"]) == 1  # one is left: too few
+    assert "12 images of strangers" in capsys.readouterr().err
+    assert main([*told, "--except-track", "7"]) == 1
+    assert "no track 7 to leave out; the tracks of this source: 1, 2" in capsys.readouterr().err
+    strangers = load_enrolment(enrolment).strangers
+    assert strangers is not None
+    assert len(strangers) == 24
+    cv2.imwrite(str(tmp_path / "one.png"), square(0))
+    assert main([*command, "--strangers", str(tmp_path / "one.png"), "--seconds", "2"]) == 1
+    assert "--seconds are for one video" in capsys.readouterr().err
+
+
 def test_a_video_of_one_is_enrolled_and_one_of_two_is_listed(
     bundles: list[str], video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
