@@ -18,10 +18,10 @@ from typing import cast
 
 import numpy as np
 
+from benchmarks.figure import Figure, figure_text
 from benchmarks.open_set import scene_by
-from benchmarks.report import figure_text, report
+from benchmarks.report import report
 from edgevis import InputError, PipelineSettings, Predictor
-from edgevis.metrics.interval import episode_accuracy
 from edgevis.open_set.embeddings import Part
 from edgevis.open_set.enrolments import Scene
 from runtime.common.arrays import Array
@@ -47,7 +47,7 @@ class IdentityRow:
         labels: How many persons are enrolled.
         holder_margin: As of :class:`edgevis.PipelineSettings`; 2 switches the rule off.
         enrolments: How often drawn.
-        fpir, tpir: The mean, and half of its 95 % interval, over the enrolments.
+        fpir, tpir: The mean over the enrolments.
     """
 
     data: str
@@ -55,8 +55,8 @@ class IdentityRow:
     labels: int
     holder_margin: float
     enrolments: int
-    fpir: tuple[float, float]
-    tpir: tuple[float, float]
+    fpir: Figure
+    tpir: Figure
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,14 +177,9 @@ def _measure(arguments: argparse.Namespace) -> Iterator[IdentityRow]:
                         labels,
                         margin,
                         len(drawn),
-                        _figure(fpir),
-                        _figure(tpir),
+                        Figure.mean_of(fpir),
+                        Figure.mean_of(tpir),
                     )
-
-
-def _figure(values: Array) -> tuple[float, float]:
-    found = episode_accuracy(values)
-    return found.mean, found.half_width95
 
 
 def _cells(row: IdentityRow) -> tuple[str, ...]:

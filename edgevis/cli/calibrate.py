@@ -21,6 +21,7 @@ from edgevis.cli._common import (
     open_bundle,
     open_predictor,
     print_json,
+    print_next,
 )
 from edgevis.cli._streams import Stream, stream_of
 from edgevis.cli._tracks import add_seconds_argument
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"enrolment": arguments.enrolment, "open_set": to_json(open_set)})
         return 0
     print("\n".join(open_set_lines(open_set)))
-    print(f"next: edgevis predict {arguments.bundle} IMAGE --enrolment {arguments.enrolment}")
+    print_next("edgevis", "predict", arguments.bundle, "IMAGE", "--enrolment", arguments.enrolment)
     return 0
 
 

@@ -213,8 +213,8 @@ class OpenSet:
             note = f"measured on {count} images of strangers of this scene, worth {worth}"
             if alike := self._like_enrolled(strangers, features):
                 note += (
-                    f"; {alike} of them score as high as the images of a label do against each other: is somebody "
-                    "enrolled among them? Leave those out"
+                    f"; {alike} of them score as high as the images of a label do: is somebody enrolled among them? "
+                    "Leave those out"
                 )
         else:
             method = "estimated" if self._statistics else "generic"
@@ -239,9 +239,8 @@ class OpenSet:
     @staticmethod
     def _like_enrolled(strangers: _Strangers, features: Features) -> int:
         """How many strangers score like images of the labels themselves; 0 where it is no more than chance."""
-        if features.genuine_low is None:
-            return 0
-        alike = int((strangers.scores() >= features.genuine_low).sum())
+        own = _ALIKE if features.genuine_low is None else features.genuine_low
+        alike = int((strangers.scores() >= own).sum())
         return alike if alike > _BY_CHANCE * len(strangers.rows) else 0
 
     def features(self) -> Features | None:
