@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 _Resource = TypeVar("_Resource", bound="Closing")
 
@@ -19,6 +19,11 @@ class Closing(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        """What is held – an engine, a camera, a file – belongs to one process; copies and pickles would have none."""
+        kind = type(self).__name__
+        raise TypeError(f"a {kind} cannot be copied or sent to another process: open a {kind} there")
 
     @abstractmethod
     def close(self) -> None:

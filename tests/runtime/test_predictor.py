@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError
@@ -377,6 +379,12 @@ def test_a_with_block_closes_also_when_it_fails(tmp_path: Path) -> None:
         fail()
     with pytest.raises(EdgevisError, match="closed"):
         predictor.predict(PICTURES[0])
+
+
+@pytest.mark.parametrize("transfer", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_predictor_stays_in_its_process(predictor: Predictor, transfer: Callable[[object], object]) -> None:
+    with pytest.raises(TypeError, match="a Predictor cannot be copied or sent to another process: open a Predictor"):
+        transfer(predictor)
 
 
 def test_results_are_frozen(gallery: Predictor) -> None:
