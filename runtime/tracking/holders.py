@@ -79,7 +79,9 @@ class Holders:
         label = cast(str, record.label)
         key, rows, score = (label, record.camera), record.evidence.rows, dict(record.matches)[label]
         holder = self._known.pop(key, None)
-        if holder is not None and (holder.track == record.number or self._alike(holder, record.evidence)):
+        alike = holder is None or holder.track == record.number or self._alike(holder, record.evidence)
+        record.unlike_holder = not alike
+        if holder is not None and alike:
             rows_kept = with_new_views(holder.rows, rows)
             holder = _Holder(max(score, holder.score), record.number, now, rows_kept)
         elif holder is None or score > holder.score:

@@ -36,6 +36,7 @@ class TrackRecord:
         present: Whether it was detected when one last looked.
         last_view: The index of the frame of the last view that was asked for; None before the first.
         view_size, view_weight: The size of that view, and its weight by where its box lay.
+        unlike_holder: Whether another object has had its label before this camera, see :mod:`runtime.tracking.holders`.
         contradicted: How many views in a row speak against its unknown identity.
     """
 
@@ -53,12 +54,18 @@ class TrackRecord:
     last_view: int | None = None
     view_size: ViewSize | None = None
     view_weight: float = GOOD
+    unlike_holder: bool = False
     contradicted: int = 0
 
     @property
     def identity(self) -> str:
         """The label, the unknown identity, or ``unknown``."""
         return self.label or self.unknown or UNKNOWN
+
+    @property
+    def shares_label(self) -> bool:
+        """Whether it has a label that belongs to another object as well."""
+        return self.label is not None and self.unlike_holder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,13 +202,19 @@ class SourceTracks:
         return found
 
     def take_number_back(self, record: TrackRecord) -> None:
-        """Give a track the number of an earlier one of the same identity that was lost a short time ago."""
+        """Give a track the number of an earlier one of the same identity that was lost a short time ago.
+
+        A label that two objects have, which do not look alike, is no identity: one of them is a stranger.
+        """
+        if record.shares_label:
+            return
         earlier = [
             other
             for other in (*self._ended, *self._records.values())
             if other is not record
             and not other.present
             and other.identity == record.identity
+            and not other.shares_label
             and record.first_s >= other.seen_s
             and record.seen_s - other.seen_s <= self._settings.reassociate_s
         ]

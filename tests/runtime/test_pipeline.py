@@ -189,12 +189,17 @@ def test_a_label_before_a_camera_is_one_individual(folder: Path, margin: float, 
     with Predictor(folder / "reid.edgevis") as predictor:
         predictor.enroll("ann", person(ANN))
         predictor.threshold = -1.0  # everybody is like enough
-        settings = PipelineSettings(holder_margin=margin, reassociate_s=0.0)
+        settings = PipelineSettings(holder_margin=margin)
         with Pipeline(folder / "squares.edgevis", predictor, settings=settings) as pipeline:
             camera = Camera()
-            assert identities(last(pipeline, camera.show({ANN: (2, 2)}, 10))) == {(2, 2): "ann"}
+            (ann,) = last(pipeline, camera.show({ANN: (2, 2)}, 10))
+            assert ann.label == "ann"
             assert last(pipeline, camera.show({}, 40)) == ()
-            assert identities(last(pipeline, camera.show({BOB: (5, 5)}, 10))) == {(5, 5): after}
+            (bob,) = last(pipeline, camera.show({BOB: (5, 5)}, 10))
+            assert bob.identity == after
+            assert bob.track != ann.track  # also where both have the label: they do not look alike
+            assert last(pipeline, camera.show({}, 40)) == ()
+            assert [item.track for item in last(pipeline, camera.show({ANN: (2, 2)}, 10))] == [ann.track]
             assert identities(last(pipeline, Camera(1).show({BOB: (5, 5)}, 10))) == {(5, 5): "ann"}
 
 
