@@ -42,7 +42,6 @@ DETECTOR, IDENTIFIER = "person-detector", "osnet-in-x0-5"
 
 _Detected: TypeAlias = tuple[list[Detections | None], float]
 _PERSON = "person"
-_STRANGERS_EVERY = 5  # frames: those between show the same
 _LIVE_S = 60.0
 _EXPIRE_EVERY = 256  # frames between two looks for unknowns that are to be forgotten
 
@@ -296,7 +295,7 @@ class Pipeline(Closing):
         _, predictor = self._identified()
         if seconds is not None and not 0 < seconds < math.inf:
             raise InputError(f"seconds is {seconds:g}; allowed: a number > 0")
-        views, seen = StrangerViews(predictor.task.scored_rows), set[int]()
+        views = StrangerViews(predictor.task.scored_rows)
         first: float | None = None
         with closing(self.stream(source)) as stream:
             for frame, objects in stream:
@@ -304,13 +303,8 @@ class Pipeline(Closing):
                 limit = seconds or (_LIVE_S if self._reader is not None and self._reader.live else math.inf)
                 if frame.time_s - first > limit:
                     break
-                seen.update(item.track for item in objects)
-                if frame.index % _STRANGERS_EVERY == 0:
-                    views.add(frame.image, objects)
-        if unknown := sorted(set(without) - seen):
-            shown = ", ".join(map(str, sorted(seen))) or "none"
-            raise InputError(f"there is no track {unknown[0]} to leave out; the tracks of this source: {shown}")
-        return predictor.calibrate_rows(views.rows(without=frozenset(without)))
+                views.add(frame, objects)
+        return predictor.calibrate_rows(views.rows(without=without))
 
     def rename(self, unknown: str, label: str) -> None:
         """Enrol an unknown under a label, by the embeddings that are kept of it; tracks of it get the label.

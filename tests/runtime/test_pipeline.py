@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from drawn_persons import ANN, BOB, EVE, SIDE, Camera, identities, image, last, person
 
 from runtime.errors import EdgevisError, InputError, SourceError, UnknownLabelError
 from runtime.pipeline import Pipeline
@@ -23,11 +24,6 @@ from runtime.tracking.settings import PipelineSettings
 
 from bundles import Array, Tiny, write_tiny_bundle
 from detection_bundles import write_detector
-
-SIDE = 40
-ANN, BOB, EVE = 0, 1, 2
-COLOURS = ((0, 0), (250, 0), (0, 120))  # blue and green beside the red
-Placed = dict[int, tuple[int, int]]
 
 
 @pytest.fixture(scope="module")
@@ -42,47 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pipeline(folder: Path) -> Iterator[Pipeline]:
     with Pipeline(folder / "squares.edgevis", folder / "reid.edgevis") as pipeline:
         yield pipeline
-
-
-def person(number: int) -> Array:
-    """A square that the detector takes for ``red``, with a pattern of its own."""
-    pattern = np.zeros((10, 10, 3))
-    pattern[..., :2] = COLOURS[number]
-    pattern[..., 2] = 255 * (np.random.default_rng(number).random((10, 10)) > 0.25)
-    return np.kron(pattern, np.ones((SIDE // 10, SIDE // 10, 1))).astype(np.uint8)
-
-
-def image(placed: Placed) -> Array:
-    """(320, 320, 3) uint8 with persons at cells (row, column) of 40 pixels."""
-    picture = np.zeros((8 * SIDE, 8 * SIDE, 3), np.uint8)
-    for number, (row, column) in placed.items():
-        picture[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE] = person(number)
-    return picture
-
-
-class Camera:
-    """Frames of one source at ten a second."""
-
-    def __init__(self, source: int = 0) -> None:
-        self.source, self.index = source, 0
-
-    def show(self, placed: Placed, frames: int = 1) -> list[Frame]:
-        made = []
-        for _ in range(frames):
-            made.append(Frame(image(placed), self.source, self.index, self.index / 10, 1000 + self.index / 10))
-            self.index += 1
-        return made
-
-
-def last(pipeline: Pipeline, frames: Sequence[Frame]) -> tuple[TrackedObject, ...]:
-    """What is tracked in the last of some frames, which are processed one by one."""
-    return [pipeline.process([frame])[0] for frame in frames][-1]
-
-
-def identities(objects: Sequence[TrackedObject]) -> dict[tuple[int, int], str]:
-    """Identity by cell."""
-    centres = [(item.box_xyxy[:2] + item.box_xyxy[2:]) / 2 // SIDE for item in objects]
-    return {(int(row), int(column)): item.identity for (column, row), item in zip(centres, objects, strict=True)}
 
 
 def test_unknowns_keep_their_names_wherever_they_come_back(pipeline: Pipeline) -> None:
@@ -182,53 +137,6 @@ def test_a_label_of_one_frame_is_one_individual(folder: Path) -> None:
         found = identities(last(pipeline, frames))
         assert found[2, 2] == pipeline_labels[2, 2]
         assert found[5, 5] not in (found[2, 2], "unknown")
-
-
-@pytest.mark.parametrize(("margin", "after"), [(0.15, "unknown-1"), (2.0, "ann")])
-def test_a_label_before_a_camera_is_one_individual(folder: Path, margin: float, after: str) -> None:
-    with Predictor(folder / "reid.edgevis") as predictor:
-        predictor.enroll("ann", person(ANN))
-        predictor.threshold = -1.0  # everybody is like enough
-        settings = PipelineSettings(holder_margin=margin)
-        with Pipeline(folder / "squares.edgevis", predictor, settings=settings) as pipeline:
-            camera = Camera()
-            (ann,) = last(pipeline, camera.show({ANN: (2, 2)}, 10))
-            assert ann.label == "ann"
-            assert last(pipeline, camera.show({}, 40)) == ()
-            (bob,) = last(pipeline, camera.show({BOB: (5, 5)}, 10))
-            assert bob.identity == after
-            assert bob.track != ann.track  # also where both have the label: they do not look alike
-            assert last(pipeline, camera.show({}, 40)) == ()
-            assert [item.track for item in last(pipeline, camera.show({ANN: (2, 2)}, 10))] == [ann.track]
-            assert identities(last(pipeline, Camera(1).show({BOB: (5, 5)}, 10))) == {(5, 5): "ann"}
-
-
-def test_the_threshold_is_measured_on_whom_a_source_shows(folder: Path) -> None:
-    with Predictor(folder / "reid.edgevis") as predictor:
-        predictor.enroll("ann", person(ANN))
-        with Pipeline(folder / "squares.edgevis", predictor) as pipeline:
-            both = [image({BOB: (2, 2), EVE: (5, 5)})] * 60
-            found = pipeline.calibrate(both)
-            assert (found.calibrated, found.strangers) == (True, 2 * 12)
-            with pytest.raises(InputError, match=r"no track 9 to leave out; the tracks of this source: 3, 4$"):
-                pipeline.calibrate(both, without=[9])
-            assert pipeline.calibrate(both * 2, without=[5]).strangers == 24
-            with pytest.raises(InputError, match="4 images of strangers; at least 20 are needed"):
-                pipeline.calibrate(both[:9])
-            with pytest.raises(InputError, match="seconds is 0"):
-                pipeline.calibrate(both, seconds=0.0)
-            assert predictor.info.open_set is not None
-            assert predictor.info.open_set.strangers == 24  # as it was
-            with_ann = [image({ANN: (2, 2), EVE: (5, 5)})] * 60
-            assert "12 of them score as high as the images of a label do" in pipeline.calibrate(with_ann).note
-            predictor.enroll("ann", [person(ANN)[:, :38], person(ANN)[2:]])
-            assert "is somebody enrolled among them?" in pipeline.calibrate(with_ann).note
-            assert "is somebody enrolled among them?" not in pipeline.calibrate(both).note
-    with (
-        Pipeline(folder / "squares.edgevis", identify=False) as pipeline,
-        pytest.raises(InputError, match="identities"),
-    ):
-        pipeline.calibrate(both)
 
 
 def test_crops_are_embedded_when_a_track_needs_it(pipeline: Pipeline) -> None:
