@@ -31,9 +31,9 @@ from runtime.tracking.evidence import MAX_VIEWS
 from runtime.tracking.identifier import Identifier
 from runtime.tracking.identities import Unknowns
 from runtime.tracking.records import TrackRecord
+from runtime.tracking.settings import ANY_MARGIN
 from runtime.tracking.views import GOOD
 
-_NO_MARGIN = 2.0  # the width of all scores
 _WALKS = 2
 
 
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bundle", default=IDENTIFIER, help=f"of task 'reid' (default: {IDENTIFIER})")
     parser.add_argument("--data", type=Part.parse, nargs="+", required=True, help="FILE[:SPLIT[+SPLIT][:even|odd]]")
     parser.add_argument("--labels", type=int, nargs="+", default=[1, 3, 10], help="how many to enrol (default: 1 3 10)")
-    parser.add_argument("--margins", type=float, nargs="+", default=[_NO_MARGIN, PipelineSettings().holder_margin])
+    parser.add_argument("--margins", type=float, nargs="+", default=[ANY_MARGIN, PipelineSettings().holder_margin])
     parser.add_argument("--enrolments", type=int, default=40, help="how often to draw (default: 40)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print JSON")

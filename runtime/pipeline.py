@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from itertools import count
+from itertools import count, takewhile
 from typing import Literal, TypeAlias, cast
 
 import numpy as np
@@ -20,6 +20,7 @@ from runtime.common.forking import holds_up_forks
 from runtime.errors import EdgevisError, InputError
 from runtime.images.decode import Image, as_image
 from runtime.open_set.decision import OpenSetInfo
+from runtime.open_set.strangers import LIVE_S
 from runtime.predictor import Predictor
 from runtime.results import Detections
 from runtime.streams.ahead import AheadReader
@@ -35,14 +36,13 @@ from runtime.tracking.objects import UNKNOWN, TrackedObject, draw_objects
 from runtime.tracking.records import SeenTrack, SourceTracks, TrackRecord
 from runtime.tracking.settings import PipelineSettings
 from runtime.tracking.stats import PipelineCounters, PipelineStats
-from runtime.tracking.strangers import StrangerViews
+from runtime.tracking.strangers import stranger_rows
 
 DETECTOR, IDENTIFIER = "person-detector", "osnet-in-x0-5"
 """The bundles that come with edgevis."""
 
 _Detected: TypeAlias = tuple[list[Detections | None], float]
 _PERSON = "person"
-_LIVE_S = 60.0
 _EXPIRE_EVERY = 256  # frames between two looks for unknowns that are to be forgotten
 
 
@@ -295,16 +295,14 @@ class Pipeline(Closing):
         _, predictor = self._identified()
         if seconds is not None and not 0 < seconds < math.inf:
             raise InputError(f"seconds is {seconds:g}; allowed: a number > 0")
-        views = StrangerViews(predictor.task.scored_rows)
-        first: float | None = None
+
+        def wanted(shown: tuple[Frame, tuple[TrackedObject, ...]]) -> bool:
+            live = self._reader is not None and self._reader.live  # of an address known once it is open
+            return shown[0].time_s <= (seconds or (LIVE_S if live else math.inf))
+
         with closing(self.stream(source)) as stream:
-            for frame, objects in stream:
-                first = frame.time_s if first is None else first
-                limit = seconds or (_LIVE_S if self._reader is not None and self._reader.live else math.inf)
-                if frame.time_s - first > limit:
-                    break
-                views.add(frame, objects)
-        return predictor.calibrate_rows(views.rows(without=without))
+            rows = stranger_rows(takewhile(wanted, stream), predictor.task.scored_rows, without=without)
+        return predictor.calibrate_rows(rows)
 
     def rename(self, unknown: str, label: str) -> None:
         """Enrol an unknown under a label, by the embeddings that are kept of it; tracks of it get the label.

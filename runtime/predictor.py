@@ -27,7 +27,7 @@ from runtime.images.masks import MaskLike, as_masks
 from runtime.images.preprocess import Preprocessor
 from runtime.open_set.bundled import open_set_arrays
 from runtime.open_set.decision import OpenSet, OpenSetInfo
-from runtime.open_set.strangers import sampled_rows
+from runtime.open_set.strangers import LIVE_S, sampled_rows
 from runtime.selection.choose import SelectedEngine, open_best
 from runtime.selection.info import Info, info_of
 from runtime.streams.feed import Drop
@@ -320,7 +320,9 @@ class Predictor(Closing):
         """
         self._check_open()
         self._scored("calibration")
-        rows = None if strangers is None else sampled_rows(frames(strangers, live_s=60.0), self._task.scored_rows)
+        if strangers is None:
+            return self.calibrate_rows(None)
+        _, rows = sampled_rows(enumerate(frames(strangers, live_s=LIVE_S)), self._task.scored_rows)
         return self.calibrate_rows(rows)
 
     def calibrate_rows(self, rows: Array | None) -> OpenSetInfo:

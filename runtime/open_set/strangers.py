@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,7 +21,12 @@ MIN_STRANGERS = 20
 MAX_STRANGERS = 2000
 """At most so many rows are kept; of more, every n-th."""
 
-_BATCH = 32  # frames in memory at once
+LIVE_S = 60.0
+"""Seconds for which a live source is watched."""
+
+V = TypeVar("V")
+
+_BATCH = 32  # images in memory at once
 _TAIL_SHARE = 0.15
 _TAIL_ROWS = 8
 
@@ -34,30 +40,34 @@ class Rate:
     high: float
 
 
-def sampled_rows(frames: Iterable[Image], scored_rows: Callable[[Sequence[Image]], Array]) -> Array:
-    """The rows of evenly spaced frames, at most twice :data:`MAX_STRANGERS`.
+def sampled_rows(
+    views: Iterable[tuple[V, Image]], scored_rows: Callable[[Sequence[Image]], Array]
+) -> tuple[list[V], Array]:
+    """The rows of evenly spaced images, at most twice :data:`MAX_STRANGERS`.
 
     Args:
-        frames: Each (H, W, 3) uint8 BGR; only a batch of them is in memory at once.
+        views: Each something to know an image by, and the (H, W, 3) uint8 BGR image; only a batch is in memory at once.
         scored_rows: Makes (N, D) float32 unit rows of N images.
 
     Returns:
-        (S, D) float32; (0, 0) without frames.
+        What the S images are known by, and (S, D) float32; (0, 0) without images.
     """
+    known: list[V] = []
     rows: list[Array] = []
     batch: list[Image] = []
     stride = 1
-    for index, frame in enumerate(frames):
+    for index, (view, image) in enumerate(views):
         if index % stride == 0:
-            batch.append(frame)
+            known.append(view)
+            batch.append(image)
         if len(batch) >= _BATCH:
             rows += list(scored_rows(batch))
             batch = []
         if len(rows) >= 2 * MAX_STRANGERS:
-            rows, stride = rows[::2], 2 * stride
+            known, rows, stride = known[::2], rows[::2], 2 * stride
     if batch:
         rows += list(scored_rows(batch))
-    return np.stack(rows) if rows else np.empty((0, 0), np.float32)
+    return known, np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
 
 def threshold_at(scores: Array, rate: float, *, independent: float | None = None) -> float:

@@ -155,7 +155,7 @@ class Unknowns:
         moved = self._known[other]
         self.forget(other)
         for camera, rows in moved.rows.items():
-            self._replace(kept, camera, [*self._known[kept].rows.get(camera, []), *rows])
+            self._replace(kept, camera, _spread([*self._known[kept].rows.get(camera, []), *rows]))
         self.seen(kept, moved.seen_s)
 
     def forget(self, name: str) -> None:
@@ -189,8 +189,8 @@ class Unknowns:
         label, known = _joined(name, camera), self._known[name].rows
         if camera in known:
             self._space.gallery.remove(label)
-        known[camera] = _spread(rows)
-        self._space.gallery.add(label, np.stack(known[camera]))
+        known[camera] = rows
+        self._space.gallery.add(label, np.stack(rows))
 
 
 def with_new_views(known: list[npt.NDArray[np.float32]], rows: Array) -> list[npt.NDArray[np.float32]]:

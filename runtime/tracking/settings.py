@@ -8,7 +8,8 @@ from types import MappingProxyType
 
 from runtime.errors import InputError
 
-_WIDEST = 2.0  # between scores, -1..1
+ANY_MARGIN = 2.0
+"""A ``holder_margin`` that every score keeps to: the width of -1..1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,8 @@ class PipelineSettings:
             if item.name.endswith("_s") and (not isinstance(value, (int, float)) or not value >= 0):
                 raise InputError(f"{item.name} is {value!r}; allowed: seconds >= 0")
         margin = self.holder_margin
-        if not isinstance(margin, (int, float)) or not 0 <= margin <= _WIDEST:
-            raise InputError(f"holder_margin is {margin!r}; allowed: a difference of scores, 0..{_WIDEST:g}")
+        if not isinstance(margin, (int, float)) or not 0 <= margin <= ANY_MARGIN:
+            raise InputError(f"holder_margin is {margin!r}; allowed: a difference of scores, 0..{ANY_MARGIN:g}")
         score = self.detection_score
         if score is not None and not (isinstance(score, (int, float)) and 0 <= score <= 1):
             raise InputError(f"detection_score is {score!r}; allowed: 0..1, or None for the bundle's own")

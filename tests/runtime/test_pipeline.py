@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from drawn_persons import ANN, BOB, EVE, SIDE, Camera, identities, image, last, person
+from drawn_persons import ANN, BOB, EVE, SIDE, Camera, identities, image, last, person, write_bundles
 
 from runtime.errors import EdgevisError, InputError, SourceError, UnknownLabelError
 from runtime.pipeline import Pipeline
@@ -23,15 +23,11 @@ from runtime.tracking.objects import TrackedObject
 from runtime.tracking.settings import PipelineSettings
 
 from bundles import Array, Tiny, write_tiny_bundle
-from detection_bundles import write_detector
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles")
-    write_detector(folder / "squares.edgevis")
-    write_tiny_bundle(folder / "reid.edgevis")
-    return folder
+    return write_bundles(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.fixture

@@ -5,23 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from drawn_persons import ANN, BOB, EVE, Camera, identities, image, last, person
+from drawn_persons import ANN, BOB, EVE, Camera, identities, image, last, person, write_bundles
 
 from runtime.errors import InputError
 from runtime.pipeline import Pipeline
 from runtime.predictor import Predictor
 from runtime.tracking.settings import PipelineSettings
 
-from bundles import write_tiny_bundle
-from detection_bundles import write_detector
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundles")
-    write_detector(folder / "squares.edgevis")
-    write_tiny_bundle(folder / "reid.edgevis")
-    return folder
+    return write_bundles(tmp_path_factory.mktemp("bundles"))
 
 
 @pytest.mark.parametrize(("margin", "after"), [(0.15, "unknown-1"), (2.0, "ann")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -10,12 +11,20 @@ from runtime.pipeline import Pipeline
 from runtime.streams.frame import Frame
 from runtime.tracking.objects import TrackedObject
 
-from bundles import Array
+from bundles import Array, write_tiny_bundle
+from detection_bundles import write_detector
 
 SIDE = 40
 ANN, BOB, EVE = 0, 1, 2
 COLOURS = ((0, 0), (250, 0), (0, 120))  # blue and green beside the red
 Placed = dict[int, tuple[int, int]]
+
+
+def write_bundles(folder: Path) -> Path:
+    """Write ``squares.edgevis``, which detects persons, and ``reid.edgevis``, which tells them apart."""
+    write_detector(folder / "squares.edgevis")
+    write_tiny_bundle(folder / "reid.edgevis")
+    return folder
 
 
 def person(number: int) -> Array:
