@@ -65,6 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.forget:
+        _refuse_detection(arguments)
     check_enrolment_path(arguments.enrolment)
     with open_predictor(arguments) as predictor:
         predictor.load(arguments.enrolment)
@@ -86,8 +88,8 @@ def _calibrated(predictor: Predictor, arguments: argparse.Namespace) -> OpenSetI
     names: list[str] = arguments.strangers
     stream = _stream(names)
     detected = stream is not None and (predictor.info.task == "reid" or arguments.detect is not None)
-    if not detected and (arguments.detect or arguments.except_track or arguments.seconds is not None):
-        raise InputError("--detect, --except-track and --seconds are for one video, camera or address with detection")
+    if not detected:
+        _refuse_detection(arguments)
     if stream is None:
         return predictor.calibrate(image_paths(names))
     if not detected:
@@ -97,6 +99,11 @@ def _calibrated(predictor: Predictor, arguments: argparse.Namespace) -> OpenSetI
         Pipeline(detector, predictor) as pipeline,
     ):
         return pipeline.calibrate(stream, seconds=arguments.seconds, without=arguments.except_track)
+
+
+def _refuse_detection(arguments: argparse.Namespace) -> None:
+    if arguments.detect or arguments.except_track or arguments.seconds is not None:
+        raise InputError("--detect, --except-track and --seconds are for one video, camera or address with detection")
 
 
 def _stream(names: list[str]) -> Stream | None:

@@ -152,8 +152,10 @@ def test_the_threshold_is_measured_on_the_persons_of_a_video(
     assert strangers is not None
     assert len(strangers) == 24
     cv2.imwrite(str(tmp_path / "one.png"), square(0))
-    assert main([*command, "--strangers", str(tmp_path / "one.png"), "--seconds", "2"]) == 1
-    assert "--seconds are for one video" in capsys.readouterr().err
+    for where in (["--strangers", str(tmp_path / "one.png")], ["--forget"]):
+        assert main([*command, *where, "--seconds", "2"]) == 1
+        assert "--seconds are for one video" in capsys.readouterr().err
+    assert load_enrolment(enrolment).strangers is not None
 
 
 def test_a_video_of_one_is_enrolled_and_one_of_two_is_listed(
