@@ -21,7 +21,14 @@ from runtime.common.json_data import parse_json
 from runtime.common.limits import max_file_bytes
 from runtime.errors import EdgevisError, InputError, SchemaError, SourceError
 from runtime.images.decode import SUFFIXES, Image, decode_image
-from runtime.images.folders import MAX_ENTRIES, files_below, is_hidden, warn_left_out, why_left_out
+from runtime.images.folders import (
+    MAX_ENTRIES,
+    files_below,
+    is_hidden,
+    warn_left_out,
+    why_left_out,
+    without_label_images,
+)
 
 MAX_TABLE_BYTES = 64 << 20
 
@@ -329,9 +336,10 @@ def open_files(path: str | os.PathLike[str], *, inside: str = "", say_left_out: 
     return Files(path, prefix, dict(sorted(entries.items())))
 
 
-def images_of(names: Collection[str]) -> list[str]:
-    """The names with an image suffix."""
-    return [name for name in names if PurePosixPath(name).suffix.lower() in SUFFIXES]
+def images_of(names: Collection[str], *, label_images: bool = False) -> list[str]:
+    """The names with an image suffix, without label images unless these are asked for, too."""
+    listed = names if label_images else without_label_images(names)
+    return [name for name in listed if PurePosixPath(name).suffix.lower() in SUFFIXES]
 
 
 def by_stem(files: Files, folder: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from edgevis.data.files import open_files
-from edgevis.data.leakage import Side, SplitCheck
+from edgevis.data.leakage import Side, SplitCheck, counted
 from edgevis.data.person_folders import read_person_folders
 from edgevis.data.reid import DISTRACTOR, PersonImages, read_market1501, read_person_table, unmatched
 from edgevis.data.rng import draw_at, sample
@@ -124,7 +124,7 @@ def _drawn_roles(data: Path, images: PersonImages, seed: int) -> tuple[Role, ...
     seen = sorted(person for person, own in cameras.items() if len(own) > 1)
     if len(seen) < 3 * _LEAST:
         raise InputError(
-            f"{data} has {len(cameras)} persons, {len(seen)} of them with pictures by two cameras (or two "
+            f"{data} has {counted(list(cameras), 'person')}, {len(seen)} of them with pictures by two cameras (or two "
             f"pictures, where no camera is named); allowed: {3 * _LEAST} or more such persons, so that {_LEAST} train, "
             f"{_LEAST} validate and {_LEAST} evaluate; or another layout: labels.csv, or bounding_box_train/"
         )

@@ -29,7 +29,7 @@ def require_readable(path: Path, progress: Callable[[int, int], None]) -> None:
         SourceError: There are such; the message names the first ones.
     """
     files = open_files(path, say_left_out=False)
-    names = images_of(files.names)
+    names = images_of(files.names, label_images=True)
     bad: list[str] = []
     pool = ThreadPoolExecutor(_READERS)
     try:

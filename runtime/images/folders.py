@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from runtime.errors import InputError, SourceError
@@ -26,6 +26,7 @@ MAX_ENTRIES = 2_000_000
 
 # Copies and thumbnails: of macOS's zips, Windows, Synology and QNAP.
 _SYSTEM_FOLDERS = frozenset({"__macosx", "$recycle.bin", "system volume information", "@eadir", ".@__thumb"})
+_LABEL_FOLDERS = frozenset({"masks", "instances"})
 _SHOWN = 5
 
 
@@ -47,7 +48,9 @@ def image_files(folder: str | os.PathLike[str], *, recursive: bool = True, drawi
     folder = Path(folder)
     files: list[Path] = []
     left_out: list[str] = []
-    for name, mode in files_below(folder, recursive=recursive):
+    modes = dict(files_below(folder, recursive=recursive))
+    for name in without_label_images(modes):
+        mode = modes[name]
         reason = why_left_out(name, mode)
         if reason is not None:
             left_out.append(reason)
@@ -86,6 +89,17 @@ def warn_left_out(reasons: Sequence[str], where: str) -> None:
 def is_hidden(name: str) -> bool:
     """Whether a relative path, with ``/`` between its parts, is a hidden or system file."""
     return any(part.startswith(".") or part.lower() in _SYSTEM_FOLDERS for part in name.split("/"))
+
+
+def without_label_images(names: Collection[str]) -> list[str]:
+    """The relative paths but those of label images: what lies in ``masks/`` or ``instances/`` beside ``images/``."""
+    parents = {name: name.split("/")[:-1] for name in names}
+    data_sets = {tuple(parts[:at]) for parts in parents.values() for at, part in enumerate(parts) if part == "images"}
+    return [
+        name
+        for name, parts in parents.items()
+        if not any(part in _LABEL_FOLDERS and tuple(parts[:at]) in data_sets for at, part in enumerate(parts))
+    ]
 
 
 def files_below(folder: Path, *, recursive: bool = True) -> Iterator[tuple[str, int | None]]:

@@ -78,6 +78,19 @@ def test_folder_and_zip_give_the_same(tmp_path: Path) -> None:
         assert any(image.shape == other.shape and (image == other).all() for other in pictures(24).images)
 
 
+def test_label_images_are_not_calibrated_on(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "data", pictures(24))
+    (folder / "images").mkdir()
+    for path in list(folder.glob("*/*.png")):
+        path.rename(folder / "images" / f"{path.parent.name} {path.name}")
+    expected = samples_from(folder)
+    assert len(expected) == 24
+    (folder / "masks").mkdir()
+    cv2.imwrite(str(folder / "masks" / "1.png"), np.zeros((8, 8), np.uint8))
+    assert samples_from(folder).digest == expected.digest
+    assert samples_from(pack(folder, tmp_path / "data.zip")).digest == expected.digest
+
+
 def test_what_is_no_image_is_passed_over(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "data", pictures(24))
     expected = samples_from(folder).digest

@@ -111,3 +111,10 @@ def test_pictures_that_are_left_out_are_named(tmp_path: Path) -> None:
     with logged_warnings(match=r"left out of .*a/2\.heic \(OpenCV.*a/3\.jpg \(a link that"):
         files = open_files(tmp_path)
     assert images_of(files.names) == ["a/1.jpg"]
+
+
+def test_label_images_are_no_pictures_to_learn_from() -> None:
+    names = ["images/a.jpg", "masks/a.png", "index.csv"]
+    assert images_of(names) == ["images/a.jpg"]
+    assert images_of(names, label_images=True) == ["images/a.jpg", "masks/a.png"]
+    assert images_of(["masks/a.png"]) == ["masks/a.png"]

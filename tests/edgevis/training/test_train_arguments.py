@@ -48,7 +48,7 @@ def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["enet", "--workers", "-1"], "workers is -1; allowed: a whole number from 0 to"),
         (["enet", "--weights", "nowhere.safetensors"], "cannot read nowhere.safetensors"),
         (["enet", "--config", "nowhere.json"], "cannot read nowhere.json"),
-        (["osnet-x0-25", "--recipe", "small"], "has 2 persons, 2 of them with pictures by two cameras"),
+        (["osnet-x0-25", "--recipe", "small"], "has 1 person, 1 of them with pictures by two cameras"),
     ],
 )
 def test_bad_arguments(

@@ -154,3 +154,18 @@ def test_names_of_systems() -> None:
     assert not SUFFIXES & UNREAD_SUFFIXES
     assert {".jpg", ".jfif", ".jpe", ".mpo", ".png"} <= SUFFIXES
     assert {".heic", ".heif", ".dng"} <= UNREAD_SUFFIXES
+
+
+@pytest.mark.parametrize("folder", ["masks", "instances"])
+def test_label_images_beside_images_are_no_pictures(tmp_path: Path, folder: str) -> None:
+    for name in (
+        f"images/{folder}.png",
+        f"{folder}/a.png",
+        f"{folder}/deep/b.png",
+        "set/images/c.png",
+        f"set/{folder}/c.png",
+    ):
+        put(tmp_path, name)
+    put(tmp_path, f"other/{folder}/d.png")
+    assert names(tmp_path) == [f"images/{folder}.png", f"other/{folder}/d.png", "set/images/c.png"]
+    assert names(tmp_path / folder) == ["a.png", "deep/b.png"]
