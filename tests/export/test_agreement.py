@@ -13,6 +13,7 @@ from onnx import ModelProto
 
 from benchmarks.fault_kinds import Fault, faults_of, planted
 from calibration.data.activation_spread import spread_ratio, unlike_text
+from edgevis.training.freeze import fold_statistics
 from export.cpu_proxy import CpuProxy
 from export.engine_selection import UNMEASURABLE, summary_text
 from export.request import BuildProgress, BuildRequest
@@ -250,6 +251,9 @@ def test_calibration_images_are_compared_with_the_trainings_spread() -> None:
 
     dark = sample_set([image // 16 for image in samples.images], samples.labels, "dark")
     assert "unlike those that the model was trained on" in unlike_text(module, DEPLOYMENT, dark)
+    fold_statistics(module)
+    assert spread_ratio(module, DEPLOYMENT, samples) is None
+    assert not unlike_text(module, DEPLOYMENT, dark)
 
 
 def test_an_engine_that_is_not_what_was_recorded_is_passed_over(bundle: Bundle, tmp_path: Path) -> None:
