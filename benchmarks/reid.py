@@ -21,7 +21,6 @@ from edgevis.metrics import reid_ranking
 from runtime.bundle.bundle import Bundle
 from runtime.common.arrays import Array, unit_rows
 from runtime.images.decode import Image
-from runtime.images.preprocess import Preprocessor
 from runtime.verification.timing import each_engine
 
 RANKS = (1, 5, 10)
@@ -85,15 +84,13 @@ def score_bundle(path: Path, query: Split, gallery: Split) -> Iterator[Scores]:
             yield score(name, predictor.embed, query, gallery)
 
 
-def score_weights(model_name: str, path: Path, query: Split, gallery: Split) -> Scores:
-    """Score one checkpoint in PyTorch."""
+def score_weights(path: Path, query: Split, gallery: Split, *, published: str) -> Scores:
+    """Score one checkpoint in PyTorch; ``published`` is the model of one that names none."""
     import torch
 
-    from edgevis import models
+    from benchmarks.trained_weights import open_trained
 
-    model = models.create(model_name)
-    models.load_weights(model, path)
-    preprocessor = Preprocessor(models.entry(model_name).deployment.preprocess)
+    model, preprocessor = open_trained(path, published=published)
 
     def embed(images: Sequence[Image]) -> Array:
         with torch.inference_mode():
@@ -109,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print one row per engine or weights file; an EdgevisError becomes one line and exit status 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reid", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--bundle", type=Path, help="measure every engine of this bundle")
-    parser.add_argument("--model", default="osnet-x0-25", help="the model that --weights are for")
+    parser.add_argument("--model", default="osnet-x0-25", help="the model of --weights that name none")
     parser.add_argument("--weights", type=Path, nargs="+", help="measure these in PyTorch")
     parser.add_argument("--data", type=Path, required=True, help="folder or zip with labels.csv and images")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -128,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure(arguments: argparse.Namespace) -> Iterator[Scores]:
     query, gallery = (read_split(arguments.data, split) for split in ("query", "gallery"))
     for path in arguments.weights or ():
-        yield score_weights(arguments.model, path, query, gallery)
+        yield score_weights(path, query, gallery, published=arguments.model)
     if arguments.bundle:
         yield from score_bundle(arguments.bundle, query, gallery)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,20 +17,21 @@ from runtime.images.preprocess import Preprocessor
 from runtime.tasks.segment import segmentation_from_logits
 
 
-def open_trained(path: Path) -> tuple[Any, Preprocessor]:
+def open_trained(path: Path, *, published: str | None = None) -> tuple[Any, Preprocessor]:
     """The model, in evaluation mode, and its preprocessing.
 
     Args:
         path: Weights that name their model and options, as all that a training of edgevis writes.
+        published: The model, with its default options, of weights that name none; None refuses these.
 
     Raises:
-        InputError: They do not.
+        InputError: They are refused.
     """
     provenance = read_provenance(path)
-    if provenance is None:
+    if provenance is None and published is None:
         raise InputError(f"{path} does not say which model it is of; allowed: weights that edgevis train wrote")
-    entry = models.entry(provenance.model)
-    model = models.module_from(entry, provenance.options).eval()
+    entry = models.entry(provenance.model if provenance is not None else cast(str, published))
+    model = models.module_from(entry, {} if provenance is None else provenance.options).eval()
     models.load_weights(model, path)
     return model, Preprocessor(models.deployment_of(entry, model).preprocess)
 

@@ -61,9 +61,9 @@ def test_osnet_on_pku_reid(published: bool) -> None:
     assert shipped is not None
     recorded = json.loads(shipped.with_suffix(".json").read_text())["evaluation"]["pku_reid_dev"]
     weights = shared_data("weights", "osnet_x0_25_msmt17.safetensors") if published else shipped
-    scores = score_weights("osnet-x0-25", weights, read_split(data, "query"), read_split(data, "gallery"))
+    scores = score_weights(weights, read_split(data, "query"), read_split(data, "gallery"), published="osnet-x0-25")
     assert (scores.queries, scores.gallery) == (160, 160)
-    prefix = "teacher_" if published else ""
+    prefix = "start_" if published else ""
     # One query is 1/160: another CPU's rounding may turn one near tie.
     assert scores.rank_1 == pytest.approx(recorded[f"{prefix}rank_1"], abs=0.0063)
     assert scores.mean_ap == pytest.approx(recorded[f"{prefix}mean_ap"], abs=0.002)
