@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +28,13 @@ def open_trained(path: Path, *, published: str | None = None) -> tuple[Any, Prep
         InputError: They are refused.
     """
     provenance = read_provenance(path)
-    if provenance is None and published is None:
+    if provenance is not None:
+        entry, options = models.entry(provenance.model), provenance.options
+    elif published is not None:
+        entry, options = models.entry(published), {}
+    else:
         raise InputError(f"{path} does not say which model it is of; allowed: weights that edgevis train wrote")
-    entry = models.entry(provenance.model if provenance is not None else cast(str, published))
-    model = models.module_from(entry, {} if provenance is None else provenance.options).eval()
+    model = models.module_from(entry, options).eval()
     models.load_weights(model, path)
     return model, Preprocessor(models.deployment_of(entry, model).preprocess)
 

@@ -10,8 +10,6 @@ be unlike the others: ENet's own nuclei, some dark and some bright, come to 0.5 
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -39,17 +37,16 @@ def spread_ratio(module: nn.Module, deployment: Deployment, samples: SampleSet) 
         return None
     ratios: list[Tensor] = []
 
-    def note(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def note(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
         (values,) = inputs
-        known = cast(_BatchNorm, norm)
         if values.numel() > values.shape[1]:  # one value has no spread
-            ratios.append(
-                values.std([0, *range(2, values.ndim)]) / torch.sqrt(cast(Tensor, known.running_var) + known.eps)
-            )
+            trained = torch.sqrt(norm.get_buffer("running_var") + norm.eps)
+            ratios.append(values.std([0, *range(2, values.ndim)]) / trained)
 
-    hooks = [norm.register_forward_pre_hook(note) for norm in module.modules() if _knows_training(norm)]
-    if not hooks:
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and _knows_training(part)]
+    if not norms:
         return None
+    hooks = [norm.register_forward_pre_hook(note) for norm in norms]
     preprocess = Preprocessor(deployment.preprocess)
     try:
         with torch.no_grad():
@@ -62,12 +59,11 @@ def spread_ratio(module: nn.Module, deployment: Deployment, samples: SampleSet) 
     return float(np.median(torch.cat(ratios).numpy())) if ratios else None
 
 
-def _knows_training(module: nn.Module) -> bool:
-    """Whether a module is a batch norm with statistics that are not neutral: mean 0 and, with ``eps``, variance 1."""
-    if not isinstance(module, _BatchNorm) or module.running_mean is None or module.running_var is None:
+def _knows_training(norm: _BatchNorm) -> bool:
+    """Whether a batch norm has statistics that are not neutral: mean 0 and, with or without ``eps``, variance 1."""
+    if norm.running_mean is None or norm.running_var is None:
         return False
-    scales = bool(((module.running_var - 1).abs() > 2 * module.eps).any())
-    return scales or bool(module.running_mean.any())
+    return bool(norm.running_mean.any() or ((norm.running_var - 1).abs() > 2 * norm.eps).any())
 
 
 def unlike_text(module: nn.Module, deployment: Deployment, samples: SampleSet) -> str:

@@ -25,14 +25,7 @@ from runtime.common.limits import max_file_bytes
 from runtime.detection.average_precision import Objects
 from runtime.errors import EdgevisError, InputError, MissingDependencyError, SourceError
 from runtime.images.decode import SUFFIXES, Image, decode_image, read_image
-from runtime.images.folders import (
-    MAX_ENTRIES,
-    image_files,
-    is_hidden,
-    warn_left_out,
-    why_left_out,
-    without_label_images,
-)
+from runtime.images.folders import MAX_ENTRIES, image_files, images_of, is_hidden, warn_left_out, why_left_out
 from runtime.images.masks import Mask
 
 # Half calibrate, half verify; of the latter half are queries, so that one changed decision is less than two per cent.
@@ -241,7 +234,7 @@ def _images_in_zip(archive: zipfile.ZipFile, path: Path) -> list[str]:
     if len(names) > MAX_ENTRIES:
         raise InputError(f"{path} holds more than {MAX_ENTRIES} files; give a zip that holds only images")
     warn_left_out([reason for name in names if (reason := why_left_out(name))], str(path))
-    return [name for name in without_label_images(names) if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    return images_of(names)
 
 
 def _chosen(paths: Iterable[str], source: str, count: int) -> list[str]:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from edgevis.data.files import Files, images_of, open_files
+from edgevis.data.files import Files, open_files
 from edgevis.data.splits import rows_of_split
 from runtime.errors import SourceError
 from runtime.images.decode import Image
+from runtime.images.folders import images_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,10 +14,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from edgevis.data.detection import MAX_BOXES, MAX_CLASSES, BoxLabels, DetectionImages, box_labels
-from edgevis.data.files import Files, images_of
+from edgevis.data.files import Files
 from edgevis.data.splits import Role, role_of
 from runtime.common.json_data import parse_json
 from runtime.errors import SchemaError, SourceError
+from runtime.images.folders import images_of
 
 MAX_JSON_BYTES = 1 << 30
 """The largest annotation file: instances_train2017.json has 449 MB."""

@@ -21,14 +21,7 @@ from runtime.common.json_data import parse_json
 from runtime.common.limits import max_file_bytes
 from runtime.errors import EdgevisError, InputError, SchemaError, SourceError
 from runtime.images.decode import SUFFIXES, Image, decode_image
-from runtime.images.folders import (
-    MAX_ENTRIES,
-    files_below,
-    is_hidden,
-    warn_left_out,
-    why_left_out,
-    without_label_images,
-)
+from runtime.images.folders import MAX_ENTRIES, files_below, images_of, is_hidden, warn_left_out, why_left_out
 
 MAX_TABLE_BYTES = 64 << 20
 
@@ -334,12 +327,6 @@ def open_files(path: str | os.PathLike[str], *, inside: str = "", say_left_out: 
     if say_left_out:
         warn_left_out(left_out, str(path))
     return Files(path, prefix, dict(sorted(entries.items())))
-
-
-def images_of(names: Collection[str], *, label_images: bool = False) -> list[str]:
-    """The names with an image suffix, without label images unless these are asked for, too."""
-    listed = names if label_images else without_label_images(names)
-    return [name for name in listed if PurePosixPath(name).suffix.lower() in SUFFIXES]
 
 
 def by_stem(files: Files, folder: str) -> dict[str, str]:

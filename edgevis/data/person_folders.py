@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from edgevis.data.classes import shared_folders
-from edgevis.data.files import Files, images_of, open_files
+from edgevis.data.files import Files, open_files
 from edgevis.data.leakage import SplitCheck, counted, listed, same_spelling
 from edgevis.data.reid import PersonImages
 from edgevis.data.splits import EVALUATED, Role, require_other_side, role_of
 from runtime.errors import InputError, SourceError
+from runtime.images.folders import images_of
 
 _CAMERA = re.compile(r"(?:^|[_-])(?:camera|cam|c)[_-]?([0-9]+)(?![0-9a-z])", re.IGNORECASE)
 _ALLOWED = "allowed: a folder for each person, PERSON/1.jpg, in which folders may name cameras, PERSON/CAMERA/1.jpg"

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from edgevis.data.files import Files, images_of, open_files
+from edgevis.data.files import Files, open_files
 from edgevis.data.leakage import counted, listed
 from runtime.common.limits import too_many_pixels
 from runtime.errors import SourceError
+from runtime.images.folders import images_of
 from runtime.images.header import read_header
 
 _READERS = 4

@@ -14,10 +14,11 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from edgevis.data.checks import integer
-from edgevis.data.files import Files, images_of, open_files
+from edgevis.data.files import Files, open_files
 from edgevis.data.splits import RANKED, Role, roles_of_rows, rows_of_split
 from runtime.errors import InputError, SourceError
 from runtime.images.decode import Image
+from runtime.images.folders import images_of
 
 DISTRACTOR = 0
 """The identity of Market-1501's images of persons or things that no query asks for: they stay in the gallery."""

@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgevis.data.files import Files, images_of, open_files
+from edgevis.data.files import Files, open_files
 from runtime.errors import InputError, SourceError
 from runtime.images.decode import SUFFIXES, Image, decode_image, read_image_file
+from runtime.images.folders import images_of
 from runtime.streams.reader import StreamReader
 
 _TABLES = ("index.csv", "labels.csv")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgevis.data.files import images_of, open_files
+from edgevis.data.files import open_files
 from edgevis.data.rng import draw_at, sample
 from edgevis.losses import MomentumContrast, projection_head
 from edgevis.models.recipe_moco import MomentumContrastRecipe
@@ -23,6 +23,7 @@ from edgevis.training.views import color_jitter, random_horizontal_flip, random_
 from runtime.bundle.spec import Deployment
 from runtime.errors import InputError
 from runtime.images.decode import Image
+from runtime.images.folders import images_of
 from runtime.images.preprocess import Preprocessor
 
 _KEY = "key_image"

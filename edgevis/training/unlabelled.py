@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edgevis.data.files import Files, images_of, open_files
+from edgevis.data.files import Files, open_files
 from edgevis.data.leakage import Side, SplitCheck
 from edgevis.data.rng import draw_at, sample
 from edgevis.losses import BatchNuclearNormLoss
@@ -25,6 +25,7 @@ from edgevis.training.views import color_jitter, random_horizontal_flip
 from runtime.bundle.spec import Deployment
 from runtime.errors import InputError, SourceError
 from runtime.images.decode import Image
+from runtime.images.folders import images_of
 from runtime.images.preprocess import Preprocessor
 
 _PART = "unlabelled"

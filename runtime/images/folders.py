@@ -49,7 +49,7 @@ def image_files(folder: str | os.PathLike[str], *, recursive: bool = True, drawi
     files: list[Path] = []
     left_out: list[str] = []
     modes = dict(files_below(folder, recursive=recursive))
-    for name in without_label_images(modes):
+    for name in _without_label_images(modes):
         mode = modes[name]
         reason = why_left_out(name, mode)
         if reason is not None:
@@ -91,7 +91,13 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part.lower() in _SYSTEM_FOLDERS for part in name.split("/"))
 
 
-def without_label_images(names: Collection[str]) -> list[str]:
+def images_of(names: Collection[str], *, label_images: bool = False) -> list[str]:
+    """The relative paths with an image suffix, without label images unless these are asked for, too."""
+    listed = names if label_images else _without_label_images(names)
+    return [name for name in listed if PurePosixPath(name).suffix.lower() in SUFFIXES]
+
+
+def _without_label_images(names: Collection[str]) -> list[str]:
     """The relative paths but those of label images: what lies in ``masks/`` or ``instances/`` beside ``images/``."""
     parents = {name: name.split("/")[:-1] for name in names}
     data_sets = {tuple(parts[:at]) for parts in parents.values() for at, part in enumerate(parts) if part == "images"}

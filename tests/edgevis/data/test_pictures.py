@@ -11,11 +11,12 @@ import pytest
 
 from calibration.data.samples import samples_from
 from edgevis.data import read_fss1000, read_instances, read_masked_images
-from edgevis.data.files import images_of, open_files
+from edgevis.data.files import open_files
 from edgevis.data.masks import read_class_ids
 from runtime.errors import SourceError
 from runtime.images.decode import as_image
 from runtime.images.exif import upright
+from runtime.images.folders import images_of
 
 from bundles import picture
 from logs import logged_warnings
